@@ -1,0 +1,9 @@
+"""The one exception for a user's mistake."""
+
+
+class InputError(ValueError):
+    """A mistake the user can mend.
+
+    The message is one sentence or two that name the field or file, what was wrong and what is accepted.
+    The command line prints it without a traceback and exits with status 2.
+    """

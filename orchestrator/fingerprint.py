@@ -1,0 +1,48 @@
+"""Identity: canonical JSON of what determines a result, hashed. How it is executed never enters."""
+
+import dataclasses
+import hashlib
+import json
+import math
+from pathlib import PurePath
+from typing import Any
+
+from datasets.component import Component
+from datasets.errors import InputError
+
+
+def encode(value: Any, where: str = "value") -> Any:
+    """The value as plain JSON types, the same in every process and on every machine.
+
+    Components become {"class": "module.Name", field: ...}. Floats keep their shortest exact text; NaN, paths, functions,
+    sets and everything else without a stable text raise InputError naming the field.
+    """
+    if value is None or isinstance(value, (bool, str, int)):
+        return value
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            raise InputError(f"{where} is {value}: only finite numbers can be part of an experiment.")
+        return value
+    if isinstance(value, Component):
+        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        fields = {f.name: encode(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        return {"class": name, **fields}
+    if isinstance(value, (tuple, list)):
+        return [encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
+    if isinstance(value, dict) and all(isinstance(key, str) for key in value):
+        return {key: encode(item, f"{where}.{key}") for key, item in sorted(value.items())}
+    hint = " Give paths as text." if isinstance(value, PurePath) else ""
+    raise InputError(
+        f"{where} is a {type(value).__name__}, which has no stable text. Accepted: numbers, text, booleans, None, "
+        f"components, and tuples, lists or dictionaries of those.{hint}"
+    )
+
+
+def canonical(value: Any) -> str:
+    """The encoded value as JSON with sorted keys and no spaces."""
+    return json.dumps(encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def fingerprint(value: Any) -> str:
+    """sha256 of the canonical JSON, 64 hexadecimal digits."""
+    return hashlib.sha256(canonical(value).encode()).hexdigest()

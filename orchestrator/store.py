@@ -1,0 +1,219 @@
+"""The store: one folder an artefact, named by its fingerprint, complete or absent.
+
+`<store>/<stage>/<name>-<fp12>/` holds an artefact and its manifest. A stage works in `<store>/<stage>/.work-<fp12>/`, which
+survives a kill so that the next attempt continues there, and is renamed when every file is on disk.
+"""
+
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+
+MANIFEST = "manifest.json"
+SCRATCH = (".lock", "progress.json", "failed.json")
+"""Files of a working folder that are not part of the artefact."""
+
+
+@dataclass(frozen=True)
+class Artefact:
+    """A finished stage."""
+
+    folder: Path
+    manifest: dict[str, Any]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+
+class Store:
+    """A directory that every process of the experiment can see."""
+
+    def __init__(self, root: str | Path):
+        if "://" in str(root):
+            raise InputError(
+                f"store is {root}: it must be a folder that all nodes can see (a local disk or a shared file system); "
+                "object storage is accepted for shards, not for the store."
+            )
+        self.root = Path(root).expanduser().resolve()
+
+    def prepare(self) -> None:
+        """Create the store; InputError where it cannot be written."""
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe = self.root / f".probe-{os.getpid()}"
+            probe.write_text("x")
+            probe.unlink()
+        except OSError as error:
+            raise InputError(
+                f"store {self.root} cannot be written: {error.strerror}. Give another with --store."
+            ) from error
+
+    def find(self, stage: str, fingerprint: str) -> Artefact | None:
+        """The finished artefact, or None."""
+        for folder in (self.root / stage).glob(f"*-{fingerprint[:12]}"):
+            if folder.name.startswith("."):
+                continue
+            manifest = read_json(folder / MANIFEST)
+            if manifest and manifest.get("fingerprint") == fingerprint:
+                return Artefact(folder, manifest)
+        return None
+
+    def all(self) -> list[Artefact]:
+        """Every finished artefact, oldest first."""
+        found = [
+            Artefact(path.parent, manifest)
+            for path in self.root.glob(f"*/*-*/{MANIFEST}")
+            if not path.parent.name.startswith(".") and (manifest := read_json(path))
+        ]
+        return sorted(found, key=lambda artefact: artefact.manifest["created"])
+
+    def work(self, stage: str, fingerprint: str) -> Path:
+        """The folder in which an unfinished stage works."""
+        return self.root / stage / f".work-{fingerprint[:12]}"
+
+    @contextmanager
+    def working(self, stage: str, fingerprint: str, wait_s: float = 120) -> Iterator[Path]:
+        """The working folder, held by this process alone; a process that dies lets go of it.
+
+        Raises InputError when another process holds it for longer than `wait_s` seconds.
+        """
+        folder = self.work(stage, fingerprint)
+        folder.mkdir(parents=True, exist_ok=True)
+        with open(folder / ".lock", "w") as handle:
+            deadline = time.monotonic() + wait_s
+            while True:
+                try:
+                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except OSError as error:
+                    if time.monotonic() > deadline:
+                        raise InputError(
+                            f"{stage} {fingerprint[:12]} is being made by another process (lock {folder / '.lock'}). "
+                            "Wait for it, or stop it, and run the same command again."
+                        ) from error
+                    time.sleep(0.5)
+            yield folder
+
+    def seal(
+        self, stage: str, name: str, fingerprint: str, *, config: Any, inputs: dict[str, str], seconds: float
+    ) -> Artefact:
+        """Turn the working folder into the artefact: hash and sync every file, write the manifest, rename."""
+        folder = self.work(stage, fingerprint)
+        for scratch in SCRATCH:
+            (folder / scratch).unlink(missing_ok=True)
+        files = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        manifest = {
+            "format": 1,
+            "stage": stage,
+            "name": name,
+            "fingerprint": fingerprint,
+            "inputs": inputs,
+            "config": config,
+            "files": files,
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "seconds": round(seconds, 3),
+            "commit": commit(),
+            "versions": versions(),
+        }
+        write_json(folder / MANIFEST, manifest)
+        final = self.root / stage / f"{slug(name)}-{fingerprint[:12]}"
+        if final.exists():  # an artefact whose manifest was damaged: keep it aside rather than delete it
+            final.rename(final.with_name(f".replaced-{final.name}-{time.time_ns()}"))
+        folder.rename(final)
+        sync_folder(final.parent)
+        return Artefact(final, manifest)
+
+    def discard(self, stage: str, fingerprint: str) -> None:
+        """Remove the working folder of a stage."""
+        shutil.rmtree(self.work(stage, fingerprint), ignore_errors=True)
+
+
+def verify(artefact: Artefact) -> list[str]:
+    """Files of the artefact that are missing or whose hash changed."""
+    return [
+        name
+        for name, digest in artefact.manifest["files"].items()
+        if not (artefact.folder / name).is_file() or sha256(artefact.folder / name) != digest
+    ]
+
+
+def read_json(path: Path) -> Any:
+    """The parsed file, or None where there is no readable one."""
+    try:
+        return json.loads(path.read_text())
+    except (OSError, json.JSONDecodeError):
+        return None
+
+
+def read_lines(path: Path) -> list[dict[str, Any]]:
+    """The objects of a JSON-lines file; a last line still being written is left out."""
+    try:
+        lines = path.read_text().splitlines(keepends=True)
+    except OSError:
+        return []
+    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write aside, sync, rename."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    with open(aside, "w") as handle:
+        json.dump(value, handle, indent=1, sort_keys=True)
+        handle.flush()
+        os.fsync(handle.fileno())
+    aside.replace(path)
+
+
+def sha256(path: Path) -> str:
+    """Hash of a file's bytes; the file is synced to disk first."""
+    with open(path, "rb") as handle:
+        os.fsync(handle.fileno())
+        return hashlib.file_digest(handle, "sha256").hexdigest()
+
+
+def sync_folder(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def slug(name: str) -> str:
+    """A name that is safe as part of a folder's name."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "stage"
+
+
+@cache
+def commit() -> str:
+    """The project's git commit, with a + when the tree has changes; empty outside a checkout."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return ""
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that can change a number."""
+    names = ("torch", "torchvision", "open_clip_torch", "ray", "mlflow", "numpy", "pyarrow", "pillow", "simplejpeg")
+    return {name: metadata.version(name) for name in names}

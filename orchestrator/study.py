@@ -1,0 +1,56 @@
+"""What a sweep produced, read back from the store: plain values that the tracker and the report share."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(kw_only=True)
+class StageResult:
+    """One training stage: its configuration and one line of metrics an epoch."""
+
+    stage: str
+    """`pretrain` or `clean`."""
+    name: str
+    fingerprint: str
+    folder: Path
+    """The artefact, or the working folder of a stage that has not finished."""
+    config: dict[str, Any]
+    """The fingerprinted configuration, nested."""
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of metrics.jsonl: {"epoch", "step", "seconds", "metrics": {...}}, shares in percent."""
+    seconds: float = 0.0
+    status: str = "finished"
+    """finished | running | stopped | failed"""
+    error: str | None = None
+    commit: str = ""
+
+
+@dataclass(kw_only=True)
+class TrialResult(StageResult):
+    """One cleaning of one pre-trained model."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted path into the experiment → the value this trial tried."""
+    pretrain: str = ""
+    """Fingerprint of the pre-training it starts from."""
+
+
+@dataclass(kw_only=True)
+class Study:
+    """A sweep with everything it made."""
+
+    name: str
+    doc: str
+    fingerprint: str
+    config: dict[str, Any]
+    pretrains: list[StageResult] = field(default_factory=list)
+    trials: list[TrialResult] = field(default_factory=list)
+    poison: dict[str, Any] = field(default_factory=dict)
+    """Trigger, target, counts, drops by reason, visibility."""
+    gates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Fingerprint of a pre-training → verdict of the attack gate."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Sample sheet: {"key", "clean": PNG bytes, "triggered": PNG bytes, "caption_before", "caption_after"}."""
+    data_hash: str = ""
+    commit: str = ""
