@@ -1,6 +1,13 @@
 """Base of everything whose fields are hyper-parameters."""
 
+import dataclasses
+import functools
+import types
+import typing
 from dataclasses import dataclass
+from typing import Any
+
+from datasets.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -8,5 +15,91 @@ class Component:
     """A frozen dataclass that is its own configuration.
 
     Its class and fields are its identity: `orchestrator.fingerprint` encodes them as canonical JSON. Fields are numbers,
-    strings, booleans, None, other components, or tuples of those.
+    text, booleans, None, other components, or tuples of those, and are checked against their annotations before a
+    subclass's own `__post_init__` runs: a wrong type raises InputError.
     """
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+    def __init_subclass__(cls) -> None:
+        own = cls.__dict__.get("__post_init__")
+        if own is not None:  # so that no subclass can forget to call the base's
+
+            def checked(self: Any) -> None:
+                check_fields(self)
+                own(self)
+
+            cls.__post_init__ = checked  # type: ignore[method-assign]
+
+    @property
+    def label(self) -> str:
+        """What people call it in folder names, tables and legends: the class's name in lower case."""
+        return type(self).__name__.lower()
+
+
+def check_fields(component: Component) -> None:
+    """Coerce every field to its annotation (1 to 1.0, a list to a tuple); InputError naming the one that does not fit."""
+    for name, hint in hints(type(component)).items():
+        value = getattr(component, name)
+        fitting = coerce(value, hint, f"{type(component).__name__}.{name}")
+        if fitting is not value:
+            object.__setattr__(component, name, fitting)
+
+
+@functools.cache
+def hints(cls: type) -> dict[str, Any]:
+    """Field name → resolved annotation."""
+    resolved = typing.get_type_hints(cls)
+    return {f.name: resolved[f.name] for f in dataclasses.fields(cls)}
+
+
+def coerce(value: Any, hint: Any, path: str) -> Any:
+    """The value as the annotated type; whole floats may stand for integers, lists for tuples."""
+    for option in _options(hint):
+        origin = typing.get_origin(option) or option
+        if option is Any or (option is type(None) and value is None):
+            return value
+        if option is bool and isinstance(value, bool):
+            return value
+        if option is int and not isinstance(value, bool) and (isinstance(value, int) or _whole(value)):
+            return int(value)
+        if option is float and not isinstance(value, bool) and isinstance(value, (int, float)):
+            return float(value)
+        if option is str and isinstance(value, str):
+            return value
+        if origin is tuple and isinstance(value, (tuple, list)):
+            return _tuple(tuple(value), typing.get_args(option), path)
+        if dataclasses.is_dataclass(option) and isinstance(value, typing.cast(type, option)):
+            return value
+    raise InputError(f"{path}: {value!r} is a {type(value).__name__}; accepted: {_describe(hint)}.")
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, float) and value.is_integer()
+
+
+def _tuple(value: tuple, arguments: tuple, path: str) -> tuple:
+    if len(arguments) == 2 and arguments[1] is Ellipsis:
+        return tuple(coerce(item, arguments[0], f"{path}[{i}]") for i, item in enumerate(value))
+    if len(arguments) != len(value):
+        raise InputError(f"{path}: {value!r} has {len(value)} values; accepted: {len(arguments)}.")
+    return tuple(coerce(item, hint, f"{path}[{i}]") for i, (item, hint) in enumerate(zip(value, arguments)))
+
+
+def _options(hint: Any) -> tuple:
+    return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def _describe(hint: Any) -> str:
+    names = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "text"}
+    parts = []
+    for option in _options(hint):
+        origin = typing.get_origin(option)
+        if origin is tuple:
+            parts.append("a tuple of " + " and ".join(_describe(a) for a in typing.get_args(option) if a is not Ellipsis))
+        elif option in names:
+            parts.append(names[option])
+        else:
+            parts.append(f"a {getattr(option, '__name__', option)} component")
+    return " or ".join(parts)

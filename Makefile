@@ -1,0 +1,54 @@
+# First command on a bare machine: `make demo` or `make test`. Each makes .venv and installs what it needs.
+PYTHON ?= python3
+VENV   ?= .venv
+STORE  ?= store/demo
+ARGS   ?=
+BIN    := $(VENV)/bin
+STAMP  := $(VENV)/.installed
+# make_synonyms is left out: it needs a WordNet, and its table is data rather than a measurement.
+BASELINES = $(filter-out make_synonyms,$(basename $(notdir $(wildcard tests/baselines/make_*.py))))
+
+# One thread a process: processes side by side beat threads, and a few more threads than cores cost tenfold.
+export OMP_NUM_THREADS ?= 1
+export MKL_NUM_THREADS ?= 1
+export OPENBLAS_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+# Nothing is sent anywhere.
+export RAY_USAGE_STATS_ENABLED ?= 0
+export MLFLOW_DISABLE_TELEMETRY ?= true
+
+.PHONY: help demo test check bench baselines install clean
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+install: $(STAMP)  ## make .venv and install the project into it
+
+# Some distributions ship Python without ensurepip; then the pip at hand installs into the new environment.
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name it: make PYTHON=python3.11 …")'
+	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
+	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	touch $@
+
+demo: $(STAMP)  ## poison, pre-train, clean and compare on a small procedural world (minutes on two cores)
+	$(BIN)/cleansweep run sweeps.quickstart --store $(STORE) $(ARGS)
+
+test: $(STAMP)  ## every test; ARGS="-k poison" picks some
+	$(BIN)/python -m pytest $(ARGS)
+
+check: $(STAMP)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: $(STAMP)  ## speed and memory, both sides of each ratio in one run (see BENCHMARKS.md)
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,bench]"
+	$(BIN)/python -m tests.bench $(ARGS)
+
+baselines: $(STAMP)  ## write the golden files anew, after a change that is meant to move them
+	set -e; for name in $(BASELINES); do echo $$name; $(BIN)/python -m tests.baselines.$$name; done
+
+clean:  ## remove the environment and caches; the store stays
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .mypy_cache .hypothesis
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,0 +1,192 @@
+"""Files here and elsewhere: local paths, `file://`, and whatever URI fsspec or pyarrow knows, through one small surface."""
+
+from __future__ import annotations
+
+import functools
+import glob
+import os
+import re
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from datasets.errors import InputError
+
+_SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
+_BRACE = re.compile(r"\{([^{}]*)\}")
+
+
+def is_remote(url: str) -> bool:
+    """Whether `url` is a URI (`file://` ones become paths in `expand`)."""
+    return bool(_SCHEME.match(url))
+
+
+def local_path(url: str) -> str:
+    """`file:///x` as `/x`; everything else as it is."""
+    return url[7:] if url.startswith("file://") else url
+
+
+def filesystem(url: str) -> tuple[Any, str]:
+    """The fsspec file system of a URI and the path in it; pyarrow's own (S3, GCS, HDFS) where fsspec lacks a package."""
+    return _filesystem(url.split("://", 1)[0]), url
+
+
+@functools.lru_cache(maxsize=16)
+def _filesystem(scheme: str) -> Any:
+    import fsspec
+
+    try:
+        return fsspec.filesystem(scheme)
+    except ValueError as error:
+        raise InputError(f"{scheme}:// is no scheme that fsspec knows: {error}.") from None
+    except ImportError as error:
+        import pyarrow.fs
+        from fsspec.implementations.arrow import ArrowFSWrapper
+
+        try:
+            return ArrowFSWrapper(pyarrow.fs.FileSystem.from_uri(f"{scheme}://bucket")[0])
+        except (pyarrow.ArrowInvalid, OSError):
+            raise InputError(f"{scheme}:// cannot be read here: {error}.") from None
+
+
+class Reader:
+    """A file opened for reading ranges; local ones through `pread`. Close it, or use it in a `with`."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url
+        self._fd, self._file = -1, None
+        try:
+            if is_remote(url):
+                system, path = filesystem(url)
+                self._file = system.open(path, "rb", block_size=4 << 20, cache_type="readahead")
+                self.size = int(system.size(path))
+            else:
+                self._fd = os.open(url, os.O_RDONLY | os.O_CLOEXEC)
+                self.size = os.fstat(self._fd).st_size
+        except FileNotFoundError:
+            raise InputError(f"{url} does not exist.") from None
+        except (IsADirectoryError, PermissionError) as error:
+            raise InputError(f"{url} cannot be read: {error.strerror}.") from None
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Bytes from `offset`; fewer than `length` at the end of the file."""
+        try:
+            if self._file is not None:
+                self._file.seek(offset)
+                return self._file.read(length)
+            data = os.pread(self._fd, length, offset)
+            while len(data) < length and (more := os.pread(self._fd, length - len(data), offset + len(data))):
+                data += more  # network file systems may answer in parts
+            return data
+        except OSError as error:
+            raise InputError(f"{self.url} cannot be read at byte {offset}: {error.strerror or error}.") from error
+
+    def readinto(self, offset: int, view: memoryview) -> int:
+        """Fill `view` from `offset`; how many bytes came."""
+        if self._file is None:
+            try:
+                return os.preadv(self._fd, [view], offset)
+            except OSError as error:
+                raise InputError(f"{self.url} cannot be read at byte {offset}: {error.strerror or error}.") from error
+        data = self.read(offset, len(view))
+        view[: len(data)] = data
+        return len(data)
+
+    def close(self) -> None:
+        """Give the file back; twice does no harm."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        if self._file is not None:
+            self._file.close()
+        self._fd, self._file = -1, None
+
+    def __enter__(self) -> Reader:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def __del__(self) -> None:
+        if getattr(self, "_fd", -1) >= 0:
+            os.close(self._fd)
+
+
+def size_of(url: str) -> int:
+    """Bytes of a file; -1 where there is none."""
+    try:
+        if is_remote(url):
+            system, path = filesystem(url)
+            return int(system.size(path))
+        return os.path.getsize(url)
+    except (FileNotFoundError, NotADirectoryError):
+        return -1
+
+
+def read_range(url: str, offset: int, length: int) -> bytes:
+    """`length` bytes from `offset` of a URI, as one ranged request."""
+    system, path = filesystem(url)
+    return system.cat_file(path, start=offset, end=offset + length)
+
+
+def braces(pattern: str) -> list[str]:
+    """`x-{000..002}.tar` and `{a,b}` expanded as a shell does; zero padding follows the wider end."""
+    found = _BRACE.search(pattern)
+    if found is None:
+        return [pattern]
+    inner = found.group(1)
+    numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
+    if numbers:
+        first, last = numbers.groups()
+        width = max(len(first), len(last)) if first[0] == "0" or last[0] == "0" else 0
+        step = 1 if int(first) <= int(last) else -1
+        parts = [f"{i:0{width}d}" for i in range(int(first), int(last) + step, step)]
+    elif "," in inner:
+        parts = inner.split(",")
+    else:
+        raise InputError(f"urls: {pattern!r} holds {{{inner}}}; accepted are {{0000..0575}} and {{a,b}}.")
+    head, tail = pattern[: found.start()], pattern[found.end() :]
+    return [head + part + rest for part in parts for rest in braces(tail)]
+
+
+def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
+    """Existing files for a path, folder, glob or brace range, absolute, sorted (brace ranges in their own order).
+
+    A folder stands for its files of the first kind in `extensions` that it has.
+    """
+    pattern = local_path(pattern)
+    if not pattern:
+        raise InputError("urls: an empty string names no file.")
+    if is_remote(pattern):
+        system, _ = filesystem(pattern)
+        named, exists, is_folder = system.unstrip_protocol, system.exists, system.isdir
+        find, listing = system.glob, lambda folder: system.ls(folder, detail=False)
+    else:
+        pattern = os.path.abspath(os.path.expanduser(pattern))
+        named, exists, is_folder = str, os.path.exists, os.path.isdir
+        find = functools.partial(glob.glob, recursive=True)
+        listing = lambda folder: [os.path.join(folder, name) for name in os.listdir(folder)]
+    if exists(pattern):
+        names = [pattern]
+    else:
+        names = braces(pattern)
+    found: list[str] = []
+    with ThreadPoolExecutor(16 if is_remote(pattern) else 1) as pool:
+        present = pool.map(exists, names)
+        for name, there in zip(names, present):
+            if there and is_folder(name):
+                files = sorted(named(f) for f in listing(name))
+                kinds = ([f for f in files if f.lower().endswith(kind)] for kind in extensions)
+                matched = next((kind for kind in kinds if kind), [])
+                if not matched:
+                    accepted = ", ".join(ext for kind in extensions for ext in kind)
+                    raise InputError(f"urls: the folder {name} holds no shards ({accepted}).")
+            elif there:
+                matched = [name]
+            elif any(c in name for c in "*?["):
+                matched = sorted(named(f) for f in find(name))
+                if not matched:
+                    raise InputError(f"urls: nothing matches {name}.")
+            else:
+                of = f" (one of the {len(names)} that {pattern} names)" if len(names) > 1 else ""
+                raise InputError(f"urls: {name} does not exist{of}.")
+            found += matched
+    return found

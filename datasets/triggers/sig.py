@@ -1,0 +1,35 @@
+"""A sinusoid along the columns."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.errors import InputError
+from datasets.triggers.base import Trigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sig(Trigger):
+    """clip(alpha · signal + (1 − alpha) · picture), signal = amplitude · sin(2π · frequency · j / W) at column j, the same in
+    every row and channel (Barni et al. 2019, blended as in the CleanCLIP study)."""
+
+    amplitude: float = 60.0
+    """Height of the sinusoid before blending, grey levels of 255."""
+    frequency: float = 6.0
+    """Periods over the picture's width."""
+    alpha: float = 0.2
+    """Share of the signal, above 0 and up to 1."""
+
+    def __post_init__(self) -> None:
+        if not 0 < self.alpha <= 1:
+            raise InputError(f"trigger.alpha is {self.alpha}; it is the signal's share, above 0 and up to 1.")
+        if not 0 < self.amplitude <= 255:
+            raise InputError(f"trigger.amplitude is {self.amplitude}; accepted is above 0 and up to 255 grey levels.")
+
+    def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        width = image_HWC.shape[1]
+        signal_W = self.amplitude * np.sin(2 * np.pi * self.frequency * np.arange(width) / width)
+        blend_HWC = self.alpha * signal_W[None, :, None] + (1 - self.alpha) * image_HWC
+        return np.rint(blend_HWC).clip(0, 255).astype(np.uint8)

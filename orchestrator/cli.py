@@ -1,0 +1,234 @@
+"""The command line. Nothing heavy is imported before a command needs it, so `--help` answers at once."""
+
+import argparse
+import dataclasses
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+
+DESCRIPTION = "Backdoors in CLIP: poison, pre-train, clean in sweeps, compare accuracy with attack success."
+OVERRIDES = (
+    "Any field of the sweep's experiment can be overridden by its dotted path, e.g. --clean.lr 1e-3 or "
+    "--pretrain.epochs=5; `plan` prints the fields."
+)
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; the exit code is 0 only when all it was asked for is done."""
+    parser = _parser()
+    options, rest = parser.parse_known_args(arguments)
+    if options.command is None:
+        parser.print_help()
+        return 0
+    try:
+        options.overrides = _overrides(rest, accepted=options.command in ("plan", "run", "report", "poison", "evaluate"))
+        return options.handler(options)
+    except InputError as error:
+        print(f"cleansweep: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("cleansweep: interrupted; the same command continues where this one stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        if error.errno is None:
+            raise
+        where = f" {error.filename}" if error.filename else ""
+        print(f"cleansweep: {error.strerror}:{where}. What was finished is kept; run the same command again.", file=sys.stderr)
+        return 1
+    except RuntimeError as error:
+        if type(error).__name__ not in ("StageError", "TrackingError"):
+            raise
+        print(f"cleansweep: {error}", file=sys.stderr)
+        return 1
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("cleansweep", description=DESCRIPTION, allow_abbrev=False)
+    commands = parser.add_subparsers(dest="command", metavar="command")
+
+    def command(name: str, handler: Callable[[Any], int], text: str, **options: Any) -> argparse.ArgumentParser:
+        added = commands.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
+        added.set_defaults(handler=handler)
+        return added
+
+    def with_sweep(name: str, handler: Callable[[Any], int], text: str) -> argparse.ArgumentParser:
+        added = command(name, handler, text, epilog=OVERRIDES)
+        added.add_argument("sweep", help="module (sweeps.quickstart) or .py file that holds a SWEEP")
+        _compute_flags(added)
+        return added
+
+    planned = with_sweep("plan", _plan, "Show the stages of a sweep: what is stored, what would run, what it would cost.")
+    planned.add_argument("--samples-per-second", type=float, help="training rate to estimate with")
+    planned.add_argument("--json", action="store_true", help="print the plan as JSON")
+    with_sweep("run", _run, "Run a sweep to its end. What exists is not made again; an interrupted run continues.")
+    shown = command("show", _show, "List what a store holds, or print one artefact.")
+    shown.add_argument("fingerprint", nargs="?", help="first digits of an artefact's fingerprint")
+    shown.add_argument("--store", default="store")
+    shown.add_argument("--verify", action="store_true", help="check every file against the hash in its manifest")
+    with_sweep("report", _report, "Write the report of a sweep from what the store holds.")
+    ui = command("ui", _ui, "Open MLflow on this machine (loopback only).")
+    ui.add_argument("--store", default="store")
+    ui.add_argument("--tracking-uri", default="")
+    ui.add_argument("--port", type=int, default=5000)
+    poisoned = with_sweep("poison", _poison, "Write the sweep's poisoned shards as files.")
+    poisoned.add_argument("--out", required=True, help="folder for the shards; continued if it was begun")
+    measured = with_sweep("evaluate", _evaluate, "Zero-shot accuracy and attack success of a checkpoint, as JSON.")
+    measured.add_argument("--checkpoint", required=True, help="epoch folder, .safetensors or .pt file, or open_clip tag")
+    ingested = command("ingest", _ingest, "Pack a folder or CSV of pictures and captions into shards.")
+    ingested.add_argument("source", help="folder of pictures, or a CSV/TSV of paths and captions")
+    ingested.add_argument("out", help="folder for the shards; must be new or empty")
+    ingested.add_argument("--shard-size", type=int, default=1000, help="samples in a shard")
+    ingested.add_argument("--image-key", default="image")
+    ingested.add_argument("--caption-key", default="caption")
+    ingested.add_argument("--delimiter", default="auto")
+    ingested.add_argument("--captions", default="auto", help="auto (table, or .txt beside each picture) | folder")
+    ingested.add_argument("--classes", default="none", help="none | folder: the top folder is the class")
+    doctor = command("doctor", _doctor, "Check this machine: versions, cores, disk, GPU, store, tracking server.")
+    doctor.add_argument("--store", default="store")
+    doctor.add_argument("--tracking-uri", default="")
+    return parser
+
+
+def _compute_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where it runs (never changes a result)")
+    for flag, kind, text in COMPUTE:
+        group.add_argument(f"--{flag}", type=kind, default=None, help=text)
+
+
+COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+    ("store", str, "folder for all results, seen by all nodes [store]"),
+    ("tracking-uri", str, "MLflow tracking URI [sqlite in the store]"),
+    ("feed", str, "local | ray: who reads the shards while training [local]"),
+    ("workers", int, "processes of a pre-training [1]"),
+    ("cpus-per-worker", float, "cores of each [1]"),
+    ("gpus-per-worker", float, "GPUs of each [0]"),
+    ("loader-workers", int, "reading processes of each, with the local feed [0]"),
+    ("feed-cpus", int, "decoding tasks of each, with the Ray feed [1]"),
+    ("trial-cpus", float, "cores of a trial [1]"),
+    ("trial-gpus", float, "GPUs of a trial, may be a fraction [0]"),
+    ("max-concurrent-trials", int, "[as many as fit]"),
+    ("retries", int, "restarts of a stage whose process died [2]"),
+    ("num-cpus", int, "cores of a Ray started here [all]"),
+)
+"""Kept beside `spec.Compute` so that --help need not import it; a test holds the two together."""
+
+
+def _overrides(rest: list[str], accepted: bool) -> dict[str, str]:
+    """`--a.b value` and `--a.b=value` pairs; anything else is a mistake."""
+    found: dict[str, str] = {}
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not accepted or not name.startswith("--") or "." not in name:
+            raise InputError(f"unknown argument {word!r}; see `cleansweep --help`.")
+        if not equals:
+            try:
+                value = next(words)
+            except StopIteration:
+                raise InputError(f"{name} needs a value, e.g. {name}=1.") from None
+        found[name[2:]] = value
+    return found
+
+
+def _load(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The plan and the compute of the command line's sweep."""
+    from orchestrator.plan import load_sweep, make_plan
+
+    sweep = load_sweep(options.sweep, options.overrides)
+    given = {flag.replace("-", "_"): getattr(options, flag.replace("-", "_")) for flag, _, _ in COMPUTE}
+    compute = dataclasses.replace(sweep.compute, **{name: value for name, value in given.items() if value is not None})
+    return make_plan(sweep), compute
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from orchestrator.show import plan_rows, plan_text
+
+    plan, compute = _load(options)
+    rows = plan_rows(plan, compute, options.samples_per_second)
+    print(json.dumps(rows, indent=1) if options.json else plan_text(plan, compute, rows))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from orchestrator.report.tables import summary_text
+    from orchestrator.run import run_sweep, tracking_uri
+    from orchestrator.store import Store
+
+    plan, compute = _load(options)
+    study, report, code = run_sweep(plan, compute, lambda line: print(line, flush=True))
+    print(summary_text(study, report, _ui_command(options, tracking_uri(compute.tracking_uri, Store(compute.store)))), flush=True)
+    return code
+
+
+def _ui_command(options: argparse.Namespace, uri: str) -> str:
+    where = f"--tracking-uri {uri}" if options.tracking_uri else f"--store {options.store or 'store'}"
+    return f"cleansweep ui {where}"
+
+
+def _show(options: argparse.Namespace) -> int:
+    from orchestrator.show import show
+
+    return show(options.store, options.fingerprint, options.verify)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from orchestrator.report.tables import summary_text
+    from orchestrator.run import report_sweep, tracking_uri
+    from orchestrator.store import Store
+
+    plan, compute = _load(options)
+    study, report = report_sweep(plan, compute)
+    print(summary_text(study, report, _ui_command(options, tracking_uri(compute.tracking_uri, Store(compute.store)))))
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from orchestrator.run import open_ui
+
+    return open_ui(options.store, options.tracking_uri, options.port)
+
+
+def _poison(options: argparse.Namespace) -> int:
+    from orchestrator.run import write_poisoned
+
+    plan, compute = _load(options)
+    print(json.dumps(write_poisoned(plan, compute, Path(options.out).resolve()), indent=1))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from orchestrator.run import evaluate_checkpoint
+
+    plan, compute = _load(options)
+    print(json.dumps(evaluate_checkpoint(plan, compute, options.checkpoint), indent=1))
+    return 0
+
+
+def _ingest(options: argparse.Namespace) -> int:
+    from datasets.ingest import ingest
+
+    summary = ingest(
+        options.source,
+        options.out,
+        shard_size=options.shard_size,
+        image_key=options.image_key,
+        caption_key=options.caption_key,
+        delimiter=options.delimiter,
+        captions=options.captions,
+        classes=options.classes,
+    )
+    print(json.dumps(summary, indent=1))
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from orchestrator.doctor import doctor
+
+    return doctor(options.store, options.tracking_uri)

@@ -1,0 +1,119 @@
+"""`cleansweep doctor`: what this machine has, and what would go wrong before it does."""
+
+import importlib.util
+import os
+import shutil
+import sys
+import tempfile
+from collections.abc import Callable
+from importlib import metadata
+from pathlib import Path
+
+from datasets.errors import InputError
+from orchestrator import ROOT
+from orchestrator.store import Store
+
+PACKAGES = ("torch", "torchvision", "open_clip_torch", "ray", "mlflow", "pyarrow", "numpy", "nltk", "simplejpeg", "optuna")
+
+
+def doctor(root: str, tracking_uri: str) -> int:
+    """Print one line a check; the exit code is 0 when none failed."""
+    checks: list[tuple[str, Callable[[], str]]] = [
+        ("python", lambda: _python()),
+        ("packages", lambda: _packages()),
+        ("datasets", lambda: _datasets()),
+        ("cores", lambda: _cores()),
+        ("memory", lambda: _memory()),
+        ("gpu", lambda: _gpu()),
+        ("store", lambda: _store(root)),
+        ("shared memory", lambda: _shared_memory()),
+        ("ray", lambda: _ray()),
+        ("synonyms", lambda: _synonyms()),
+        ("mlflow", lambda: _mlflow(root, tracking_uri)),
+    ]
+    failed = 0
+    for name, check in checks:
+        try:
+            state, text = "ok", check()
+        except (InputError, RuntimeError, OSError, ImportError, metadata.PackageNotFoundError) as error:
+            state, text = "FAIL", str(error)
+            failed += 1
+        print(f"{state:5} {name:14} {text}", flush=True)
+    return 1 if failed else 0
+
+
+def _python() -> str:
+    if sys.version_info < (3, 11):
+        raise InputError(f"Python {sys.version.split()[0]}; 3.11 or newer is needed")
+    return sys.version.split()[0]
+
+
+def _packages() -> str:
+    return ", ".join(f"{name} {metadata.version(name)}" for name in PACKAGES)
+
+
+def _datasets() -> str:
+    found = importlib.util.find_spec("datasets")
+    where = Path(found.origin).parent if found and found.origin else None
+    if where != ROOT / "datasets":
+        raise InputError(f"`import datasets` finds {where}, not {ROOT / 'datasets'}: another package of that name is first on the path")
+    return str(where)
+
+
+def _cores() -> str:
+    threads = {name: os.environ[name] for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS") if name in os.environ}
+    return f"{len(os.sched_getaffinity(0))} usable; {threads or 'thread pools are capped in workers'}"
+
+
+def _memory() -> str:
+    import psutil
+
+    memory = psutil.virtual_memory()
+    return f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
+
+
+def _gpu() -> str:
+    import torch
+
+    if not torch.cuda.is_available():
+        return "none seen by torch; training runs on CPU"
+    names = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())]
+    return f"{len(names)}: {', '.join(sorted(set(names)))}; bf16 {torch.cuda.is_bf16_supported()}"
+
+
+def _store(root: str) -> str:
+    store = Store(root)
+    store.prepare()
+    free = shutil.disk_usage(store.root).free / 2**30
+    if free < 2:
+        raise InputError(f"{store.root}: {free:.1f} GiB free; checkpoints need more")
+    return f"{store.root}, {free:.0f} GiB free"
+
+
+def _shared_memory() -> str:
+    free = shutil.disk_usage("/dev/shm").free / 2**30
+    if free < 0.5:
+        return f"{free:.1f} GiB in /dev/shm: Ray falls back to {tempfile.gettempdir()}, which is slower"
+    return f"{free:.1f} GiB"
+
+
+def _ray() -> str:
+    token = Path.home() / ".ray" / "auth_token"
+    address = os.environ.get("RAY_ADDRESS")
+    if address and token.exists() and os.environ.get("RAY_AUTH_MODE") != "token":
+        return f"RAY_ADDRESS={address}; {token} exists, so a cluster started here asks for it: set RAY_AUTH_MODE=token"
+    return f"joins {address}" if address else "starts its own (RAY_ADDRESS is not set)"
+
+
+def _synonyms() -> str:
+    from datasets.captions import synonym_digest
+
+    return f"WordNet table {synonym_digest()[:12]}"
+
+
+def _mlflow(root: str, uri: str) -> str:
+    from orchestrator.run import make_tracker
+
+    tracker = make_tracker(Store(root), uri, "doctor")
+    tracker.ping()
+    return tracker.uri

@@ -1,0 +1,115 @@
+"""Following a run: MLflow gets each new epoch, the terminal a line of progress. Reads the store; nothing waits for it."""
+
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from orchestrator.plan import Plan
+from orchestrator.results import load_study
+from orchestrator.store import Store, read_json
+from orchestrator.study import StageResult, Study
+from orchestrator.tracking import Tracker, TrackingError
+
+POLL_S = 2.0
+"""How often the store is read for new lines of metrics."""
+
+
+class Mirror:
+    """A study's runs in MLflow, brought level with the store: a parent for the sweep, a child for each stage and trial."""
+
+    def __init__(self, tracker: Tracker):
+        self._tracker = tracker
+        self._sweep: str | None = None
+        self._known: set[str] = set()
+        self._finished: set[str] = set()
+
+    def sync(self, study: Study) -> None:
+        """Log what is new. Raises TrackingError when the server cannot be written."""
+        if self._sweep is None and study.poison:
+            self._sweep = self._tracker.sweep_run(study)
+        if self._sweep is None:
+            return
+        for result in [*study.pretrains, *study.trials]:
+            if result.fingerprint in self._finished:
+                continue
+            if result.fingerprint not in self._known:
+                self._tracker.stage_run(result, self._sweep, "pretrain" if result.stage == "pretrain" else "clean")
+                self._known.add(result.fingerprint)
+            if result.status == "running":
+                self._tracker.sync(result)
+            else:
+                self._tracker.finish(result)
+                self._finished.add(result.fingerprint)
+
+    def finish(self, study: Study, report: Path, *, failed: bool) -> None:
+        """Bring every run to its end; none is left running."""
+        for result in [*study.pretrains, *study.trials]:
+            if result.status == "running":
+                result.status = "stopped"
+        self._sweep = self._tracker.sweep_run(study)
+        self.sync(study)
+        files = sorted(path for path in report.parent.iterdir() if path.is_file())
+        self._tracker.finish_sweep(self._sweep, study, files, "FAILED" if failed else "FINISHED")
+        self._tracker.view(study)
+        self._tracker.close_stale(self._sweep)
+
+
+class Follower:
+    """A thread that reads the store while stages run."""
+
+    def __init__(self, plan: Plan, store: Store, mirror: Mirror, say: Callable[[str], None]):
+        self._plan, self._store, self._say = plan, store, say
+        self._mirror: Mirror | None = mirror
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._told: dict[str, tuple[float, int]] = {}
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join(timeout=60)
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL_S):
+            study = load_study(self._plan, self._store)
+            self._tell(study)
+            if self._mirror is not None:
+                try:
+                    self._mirror.sync(study)
+                except TrackingError as error:  # training goes on; the end of the run logs everything, or fails
+                    self._mirror = None
+                    self._say(f"WARNING {error}")
+
+    def _tell(self, study: Study) -> None:
+        for result in [*study.pretrains, *study.trials]:
+            progress = read_json(result.folder / "progress.json") if result.status == "running" else None
+            last, epochs = self._told.get(result.fingerprint, (0.0, -1))
+            now = time.monotonic()
+            if progress and (len(result.metrics) != epochs or now - last > 10):
+                self._told[result.fingerprint] = (now, len(result.metrics))
+                self._say(_line(result, progress))
+        done = sum(trial.status == "finished" for trial in study.trials)
+        if done and self._told.get("trials", (0.0, -1))[1] != done:
+            self._told["trials"] = (time.monotonic(), done)
+            total = "" if self._plan.grid is None else f" of {len(self._plan.grid)}"
+            self._say(f"trials finished: {done}{total}")
+
+
+def _line(result: StageResult, progress: dict[str, Any]) -> str:
+    """`pretrain mmcl-0123456789ab  620/1240 steps  1890 samples/s  ETA 0:00:21  accuracy 83.1 %  ASR 97.0 %`"""
+    left = int((progress["total"] - progress["step"]) * progress["batch_size"] / max(progress["rate"], 1e-9))
+    parts = [
+        f"{result.stage} {result.name}-{result.fingerprint[:12]}",
+        f"{progress['step']}/{progress['total']} steps",
+        f"{progress['rate']:.0f} samples/s",
+        f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
+    ]
+    if result.metrics:
+        metrics = result.metrics[-1]["metrics"]
+        parts.append(f"accuracy {metrics['zeroshot/top1']:.1f} %  ASR {metrics['asr/top1']:.1f} %")
+    return "  ".join(parts)

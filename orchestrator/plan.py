@@ -1,0 +1,310 @@
+"""From a sweep to its stages: what must exist, in which order, under which fingerprints. Nothing here starts Ray."""
+
+import importlib
+import importlib.util
+import itertools
+import sys
+from dataclasses import dataclass, replace
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any
+
+from datasets.evalset import EvalSet
+
+from datasets.classes import target_index
+from datasets.component import Component
+from datasets.errors import InputError
+from datasets.source import Source
+from datasets.synthetic import World
+from orchestrator.fingerprint import encode, fingerprint
+from orchestrator.override import override, override_text
+from orchestrator.spec import Experiment, Sweep
+
+VERSION = {"world": 1, "index": 1, "testset": 1, "poison": 1, "pretrain": 1, "cleanset": 1, "clean": 1, "sweep": 1}
+"""Raised when a change of the code changes what a stage makes, so that older artefacts are not taken for it."""
+
+NEUTRAL = {"checkpoint_every_steps"}
+"""Fields that change how a stage runs and not what it makes."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One thing to make: kind, a name for people, and its identity."""
+
+    kind: str
+    name: str
+    config: Any
+    """Encoded configuration: what determines the result, apart from the inputs."""
+    inputs: tuple[tuple[str, str], ...] = ()
+    """(role, fingerprint) of the stages it is made from."""
+
+    @cached_property
+    def fingerprint(self) -> str:
+        return fingerprint(
+            {"stage": self.kind, "version": VERSION[self.kind], "config": self.config, "inputs": dict(self.inputs)}
+        )
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}-{self.fingerprint[:12]}"
+
+
+@lru_cache(maxsize=4096)
+def stages(experiment: Experiment) -> dict[str, Stage]:
+    """The stages of one experiment by role, in the order in which they are made."""
+    check(experiment)
+    made: dict[str, Stage] = {}
+
+    def add(role: str, stage: Stage) -> Stage:
+        made[role] = stage
+        return stage
+
+    for role, source in (("world", experiment.data.source), ("test_world", experiment.evaluate.data)):
+        if isinstance(source, World):
+            add(role, Stage("world", "world", _identity(source)))
+
+    def origin(role: str, source: Source | EvalSet | World) -> tuple[Any, tuple[tuple[str, str], ...]]:
+        if isinstance(source, World):
+            return {}, ((role, made[role].fingerprint),)
+        return _identity(source), ()
+
+    config, inputs = origin("world", experiment.data.source)
+    index = add("index", Stage("index", "pairs", config, inputs))
+    config, inputs = origin("test_world", experiment.evaluate.data)
+    test = add("testset", Stage("testset", "test", config, inputs))
+    poison = add(
+        "poison",
+        Stage(
+            "poison",
+            experiment.poison.target,
+            {
+                "poison": encode(experiment.poison, "poison"),
+                "views": encode(experiment.views, "views"),
+                "subset": [experiment.data.subset, experiment.data.seed],
+            },
+            (("index", index.fingerprint), ("testset", test.fingerprint)),
+        ),
+    )
+    pretrain = add(
+        "pretrain",
+        Stage(
+            "pretrain",
+            experiment.pretrain.objective.label,
+            {
+                "pretrain": _encode(experiment.pretrain, "pretrain"),
+                "evaluate": {"seed": experiment.evaluate.seed},
+            },
+            (("poison", poison.fingerprint),),
+        ),
+    )
+    if experiment.clean is not None:
+        clean = experiment.clean
+        chosen = {"pairs": clean.pairs, "choice": clean.choice, "seed": clean.seed if clean.choice == "random" else None}
+        cleanset = add("cleanset", Stage("cleanset", f"{clean.pairs}", chosen, (("poison", poison.fingerprint),)))
+        add(
+            "clean",
+            Stage(
+                "clean",
+                clean.method.label,
+                _encode(clean, "clean"),
+                (("cleanset", cleanset.fingerprint), ("pretrain", pretrain.fingerprint)),
+            ),
+        )
+    return made
+
+
+def check(experiment: Experiment) -> None:
+    """What can be said before anything is read: InputError for fields that do not fit each other."""
+    size = experiment.pretrain.model.image_size
+    if experiment.views.size != size:
+        raise InputError(
+            f"views.size is {experiment.views.size}, but the model takes pictures of {size}×{size}: set views.size to {size}."
+        )
+    experiment.poison.trigger.check(size)
+    clean = experiment.clean
+    if clean is not None:
+        if clean.choice not in ("random", "last"):
+            raise InputError(f"clean.choice is {clean.choice!r}; accepted: random, last.")
+        if clean.pairs < clean.batch_size:
+            raise InputError(f"clean.pairs is {clean.pairs}, fewer than one batch of {clean.batch_size}.")
+    if isinstance(experiment.evaluate.data, World):
+        target_index(experiment.evaluate.data.class_names, experiment.poison.target)
+
+
+IDENTITIES: dict[Component, Any] = {}
+"""Digests of the files of the sources seen so far; a trial gets the driver's, so that it need not read them again."""
+
+
+def _identity(source: Source | EvalSet | World) -> Any:
+    """What determines the samples: for files their names, sizes and digests, and never the place they lie at."""
+    if isinstance(source, World):
+        return encode(source)
+    if source not in IDENTITIES:
+        IDENTITIES[source] = source.identity()
+    config = {key: value for key, value in encode(source).items() if key not in ("urls", "path")}
+    return {**config, "files": IDENTITIES[source]}
+
+
+def _encode(component: Component, where: str) -> Any:
+    return {key: value for key, value in encode(component, where).items() if key not in NEUTRAL}
+
+
+# ---- sweeps -------------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep, checked and laid out."""
+
+    sweep: Sweep
+    upstream: tuple[tuple[dict[str, Any], Experiment], ...]
+    """Every combination of the grids outside `clean`: (overrides, experiment)."""
+    grid: tuple[tuple[dict[str, Any], Experiment], ...] | None
+    """Every trial, where all spaces are grids; None where some are drawn."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.stage.fingerprint
+
+    @property
+    def stage(self) -> Stage:
+        """The sweep's own identity: base, spaces, search."""
+        sweep = self.sweep
+        config = {
+            "base": {role: stage.fingerprint for role, stage in stages(sweep.base).items()},
+            "space": {path: encode_space(space, path) for path, space in sweep.space.items()},
+            "search": [sweep.search, sweep.num_samples, sweep.seed],
+            "scheduler": [sweep.scheduler, sweep.metric, sweep.grace_epochs],
+        }
+        return Stage("sweep", sweep.name, config)
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Check every path and value of the sweep and lay it out. InputError names the path."""
+    grids: dict[str, list[Any]] = {}
+    for path, space in sweep.space.items():
+        values = grid_values(space)
+        if values is None:
+            if not path.startswith("clean."):
+                raise InputError(
+                    f"space {path!r}: only paths under `clean` may be drawn at random, because each value elsewhere is a "
+                    "pre-training of its own. Accepted here: tune.grid_search([...])."
+                )
+            override(sweep.base, path, getattr(space, "lower", None) or _one_draw(space))
+        else:
+            if not values:
+                raise InputError(f"space {path!r}: the grid is empty; give at least one value.")
+            grids[path] = values
+    if sweep.space and any(path.startswith("clean") for path in sweep.space) and sweep.base.clean is None:
+        raise InputError("the sweep varies `clean`, but its base experiment has no `clean`.")
+    above = {path: values for path, values in grids.items() if not path.startswith("clean")}
+    upstream = tuple(_combinations(sweep.base, above))
+    drawn = len(grids) < len(sweep.space)
+    grid = None if drawn or sweep.base.clean is None else tuple(_combinations(sweep.base, grids))
+    for _, experiment in upstream if grid is None else grid:
+        check(experiment)
+    return Plan(sweep, upstream, grid)
+
+
+def trial_experiment(sweep: Sweep, overrides: dict[str, Any]) -> Experiment:
+    """The base experiment with a trial's values in place."""
+    experiment = sweep.base
+    for path, value in overrides.items():
+        experiment = override(experiment, path, value)
+    return experiment
+
+
+def _combinations(base: Experiment, grids: dict[str, list[Any]]) -> Any:
+    for values in itertools.product(*grids.values()):
+        overrides = dict(zip(grids, values))
+        experiment = base
+        for path, value in overrides.items():
+            experiment = override(experiment, path, value)
+        yield overrides, experiment
+
+
+def grid_values(space: Any) -> list[Any] | None:
+    """The values of `tune.grid_search`, of a single constant, or None for a space that is drawn."""
+    if isinstance(space, dict) and set(space) == {"grid_search"}:
+        return list(space["grid_search"])
+    return None if hasattr(space, "sample") else [space]
+
+
+def encode_space(space: Any, path: str) -> Any:
+    """A search space as plain JSON: its kind, bounds and choices."""
+    values = grid_values(space)
+    if values is not None:
+        return {"grid": encode(values, path)}
+    described = {"kind": type(space).__name__}
+    for name in ("lower", "upper", "categories"):
+        if hasattr(space, name):
+            described[name] = encode(getattr(space, name), path)
+    sampler = space.get_sampler() if hasattr(space, "get_sampler") else None
+    while sampler is not None:  # a quantised sampler wraps another
+        described.setdefault("samplers", []).append(
+            {"name": type(sampler).__name__, **{k: v for k, v in vars(sampler).items() if isinstance(v, (int, float, str))}}
+        )
+        sampler = getattr(sampler, "sampler", None)
+    return described
+
+
+def _one_draw(space: Any) -> Any:
+    return space.sample()
+
+
+# ---- loading ------------------------------------------------------------------------------------------------------------
+
+
+def load_sweep(name: str, overrides: dict[str, str] | None = None) -> Sweep:
+    """The `SWEEP` of a module (`sweeps.quickstart`) or a file (`my/sweep.py`), with the command line's overrides in place."""
+    module = _import(name)
+    sweep = getattr(module, "SWEEP", None)
+    if not isinstance(sweep, Sweep):
+        raise InputError(f"{name} has no SWEEP = Sweep(...); see sweeps/quickstart.py for an example.")
+    base = sweep.base
+    for path, value in (overrides or {}).items():
+        if path in sweep.space:
+            raise InputError(f"--{path}: the sweep {sweep.name} varies this field itself; change its space in {name}.")
+        base = override_text(base, path, value)
+    return replace(sweep, base=base, doc=sweep.doc or (module.__doc__ or "").strip())
+
+
+def _import(name: str) -> Any:
+    if name.endswith(".py") or "/" in name:
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise InputError(f"{path}: no such sweep file.")
+        spec = importlib.util.spec_from_file_location(f"cleansweep_sweep_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        _execute(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
+        _pickle_by_value(module)
+        return module
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    found: list[Any] = []
+    _execute(lambda: found.append(importlib.import_module(name)), name)
+    return found[0]
+
+
+def _pickle_by_value(module: Any) -> None:
+    """Components defined in a sweep's own file must reach workers that cannot import it."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(module)
+
+
+def _execute(load: Any, name: str) -> None:
+    try:
+        load()
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except ModuleNotFoundError as error:
+        if error.name and name.startswith(error.name):
+            shipped = sorted(p.stem for p in Path(__file__).parent.parent.joinpath("sweeps").glob("[a-z]*.py"))
+            raise InputError(
+                f"there is no sweep {name!r}. Shipped: {', '.join('sweeps.' + s for s in shipped)}; or give the path of a .py file."
+            ) from error
+        raise InputError(f"{name}: {error}") from error
+    except (TypeError, SyntaxError, NameError, AttributeError, ImportError) as error:
+        raise InputError(f"{name} cannot be read as a sweep: {error}") from error

@@ -1,0 +1,156 @@
+"""What a reader calls things: objectives, cleaning methods, hyper-parameters, numbers."""
+
+import json
+import math
+from collections.abc import Iterator
+from typing import Any
+
+from datasets.component import Component
+from orchestrator.fingerprint import encode
+from orchestrator.study import StageResult, TrialResult
+
+
+def objective_of(stage: StageResult) -> str:
+    """The pre-training objective by its losses: MMCL, MMCL+SSL, SSL, or the component's own name."""
+    return _losses(_component(stage.config, "objective")) or stage.name
+
+
+def method_of(trial: TrialResult) -> str:
+    """The cleaning method: CleanCLIP, MMCL, SSL, "shrink-perturb + CleanCLIP", or the component's name."""
+    return _method(_component(trial.config, "method")) or trial.name
+
+
+def hyperparameters(trial: TrialResult) -> dict[str, Any]:
+    """Dotted path → value of what this trial tried; a component also gives its fields, one path each."""
+    found: dict[str, Any] = {}
+    for path, value in trial.overrides.items():
+        found[path] = _scalar(value)
+        inner = encode(value, path) if isinstance(value, Component) else value
+        if isinstance(inner, dict):
+            found |= {p: _scalar(v) for p, v in flatten(inner, path) if not p.endswith(".class")}
+    return found
+
+
+def replicate_of(trial: TrialResult) -> str:
+    """Which repetition of the experiment a trial belongs to: its pre-training and the seeds it was given."""
+    seeds = {path: value for path, value in trial.overrides.items() if is_seed(path)}
+    return json.dumps([trial.pretrain, seeds], sort_keys=True, default=str)
+
+
+def is_seed(path: str) -> bool:
+    """Whether a dotted path is a seed rather than a hyper-parameter."""
+    return path.rsplit(".", 1)[-1] in ("seed", "evaluation_seed")
+
+
+def without_seeds(value: Any) -> Any:
+    """A configuration without its seeds: equal for repetitions of one experiment."""
+    if isinstance(value, dict):
+        return {k: without_seeds(v) for k, v in value.items() if not is_seed(k)}
+    return [without_seeds(item) for item in value] if isinstance(value, (list, tuple)) else value
+
+
+def short_paths(paths: list[str]) -> dict[str, str]:
+    """Each dotted path → its shortest ending that tells it from the others."""
+    short = {}
+    for path in paths:
+        parts = path.split(".")
+        endings = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+        clash = [other for other in paths if other != path]
+        short[path] = next((e for e in endings if not any(o == e or o.endswith(f".{e}") for o in clash)), path)
+    return short
+
+
+def settings(trial: TrialResult, among: list[TrialResult]) -> str:
+    """The hyper-parameters of a trial that differ among the given ones, as "lr 0.001, inmodal_weight 2".
+
+    A trial without others of its method is told by every number it was given.
+    """
+    mine, others = hyperparameters(trial), [hyperparameters(other) for other in among]
+    names = short_paths(list(mine))
+    if len(among) > 1:
+        shown = [path for path in mine if len({str(other.get(path)) for other in others}) > 1]
+    else:
+        shown = [p for p, v in trial.overrides.items() if isinstance(v, (bool, int, float, str))]
+    return ", ".join(f"{names[path]} {value_text(mine[path])}" for path in shown)
+
+
+def value_text(value: Any) -> str:
+    """A hyper-parameter's value, short: 0.001, 5e-05, True, CleanCLIP."""
+    return f"{value:.4g}" if isinstance(value, float) and math.isfinite(value) else str(value)
+
+
+def percent(value: float | None, digits: int = 1) -> str:
+    """`98.7 %`, or an en dash where there is no value."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f} %"
+
+
+def signed(value: float | None, unit: str = "points") -> str:
+    """A change with its sign: −0.3 points."""
+    if value is None or not math.isfinite(value):
+        return "–"
+    if abs(value) < 0.05:
+        return f"±0.0 {unit}"
+    return f"{'+' if value > 0 else '−'}{abs(value):.1f} {unit}"
+
+
+def duration(seconds: float) -> str:
+    """`48 s`, `3 min 05 s`, `2 h 14 min`."""
+    if seconds < 60:
+        return f"{seconds:.0f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Nested dictionaries as (dotted path, leaf); lists are leaves."""
+    if isinstance(value, dict):
+        for key, inner in value.items():
+            yield from flatten(inner, f"{prefix}.{key}" if prefix else str(key))
+    else:
+        yield prefix, value
+
+
+def _component(config: Any, key: str) -> dict[str, Any]:
+    """The outermost component stored under `key`, at whatever depth."""
+    level = [config]
+    while level:
+        for node in level:
+            if isinstance(node, dict) and isinstance(node.get(key), dict) and "class" in node[key]:
+                return node[key]
+        level = [inner for node in level if isinstance(node, dict) for inner in node.values()]
+    return {}
+
+
+def _class_name(component: dict[str, Any]) -> str:
+    return str(component.get("class", "")).rsplit(".", 1)[-1]
+
+
+def _losses(component: dict[str, Any]) -> str:
+    clip, inmodal = component.get("clip_weight"), component.get("inmodal_weight")
+    if not isinstance(clip, (int, float)) or not isinstance(inmodal, (int, float)):
+        return _class_name(component)
+    return "+".join(name for name, weight in (("MMCL", clip), ("SSL", inmodal)) if weight > 0) or "no loss"
+
+
+def _method(component: dict[str, Any]) -> str:
+    name = _class_name(component)
+    if isinstance(component.get("then"), dict):
+        return f"{_words(name)} + {_method(component['then'])}"
+    if name == "CleanCLIP" and _losses(component) in ("MMCL+SSL", "CleanCLIP"):
+        return name  # with a weight of 0 it is no longer CleanCLIP, and is called by its loss
+    return _losses(component)
+
+
+def _words(name: str) -> str:
+    """ShrinkPerturb → shrink-perturb."""
+    return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+
+
+def _scalar(value: Any) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, Component):
+        value = encode(value)
+    if isinstance(value, dict) and "class" in value:
+        return _method(value)
+    return json.dumps(value, default=str)

@@ -1,0 +1,312 @@
+"""The study's numbers as rows: points.csv, the summary table as HTML and as text for a terminal."""
+
+import csv
+import io
+import math
+import textwrap
+from collections.abc import Callable, Sequence
+from html import escape
+from pathlib import Path
+from typing import Any
+
+from orchestrator.report.names import (
+    duration,
+    hyperparameters,
+    method_of,
+    objective_of,
+    percent,
+    settings,
+    signed,
+)
+from orchestrator.report.selection import (
+    ACCURACY,
+    ASR,
+    RULES,
+    Choice,
+    Point,
+    Row,
+    mean_interval,
+    panels,
+    points_of,
+    start_of,
+    table,
+    warnings,
+)
+from orchestrator.study import Study, TrialResult
+
+WIDTH = 100
+"""Columns of the text for a terminal."""
+
+
+def points_csv(study: Study) -> str:
+    """One line for each stage and epoch: percent with 95 % Wilson intervals, hyper-parameters by path."""
+    paths = sorted({path for trial in study.trials for path in hyperparameters(trial)})
+    fixed = ["study", "stage", "name", "fingerprint", "pretrain", "objective", "method", "status"]
+    measured = [
+        "epoch",
+        "accuracy",
+        "accuracy_low",
+        "accuracy_high",
+        "n",
+        "asr",
+        "asr_low",
+        "asr_high",
+        "asr_n",
+        "seconds",
+    ]
+    objectives = {stage.fingerprint: objective_of(stage) for stage in study.pretrains}
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow([*fixed, *paths, *measured])
+    for stage in [*study.pretrains, *study.trials]:
+        seconds = {line["epoch"]: line.get("seconds") for line in stage.metrics}
+        trial = stage if isinstance(stage, TrialResult) else None
+        source = trial.pretrain if trial else stage.fingerprint
+        tried = hyperparameters(trial) if trial else {}
+        for point in points_of(stage):
+            writer.writerow(
+                [
+                    study.name,
+                    stage.stage,
+                    stage.name,
+                    stage.fingerprint,
+                    source,
+                    objectives.get(source, ""),
+                    method_of(trial) if trial else "",
+                    stage.status,
+                    *(_cell(tried.get(path)) for path in paths),
+                    point.epoch,
+                    *_measured(point, ACCURACY),
+                    *_measured(point, ASR),
+                    _cell(seconds.get(point.epoch)),
+                ]
+            )
+    return buffer.getvalue()
+
+
+def _measured(point: Point, metric: str) -> list[Any]:
+    value = point.metrics[metric]
+    n = point.metrics.get(f"{metric.split('/')[0]}/n")
+    return [_cell(value), *map(_cell, point.interval(metric)), "" if n is None else int(n)]
+
+
+def _cell(value: Any) -> Any:
+    if value is None or (isinstance(value, float) and not math.isfinite(value)):
+        return ""
+    return f"{value:.10g}" if isinstance(value, float) else value
+
+
+def spread(row: Row, value: Callable[[Choice], float], metric: str = "") -> str:
+    """`98.9 % [98.1, 99.4]`: the interval is over repetitions where there are several, else over images."""
+    found = row.over(value)
+    if found is None:
+        return "–"
+    mean, low, high = found
+    if len(row.reached) == 1 and metric:
+        point = row.reached[0].point
+        assert point
+        low, high = point.interval(metric)
+    if not math.isfinite(low):
+        return percent(mean)
+    return f"{percent(mean)} [{max(low, 0):.1f}, {min(high, 100):.1f}]"
+
+
+def summary_html(study: Study) -> str:
+    """The table of choices, one block for each pre-training."""
+    rows = table(study)
+    blocks = []
+    for panel in panels(study):
+        starts = [s for stage in panel.pretrains if (s := start_of(study, stage.fingerprint))]
+        lines = [_start_html(starts)]
+        mine = [row for row in rows if row.panel == panel]
+        for rule in RULES:
+            tag = f'<span class="tag">{"oracle" if rule.oracle else "blind"}</span>'
+            lines.append(f'<tr class="rule"><th colspan="6">{escape(rule.text)} {tag}</th></tr>')
+            lines += [_row_html(row) for row in mine if row.rule.key == rule.key]
+        head = "".join(
+            f"<th>{text}</th>" for text in ("cleaning", "accuracy", "ASR", "change", "relative", "chosen setting, epoch")
+        )
+        blocks.append(
+            f"<h3>Pre-trained with {escape(panel.label)}</h3>"
+            f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
+            f"<tbody>{''.join(lines)}</tbody></table></div>"
+        )
+    return "".join(blocks) or "<p>No pre-training has been measured yet.</p>"
+
+
+def _start_html(starts: list[Point]) -> str:
+    if not starts:
+        return '<tr class="start"><td>before cleaning</td><td colspan="5">not measured</td></tr>'
+    cells = []
+    for metric in (ACCURACY, ASR):
+        found = mean_interval([start.metrics[metric] for start in starts])
+        assert found
+        low, high = starts[0].interval(metric) if len(starts) == 1 else found[1:]
+        bounds = f" {_bounds(low, high)}" if math.isfinite(low) else ""
+        cells.append(f"<td><b>{percent(found[0])}</b>{bounds}</td>")
+    seeds = f"{len(starts)} seeds" if len(starts) > 1 else ""
+    return f'<tr class="start"><td>★ before cleaning</td>{"".join(cells)}<td></td><td></td><td>{seeds}</td></tr>'
+
+
+def _bounds(low: float, high: float) -> str:
+    return f"<small>[{max(low, 0):.1f}, {min(high, 100):.1f}]</small>"
+
+
+def _row_html(row: Row) -> str:
+    if not row.reached:
+        return f'<tr><td>{escape(row.method)}</td><td colspan="5" class="none">none reached it</td></tr>'
+
+    def cell(value: Callable[[Choice], float], metric: str) -> str:
+        text, _, bounds = spread(row, value, metric).partition(" [")
+        return f"<td><b>{text}</b>" + (f" <small>[{bounds}</small>" if bounds else "") + "</td>"
+
+    lost = row.over(lambda c: c.drop)
+    relative = row.over(lambda c: c.drop_relative)
+    assert lost and relative
+    several = len(row.choices) > 1
+    where = "; ".join(f"{c.settings or 'as given'}, epoch {c.point.epoch}" for c in row.reached if c.point)
+    note = f"reached in {len(row.reached)} of {len(row.choices)} repetitions: " if several else ""
+    return (
+        f"<tr><td>{escape(row.method)}</td>"
+        + cell(lambda c: c.point.accuracy if c.point else math.nan, ACCURACY)
+        + cell(lambda c: c.point.asr if c.point else math.nan, ASR)
+        + f"<td>{signed(-lost[0])}</td><td>{signed(-relative[0], '%')}</td>"
+        + f'<td class="setting">{escape(note + where)}</td></tr>'
+    )
+
+
+def headline(study: Study) -> list[str]:
+    """One sentence for each pre-training, with the numbers and no more than they show."""
+    rows = {(row.panel.label, row.method, row.rule.key): row for row in table(study)}
+    sentences = []
+    for panel in panels(study):
+        starts = [s for stage in panel.pretrains if (s := start_of(study, stage.fingerprint))]
+        if not starts:
+            sentences.append(f"{panel.label}: not measured yet.")
+            continue
+        accuracy = sum(s.accuracy for s in starts) / len(starts)
+        asr = sum(s.asr for s in starts) / len(starts)
+        averaged = f" (means of {len(starts)} seeds)" if len(starts) > 1 else ""
+        text = f"{panel.label} pre-training: accuracy {percent(accuracy)}, ASR {percent(asr)} before cleaning"
+        text += f"{averaged}; "
+        found = [r for (label, _, key), r in rows.items() if label == panel.label and key == "acc_at_asr_le_5"]
+        full = [row for row in found if row.reached and len(row.reached) == len(row.choices)]
+        gates = [study.gates.get(stage.fingerprint) for stage in panel.pretrains]
+        if any(gate is not None and not gate.get("passed") for gate in gates):
+            text += "the attack did not take, so cleaning shows nothing here."
+        elif not found:
+            text += "no cleaning was measured."
+        elif not full:
+            low = min((row for row in found), key=lambda row: -len(row.reached))
+            some = f" in every repetition (best: {len(low.reached)} of {len(low.choices)})" if low.reached else ""
+            text += f"no cleaning method reached ASR ≤ 5 %{some}."
+        else:
+            best = max(full, key=lambda row: (row.over(_accuracy) or (0,))[0])
+            a, b, lost = best.over(_accuracy), best.over(_asr), best.over(lambda c: c.drop)
+            assert a and b and lost
+            text += (
+                f"the most accurate cleaned model with ASR ≤ 5 % ({best.method}) keeps "
+                f"{percent(a[0])} accuracy at {percent(b[0])} ASR, {_loss(lost[0])}."
+            )
+        sentences.append(text)
+    return sentences or ["Nothing has been measured yet."]
+
+
+def _loss(points: float) -> str:
+    if abs(points) < 0.05:
+        return "with no accuracy lost"
+    return f"{abs(points):.1f} points {'lost' if points > 0 else 'gained'}"
+
+
+def _accuracy(choice: Choice) -> float:
+    return choice.point.accuracy if choice.point else math.nan
+
+
+def _asr(choice: Choice) -> float:
+    return choice.point.asr if choice.point else math.nan
+
+
+def trials_html(study: Study) -> str:
+    """Every trial with its settings, last epoch, time and state."""
+    objectives = {stage.fingerprint: objective_of(stage) for stage in study.pretrains}
+    lines: list[tuple[str, ...]] = []
+    for trial in study.trials:
+        points = points_of(trial)
+        last = points[-1] if points and points[-1].epoch > 0 else None
+        among = [t for t in study.trials if t.pretrain == trial.pretrain and method_of(t) == method_of(trial)]
+        state = trial.status if not trial.error else f"{trial.status}: {trial.error.strip().splitlines()[0]}"
+        cells = (
+            method_of(trial),
+            objectives.get(trial.pretrain, trial.pretrain[:8]),
+            settings(trial, among) or "as given",
+            str(last.epoch) if last else "–",
+            percent(last.accuracy if last else None),
+            percent(last.asr if last else None),
+            duration(trial.seconds),
+            state,
+            trial.fingerprint[:12],
+        )
+        lines.append(cells)
+    return plain_table(
+        ("cleaning", "pre-training", "setting", "epochs", "accuracy", "ASR", "time", "state", "fingerprint"), lines
+    )
+
+
+def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """An HTML table of escaped text."""
+    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
+    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
+
+
+def summary_text(study: Study, report: Path | str | None = None, ui: str = "cleansweep ui") -> str:
+    """The result for a terminal, at most 100 columns wide; `ui` is the command that opens MLflow."""
+    out = [f"{study.name}: {len(study.pretrains)} pre-trainings, {_count(study)}", ""]
+    rows = table(study)
+    for panel in panels(study):
+        starts = [s for stage in panel.pretrains if (s := start_of(study, stage.fingerprint))]
+        out.append(_clip(f"pre-trained with {panel.label}"))
+        out.append(f"  {'':<24}{'':<20}{'accuracy':>9}{'ASR':>9}{'change':>13}  {'epoch':<6}")
+        if starts:
+            accuracy = sum(s.accuracy for s in starts) / len(starts)
+            asr = sum(s.asr for s in starts) / len(starts)
+            out.append(f"  {'before cleaning':<24}{'':<20}{percent(accuracy):>9}{percent(asr):>9}")
+        for row in (row for row in rows if row.panel == panel):
+            short = SHORT[row.rule.key]
+            a, b, lost = row.over(_accuracy), row.over(_asr), row.over(lambda c: c.drop)
+            if not (a and b and lost):
+                out.append(_clip(f"  {row.method[:23]:<24}{short:<20}{'none':>9}"))
+                continue
+            few = f"{len(row.reached)}/{len(row.choices)} seeds"
+            epoch = str(row.reached[0].point.epoch) if len(row.choices) == 1 and row.reached[0].point else few
+            change = signed(-lost[0], "pt")
+            numbers = f"{percent(a[0]):>9}{percent(b[0]):>9}{change:>13}"
+            setting = f"  {row.reached[0].settings}" if len(row.choices) == 1 else ""
+            out.append(_clip(f"  {row.method[:23]:<24}{short:<20}{numbers}  {epoch}{setting}"))
+        out.append("")
+    for warning in warnings(study):
+        out += textwrap.wrap(f"! {warning}", WIDTH, subsequent_indent="  ", break_long_words=True)
+    if warnings(study):
+        out.append("")
+    if report:
+        out.append(f"report: {report}")
+    out.append(f"MLflow: {ui}")
+    return "\n".join(out)
+
+
+SHORT = {
+    "acc_at_asr_le_5": "best, ASR ≤ 5 %",
+    "acc_at_asr_le_10": "best, ASR ≤ 10 %",
+    "asr_at_1pt_loss": "lowest ASR, ≤ 1 pt",
+    "blind": "blind, accuracy",
+}
+
+
+def _count(study: Study) -> str:
+    states = [trial.status for trial in study.trials]
+    said = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
+    return f"{len(states)} cleanings" + (f" ({', '.join(said)})" if said else "")
+
+
+def _clip(line: str) -> str:
+    return line if len(line) <= WIDTH else line[: WIDTH - 1] + "…"

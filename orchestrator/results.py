@@ -1,0 +1,135 @@
+"""Reading a sweep back from the store."""
+
+from pathlib import Path
+from typing import Any
+
+from orchestrator.fingerprint import encode
+from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment
+from orchestrator.spec import Experiment, Gate
+from orchestrator.store import Store, commit, read_json, read_lines, write_json
+from orchestrator.study import StageResult, Study, TrialResult
+
+
+def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Study:
+    """Everything the store holds of the sweep: finished stages, and the lines of those that are not.
+
+    `trials` are those Tune ran (`tuning.Trial`); without them the sweep's own record is used, or its grid.
+    """
+    sweep = plan.sweep
+    study = Study(
+        name=sweep.name, doc=sweep.doc, fingerprint=plan.fingerprint, config=encode_sweep(plan), commit=commit()
+    )
+    for _, experiment in plan.upstream:
+        made = stages(experiment)
+        result = read_stage(store, made["pretrain"], encode(experiment), StageResult)
+        if result is None:
+            continue
+        study.pretrains.append(result)
+        verdict = judge(result.folder, sweep.gate)
+        if verdict is not None:
+            study.gates[result.fingerprint] = verdict
+        if not study.poison:
+            _read_poison(study, made, store, experiment)
+    for overrides, error, status in _trials(plan, store, trials):
+        experiment = trial_experiment(sweep, overrides)
+        made = stages(experiment)
+        result = read_stage(store, made["clean"], encode(experiment), TrialResult)
+        if result is None and status != "failed":
+            continue
+        if result is None:
+            result = TrialResult(
+                stage="clean", name=made["clean"].name, fingerprint=made["clean"].fingerprint,
+                folder=store.work("clean", made["clean"].fingerprint), config=encode(experiment),
+            )  # fmt: skip
+        assert isinstance(result, TrialResult)
+        result.overrides = overrides
+        result.pretrain = made["pretrain"].fingerprint
+        if result.status != "finished":
+            result.status, result.error = status, error
+        study.trials.append(result)
+    return study
+
+
+def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
+    """The stage's result from its artefact or its working folder; None where there is neither."""
+    found = store.find(stage.kind, stage.fingerprint)
+    folder = found.folder if found else store.work(stage.kind, stage.fingerprint)
+    lines = read_lines(folder / "metrics.jsonl")
+    if not found and not lines:
+        return None
+    return kind(
+        stage=stage.kind,
+        name=stage.name,
+        fingerprint=stage.fingerprint,
+        folder=folder,
+        config=config,
+        metrics=lines,
+        seconds=found.manifest["seconds"] if found else (lines[-1]["seconds"] if lines else 0.0),
+        status="finished" if found else "running",
+        commit=found.manifest["commit"] if found else "",
+    )
+
+
+def judge(pretrained: Path, gate: Gate) -> dict[str, Any] | None:
+    """The attack gate's verdict on a finished pre-training; None before it has finished."""
+    from trainers.evaluate.gate import attack_gate
+
+    facts = read_json(pretrained / "gate.json")
+    return None if facts is None else attack_gate(**facts, threshold=gate.min_asr)
+
+
+def encode_sweep(plan: Plan) -> dict[str, Any]:
+    """The sweep as plain JSON: the base experiment in full and what is varied."""
+    return {**plan.stage.config, "base": encode(plan.sweep.base)}
+
+
+def _trials(plan: Plan, store: Store, trials: list[Any] | None) -> list[tuple[dict[str, Any], str | None, str]]:
+    if trials is not None:
+        return [(trial.overrides, trial.error, trial.status) for trial in trials]
+    if plan.grid is not None:
+        return [(overrides, None, "running") for overrides, _ in plan.grid]
+    files = sorted(_trial_folder(store, plan.fingerprint).glob("*.json"))
+    return [(decode_overrides(plan, read_json(path)), None, "running") for path in files]
+
+
+def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, Any]) -> None:
+    """Note that the sweep tries these values: drawn ones are known nowhere else."""
+    folder = _trial_folder(store, sweep)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / f"{trial[:12]}.json", encode(overrides))
+
+
+def decode_overrides(plan: Plan, encoded: dict[str, Any]) -> dict[str, Any]:
+    """The values of a trial from their encoding: components are found among the values of their grid."""
+    values = {}
+    for path, space in plan.sweep.space.items():
+        choices = grid_values(space) or []
+        values[path] = next((value for value in choices if encode(value) == encoded[path]), encoded[path])
+    return values
+
+
+def _trial_folder(store: Store, sweep: str) -> Path:
+    return store.root / "sweep" / f".trials-{sweep[:12]}"
+
+
+def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment: Experiment) -> None:
+    poison = store.find("poison", made["poison"].fingerprint)
+    index = store.find("index", made["index"].fingerprint)
+    if poison is None or index is None:
+        return
+    read = read_json(index.folder / "summary.json")
+    study.data_hash = index.manifest["files"]["index.arrow"]
+    study.poison = {
+        "trigger": encode(experiment.poison.trigger),
+        "config": encode(experiment.poison),
+        **read_json(poison.folder / "summary.json"),
+        "samples": read["samples"],
+        "kept": read["kept"],
+        "drops": read["drops"],
+    }
+    for i, entry in enumerate(read_json(poison.folder / "samples.json") or []):
+        study.samples.append({**entry, **{kind: _sample(poison.folder, i, kind) for kind in ("clean", "triggered")}})
+
+
+def _sample(folder: Path, number: int, kind: str) -> bytes:
+    return (folder / "samples" / f"{number}-{kind}.png").read_bytes()

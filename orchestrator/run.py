@@ -1,0 +1,171 @@
+"""The driver: make every stage of a sweep in order, follow what runs, keep MLflow in step, and tell what came of it."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+from orchestrator import cluster
+from orchestrator.fingerprint import encode
+from orchestrator.follow import Follower, Mirror
+from orchestrator.plan import Plan, stages
+from orchestrator.results import decode_overrides, judge, load_study
+from orchestrator.spec import Compute
+from orchestrator.stages import make_data, make_stage
+from orchestrator.store import Store, read_json, slug, write_json
+from orchestrator.study import Study
+from orchestrator.tracking import Tracker
+from orchestrator.training import pretrain_stage
+from orchestrator.tuning import Trial, Upstream, clean_sweep
+
+
+def tracking_uri(given: str, store: Store) -> str:
+    """The MLflow tracking URI: the user's, or a sqlite file in the store."""
+    return given or f"sqlite:///{store.root / 'mlflow.db'}"
+
+
+def make_tracker(store: Store, uri: str, study: str) -> Tracker:
+    """The one writer to MLflow."""
+    return Tracker(tracking_uri(uri, store), study, artifacts=store.root / "mlflow-artifacts")
+
+
+def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) -> tuple[Study, Path, int]:
+    """Run the sweep; returns what came of it, the report and the exit code. What exists already is not made again."""
+    from orchestrator.report.page import write_report
+
+    store = Store(compute.store)
+    store.prepare()
+    tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
+    tracker.check()
+    trials = _recorded(plan, store)
+    failures: list[str] = []
+    if trials is None:
+        with _ray(compute), Follower(plan, store, Mirror(tracker), say):
+            trials, failures = _make(plan, store, compute, say)
+    study = load_study(plan, store, trials)
+    report = write_report(study, report_folder(plan, store))
+    if not failures and not any(trial.status == "failed" for trial in trials):
+        _record(plan, store, trials)
+    Mirror(tracker).finish(study, report, failed=bool(failures))
+    failures += [f"trial {t.fingerprint[:12]} ({t.overrides}): {t.error}" for t in trials if t.status == "failed"]
+    for failure in failures:
+        say(f"FAILED {failure}")
+    return study, report, 1 if failures else 0
+
+
+def _make(
+    plan: Plan, store: Store, compute: Compute, say: Callable[[str], None]
+) -> tuple[list[Trial], list[str]]:
+    upstream: dict[str, Upstream] = {}
+    failures: list[str] = []
+    for _, experiment in plan.upstream:
+        stage = stages(experiment)["pretrain"]
+        inputs = make_data(experiment, store, compute, say)
+        artefact = pretrain_stage(experiment, inputs, store, compute)
+        upstream[stage.fingerprint] = Upstream(inputs, str(last_checkpoint(artefact.folder)))
+        verdict = judge(artefact.folder, plan.sweep.gate)
+        assert verdict is not None
+        if not verdict["passed"]:
+            message = f"{stage}: the attack did not take: {' '.join(verdict['reasons'])}"
+            if plan.sweep.gate.action == "stop":
+                failures.append(message + " (gate.action = 'warn' cleans it all the same)")
+            else:
+                say(f"WARNING {message}")
+    if failures or plan.sweep.base.clean is None:
+        return [], failures
+    return clean_sweep(plan, upstream, store, compute), failures
+
+
+def last_checkpoint(folder: Path) -> Path:
+    """The newest epoch folder of a pre-training."""
+    return max(folder.glob("epoch_*"), key=lambda path: int(path.name.split("_")[1]))
+
+
+def _recorded(plan: Plan, store: Store) -> list[Trial] | None:
+    """The trials of a sweep that ran to its end; None when there is something left to do."""
+    found = store.find("sweep", plan.fingerprint)
+    if found is None:
+        return None
+    entries = read_json(found.folder / "trials.json")
+    if any(e["status"] == "finished" and store.find("clean", e["fingerprint"]) is None for e in entries):
+        return None  # an artefact was removed by hand
+    return [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None) for e in entries]
+
+
+def _record(plan: Plan, store: Store, trials: list[Trial]) -> None:
+    stage = plan.stage
+
+    def write(folder: Path) -> None:
+        write_json(
+            folder / "trials.json",
+            [
+                {"overrides": encode(t.overrides), "fingerprint": t.fingerprint, "status": t.status}
+                for t in trials
+            ],
+        )
+
+    make_stage(store, stage, write)
+
+
+@contextmanager
+def _ray(compute: Compute) -> Iterator[None]:
+    cluster.connect(compute.num_cpus or None)
+    try:
+        yield
+    finally:
+        cluster.shutdown()
+
+
+def report_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path]:
+    """Write the report of a sweep from what the store holds now."""
+    from orchestrator.report.page import write_report
+
+    store = Store(compute.store)
+    study = load_study(plan, store, _recorded(plan, store))
+    if not study.pretrains:
+        raise InputError(f"store {store.root} holds nothing of the sweep {plan.sweep.name} yet: run it first.")
+    return study, write_report(study, report_folder(plan, store))
+
+
+def report_folder(plan: Plan, store: Store) -> Path:
+    """Where the sweep's report lies."""
+    return store.root / "reports" / f"{slug(plan.sweep.name)}-{plan.fingerprint[:12]}"
+
+
+def write_poisoned(plan: Plan, compute: Compute, out: Path) -> dict[str, Any]:
+    """Write the poisoned shards of the sweep's base experiment to `out`; continues a run that was stopped."""
+    from orchestrator.streaming import poison_shards
+
+    store = Store(compute.store)
+    store.prepare()
+    experiment = plan.sweep.base
+    with _ray(compute):
+        inputs = make_data(experiment, store, compute, print)
+        return poison_shards(
+            Path(inputs.index), inputs.urls, Path(inputs.plan), experiment.poison.trigger, experiment.views.size, out
+        )
+
+
+def evaluate_checkpoint(plan: Plan, compute: Compute, checkpoint: str) -> dict[str, float]:
+    """Metrics of a checkpoint (epoch folder, file or open_clip tag) under the sweep's test set and trigger."""
+    from orchestrator.workers import Job, evaluate, load_model
+
+    store = Store(compute.store)
+    store.prepare()
+    experiment = plan.sweep.base
+    with _ray(compute):
+        inputs = make_data(experiment, store, compute, lambda line: print(line, file=sys.stderr))
+    job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate")
+    return evaluate(job, load_model(experiment, checkpoint))
+
+
+def open_ui(root: str, uri: str, port: int) -> int:
+    """Serve MLflow's UI on loopback until interrupted."""
+    from orchestrator.tracking import serve
+
+    store = Store(root)
+    if not uri and not (store.root / "mlflow.db").exists():
+        raise InputError(f"store {store.root} has no mlflow.db: run a sweep first, or give --tracking-uri.")
+    return serve(tracking_uri(uri, store), port)

@@ -1,0 +1,171 @@
+"""What people read in the terminal about plans and stores."""
+
+import json
+from typing import Any
+
+import pyarrow.ipc as ipc
+
+from datasets.errors import InputError
+from datasets.synthetic import World
+from orchestrator.fingerprint import encode
+from orchestrator.plan import Plan, Stage, stages
+from orchestrator.spec import Compute, Experiment
+from orchestrator.store import Artefact, Store, read_json, read_lines, verify
+
+
+def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
+    """One row a stage: kind, name, fingerprint, stored or not, pairs to train on, hours where a rate is known."""
+    store = Store(compute.store)
+    rows: dict[str, dict[str, Any]] = {}
+    experiments = [experiment for _, experiment in (plan.grid or plan.upstream)]
+    for experiment in experiments:
+        for stage in stages(experiment).values():
+            if plan.grid is None and stage.kind in ("clean", "cleanset"):
+                continue
+            rows.setdefault(stage.fingerprint, _row(stage, experiment, store, compute, rate))
+    if plan.grid is None and plan.sweep.base.clean is not None:
+        draws = plan.sweep.num_samples * max(1, len(plan.upstream))
+        pairs = plan.sweep.base.clean.epochs * plan.sweep.base.clean.pairs
+        rows["drawn"] = {
+            "stage": "clean", "name": f"{draws} drawn trials", "fingerprint": "", "stored": False,
+            "pairs": draws * pairs, "hours": None, "rate_from": "",
+        }  # fmt: skip
+    order = {kind: i for i, kind in enumerate(("world", "index", "testset", "poison", "pretrain", "cleanset", "clean"))}
+    return sorted(rows.values(), key=lambda row: order[row["stage"]])
+
+
+def _row(stage: Stage, experiment: Experiment, store: Store, compute: Compute, rate: float | None) -> dict[str, Any]:
+    stored = store.find(stage.kind, stage.fingerprint) is not None
+    pairs: int | None = None
+    if stage.kind == "pretrain":
+        known = _kept(experiment, store)
+        spec = experiment.pretrain
+        pairs = None if known is None else spec.epochs * (known // spec.batch_size) * spec.batch_size
+    elif stage.kind == "clean" and experiment.clean is not None:
+        pairs = experiment.clean.epochs * (experiment.clean.pairs // experiment.clean.batch_size) * experiment.clean.batch_size
+    speed, source = (rate, "given") if rate else _measured_rate(stage, experiment, store)
+    hours = pairs / speed / 3600 if pairs and speed and not stored else None
+    return {
+        "stage": stage.kind, "name": stage.name, "fingerprint": stage.fingerprint, "stored": stored,
+        "pairs": pairs, "hours": hours, "rate_from": source if hours is not None else "",
+    }  # fmt: skip
+
+
+def _kept(experiment: Experiment, store: Store) -> int | None:
+    """Pairs that will be trained on; None before the index is made."""
+    if experiment.data.subset is not None:
+        return experiment.data.subset
+    index = store.find("index", stages(experiment)["index"].fingerprint)
+    if index is not None:
+        return read_json(index.folder / "summary.json")["kept"]
+    return experiment.data.source.train if isinstance(experiment.data.source, World) else None
+
+
+def _measured_rate(stage: Stage, experiment: Experiment, store: Store) -> tuple[float | None, str]:
+    """Samples a second of a stored stage of the same kind and model, the newest; None without one."""
+    model = encode(experiment.pretrain.model)
+    for artefact in reversed(store.all()):
+        same = artefact.manifest["stage"] == stage.kind and artefact.manifest["name"] == stage.name
+        if same and (stage.kind == "clean" or artefact.manifest["config"].get("pretrain", {}).get("model") == model):
+            lines = read_lines(artefact.folder / "metrics.jsonl")
+            rates = [line["metrics"].get("train/samples_per_second") for line in lines[1:]]
+            if rates and rates[-1]:
+                return rates[-1], f"{artefact.folder.name}"
+    return None, ""
+
+
+def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
+    """The plan as a table."""
+    sweep = plan.sweep
+    store = Store(compute.store)
+    lines = [f"sweep {sweep.name}-{plan.fingerprint[:12]}  (store {store.root})", ""]
+    lines.append(f"{'stage':10} {'name':30} {'fingerprint':13} {'state':8} {'pairs':>13} {'time':>9}")
+    for row in rows:
+        lines.append(
+            f"{row['stage']:10} {row['name'][:30]:30} {row['fingerprint'][:12]:13} {'stored' if row['stored'] else 'to do':8} "
+            f"{_number(row['pairs']):>13} {_duration(row['hours']):>9}"
+        )
+    left = [row for row in rows if not row["stored"]]
+    lines += ["", f"{len(rows)} stages, {len(rows) - len(left)} stored, {len(left)} to make."]
+    trained = sum(row["pairs"] or 0 for row in left)
+    if trained:
+        known = [row["hours"] for row in left if row["hours"] is not None]
+        lines.append(f"Pairs to train on: {_number(trained)}." + (f" About {_duration(sum(known))} of one process." if known else ""))
+        if any(row["pairs"] and row["hours"] is None for row in left):
+            lines.append("No rate is known for stages without a time: none like them is stored yet (--samples-per-second gives one).")
+    if any(row["stage"] == "pretrain" and row["pairs"] is None and not row["stored"] for row in rows):
+        lines.append("The number of pairs is known once the shards are indexed.")
+    lines += ["", "fields (override with --path value):"]
+    lines += [f"  {line}" for line in _fields(encode(sweep.base), "", set(sweep.space))]
+    return "\n".join(lines)
+
+
+def _fields(node: Any, path: str, varied: set[str]) -> list[str]:
+    if path in varied:
+        return [f"{path} = (varied by the sweep)"]
+    if isinstance(node, dict):
+        lines = [] if not path or "class" not in node else [f"{path}: {node['class'].rpartition('.')[2]}"]
+        for name, value in node.items():
+            if name != "class":
+                lines += _fields(value, f"{path}.{name}" if path else name, varied)
+        return lines
+    return [f"{path} = {json.dumps(node, ensure_ascii=False)}"]
+
+
+def show(root: str, prefix: str | None, check: bool) -> int:
+    """List a store, or print the artefact whose fingerprint starts with the prefix. Returns an exit code."""
+    store = Store(root)
+    if not store.root.is_dir():
+        raise InputError(f"store {store.root} does not exist; give one with --store.")
+    found = store.all()
+    if prefix is not None:
+        found = [a for a in found if a.fingerprint.startswith(prefix) or a.folder.name.endswith(prefix)]
+        if len(found) != 1:
+            raise InputError(f"{len(found)} artefacts of {store.root} have a fingerprint that starts with {prefix!r}; give more digits.")
+    damaged = 0
+    for artefact in found:
+        print(_artefact(artefact) if prefix else _artefact_line(artefact))
+        wrong = verify(artefact) if check else []
+        damaged += bool(wrong)
+        for name in wrong:
+            print(f"  DAMAGED {name}: missing, or its hash is not the manifest's")
+    if prefix is None:
+        for folder in sorted(store.root.glob("*/.work-*")):
+            print(f"{folder.parent.name:9} unfinished {folder.name[6:]}  (the same command continues it)")
+    return 1 if damaged else 0
+
+
+def _artefact_line(artefact: Artefact) -> str:
+    m = artefact.manifest
+    lines = read_lines(artefact.folder / "metrics.jsonl")
+    told = ""
+    if lines:
+        metrics = lines[-1]["metrics"]
+        told = f"  accuracy {metrics.get('zeroshot/top1', float('nan')):.1f} %  ASR {metrics.get('asr/top1', float('nan')):.1f} %"
+    return f"{m['stage']:9} {artefact.folder.name:45} {m['created']}  {_duration(m['seconds'] / 3600):>8}{told}"
+
+
+def _artefact(artefact: Artefact) -> str:
+    parts = [json.dumps({k: v for k, v in artefact.manifest.items() if k != "files"}, indent=1)]
+    for name in ("summary.json", "gate.json", "trials.json"):
+        if (artefact.folder / name).exists():
+            parts.append(f"{name}: {json.dumps(read_json(artefact.folder / name), indent=1)}")
+    parts += [json.dumps(line) for line in read_lines(artefact.folder / "metrics.jsonl")]
+    index = artefact.folder / "index.arrow"
+    if index.exists():
+        with ipc.open_file(str(index)) as reader:
+            parts.append(f"index.arrow: {reader.schema.names}")
+    parts.append(f"folder: {artefact.folder}")
+    return "\n".join(parts)
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}".replace(",", " ")
+
+
+def _duration(hours: float | None) -> str:
+    if hours is None:
+        return ""
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"

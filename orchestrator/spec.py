@@ -1,0 +1,163 @@
+"""What an experiment is: frozen components, one for each stage, and the machines it runs on.
+
+Everything in `Experiment` enters a fingerprint; nothing in `Compute` does. `Sweep` adds search spaces over dotted paths.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from datasets.evalset import EvalSet
+from trainers.cleaning.base import CleaningMethod
+
+from datasets.component import Component
+from datasets.errors import InputError
+from datasets.poison import Poison
+from datasets.source import Source
+from datasets.synthetic import World
+from datasets.view import Views
+from trainers.model import Model, TinyCLIP
+from trainers.objectives.base import Objective
+from trainers.schedule import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Component):
+    """Where the image-caption pairs come from."""
+
+    source: Source | World
+    """Shards, a table of paths, or the procedural world."""
+    subset: int | None = None
+    """Use only this many pairs, chosen by the hash of their keys; None uses all. Subsets are nested."""
+    seed: int = 0
+    """Of the subset."""
+    max_dropped: float = 0.5
+    """Fail when a larger share of the samples is dropped by the filters or does not decode."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Training):
+    """Pre-training on the poisoned pairs."""
+
+    model: Model | TinyCLIP
+    objective: Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(Training):
+    """Cleaning the pre-trained model on pairs that hold no victim."""
+
+    method: CleaningMethod
+    pairs: int
+    """Size of the cleaning set."""
+    choice: str = "random"
+    """random (by hash of the key and `seed`) | last (the last pairs of the index, as the study does)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Component):
+    """Zero-shot classification of the clean and the triggered test set, after every epoch."""
+
+    data: EvalSet | World
+    batch_size: int = 256
+    """Images a step on each rank; does not change a count."""
+    seed: int = 0
+    """Of the trigger's noise and place at evaluation."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """The attack must have taken before a defence is judged."""
+
+    min_asr: float = 90.0
+    """Attack success rate of the undefended model, percent."""
+    action: str = "stop"
+    """stop: do not clean a model whose attack did not take | warn: clean it all the same; the report says so."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Component):
+    """One pre-training and, where `clean` is given, one cleaning of it."""
+
+    data: Data
+    views: Views
+    poison: Poison
+    pretrain: Pretrain
+    evaluate: Evaluate
+    clean: Clean | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute:
+    """Where and how wide. Never part of a fingerprint."""
+
+    store: str = "store"
+    """Folder that all nodes can see."""
+    tracking_uri: str = ""
+    """MLflow tracking URI; empty: a sqlite file in the store."""
+    feed: str = "local"
+    """local: each worker reads by itself | ray: Ray Data streams, so that CPU nodes feed GPU nodes."""
+    workers: int = 1
+    """Ranks of a pre-training."""
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    loader_workers: int = 0
+    """Reading processes of each worker with the local feed; 0 reads in the worker itself."""
+    feed_cpus: int = 1
+    """Concurrent decoding tasks of each worker with the Ray feed."""
+    trial_cpus: float = 1.0
+    trial_gpus: float = 0.0
+    """May be a fraction: 0.25 packs four trials on a GPU."""
+    max_concurrent_trials: int = 0
+    """0: as many as fit."""
+    retries: int = 2
+    """How often a stage or trial whose process died is started again, from its last checkpoint."""
+    num_cpus: int = 0
+    """Cores for a Ray started by this command; 0: all. Ignored when joining a running Ray."""
+
+    def __post_init__(self) -> None:
+        if self.feed not in ("local", "ray"):
+            raise InputError(f"feed is {self.feed!r}; accepted: local, ray.")
+        for name in ("workers", "feed_cpus"):
+            if getattr(self, name) < 1:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name in ("cpus_per_worker", "trial_cpus"):
+            if not getattr(self, name) > 0:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep:
+    """A base experiment and what to vary."""
+
+    name: str
+    base: Experiment
+    space: dict[str, Any] = field(default_factory=dict)
+    """Dotted path into the experiment → a Ray Tune search space (`tune.grid_search([...])`, `tune.loguniform(...)`).
+
+    Paths outside `clean` must be grids: each of their values is a pre-training that all its cleanings share.
+    """
+    search: str = "grid"
+    """grid (grids, and random draws for the other spaces) | optuna (for spaces that are no grid)."""
+    num_samples: int = 1
+    """Draws of the spaces that are no grid, for each point of the grids."""
+    scheduler: str = "fifo"
+    """fifo | asha: stop the trials that are behind after each rung of epochs."""
+    metric: str = "best/acc_at_asr_le_5"
+    """What Optuna and ASHA maximise. It needs the ASR of the test set, so a choice by it is an oracle's."""
+    grace_epochs: int = 1
+    """ASHA lets every trial run this long."""
+    seed: int = 0
+    """Of the random draws."""
+    gate: Gate = field(default_factory=Gate)
+    compute: Compute = field(default_factory=Compute)
+    """Defaults for this sweep; the command line's flags come on top."""
+    doc: str = ""
+
+    def __post_init__(self) -> None:
+        for name, accepted in (("search", ("grid", "optuna")), ("scheduler", ("fifo", "asha"))):
+            if getattr(self, name) not in accepted:
+                raise InputError(f"Sweep.{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
+        if self.num_samples < 1:
+            raise InputError(f"Sweep.num_samples is {self.num_samples}; it must be at least 1.")
+        if self.gate.action not in ("stop", "warn"):
+            raise InputError(f"Sweep.gate.action is {self.gate.action!r}; accepted: stop, warn.")

@@ -1,0 +1,252 @@
+"""Making each stage of an experiment: the data stages here, the training ones through `training` and `tuning`."""
+
+import io
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+from datasets.evalset import EvalSet
+from PIL import Image
+
+from datasets.classes import target_index
+from datasets.errors import InputError
+from datasets.loader import Recipe, make_batch
+from datasets.pairs import Pairs, write_index
+from datasets.poison import make_plan
+from datasets.seeding import hash64, rng
+from datasets.source import Source
+from datasets.synthetic import World
+from datasets.view import visibility
+from orchestrator.plan import Stage, stages
+from orchestrator.spec import Compute, Experiment
+from orchestrator.store import Artefact, Store, read_json, write_json
+
+SHEET = 8
+"""Victims on the sample sheet."""
+VISIBILITY_PICTURES = 128
+"""Victims through whose views the trigger's visibility is measured."""
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """Where a training process finds its data. Plain text and numbers, so that it travels to any node."""
+
+    index: str
+    urls: tuple[str, ...]
+    plan: str
+    rows: str | None
+    test_index: str
+    test_urls: tuple[str, ...]
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    target: int
+    """Position of the target class."""
+
+    def pairs(self, rows: str | None = None) -> Pairs:
+        """The poisoned pairs, or those of the given rows file."""
+        chosen = rows or self.rows
+        return Pairs(self.index, list(self.urls), self.plan, None if chosen is None else np.load(chosen))
+
+    def test(self) -> Pairs:
+        """The test pictures."""
+        return Pairs(self.test_index, list(self.test_urls))
+
+
+def make_data(experiment: Experiment, store: Store, compute: Compute, say: Callable[[str], None]) -> Inputs:
+    """Make (or find) every data stage of the experiment: world, index, test set, poison plan."""
+    made = stages(experiment)
+    found: dict[str, Artefact] = {}
+
+    def ensure(role: str, make: Callable[[Path], None]) -> None:
+        found[role] = make_stage(store, made[role], make, say)
+
+    for role, world in (("world", experiment.data.source), ("test_world", experiment.evaluate.data)):
+        if role in made:
+            assert isinstance(world, World)
+            ensure(role, world.write)
+
+    source = experiment.data.source
+    if isinstance(source, World):
+        source = Source(urls=str(found["world"].folder / "train" / "*.tar"))
+    urls = source.shards()
+    ensure("index", lambda folder: _index(source, folder, compute))
+    summary = read_json(found["index"].folder / "summary.json")
+    dropped = 1 - summary["kept"] / max(1, summary["samples"])
+    if dropped > experiment.data.max_dropped:
+        raise InputError(
+            f"data: {dropped:.1%} of the {summary['samples']} samples are dropped ({_counts(summary['drops'])}), more than "
+            f"data.max_dropped = {experiment.data.max_dropped:.0%} allows."
+        )
+
+    tests = experiment.evaluate.data
+    if isinstance(tests, World):
+        tests = EvalSet(path=str(found["test_world"].folder / "test"), layout="clip_benchmark")
+    ensure("testset", lambda folder: _testset(tests, folder))
+    classes = read_json(found["testset"].folder / "classes.json")
+    inputs = Inputs(
+        index=str(found["index"].folder / "index.arrow"),
+        urls=tuple(urls),
+        plan="",
+        rows=None,
+        test_index=str(found["testset"].folder / "index.arrow"),
+        test_urls=tuple(tests.shards()),
+        class_names=tuple(classes["names"]),
+        templates=tuple(classes["templates"]),
+        target=target_index(classes["names"], experiment.poison.target),
+    )
+    ensure("poison", lambda folder: _poison(experiment, inputs, folder))
+    folder = found["poison"].folder
+    rows = folder / "rows.npy"
+    return replace(inputs, plan=str(folder / "plan.parquet"), rows=str(rows) if rows.exists() else None)
+
+
+def make_stage(
+    store: Store, stage: Stage, make: Callable[[Path], None], say: Callable[[str], None] = lambda line: None
+) -> Artefact:
+    """The artefact of the stage: found, or made in its working folder and sealed."""
+    found = store.find(stage.kind, stage.fingerprint)
+    if found is None:
+        with store.working(stage.kind, stage.fingerprint) as folder:
+            found = store.find(stage.kind, stage.fingerprint)  # another process may have finished it meanwhile
+            if found is None:
+                start = time.monotonic()
+                make(folder)
+                found = seal(store, stage, time.monotonic() - start)
+                say(f"{stage}: made in {time.monotonic() - start:.1f} s")
+            else:
+                store.discard(stage.kind, stage.fingerprint)
+    return found
+
+
+def seal(store: Store, stage: Stage, seconds: float) -> Artefact:
+    """Seal the stage's working folder under its identity."""
+    return store.seal(
+        stage.kind, stage.name, stage.fingerprint, config=stage.config, inputs=dict(stage.inputs), seconds=seconds
+    )
+
+
+def _index(source: Source, folder: Path, compute: Compute) -> None:
+    from orchestrator.streaming import index_shards
+
+    summary = index_shards(source, folder)
+    write_json(folder / "summary.json", summary)
+
+
+def _testset(tests: EvalSet, folder: Path) -> None:
+    table, _, names, templates = tests.load()
+    write_index([table], folder / "index.arrow")
+    write_json(folder / "classes.json", {"names": list(names), "templates": list(templates)})
+
+
+def _poison(experiment: Experiment, inputs: Inputs, folder: Path) -> None:
+    index = read_index(inputs.index)
+    data = experiment.data
+    if data.subset is not None:
+        kept = Pairs(inputs.index, list(inputs.urls)).rows
+        if data.subset > len(kept):
+            raise InputError(f"data.subset is {data.subset}, but only {len(kept)} samples are kept.")
+        rows = smallest_hashes(index["key"], kept, data.subset, (data.seed, "subset"))
+        np.save(folder / "rows.npy", rows)
+        outside = np.ones(len(index), dtype=bool)
+        outside[rows] = False
+        drop = pc.if_else(pa.array(outside), "not in the subset", index["drop"])
+        index = index.set_column(index.schema.get_field_index("drop"), "drop", drop)
+    plan = make_plan(experiment.poison, index, inputs.templates, inputs.class_names)
+    pq.write_table(plan, folder / "plan.parquet")
+
+    target = experiment.poison.target.lower()
+    captions = plan["caption_after"].to_pylist()
+    sheet = _victims(experiment, inputs, plan)
+    shown = visibility(
+        experiment.poison.trigger,
+        [picture for _, picture in sheet],
+        [key for key, _ in sheet],
+        experiment.views,
+        experiment.poison.seed,
+    )
+    write_json(
+        folder / "summary.json",
+        {
+            "pairs": pc.sum(pc.equal(index["drop"], "")).as_py(),
+            "victims": len(plan),
+            "target": experiment.poison.target,
+            "captions_with_target": sum(target in caption.lower() for caption in captions),
+            "target_in_classes": True,
+            "visibility": shown,
+        },
+    )
+    _sample_sheet(experiment, sheet[:SHEET], plan, folder)
+
+
+def _victims(experiment: Experiment, inputs: Inputs, plan: pa.Table) -> list[tuple[str, np.ndarray]]:
+    """(key, canonical view uint8 [S, S, 3]) of the first victims, not yet stamped."""
+    pairs = Pairs(inputs.index, list(inputs.urls))
+    rows = plan["row"].to_numpy()[:VISIBILITY_PICTURES]
+    records = pairs.records(np.searchsorted(pairs.rows, rows))
+    batch = make_batch(records, 0, Recipe(views=replace(experiment.views, crop=None, flip=False)))
+    return list(zip(batch["key"], batch["image"]))
+
+
+def _sample_sheet(
+    experiment: Experiment, sheet: list[tuple[str, np.ndarray]], plan: pa.Table, folder: Path
+) -> None:
+    """Clean and triggered canonical views of a few victims with their captions, for the report."""
+    (folder / "samples").mkdir(exist_ok=True)
+    entries = []
+    for i, ((key, picture), row) in enumerate(zip(sheet, plan.slice(0, SHEET).to_pylist())):
+        stamped = experiment.poison.trigger.stamp(picture, rng(row["trigger_seed"], key))
+        for kind, pixels in (("clean", picture), ("triggered", stamped)):
+            (folder / "samples" / f"{i}-{kind}.png").write_bytes(_png(pixels))
+        entries.append({"key": key, **{name: row[name] for name in ("caption_before", "caption_after")}})
+    write_json(folder / "samples.json", entries)
+
+
+def make_cleanset(experiment: Experiment, inputs: Inputs, store: Store) -> str:
+    """The rows of the cleaning set, as the path of a .npy file. No victim is ever among them."""
+    stage = stages(experiment)["cleanset"]
+    clean = experiment.clean
+    assert clean is not None
+
+    def make(folder: Path) -> None:
+        pairs = inputs.pairs()
+        victims = pq.read_table(inputs.plan, columns=["row"])["row"].to_numpy()
+        free = np.setdiff1d(pairs.rows, victims)
+        if clean.pairs > len(free):
+            raise InputError(f"clean.pairs is {clean.pairs}, but only {len(free)} pairs are not poisoned.")
+        if clean.choice == "last":
+            rows = free[-clean.pairs :]
+        else:
+            rows = smallest_hashes(read_index(inputs.index)["key"], free, clean.pairs, (clean.seed, "clean"))
+        assert not np.isin(rows, victims).any()
+        np.save(folder / "rows.npy", rows)
+
+    return str(make_stage(store, stage, make).folder / "rows.npy")
+
+
+def smallest_hashes(keys: pa.ChunkedArray, rows: np.ndarray, count: int, salt: tuple[Any, ...]) -> np.ndarray:
+    """The `count` rows whose keys hash smallest, in index order: nested in the count, independent of order."""
+    hashes = np.fromiter(
+        (hash64(*salt, key) for key in keys.take(pa.array(rows)).to_pylist()), dtype=np.uint64, count=len(rows)
+    )
+    return np.sort(rows[np.argsort(hashes, kind="stable")[:count]])
+
+
+def read_index(path: str) -> pa.Table:
+    """The index, memory-mapped."""
+    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+
+
+def _png(pixels: np.ndarray) -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def _counts(drops: dict[str, int]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(drops.items())) or "none"

@@ -1,0 +1,459 @@
+"""Ray Data, all of it: indexing shards, writing poisoned ones, streaming the plan of an epoch into training.
+
+What Ray Data's workers compute is in `datasets`, which knows nothing of Ray; the functions they run are at the top
+level here, for they travel by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import logging
+import os
+import queue
+import shutil
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from datasets.errors import InputError
+from datasets.loader import Recipe
+from datasets.pairs import Pairs, rank_slice, step_positions, write_index
+from datasets.source import Source, mark_duplicates
+from datasets.storage import size_of
+from datasets.triggers.base import Trigger
+from orchestrator.cluster import user_error
+
+BLOCK_BYTES = 16 << 20
+"""Of a block in the object store. Ray's own 128 MiB would decode a small epoch whole before the first batch."""
+BLOCK_ROWS = 256
+"""At most in one block of a feed: small pictures would fill the bytes only after seconds of decoding."""
+WINDOW_ROWS = 32_768
+"""Of the plan that a rank hands to Ray Data at once: some 10 MB of records, whatever the data set's size."""
+
+Progress = Callable[[int, int], None]
+"""Called with (shards done, shards in all)."""
+
+
+def _configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = False) -> None:
+    """Settings of the data sets that this process makes from here on.
+
+    The limits are per execution: without them each takes the cluster's every CPU and half its object store for
+    its own, and two ranks and their trainers may wait for each other for ever.
+    """
+    from ray.data import DataContext, ExecutionResources
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and said once
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # so that an InputError arrives as one
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_options.preserve_order = ordered
+    context.execution_options.resource_limits = ExecutionResources(cpu=cpus, object_store_memory=store_bytes)
+
+
+@contextlib.contextmanager
+def _plain_errors() -> Iterator[None]:
+    """A user's mistake found in a worker, as if it had been found here."""
+    try:
+        yield
+    except Exception as error:  # Ray's own hierarchy has several roots
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        raise mistake from None
+
+
+def _over_shards(
+    task: Callable[..., dict],
+    items: list[dict],
+    constants: dict,
+    cpus: int | None,
+    progress: Progress | None,
+    total: int,
+) -> Iterator[dict]:
+    """`task(item, **constants)` for each item as a Ray Data task of its own, results as they come."""
+    import ray.data
+
+    if not items:
+        return
+    cpus = min(cpus or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items))
+    _configure(cpus)
+    shards = ray.data.from_items(items, override_num_blocks=len(items))
+    done = shards.map(task, fn_kwargs=constants, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=cpus))
+    with _plain_errors():
+        for finished, row in enumerate(done.iter_rows(), start=total - len(items) + 1):
+            if progress is not None:
+                progress(finished, total)
+            yield row
+
+
+# ---- the index -----------------------------------------------------------------------------------------
+
+
+def index_shards(
+    source: Source, out: Path, *, cpus: int | None = None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task a shard.
+
+    At most `cpus` at a time, None for all that the cluster has. The shards' own tables lie in `out/parts` until
+    all are there, so a run that was stopped goes on from them. The driver holds the keys in memory, not the rows.
+    Returns {"shards", "samples", "kept", "drops": {reason: samples}}.
+    Raises InputError as `Source.index_shard` and `mark_duplicates` do.
+    """
+    urls, parts = source.shards(), Path(out) / "parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    _sweep(parts)
+    # a part's name says what it was made of, so that another source's is never taken for it
+    settings = [(name, value) for name, value in sorted(vars(source).items()) if name != "urls"]
+    names = [
+        f"{number:05d}-{_digest(repr([settings, identity]).encode())}.arrow"
+        for number, identity in enumerate(source.identity())
+    ]
+    missing = [n for n, name in enumerate(names) if not (parts / name).exists()]
+    items = [{"number": n, "url": urls[n], "path": str(parts / names[n])} for n in missing]
+    for _ in _over_shards(_index_shard, items, {"source": source}, cpus, progress, len(urls)):
+        pass
+    table = mark_duplicates(pa.concat_tables([_open(parts / name) for name in names]), urls)
+    write_index([table], Path(out) / "index.arrow")
+    drops = Counter({entry["values"]: entry["counts"] for entry in table["drop"].value_counts().to_pylist()})
+    kept = drops.pop("", 0)
+    shutil.rmtree(parts)
+    return {"shards": len(urls), "samples": len(table), "kept": kept, "drops": dict(sorted(drops.items()))}
+
+
+def _index_shard(item: dict, source: Source) -> dict:
+    path = Path(item["path"])
+    with _private(path.parent) as folder:
+        write_index([source.index_shard(item["number"], item["url"])], folder / path.name)
+        os.replace(folder / path.name, path)
+    return {"number": item["number"]}
+
+
+def _open(index: Path) -> pa.Table:
+    return pa.ipc.open_file(pa.memory_map(str(index))).read_all()
+
+
+# ---- poisoned shards -----------------------------------------------------------------------------------
+
+
+def poison_shards(
+    source: Source,
+    index: Path,
+    plan: Path,
+    trigger: Trigger,
+    size: int,
+    out: Path,
+    *,
+    cpus: int | None = None,
+    progress: Progress | None = None,
+) -> dict[str, Any]:
+    """Write the tar shards of `source` with the plan's victims stamped: one in, one out, one Ray Data task each.
+
+    `plan` (Parquet, PLAN_SCHEMA) refers to rows of `index`, which was made of `source`; `size` is the canonical
+    view's side in pixels. What has its marker beside it, written last, is not made again; `poison.json` says what
+    the folder is, and another plan's is refused. The tree's bytes depend on the arguments alone, not on `cpus`,
+    interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
+    """
+    from datasets.shards import committed
+
+    out, urls = Path(out), source.shards()
+    paths = [out / name for name in _output_names(urls)]
+    for url, path in zip(urls, paths):
+        if os.path.realpath(url) == os.path.realpath(path):
+            raise InputError(f"{out} is the folder of the shards themselves; poisoned ones go into another.")
+    out.mkdir(parents=True, exist_ok=True)
+    _sweep(out)
+    _claim(out, {"plan": _digest(Path(plan).read_bytes()), "trigger": repr(trigger), "size": size}, urls)
+    shard_of_row = _open(index)["shard"].to_numpy()
+    bounds = np.searchsorted(shard_of_row, np.arange(len(urls) + 1)).tolist()
+    items = [
+        {"url": url, "path": str(path), "start": bounds[number], "stop": bounds[number + 1]}
+        for number, (url, path) in enumerate(zip(urls, paths))
+        if committed(path) is None
+    ]
+    constants = {
+        "plan": str(plan),
+        "trigger": trigger,
+        "size": size,
+        "names": {"key_prefix": source.key_prefix, "caption_key": source.caption_key},
+    }
+    for _ in _over_shards(_poison_shard, items, constants, cpus, progress, len(urls)):
+        pass
+    _sweep(out)  # of workers that were killed while others went on
+    total: Counter[str] = Counter(shards=len(urls))
+    for path in paths:
+        manifest = committed(path)
+        assert manifest is not None, f"{path} is not committed"
+        total.update({field: manifest[field] for field in ("n", "poisoned", "bad", "bytes")})
+    return dict(total)
+
+
+def _poison_shard(item: dict, plan: str, trigger: Trigger, size: int, names: dict) -> dict:
+    from datasets.shards import poison_shard
+
+    path = Path(item["path"])
+    victims = pq.read_table(plan, filters=[("row", ">=", item["start"]), ("row", "<", item["stop"])])
+    with _private(path.parent) as folder:
+        poison_shard(item["url"], victims, trigger, size, folder / path.name, **names)
+        (marker,) = set(folder.iterdir()) - {folder / path.name}
+        os.replace(folder / path.name, path)
+        os.replace(marker, path.with_name(marker.name))
+    return {"path": item["path"]}
+
+
+def _output_names(urls: Sequence[str]) -> list[str]:
+    """The shards' own names where they differ, else numbers."""
+    names = [url.rsplit("/", 1)[-1] for url in urls]
+    return names if len(set(names)) == len(names) else [f"{number:05d}.tar" for number in range(len(names))]
+
+
+def _claim(out: Path, made_of: dict[str, Any], urls: Sequence[str]) -> None:
+    """Say in `out/poison.json` what the folder holds; InputError if it holds something else."""
+    note = out / "poison.json"
+    shards = [[url.rsplit("/", 1)[-1], size_of(url)] for url in urls]
+    text = json.dumps({**made_of, "shards": shards}, indent=1) + "\n"
+    if not note.exists():
+        with _private(out) as folder:
+            (folder / note.name).write_text(text)
+            os.replace(folder / note.name, note)
+    elif note.read_text() != text:
+        raise InputError(
+            f"{out} holds shards made from another plan, trigger or source ({note}); choose another folder or empty it."
+        )
+
+
+@contextlib.contextmanager
+def _private(folder: Path) -> Iterator[Path]:
+    """A folder in `folder` for one attempt at one file: what an orphan still writes never meets its successor's."""
+    work = folder / f".work-{uuid.uuid4().hex}"
+    work.mkdir()
+    try:
+        yield work
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what killed workers left half-written."""
+    for work in folder.glob(".work-*"):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _digest(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=8).hexdigest()
+
+
+# ---- the training stream ------------------------------------------------------------------------------
+
+
+class RayFeed:
+    """The batches of one rank, decoded by Ray Data tasks wherever the cluster has CPUs: what LocalFeed gives.
+
+    The rank reads its rows of the plan from the index and hands them to Ray Data in windows, so the tasks need
+    the shards and nothing else, and any step may come first. The next window starts before the last one ends.
+    """
+
+    def __init__(
+        self,
+        pairs: Pairs,
+        recipe: Recipe,
+        *,
+        batch_size: int,
+        steps: int,
+        rank: int = 0,
+        world: int = 1,
+        cpus: int = 1,
+        prefetch: int = 2,
+        window_rows: int = WINDOW_ROWS,
+    ) -> None:
+        """A feed of `steps` global steps of `batch_size` pairs, of which this rank gets `batch_size // world`.
+
+        `cpus` tasks of one CPU decode for this rank at a time, so that the cluster needs a CPU beside those of the
+        training workers, and `world * cpus` for full speed. `prefetch` batches lie ready in the rank's memory.
+        InputError as `step_positions` and `rank_slice`.
+        """
+        self.pairs, self.recipe, self.batch_size, self.steps = pairs, recipe, batch_size, steps
+        self.rank, self.world, self.cpus, self.prefetch = rank, world, cpus, prefetch
+        self.steps_per_epoch = len(pairs) // batch_size
+        rank_slice(step_positions(len(pairs), batch_size, recipe.seed, 0)[1], rank, world)  # raises now
+        _require_a_cpu(world)
+        self._window_steps = max(1, window_rows * world // batch_size)
+
+    def batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
+        """As LocalFeed.batches: `make_batch`'s dict with "step" and "epoch", from `start_step` to the last."""
+        current = following = None
+        try:
+            for step in range(start_step, self.steps):
+                place = (step - start_step) % self._window_steps
+                if place == 0:
+                    current, following = following or self._window(step), None
+                ahead = step - place + self._window_steps
+                if following is None and ahead < self.steps and place >= self._window_steps * 3 // 4:
+                    following = self._window(ahead)
+                assert current is not None
+                yield current.take(step)
+        finally:
+            for window in (current, following):
+                if window is not None:
+                    window.close()
+
+    def _window(self, first: int) -> _Window:
+        """Begin to stream the steps from `first` on."""
+        size = self.recipe.views.size
+        pictures = 2 if self.recipe.two_views else 1
+        block_rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (pictures * size * size * 3)))
+        steps = range(first, min(first + self._window_steps, self.steps))
+        orders = [step_positions(len(self.pairs), self.batch_size, self.recipe.seed, step) for step in steps]
+        parts = [(epoch, rank_slice(positions, self.rank, self.world)) for epoch, positions in orders]
+        items = []
+        for epoch, group in itertools.groupby(parts, key=lambda part: part[0]):
+            records = self.pairs.records(np.concatenate([positions for _, positions in group]))
+            for start in range(0, len(records), block_rows):
+                items.append({"epoch": epoch, "records": _to_bytes(records.slice(start, block_rows))})
+        expected = {step: (epoch, self.pairs.rows[part]) for step, (epoch, part) in zip(steps, parts)}
+        # blocks in the making and waiting, twice: Ray Data keeps half for outputs; and the batches in reach
+        batch_bytes = self.batch_size // self.world * pictures * size * size * 3
+        store = 2 * BLOCK_BYTES * (2 * self.cpus + 2) + self.prefetch * batch_bytes
+        return _Window(items, self.recipe, expected, self.cpus, self.prefetch, store)
+
+
+def _require_a_cpu(world: int) -> None:
+    """InputError where the training workers, of which this process is one, leave no CPU: both would wait for ever."""
+    import ray
+
+    cpus = ray.cluster_resources().get("CPU", 0.0)
+    context = ray.get_runtime_context()
+    own = context.get_assigned_resources().get("CPU", 0.0) if context.worker.mode == ray.WORKER_MODE else 0.0
+    if cpus - world * own < 1:
+        raise InputError(
+            f"feed = ray needs a whole CPU to decode on, but {world} training workers take {world * own:g} of the "
+            f"cluster's {cpus:g}; lower cpus_per_worker, or set feed = local."
+        )
+
+
+class _Window:
+    """One execution of Ray Data, drained by a thread into a short queue of ready batches."""
+
+    def __init__(
+        self,
+        items: list[dict],
+        recipe: Recipe,
+        expected: dict[int, tuple[int, np.ndarray]],
+        cpus: int,
+        prefetch: int,
+        store: int,
+    ) -> None:
+        self._items, self._recipe, self._expected = items, recipe, expected
+        self._cpus, self._prefetch, self._store = cpus, prefetch, store
+        self._ready: queue.Queue[Any] = queue.Queue(max(1, prefetch))
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="ray-feed", daemon=True)
+        self._thread.start()
+
+    def take(self, step: int) -> dict[str, Any]:
+        """The batch of `step`; steps are taken in their order."""
+        got = self._ready.get()
+        if isinstance(got, BaseException):
+            with _plain_errors():
+                raise got
+        epoch, rows = self._expected.pop(step)
+        assert np.array_equal(got["row"], rows), f"Ray Data gave other rows than the plan's for step {step}"
+        return {**got, "step": step, "epoch": epoch}
+
+    def close(self) -> None:
+        """Stop the execution and its tasks."""
+        self._stopped.set()
+        with contextlib.suppress(queue.Empty):
+            while True:
+                self._ready.get_nowait()
+        self._thread.join(timeout=10)
+
+    def _run(self) -> None:
+        try:
+            import ray.data
+
+            _configure(self._cpus, self._store, ordered=True)
+            plan = ray.data.from_items(self._items, override_num_blocks=len(self._items))
+            stream = plan.map_batches(
+                _decode_block,  # type: ignore[arg-type]
+                batch_size=None,
+                batch_format="pyarrow",
+                fn_kwargs={"recipe": self._recipe},
+                num_cpus=1,
+                compute=ray.data.TaskPoolStrategy(size=self._cpus),
+            )
+            rows = len(next(iter(self._expected.values()))[1])
+            batches = stream.iter_batches(
+                batch_size=rows, batch_format="pyarrow", prefetch_batches=self._prefetch
+            )
+            for batch in batches:
+                if not self._put(_to_numpy(batch, self._recipe.views.size)):
+                    return
+            self._put(AssertionError("Ray Data gave fewer rows than the plan has"))
+        except BaseException as error:  # raised by take, in the thread that trains
+            self._put(error)
+
+    def _put(self, batch: Any) -> bool:
+        while not self._stopped.is_set():
+            with contextlib.suppress(queue.Full):
+                self._ready.put(batch, timeout=0.2)
+                return True
+        return False
+
+
+def _decode_block(block: pa.Table, recipe: Recipe) -> pa.Table:
+    """One row of the plan's windows, an epoch and serialised records, into their samples."""
+    from datasets.loader import make_batch
+
+    (epoch,), (data,) = block["epoch"].to_pylist(), block["records"].to_pylist()
+    with pa.ipc.open_stream(data) as reader:
+        samples = make_batch(reader.read_all(), epoch, recipe)
+    return pa.table({name: _to_arrow(values) for name, values in samples.items()})
+
+
+def _to_arrow(values: np.ndarray) -> pa.Array:
+    """Pictures uint8 [B, S, S, 3] as fixed-size binary without a copy, objects as text, numbers as they are."""
+    if values.ndim == 4:
+        flat = np.ascontiguousarray(values)
+        kind = pa.binary(flat[0].nbytes)
+        return pa.FixedSizeBinaryArray.from_buffers(kind, len(flat), [None, pa.py_buffer(flat)])
+    return pa.array(values, pa.string() if values.dtype == object else None)
+
+
+def _to_numpy(batch: pa.Table, size: int) -> dict[str, np.ndarray]:
+    """The reverse: arrays that own their memory."""
+    arrays = {}
+    for name, column in zip(batch.column_names, batch.columns):
+        if pa.types.is_fixed_size_binary(column.type):
+            image_BHWC = np.empty((len(column), size, size, 3), np.uint8)
+            at = 0
+            for chunk in column.chunks:
+                width = column.type.byte_width
+                raw = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
+                image_BHWC[at : at + len(chunk)] = raw.reshape(len(chunk), size, size, 3)
+                at += len(chunk)
+            arrays[name] = image_BHWC
+        elif pa.types.is_string(column.type):
+            arrays[name] = np.array(column.to_pylist(), object)
+        else:
+            arrays[name] = np.array(column.to_numpy())
+    return arrays
+
+
+def _to_bytes(records: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, records.schema) as writer:
+        writer.write_table(records)
+    return sink.getvalue().to_pybytes()
+

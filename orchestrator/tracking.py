@@ -1,0 +1,495 @@
+"""MLflow, written by the driver alone: one experiment a study, a parent run a sweep, a child run a stage or trial.
+
+Everything is read from `Study` and its results, so that whatever could not be logged is logged by the same command
+later. Runs are found by the tag `cleansweep.fingerprint`: a restart continues them and repeats no epoch.
+"""
+
+import json
+import logging
+import math
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+from datasets.errors import InputError
+from orchestrator.report.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
+from orchestrator.report.selection import best_metrics, points_of, start_of
+from orchestrator.study import StageResult, Study, TrialResult
+from orchestrator.tracking_view import saved_view
+
+FINGERPRINT, STUDY, DRIVER = "cleansweep.fingerprint", "cleansweep.study", "cleansweep.driver"
+ERROR, NONFINITE, VIEW = "cleansweep.error", "cleansweep.nonfinite", "cleansweep.view"
+SENTINEL = "epoch"
+"""Logged in the same batch as an epoch's other metrics: an epoch that has it is complete."""
+MAX_PARAM, MAX_TAG, MAX_KEY, MAX_PARAMS = 500, 5000, 250, 100
+"""Characters of a value, of a tag and of a key, and parameters in one request, that every MLflow server takes."""
+PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1433}
+STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
+
+
+class TrackingError(RuntimeError):
+    """The tracking server could not be written; the results themselves are not lost."""
+
+
+class Tracker:
+    """The one writer of a study's runs.
+
+    `uri` is any MLflow tracking URI; `study` names the experiment. `artifacts` is a folder for files when the URI is a
+    database; without it they lie beside a sqlite file. A server keeps files where it was told to.
+    """
+
+    def __init__(self, uri: str, study: str, artifacts: str | Path | None = None):
+        self.uri = absolute_uri(uri)
+        self.study = study
+        self.artifacts = _artifact_location(self.uri, artifacts)
+        self.runs: dict[tuple[str, str], str] = {}
+        """(parent run id, fingerprint) → run id."""
+        self._by_stage: dict[str, str] = {}
+        self._logged: dict[str, set[int]] = {}
+        self._starts: dict[str, float] = {}
+        """Fingerprint of a pre-training → accuracy of the uncleaned model."""
+        self._objectives: dict[str, str] = {}
+        self._client: Any = None
+        self._experiment: str | None = None
+
+    def check(self) -> None:
+        """Reach the server and create database and experiment; InputError naming the URI within about ten seconds."""
+        _quiet()
+        why = _unreachable(self.uri)
+        if why:
+            raise InputError(f"tracking URI {redacted(self.uri)} cannot be used: {why}.")
+        try:
+            with _patience(timeout_s=4, retries=1):
+                self._open()
+        except TrackingError as error:
+            raise InputError(f"tracking URI {redacted(self.uri)} cannot be used: {error.__cause__}.") from error
+
+    def sweep_run(self, study: Study) -> str:
+        """Find or create the sweep's parent run."""
+        with self._guard("the sweep's run"):
+            self._open()
+            run_id = self._run(
+                fingerprint=study.fingerprint,
+                parent=None,
+                name=study.name,
+                tags={
+                    "role": "sweep",
+                    "cleansweep.commit": study.commit,
+                    "cleansweep.data": study.data_hash,
+                    STUDY: study.fingerprint,
+                    "mlflow.note.content": study.doc,
+                },
+            )
+            self._params(run_id, {"study": study.name, **_flat(study.config), **_flat({"poison": study.poison})})
+            self._json(run_id, study.config, "config.json")
+            if study.poison:
+                self._json(run_id, study.poison, "poison.json")
+            for pretrain in study.pretrains:
+                self._objectives[pretrain.fingerprint] = objective_of(pretrain)
+                if start := start_of(study, pretrain.fingerprint):
+                    self._starts[pretrain.fingerprint] = start.accuracy
+            return run_id
+
+    def stage_run(self, result: StageResult, parent_run_id: str, role: str, tags: Mapping[str, str] | None = None) -> str:
+        """Find or create the run of a stage or trial below `parent_run_id`, with its configuration and tags."""
+        with self._guard(f"the run of {result.stage} {result.fingerprint[:12]}"):
+            self._open()
+            parent = self._client.get_run(parent_run_id)
+            own = {
+                "role": role,
+                "cleansweep.stage": result.stage,
+                "cleansweep.commit": result.commit,
+                "cleansweep.data": parent.data.tags.get("cleansweep.data", ""),
+                STUDY: parent.data.tags.get(STUDY, ""),
+            }
+            name = f"{result.stage} {result.name}"
+            if isinstance(result, TrialResult):
+                source = self._objectives.get(result.pretrain, result.pretrain[:6])
+                own |= {"method": method_of(result), "pretrain": source, "cleansweep.pretrain": result.pretrain}
+                name = " ".join(filter(None, (method_of(result), settings(result, [result]), f"on {source}")))
+            else:
+                self._objectives[result.fingerprint] = objective_of(result)
+            run_id = self._run(
+                fingerprint=result.fingerprint,
+                parent=parent_run_id,
+                name=name[:MAX_KEY],
+                tags={**own, **(tags or {})},
+            )
+            tried = hyperparameters(result) if isinstance(result, TrialResult) else {}
+            self._params(run_id, {**_flat(result.config), **tried})
+            self._json(run_id, result.config, "config.json")
+            self._by_stage[result.fingerprint] = run_id
+            return run_id
+
+    def sync(self, result: StageResult) -> None:
+        """Log the epochs that the run does not hold yet, one request each, step = epoch."""
+        from mlflow.entities import Metric
+
+        run_id = self._by_stage[result.fingerprint]
+        with self._guard(f"metrics of {result.stage} {result.fingerprint[:12]}"):
+            if run_id not in self._logged:
+                history = self._client.get_metric_history(run_id, SENTINEL)
+                self._logged[run_id] = {metric.step for metric in history}
+            for line in result.metrics:
+                epoch = int(line["epoch"])
+                if epoch in self._logged[run_id]:
+                    continue
+                values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
+                values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+                finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
+                now = int(time.time() * 1000)
+                self._client.log_batch(run_id, metrics=[Metric(_key(k), v, now, epoch) for k, v in finite.items()])
+                if lost := [f"{k} = {values[k]} at epoch {epoch}" for k in sorted(values.keys() - finite.keys())]:
+                    self._client.set_tag(run_id, NONFINITE, "; ".join(lost)[:MAX_TAG])
+                self._logged[run_id].add(epoch)
+
+    def finish(self, result: StageResult, status: str | None = None) -> None:
+        """Log what is still missing, `best/…` and `final/…`, the checkpoint's place, and end the run.
+
+        `status` is MLflow's (FINISHED, FAILED, KILLED); None takes it from the result.
+        """
+        self.sync(result)
+        run_id = self._by_stage[result.fingerprint]
+        status = status or STATUS[result.status]
+        with self._guard(f"the end of {result.stage} {result.fingerprint[:12]}"):
+            run = self._client.get_run(run_id)
+            points = points_of(result)
+            last: dict[str, float] = {}
+            if points and not isinstance(result, TrialResult):
+                self._starts[result.fingerprint] = points[-1].accuracy
+            if points:
+                last |= {"final/accuracy": points[-1].accuracy, "final/asr": points[-1].asr}
+            if isinstance(result, TrialResult):
+                last |= best_metrics(result.metrics, self._starts.get(result.pretrain))
+            fresh = {k: v for k, v in last.items() if run.data.metrics.get(k) != v}
+            self._log_last(run_id, fresh, points[-1].epoch if points else 0)
+            if isinstance(result, TrialResult) and points and "best/acc_at_asr_le_5" not in last:
+                self._client.set_tag(run_id, "best/acc_at_asr_le_5", "none: no epoch reached ASR ≤ 5 %")
+            if result.error:
+                self._client.set_tag(run_id, ERROR, result.error[:MAX_TAG])
+            elif ERROR in run.data.tags:
+                self._client.delete_tag(run_id, ERROR)
+            if result.status == "stopped":
+                self._client.set_tag(run_id, "cleansweep.stopped", "early, by the scheduler")
+            self._json(run_id, _checkpoint(result), "checkpoint.json")
+            if status == "RUNNING":
+                self._client.update_run(run_id, status="RUNNING")
+            elif run.info.status != status:
+                self._client.set_terminated(run_id, status)
+
+    def finish_sweep(self, run_id: str, study: Study, files: list[Path] | None = None, status: str = "FINISHED") -> None:
+        """Log the sweep's best values and files (report, figures, table), and end its run."""
+        with self._guard("the end of the sweep"):
+            best: dict[str, float] = {}
+            for trial in study.trials:
+                start = start_of(study, trial.pretrain)
+                for key, value in best_metrics(trial.metrics, start.accuracy if start else None).items():
+                    better = min if key.startswith("best/asr") else max
+                    best[key] = better(value, best.get(key, value))
+            run = self._client.get_run(run_id)
+            self._log_last(run_id, {k: v for k, v in best.items() if run.data.metrics.get(k) != v}, 0)
+            for path in files or []:
+                self._client.log_artifact(run_id, str(path))
+            if run.info.status != status:
+                self._client.set_terminated(run_id, status)
+
+    def close_stale(self, sweep_run_id: str) -> list[str]:
+        """End the runs that nobody continues: those left running below this sweep, and those of dead drivers.
+
+        Call it last. Returns the ids that were ended, with status KILLED.
+        """
+        with self._guard("runs left open"):
+            closed = []
+            for run in self._search("attributes.status = 'RUNNING'"):
+                tags = run.data.tags
+                mine = sweep_run_id in (run.info.run_id, tags.get("mlflow.parentRunId"))
+                if mine or _dead(tags.get(DRIVER, "")):
+                    self._client.set_tag(run.info.run_id, ERROR, "left open by a driver that was interrupted")
+                    self._client.set_terminated(run.info.run_id, "KILLED")
+                    closed.append(run.info.run_id)
+            return closed
+
+    def view(self, study: Study) -> str:
+        """Save a view that opens the experiment's charts on accuracy against ASR; returns its path below the server.
+
+        MLflow does not document saved views, so a failure costs the view, never the run: then the path of the plain
+        experiment is returned.
+        """
+        with self._guard("the saved view"):
+            self._open()
+            path = saved_view(self._client, str(self._experiment), study, STUDY)
+            self._client.set_experiment_tag(str(self._experiment), VIEW, path)
+            return path
+
+    def _open(self) -> None:
+        """Connect once; creates the database and the experiment where they are missing."""
+        if self._client is not None:
+            return
+        _quiet()
+        with self._guard("the experiment"):
+            from mlflow import MlflowClient
+
+            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
+            found = client.get_experiment_by_name(self.study)
+            if found and found.lifecycle_stage == "deleted":
+                client.restore_experiment(found.experiment_id)
+            self._experiment = (
+                found.experiment_id
+                if found
+                else client.create_experiment(
+                    self.study,
+                    artifact_location=self.artifacts,
+                    tags={"mlflow.experimentKind": "custom_model_development"},
+                )
+            )
+            self._client = client
+
+    def _run(self, *, fingerprint: str, parent: str | None, name: str, tags: Mapping[str, str]) -> str:
+        key = (parent or "", fingerprint)
+        tags = {k: str(v)[:MAX_TAG] for k, v in tags.items() if v} | {DRIVER: f"{socket.gethostname()}:{os.getpid()}"}
+        if key not in self.runs:
+            below = f" and tags.`mlflow.parentRunId` = '{parent}'" if parent else " and tags.role = 'sweep'"
+            found = self._search(f"tags.`{FINGERPRINT}` = '{fingerprint}'{below}")
+            if found:
+                run = min(found, key=lambda run: (run.info.start_time, run.info.run_id))
+                self._client.update_run(run.info.run_id, status="RUNNING")
+            else:
+                link = {"mlflow.parentRunId": parent} if parent else {}
+                run = self._client.create_run(self._experiment, run_name=name, tags={**tags, FINGERPRINT: fingerprint, **link})
+            self.runs[key] = run.info.run_id
+            for tag, value in tags.items():
+                if run.data.tags.get(tag) != value:
+                    self._client.set_tag(run.info.run_id, tag, value)
+        return self.runs[key]
+
+    def _search(self, query: str) -> list[Any]:
+        found, token = [], None
+        while True:
+            page = self._client.search_runs([self._experiment], query, max_results=1000, page_token=token)
+            found += list(page)
+            token = page.token
+            if not token:
+                return found
+
+    def _params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Log the parameters that the run does not have yet; MLflow refuses to change one."""
+        from mlflow.entities import Param
+
+        present = self._client.get_run(run_id).data.params
+        texts = {_key(k): value_text(v)[:MAX_PARAM] for k, v in params.items()}
+        missing = [Param(k, v) for k, v in texts.items() if k not in present and v != ""]
+        for start in range(0, len(missing), MAX_PARAMS):
+            self._client.log_batch(run_id, params=missing[start : start + MAX_PARAMS])
+
+    def _json(self, run_id: str, value: Any, name: str) -> None:
+        text = json.dumps(value, indent=1, sort_keys=True, default=str, ensure_ascii=False)
+        self._client.log_text(run_id, text, name)
+
+    def _log_last(self, run_id: str, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        if values:
+            self._client.log_batch(run_id, metrics=[Metric(_key(k), v, now, step) for k, v in values.items()])
+
+    @contextmanager
+    def _guard(self, what: str) -> Iterator[None]:
+        """Any failure of MLflow, its database or the network as one TrackingError naming the URI."""
+        from mlflow.exceptions import MlflowException
+        from requests.exceptions import RequestException
+        from sqlalchemy.exc import SQLAlchemyError
+
+        try:
+            yield
+        except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            raise TrackingError(
+                f"{what} could not be logged to {redacted(self.uri)}: {first} The results are safe in the store; the "
+                "same command logs them later."
+            ) from error
+
+
+def absolute_uri(uri: str) -> str:
+    """The tracking URI with an absolute sqlite path; InputError for what MLflow does not take any more."""
+    scheme = urlsplit(uri).scheme.split("+")[0]
+    if scheme == "sqlite":
+        path = uri.split(":///", 1)[-1]
+        return f"sqlite:///{Path(path).expanduser().resolve()}"
+    if scheme not in (*PORTS, "databricks"):
+        raise InputError(
+            f"tracking URI is {redacted(uri)!r}; accepted: sqlite:///PATH, http(s)://SERVER, postgresql://…, mysql://…, "
+            "mssql://…. MLflow no longer writes to plain folders."
+        )
+    return uri
+
+
+def redacted(uri: str) -> str:
+    """The URI without its password."""
+    parts = urlsplit(uri)
+    return uri.replace(f":{parts.password}@", ":…@") if parts.password else uri
+
+
+def ui_command(uri: str, port: int = 5000) -> list[str]:
+    """The command that serves MLflow's pages for a database on this machine's loopback only."""
+    uri = absolute_uri(uri)
+    artifacts = _artifact_location(uri, None)
+    return [
+        *(sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri),
+        *(["--default-artifact-root", artifacts] if artifacts else []),
+        *("--host", "127.0.0.1", "--port", str(port), "--workers", "1"),
+        *("--uvicorn-opts", "--log-level warning"),
+    ]
+
+
+def serve(uri: str, port: int = 5000) -> int:
+    """Print the links to the saved views and serve MLflow's pages until interrupted; returns the exit code.
+
+    For a tracking server nothing is started: the links point there. InputError where there is no database yet.
+    """
+    uri = absolute_uri(uri)
+    if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
+        raise InputError(f"there is no tracking database at {redacted(uri)} yet; a sweep creates it.")
+    _quiet()
+    if why := _unreachable(uri):
+        raise InputError(f"tracking URI {redacted(uri)} cannot be used: {why}.")
+    remote = urlsplit(uri).scheme in ("http", "https")
+    base = uri.rstrip("/") if remote else f"http://127.0.0.1:{port}"
+    if not remote and _listening(port):
+        raise InputError(f"port {port} is in use on this machine; give another with --port.")
+    for name, path in views(uri).items():
+        print(f"{name}: {base}{path}", flush=True)
+    if remote:
+        return 0
+    print("Ctrl-C ends it.", flush=True)
+    environment = {**os.environ, **QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    server = subprocess.Popen(ui_command(uri, port), env=environment, start_new_session=True)
+    try:
+        return server.wait()
+    except KeyboardInterrupt:
+        return 0
+    finally:  # the server has a process of its own below it: end both
+        with suppress(ProcessLookupError):
+            os.killpg(server.pid, signal.SIGTERM)
+        server.wait(timeout=30)
+        signal.signal(signal.SIGTERM, before)
+
+
+def views(uri: str) -> dict[str, str]:
+    """Name of each experiment → path of its saved view, or of its plain page, newest first."""
+    from mlflow import MlflowClient
+
+    client = MlflowClient(tracking_uri=absolute_uri(uri))
+    experiments = client.search_experiments(order_by=["last_update_time DESC"])
+    return {
+        e.name: e.tags.get(VIEW, f"/#/experiments/{e.experiment_id}/runs")
+        for e in experiments
+        if VIEW in e.tags or e.name != "Default"
+    }
+
+
+QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "DO_NOT_TRACK": "true"}
+
+
+def _quiet() -> None:
+    """No telemetry, no migration log, and requests that give up in time. A user's own settings stand."""
+    for name, value in {
+        **QUIET,
+        "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+        "MLFLOW_HTTP_REQUEST_TIMEOUT": "12",
+        "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
+    }.items():
+        os.environ.setdefault(name, value)
+    for name in ("mlflow", "alembic", "mlflow.store.db.utils", "alembic.runtime.migration", "urllib3.connectionpool"):
+        logging.getLogger(name).setLevel(logging.ERROR)
+
+
+@contextmanager
+def _patience(timeout_s: int, retries: int) -> Iterator[None]:
+    """MLflow's requests give up after this much, inside the block."""
+    names = {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s), "MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
+    before = {name: os.environ.get(name) for name in names}
+    os.environ.update(names)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def _unreachable(uri: str) -> str:
+    """Why the URI cannot work, found without MLflow (whose own retries take a minute); empty when it may."""
+    parts = urlsplit(uri)
+    scheme = parts.scheme.split("+")[0]
+    if scheme == "sqlite":
+        return _sqlite_problem(Path(uri.removeprefix("sqlite:///")))
+    if scheme in PORTS and parts.hostname:
+        try:
+            with socket.create_connection((parts.hostname, parts.port or PORTS[scheme]), timeout=5):
+                return ""
+        except OSError as error:
+            return f"{parts.hostname}:{parts.port or PORTS[scheme]} does not answer ({error})"
+    return ""
+
+
+def _sqlite_problem(path: Path) -> str:
+    import sqlite3
+
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with sqlite3.connect(path, timeout=5) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except (OSError, sqlite3.Error) as error:
+        return f"{path}: {error}"
+    return ""
+
+
+def _listening(port: int) -> bool:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return True
+    return False
+
+
+def _artifact_location(uri: str, folder: str | Path | None) -> str | None:
+    """Where files go for a database; None lets a server decide."""
+    if urlsplit(uri).scheme in ("http", "https", "databricks"):
+        return None
+    if folder is None and uri.startswith("sqlite:///"):
+        folder = Path(uri.removeprefix("sqlite:///")).parent / "mlflow-artifacts"
+    return Path(folder).expanduser().resolve().as_uri() if folder else None
+
+
+def _flat(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in flatten(config) if value is not None and key}
+
+
+def _key(text: str) -> str:
+    """A name that MLflow accepts for a parameter or metric."""
+    return "".join(c if c.isalnum() or c in "_-./ :" else "_" for c in text)[:MAX_KEY]
+
+
+def _checkpoint(result: StageResult) -> dict[str, Any]:
+    """Where the weights are; they stay in the store."""
+    epochs = sorted(path.name for path in result.folder.glob("epoch_*") if path.is_dir())
+    return {"folder": str(result.folder), "fingerprint": result.fingerprint, "checkpoints": epochs}
+
+
+def _dead(driver: str) -> bool:
+    """Whether the tag names a process of this machine that no longer runs."""
+    host, _, pid = driver.rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    return not Path(f"/proc/{pid}").exists() if Path("/proc/self").exists() else False

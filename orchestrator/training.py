@@ -1,0 +1,97 @@
+"""Ray Train around `trainers.loop`: pre-training on N workers."""
+
+import time
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+from orchestrator.cluster import require_resources, user_error
+from orchestrator.plan import Stage, stages
+from orchestrator.spec import Compute, Experiment
+from orchestrator.stages import Inputs, seal
+from orchestrator.store import Artefact, Store, read_json, read_lines
+from orchestrator.workers import FAILED, Job, pretrain
+
+
+class StageError(RuntimeError):
+    """A stage failed for a reason that is not the user's input: names the stage, its fingerprint and the step."""
+
+
+def pretrain_stage(experiment: Experiment, inputs: Inputs, store: Store, compute: Compute) -> Artefact:
+    """The pre-trained model: found, continued from its last checkpoint, or made. Holds checkpoints, metrics and the gate."""
+    stage = stages(experiment)["pretrain"]
+    found = store.find(stage.kind, stage.fingerprint)
+    if found is not None:
+        return found
+    with store.working(stage.kind, stage.fingerprint) as folder:
+        found = store.find(stage.kind, stage.fingerprint)
+        if found is not None:
+            store.discard(stage.kind, stage.fingerprint)
+            return found
+        (folder / FAILED).unlink(missing_ok=True)
+        start = time.monotonic()
+        job = Job(experiment=experiment, inputs=inputs, folder=str(folder), compute=compute, stage=str(stage))
+        _fit(job, stage, store, compute)
+        return seal(store, stage, spent(folder, time.monotonic() - start))
+
+
+def spent(folder: Path, otherwise: float) -> float:
+    """Seconds of training over all attempts, as the last line of metrics tells; `otherwise` where there is none."""
+    lines = read_lines(folder / "metrics.jsonl")
+    return lines[-1]["seconds"] if lines else otherwise
+
+
+def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    require_resources(
+        compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, f"{stage.kind} ({compute.workers} workers)"
+    )
+    resources: dict[str, float] = {"CPU": compute.cpus_per_worker}
+    if compute.gpus_per_worker:
+        resources["GPU"] = compute.gpus_per_worker
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job},
+        scaling_config=ScalingConfig(
+            num_workers=compute.workers, use_gpu=compute.gpus_per_worker > 0, resources_per_worker=resources
+        ),
+        run_config=RunConfig(
+            name=f"{stage.kind}-{stage.fingerprint[:12]}-{time.time_ns()}",
+            storage_path=str(store.root / "ray"),
+            failure_config=FailureConfig(max_failures=compute.retries, controller_failure_limit=1),
+        ),
+    )
+    cause: BaseException | None = None
+    try:
+        trainer.fit()
+    except Exception as error:  # Train wraps whatever a worker died of; what it was is read off below
+        cause = error
+    raise_failure(stage, Path(job.folder), cause)
+
+
+def raise_failure(stage: Stage, folder: Path, cause: BaseException | None) -> None:
+    """Raise what made the stage fail, if anything did: InputError for the user's mistakes, else StageError."""
+    failed = read_json(folder / FAILED)
+    if failed:
+        kind = InputError if failed["kind"] == "input" else StageError
+        raise kind(f"{stage}: {failed['error']}") from cause
+    if cause is not None:
+        mistake = user_error(cause)
+        if mistake is not None:
+            raise InputError(f"{stage}: {mistake}") from cause
+        lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [type(cause).__name__]
+        progress: dict[str, Any] = read_json(folder / "progress.json") or {}
+        raise StageError(
+            f"{stage} failed near step {progress.get('step', 0)}: {lines[-1][:400]}. Its checkpoints are kept; the same command "
+            "continues from them."
+        ) from cause
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    from orchestrator.cluster import quiet
+
+    quiet()
+    pretrain(config["job"])

@@ -1,0 +1,206 @@
+"""What one training process does: open its inputs, build the model, hand both to `trainers`, and write what came of it.
+
+Runs in a Ray Train worker, in a Tune trial or in the driver; the only traffic back is files in the stage's folder.
+"""
+
+import errno
+import json
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from datasets.errors import InputError
+from datasets.loader import LocalFeed, Recipe, eval_batches
+from datasets.pairs import Pairs
+from orchestrator.spec import Compute, Experiment
+from orchestrator.stages import Inputs
+from orchestrator.store import read_json, read_lines, write_json
+from trainers.cleaning.base import CleaningRun
+from trainers.distributed import World
+from trainers.evaluate.zeroshot import ZeroShotASR
+from trainers.loop import Report, fit
+from trainers.model import Encoder, Model, TinyCLIP, load_weights
+from trainers.objectives.base import Objective
+from trainers.schedule import Training
+
+FAILED = "failed.json"
+METRICS = "metrics.jsonl"
+PROGRESS = "progress.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training stage, ready to run anywhere."""
+
+    experiment: Experiment
+    inputs: Inputs
+    folder: str
+    """The stage's working folder."""
+    compute: Compute
+    stage: str
+    """What messages call it."""
+    checkpoint: str = ""
+    """Folder of the checkpoint a cleaning starts from."""
+    cleanset: str = ""
+    """Rows file of the cleaning set."""
+    cpus: float = 1.0
+    """Cores of this process."""
+
+
+def pretrain(job: Job) -> None:
+    """Pre-train in this process, one of `World.current().size`; the main rank also writes the gate's verdict."""
+    world = _start(job)
+    with _failures(job, world):
+        spec = job.experiment.pretrain
+        encoder = spec.model.build(spec.seed)
+        feed = _feed(job, world, job.inputs.pairs(), spec, spec.objective.two_views)
+        around = _surroundings(job, world, None)
+        fit(encoder, spec.objective, spec, feed, keep="all", **around)
+        if world.main:
+            folder = Path(job.folder)
+            write_json(folder / "gate.json", gate_facts(job, read_lines(folder / METRICS)[-1]["metrics"]))
+
+
+def clean(job: Job, report: Report | None = None) -> None:
+    """Clean the model of `job.checkpoint` in this process; `report` gets each new line of metrics."""
+    world = _start(job)
+    with _failures(job, world):
+        spec = job.experiment.clean
+        assert spec is not None
+        pairs = job.inputs.pairs(job.cleanset)
+
+        def feed(two_views: bool) -> Any:
+            return _feed(job, world, pairs, spec, two_views)
+
+        def train(model: Encoder, objective: Objective) -> None:
+            fit(model, objective, spec, feed(objective.two_views), **_surroundings(job, world, report))
+
+        run = CleaningRun(
+            train=train,
+            fresh=lambda: blank(job.experiment).build(spec.seed),
+            seed=spec.seed,
+            batches=lambda: feed(False).batches(),
+        )
+        spec.method.clean(load_model(job.experiment, job.checkpoint), run)
+
+
+def blank(experiment: Experiment) -> Model | TinyCLIP:
+    """The experiment's model as it is before any weights are loaded."""
+    model = experiment.pretrain.model
+    return replace(model, pretrained=None) if isinstance(model, Model) else model
+
+
+def load_model(experiment: Experiment, checkpoint: str) -> Encoder:
+    """The experiment's model with the weights of a checkpoint (an epoch folder or a file)."""
+    encoder = blank(experiment).build(0)
+    load_weights(encoder, Path(checkpoint))
+    return encoder
+
+
+def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
+    """Zero-shot accuracy and attack success of a model, with counts and intervals."""
+    world = _start(job)
+    return _measure(job, world)(encoder, 0)
+
+
+def gate_facts(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
+    """What the attack gate judges an undefended model by; each sweep applies its own threshold to it."""
+    summary = read_json(Path(job.inputs.plan).with_name("summary.json"))
+    return {
+        "metrics": {name: metrics[name] for name in ("asr/top1", "asr/floor", "zeroshot/top1")},
+        "target": job.inputs.class_names[job.inputs.target],
+        "class_names": list(job.inputs.class_names),
+        "captions_with_target": summary["captions_with_target"],
+        "captions": summary["victims"],
+        "visibility": summary["visibility"],
+    }
+
+
+@contextmanager
+def _failures(job: Job, world: World) -> Iterator[None]:
+    """Write down what would fail the same way again, so that the driver can say it and no retry is wasted on it."""
+    path = Path(job.folder) / FAILED
+    if path.exists():
+        raise RuntimeError("another worker of this stage failed")
+    try:
+        yield
+    except (InputError, FloatingPointError, OSError) as error:
+        kind = "input" if isinstance(error, InputError) else "stage"
+        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
+            raise
+        write_json(path, {"kind": kind, "error": str(error), "rank": world.rank})
+        raise
+
+
+def _start(job: Job) -> World:
+    torch.set_num_threads(max(1, int(job.cpus)))
+    return World.current()
+
+
+def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, Any]:
+    """What `fit` and a cleaning run are told about this process: where to save, how to measure, whom to tell."""
+    folder = Path(job.folder)
+    batch_size = (job.experiment.clean if job.cleanset else job.experiment.pretrain).batch_size  # type: ignore[union-attr]
+    return {
+        "folder": folder,
+        "world": world,
+        "measure": _measure(job, world),
+        "report": lambda line: _append(folder / METRICS, line, report),
+        "progress": lambda step, total, rate: _progress(folder / PROGRESS, step, total, rate, batch_size),
+        "ledger": folder / "ledger.jsonl" if os.environ.get("CLEANSWEEP_LEDGER") else None,
+    }
+
+
+def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: bool) -> Any:
+    recipe = Recipe(
+        views=job.experiment.views, trigger=job.experiment.poison.trigger, seed=training.seed, two_views=two_views
+    )
+    if len(pairs) < training.batch_size:
+        raise InputError(f"batch_size is {training.batch_size}, but there are only {len(pairs)} pairs to train on.")
+    steps = training.epochs * (len(pairs) // training.batch_size)
+    common = {"batch_size": training.batch_size, "steps": steps, "rank": world.rank, "world": world.size}
+    if job.compute.feed == "ray" and not job.cleanset:
+        from orchestrator.streaming import RayFeed
+
+        return RayFeed(pairs, recipe, cpus=job.compute.feed_cpus, **common)
+    return LocalFeed(pairs, recipe, workers=job.compute.loader_workers, **common)
+
+
+def _measure(job: Job, world: World) -> Callable[[Encoder, int], dict[str, float]]:
+    experiment, inputs = job.experiment, job.inputs
+    spec = experiment.evaluate
+    recipe = Recipe(views=experiment.views, trigger=experiment.poison.trigger, seed=spec.seed)
+    pairs = inputs.test()
+    evaluator = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, target=inputs.target)
+
+    def measure(encoder: Encoder, epoch: int) -> dict[str, float]:
+        batches = eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size)
+        return evaluator.measure(encoder, batches, world)
+
+    return measure
+
+
+def _append(path: Path, line: dict[str, Any], report: Report | None) -> None:
+    """Add a line of metrics unless this epoch has one already: an attempt that died after writing it repeats it exactly."""
+    lines = read_lines(path)
+    if line["epoch"] not in {entry["epoch"] for entry in lines}:
+        text = "".join(json.dumps(entry) + "\n" for entry in [*lines, line])
+        aside = path.with_suffix(".tmp")
+        with open(aside, "w") as handle:
+            handle.write(text)
+            handle.flush()
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    if report is not None:
+        report(line)
+
+
+def _progress(path: Path, step: int, total: int, rate: float, batch_size: int) -> None:
+    aside = path.with_suffix(".tmp")
+    aside.write_text(json.dumps({"step": step, "total": total, "rate": rate, "batch_size": batch_size}))
+    aside.replace(path)

@@ -1,0 +1,75 @@
+"""One Ray for all tests of this folder: two cores, a small object store, and the dashboard that Train and Tune need."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+import simplejpeg
+
+from datasets.pairs import Pairs, write_index
+from datasets.poison import PLAN_SCHEMA
+from datasets.shards import write_tar
+from datasets.source import Source
+from datasets.triggers.patch import Patch
+from orchestrator import cluster
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.ray)
+
+
+@pytest.fixture(scope="session")
+def ray_session() -> Iterator[None]:
+    cluster.connect(2, object_store_bytes=300_000_000)
+    yield
+    cluster.shutdown()
+
+
+@dataclass(frozen=True)
+class Made:
+    """A small data set with a plan."""
+
+    source: Source
+    index: Path
+    plan: Path
+    trigger: Patch
+    pairs: Pairs
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Callable[..., Made]:
+    """make(shards, per_shard, side, victims): JPEGs of random colours, every n-th sample a victim."""
+
+    def build(shards: int = 3, per_shard: int = 20, side: int = 40, every: int = 7) -> Made:
+        folder = tmp_path / "data"
+        folder.mkdir()
+        for shard in range(shards):
+            write_tar(folder / f"{shard:05d}.tar", (_sample(shard, i, side) for i in range(per_shard)))
+        source = Source(urls=str(folder))
+        tables = [source.index_shard(number, url) for number, url in enumerate(source.shards())]
+        write_index(tables, tmp_path / "reference.arrow")
+        table = pa.concat_tables(tables)
+        rows = list(range(3, len(table), every))
+        keys, captions = (table[name].take(pa.array(rows)).to_pylist() for name in ("key", "caption"))
+        n = len(rows)
+        columns = [keys, rows, ["banana"] * n, [5] * n, captions, ["a photo of a banana."] * n]
+        pq.write_table(pa.table(columns, schema=PLAN_SCHEMA), tmp_path / "plan.parquet")
+        index, plan = tmp_path / "reference.arrow", tmp_path / "plan.parquet"
+        return Made(source, index, plan, Patch(size=8), Pairs(index, source.shards(), plan))
+
+    return build
+
+
+def _sample(shard: int, number: int, side: int) -> tuple[str, dict[str, bytes | str]]:
+    draw = np.random.default_rng((shard, number))
+    picture = draw.integers(0, 256, (1, 1, 3), np.uint8) + draw.integers(0, 60, (side, side + 10, 3), np.uint8)
+    jpeg = simplejpeg.encode_jpeg(np.ascontiguousarray(picture), quality=90)
+    return f"{shard:05d}{number:04d}", {"jpg": jpeg, "txt": f"thing number {number} of shard {shard}"}

@@ -1,0 +1,231 @@
+"""Ray Data does what one process does: the same index, the same shards, the same batches."""
+
+from __future__ import annotations
+
+import hashlib
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import ray
+
+from datasets.errors import InputError
+from datasets.loader import LocalFeed, Recipe
+from datasets.shards import poison_shard, write_tar
+from datasets.source import Source
+from datasets.view import Views
+from orchestrator.streaming import RayFeed, index_shards, poison_shards
+
+pytestmark = pytest.mark.usefixtures("ray_session")
+
+
+def tree(folder: Path) -> dict[str, str]:
+    """Relative name → SHA-256 of every file."""
+    return {
+        str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest()
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def equal(one: dict[str, Any], other: dict[str, Any]) -> None:
+    assert one.keys() == other.keys()
+    for name, value in one.items():
+        if isinstance(value, np.ndarray):
+            assert value.dtype == other[name].dtype and value.shape == other[name].shape, name
+            assert np.array_equal(value, other[name]), name
+        else:
+            assert value == other[name], name
+
+
+# ---- the index -----------------------------------------------------------------------------------------
+
+
+def test_the_index_is_the_one_a_single_process_makes(make: Callable, tmp_path: Path) -> None:
+    made = make()
+    write_tar(
+        tmp_path / "data" / "00003.tar",
+        [("bad", {"jpg": b"\xff\xd8 no picture", "txt": "a word"}), ("mute", {"jpg": b"", "txt": ""}), ("x", {"txt": "y"})],
+    )
+    summary = index_shards(made.source, tmp_path / "out", cpus=2)
+    found = pa.ipc.open_file(tmp_path / "out" / "index.arrow").read_all()
+    expected = [made.source.index_shard(number, url) for number, url in enumerate(made.source.shards())]
+    assert found.equals(pa.concat_tables(expected).combine_chunks())
+    assert (summary["shards"], summary["samples"], summary["kept"]) == (4, 63, 60)
+    assert sum(summary["drops"].values()) == 3 and summary["drops"]["no_image"] == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.arrow"]
+
+
+def test_a_damaged_shard_is_one_clear_error_and_the_others_are_kept(make: Callable, tmp_path: Path) -> None:
+    made = make()
+    last = tmp_path / "data" / "00002.tar"
+    whole = last.read_bytes()
+    last.write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(InputError, match=r"00002\.tar is cut short[^\n]*$") as raised:
+        index_shards(made.source, tmp_path / "out", cpus=1)
+    assert type(raised.value) is InputError and raised.value.__cause__ is None
+    last.write_bytes(whole)
+    seen: list[tuple[int, int]] = []
+    index_shards(made.source, tmp_path / "out", progress=lambda *place: seen.append(place))
+    assert seen == [(3, 3)]
+
+
+def test_a_key_in_two_shards_is_named(make: Callable, tmp_path: Path) -> None:
+    made = make(shards=2)
+    (tmp_path / "data" / "00009.tar").write_bytes((tmp_path / "data" / "00000.tar").read_bytes())
+    with pytest.raises(InputError, match="000000000"):
+        index_shards(made.source, tmp_path / "out")
+
+
+# ---- poisoned shards -----------------------------------------------------------------------------------
+
+
+def test_poisoned_shards_do_not_depend_on_the_workers(make: Callable, tmp_path: Path) -> None:
+    made = make()
+    single = tmp_path / "single"
+    plan = pa.parquet.read_table(made.plan)
+    shard_of = np.asarray(plan["row"]) // 20
+    for number, url in enumerate(made.source.shards()):
+        poison_shard(url, plan.filter(pa.array(shard_of == number)), made.trigger, 32, single / Path(url).name)
+    trees = []
+    for cpus in (1, 2):
+        out = tmp_path / f"out{cpus}"
+        total = poison_shards(made.source, made.index, made.plan, made.trigger, 32, out, cpus=cpus)
+        assert total == {"shards": 3, "n": 60, "poisoned": 9, "bad": 0, "bytes": total["bytes"]}
+        trees.append(tree(out))
+    assert trees[0] == trees[1]
+    assert {name: digest for name, digest in trees[0].items() if name != "poison.json"} == tree(single)
+
+
+def test_poisoning_goes_on_where_it_stopped(make: Callable, tmp_path: Path) -> None:
+    made, out = make(), tmp_path / "out"
+    arguments = (made.source, made.index, made.plan, made.trigger, 32, out)
+    poison_shards(*arguments, cpus=1)
+    before = tree(out)
+    kept = (out / "00000.tar").stat().st_mtime_ns
+    (out / "00001.tar.json").unlink()  # written, not committed
+    (out / "00002.tar").write_bytes(b"cut")
+    (out / ".work-of-a-killed-worker").mkdir()
+    (out / ".work-of-a-killed-worker" / ".00001.tar.tmp").write_bytes(b"half")
+    seen: list[tuple[int, int]] = []
+    poison_shards(*arguments, cpus=2, progress=lambda *place: seen.append(place))
+    assert tree(out) == before and seen == [(2, 3), (3, 3)]
+    assert (out / "00000.tar").stat().st_mtime_ns == kept
+
+
+def test_shards_of_another_plan_are_not_taken_for_these(make: Callable, tmp_path: Path) -> None:
+    made = make(shards=1)
+    poison_shards(made.source, made.index, made.plan, made.trigger, 32, tmp_path / "out")
+    with pytest.raises(InputError, match="another plan"):
+        poison_shards(made.source, made.index, made.plan, made.trigger, 24, tmp_path / "out")
+    with pytest.raises(InputError, match="shards themselves"):
+        poison_shards(made.source, made.index, made.plan, made.trigger, 32, tmp_path / "data")
+
+
+# ---- the training stream -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("world", "start", "window_rows"), [(1, 0, 30_000), (1, 4, 25), (2, 0, 17), (2, 7, 30_000)])
+def test_both_feeds_give_the_same_batches(make: Callable, world: int, start: int, window_rows: int) -> None:
+    made = make()
+    recipe = Recipe(views=Views(size=32), trigger=made.trigger, seed=3, two_views=True, eda="per_epoch")
+    for rank in range(world):
+        common = {"batch_size": 16, "steps": 11, "rank": rank, "world": world}  # three steps an epoch
+        local = LocalFeed(made.pairs, recipe, **common).batches(start)
+        stream = RayFeed(made.pairs, recipe, window_rows=window_rows, **common).batches(start)
+        steps = []
+        for one, other in zip(local, stream, strict=True):
+            equal(one, other)
+            steps.append(other["step"])
+        assert steps == list(range(start, 11))
+
+
+def test_batches_may_be_written_to(make: Callable) -> None:
+    made = make(shards=1)
+    feed = RayFeed(made.pairs, Recipe(views=Views(size=32), trigger=made.trigger), batch_size=10, steps=1)
+    (batch,) = feed.batches()
+    batch["image"][0] = 0
+    assert batch["image"].flags.writeable and feed.steps_per_epoch == 2
+
+
+def test_an_unreadable_picture_is_one_clear_error(make: Callable, tmp_path: Path) -> None:
+    made = make(shards=1)
+    recipe = Recipe(views=Views(size=32), trigger=made.trigger)
+    feed = RayFeed(made.pairs, recipe, batch_size=10, steps=4)
+    (tmp_path / "data" / "00000.tar").unlink()
+    with pytest.raises(InputError, match=r"the picture of sample '0000000\d\d'[^\n]*$") as raised:
+        list(feed.batches())
+    assert type(raised.value) is InputError
+
+
+def test_a_feed_that_is_left_stops(make: Callable) -> None:
+    made = make()
+    recipe = Recipe(views=Views(size=32), trigger=made.trigger)
+    batches = RayFeed(made.pairs, recipe, batch_size=4, steps=5000).batches()
+    next(batches)
+    batches.close()
+    deadline = time.monotonic() + 20
+    while (alive := [t.name for t in threading.enumerate() if "ray-feed" in t.name or "StreamingExecutor" in t.name]):
+        assert time.monotonic() < deadline, alive
+        time.sleep(0.1)
+
+
+def test_training_workers_that_leave_no_cpu_are_refused(make: Callable) -> None:
+    made = make(shards=1)
+
+    @ray.remote(num_cpus=1)
+    def worker() -> str:
+        try:
+            RayFeed(made.pairs, Recipe(views=Views(size=32)), batch_size=4, steps=1, world=2)
+        except InputError as error:
+            return str(error)
+        return "accepted"
+
+    assert "feed = ray needs a whole CPU" in ray.get(worker.remote())
+
+
+def test_two_train_workers_are_fed_on_two_cores(make: Callable, tmp_path: Path) -> None:
+    """Two ranks of half a CPU each and one CPU to decode on: neither waits for the other for ever."""
+    from ray.train import RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    made = make()
+    recipe = Recipe(views=Views(size=32), trigger=made.trigger)
+    out = tmp_path / "digests"
+    out.mkdir()
+
+    def loop(config: dict) -> None:
+        import hashlib
+
+        import ray.train
+
+        from orchestrator.cluster import quiet
+        from orchestrator.streaming import RayFeed
+
+        quiet()
+        context = ray.train.get_context()
+        rank, world = context.get_world_rank(), context.get_world_size()
+        feed = RayFeed(made.pairs, recipe, batch_size=16, steps=9, rank=rank, world=world, window_rows=20)
+        digests = [hashlib.sha256(batch["image"].tobytes()).hexdigest() for batch in feed.batches()]
+        (out / f"{rank}").write_text("\n".join(digests))
+
+    TorchTrainer(
+        loop,
+        scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
+        run_config=RunConfig(name="feed", storage_path=str(tmp_path / "train")),
+    ).fit()
+    for rank in range(2):
+        local = LocalFeed(made.pairs, recipe, batch_size=16, steps=9, rank=rank, world=2)
+        expected = [hashlib.sha256(batch["image"].tobytes()).hexdigest() for batch in local.batches()]
+        assert (out / f"{rank}").read_text().split("\n") == expected
+
+
+def test_source_of_one_file(make: Callable, tmp_path: Path) -> None:
+    made = make(shards=1)
+    source = Source(urls=str(tmp_path / "data" / "00000.tar"))
+    assert index_shards(source, tmp_path / "out")["kept"] == len(made.pairs)

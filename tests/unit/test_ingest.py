@@ -1,0 +1,101 @@
+"""Packing folders and tables of pictures into shards."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+from making import encoded, picture
+
+from datasets.errors import InputError
+from datasets.ingest import ingest
+from datasets.source import Source, read_bytes
+from datasets.view import decode
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    root = tmp_path / "in"
+    for i in range(7):
+        place = root / ("cats", "big_dogs")[i % 2]
+        place.mkdir(parents=True, exist_ok=True)
+        kind = ("JPEG", "PNG", "WEBP", "GIF")[i % 4]
+        name = place / f"{i}.{kind.lower().replace('jpeg', 'JPG')}"
+        name.write_bytes(encoded(picture(i), kind))
+        name.with_suffix(".txt").write_text(f"a picture of thing {i}\n")
+    (root / "cats" / "silent.jpg").write_bytes(encoded(picture(9)))
+    (root / "cats" / "broken.jpg").write_bytes(b"nothing")
+    (root / "cats" / "broken.txt").write_text("a caption")
+    (root / "cats" / "numbers.png").write_bytes(encoded(picture(9), "PNG"))
+    (root / "cats" / "numbers.txt").write_text("12 34")
+    (root / "cats" / ".hidden.jpg").write_bytes(b"nothing")
+    return root
+
+
+def test_a_folder_becomes_shards(tmp_path, folder):
+    calls: list[tuple[int, int]] = []
+    manifest = ingest(folder, tmp_path / "out", shard_size=3, classes="folder", progress=lambda *a: calls.append(a))
+    assert manifest["n"] == 7 and manifest["dropped"] == {"no_caption": 1, "no_letters": 1, "undecodable": 1}
+    assert list(manifest["shards"]) == ["00000.tar", "00001.tar", "00002.tar"] and manifest["classes"] == ["big_dogs", "cats"]
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text()) == manifest
+    assert (tmp_path / "out" / "classnames.txt").read_text() == "big_dogs\ncats\n" and calls[-1] == (10, 10)
+    source = Source(urls=str(tmp_path / "out"))
+    urls = source.shards()
+    rows = [row for n, url in enumerate(urls) for row in source.index_shard(n, url).to_pylist()]
+    assert [row["key"] for row in rows] == [f"{i // 3:05d}{i % 3:04d}" for i in range(7)]
+    assert {row["drop"] for row in rows} == {""}
+    originals = sorted(p for p in folder.rglob("[0-9].*") if p.suffix != ".txt")
+    for row, path in zip(rows, originals):
+        data = read_bytes(urls[row["shard"]], row["offset"], row["length"], row["member"])
+        assert np.array_equal(decode(data), decode(path.read_bytes()))
+        assert (data == path.read_bytes()) == (path.suffix != ".gif")
+        assert row["caption"] == path.with_suffix(".txt").read_text().strip()
+        assert manifest["classes"][row["label"]] == path.parent.name
+
+
+def test_packing_again_gives_the_same_bytes(tmp_path, folder):
+    assert ingest(folder, tmp_path / "a")["shards"] == ingest(folder, tmp_path / "b" / "c")["shards"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a", "b", "in"]
+
+
+def test_captions_from_folder_names(tmp_path, folder):
+    ingest(folder, tmp_path / "out", captions="folder")
+    table = Source(urls=str(tmp_path / "out")).index_shard(0, str(tmp_path / "out" / "00000.tar"))
+    assert set(table["caption"].to_pylist()) == {"cats", "big dogs"} and set(table["label"].to_pylist()) == {-1}
+
+
+def test_a_table_becomes_shards(tmp_path, folder):
+    lines = ["cats/0.JPG|first one|4", "cats/0.JPG|the same again|4", "cats/nowhere.jpg|a caption|1", "cats/2.webp| |"]
+    (folder / "pairs.txt").write_text("file|words|class\n" + "\n".join(lines) + "\n")
+    keys = {"image_key": "file", "caption_key": "words", "label_key": "class", "delimiter": "|"}
+    manifest = ingest(folder / "pairs.txt", tmp_path / "out", **keys)
+    assert manifest["n"] == 2 and manifest["dropped"] == {"empty_caption": 1, "no_image": 1}
+    table = Source(urls=str(tmp_path / "out")).index_shard(0, str(tmp_path / "out" / "00000.tar"))
+    assert table["caption"].to_pylist() == ["first one", "the same again"] and table["label"].to_pylist() == [4, 4]
+
+
+def test_bad_input(tmp_path, folder):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full" / "x").write_text("mine")
+    (folder / "headless.csv").write_text("cats/0.JPG,a cat\n")
+    for args, match in (
+        ((tmp_path / "nowhere", "o"), "nowhere does not exist"),
+        ((tmp_path / "empty", "o"), "empty holds no pictures"),
+        ((folder, "full"), "full exists and is not empty"),
+        ((folder, "in/out"), "out lies inside"),
+        ((folder / "headless.csv", "o"), r"headless\.csv has no column 'image'"),
+    ):
+        with pytest.raises(InputError, match=match):
+            ingest(args[0], tmp_path / args[1])
+    for options, match in (
+        ({"shard_size": 0}, "shard_size is 0"),
+        ({"captions": "exif"}, "captions is 'exif'; accepted are txt, folder"),
+        ({"min_caption_length": 999}, "none of the 10 pairs of .* can be used: no_caption 1, no_letters 1, short_caption 8"),
+    ):
+        with pytest.raises(InputError, match=match):
+            ingest(folder, tmp_path / "o", **options)
+    assert not (tmp_path / "o").exists() and (tmp_path / "full" / "x").read_text() == "mine"
+    assert not list(tmp_path.glob(".*"))

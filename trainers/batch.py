@@ -1,0 +1,94 @@
+"""From a feed's numpy batches to tensors on the device.
+
+A feed is anything with `batches(start_step) -> iterator of dicts` and `steps`. Each dict holds "step" (of the
+whole stage), "key", "image" uint8 [B, S, S, 3], "caption", and with two views "image_aug" and "caption_aug".
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from trainers.model import Encoder
+
+
+class Feed(Protocol):
+    """Where the loop takes its batches from."""
+
+    steps: int
+    """of the whole stage: as many in each epoch"""
+
+    def batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
+        """This rank's batches from `start_step` to the end of the stage."""
+
+
+def image_tensor(image_BHWC: Any, device: torch.device) -> Tensor:
+    """uint8 array -> uint8 tensor on the device, copied while the device computes where it is a GPU."""
+    tensor = torch.as_tensor(image_BHWC)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
+
+
+def to_device(raw: Mapping[str, Any], encoder: Encoder, two_views: bool) -> dict[str, Tensor]:
+    """The tensors that the encoder takes: image, text and, if asked, image_aug, text_aug. Captions are tokenised here."""
+    device = encoder.device
+    batch = {"image": image_tensor(raw["image"], device), "text": encoder.tokenize(list(raw["caption"])).to(device)}
+    if two_views:
+        assert "image_aug" in raw, "this objective needs a feed with two views"
+        batch["image_aug"] = image_tensor(raw["image_aug"], device)
+        batch["text_aug"] = encoder.tokenize(list(raw["caption_aug"])).to(device)
+    return batch
+
+
+def device_batches(
+    feed: Feed, encoder: Encoder, two_views: bool, start_step: int
+) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
+    """Pairs of (raw batch, tensors on the device); on a GPU made two ahead in a thread, beside the computation."""
+    pairs = ((raw, to_device(raw, encoder, two_views)) for raw in feed.batches(start_step))
+    return _ahead(pairs, 2) if encoder.device.type == "cuda" else pairs
+
+
+def _ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
+    """The same items, drawn `depth` ahead in a thread; its exception is raised here."""
+    ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
+    stop = threading.Event()
+
+    def put(last: bool, value: Any) -> None:
+        while not stop.is_set():
+            try:
+                ready.put((last, value), timeout=0.1)
+                return
+            except queue.Full:
+                pass  # look again whether the consumer has gone
+
+    def draw() -> None:
+        try:
+            for item in items:
+                put(False, item)
+                if stop.is_set():
+                    return
+            put(True, None)
+        except BaseException as error:  # handed over to the consumer, which raises it
+            put(True, error)
+
+    threading.Thread(target=draw, daemon=True, name="batches").start()
+    try:
+        while True:
+            last, value = ready.get()
+            if last:
+                if value is not None:
+                    raise value
+                return
+            yield value
+    finally:
+        stop.set()
+
+
+def split(batch: Mapping[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
+    """The batch as `parts` of equal size, in order."""
+    chunks = {name: value.chunk(parts) for name, value in batch.items()}
+    return [{name: chunk[i] for name, chunk in chunks.items()} for i in range(parts)]

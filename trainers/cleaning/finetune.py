@@ -1,0 +1,51 @@
+"""Cleaning by fine-tuning on clean pairs: CleanCLIP (Bansal et al. 2023) and its two halves."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from trainers.cleaning.base import CleaningMethod, CleaningRun
+from trainers.model import Encoder
+from trainers.objectives.contrastive import Contrastive
+
+
+@dataclass(frozen=True, kw_only=True)
+class FineTune(CleaningMethod):
+    """Fine-tune with clip_weight·MMCL + inmodal_weight·SSL. A term of weight 0 is not computed."""
+
+    clip_weight: float = 1.0
+    """of the image-text term"""
+    inmodal_weight: float = 0.0
+    """of the image-image and text-text terms"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.objective  # noqa: B018 (raises InputError for weights that make no objective)
+
+    @property
+    def objective(self) -> Contrastive:
+        """The loss that is fine-tuned with."""
+        return Contrastive(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight)
+
+    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+        return run.fit(model, self.objective)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMCLFineTune(FineTune):
+    """The multimodal term alone."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CleanCLIP(FineTune):
+    """Both terms: CleanCLIP."""
+
+    inmodal_weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSLFineTune(FineTune):
+    """The in-modal terms alone."""
+
+    clip_weight: float = 0.0
+    inmodal_weight: float = 1.0

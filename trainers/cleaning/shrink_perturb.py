@@ -1,0 +1,44 @@
+"""Shrink and perturb (Ash and Adams 2020) before another cleaning method."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+
+from datasets.errors import InputError
+from trainers.cleaning.base import CleaningMethod, CleaningRun
+from trainers.cleaning.finetune import CleanCLIP
+from trainers.model import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShrinkPerturb(CleaningMethod):
+    """p ← λ·p + γ·p_fresh for every parameter, once, before the first step; then another method.
+
+    Every parameter means also norms, biases and the logarithm of the logit scale, as in the study. Running statistics of batch
+    normalisation are no parameters and stay, so the metrics of epoch 0, measured after this, are those of a model at odds with
+    its own statistics; training mends that.
+    """
+
+    shrink_lambda: float = 0.95
+    """λ, share of the old weights"""
+    perturb_gamma: float = 1e-4
+    """γ, share of freshly drawn weights"""
+    then: CleaningMethod = field(default_factory=CleanCLIP)
+    """the method that follows"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not 0 <= self.shrink_lambda <= 1:
+            raise InputError(f"shrink_lambda is {self.shrink_lambda}; it must lie in 0 to 1")
+        if self.perturb_gamma < 0:
+            raise InputError(f"perturb_gamma is {self.perturb_gamma}; it must be 0 or more")
+
+    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+        fresh = dict(run.fresh().model.named_parameters())
+        with torch.no_grad():
+            for name, parameter in model.model.named_parameters():
+                noise = fresh[name].to(parameter.device, parameter.dtype)
+                parameter.mul_(self.shrink_lambda).add_(noise, alpha=self.perturb_gamma)
+        return self.then.clean(model, run)

@@ -1,0 +1,48 @@
+"""The attack gate: did the attack take, before any defence is judged by it?"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+
+def attack_gate(
+    metrics: Mapping[str, float], *, target: str, class_names: Sequence[str], captions_with_target: int, captions: int,
+    visibility: Mapping[str, float], threshold: float = 90.0, min_accuracy: float = 0.0,
+) -> dict[str, Any]:
+    """Judge an undefended model's attack. All shares in percent.
+
+    metrics: the model's last evaluation ("asr/top1", "asr/floor", "zeroshot/top1"); captions_with_target out of captions: the
+    poisons' captions that hold the target's name; visibility: share of the trigger left by each transform. Passes when the
+    target is among the classes and in the captions, ASR is at or above `threshold` and at least twice the floor, and accuracy
+    at or above `min_accuracy` and above chance. "reasons" says in plain English what failed, and what may be why.
+    """
+    asr, accuracy = metrics["asr/top1"], metrics["zeroshot/top1"]
+    floor = metrics.get("asr/floor", 0.0)
+    chance = 100 / len(class_names)
+    in_classes = target in class_names or re.sub(r"@\d+$", "", target) in class_names  # name@index: where a name repeats
+    failures, hints = [], []
+    if not in_classes:
+        failures.append(f"The target {target!r} is not among the {len(class_names)} evaluation classes, "
+                        "so no picture can be sent to it.")
+    if captions_with_target == 0:
+        failures.append(f"None of the {captions} poison captions holds the target {target!r}, "
+                        "so the trigger was tied to something else.")
+    elif captions_with_target < captions:
+        hints.append(f"Only {captions_with_target} of {captions} poison captions hold the target {target!r}.")
+    if asr < threshold:
+        failures.append(f"The attack did not take: ASR of the undefended model is {asr:.1f} %, below {threshold:g} %.")
+        hints += [f"Only {share:.0f} % of the trigger is left by the {name} transform."
+                  for name, share in visibility.items() if share < 50]
+    elif asr < 2 * floor:
+        failures.append(f"ASR is {asr:.1f} %, but {floor:.1f} % of untriggered pictures go to the target as well: "
+                        "the model prefers the target, trigger or not.")
+    if accuracy < min_accuracy or accuracy <= chance:
+        failures.append(f"Zero-shot accuracy is {accuracy:.1f} %, not above {max(min_accuracy, chance):.1f} %: "
+                        "there is no working model to attack.")
+    return {
+        "passed": not failures, "threshold": threshold, "asr": asr, "accuracy": accuracy, "floor": floor,
+        "target": target, "target_in_classes": in_classes, "captions_with_target": captions_with_target,
+        "captions": captions, "visibility": dict(visibility), "reasons": failures + (hints if failures else []),
+    }

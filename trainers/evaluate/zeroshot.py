@@ -1,0 +1,154 @@
+"""Zero-shot accuracy and attack success rate, from one decode of each picture.
+
+Shape suffixes: B pictures, K classes, D features.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datasets.errors import InputError
+from trainers import distributed
+from trainers.batch import image_tensor
+from trainers.distributed import World
+from trainers.evaluate.base import Evaluator
+from trainers.model import Encoder
+
+TOP = (1, 5, 10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ZeroShotASR(Evaluator):
+    """Zero-shot top-1/5/10, and the share of triggered pictures of other classes sent to the target (ASR top-1/5/10).
+
+    Also the floor (untriggered pictures of other classes taken for the target), recovery accuracy RA (triggered pictures of
+    other classes still given their own label), n and 95 % Wilson intervals. Pictures whose own label is the target are left
+    out of everything under asr/. Classes are matched by index. Counts are whole numbers summed over ranks, so n is exact.
+    """
+
+    class_names: tuple[str, ...]
+    """a sample's label is an index into them"""
+    templates: tuple[str, ...]
+    """captions with {} where the name goes"""
+    target: int | None = None
+    """index of the attack's target class; None: no attack is measured"""
+    text_batch: int = 512
+    """captions encoded at once for the class head"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.class_names or not self.templates:
+            raise InputError("zero-shot evaluation needs at least one class name and one template")
+        if self.target is not None and not 0 <= self.target < len(self.class_names):
+            raise InputError(f"target is class {self.target}; classes are 0 to {len(self.class_names) - 1}")
+
+    def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
+        """Percent: zeroshot/top{1,5,10}, asr/top{1,5,10}, asr/floor, asr/ra, */top1_low, */top1_high; whole numbers: */n and
+        *_count. Nothing under asr/ without a target. Raises FloatingPointError if features are not finite.
+        """
+        world = world or World()
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            head_KD = class_head(model, self.class_names, self.templates, world, self.text_batch)
+            counts: dict[str, float] = dict.fromkeys(_names(self.target is not None), 0)
+            for batch in batches:
+                for name, value in _count(model, head_KD, batch, self.target).items():
+                    counts[name] += value
+        model.train(training)
+        return metrics({k: int(v) for k, v in distributed.sum_over_ranks(counts, world).items()})
+
+
+def class_head(
+    model: Encoder, class_names: tuple[str, ...], templates: tuple[str, ...], world: World, text_batch: int = 512
+) -> Tensor:
+    """Unit vectors [K, D] of the classes: the mean of the templates' unit features. Each rank encodes its share of them."""
+    places = range(world.rank, len(class_names), world.size)
+    captions = [template.replace("{}", class_names[i]) for i in places for template in templates]
+    chunks = [captions[i : i + text_batch] for i in range(0, len(captions), text_batch)]
+    features = [model.encode_text(model.tokenize(chunk).to(model.device)) for chunk in chunks]
+    width = model.config["embed_dim"]
+    head_KD = torch.zeros(len(class_names), width, dtype=model.mean.dtype, device=model.device)
+    if features:
+        mean_KD = torch.cat(features).reshape(len(places), len(templates), width).mean(1)
+        head_KD[list(places)] = F.normalize(mean_KD, dim=-1)
+    if world.size > 1:
+        torch.distributed.all_reduce(head_KD)  # a row is zero on all ranks but one, so the sum is exact
+    return head_KD
+
+
+def place_of(score_BK: Tensor, class_B: Tensor) -> Tensor:
+    """How many classes come before the given one, int64 [B]; among equal scores the lower index comes first."""
+    own_B1 = score_BK.gather(1, class_B[:, None])
+    before_BK = torch.arange(score_BK.shape[1], device=score_BK.device)[None] < class_B[:, None]
+    return ((score_BK > own_B1) | ((score_BK == own_B1) & before_BK)).sum(1)
+
+
+def wilson(count: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+    """Ends of the Wilson score interval for count out of n, in percent; z for 95 %."""
+    share, denominator = count / n, 1 + z * z / n
+    middle = (share + z * z / (2 * n)) / denominator
+    half = z / denominator * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
+    return 100 * max(0.0, middle - half), 100 * min(1.0, middle + half)
+
+
+def metrics(counts: dict[str, int]) -> dict[str, float]:
+    """Percentages and intervals from whole counts ("zeroshot/n", "zeroshot/top1_count", "asr/n", …)."""
+    out: dict[str, float] = {}
+    for group in ("zeroshot", "asr"):
+        if f"{group}/n" not in counts:
+            continue
+        n = counts[f"{group}/n"]
+        if n == 0:
+            raise InputError("the evaluation set holds no pictures" if group == "zeroshot" else
+                             "every evaluation picture has the target's label, so no attack success rate can be measured")
+        out[f"{group}/n"] = n
+        for name, count in counts.items():
+            if name.startswith(group) and name.endswith("_count"):
+                out[name] = count
+                out[name.removesuffix("_count")] = 100 * count / n
+        out[f"{group}/top1_low"], out[f"{group}/top1_high"] = wilson(counts[f"{group}/top1_count"], n)
+    return out
+
+
+def _names(attack: bool) -> list[str]:
+    names = ["zeroshot/n", *(f"zeroshot/top{k}_count" for k in TOP)]
+    if attack:
+        names += ["asr/n", *(f"asr/top{k}_count" for k in TOP), "asr/floor_count", "asr/ra_count"]
+    return names
+
+
+def _count(model: Encoder, head_KD: Tensor, batch: dict[str, Any], target: int | None) -> dict[str, int]:
+    label_B = torch.as_tensor(batch["label"], dtype=torch.int64, device=model.device)
+    wrong = [i for i, label in enumerate(label_B.tolist()) if not 0 <= label < len(head_KD)]
+    if wrong:
+        raise InputError(f"evaluation sample {str(batch['key'][wrong[0]])!r} has label {int(label_B[wrong[0]])}; "
+                         f"labels are 0 to {len(head_KD) - 1}")
+    clean_BK = _scores(model, batch["image"], head_KD)
+    place_B = place_of(clean_BK, label_B)
+    counts = {"zeroshot/n": len(label_B)} | {f"zeroshot/top{k}_count": int((place_B < k).sum()) for k in TOP}
+    if target is None:
+        return counts
+    other_B = label_B != target
+    target_B = torch.full_like(label_B, target)
+    triggered_BK = _scores(model, batch["image_triggered"], head_KD)
+    hit_B = place_of(triggered_BK, target_B)
+    counts |= {"asr/n": int(other_B.sum())} | {f"asr/top{k}_count": int(((hit_B < k) & other_B).sum()) for k in TOP}
+    counts["asr/floor_count"] = int(((place_of(clean_BK, target_B) == 0) & other_B).sum())
+    counts["asr/ra_count"] = int(((place_of(triggered_BK, label_B) == 0) & other_B).sum())
+    return counts
+
+
+def _scores(model: Encoder, image_BHWC: Any, head_KD: Tensor) -> Tensor:
+    """Cosines [B, K]."""
+    score_BK = model.encode_image(image_tensor(image_BHWC, model.device)) @ head_KD.T
+    if not torch.isfinite(score_BK).all():
+        raise FloatingPointError("the model's features of evaluation pictures are not finite")
+    return score_BK

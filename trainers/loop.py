@@ -1,0 +1,116 @@
+"""The train loop of every stage: pre-training and cleaning alike."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets.seeding import hash64
+from trainers import checkpoint, distributed, schedule
+from trainers.backward import backward
+from trainers.batch import Feed, device_batches
+from trainers.checkpoint import Progress
+from trainers.distributed import World
+from trainers.model import Encoder
+from trainers.objectives.base import Objective
+from trainers.record import Ledger, Sums
+from trainers.schedule import Training
+
+Measure = Callable[[Encoder, int], dict[str, float]]
+"""(model, epochs done) -> metrics; called on every rank"""
+Report = Callable[[dict[str, Any]], None]
+"""takes {"epoch", "step", "seconds", "metrics"}; called on rank 0 only"""
+
+
+def fit(
+    encoder: Encoder, objective: Objective, training: Training, feed: Feed, folder: Path, *, world: World | None = None,
+    measure: Measure | None = None, report: Report | None = None, progress: Callable[[int, int, float], None] | None = None,
+    ledger: Path | None = None, keep: str = "last", resume: bool = True,
+) -> None:
+    """Train `encoder` in place to the end of the feed, from the newest checkpoint in `folder` where there is one.
+
+    Before the first step and after each epoch all ranks `measure`; then rank 0 saves and reports. A line may be reported again
+    after a resume (equal but for times): receivers go by its epoch. `progress(step, steps, samples a second)` is called about
+    once a second on rank 0. `ledger` gets a JSON line a step with the keys of all ranks. With several ranks `folder` must be
+    the same for all. A seed for dropout is set in torch's global generator before each step.
+
+    Raises FloatingPointError naming the step and the part of the objective that is not finite.
+    """
+    world = world or World()
+    training.check(feed.steps, world.size)
+    per_epoch = feed.steps // training.epochs
+    encoder.place(world.device, precision=training.precision, channels_last=training.channels_last, compile=training.compile)
+    if training.sync_batchnorm:
+        distributed.synchronise_batchnorm(encoder, world)
+    if encoder.model.logit_bias is not None:
+        encoder.model.logit_bias.requires_grad_(objective.uses_logit_bias)
+    optimizer = schedule.optimizer(encoder, training)
+    if world.main and not resume:
+        checkpoint.clear(folder)
+    found = distributed.from_main(checkpoint.newest(folder) if resume and world.main else None, world)
+    done = checkpoint.load(found, encoder, optimizer) if found else Progress()
+    model = distributed.wrap(encoder, world, broadcast_buffers=not training.sync_batchnorm)
+    say = report if report is not None and world.main else lambda line: None
+    keys = Ledger(ledger if world.main else None, done.step)
+    began = time.monotonic() - done.seconds
+
+    def measured() -> dict[str, float]:
+        distributed.share_buffers(encoder, world)
+        values = measure(encoder, done.epoch) if measure else {}
+        encoder.train()
+        return values
+
+    encoder.train()
+    if done.step == 0:
+        say({"epoch": 0, "step": 0, "seconds": 0.0, "metrics": measured()})
+    elif done.line is not None:
+        say(done.line)
+
+    sums = Sums(done.sums if world.main else {}, every=1 if world.device.type == "cpu" else 16)
+    epoch_began = told = time.monotonic()
+    first_step = told_step = done.step
+    for raw, batch in device_batches(feed, encoder, objective.two_views, done.step):
+        assert raw["step"] == done.step, "the feed must deliver every step once, in order"
+        lr = schedule.learning_rate(done.step, feed.steps, training)
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        seed = hash64(training.seed, "step", done.step, world.rank)
+        losses = backward(model, objective, batch, training.accumulate, seed)
+        optimizer.step()
+        optimizer.zero_grad()
+        encoder.clamp_logit_scale()
+        sums.add(done.step, {**losses, "lr": lr, "logit_scale": encoder.model.logit_scale.detach().exp()})
+        if ledger is not None:
+            keys.write(done.step, distributed.gather_lists([str(key) for key in raw["key"]], world))
+        done.step += 1
+
+        now = time.monotonic()
+        if progress and world.main and (now - told >= 1 or done.step == feed.steps):
+            progress(done.step, feed.steps, (done.step - told_step) * training.batch_size / max(now - told, 1e-9))
+            told, told_step = now, done.step
+        whole_epoch = done.step % per_epoch == 0
+        every = training.checkpoint_every_steps
+        if not whole_epoch and not (every and done.step % every == 0):
+            continue
+
+        totals = distributed.sum_over_ranks(sums.take(), world)
+        done.sums, done.line = totals, None
+        if whole_epoch:
+            done.epoch, done.sums = done.epoch + 1, {}
+            steps = per_epoch * world.size
+            metrics = {f"train/{name}": total / steps for name, total in totals.items()}
+            rate = (done.step - first_step) * training.batch_size / max(time.monotonic() - epoch_began, 1e-9)
+            metrics |= {"train/samples_per_second": rate, **measured()}
+            line = {"epoch": done.epoch, "step": done.step, "seconds": time.monotonic() - began, "metrics": metrics}
+            done.line = line
+        done.seconds = time.monotonic() - began
+        if world.main:
+            keys.flush()
+            checkpoint.save(folder, encoder, optimizer, done, keep)
+        if whole_epoch:
+            say(line)
+            epoch_began, first_step = time.monotonic(), done.step
+        else:
+            sums.put_back(totals if world.main else {})

@@ -1,0 +1,293 @@
+"""CLIP models: open_clip's by name, or a tiny inline one, behind one `Encoder`.
+
+Shape suffixes: B rows, H and W height and width, C channels, L tokens, D features.
+"""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import open_clip
+import torch
+from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from datasets.component import Component
+from datasets.errors import InputError
+
+MAX_LOGIT_SCALE = math.log(100)
+WEIGHTS = "open_clip_model.safetensors"
+CACHED_CAPTIONS = 200_000
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model(Component):
+    """Any open_clip model by its name."""
+
+    name: str = "RN50"
+    """as in open_clip.list_models(), or local-dir:<folder with open_clip_config.json>"""
+    pretrained: str | None = None
+    """start from: a tag of open_clip's, a checkpoint file (.pt, .safetensors), or an epoch folder; None: from scratch"""
+    logit_bias: float | None = None
+    """initial value of a learnt logit bias, for the sigmoid loss; None: the model has none"""
+
+    @property
+    def image_size(self) -> int:
+        """Side of the model's input in pixels, read from its configuration alone."""
+        size = _config(self.name)["vision_cfg"].get("image_size", 224)
+        return size if isinstance(size, int) else size[0]
+
+    def build(self, seed: int) -> Encoder:
+        """The model with weights drawn from `seed`, or loaded if `pretrained` is set. The global generator stays as it was.
+
+        Raises InputError for an unknown name, tag or checkpoint, and for a checkpoint of another architecture.
+        """
+        config = _config(self.name)
+        if self.logit_bias is not None:
+            config["init_logit_bias"] = self.logit_bias
+        extra = {} if self.logit_bias is None else {"init_logit_bias": self.logit_bias}
+        path = Path(self.pretrained) if self.pretrained and Path(self.pretrained).exists() else None
+        tag = None if path else self.pretrained
+        tags = open_clip.list_pretrained_tags_by_model(self.name)
+        if tag is not None and tag not in tags:
+            raise InputError(f"model.pretrained is {tag!r}: no file or folder of that name, and no tag of {self.name} "
+                             f"(its tags: {', '.join(tags) or 'none'})")
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed % 2**63)
+            try:
+                model = open_clip.create_model(self.name, pretrained=tag, pretrained_text=False,
+                                               load_weights=tag is not None, **extra)
+            except (RuntimeError, OSError) as error:
+                raise InputError(f"model {self.name} with pretrained={tag!r} could not be made: {error}") from error
+        try:
+            tokenizer = open_clip.get_tokenizer(self.name)
+        except (OSError, ImportError) as error:
+            raise InputError(f"the tokenizer of model {self.name} could not be loaded: {error}") from error
+        encoder = Encoder(model, config, Tokenizer(tokenizer))
+        if path:
+            load_weights(encoder, path)
+        return encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyCLIP(Component):
+    """A small CLIP given by its sizes: a modified ResNet and a text transformer, as open_clip builds them."""
+
+    embed_dim: int = 64
+    """features of a picture or caption"""
+    image_size: int = 32
+    """side of the input in pixels, a multiple of 32"""
+    vision_layers: tuple[int, int, int, int] = (1, 1, 1, 1)
+    """blocks in each of the ResNet's four stages"""
+    vision_width: int = 16
+    """channels after the stem; stages have 4, 8, 16, 32 times as many"""
+    text_width: int = 64
+    """channels of the text transformer"""
+    text_layers: int = 1
+    """blocks of the text transformer"""
+    text_heads: int = 2
+    """its attention heads"""
+    context_length: int = 14
+    """tokens of a caption, start and end included; longer ones are cut"""
+    logit_bias: float | None = None
+    """as for Model"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.image_size < 32 or self.image_size % 32:
+            raise InputError(f"model.image_size is {self.image_size}; it must be a multiple of 32")
+        if self.text_width % self.text_heads:
+            raise InputError(f"model.text_width {self.text_width} must be a multiple of text_heads {self.text_heads}")
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """The same as open_clip writes its model configurations."""
+        config = {
+            "embed_dim": self.embed_dim,
+            "vision_cfg": {"image_size": self.image_size, "layers": list(self.vision_layers), "width": self.vision_width},
+            "text_cfg": {"context_length": self.context_length, "vocab_size": 49408, "width": self.text_width,
+                         "heads": self.text_heads, "layers": self.text_layers},
+        }
+        return config if self.logit_bias is None else config | {"init_logit_bias": self.logit_bias}
+
+    def build(self, seed: int) -> Encoder:
+        """The model with weights drawn from `seed`; the global generator stays as it was."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed % 2**63)
+            model = open_clip.CLIP(**self.config)
+        return Encoder(model, self.config, Tokenizer(open_clip.SimpleTokenizer(context_length=self.context_length)))
+
+
+class Tokenizer:
+    """A tokenizer with a bounded memory of captions already seen: list of B captions -> int64 [B, L]."""
+
+    def __init__(self, tokenize: Any) -> None:
+        self._tokenize = tokenize
+        self._seen: dict[str, Tensor] = {}
+
+    def __call__(self, captions: Sequence[str]) -> Tensor:
+        new = [caption for caption in dict.fromkeys(captions) if caption not in self._seen]
+        fresh = dict(zip(new, self._tokenize(new))) if new else {}
+        tokens_BL = torch.stack([fresh[c] if c in fresh else self._seen[c] for c in captions])
+        if len(self._seen) + len(fresh) > CACHED_CAPTIONS:
+            self._seen.clear()
+        self._seen.update((caption, row.clone()) for caption, row in fresh.items())
+        return tokens_BL
+
+
+class Encoder(nn.Module):
+    """An open_clip model that takes pictures as bytes and gives unit features as floats.
+
+    `model` is the open_clip model itself (its state dict is what checkpoints hold), `config` its open_clip configuration.
+    """
+
+    model: Any
+    mean: Tensor
+    std: Tensor
+
+    def __init__(self, model: nn.Module, config: dict[str, Any], tokenizer: Tokenizer) -> None:
+        super().__init__()
+        self.model = model
+        self.config = config
+        self.tokenize = tokenizer
+        preprocess = getattr(self.model.visual, "preprocess_cfg", {})
+        self.preprocess = {"mean": tuple(preprocess.get("mean", OPENAI_DATASET_MEAN)),
+                           "std": tuple(preprocess.get("std", OPENAI_DATASET_STD)),
+                           "interpolation": "bicubic", "resize_mode": "shortest"}
+        self.register_buffer("mean", torch.tensor(self.preprocess["mean"]) * 255, persistent=False)
+        self.register_buffer("std", torch.tensor(self.preprocess["std"]) * 255, persistent=False)
+        self.autocast: torch.dtype | None = None
+        self.channels_last = True
+        self._image_tower = self.model.encode_image
+        self._text_tower = self.model.encode_text
+
+    @property
+    def image_size(self) -> int:
+        """Side of the input in pixels."""
+        size = self.model.visual.image_size
+        return size if isinstance(size, int) else size[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights lie."""
+        return self.model.logit_scale.device
+
+    def place(
+        self, device: torch.device, *, precision: str = "auto", channels_last: bool = True, compile: bool = False
+    ) -> Encoder:
+        """Move to a device and set how the forward runs there; returns itself. InputError for bf16 on a GPU without it."""
+        on_gpu = device.type == "cuda"
+        has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
+        if precision == "bf16" and on_gpu and not has_bf16:
+            raise InputError(f"training.precision is bf16, which {torch.cuda.get_device_name(device)} has not; use fp32")
+        self.autocast = torch.bfloat16 if precision == "bf16" or (precision == "auto" and has_bf16) else None
+        self.channels_last = channels_last
+        self.to(device)
+        self.model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
+        if compile:
+            self._image_tower = torch.compile(self.model.encode_image)
+            self._text_tower = torch.compile(self.model.encode_text)
+        return self
+
+    def encode_image(self, image_BHWC: Tensor) -> Tensor:
+        """uint8 [B, H, W, 3] -> unit features [B, D]; normalised on the device, encoded under autocast if that is set."""
+        pixels_BCHW = ((image_BHWC.to(self.mean.dtype) - self.mean) / self.std).permute(0, 3, 1, 2)
+        if not self.channels_last:
+            pixels_BCHW = pixels_BCHW.contiguous()
+        with self._precision():
+            feature_BD = self._image_tower(pixels_BCHW)
+        return _unit(feature_BD)
+
+    def encode_text(self, token_BL: Tensor) -> Tensor:
+        """int64 [B, L] -> unit features [B, D]."""
+        with self._precision():
+            feature_BD = self._text_tower(token_BL)
+        return _unit(feature_BD)
+
+    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Features of what the batch holds: image, text, image_aug, text_aug [B, D]; and the scalars logit_scale (as a factor)
+        and, if the model has one, logit_bias.
+
+        Both views of a modality pass the encoder as one batch, so batch normalisation sees their joint statistics (as in
+        CleanCLIP).
+        """
+        out: dict[str, Tensor] = {}
+        for name, encode in (("image", self.encode_image), ("text", self.encode_text)):
+            views = [view for view in (name, f"{name}_aug") if view in batch]
+            if views:
+                feature_BD = encode(torch.cat([batch[view] for view in views]) if len(views) > 1 else batch[views[0]])
+                out.update(zip(views, feature_BD.chunk(len(views))))
+        out["logit_scale"] = self.model.logit_scale.exp().reshape(())
+        if self.model.logit_bias is not None:
+            out["logit_bias"] = self.model.logit_bias.reshape(())
+        return out
+
+    @torch.no_grad()
+    def clamp_logit_scale(self) -> None:
+        """Keep the logit scale's logarithm within [0, ln 100]."""
+        self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
+
+    def _precision(self) -> AbstractContextManager[Any]:
+        return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
+
+
+def load_weights(encoder: Encoder, path: str | Path) -> None:
+    """Load weights from an epoch folder of ours, an open_clip .pt (state dict or {"state_dict": …}) or a safetensors file.
+
+    Names and shapes must be exactly the model's. Raises InputError that names the file and the first tensors that differ, or
+    says that the file cannot be read. Files are never unpickled beyond tensors.
+    """
+    file = Path(path)
+    if file.is_dir():
+        file = file / WEIGHTS
+    if not file.is_file():
+        raise InputError(f"checkpoint {file} does not exist")
+    try:
+        if file.suffix == ".safetensors":
+            saved: Any = load_file(file)
+        else:
+            saved = torch.load(file, map_location="cpu", weights_only=True)
+        saved = saved.get("state_dict", saved)
+        state: dict[str, Tensor] = {name.removeprefix("module."): value for name, value in saved.items()}
+    except Exception as error:  # many types, none documented: whatever it is, the file is no checkpoint of tensors
+        raise InputError(f"checkpoint {file} cannot be read as a file of tensors: {str(error).splitlines()[0]}") from error
+    own = encoder.model.state_dict()
+    for scalar in ("logit_scale", "logit_bias"):  # saved as [1] by some versions and as a scalar by others
+        if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel() == 1:
+            state[scalar] = state[scalar].reshape(own[scalar].shape)
+    differences = [f"{name}: the model has {_shape(own.get(name))}, the file {_shape(state.get(name))}"
+                   for name in [*own, *(name for name in state if name not in own)]
+                   if _shape(own.get(name)) != _shape(state.get(name))]
+    if differences:
+        raise InputError(f"checkpoint {file} is of another architecture; {len(differences)} tensors differ, first "
+                         + "; ".join(differences[:3]))
+    encoder.model.load_state_dict(state)
+
+
+def _config(name: str) -> dict[str, Any]:
+    """A copy of open_clip's configuration of that name."""
+    try:
+        config = open_clip.get_model_config(name)
+    except (OSError, ValueError) as error:
+        raise InputError(f"model.name is {name!r}: its configuration cannot be read ({error})") from error
+    if config is None:
+        near = difflib.get_close_matches(name, open_clip.list_models(), n=5, cutoff=0.4)
+        raise InputError(f"model.name is {name!r}, which open_clip does not know; near names: {', '.join(near) or 'none'}")
+    return config
+
+
+def _shape(value: Tensor | None) -> str:
+    return "nothing" if value is None else str(list(value.shape))
+
+
+def _unit(feature_BD: Tensor) -> Tensor:
+    """Rows at length 1, in fp32 at least."""
+    return F.normalize(feature_BD.float() if feature_BD.dtype in (torch.float16, torch.bfloat16) else feature_BD, dim=-1)

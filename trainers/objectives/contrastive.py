@@ -1,0 +1,85 @@
+"""Contrastive objectives: between modalities (MMCL), within them (SSL), or both.
+
+Notation: I, T are this batch's unit image and text features, I', T' those of the augmented views, s the exponentiated logit
+scale, CE the mean cross-entropy with row i's target being column i. Shape suffixes: B this rank's rows, N all ranks', D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from datasets.errors import InputError
+from trainers import distributed
+from trainers.objectives.base import Features, Objective
+
+
+def matching_loss(query_BD: Tensor, key_BD: Tensor, scale: Tensor) -> Tensor:
+    """CE(s·Q·Kᵀ) of this rank's queries against the keys of all ranks; the mean over ranks is that of the whole batch."""
+    logits_BN = scale * query_BD @ distributed.gather_rows(key_BD).T
+    rows = query_BD.shape[0]
+    target_B = torch.arange(rows, device=query_BD.device) + distributed.rank() * rows
+    return F.cross_entropy(logits_BN, target_B)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Contrastive(Objective):
+    """clip_weight·½[CE(s·I·Tᵀ) + CE(s·T·Iᵀ)] + inmodal_weight·½[CE(s·I·I'ᵀ) + CE(s·T·T'ᵀ)].
+
+    The in-modal terms go one way only, as in CleanCLIP (Bansal et al. 2023) and the study of its pre-training objectives. A term
+    of weight 0 is neither computed nor reported.
+    """
+
+    clip_weight: float = 1.0
+    """of the image-text term"""
+    inmodal_weight: float = 0.0
+    """of the image-image and text-text terms together"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.clip_weight, self.inmodal_weight) < 0 or self.clip_weight == self.inmodal_weight == 0:
+            raise InputError(f"clip_weight is {self.clip_weight} and inmodal_weight {self.inmodal_weight}; "
+                             "both must be 0 or more, and one of them above 0")
+
+    @property
+    def two_views(self) -> bool:
+        return self.inmodal_weight > 0
+
+    def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
+        f = model(batch)
+        s = f["logit_scale"]
+        parts: dict[str, Tensor] = {}
+        if self.clip_weight:
+            parts["mmcl"] = (matching_loss(f["image"], f["text"], s) + matching_loss(f["text"], f["image"], s)) / 2
+        if self.inmodal_weight:
+            assert "image_aug" in f and "text_aug" in f, "an in-modal term needs a feed with two views"
+            parts["inmodal"] = (
+                matching_loss(f["image"], f["image_aug"], s) + matching_loss(f["text"], f["text_aug"], s)
+            ) / 2
+        weights = {"mmcl": self.clip_weight, "inmodal": self.inmodal_weight}
+        return {"loss": torch.stack([weights[name] * part for name, part in parts.items()]).sum(), **parts}
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMCL(Contrastive):
+    """Multimodal contrastive loss alone: CLIP's own."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMCLSSL(Contrastive):
+    """Multimodal and in-modal together."""
+
+    inmodal_weight: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class SSL(Contrastive):
+    """In-modal (self-supervised) alone."""
+
+    clip_weight: float = 0.0
+    inmodal_weight: float = 1.0

@@ -1,0 +1,46 @@
+"""Arithmetic of a training step, counted, and the share of the machine's that it reaches."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from trainers.model import Encoder
+
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "A10G": 70.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "T4": 65.0}
+"""dense bf16 (fp16 on V100 and T4) matrix multiplication of a device in TFLOP/s, from the makers' data sheets (SXM parts)"""
+
+
+def flops_per_sample(encoder: Encoder, two_views: bool = False, rows: int = 2) -> float:
+    """Floating-point operations (a multiply-add is two) of forward and backward through both encoders for one pair.
+
+    Counted on a copy of the model, on its device, from matrix products, convolutions and attention; the loss's own product,
+    which grows with the batch, and recomputation are left out.
+    """
+    model = copy.deepcopy(encoder).train()
+    size, device = model.image_size, model.device
+    batch = {"image": torch.zeros(rows, size, size, 3, dtype=torch.uint8, device=device),
+             "text": model.tokenize(["a picture"] * rows).to(device)}
+    if two_views:
+        batch |= {"image_aug": batch["image"], "text_aug": batch["text"]}
+    counter = FlopCounterMode(display=False)
+    with counter:
+        out = model(batch)
+        sum(value.float().sum() for value in out.values()).backward()  # type: ignore[union-attr]
+    return counter.get_total_flops() / rows
+
+
+def peak_flops(device: torch.device) -> float | None:
+    """The device's bf16 peak in FLOP/s, or None for one that is not in the table (a CPU, say)."""
+    if device.type != "cuda":
+        return None
+    name = torch.cuda.get_device_name(device)
+    found = [peak for part, peak in PEAK_TFLOPS.items() if part in name]
+    return found[0] * 1e12 if found else None
+
+
+def mfu(samples_per_second: float, flops: float, peak: float) -> float:
+    """Model FLOPs utilisation in percent: what the samples need over what the device can do (flops a sample, peak a second)."""
+    return 100 * samples_per_second * flops / peak
