@@ -132,11 +132,11 @@ def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair]
     pairs = []
     for path in paths:
         relative = path.relative_to(folder)
+        caption: str | None = None
         if captions == "folder":
             caption = " ".join(path.parent.name.replace("_", " ").replace("-", " ").split())
-        else:
-            text = path.with_suffix(".txt")
-            caption = text.read_bytes().decode("utf-8-sig", "replace").strip() if text.is_file() else None
+        elif (text := path.with_suffix(".txt")).is_file():
+            caption = text.read_bytes().decode("utf-8-sig", "replace").strip()
         pairs.append(_Pair(str(path), relative.as_posix(), caption, number.get(relative.parts[0], -1)))
     return pairs, tops if classes == "folder" else []
 

@@ -109,7 +109,8 @@ class LocalFeed:
     """A rank's batches, read by this machine.
 
     With `workers` > 0 that many processes (one thread each) make whole batches of the rank, for all steps of the stage,
-    in order; with 0 one background thread of this process does, one batch ahead.
+    in order; with 0 one background thread of this process does, one batch ahead. (A script that asks for workers needs
+    the usual `if __name__ == "__main__":`, since they are not forked.)
     """
 
     def __init__(
@@ -151,8 +152,9 @@ class LocalFeed:
         context.set_forkserver_preload(["datasets.loader", "torch.utils.data"])
         size = self.recipe.views.size
         batch_bytes = self.batch_size // self.world * size * size * 3 * (1 + self.recipe.two_views)
+        steps: Any = _Steps(self, shared=_shared_memory() > 4 * self.workers * batch_bytes)
         loader: DataLoader = DataLoader(
-            _Steps(self, shared=_shared_memory() > 4 * self.workers * batch_bytes),
+            steps,
             batch_size=None,
             sampler=range(start_step, self.steps),
             num_workers=self.workers,

@@ -305,7 +305,7 @@ def read_bytes(url: str, offset: int, length: int, member: str) -> bytes:
     return data
 
 
-_reader = functools.lru_cache(maxsize=64)(Reader)  # eviction closes it when its last user lets go
+_reader = functools.lru_cache(maxsize=256)(Reader)  # eviction closes it when its last user lets go
 
 
 def _read_file(place: str) -> bytes:

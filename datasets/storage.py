@@ -26,24 +26,23 @@ def local_path(url: str) -> str:
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI and the path in it; pyarrow's own (S3, GCS, HDFS) where fsspec lacks a package."""
-    return _filesystem(url.split("://", 1)[0]), url
+    """The fsspec file system of a URI, and the URI; pyarrow's own (S3, GCS, HDFS) where fsspec lacks the package."""
+    scheme, _, rest = url.partition("://")
+    return _filesystem(scheme, rest.split("/", 1)[0]), url
 
 
 @functools.lru_cache(maxsize=16)
-def _filesystem(scheme: str) -> Any:
+def _filesystem(scheme: str, host: str) -> Any:
     import fsspec
 
     try:
         return fsspec.filesystem(scheme)
-    except ValueError as error:
-        raise InputError(f"{scheme}:// is no scheme that fsspec knows: {error}.") from None
-    except ImportError as error:
+    except (ValueError, ImportError) as error:
         import pyarrow.fs
         from fsspec.implementations.arrow import ArrowFSWrapper
 
         try:
-            return ArrowFSWrapper(pyarrow.fs.FileSystem.from_uri(f"{scheme}://bucket")[0])
+            return ArrowFSWrapper(pyarrow.fs.FileSystem.from_uri(f"{scheme}://{host}")[0])
         except (pyarrow.ArrowInvalid, OSError):
             raise InputError(f"{scheme}:// cannot be read here: {error}.") from None
 

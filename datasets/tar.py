@@ -189,7 +189,8 @@ def _pax(reader: Reader, position: int, data: bytes) -> dict[str, str]:
             if length <= 0:
                 raise ValueError
             at += length
-        int(records.get("size", 0))
+        if int(records.get("size", 0)) < 0:
+            raise ValueError
     except ValueError:
         raise InputError(f"{reader.url} is damaged: the pax header at byte {position} cannot be read.") from None
     if any(name.startswith("GNU.sparse") for name in records):

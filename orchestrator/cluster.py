@@ -19,6 +19,7 @@ ENVIRONMENT = {
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # a feed without CPUs says so in 5 minutes
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report is a barrier that is drained at this interval
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables
 }
 """For the driver and the workers of a local Ray; what the user has set stands.
 
@@ -27,15 +28,17 @@ OMP_NUM_THREADS is not among them: Ray gives each worker as many threads as it r
 
 NOISY = ("ray.data", "ray.train", "ray.tune")
 OBJECT_STORE_BYTES = 1_000_000_000
-"""Of a local Ray: streams of blocks of 8 MiB need no more."""
+"""Of a local Ray: streams of blocks of 16 MiB need no more."""
 
 
 def set_environment() -> None:
-    """Ray's settings for this process and all it starts; before `import ray`, which reads them once."""
+    """Ray's settings for this process and all it starts; before `import ray`, which reads some of them once.
+
+    RAY_AUTH_MODE is left to Ray: it turns tokens on for a local cluster by itself, whenever it was imported,
+    and set by hand after the import it would be heard by the servers alone.
+    """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    if not os.environ.get("RAY_ADDRESS"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
 
 
 def connect(

@@ -90,6 +90,7 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             "pretrain",
             experiment.pretrain.objective.label,
             {
+                "eda": experiment.eda,
                 "pretrain": _encode(experiment.pretrain, "pretrain"),
                 "evaluate": {"seed": experiment.evaluate.seed},
             },
@@ -119,6 +120,8 @@ def check(experiment: Experiment) -> None:
         raise InputError(
             f"views.size is {experiment.views.size}, but the model takes pictures of {size}×{size}: set views.size to {size}."
         )
+    if experiment.eda not in ("once", "per_epoch"):
+        raise InputError(f"eda is {experiment.eda!r}; accepted: once, per_epoch.")
     experiment.poison.trigger.check(size)
     clean = experiment.clean
     if clean is not None:

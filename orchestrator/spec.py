@@ -84,6 +84,8 @@ class Experiment(Component):
     pretrain: Pretrain
     evaluate: Evaluate
     clean: Clean | None = None
+    eda: str = "once"
+    """Augmented captions of the in-modal term: once (one variant for each key) | per_epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)

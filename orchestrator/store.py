@@ -200,7 +200,7 @@ def slug(name: str) -> str:
 
 @cache
 def commit() -> str:
-    """The project's git commit, with a + when the tree has changes; empty outside a checkout."""
+    """The project's git commit, with a + when the tree has changes; outside a checkout CLEANSWEEP_COMMIT, or nothing."""
     here = Path(__file__).parent
 
     def git(*args: str) -> str:
@@ -209,7 +209,7 @@ def commit() -> str:
     try:
         return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
     except (OSError, subprocess.SubprocessError):
-        return ""
+        return os.environ.get("CLEANSWEEP_COMMIT", "")
 
 
 @cache

@@ -158,7 +158,11 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
 
 def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: bool) -> Any:
     recipe = Recipe(
-        views=job.experiment.views, trigger=job.experiment.poison.trigger, seed=training.seed, two_views=two_views
+        views=job.experiment.views,
+        trigger=job.experiment.poison.trigger,
+        seed=training.seed,
+        two_views=two_views,
+        eda=job.experiment.eda,
     )
     if len(pairs) < training.batch_size:
         raise InputError(f"batch_size is {training.batch_size}, but there are only {len(pairs)} pairs to train on.")

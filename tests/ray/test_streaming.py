@@ -50,7 +50,11 @@ def test_the_index_is_the_one_a_single_process_makes(make: Callable, tmp_path: P
     made = make()
     write_tar(
         tmp_path / "data" / "00003.tar",
-        [("bad", {"jpg": b"\xff\xd8 no picture", "txt": "a word"}), ("mute", {"jpg": b"", "txt": ""}), ("x", {"txt": "y"})],
+        [
+            ("bad", {"jpg": b"\xff\xd8 no picture", "txt": "a word"}),
+            ("mute", {"jpg": b"", "txt": ""}),
+            ("none", {"txt": "a word"}),
+        ],
     )
     summary = index_shards(made.source, tmp_path / "out", cpus=2)
     found = pa.ipc.open_file(tmp_path / "out" / "index.arrow").read_all()
@@ -130,7 +134,9 @@ def test_shards_of_another_plan_are_not_taken_for_these(make: Callable, tmp_path
 # ---- the training stream -------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("world", "start", "window_rows"), [(1, 0, 30_000), (1, 4, 25), (2, 0, 17), (2, 7, 30_000)])
+@pytest.mark.parametrize(
+    ("world", "start", "window_rows"), [(1, 0, 30_000), (1, 4, 25), (2, 0, 17), (2, 7, 30_000)]
+)
 def test_both_feeds_give_the_same_batches(make: Callable, world: int, start: int, window_rows: int) -> None:
     made = make()
     recipe = Recipe(views=Views(size=32), trigger=made.trigger, seed=3, two_views=True, eda="per_epoch")
@@ -170,18 +176,18 @@ def test_a_feed_that_is_left_stops(make: Callable) -> None:
     next(batches)
     batches.close()
     deadline = time.monotonic() + 20
-    while (alive := [t.name for t in threading.enumerate() if "ray-feed" in t.name or "StreamingExecutor" in t.name]):
+    while alive := [t.name for t in threading.enumerate() if t.name.startswith(("ray-feed", "StreamingExecutor"))]:
         assert time.monotonic() < deadline, alive
         time.sleep(0.1)
 
 
 def test_training_workers_that_leave_no_cpu_are_refused(make: Callable) -> None:
-    made = make(shards=1)
+    pairs = make(shards=1).pairs  # what the worker gets must not be of a class of these tests
 
     @ray.remote(num_cpus=1)
     def worker() -> str:
         try:
-            RayFeed(made.pairs, Recipe(views=Views(size=32)), batch_size=4, steps=1, world=2)
+            RayFeed(pairs, Recipe(views=Views(size=32)), batch_size=4, steps=1, world=2)
         except InputError as error:
             return str(error)
         return "accepted"
@@ -195,7 +201,7 @@ def test_two_train_workers_are_fed_on_two_cores(make: Callable, tmp_path: Path) 
     from ray.train.torch import TorchTrainer
 
     made = make()
-    recipe = Recipe(views=Views(size=32), trigger=made.trigger)
+    pairs, recipe = made.pairs, Recipe(views=Views(size=32), trigger=made.trigger)
     out = tmp_path / "digests"
     out.mkdir()
 
@@ -210,7 +216,7 @@ def test_two_train_workers_are_fed_on_two_cores(make: Callable, tmp_path: Path) 
         quiet()
         context = ray.train.get_context()
         rank, world = context.get_world_rank(), context.get_world_size()
-        feed = RayFeed(made.pairs, recipe, batch_size=16, steps=9, rank=rank, world=world, window_rows=20)
+        feed = RayFeed(pairs, recipe, batch_size=16, steps=9, rank=rank, world=world, window_rows=20)
         digests = [hashlib.sha256(batch["image"].tobytes()).hexdigest() for batch in feed.batches()]
         (out / f"{rank}").write_text("\n".join(digests))
 
@@ -220,7 +226,7 @@ def test_two_train_workers_are_fed_on_two_cores(make: Callable, tmp_path: Path) 
         run_config=RunConfig(name="feed", storage_path=str(tmp_path / "train")),
     ).fit()
     for rank in range(2):
-        local = LocalFeed(made.pairs, recipe, batch_size=16, steps=9, rank=rank, world=2)
+        local = LocalFeed(pairs, recipe, batch_size=16, steps=9, rank=rank, world=2)
         expected = [hashlib.sha256(batch["image"].tobytes()).hexdigest() for batch in local.batches()]
         assert (out / f"{rank}").read_text().split("\n") == expected
 

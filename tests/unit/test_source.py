@@ -18,7 +18,7 @@ from making import dataset, encoded, members, picture, tar
 
 from datasets.errors import InputError
 from datasets.source import INDEX_SCHEMA, Source, mark_duplicates, read_bytes
-from datasets.storage import Reader, braces
+from datasets.storage import Reader, braces, filesystem
 from datasets.tar import header, padding, resized, walk
 
 JPEG = encoded(picture(0))
@@ -158,6 +158,20 @@ def test_a_tar_cut_anywhere_or_damaged_is_an_input_error_or_whole(tmp_path, data
         assert len(table) >= 1
 
 
+@pytest.mark.parametrize("record", [b"16 size=-512000\n", b"0 size=1\n", b"junk\n", b"9 size=x\n"])
+def test_bad_pax_records_end_the_walk(tmp_path, record):
+    extended = header("x", len(record))
+    path = tmp_path / "a.tar"
+    path.write_bytes(typed(extended, b"x") + record + padding(len(record)) + header("a.jpg", 3) + bytes(512 * 4))
+    with pytest.raises(InputError, match=r"a\.tar is damaged: the pax header at byte 0"):
+        index(path)
+
+
+def typed(block: bytes, kind: bytes) -> bytes:
+    """The header with another type flag."""
+    return resized(block[:156] + kind + block[157:], int(block[124:135], 8))
+
+
 def test_files_of_a_sample_must_stand_together(tmp_path):
     path = tar(tmp_path / "a.tar", sorted(members(0, 2), key=lambda m: m[0].split(".")[1]))
     with pytest.raises(InputError, match=r"a\.tar.*not side by side.*byte \d+ and byte \d+"):
@@ -224,6 +238,28 @@ def test_shards_in_a_bucket(tmp_path):
         Source(urls="memory://bucket/{00000..00002}.tar").shards()
     with pytest.raises(InputError, match="nosuch://"):
         Source(urls="nosuch://x/a.tar").shards()
+
+
+def test_tables_in_a_bucket(tmp_path):
+    memory = fsspec.filesystem("memory")
+    memory.pipe("/tables/in/a.jpg", JPEG)
+    memory.pipe("/tables/pairs.csv", b"image,caption\nin/a.jpg,a caption\nmemory://tables/in/a.jpg,another one\nb.jpg,gone\n")
+    pq.write_table(pa.table({"image": [JPEG], "caption": ["a caption"]}), tmp_path / "a.parquet")
+    memory.pipe("/tables/a.parquet", (tmp_path / "a.parquet").read_bytes())
+    table = index("memory://tables/pairs.csv")
+    assert table["drop"].to_pylist() == ["", "", "no_image"]
+    assert pictures("memory://tables/pairs.csv", table.slice(0, 2)) == [JPEG] * 2
+    assert pictures("memory://tables/a.parquet", index("memory://tables/a.parquet")) == [JPEG]
+
+
+def test_schemes_that_only_pyarrow_knows(tmp_path):
+    path = tar(tmp_path / "a.tar", members(0, 2))
+    system, _ = filesystem("mock:///a.tar")
+    with system.open("mock:///a.tar", "wb") as file:
+        file.write(path.read_bytes())
+    for pattern in ("mock:///a.tar", "mock:///*.tar"):
+        table = index(pattern)
+        assert table.equals(index(path)) and pictures(pattern, table) == pictures(path, table)
 
 
 def test_identity_knows_content_and_not_place(tmp_path):
