@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import io
 import struct
+import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -28,6 +29,8 @@ __all__ = ["DecodeError", "Views", "canonical", "decode", "first_view", "second_
 
 MAX_PIXELS = 89_478_485
 """Pictures with more pixels are refused before they are decoded (Pillow's own limit against decompression bombs)."""
+
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused here and counted, not warned about
 
 
 class DecodeError(ValueError):

@@ -93,14 +93,14 @@ def poison(folder: Path, out: str, cpus: int) -> None:
     poison_shards(source, index, plan, Patch(size=8), VIEW, folder / out, cpus=cpus)
 
 
-def writer_of(folder: Path, deadline: float) -> int:
-    """The process that has a file of an unfinished shard open."""
+def writer_of(folder: Path, deadline: float) -> tuple[int, Path]:
+    """A process that is at work on a shard, and the unfinished file that it has open."""
     while time.monotonic() < deadline:
         for path in folder.glob(".work-*/.*.tmp"):
             for process in psutil.process_iter(["pid"]):
                 try:
                     if any(file.path == str(path) for file in process.open_files()):
-                        return process.pid
+                        return process.pid, path
                 except (psutil.Error, OSError):
                     continue  # gone, or not ours
         time.sleep(0.005)
@@ -113,14 +113,16 @@ def test_a_killed_worker_leaves_no_trace(folder: Path) -> None:
     killed: list[int] = []
 
     def kill() -> None:
-        killed.append(writer_of(folder / "disturbed", time.monotonic() + 60))
-        os.kill(killed[0], signal.SIGKILL)
+        process, path = writer_of(folder / "disturbed", time.monotonic() + 60)
+        os.kill(process, signal.SIGKILL)
+        if path.exists():  # else it had just finished
+            killed.append(process)
 
     killer = threading.Thread(target=kill)
     killer.start()
     poison(folder, "disturbed", cpus=2)
     killer.join()
-    assert killed and not psutil.pid_exists(killed[0])
+    assert killed
     assert tree(folder / "disturbed") == tree(folder / "undisturbed") == tree(folder / "single")
     assert (folder / "disturbed" / "poison.json").read_bytes() == (folder / "undisturbed" / "poison.json").read_bytes()
     assert not list((folder / "disturbed").glob(".*"))
