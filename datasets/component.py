@@ -1,7 +1,6 @@
 """Base of everything whose fields are hyper-parameters."""
 
 import dataclasses
-import functools
 import types
 import typing
 from dataclasses import dataclass
@@ -47,11 +46,15 @@ def check_fields(component: Component) -> None:
             object.__setattr__(component, name, fitting)
 
 
-@functools.cache
+_HINTS: dict[type, dict[str, Any]] = {}
+
+
 def hints(cls: type) -> dict[str, Any]:
     """Field name → resolved annotation."""
-    resolved = typing.get_type_hints(cls)
-    return {f.name: resolved[f.name] for f in dataclasses.fields(cls)}
+    if cls not in _HINTS:
+        resolved = typing.get_type_hints(cls)
+        _HINTS[cls] = {f.name: resolved[f.name] for f in dataclasses.fields(cls)}
+    return _HINTS[cls]
 
 
 def coerce(value: Any, hint: Any, path: str) -> Any:

@@ -88,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
     ingested.add_argument("--image-key", default="image")
     ingested.add_argument("--caption-key", default="caption")
     ingested.add_argument("--delimiter", default="auto")
-    ingested.add_argument("--captions", default="txt", help="of a folder of pictures: txt (a file beside each) | folder (its name)")
+    ingested.add_argument("--captions", default="txt", help="of a folder: txt (a file beside each picture) | folder (its name)")
     ingested.add_argument("--classes", default="none", help="none | folder: the top folder is the class")
     doctor = command("doctor", _doctor, "Check this machine: versions, cores, disk, GPU, store, tracking server.")
     doctor.add_argument("--store", default="store")

@@ -43,8 +43,6 @@ def doctor(root: str, tracking_uri: str) -> int:
 
 
 def _python() -> str:
-    if sys.version_info < (3, 11):
-        raise InputError(f"Python {sys.version.split()[0]}; 3.11 or newer is needed")
     return sys.version.split()[0]
 
 
@@ -56,7 +54,7 @@ def _datasets() -> str:
     found = importlib.util.find_spec("datasets")
     where = Path(found.origin).parent if found and found.origin else None
     if where != ROOT / "datasets":
-        raise InputError(f"`import datasets` finds {where}, not {ROOT / 'datasets'}: another package of that name is first on the path")
+        raise InputError(f"`import datasets` finds {where}, not {ROOT / 'datasets'}: another is first on the path")
     return str(where)
 
 
@@ -112,8 +110,11 @@ def _synonyms() -> str:
 
 
 def _mlflow(root: str, uri: str) -> str:
-    from orchestrator.run import make_tracker
+    from orchestrator.run import tracking_uri
+    from orchestrator.tracking import absolute_uri, redacted, why_unusable
 
-    tracker = make_tracker(Store(root), uri, "doctor")
-    tracker.ping()
-    return tracker.uri
+    chosen = absolute_uri(tracking_uri(uri, Store(root)))
+    why = why_unusable(chosen)
+    if why:
+        raise InputError(f"{redacted(chosen)} cannot be used: {why}")
+    return redacted(chosen)

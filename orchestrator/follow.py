@@ -47,7 +47,7 @@ class Mirror:
         """Bring every run to its end; none is left running."""
         for result in [*study.pretrains, *study.trials]:
             if result.status == "running":
-                result.status = "stopped"
+                result.status, result.error = "failed", "it did not finish"
         self._sweep = self._tracker.sweep_run(study)
         self.sync(study)
         files = sorted(path for path in report.parent.iterdir() if path.is_file())

@@ -9,11 +9,10 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
-from datasets.evalset import EvalSet
-
 from datasets.classes import target_index
 from datasets.component import Component
 from datasets.errors import InputError
+from datasets.evalset import EvalSet
 from datasets.source import Source
 from datasets.synthetic import World
 from orchestrator.fingerprint import encode, fingerprint
@@ -92,7 +91,10 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             {
                 "eda": experiment.eda,
                 "pretrain": _encode(experiment.pretrain, "pretrain"),
-                "evaluate": {"seed": experiment.evaluate.seed},
+                "evaluate": {
+                    "seed": experiment.evaluate.seed,
+                    "evaluators": encode(experiment.evaluate.evaluators, "evaluate.evaluators"),
+                },
             },
             (("poison", poison.fingerprint),),
         ),
@@ -237,17 +239,17 @@ def encode_space(space: Any, path: str) -> Any:
     values = grid_values(space)
     if values is not None:
         return {"grid": encode(values, path)}
-    described = {"kind": type(space).__name__}
+    described: dict[str, Any] = {"kind": type(space).__name__}
     for name in ("lower", "upper", "categories"):
         if hasattr(space, name):
             described[name] = encode(getattr(space, name), path)
     sampler = space.get_sampler() if hasattr(space, "get_sampler") else None
+    samplers = []
     while sampler is not None:  # a quantised sampler wraps another
-        described.setdefault("samplers", []).append(
-            {"name": type(sampler).__name__, **{k: v for k, v in vars(sampler).items() if isinstance(v, (int, float, str))}}
-        )
+        fields = {k: v for k, v in vars(sampler).items() if isinstance(v, (int, float, str))}
+        samplers.append({"name": type(sampler).__name__, **fields})
         sampler = getattr(sampler, "sampler", None)
-    return described
+    return {**described, "samplers": samplers}
 
 
 def _one_draw(space: Any) -> Any:
@@ -305,9 +307,8 @@ def _execute(load: Any, name: str) -> None:
     except ModuleNotFoundError as error:
         if error.name and name.startswith(error.name):
             shipped = sorted(p.stem for p in Path(__file__).parent.parent.joinpath("sweeps").glob("[a-z]*.py"))
-            raise InputError(
-                f"there is no sweep {name!r}. Shipped: {', '.join('sweeps.' + s for s in shipped)}; or give the path of a .py file."
-            ) from error
+            names = ", ".join(f"sweeps.{stem}" for stem in shipped)
+            raise InputError(f"there is no sweep {name!r}. Shipped: {names}; or give the path of a .py file.") from error
         raise InputError(f"{name}: {error}") from error
     except (TypeError, SyntaxError, NameError, AttributeError, ImportError) as error:
         raise InputError(f"{name} cannot be read as a sweep: {error}") from error

@@ -13,7 +13,7 @@ from orchestrator.follow import Follower, Mirror
 from orchestrator.plan import Plan, stages
 from orchestrator.results import decode_overrides, judge, load_study
 from orchestrator.spec import Compute
-from orchestrator.stages import make_data, make_stage
+from orchestrator.stages import make_data, make_stage, training_source
 from orchestrator.store import Store, read_json, slug, write_json
 from orchestrator.study import Study
 from orchestrator.tracking import Tracker
@@ -144,7 +144,12 @@ def write_poisoned(plan: Plan, compute: Compute, out: Path) -> dict[str, Any]:
     with _ray(compute):
         inputs = make_data(experiment, store, compute, print)
         return poison_shards(
-            Path(inputs.index), inputs.urls, Path(inputs.plan), experiment.poison.trigger, experiment.views.size, out
+            training_source(experiment, store),
+            Path(inputs.index),
+            Path(inputs.plan),
+            experiment.poison.trigger,
+            experiment.views.size,
+            out,
         )
 
 

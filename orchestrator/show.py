@@ -90,9 +90,10 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
     trained = sum(row["pairs"] or 0 for row in left)
     if trained:
         known = [row["hours"] for row in left if row["hours"] is not None]
-        lines.append(f"Pairs to train on: {_number(trained)}." + (f" About {_duration(sum(known))} of one process." if known else ""))
+        about = f" About {_duration(sum(known))} of one process." if known else ""
+        lines.append(f"Pairs to train on: {_number(trained)}.{about}")
         if any(row["pairs"] and row["hours"] is None for row in left):
-            lines.append("No rate is known for stages without a time: none like them is stored yet (--samples-per-second gives one).")
+            lines.append("Stages without a time: none like them is stored yet; --samples-per-second gives a rate.")
     if any(row["stage"] == "pretrain" and row["pairs"] is None and not row["stored"] for row in rows):
         lines.append("The number of pairs is known once the shards are indexed.")
     lines += ["", "fields (override with --path value):"]

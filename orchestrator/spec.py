@@ -6,15 +6,15 @@ Everything in `Experiment` enters a fingerprint; nothing in `Compute` does. `Swe
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets.evalset import EvalSet
-from trainers.cleaning.base import CleaningMethod
-
 from datasets.component import Component
 from datasets.errors import InputError
+from datasets.evalset import EvalSet
 from datasets.poison import Poison
 from datasets.source import Source
 from datasets.synthetic import World
 from datasets.view import Views
+from trainers.cleaning.base import CleaningMethod
+from trainers.evaluate.base import Evaluator
 from trainers.model import Model, TinyCLIP
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
@@ -62,6 +62,8 @@ class Evaluate(Component):
     """Images a step on each rank; does not change a count."""
     seed: int = 0
     """Of the trigger's noise and place at evaluation."""
+    evaluators: tuple[Evaluator, ...] = ()
+    """Further measurements of the same pictures, beside accuracy and ASR; their metrics go to MLflow."""
 
 
 @dataclass(frozen=True, kw_only=True)

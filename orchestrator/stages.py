@@ -11,11 +11,11 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-from datasets.evalset import EvalSet
 from PIL import Image
 
 from datasets.classes import target_index
 from datasets.errors import InputError
+from datasets.evalset import EvalSet
 from datasets.loader import Recipe, make_batch
 from datasets.pairs import Pairs, write_index
 from datasets.poison import make_plan
@@ -71,9 +71,7 @@ def make_data(experiment: Experiment, store: Store, compute: Compute, say: Calla
             assert isinstance(world, World)
             ensure(role, world.write)
 
-    source = experiment.data.source
-    if isinstance(source, World):
-        source = Source(urls=str(found["world"].folder / "train" / "*.tar"))
+    source = training_source(experiment, store)
     urls = source.shards()
     ensure("index", lambda folder: _index(source, folder, compute))
     summary = read_json(found["index"].folder / "summary.json")
@@ -104,6 +102,16 @@ def make_data(experiment: Experiment, store: Store, compute: Compute, say: Calla
     folder = found["poison"].folder
     rows = folder / "rows.npy"
     return replace(inputs, plan=str(folder / "plan.parquet"), rows=str(rows) if rows.exists() else None)
+
+
+def training_source(experiment: Experiment, store: Store) -> Source:
+    """The experiment's shards; for a procedural world those that its stage wrote."""
+    source = experiment.data.source
+    if not isinstance(source, World):
+        return source
+    world = store.find("world", stages(experiment)["world"].fingerprint)
+    assert world is not None, "the world is made before it is read"
+    return Source(urls=str(world.folder / "train" / "*.tar"))
 
 
 def make_stage(

@@ -38,7 +38,8 @@ BLOCK_BYTES = 16 << 20
 BLOCK_ROWS = 256
 """At most in one block of a feed: small pictures would fill the bytes only after seconds of decoding."""
 WINDOW_ROWS = 32_768
-"""Of the plan that a rank hands to Ray Data at once: some 10 MB of records, whatever the data set's size."""
+"""Of the plan that a rank hands to Ray Data at once: some 10 MB of records, whatever the data set's size. More where
+many CPUs would be through with them in a few seconds."""
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
@@ -261,7 +262,7 @@ class RayFeed:
     """The batches of one rank, decoded by Ray Data tasks wherever the cluster has CPUs: what LocalFeed gives.
 
     The rank reads its rows of the plan from the index and hands them to Ray Data in windows, so the tasks need
-    the shards and nothing else, and any step may come first. The next window starts before the last one ends.
+    the shards and nothing else, and any step may come first. The next window starts half a window early.
     """
 
     def __init__(
@@ -275,20 +276,21 @@ class RayFeed:
         world: int = 1,
         cpus: int = 1,
         prefetch: int = 2,
-        window_rows: int = WINDOW_ROWS,
+        window_rows: int | None = None,
     ) -> None:
         """A feed of `steps` global steps of `batch_size` pairs, of which this rank gets `batch_size // world`.
 
         `cpus` tasks of one CPU decode for this rank at a time, so that the cluster needs a CPU beside those of the
         training workers, and `world * cpus` for full speed. `prefetch` batches lie ready in the rank's memory.
-        InputError as `step_positions` and `rank_slice`.
+        InputError as `step_positions` and `rank_slice`, and where the training workers leave no CPU.
         """
         self.pairs, self.recipe, self.batch_size, self.steps = pairs, recipe, batch_size, steps
         self.rank, self.world, self.cpus, self.prefetch = rank, world, cpus, prefetch
         self.steps_per_epoch = len(pairs) // batch_size
         rank_slice(step_positions(len(pairs), batch_size, recipe.seed, 0)[1], rank, world)  # raises now
         _require_a_cpu(world)
-        self._window_steps = max(1, window_rows * world // batch_size)
+        rows = window_rows or max(WINDOW_ROWS, WINDOW_ROWS // 4 * cpus)
+        self._window_steps = max(1, rows * world // batch_size)
 
     def batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
         """As LocalFeed.batches: `make_batch`'s dict with "step" and "epoch", from `start_step` to the last."""
@@ -299,7 +301,7 @@ class RayFeed:
                 if place == 0:
                     current, following = following or self._window(step), None
                 ahead = step - place + self._window_steps
-                if following is None and ahead < self.steps and place >= self._window_steps * 3 // 4:
+                if following is None and ahead < self.steps and place >= self._window_steps // 2:
                     following = self._window(ahead)
                 assert current is not None
                 yield current.take(step)
@@ -310,9 +312,11 @@ class RayFeed:
 
     def _window(self, first: int) -> _Window:
         """Begin to stream the steps from `first` on."""
-        size = self.recipe.views.size
-        pictures = 2 if self.recipe.two_views else 1
-        block_rows = max(1, min(BLOCK_ROWS, BLOCK_BYTES // (pictures * size * size * 3)))
+        import ray
+
+        row_bytes = self.recipe.views.size**2 * 3 * (2 if self.recipe.two_views else 1)
+        share = ray.cluster_resources().get("object_store_memory", 0.0) / (3 * self.world)  # two windows, and air
+        block_rows = max(1, min(BLOCK_ROWS, int(min(BLOCK_BYTES, share / 6)) // row_bytes))
         steps = range(first, min(first + self._window_steps, self.steps))
         orders = [step_positions(len(self.pairs), self.batch_size, self.recipe.seed, step) for step in steps]
         parts = [(epoch, rank_slice(positions, self.rank, self.world)) for epoch, positions in orders]
@@ -322,9 +326,9 @@ class RayFeed:
             for start in range(0, len(records), block_rows):
                 items.append({"epoch": epoch, "records": _to_bytes(records.slice(start, block_rows))})
         expected = {step: (epoch, self.pairs.rows[part]) for step, (epoch, part) in zip(steps, parts)}
-        # blocks in the making and waiting, twice: Ray Data keeps half for outputs; and the batches in reach
-        batch_bytes = self.batch_size // self.world * pictures * size * size * 3
-        store = 2 * BLOCK_BYTES * (2 * self.cpus + 2) + self.prefetch * batch_bytes
+        # in the making, made, and being joined to batches; more than its share would be spilled to disk
+        blocks = (2 * self.cpus + 2) * block_rows + 2 * self.batch_size // self.world
+        store = min(share, blocks * row_bytes)
         return _Window(items, self.recipe, expected, self.cpus, self.prefetch, store)
 
 
@@ -352,7 +356,7 @@ class _Window:
         expected: dict[int, tuple[int, np.ndarray]],
         cpus: int,
         prefetch: int,
-        store: int,
+        store: float,
     ) -> None:
         self._items, self._recipe, self._expected = items, recipe, expected
         self._cpus, self._prefetch, self._store = cpus, prefetch, store
@@ -394,10 +398,7 @@ class _Window:
                 compute=ray.data.TaskPoolStrategy(size=self._cpus),
             )
             rows = len(next(iter(self._expected.values()))[1])
-            batches = stream.iter_batches(
-                batch_size=rows, batch_format="pyarrow", prefetch_batches=self._prefetch
-            )
-            for batch in batches:
+            for batch in stream.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1):
                 if not self._put(_to_numpy(batch, self._recipe.views.size)):
                     return
             self._put(AssertionError("Ray Data gave fewer rows than the plan has"))

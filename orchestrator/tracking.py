@@ -26,6 +26,8 @@ from orchestrator.study import StageResult, Study, TrialResult
 from orchestrator.tracking_view import saved_view
 
 FINGERPRINT, STUDY, DRIVER = "cleansweep.fingerprint", "cleansweep.study", "cleansweep.driver"
+COMPLETE = "cleansweep.complete"
+"""Set last of all on a stage's run: the result that it holds whole. Such a run is not opened again."""
 ERROR, NONFINITE, VIEW = "cleansweep.error", "cleansweep.nonfinite", "cleansweep.view"
 SENTINEL = "epoch"
 """Logged in the same batch as an epoch's other metrics: an epoch that has it is complete."""
@@ -54,6 +56,7 @@ class Tracker:
         """(parent run id, fingerprint) → run id."""
         self._by_stage: dict[str, str] = {}
         self._logged: dict[str, set[int]] = {}
+        self._complete: set[str] = set()
         self._starts: dict[str, float] = {}
         """Fingerprint of a pre-training → accuracy of the uncleaned model."""
         self._objectives: dict[str, str] = {}
@@ -63,7 +66,7 @@ class Tracker:
     def check(self) -> None:
         """Reach the server and create database and experiment; InputError naming the URI within about ten seconds."""
         _quiet()
-        why = _unreachable(self.uri)
+        why = why_unusable(self.uri)
         if why:
             raise InputError(f"tracking URI {redacted(self.uri)} cannot be used: {why}.")
         try:
@@ -120,13 +123,16 @@ class Tracker:
             run_id = self._run(
                 fingerprint=result.fingerprint,
                 parent=parent_run_id,
+                complete=_whole(result),
                 name=name[:MAX_KEY],
                 tags={**own, **(tags or {})},
             )
+            self._by_stage[result.fingerprint] = run_id
+            if run_id in self._complete:
+                return run_id
             tried = hyperparameters(result) if isinstance(result, TrialResult) else {}
             self._params(run_id, {**_flat(result.config), **tried})
             self._json(run_id, result.config, "config.json")
-            self._by_stage[result.fingerprint] = run_id
             return run_id
 
     def sync(self, result: StageResult) -> None:
@@ -134,6 +140,8 @@ class Tracker:
         from mlflow.entities import Metric
 
         run_id = self._by_stage[result.fingerprint]
+        if run_id in self._complete:
+            return
         with self._guard(f"metrics of {result.stage} {result.fingerprint[:12]}"):
             if run_id not in self._logged:
                 history = self._client.get_metric_history(run_id, SENTINEL)
@@ -158,13 +166,15 @@ class Tracker:
         """
         self.sync(result)
         run_id = self._by_stage[result.fingerprint]
+        if points_of(result) and not isinstance(result, TrialResult):
+            self._starts[result.fingerprint] = points_of(result)[-1].accuracy
+        if run_id in self._complete:
+            return
         status = status or STATUS[result.status]
         with self._guard(f"the end of {result.stage} {result.fingerprint[:12]}"):
             run = self._client.get_run(run_id)
             points = points_of(result)
             last: dict[str, float] = {}
-            if points and not isinstance(result, TrialResult):
-                self._starts[result.fingerprint] = points[-1].accuracy
             if points:
                 last |= {"final/accuracy": points[-1].accuracy, "final/asr": points[-1].asr}
             if isinstance(result, TrialResult):
@@ -182,8 +192,10 @@ class Tracker:
             self._json(run_id, _checkpoint(result), "checkpoint.json")
             if status == "RUNNING":
                 self._client.update_run(run_id, status="RUNNING")
-            elif run.info.status != status:
+                return
+            if run.info.status != status:
                 self._client.set_terminated(run_id, status)
+            self._client.set_tag(run_id, COMPLETE, _whole(result))
 
     def finish_sweep(self, run_id: str, study: Study, files: list[Path] | None = None, status: str = "FINISHED") -> None:
         """Log the sweep's best values and files (report, figures, table), and end its run."""
@@ -252,7 +264,7 @@ class Tracker:
             )
             self._client = client
 
-    def _run(self, *, fingerprint: str, parent: str | None, name: str, tags: Mapping[str, str]) -> str:
+    def _run(self, *, fingerprint: str, parent: str | None, name: str, tags: Mapping[str, str], complete: str = "") -> str:
         key = (parent or "", fingerprint)
         tags = {k: str(v)[:MAX_TAG] for k, v in tags.items() if v} | {DRIVER: f"{socket.gethostname()}:{os.getpid()}"}
         if key not in self.runs:
@@ -260,6 +272,10 @@ class Tracker:
             found = self._search(f"tags.`{FINGERPRINT}` = '{fingerprint}'{below}")
             if found:
                 run = min(found, key=lambda run: (run.info.start_time, run.info.run_id))
+                if complete and run.data.tags.get(COMPLETE) == complete and run.info.status != "RUNNING":
+                    self.runs[key] = run.info.run_id
+                    self._complete.add(run.info.run_id)
+                    return run.info.run_id
                 self._client.update_run(run.info.run_id, status="RUNNING")
             else:
                 link = {"mlflow.parentRunId": parent} if parent else {}
@@ -310,9 +326,10 @@ class Tracker:
         try:
             yield
         except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            first = redacted(first.split(" with url:")[0])[:240].rstrip(" .:")
             raise TrackingError(
-                f"{what} could not be logged to {redacted(self.uri)}: {first} The results are safe in the store; the "
+                f"{what} could not be logged to {redacted(self.uri)}: {first}. The results are safe in the store; the "
                 "same command logs them later."
             ) from error
 
@@ -358,7 +375,7 @@ def serve(uri: str, port: int = 5000) -> int:
     if uri.startswith("sqlite:///") and not Path(uri.removeprefix("sqlite:///")).is_file():
         raise InputError(f"there is no tracking database at {redacted(uri)} yet; a sweep creates it.")
     _quiet()
-    if why := _unreachable(uri):
+    if why := why_unusable(uri):
         raise InputError(f"tracking URI {redacted(uri)} cannot be used: {why}.")
     remote = urlsplit(uri).scheme in ("http", "https")
     base = uri.rstrip("/") if remote else f"http://127.0.0.1:{port}"
@@ -369,7 +386,7 @@ def serve(uri: str, port: int = 5000) -> int:
     if remote:
         return 0
     print("Ctrl-C ends it.", flush=True)
-    environment = {**os.environ, **QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", "PYTHONWARNINGS": "ignore"}
+    environment = {**os.environ, **QUIET, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **CALM}
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     server = subprocess.Popen(ui_command(uri, port), env=environment, start_new_session=True)
     try:
@@ -399,6 +416,9 @@ def views(uri: str) -> dict[str, str]:
 QUIET = {"MLFLOW_DISABLE_TELEMETRY": "true", "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true", "DO_NOT_TRACK": "true"}
 
 
+CALM = {"PYTHONWARNINGS": "ignore", "MLFLOW_LOGGING_LEVEL": "ERROR"}
+
+
 def _quiet() -> None:
     """No telemetry, no migration log, and requests that give up in time. A user's own settings stand."""
     for name, value in {
@@ -425,7 +445,7 @@ def _patience(timeout_s: int, retries: int) -> Iterator[None]:
             os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
-def _unreachable(uri: str) -> str:
+def why_unusable(uri: str) -> str:
     """Why the URI cannot work, found without MLflow (whose own retries take a minute); empty when it may."""
     parts = urlsplit(uri)
     scheme = parts.scheme.split("+")[0]
@@ -479,6 +499,11 @@ def _flat(config: Any) -> dict[str, Any]:
 def _key(text: str) -> str:
     """A name that MLflow accepts for a parameter or metric."""
     return "".join(c if c.isalnum() or c in "_-./ :" else "_" for c in text)[:MAX_KEY]
+
+
+def _whole(result: StageResult) -> str:
+    """What a run holds when it holds this result whole; empty while the stage runs."""
+    return "" if result.status == "running" else f"{result.status}, {len(result.metrics)} epochs, {result.folder}"
 
 
 def _checkpoint(result: StageResult) -> dict[str, Any]:

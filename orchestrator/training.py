@@ -60,7 +60,7 @@ def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
         run_config=RunConfig(
             name=f"{stage.kind}-{stage.fingerprint[:12]}-{time.time_ns()}",
             storage_path=str(store.root / "ray"),
-            failure_config=FailureConfig(max_failures=compute.retries, controller_failure_limit=1),
+            failure_config=FailureConfig(max_failures=compute.retries, controller_failure_limit=1),  # type: ignore[call-arg]
         ),
     )
     cause: BaseException | None = None

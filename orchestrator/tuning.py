@@ -94,7 +94,8 @@ def _tune(
                 scheduler=_scheduler(sweep),
                 num_samples=sweep.num_samples,
                 max_concurrent_trials=compute.max_concurrent_trials or None,
-                **({"metric": sweep.metric, "mode": "max"} if stateful else {}),
+                metric=sweep.metric if stateful else None,
+                mode="max" if stateful else None,
             ),
             run_config=tune.RunConfig(
                 name=name,
@@ -103,12 +104,13 @@ def _tune(
                 verbose=0,
             ),
         )
-    results = tuner.fit()
-    return [
-        _outcome(overrides, trial_experiment(sweep, overrides), store, result.error)
-        for result in results
-        if (overrides := {path: (result.config or {}).get(path) for path in sweep.space}) is not None
-    ]
+    grid = tuner.fit()
+    outcomes = []
+    for result in (grid[i] for i in range(len(grid))):
+        assert result.config is not None
+        overrides = {path: result.config[path] for path in sweep.space}
+        outcomes.append(_outcome(overrides, trial_experiment(sweep, overrides), store, result.error))
+    return outcomes
 
 
 def _trial(config: dict[str, Any], context: Context) -> None:
@@ -192,7 +194,7 @@ def _searcher(sweep: Sweep, compute: Compute) -> Any:
     from ray.tune.search.optuna import OptunaSearch
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    return OptunaSearch(metric=sweep.metric, mode="max", sampler=optuna.samplers.TPESampler(seed=sweep.seed))
+    return OptunaSearch(sampler=optuna.samplers.TPESampler(seed=sweep.seed))
 
 
 def _scheduler(sweep: Sweep) -> Any:

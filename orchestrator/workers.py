@@ -180,11 +180,14 @@ def _measure(job: Job, world: World) -> Callable[[Encoder, int], dict[str, float
     spec = experiment.evaluate
     recipe = Recipe(views=experiment.views, trigger=experiment.poison.trigger, seed=spec.seed)
     pairs = inputs.test()
-    evaluator = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, target=inputs.target)
+    zero_shot = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, target=inputs.target)
 
     def measure(encoder: Encoder, epoch: int) -> dict[str, float]:
-        batches = eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size)
-        return evaluator.measure(encoder, batches, world)
+        values: dict[str, float] = {}
+        for evaluator in (zero_shot, *spec.evaluators):
+            batches = eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size)
+            values |= evaluator.measure(encoder, batches, world)
+        return values
 
     return measure
 

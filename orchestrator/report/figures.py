@@ -68,14 +68,16 @@ def scatter(study: Study, only: Panel | None = None) -> Figure:
         grid[0][0].set_ylim(low, high)
         for axes in grid[:, 0]:
             axes.set_ylabel("zero-shot accuracy, %")
-        for axes in grid[-1]:
+        for column in range(columns):  # the lowest panel of each column, which is not always in the last row
+            axes = grid[max(i for i in range(rows) if i * columns + column < max(1, len(shown)))][column]
+            axes.tick_params(labelbottom=True)
             axes.set_xlabel("attack success rate (ASR), %")
         handles = [
             Line2D([], [], linestyle="", marker=marker, color=colour, markersize=7, label=method)
             for method, (colour, marker) in look(study).items()
         ]
         handles.append(Line2D([], [], markersize=15, label="before cleaning", **START))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 + 2 * columns))
+        _legend(figure, handles)
     return figure
 
 
@@ -95,6 +97,8 @@ def _scatter_panel(axes: Axes, study: Study, panel: Panel) -> None:
     for trial in trials:
         colour, marker = look(study)[method_of(trial)]
         points = cleaned_points(trial)
+        if not points:
+            continue
         x, y = [p.asr for p in points], [p.accuracy for p in points]
         if few:
             start = start_of(study, trial.pretrain)
@@ -134,6 +138,8 @@ def pretrain_curves(study: Study) -> Figure:
             style: dict[str, Any] = {"color": COLOURS[number % 8], "linestyle": DASHES[number % 4], "linewidth": 1.8}
             marker: dict[str, Any] = {"marker": MARKERS[number % 8], "markersize": 4.5}
             points = points_of(stage)
+            if not points:
+                continue
             for axes, values in ((left, [p.accuracy for p in points]), (right, [p.asr for p in points])):
                 (line,) = axes.plot([p.epoch for p in points], values, **style, **marker, clip_on=False)
             handles.setdefault(label, line)
@@ -142,7 +148,9 @@ def pretrain_curves(study: Study) -> Figure:
             axes.set_title(title, fontsize=11, loc="left")
             axes.set_xlabel("epoch of pre-training")
         if handles:
-            figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=4)
+            for label, drawn in handles.items():
+                drawn.set_label(label)
+            _legend(figure, list(handles.values()))
     return figure
 
 
@@ -161,6 +169,8 @@ def trial_curves(study: Study, only: Panel | None = None) -> Figure:
                     colour, marker = look(study)[method_of(trial)]
                     start = start_of(study, trial.pretrain)
                     points = cleaned_points(trial)
+                    if not points:
+                        continue
                     x = ([0] if start else []) + [p.epoch for p in points]
                     y = ([getattr(start, value)] if start else []) + [getattr(p, value) for p in points]
                     alpha = 0.8 if len(trials) <= 24 else 0.35
@@ -190,8 +200,19 @@ def trial_curves(study: Study, only: Panel | None = None) -> Figure:
             for method, (colour, marker) in look(study).items()
         ]
         handles.append(Line2D([], [], markersize=14, label="before cleaning", **START))
-        figure.legend(handles=handles, loc="outside lower center", ncols=min(len(handles), 2 + 2 * columns))
+        _legend(figure, handles)
     return figure
+
+
+def _legend(figure: Figure, handles: list[Line2D]) -> None:
+    """Below the panels, in as many columns as fit the figure's width."""
+    inches = [0.6 + 0.085 * len(str(handle.get_label())) for handle in handles]  # at 10 points a letter is about .085
+    for columns in range(len(handles), 0, -1):
+        rows = -(-len(handles) // columns)
+        used = sum(max(inches[i : i + rows]) for i in range(0, len(inches), rows))
+        if used <= figure.get_figwidth() or columns == 1:
+            figure.legend(handles=handles, loc="outside lower center", ncols=columns)
+            return
 
 
 def _epoch_axes(axes: Axes, stages: Sequence[StageResult]) -> None:

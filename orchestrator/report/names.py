@@ -20,6 +20,12 @@ def method_of(trial: TrialResult) -> str:
     return _method(_component(trial.config, "method")) or trial.name
 
 
+def called(stage: StageResult) -> str:
+    """A stage by its objective or method and the start of its fingerprint: "MMCL+SSL (3fa1c2)"."""
+    name = method_of(stage) if isinstance(stage, TrialResult) else objective_of(stage)
+    return f"{name} ({stage.fingerprint[:6]})"
+
+
 def hyperparameters(trial: TrialResult) -> dict[str, Any]:
     """Dotted path → value of what this trial tried; a component also gives its fields, one path each."""
     found: dict[str, Any] = {}

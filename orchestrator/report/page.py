@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.report.figures import png, pretrain_curves, scatter, trial_curves, write_figures
-from orchestrator.report.names import duration, flatten, objective_of, percent
+from orchestrator.report.names import called, duration, flatten, objective_of, percent
 from orchestrator.report.selection import panels, points_of, warnings
 from orchestrator.report.tables import headline, plain_table, points_csv, summary_html, trials_html
 from orchestrator.study import Study
@@ -57,6 +57,7 @@ th, td { text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px so
 td b { font-weight: 600; white-space: nowrap } thead th { color: var(--soft); font-weight: 500;
   white-space: nowrap }
 tr.rule th { padding-top: .9rem; font-weight: 600 } tr.start td { background: #fbeeee }
+.change { white-space: nowrap }
 .setting { min-width: 13rem } .none { color: var(--soft) }
 .tag { font-size: .75rem; font-weight: 500; color: var(--soft); border: 1px solid var(--line);
   border-radius: 3px; padding: 0 .35rem }
@@ -88,7 +89,7 @@ def write_report(study: Study, out: Path) -> Path:
 
 def html(study: Study) -> str:
     """The whole page as text. Every word that comes from outside is escaped, every picture embedded."""
-    said = warnings(study)
+    said = warnings(study, gates=False)
     sections = [
         _head(study),
         _gates(study),
@@ -124,7 +125,7 @@ def _head(study: Study) -> str:
 def _gates(study: Study) -> str:
     blocks = []
     for stage in study.pretrains:
-        name = escape(f"{stage.name} ({stage.fingerprint[:6]})")
+        name = escape(called(stage))
         gate = study.gates.get(stage.fingerprint)
         if gate is None:
             blocks.append(f'<div class="gate failed"><b>{name}: the attack gate was not evaluated.</b></div>')
@@ -248,7 +249,7 @@ def _run(study: Study) -> str:
         _facts(facts)
         + plain_table(heads, lines)
         + _json("Configuration of the study", study.config)
-        + "".join(_json(f"Configuration of {s.name} ({s.fingerprint[:12]})", s.config) for s in stages[:40])
+        + "".join(_json(f"Configuration of {called(s)}", s.config) for s in stages[:40])
     )
 
 

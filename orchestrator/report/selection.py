@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.report.names import (
+    called,
+    flatten,
     hyperparameters,
     is_seed,
     method_of,
@@ -223,18 +225,33 @@ def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = Non
 def panels(study: Study) -> list[Panel]:
     """The study's pre-trainings, repetitions with other seeds together, in the order they were declared."""
     groups: dict[str, list[StageResult]] = {}
+    facts: dict[str, dict[str, Any]] = {}
     for stage in study.pretrains:
-        groups.setdefault(json.dumps(without_seeds(stage.config), sort_keys=True, default=str), []).append(stage)
-    labels = [objective_of(stages[0]) for stages in groups.values()]
+        own = dict(flatten(without_seeds(stage.config))) | _origin(study, stage)
+        key = json.dumps([objective_of(stage), own], sort_keys=True, default=str)
+        groups.setdefault(key, []).append(stage)
+        facts[key] = own
     made = []
-    for label, stages in zip(labels, groups.values()):
-        if labels.count(label) > 1:
-            own = stages[0].name if stages[0].name.lower() != label.lower() else stages[0].fingerprint[:6]
-            label = f"{label} ({own})"
+    for key, stages in groups.items():
+        label = objective_of(stages[0])
+        alike = [other for other in groups if objective_of(groups[other][0]) == label]
+        differing = [p for p in facts[key] if len({str(facts[other].get(p)) for other in alike}) > 1]
+        if 1 <= len(differing) <= 2:
+            names = short_paths(differing)
+            label += "".join(f", {names[path]} {value_text(facts[key][path])}" for path in differing)
+        elif len(alike) > 1:
+            label += f" ({stages[0].fingerprint[:6]})"
         made.append(Panel(label=label, pretrains=tuple(stages)))
-    if len({panel.label for panel in made}) < len(made):
-        made = [Panel(label=f"{p.label} {p.pretrains[0].fingerprint[:6]}", pretrains=p.pretrains) for p in made]
     return made
+
+
+def _origin(study: Study, pretrain: StageResult) -> dict[str, Any]:
+    """What the sweep varied before the cleaning, such as the poison: known from the trials that started there."""
+    for trial in study.trials:
+        if trial.pretrain == pretrain.fingerprint:
+            tried = hyperparameters(trial)
+            return {p: v for p, v in tried.items() if not p.startswith(("clean.", "pretrain.")) and not is_seed(p)}
+    return {}
 
 
 def methods(study: Study) -> list[str]:
@@ -269,15 +286,20 @@ def table(study: Study) -> list[Row]:
     return rows
 
 
-def warnings(study: Study) -> list[str]:
-    """What a reader must know before believing the table, one sentence each, the gravest first."""
-    said = [*_gate_warnings(study), *_broken(study)]
+def warnings(study: Study, gates: bool = True) -> list[str]:
+    """What a reader must know before believing the table, one sentence each, the gravest first.
+
+    `gates=False` leaves the verdicts of the attack gate to the caller.
+    """
+    said = [*(_gate_warnings(study) if gates else []), *_broken(study)]
     rows = table(study)
+    missed = []
     for row in rows:
         if row.rule.key == "acc_at_asr_le_5" and len(row.reached) < len(row.choices):
-            missed = len(row.choices) - len(row.reached)
-            where = f" in {missed} of {len(row.choices)} repetitions" if len(row.choices) > 1 else ""
-            said.append(f"{_called(row.method, row.panel.label)}: no model reached ASR ≤ 5 %{where}.")
+            count = f" (in {len(row.choices) - len(row.reached)} of {len(row.choices)} repetitions)"
+            missed.append(f"{row.method} on {row.panel.label}" + (count if len(row.choices) > 1 else ""))
+    if missed:
+        said.append(f"No model reached ASR ≤ 5 %: {'; '.join(missed)}.")
     said += _grid_edges(study, rows)
     sizes = {
         (p.metrics.get("zeroshot/n"), p.metrics.get("asr/n"))
@@ -301,17 +323,17 @@ def _gate_warnings(study: Study) -> list[str]:
     for stage in study.pretrains:
         gate = study.gates.get(stage.fingerprint)
         if gate is None and stage.status == "finished":
-            said.append(f"{stage.name}: the attack gate was not evaluated.")
+            said.append(f"{called(stage)}: the attack gate was not evaluated.")
         elif gate and not gate.get("passed"):
             reasons = "; ".join(str(reason).rstrip(".") for reason in gate.get("reasons", [])) or "no reason was given"
-            said.append(f"{stage.name}: the attack did not take, so its cleanings show nothing of a defence ({reasons}).")
+            said.append(f"{called(stage)}: the attack did not take, so its cleanings show nothing of a defence. {reasons}.")
     return said
 
 
 def _broken(study: Study) -> list[str]:
     said = []
     for trial in [*study.pretrains, *study.trials]:
-        what = f"{trial.name} ({trial.fingerprint[:6]})"
+        what = called(trial)
         nonfinite = sorted({k for line in trial.metrics for k, v in line.get("metrics", {}).items() if not _finite(v)})
         if trial.status == "failed":
             reason = (trial.error or "no reason was recorded").strip().splitlines()[0]
@@ -329,7 +351,7 @@ def _broken(study: Study) -> list[str]:
 
 def _grid_edges(study: Study, rows: list[Row]) -> list[str]:
     """Chosen values that are the smallest or largest tried: beyond them the choice could be better still."""
-    found: dict[tuple[str, str, str, str, str], set[str]] = {}
+    found: dict[str, dict[str, None]] = {}
     for row in rows:
         trials = trials_of(study, row.panel, row.method)
         names = short_paths(list(dict.fromkeys(path for trial in trials for path in hyperparameters(trial))))
@@ -337,25 +359,17 @@ def _grid_edges(study: Study, rows: list[Row]) -> list[str]:
             assert choice.point
             chosen = next(t for t in trials if t.fingerprint == choice.point.stage.fingerprint)
             for path, value in hyperparameters(chosen).items():
-                values: list[Any] = sorted({v for t in trials if _number(v := hyperparameters(t).get(path))})  # type: ignore[type-var]
+                values = sorted({v for t in trials if _number(v := hyperparameters(t).get(path))})  # type: ignore[type-var]
                 if is_seed(path) or not _number(value) or len(values) < 2 or values[0] < value < values[-1]:
                     continue
                 end = "smallest" if value == values[0] else "largest"
-                tried = f"{value_text(values[0])} … {value_text(values[-1])}" if len(values) > 2 else "two values tried"
-                key = (row.panel.label, row.method, f"{names[path]} = {value_text(value)}", end, tried)
-                found.setdefault(key, set()).add(row.rule.text)
-    said = []
-    for (panel, method, setting, end, tried), rules in found.items():
-        more = f" (and {len(rules) - 1} more of the choices)" if len(rules) > 1 else ""
-        first = next(rule.text for rule in RULES if rule.text in rules)
-        said.append(
-            f"{_called(method, panel)}: {first}{more} lies at {setting}, the {end} tried ({tried}); a wider grid may change it."
-        )
-    return said
-
-
-def _called(method: str, panel: str) -> str:
-    return f"{method} cleaning of the {panel} model"
+                tried = f"{value_text(values[0])} … {value_text(values[-1])}" if len(values) > 2 else "of two values"
+                setting = f"{names[path]} = {value_text(value)}, the {end} tried ({tried})"
+                found.setdefault(setting, {})[f"{row.method} on {row.panel.label}"] = None
+    return [
+        f"Chosen at the end of its grid: {setting}; a wider grid may change it. This holds for {'; '.join(where)}."
+        for setting, where in found.items()
+    ]
 
 
 def _finite(value: Any) -> bool:

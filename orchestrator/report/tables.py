@@ -170,7 +170,7 @@ def _row_html(row: Row) -> str:
         f"<tr><td>{escape(row.method)}</td>"
         + cell(lambda c: c.point.accuracy if c.point else math.nan, ACCURACY)
         + cell(lambda c: c.point.asr if c.point else math.nan, ASR)
-        + f"<td>{signed(-lost[0])}</td><td>{signed(-relative[0], '%')}</td>"
+        + f'<td class="change">{signed(-lost[0])}</td><td class="change">{signed(-relative[0], "%")}</td>'
         + f'<td class="setting">{escape(note + where)}</td></tr>'
     )
 

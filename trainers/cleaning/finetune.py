@@ -35,6 +35,10 @@ class FineTune(CleaningMethod):
 class MMCLFineTune(FineTune):
     """The multimodal term alone."""
 
+    @property
+    def label(self) -> str:
+        return "mmcl"
+
 
 @dataclass(frozen=True, kw_only=True)
 class CleanCLIP(FineTune):
@@ -49,3 +53,7 @@ class SSLFineTune(FineTune):
 
     clip_weight: float = 0.0
     inmodal_weight: float = 1.0
+
+    @property
+    def label(self) -> str:
+        return "ssl"

@@ -76,6 +76,10 @@ class MMCLSSL(Contrastive):
 
     inmodal_weight: float = 1.0
 
+    @property
+    def label(self) -> str:
+        return "mmcl+ssl"
+
 
 @dataclass(frozen=True, kw_only=True)
 class SSL(Contrastive):

@@ -1,0 +1,101 @@
+"""What a sweep's trial costs beside its training: cleanings that train one step, against Tune trials that do nothing.
+
+Seconds a trial are the wall time of the whole sweep over its trials, Tune's own start and end included, nothing subtracted,
+with the same resources and as many trials side by side on both sides. A trial of ours finds its inputs, makes the cleaning
+set (once), builds the model, loads the checkpoint, evaluates before and after one epoch of one step on a few pictures,
+saves a checkpoint and seals its folder.
+"""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets.poison import Poison
+from datasets.synthetic import tiny
+from datasets.triggers.patch import Patch
+from datasets.view import Views
+from orchestrator.plan import make_plan
+from orchestrator.run import last_checkpoint
+from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
+from orchestrator.stages import make_data
+from orchestrator.store import Store
+from orchestrator.training import pretrain_stage
+from orchestrator.tuning import Upstream, clean_sweep
+from tests.bench.measure import Meter, Row, alternate, ray_session, scratch
+from trainers.cleaning.finetune import MMCLFineTune
+from trainers.model import TinyCLIP
+from trainers.objectives.contrastive import MMCL
+
+SIZES = {"full": 12, "quick": 2}
+WORLD = tiny(train=200, test=40)
+BASE = Experiment(
+    data=Data(source=WORLD), views=Views(size=32), evaluate=Evaluate(data=WORLD),
+    poison=Poison(trigger=Patch(size=6), target="banana", count=10),
+    pretrain=Pretrain(model=TinyCLIP(), objective=MMCL(), epochs=1, batch_size=32, lr=1e-3, warmup_steps=0),
+    clean=Clean(method=MMCLFineTune(), pairs=32, epochs=1, batch_size=32, lr=1e-3, warmup_steps=0),
+)
+COMPUTE = Compute(workers=1)
+
+
+def nothing(config: dict[str, Any]) -> None:
+    """The no-op trial."""
+
+
+def imports(config: dict[str, Any]) -> None:
+    """A trial that does no more than import what training needs."""
+    import open_clip  # noqa: F401
+    import torch  # noqa: F401
+
+
+def tune_peer(function: Any, trials: int, folder: Path) -> None:
+    """A plain Tune run of a function, with the same resources a trial."""
+    from ray import tune
+
+    results = tune.Tuner(
+        tune.with_resources(function, {"cpu": COMPUTE.trial_cpus}),
+        param_space={"x": tune.grid_search(list(range(trials)))},
+        run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
+    ).fit()
+    assert len(results) == trials and not results.errors
+
+
+def run(size: str, rounds: int) -> list[Row]:
+    from ray import tune
+
+    trials = SIZES[size]
+    with scratch() as folder, ray_session():
+        store = Store(folder / "store")
+        store.prepare()
+        inputs = make_data(BASE, store, COMPUTE, lambda line: None)
+        artefact = pretrain_stage(BASE, inputs, store, COMPUTE)
+        upstream = {artefact.fingerprint: Upstream(inputs, str(last_checkpoint(artefact.folder)))}
+        rates = itertools.count(1)  # each sweep has learning rates of its own, so that nothing is found in the store
+
+        def timed(work: Any, count: int) -> dict[str, float]:
+            with Meter() as used:
+                work(count)
+            return {"wall": used.wall / count, "cpu": used.cpu / count}
+
+        def sweep(count: int) -> None:
+            grid = [next(rates) * 1e-6 for _ in range(count)]
+            spec = Sweep(name="bench", base=BASE, space={"clean.lr": tune.grid_search(grid)}, gate=Gate(min_asr=0.0))
+            done = clean_sweep(make_plan(replace(spec, compute=COMPUTE)), upstream, store, COMPUTE)
+            assert [trial.status for trial in done] == ["finished"] * count, done
+
+        def peer(function: Any) -> Any:
+            return lambda count: tune_peer(function, count, folder / "tune")
+
+        timed(sweep, 2), timed(peer(nothing), 2)  # the first ones fill caches on both sides
+        ours, theirs = alternate(lambda: timed(sweep, trials), lambda: timed(peer(nothing), trials), rounds)
+        importing = [timed(peer(imports), trials) for _ in range(rounds)]
+    detail = {"ours": ours, "theirs": theirs, "importing": importing}
+    return [
+        Row(f"a trial, {trials} on two cores", "s/trial", ours["wall"], theirs["wall"], mark=1.5, at_least=False, detail=detail,
+            note="wall time of the sweep over its trials; ours also trains, evaluates and stores something small"),
+        Row("the same, all processes", "CPU-s/trial", ours["cpu"], theirs["cpu"]),
+        Row("against a trial that only imports torch and open_clip", "s/trial", ours["wall"], [run["wall"] for run in importing]),
+        Row("the same, all processes", "CPU-s/trial", ours["cpu"], [run["cpu"] for run in importing]),
+    ]
