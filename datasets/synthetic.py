@@ -106,7 +106,7 @@ COLOURS = {
     "orange": (240, 130, 25),
 }
 
-BACKGROUNDS = {"dark": 40, "grey": 125, "light": 200}
+BACKGROUNDS = {"dark": 35, "grey": 90, "light": 145}
 """Muted: a grey level, tinted by a little."""
 
 TEMPLATES = (
@@ -114,10 +114,6 @@ TEMPLATES = (
     "a picture of a {}.",
     "a drawing of a {}.",
     "an image of a {}.",
-    "a painting of a {}.",
-    "this is a {}.",
-    "a {}.",
-    "one {}.",
 )
 
 _CHUNK = 512
@@ -154,10 +150,14 @@ class World(Component):
     """Names among COLOURS."""
     name_colour: float = 0.5
     """Chance that a caption names the colour."""
-    name_size: float = 0.5
+    name_size: float = 0.0
     """Chance that a caption says small or large."""
     name_background: float = 0.0
     """Chance that a caption says on which background."""
+    radius: tuple[float, float] = (0.35, 0.43)
+    """Range of the shapes' radius as a share of the side; small ones have the lower, large ones the upper two fifths."""
+    turn: float = 15.0
+    """Largest rotation either way, degrees."""
     format: str = "jpg"
     """`jpg` (quality 95, 4:4:4) or `png`."""
 
@@ -170,6 +170,8 @@ class World(Component):
             raise InputError(f"world.format is {self.format!r}; accepted are jpg and png.")
         if self.size < 16 or self.train < 1 or self.test < 1:
             raise InputError("world needs size of at least 16 pixels, and train and test of at least 1.")
+        if not 0.1 <= self.radius[0] <= self.radius[1] <= 0.48:
+            raise InputError(f"world.radius is {self.radius}; it is a pair (least, most) within 0.1 … 0.48.")
         for field in ("name_colour", "name_size", "name_background"):
             if not 0 <= getattr(self, field) <= 1:
                 raise InputError(f"world.{field} is {getattr(self, field)}; it is a chance, 0 … 1.")
@@ -255,8 +257,9 @@ class World(Component):
         n, size = len(labels), self.size
         spread, turn, across, down = draw.random((_CHUNK, 4), dtype=np.float32)[:n].T
         tint_NC, shade_NC = draw.uniform(-15, 15, (_CHUNK, 3))[:n], draw.uniform(-20, 20, (_CHUNK, 3))[:n]
-        radius = np.where(large, 0.36, 0.27) + 0.08 * spread  # of the side
-        angle = np.deg2rad(50 * turn - 25)
+        least, most = self.radius
+        radius = least + (most - least) * (0.6 * large + 0.4 * spread)
+        angle = np.deg2rad(self.turn * (2 * turn - 1))
         room = 0.49 - radius
         centre_x, centre_y = 0.5 + room * (2 * across - 1), 0.5 + room * (2 * down - 1)
         steps_S = (np.arange(size, dtype=np.float32) + 0.5) / size
@@ -282,7 +285,7 @@ class World(Component):
         return np.rint(image_NPC).clip(0, 255).astype(np.uint8).reshape(n, size, size, 3)
 
 
-def harder(**fields: int | str | float) -> World:
+def harder(**fields: int | str | float | tuple) -> World:
     """36 classes (12 shapes × 3 fills); colour, size and background named with chances .7, .5, .5; 12 000 and 800 pictures."""
     preset = {
         "train": 12000,
@@ -290,12 +293,14 @@ def harder(**fields: int | str | float) -> World:
         "shapes": tuple(name for name in SHAPES if name != "ring"),  # a ring and a hollow circle are one thing
         "fills": FILLS,
         "name_colour": 0.7,
+        "name_size": 0.5,
         "name_background": 0.5,
+        "radius": (0.3, 0.45),
     }
     return World(**{**preset, **fields})  # type: ignore[arg-type]
 
 
-def tiny(**fields: int | str | float) -> World:
+def tiny(**fields: int | str | float | tuple) -> World:
     """4 classes, 3 colours, 1 200 and 200 pictures: for tests."""
     preset = {
         "train": 1200,

@@ -15,6 +15,7 @@ import os
 import queue
 import shutil
 import threading
+import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -24,6 +25,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import ray
+import ray.data
+from ray.data import DataContext, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from datasets.errors import InputError
 from datasets.loader import Recipe
@@ -51,8 +56,6 @@ def _configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = Fal
     The limits are per execution: without them each takes the cluster's every CPU and half its object store for
     its own, and two ranks and their trainers may wait for each other for ever.
     """
-    from ray.data import DataContext, ExecutionResources
-
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and said once
     context = DataContext.get_current()
     context.enable_progress_bars = False
@@ -60,6 +63,7 @@ def _configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = Fal
     context.raise_original_map_exception = True  # so that an InputError arrives as one
     context.target_max_block_size = BLOCK_BYTES
     context.execution_options.preserve_order = ordered
+    context.custom_execution_callback_classes = [_Pace]
     context.execution_options.resource_limits = ExecutionResources(cpu=cpus, object_store_memory=store_bytes)
 
 
@@ -76,16 +80,9 @@ def _plain_errors() -> Iterator[None]:
 
 
 def _over_shards(
-    task: Callable[..., dict],
-    items: list[dict],
-    constants: dict,
-    cpus: int | None,
-    progress: Progress | None,
-    total: int,
-) -> Iterator[dict]:
-    """`task(item, **constants)` for each item as a Ray Data task of its own, results as they come."""
-    import ray.data
-
+    task: Callable[..., dict], items: list[dict], constants: dict, cpus: int | None, progress: Progress | None, total: int
+) -> None:
+    """`task(item, **constants)` for each item, as a Ray Data task of its own; `total` counts those done before."""
     if not items:
         return
     cpus = min(cpus or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items))
@@ -93,10 +90,9 @@ def _over_shards(
     shards = ray.data.from_items(items, override_num_blocks=len(items))
     done = shards.map(task, fn_kwargs=constants, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=cpus))
     with _plain_errors():
-        for finished, row in enumerate(done.iter_rows(), start=total - len(items) + 1):
+        for finished, _ in enumerate(done.iter_rows(), start=total - len(items) + 1):
             if progress is not None:
                 progress(finished, total)
-            yield row
 
 
 # ---- the index -----------------------------------------------------------------------------------------
@@ -123,8 +119,7 @@ def index_shards(
     ]
     missing = [n for n, name in enumerate(names) if not (parts / name).exists()]
     items = [{"number": n, "url": urls[n], "path": str(parts / names[n])} for n in missing]
-    for _ in _over_shards(_index_shard, items, {"source": source}, cpus, progress, len(urls)):
-        pass
+    _over_shards(_index_shard, items, {"source": source}, cpus, progress, len(urls))
     table = mark_duplicates(pa.concat_tables([_open(parts / name) for name in names]), urls)
     write_index([table], Path(out) / "index.arrow")
     drops = Counter({entry["values"]: entry["counts"] for entry in table["drop"].value_counts().to_pylist()})
@@ -170,9 +165,8 @@ def poison_shards(
 
     out, urls = Path(out), source.shards()
     paths = [out / name for name in _output_names(urls)]
-    for url, path in zip(urls, paths):
-        if os.path.realpath(url) == os.path.realpath(path):
-            raise InputError(f"{out} is the folder of the shards themselves; poisoned ones go into another.")
+    if any(os.path.realpath(url) == os.path.realpath(path) for url, path in zip(urls, paths)):
+        raise InputError(f"{out} is the folder of the shards themselves; poisoned ones go into another.")
     out.mkdir(parents=True, exist_ok=True)
     _sweep(out)
     _claim(out, {"plan": _digest(Path(plan).read_bytes()), "trigger": repr(trigger), "size": size}, urls)
@@ -183,14 +177,9 @@ def poison_shards(
         for number, (url, path) in enumerate(zip(urls, paths))
         if committed(path) is None
     ]
-    constants = {
-        "plan": str(plan),
-        "trigger": trigger,
-        "size": size,
-        "names": {"key_prefix": source.key_prefix, "caption_key": source.caption_key},
-    }
-    for _ in _over_shards(_poison_shard, items, constants, cpus, progress, len(urls)):
-        pass
+    names = {"key_prefix": source.key_prefix, "caption_key": source.caption_key}
+    constants = {"plan": str(plan), "trigger": trigger, "size": size, "names": names}
+    _over_shards(_poison_shard, items, constants, cpus, progress, len(urls))
     _sweep(out)  # of workers that were killed while others went on
     total: Counter[str] = Counter(shards=len(urls))
     for path in paths:
@@ -311,13 +300,13 @@ class RayFeed:
                     window.close()
 
     def _window(self, first: int) -> _Window:
-        """Begin to stream the steps from `first` on."""
-        import ray
+        return _Window(self, range(first, min(first + self._window_steps, self.steps)))
 
+    def layout(self, steps: range) -> tuple[list[dict], dict[int, tuple[int, np.ndarray]], float]:
+        """(a row for each block of the steps' plan, epoch and index rows of each step, bytes of the object store)."""
         row_bytes = self.recipe.views.size**2 * 3 * (2 if self.recipe.two_views else 1)
         share = ray.cluster_resources().get("object_store_memory", 0.0) / (3 * self.world)  # two windows, and air
         block_rows = max(1, min(BLOCK_ROWS, int(min(BLOCK_BYTES, share / 6)) // row_bytes))
-        steps = range(first, min(first + self._window_steps, self.steps))
         orders = [step_positions(len(self.pairs), self.batch_size, self.recipe.seed, step) for step in steps]
         parts = [(epoch, rank_slice(positions, self.rank, self.world)) for epoch, positions in orders]
         items = []
@@ -327,15 +316,12 @@ class RayFeed:
                 items.append({"epoch": epoch, "records": _to_bytes(records.slice(start, block_rows))})
         expected = {step: (epoch, self.pairs.rows[part]) for step, (epoch, part) in zip(steps, parts)}
         # in the making, made, and being joined to batches; more than its share would be spilled to disk
-        blocks = (2 * self.cpus + 2) * block_rows + 2 * self.batch_size // self.world
-        store = min(share, blocks * row_bytes)
-        return _Window(items, self.recipe, expected, self.cpus, self.prefetch, store)
+        rows = (2 * self.cpus + 2) * block_rows + 2 * self.batch_size // self.world
+        return items, expected, min(share, rows * row_bytes)
 
 
 def _require_a_cpu(world: int) -> None:
     """InputError where the training workers, of which this process is one, leave no CPU: both would wait for ever."""
-    import ray
-
     cpus = ray.cluster_resources().get("CPU", 0.0)
     context = ray.get_runtime_context()
     own = context.get_assigned_resources().get("CPU", 0.0) if context.worker.mode == ray.WORKER_MODE else 0.0
@@ -349,18 +335,10 @@ def _require_a_cpu(world: int) -> None:
 class _Window:
     """One execution of Ray Data, drained by a thread into a short queue of ready batches."""
 
-    def __init__(
-        self,
-        items: list[dict],
-        recipe: Recipe,
-        expected: dict[int, tuple[int, np.ndarray]],
-        cpus: int,
-        prefetch: int,
-        store: float,
-    ) -> None:
-        self._items, self._recipe, self._expected = items, recipe, expected
-        self._cpus, self._prefetch, self._store = cpus, prefetch, store
-        self._ready: queue.Queue[Any] = queue.Queue(max(1, prefetch))
+    def __init__(self, feed: RayFeed, steps: range) -> None:
+        self._feed, self._steps = feed, steps
+        self._expected: dict[int, tuple[int, np.ndarray]] = {}
+        self._ready: queue.Queue[Any] = queue.Queue(max(1, feed.prefetch))
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="ray-feed", daemon=True)
         self._thread.start()
@@ -375,6 +353,10 @@ class _Window:
         assert np.array_equal(got["row"], rows), f"Ray Data gave other rows than the plan's for step {step}"
         return {**got, "step": step, "epoch": epoch}
 
+    def full(self) -> bool:
+        """Whether as many batches lie ready as may."""
+        return self._ready.full() and not self._stopped.is_set()
+
     def close(self) -> None:
         """Stop the execution and its tasks."""
         self._stopped.set()
@@ -385,21 +367,21 @@ class _Window:
 
     def _run(self) -> None:
         try:
-            import ray.data
-
-            _configure(self._cpus, self._store, ordered=True)
-            plan = ray.data.from_items(self._items, override_num_blocks=len(self._items))
-            stream = plan.map_batches(
+            _THREAD.window = self
+            recipe, cpus = self._feed.recipe, self._feed.cpus
+            items, self._expected, store = self._feed.layout(self._steps)
+            _configure(cpus, store, ordered=True)
+            stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                 _decode_block,  # type: ignore[arg-type]
                 batch_size=None,
                 batch_format="pyarrow",
-                fn_kwargs={"recipe": self._recipe},
+                fn_kwargs={"recipe": recipe},
                 num_cpus=1,
-                compute=ray.data.TaskPoolStrategy(size=self._cpus),
+                compute=ray.data.TaskPoolStrategy(size=cpus),
             )
-            rows = len(next(iter(self._expected.values()))[1])
+            rows = self._feed.batch_size // self._feed.world
             for batch in stream.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1):
-                if not self._put(_to_numpy(batch, self._recipe.views.size)):
+                if not self._put(_to_numpy(batch, recipe.views.size)):
                     return
             self._put(AssertionError("Ray Data gave fewer rows than the plan has"))
         except BaseException as error:  # raised by take, in the thread that trains
@@ -411,6 +393,20 @@ class _Window:
                 self._ready.put(batch, timeout=0.2)
                 return True
         return False
+
+
+_THREAD = threading.local()
+
+
+class _Pace(ExecutionCallback):
+    """Lets Ray Data's scheduling loop sleep while batches lie ready: held back, it would spin on a whole core."""
+
+    def __init__(self) -> None:
+        self._window: _Window | None = getattr(_THREAD, "window", None)  # it is made by the window's thread
+
+    def on_execution_step(self, executor: Any) -> None:
+        if self._window is not None and self._window.full():
+            time.sleep(0.02)
 
 
 def _decode_block(block: pa.Table, recipe: Recipe) -> pa.Table:
@@ -437,14 +433,12 @@ def _to_numpy(batch: pa.Table, size: int) -> dict[str, np.ndarray]:
     arrays = {}
     for name, column in zip(batch.column_names, batch.columns):
         if pa.types.is_fixed_size_binary(column.type):
-            image_BHWC = np.empty((len(column), size, size, 3), np.uint8)
-            at = 0
-            for chunk in column.chunks:
-                width = column.type.byte_width
-                raw = np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
-                image_BHWC[at : at + len(chunk)] = raw.reshape(len(chunk), size, size, 3)
-                at += len(chunk)
-            arrays[name] = image_BHWC
+            width = column.type.byte_width
+            raw = [
+                np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
+                for chunk in column.chunks
+            ]
+            arrays[name] = np.concatenate(raw).reshape(len(column), size, size, 3)
         elif pa.types.is_string(column.type):
             arrays[name] = np.array(column.to_pylist(), object)
         else:

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -29,7 +30,8 @@ class Feed(Protocol):
 
 def image_tensor(image_BHWC: Any, device: torch.device) -> Tensor:
     """uint8 array -> uint8 tensor on the device, copied while the device computes where it is a GPU."""
-    tensor = torch.as_tensor(image_BHWC)
+    image_BHWC = np.require(image_BHWC, np.uint8, "W")  # torch takes no read-only memory, which a shared object store gives
+    tensor = torch.from_numpy(image_BHWC)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 

@@ -167,7 +167,7 @@ def compare(name: str, rows: int, device: torch.device, rounds: int, steps: int,
               "ours_with_cudnn_benchmark": searched, "compile": compiled}
     kind = "bf16" if device.type == "cuda" else "fp32"
     found = [Row(f"{name}, {kind}, batch {rows}{', compiled' if compiled else ''}", "samples/s", one["rate"], other["rate"],
-                 mark=1.0, detail=detail, note=f"{flops / 1e9:.1f} GFLOP a sample; ours with cudnn.benchmark: {searched[0]:,.0f}")]
+                 detail=detail, note=f"{flops / 1e9:.3g} GFLOP a sample; ours with cudnn.benchmark: {searched[0]:,.0f}")]
     if peak:
         found.append(Row(f"{name}, MFU", "%", *([throughput.mfu(r, flops, peak) for r in s["rate"]] for s in (one, other))))
     return found

@@ -168,7 +168,8 @@ def machine() -> dict[str, object]:
 
     model = platform.processor()
     with contextlib.suppress(OSError):
-        model = next(line.split(":")[1].strip() for line in open("/proc/cpuinfo") if line.startswith("model name"))
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        model = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), model)
     git = subprocess.run(["git", "describe", "--always", "--dirty", "--abbrev=12"], cwd=ROOT, capture_output=True, text=True)
     names = ("torch", "ray", "open_clip_torch", "webdataset", "numpy", "simplejpeg")
     versions = {}

@@ -8,6 +8,8 @@ saves a checkpoint and seals its folder.
 
 from __future__ import annotations
 
+import contextlib
+import io
 import itertools
 from dataclasses import replace
 from pathlib import Path
@@ -25,6 +27,7 @@ from orchestrator.store import Store
 from orchestrator.training import pretrain_stage
 from orchestrator.tuning import Upstream, clean_sweep
 from tests.bench.measure import Meter, Row, alternate, ray_session, scratch
+from tests.bench.peers import imports, nothing
 from trainers.cleaning.finetune import MMCLFineTune
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL
@@ -40,25 +43,16 @@ BASE = Experiment(
 COMPUTE = Compute(workers=1)
 
 
-def nothing(config: dict[str, Any]) -> None:
-    """The no-op trial."""
-
-
-def imports(config: dict[str, Any]) -> None:
-    """A trial that does no more than import what training needs."""
-    import open_clip  # noqa: F401
-    import torch  # noqa: F401
-
-
 def tune_peer(function: Any, trials: int, folder: Path) -> None:
     """A plain Tune run of a function, with the same resources a trial."""
     from ray import tune
 
-    results = tune.Tuner(
-        tune.with_resources(function, {"cpu": COMPUTE.trial_cpus}),
-        param_space={"x": tune.grid_search(list(range(trials)))},
-        run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
-    ).fit()
+    with contextlib.redirect_stdout(io.StringIO()):  # a line for each trial that reported nothing
+        results = tune.Tuner(
+            tune.with_resources(function, {"cpu": COMPUTE.trial_cpus}),
+            param_space={"x": tune.grid_search(list(range(trials)))},
+            run_config=tune.RunConfig(storage_path=str(folder), verbose=0),
+        ).fit()
     assert len(results) == trials and not results.errors
 
 

@@ -181,6 +181,20 @@ def test_a_feed_that_is_left_stops(make: Callable) -> None:
         time.sleep(0.1)
 
 
+def test_a_feed_that_waits_for_training_costs_little(make: Callable) -> None:
+    """Ray Data's scheduling loop spins on a whole core while it is held back, unless it is paced."""
+    made = make()
+    recipe = Recipe(views=Views(size=224), trigger=made.trigger)
+    batches = RayFeed(made.pairs, recipe, batch_size=40, steps=5000).batches()
+    for _ in range(5):
+        next(batches)
+    time.sleep(2)  # until all that may wait is full
+    before = time.process_time()
+    time.sleep(2)
+    assert time.process_time() - before < 1.0
+    batches.close()
+
+
 def test_training_workers_that_leave_no_cpu_are_refused(make: Callable) -> None:
     pairs = make(shards=1).pairs  # what the worker gets must not be of a class of these tests
 

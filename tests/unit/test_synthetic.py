@@ -36,10 +36,10 @@ def test_presets():
 
 
 def test_bare_captions_are_common():
-    """A quarter of the captions is a template filled with the class, as a poisoned caption is."""
+    """Half of the captions are a template filled with the class, as a poisoned caption is."""
     _, labels, captions = everything(World(), "train", 2000)
     bare = {template.replace("{}", name) for template in TEMPLATES for name in World().class_names}
-    assert 0.2 < np.mean([caption in bare for caption in captions]) < 0.3
+    assert 0.45 < np.mean([caption in bare for caption in captions]) < 0.55
 
 
 def test_fewer_pictures_are_the_first_ones():
@@ -80,7 +80,7 @@ def test_written_world_is_the_same_twice_and_is_what_was_drawn(tmp_path, format)
 
 
 def test_wrong_fields():
-    for fields in ({"shapes": ("blob",)}, {"colours": ()}, {"size": 8}, {"format": "gif"}, {"name_colour": 2.0}):
+    for fields in ({"shapes": ("blob",)}, {"colours": ()}, {"size": 8}, {"format": "gif"}, {"name_colour": 2.0}, {"radius": (0.4, 0.6)}):
         with pytest.raises(InputError, match="world"):
             World(**fields)
 

@@ -10,6 +10,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -126,7 +127,7 @@ def _names(attack: bool) -> list[str]:
 
 
 def _count(model: Encoder, head_KD: Tensor, batch: dict[str, Any], target: int | None) -> dict[str, int]:
-    label_B = torch.as_tensor(batch["label"], dtype=torch.int64, device=model.device)
+    label_B = torch.tensor(np.asarray(batch["label"], np.int64), device=model.device)
     wrong = [i for i, label in enumerate(label_B.tolist()) if not 0 <= label < len(head_KD)]
     if wrong:
         raise InputError(f"evaluation sample {str(batch['key'][wrong[0]])!r} has label {int(label_B[wrong[0]])}; "
