@@ -9,6 +9,7 @@ from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
+from datasets.captions import synonym_digest
 from datasets.classes import target_index
 from datasets.component import Component
 from datasets.errors import InputError
@@ -89,7 +90,7 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             "pretrain",
             experiment.pretrain.objective.label,
             {
-                "eda": experiment.eda,
+                "eda": [experiment.eda, synonym_digest()],
                 "pretrain": _encode(experiment.pretrain, "pretrain"),
                 "evaluate": {
                     "seed": experiment.evaluate.seed,

@@ -7,7 +7,6 @@ level here, for they travel by name.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import itertools
 import json
 import logging
@@ -33,6 +32,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 from datasets.errors import InputError
 from datasets.loader import Recipe
 from datasets.pairs import Pairs, rank_slice, step_positions, write_index
+from datasets.seeding import hash64
 from datasets.source import Source, mark_duplicates
 from datasets.storage import size_of
 from datasets.triggers.base import Trigger
@@ -114,7 +114,7 @@ def index_shards(
     # a part's name says what it was made of, so that another source's is never taken for it
     settings = [(name, value) for name, value in sorted(vars(source).items()) if name != "urls"]
     names = [
-        f"{number:05d}-{_digest(repr([settings, identity]).encode())}.arrow"
+        f"{number:05d}-{hash64(settings, identity):016x}.arrow"
         for number, identity in enumerate(source.identity())
     ]
     missing = [n for n, name in enumerate(names) if not (parts / name).exists()]
@@ -169,7 +169,7 @@ def poison_shards(
         raise InputError(f"{out} is the folder of the shards themselves; poisoned ones go into another.")
     out.mkdir(parents=True, exist_ok=True)
     _sweep(out)
-    _claim(out, {"plan": _digest(Path(plan).read_bytes()), "trigger": repr(trigger), "size": size}, urls)
+    _claim(out, {"plan": f"{hash64(Path(plan).read_bytes().hex()):016x}", "trigger": repr(trigger), "size": size}, urls)
     shard_of_row = _open(index)["shard"].to_numpy()
     bounds = np.searchsorted(shard_of_row, np.arange(len(urls) + 1)).tolist()
     items = [
@@ -240,10 +240,6 @@ def _sweep(folder: Path) -> None:
         shutil.rmtree(work, ignore_errors=True)
 
 
-def _digest(data: bytes) -> str:
-    return hashlib.blake2b(data, digest_size=8).hexdigest()
-
-
 # ---- the training stream ------------------------------------------------------------------------------
 
 
@@ -288,10 +284,10 @@ class RayFeed:
             for step in range(start_step, self.steps):
                 place = (step - start_step) % self._window_steps
                 if place == 0:
-                    current, following = following or self._window(step), None
+                    current, following = following or _Window(self, step), None
                 ahead = step - place + self._window_steps
                 if following is None and ahead < self.steps and place >= self._window_steps // 2:
-                    following = self._window(ahead)
+                    following = _Window(self, ahead)
                 assert current is not None
                 yield current.take(step)
         finally:
@@ -299,11 +295,10 @@ class RayFeed:
                 if window is not None:
                     window.close()
 
-    def _window(self, first: int) -> _Window:
-        return _Window(self, range(first, min(first + self._window_steps, self.steps)))
-
-    def layout(self, steps: range) -> tuple[list[dict], dict[int, tuple[int, np.ndarray]], float]:
-        """(a row for each block of the steps' plan, epoch and index rows of each step, bytes of the object store)."""
+    def layout(self, first: int) -> tuple[list[dict], dict[int, tuple[int, np.ndarray]], float]:
+        """The window from step `first` on: (a row for each block of its plan, epoch and index rows of each step,
+        bytes of the object store)."""
+        steps = range(first, min(first + self._window_steps, self.steps))
         row_bytes = self.recipe.views.size**2 * 3 * (2 if self.recipe.two_views else 1)
         share = ray.cluster_resources().get("object_store_memory", 0.0) / (3 * self.world)  # two windows, and air
         block_rows = max(1, min(BLOCK_ROWS, int(min(BLOCK_BYTES, share / 6)) // row_bytes))
@@ -335,8 +330,8 @@ def _require_a_cpu(world: int) -> None:
 class _Window:
     """One execution of Ray Data, drained by a thread into a short queue of ready batches."""
 
-    def __init__(self, feed: RayFeed, steps: range) -> None:
-        self._feed, self._steps = feed, steps
+    def __init__(self, feed: RayFeed, first: int) -> None:
+        self._feed, self._first = feed, first
         self._expected: dict[int, tuple[int, np.ndarray]] = {}
         self._ready: queue.Queue[Any] = queue.Queue(max(1, feed.prefetch))
         self._stopped = threading.Event()
@@ -369,7 +364,7 @@ class _Window:
         try:
             _THREAD.window = self
             recipe, cpus = self._feed.recipe, self._feed.cpus
-            items, self._expected, store = self._feed.layout(self._steps)
+            items, self._expected, store = self._feed.layout(self._first)
             _configure(cpus, store, ordered=True)
             stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
                 _decode_block,  # type: ignore[arg-type]

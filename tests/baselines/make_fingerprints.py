@@ -1,0 +1,23 @@
+"""Write golden_fingerprints.json: what the shipped sweeps are called. A change of one means that stored results are made anew."""
+
+import json
+from pathlib import Path
+
+from orchestrator.plan import load_sweep, make_plan, stages
+
+FILE = Path(__file__).with_name("golden_fingerprints.json")
+SWEEPS = ("sweeps.quickstart",)
+
+
+def fingerprints() -> dict[str, dict[str, str]]:
+    """Sweep → role → fingerprint, and the sweep's own under `sweep`."""
+    found = {}
+    for name in SWEEPS:
+        plan = make_plan(load_sweep(name))
+        found[name] = {role: stage.fingerprint for role, stage in stages(plan.sweep.base).items()}
+        found[name]["sweep"] = plan.fingerprint
+    return found
+
+
+if __name__ == "__main__":
+    FILE.write_text(json.dumps(fingerprints(), indent=1) + "\n")

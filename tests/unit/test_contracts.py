@@ -1,0 +1,166 @@
+"""What users and stored results rely on: sweeps that build, fingerprints that stay, a command line that answers at once."""
+
+import dataclasses
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from ray import tune
+
+from datasets.errors import InputError
+from orchestrator import cli
+from orchestrator.fingerprint import encode
+from orchestrator.override import get, override
+from orchestrator.plan import encode_space, load_sweep, make_plan, stages
+from orchestrator.spec import Compute, Sweep
+from sweeps.quickstart import BASE, SWEEP
+from tests.baselines.make_fingerprints import FILE, fingerprints
+
+ROOT = Path(__file__).resolve().parents[2]
+SHIPPED = sorted(f"sweeps.{path.stem}" for path in (ROOT / "sweeps").glob("[a-z]*.py"))
+NEEDS_DATA = {"sweeps.clipart"}
+
+
+@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in NEEDS_DATA])
+def test_every_shipped_sweep_builds_and_survives_a_journey(name):
+    sweep = load_sweep(name)
+    plan = make_plan(sweep)
+    assert sweep.doc and plan.upstream
+    assert pickle.loads(pickle.dumps(sweep.base)) == sweep.base
+    for path in sweep.space:
+        assert override(sweep.base, path, get(sweep.base, path)) == sweep.base
+    assert json.loads(json.dumps(encode(sweep.base))) == encode(sweep.base)
+
+
+def test_golden_fingerprints():
+    assert fingerprints() == json.loads(FILE.read_text()), "a stored result would be made anew: `make baselines` if that is meant"
+
+
+def test_compute_never_changes_a_fingerprint():
+    changed = Compute(store="x", workers=8, gpus_per_worker=1, feed="ray", loader_workers=3, trial_gpus=0.25, retries=9, num_cpus=64)
+    plan, other = make_plan(SWEEP), make_plan(dataclasses.replace(SWEEP, compute=changed))
+    assert plan.fingerprint == other.fingerprint
+    assert [s.fingerprint for s in stages(BASE).values()] == [s.fingerprint for s in stages(other.sweep.base).values()]
+
+
+def test_what_only_changes_how_a_stage_runs_is_left_out():
+    assert stages(override(BASE, "pretrain.checkpoint_every_steps", 5))["pretrain"] == stages(BASE)["pretrain"]
+    assert stages(override(BASE, "evaluate.batch_size", 5))["pretrain"] == stages(BASE)["pretrain"]
+
+
+def test_a_change_makes_new_what_lies_below_it_and_nothing_above():
+    def changed(path, value):
+        before, after = stages(BASE), stages(override(BASE, path, value))
+        return {role for role in before if before[role].fingerprint != after[role].fingerprint}
+
+    assert changed("clean.lr", 0.5e-3) == {"clean"}
+    assert changed("clean.pairs", 500) == {"cleanset", "clean"}
+    assert changed("pretrain.lr", 1e-3) == {"pretrain", "clean"}
+    assert changed("poison.count", 60) == {"poison", "pretrain", "cleanset", "clean"}
+    assert changed("data.source.seed", 5) == {"world", "index", "poison", "pretrain", "cleanset", "clean"}
+
+
+def test_files_are_known_by_content_and_name_and_not_by_place(tmp_path):
+    from datasets.source import Source
+    from tests.unit.making import members, tar
+
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        tar(tmp_path / folder / "0.tar", members(0, 2))
+    at = [stages(override(BASE, "data.source", Source(urls=str(tmp_path / f / "0.tar"))))["index"].fingerprint for f in "ab"]
+    assert at[0] == at[1]
+    tar(tmp_path / "b" / "0.tar", members(5, 2))
+    import orchestrator.plan as planning
+
+    planning.IDENTITIES.clear()
+    stages.cache_clear()
+    assert stages(override(BASE, "data.source", Source(urls=str(tmp_path / "b" / "0.tar"))))["index"].fingerprint != at[0]
+
+
+@pytest.mark.parametrize(
+    ("space", "said"),
+    [
+        ({"clean.lrr": tune.grid_search([1])}, "clean.lrr"),
+        ({"clean.lr": tune.grid_search([])}, "empty"),
+        ({"clean.lr": tune.grid_search(["fast"])}, "a number"),
+        ({"pretrain.lr": tune.loguniform(1e-4, 1e-2)}, "grid_search"),
+        ({"clean.epochs": tune.uniform(1.5, 2.5)}, "whole number"),
+        ({"poison.target": tune.grid_search(["zebra"])}, "zebra"),
+        ({"views.size": tune.grid_search([64])}, "32"),
+        ({"poison.trigger.size": tune.grid_search([40])}, "40"),
+        ({"clean.choice": tune.grid_search(["first"])}, "random, last"),
+    ],
+)
+def test_a_wrong_space_is_refused_before_anything_runs(space, said):
+    with pytest.raises(InputError) as error:
+        make_plan(Sweep(name="x", base=BASE, space=space))
+    assert said in str(error.value)
+
+
+def test_spaces_have_a_stable_text():
+    assert encode_space(tune.loguniform(1e-4, 1e-2), "x") == encode_space(tune.loguniform(1e-4, 1e-2), "x")
+    different = [tune.loguniform(1e-4, 1e-2), tune.uniform(1e-4, 1e-2), tune.quniform(0, 1, 0.1), tune.choice([1, 2]), tune.grid_search([1, 2])]
+    texts = [json.dumps(encode_space(space, "x"), sort_keys=True) for space in different]
+    assert len(set(texts)) == len(texts)
+
+
+def test_the_command_lines_compute_flags_are_the_fields_of_compute():
+    fields = {f.name: type(f.default) for f in dataclasses.fields(Compute)}
+    assert {flag.replace("-", "_"): kind for flag, kind, _ in cli.COMPUTE} == fields
+
+
+def python(program: str, timeout: float = 60) -> str:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, env=environment, capture_output=True, text=True, timeout=timeout)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_help_imports_neither_torch_nor_ray():
+    for words in (["--help"], ["run", "--help"]):
+        program = (
+            "import sys\nfrom orchestrator.cli import run\n"
+            f"try:\n    run({words!r})\nexcept SystemExit as end:\n    assert not end.code\n"
+            "heavy = {'torch', 'ray', 'mlflow', 'open_clip', 'numpy', 'pyarrow'} & set(sys.modules)\nassert not heavy, heavy"
+        )
+        assert "usage: cleansweep" in python(program)
+
+
+def test_plan_does_not_start_ray(tmp_path):
+    program = (
+        "import ray\nfrom orchestrator.cli import run\n"
+        f"assert run(['plan', 'sweeps.quickstart', '--store', {str(tmp_path)!r}]) == 0\nassert not ray.is_initialized()"
+    )
+    printed = python(program)
+    assert "39 680" in printed, "10 epochs of 62 steps of 64 pairs"
+    assert list(tmp_path.iterdir()) == [], "planning writes nothing"
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["run", "sweeps.nothing"], "sweeps.quickstart"),
+        (["plan", "no/such/file.py"], "no such sweep file"),
+        (["plan", "orchestrator.spec"], "SWEEP"),
+        (["plan", "sweeps.quickstart", "--clean.lrr", "1"], "Did you mean"),
+        (["plan", "sweeps.quickstart", "--clean.lr", "1"], "varies this field"),
+        (["plan", "sweeps.quickstart", "--pretrain.epochs", "two"], "a whole number"),
+        (["plan", "sweeps.quickstart", "--pretrain.epochs"], "needs a value"),
+        (["plan", "sweeps.quickstart", "--wokers", "2"], "--wokers"),
+        (["plan", "sweeps.quickstart", "--workers", "0"], "at least 1"),
+        (["plan", "sweeps.quickstart", "--feed", "carrier-pigeon"], "local, ray"),
+        (["plan", "sweeps.quickstart", "--poison.target", "zebra"], "zebra"),
+        (["plan", "sweeps.quickstart", "--poison.count", "0"], "count"),
+        (["plan", "sweeps.quickstart", "--pretrain.model.image_size", "64"], "views.size"),
+        (["show", "--store", "/no/such/store"], "does not exist"),
+        (["ui", "--store", "/no/such/store"], "run a sweep first"),
+    ],
+)
+def test_mistakes_get_one_sentence_and_exit_code_2(words, said, capsys):
+    assert cli.run(words) == 2
+    error = capsys.readouterr().err
+    assert said in error and "Traceback" not in error and error.count("\n") == 1
