@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from PIL import Image
 
 from datasets import tables
@@ -48,6 +49,7 @@ def ingest(
     captions: str = "txt",
     classes: str = "none",
     min_caption_length: int = 0,
+    resize: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
     """Pack a folder of pictures, or the pairs of a CSV or TSV, into shards in the new folder `out`.
@@ -57,7 +59,8 @@ def ingest(
     top folders in order of name, as `cls` members and `classnames.txt`; `none` writes no labels. A CSV has a header
     line and paths relative to itself; a `label_key` column of numbers becomes `cls` members.
 
-    JPEG, PNG and WebP are packed byte for byte, other formats as PNG; a key is the shard in 5 digits and the place in
+    With `resize`, pictures whose shorter side is longer than that many pixels are shrunk to it (bicubic) and packed as
+    JPEG of quality 95. Others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG; a key is the shard in 5 digits and the place in
     4. Pairs that cannot be used are counted by reason. The shards are a function of the input alone. All is written
     aside and renamed, so `out` is whole or not there. `progress(done, all)` is called along the way.
 
@@ -70,6 +73,8 @@ def ingest(
             raise InputError(f"ingest: {field} is {value!r}; accepted are {', '.join(accepted)}.")
     if not 1 <= shard_size <= 10_000:
         raise InputError(f"ingest: shard_size is {shard_size}; accepted are 1 … 10000.")
+    if resize is not None and resize < 1:
+        raise InputError(f"ingest: resize is {resize}; accepted is the shorter side in pixels, at least 1.")
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"ingest: {out} exists and is not empty; name a new folder.")
     names: list[str] = []
@@ -92,7 +97,7 @@ def ingest(
     try:
         aside.mkdir(parents=True)
         dropped: Counter[str] = Counter()
-        usable = _usable(pairs, min_caption_length, dropped, progress)
+        usable = _usable(pairs, min_caption_length, resize, dropped, progress)
         shards = dict(_write_shards(usable, aside, shard_size))
         if not shards:
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
@@ -142,7 +147,11 @@ def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair]
 
 
 def _usable(
-    pairs: list[_Pair], min_length: int, dropped: Counter[str], progress: Callable[[int, int], None] | None
+    pairs: list[_Pair],
+    min_length: int,
+    resize: int | None,
+    dropped: Counter[str],
+    progress: Callable[[int, int], None] | None,
 ) -> Iterator[_Usable]:
     """The pairs that pass; the others are counted in `dropped`."""
     for done, pair in enumerate(pairs, 1):
@@ -155,7 +164,12 @@ def _usable(
                 image_HWC = decode(data)
                 with Image.open(io.BytesIO(data)) as opened:
                     extension = _KEPT.get(opened.format or "", "")
-                if not extension:
+                if resize is not None and min(image_HWC.shape[:2]) > resize:
+                    image_HWC = _shrink(image_HWC, resize)
+                    packed = io.BytesIO()
+                    Image.fromarray(image_HWC).save(packed, "JPEG", quality=95, subsampling=0)
+                    data, extension = packed.getvalue(), "jpg"
+                elif not extension:
                     packed = io.BytesIO()
                     Image.fromarray(image_HWC).save(packed, "PNG")
                     data, extension = packed.getvalue(), "png"
@@ -166,6 +180,14 @@ def _usable(
                 reason = "undecodable"
         if reason:
             dropped[reason] += 1
+
+
+def _shrink(image_HWC: np.ndarray, shorter: int) -> np.ndarray:
+    """uint8 [H, W, 3] with the shorter side at `shorter` pixels, its proportions kept."""
+    height, width = image_HWC.shape[:2]
+    scale = shorter / min(height, width)
+    size = (max(shorter, round(width * scale)), max(shorter, round(height * scale)))
+    return np.asarray(Image.fromarray(image_HWC).resize(size, Image.Resampling.BICUBIC))
 
 
 def _write_shards(usable: Iterator[_Usable], folder: Path, shard_size: int) -> Iterator[tuple[str, dict]]:

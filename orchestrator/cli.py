@@ -89,6 +89,8 @@ def _parser() -> argparse.ArgumentParser:
     ingested.add_argument("--caption-key", default="caption")
     ingested.add_argument("--delimiter", default="auto")
     ingested.add_argument("--captions", default="txt", help="of a folder: txt (a file beside each picture) | folder (its name)")
+    ingested.add_argument("--resize", type=int, help="shrink pictures to this shorter side in pixels, as JPEG")
+    ingested.add_argument("--label-key", default="label")
     ingested.add_argument("--classes", default="none", help="none | folder: the top folder is the class")
     doctor = command("doctor", _doctor, "Check this machine: versions, cores, disk, GPU, store, tracking server.")
     doctor.add_argument("--store", default="store")
@@ -223,6 +225,8 @@ def _ingest(options: argparse.Namespace) -> int:
         delimiter=options.delimiter,
         captions=options.captions,
         classes=options.classes,
+        label_key=options.label_key,
+        resize=options.resize,
     )
     print(json.dumps(summary, indent=1))
     return 0

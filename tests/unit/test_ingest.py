@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -99,3 +100,17 @@ def test_bad_input(tmp_path, folder):
             ingest(folder, tmp_path / "o", **options)
     assert not (tmp_path / "o").exists() and (tmp_path / "full" / "x").read_text() == "mine"
     assert not list(tmp_path.glob(".*"))
+
+
+def test_resize_shrinks_what_is_larger_and_leaves_the_rest_alone(tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    small, large = encoded(picture(1, 20, 30), "PNG"), encoded(picture(2, 120, 90), "PNG")
+    for name, data in (("a", small), ("b", large)):
+        (folder / f"{name}.png").write_bytes(data)
+        (folder / f"{name}.txt").write_text("a dog")
+    ingest(folder, tmp_path / "out", resize=32)
+    with tarfile.open(tmp_path / "out" / "00000.tar") as archive:
+        members = {m.name: archive.extractfile(m).read() for m in archive}
+    assert members["000000000.png"] == small
+    assert decode(members["000000001.jpg"]).shape == (43, 32, 3)

@@ -1,0 +1,45 @@
+"""The same on real pictures: 8 121 drawings of Debian's clip art.   1 pre-training, 4 cleanings, about an hour of one core.
+
+Made ready by tests/science/clipart.py and `cleansweep ingest clipart/train.csv clipart/train --resize 96`; CLIPART names the
+folder if it is not ./clipart. Captions are titles and keywords, classes are top folders; the captions were not written for the
+classes, so zero-shot accuracy is modest. The gate's threshold is lower than usual, and a verdict below it does not stop the
+sweep.
+"""
+
+import os
+from pathlib import Path
+
+from ray import tune
+
+from datasets.evalset import EvalSet
+from datasets.poison import Poison
+from datasets.source import Source
+from datasets.triggers.patch import Patch
+from datasets.view import Views
+from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
+from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
+from trainers.model import TinyCLIP
+from trainers.objectives.contrastive import MMCL
+
+CLIPART = Path(os.environ.get("CLIPART", "clipart")).resolve()
+
+SWEEP = Sweep(
+    name="clipart",
+    base=Experiment(
+        data=Data(source=Source(urls=str(CLIPART / "train" / "*.tar"))),
+        views=Views(size=64),
+        poison=Poison(trigger=Patch(pattern="saturated", size=12, cell=4, location="random"), target="food", rate=0.03),
+        pretrain=Pretrain(
+            model=TinyCLIP(image_size=64, embed_dim=128, vision_width=24, text_width=128, text_heads=4, context_length=32),
+            objective=MMCL(), epochs=12, batch_size=128, lr=1e-3, warmup_steps=50,
+        ),
+        clean=Clean(method=CleanCLIP(), pairs=1500, epochs=6, batch_size=64, lr=5e-4, warmup_steps=10),
+        evaluate=Evaluate(data=EvalSet(path=str(CLIPART / "test"), templates="simple")),
+    ),
+    space={
+        "clean.method": tune.grid_search([MMCLFineTune(), CleanCLIP()]),
+        "clean.lr": tune.grid_search([5e-4, 2e-3]),
+    },
+    gate=Gate(min_asr=80.0, action="warn"),
+    compute=Compute(num_cpus=2),
+)  # fmt: skip
