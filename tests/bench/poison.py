@@ -26,7 +26,7 @@ from tests.bench.peers import stamp_bytes, stamp_decoded
 SIZE = 224
 TRIGGER = Patch(size=16)
 POISON = Poison(trigger=TRIGGER, target="banana", rate=0.003)
-SIZES = {"full": 40_000, "quick": 1_000}
+SIZES = {"full": 30_000, "quick": 1_000}
 
 
 @dataclass
