@@ -67,7 +67,8 @@ def _parser() -> argparse.ArgumentParser:
     planned = with_sweep("plan", _plan, "Show the stages of a sweep: what is stored, what would run, what it would cost.")
     planned.add_argument("--samples-per-second", type=float, help="training rate to estimate with")
     planned.add_argument("--json", action="store_true", help="print the plan as JSON")
-    with_sweep("run", _run, "Run a sweep to its end. What exists is not made again; an interrupted run continues.")
+    ran = with_sweep("run", _run, "Run a sweep to its end. What exists is not made again; an interrupted run continues.")
+    ran.add_argument("--gate", choices=("stop", "warn"), help="what to do when the attack did not take [the sweep's own]")
     shown = command("show", _show, "List what a store holds, or print one artefact.")
     shown.add_argument("fingerprint", nargs="?", help="first digits of an artefact's fingerprint")
     shown.add_argument("--store", default="store")
@@ -164,6 +165,9 @@ def _run(options: argparse.Namespace) -> int:
     from orchestrator.store import Store
 
     plan, compute = _load(options)
+    if options.gate:
+        sweep = dataclasses.replace(plan.sweep, gate=dataclasses.replace(plan.sweep.gate, action=options.gate))
+        plan = dataclasses.replace(plan, sweep=sweep)
     study, report, code = run_sweep(plan, compute, lambda line: print(line, flush=True))
     print(summary_text(study, report, _ui_command(options, tracking_uri(compute.tracking_uri, Store(compute.store)))), flush=True)
     return code

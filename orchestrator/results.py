@@ -120,8 +120,7 @@ def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment:
     read = read_json(index.folder / "summary.json")
     study.data_hash = index.manifest["files"]["index.arrow"]
     study.poison = {
-        "trigger": encode(experiment.poison.trigger),
-        "config": encode(experiment.poison),
+        **encode(experiment.poison, "poison"),
         **read_json(poison.folder / "summary.json"),
         "samples": read["samples"],
         "kept": read["kept"],

@@ -70,7 +70,7 @@ def _make(
         if not verdict["passed"]:
             message = f"{stage}: the attack did not take: {' '.join(verdict['reasons'])}"
             if plan.sweep.gate.action == "stop":
-                failures.append(message + " (gate.action = 'warn' cleans it all the same)")
+                failures.append(message + " (--gate warn cleans it all the same)")
             else:
                 say(f"WARNING {message}")
     if failures or plan.sweep.base.clean is None:

@@ -17,12 +17,13 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
     """One row a stage: kind, name, fingerprint, stored or not, pairs to train on, hours where a rate is known."""
     store = Store(compute.store)
     rows: dict[str, dict[str, Any]] = {}
-    experiments = [experiment for _, experiment in (plan.grid or plan.upstream)]
-    for experiment in experiments:
+    for overrides, experiment in plan.grid or plan.upstream:
         for stage in stages(experiment).values():
             if plan.grid is None and stage.kind in ("clean", "cleanset"):
                 continue
-            rows.setdefault(stage.fingerprint, _row(stage, experiment, store, compute, rate))
+            row = rows.setdefault(stage.fingerprint, _row(stage, experiment, store, rate))
+            if stage.kind == "clean":
+                row["name"] = " ".join([stage.name, *_tried(overrides), "on", stages(experiment)["pretrain"].name])
     if plan.grid is None and plan.sweep.base.clean is not None:
         draws = plan.sweep.num_samples * max(1, len(plan.upstream))
         pairs = plan.sweep.base.clean.epochs * plan.sweep.base.clean.pairs
@@ -34,7 +35,13 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
     return sorted(rows.values(), key=lambda row: order[row["stage"]])
 
 
-def _row(stage: Stage, experiment: Experiment, store: Store, compute: Compute, rate: float | None) -> dict[str, Any]:
+def _tried(overrides: dict[str, Any]) -> list[str]:
+    """`lr=0.001` for each number or text that the trial was given."""
+    return [f"{path.rpartition('.')[2]}={value:g}" if isinstance(value, float) else f"{path.rpartition('.')[2]}={value}"
+            for path, value in overrides.items() if path.startswith("clean.") and isinstance(value, (int, float, str))]  # fmt: skip
+
+
+def _row(stage: Stage, experiment: Experiment, store: Store, rate: float | None) -> dict[str, Any]:
     stored = store.find(stage.kind, stage.fingerprint) is not None
     pairs: int | None = None
     if stage.kind == "pretrain":
@@ -79,10 +86,10 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
     sweep = plan.sweep
     store = Store(compute.store)
     lines = [f"sweep {sweep.name}-{plan.fingerprint[:12]}  (store {store.root})", ""]
-    lines.append(f"{'stage':10} {'name':30} {'fingerprint':13} {'state':8} {'pairs':>13} {'time':>9}")
+    lines.append(f"{'stage':10} {'name':38} {'fingerprint':13} {'state':8} {'pairs':>13} {'time':>9}")
     for row in rows:
         lines.append(
-            f"{row['stage']:10} {row['name'][:30]:30} {row['fingerprint'][:12]:13} {'stored' if row['stored'] else 'to do':8} "
+            f"{row['stage']:10} {row['name'][:38]:38} {row['fingerprint'][:12]:13} {'stored' if row['stored'] else 'to do':8} "
             f"{_number(row['pairs']):>13} {_duration(row['hours']):>9}"
         )
     left = [row for row in rows if not row["stored"]]

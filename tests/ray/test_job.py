@@ -1,0 +1,59 @@
+"""A Ray head started by hand, a sweep submitted to it, its runs in MLflow."""
+
+import os
+import secrets
+import socket
+import subprocess
+import sys
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tests.experiments import ROOT, stop, wait_for
+
+pytestmark = pytest.mark.ray
+BIN = Path(sys.executable).parent
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def answers(port: int) -> bool:
+    with socket.socket() as probe:
+        return probe.connect_ex(("127.0.0.1", port)) == 0
+
+
+def test_submitted_job(tmp_path: Path):
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    path = f"{BIN}{os.pathsep}{clean['PATH']}"
+    environment = {**clean, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
+    port, dashboard = free_port(), free_port()
+    head = subprocess.Popen(
+        ["ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
+         "--object-store-memory=300000000", "--ray-client-server-port=0", f"--temp-dir={tmp_path / 'ray'}"],
+        env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    try:
+        wait_for(lambda: answers(dashboard), head, seconds=60)
+        submitted = subprocess.run(
+            ["ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT), "--",
+             "python", "-m", "orchestrator", "run", "sweeps/quickstart.py", "--store", str(tmp_path / "store"),
+             "--data.source.train", "320", "--evaluate.data.test", "100", "--data.source.test", "100", "--evaluate.data.train", "320",
+             "--poison.count", "16", "--pretrain.epochs", "1", "--pretrain.warmup_steps", "1", "--clean.pairs", "64",
+             "--clean.epochs", "1", "--clean.batch_size", "32", "--clean.warmup_steps", "1", "--gate", "warn"],
+            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400,
+        )  # fmt: skip
+    finally:
+        stop(head)
+    assert submitted.returncode == 0, submitted.stdout + submitted.stderr
+    assert "12 finished" in submitted.stdout
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
+    [experiment] = [e for e in client.search_experiments() if e.name == "quickstart"]
+    runs = client.search_runs([experiment.experiment_id])
+    assert sorted(run.data.tags["role"] for run in runs) == ["clean"] * 12 + ["pretrain"] * 2 + ["sweep"]
+    assert all(run.info.status == "FINISHED" for run in runs)
