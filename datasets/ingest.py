@@ -60,8 +60,9 @@ def ingest(
     line and paths relative to itself; a `label_key` column of numbers becomes `cls` members.
 
     With `resize`, pictures whose shorter side is longer than that many pixels are shrunk to it (bicubic) and packed as
-    JPEG of quality 95. Others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG; a key is the shard in 5 digits and the place in
-    4. Pairs that cannot be used are counted by reason. The shards are a function of the input alone. All is written
+    JPEG of quality 95. Others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG; a key is the
+    shard in 5 digits and the place in 4. Pairs that cannot be used are counted by reason. The shards are a function of
+    the input alone. All is written
     aside and renamed, so `out` is whole or not there. `progress(done, all)` is called along the way.
 
     Returns what `manifest.json` holds: {n, dropped {reason: count}, shards {name: {n, bytes, sha256}}, classes, …}.

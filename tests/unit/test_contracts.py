@@ -103,7 +103,8 @@ def test_a_wrong_space_is_refused_before_anything_runs(space, said):
 
 def test_spaces_have_a_stable_text():
     assert encode_space(tune.loguniform(1e-4, 1e-2), "x") == encode_space(tune.loguniform(1e-4, 1e-2), "x")
-    different = [tune.loguniform(1e-4, 1e-2), tune.uniform(1e-4, 1e-2), tune.quniform(0, 1, 0.1), tune.choice([1, 2]), tune.grid_search([1, 2])]
+    drawn = [tune.loguniform(1e-4, 1e-2), tune.uniform(1e-4, 1e-2), tune.quniform(0, 1, 0.1), tune.choice([1, 2])]
+    different = [*drawn, tune.grid_search([1, 2])]
     texts = [json.dumps(encode_space(space, "x"), sort_keys=True) for space in different]
     assert len(set(texts)) == len(texts)
 
