@@ -295,7 +295,8 @@ def harder(**fields: int | str | float | tuple) -> World:
         "name_colour": 0.7,
         "name_size": 0.5,
         "name_background": 0.5,
-        "radius": (0.3, 0.45),
+        "radius": (0.2, 0.4),
+        "turn": 40.0,
     }
     return World(**{**preset, **fields})  # type: ignore[arg-type]
 

@@ -203,6 +203,5 @@ def _scheduler(sweep: Sweep) -> Any:
     if sweep.scheduler == "fifo":
         return FIFOScheduler()
     assert sweep.base.clean is not None
-    return ASHAScheduler(
-        time_attr="epoch", grace_period=sweep.grace_epochs, max_t=max(sweep.grace_epochs, sweep.base.clean.epochs)
-    )
+    # max_t lies past the last epoch: reaching it would stop the trial before its artefact is sealed.
+    return ASHAScheduler(time_attr="epoch", grace_period=sweep.grace_epochs, max_t=sweep.base.clean.epochs + 1)

@@ -23,7 +23,7 @@ from tests.bench.data import write_shards
 from tests.bench.measure import Meter, Row, alternate, ray_session, scratch
 
 SIZE, BATCH, WARM = 224, 64, 4
-SIZES = {"full": 9_600, "quick": 512}
+SIZES = {"full": 6_400, "quick": 512}
 
 
 def drain(batches: Iterator[Any], count: int) -> dict[str, float]:
