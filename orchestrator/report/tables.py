@@ -93,7 +93,7 @@ def _measured(point: Point, metric: str) -> list[Any]:
 def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    return repr(value) if isinstance(value, float) else value  # exact, so that a row can be run again
+    return repr(float(value)).removesuffix(".0") if isinstance(value, float) else value  # exact, so that a row can be run again
 
 
 def spread(row: Row, value: Callable[[Choice], float], metric: str = "") -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -36,6 +37,8 @@ def main() -> int:
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
         os.environ[name] = "1"  # one thread a process, on both sides
     os.environ["TOKENIZERS_PARALLELISM"] = "false"
+
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the data made on the spot is removed
 
     from tests.bench import measure
 

@@ -126,8 +126,11 @@ def alternate(
     sides: tuple[dict[str, list[float]], dict[str, list[float]]] = ({}, {})
     for number in range(rounds):
         for side in (0, 1) if number % 2 == 0 else (1, 0):
-            for name, value in (ours, theirs)[side]().items():
+            found = (ours, theirs)[side]()
+            for name, value in found.items():
                 sides[side].setdefault(name, []).append(value)
+            figures = ", ".join(f"{name} {value:.4g}" for name, value in found.items())
+            print(f"  round {number + 1} of {rounds}, {('ours', 'theirs')[side]}: {figures}", flush=True)
     return sides
 
 
