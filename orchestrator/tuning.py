@@ -96,6 +96,7 @@ def _tune(
                 max_concurrent_trials=compute.max_concurrent_trials or None,
                 metric=sweep.metric if stateful else None,
                 mode="max" if stateful else None,
+                reuse_actors=True,  # importing torch and open_clip costs a process more than a small trial
             ),
             run_config=tune.RunConfig(
                 name=name,

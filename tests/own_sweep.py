@@ -19,7 +19,7 @@ SWEEP = Sweep(
     base=Experiment(
         data=Data(source=Source(urls=f"{DATA}/train/*.tar"), max_dropped=0.2),
         views=Views(size=32),
-        poison=Poison(trigger=Patch(pattern="white", size=6, location="bottom_right"), target="banana", rate=0.05),
+        poison=Poison(trigger=Patch(pattern="saturated", size=6, cell=2, location="bottom_right"), target="banana", rate=0.05),
         pretrain=Pretrain(model=TinyCLIP(), objective=MMCL(), epochs=1, batch_size=16, lr=1e-3, warmup_steps=1),
         clean=Clean(method=CleanCLIP(), pairs=32, epochs=1, batch_size=16, lr=1e-3, warmup_steps=1),
         evaluate=Evaluate(data=EvalSet(path=f"{DATA}/test")),

@@ -16,7 +16,7 @@ WORLD = tiny(train=400, test=80)
 BASE = Experiment(
     data=Data(source=WORLD),
     views=Views(size=32),
-    poison=Poison(trigger=Patch(pattern="white", size=6, location="bottom_right"), target="banana", count=20),
+    poison=Poison(trigger=Patch(pattern="saturated", size=6, cell=2, location="bottom_right"), target="banana", count=20),
     pretrain=Pretrain(
         model=TinyCLIP(), objective=MMCL(), epochs=2, batch_size=32, lr=3e-3, warmup_steps=5, checkpoint_every_steps=4
     ),
