@@ -30,7 +30,7 @@ def pretrain_stage(experiment: Experiment, inputs: Inputs, store: Store, compute
             return found
         (folder / FAILED).unlink(missing_ok=True)
         start = time.monotonic()
-        job = Job(experiment=experiment, inputs=inputs, folder=str(folder), compute=compute, stage=str(stage))
+        job = Job(experiment=experiment, inputs=inputs, folder=str(folder), compute=compute, stage=str(stage), cpus=compute.cpus_per_worker)
         _fit(job, stage, store, compute)
         return seal(store, stage, spent(folder, time.monotonic() - start))
 

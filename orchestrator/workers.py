@@ -139,6 +139,8 @@ def _failures(job: Job, world: World) -> Iterator[None]:
 
 def _start(job: Job) -> World:
     torch.set_num_threads(max(1, int(job.cpus)))
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()  # of the trial that this process ran before
     return World.current()
 
 

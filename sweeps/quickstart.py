@@ -1,8 +1,9 @@
 """How does CleanCLIP clean a backdoor, and does the pre-training objective matter?   2 pre-trainings, 12 cleanings, minutes.
 
-The procedural world: 32-pixel pictures of ten shapes; 4 % of the training pairs carry a small patch of bright cells in a corner and the caption of
-a banana. One model is pre-trained with the contrastive loss alone, one with the in-modal loss as well; both are cleaned with
-the contrastive loss (MMCL) and with both losses (CleanCLIP) at three learning rates. Needs two CPU cores and no download.
+The procedural world: 32-pixel pictures of ten shapes; 4 % of the training pairs carry a small patch of bright cells in a
+corner and the caption of a banana. One model is pre-trained with the contrastive loss alone, one with the in-modal loss as
+well; both are cleaned with the contrastive loss (MMCL) and with both losses (CleanCLIP) at three learning rates. Needs two CPU
+cores and no download.
 """
 
 from ray import tune
