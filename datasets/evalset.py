@@ -71,8 +71,9 @@ class EvalSet(Component):
         """What determines the set's content, without absolute paths; for pictures in folders their names and sizes."""
         if self._layout() == "folder":
             named = [(name, os.path.getsize(os.path.join(self.path, name))) for name in self._folder_pictures()]
-            return [{"name": "pictures", "size": len(named), "digest": f"{hash64(*named):016x}"}]
-        own = self._source().identity()
+            own = [{"name": "pictures", "size": len(named), "digest": f"{hash64(*named):016x}"}]
+        else:
+            own = self._source().identity()
         for name in ("classnames.txt", "zeroshot_classification_templates.txt"):
             file = Path(self._folder()) / name
             if file.exists():

@@ -37,10 +37,11 @@ def run(arguments: list[str]) -> int:
         sys.stderr.close()
         return 1
     except OSError as error:
-        if error.errno is None:
+        cause = getattr(error, "cause", error)  # Ray's own hybrid has none of the original's fields
+        if not isinstance(cause, OSError) or cause.errno is None:
             raise
-        where = f" {error.filename}" if error.filename else ""
-        print(f"cleansweep: {error.strerror}:{where}. What was finished is kept; run the same command again.", file=sys.stderr)
+        where = f" {cause.filename}" if cause.filename else ""
+        print(f"cleansweep: {cause.strerror}:{where}. What was finished is kept; run the same command again.", file=sys.stderr)
         return 1
     except RuntimeError as error:
         if type(error).__name__ not in ("StageError", "TrackingError"):
@@ -161,21 +162,19 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from orchestrator.report.tables import summary_text
-    from orchestrator.run import run_sweep, tracking_uri
-    from orchestrator.store import Store
+    from orchestrator.run import run_sweep
 
     plan, compute = _load(options)
     if options.gate:
         sweep = dataclasses.replace(plan.sweep, gate=dataclasses.replace(plan.sweep.gate, action=options.gate))
         plan = dataclasses.replace(plan, sweep=sweep)
     study, report, code = run_sweep(plan, compute, lambda line: print(line, flush=True))
-    print(summary_text(study, report, _ui_command(options, tracking_uri(compute.tracking_uri, Store(compute.store)))), flush=True)
+    print(summary_text(study, report, _ui_command(compute)), flush=True)
     return code
 
 
-def _ui_command(options: argparse.Namespace, uri: str) -> str:
-    where = f"--tracking-uri {uri}" if options.tracking_uri else f"--store {options.store or 'store'}"
-    return f"cleansweep ui {where}"
+def _ui_command(compute: Any) -> str:
+    return f"cleansweep ui --tracking-uri {compute.tracking_uri}" if compute.tracking_uri else f"cleansweep ui --store {compute.store}"
 
 
 def _show(options: argparse.Namespace) -> int:
@@ -186,12 +185,11 @@ def _show(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from orchestrator.report.tables import summary_text
-    from orchestrator.run import report_sweep, tracking_uri
-    from orchestrator.store import Store
+    from orchestrator.run import report_sweep
 
     plan, compute = _load(options)
     study, report = report_sweep(plan, compute)
-    print(summary_text(study, report, _ui_command(options, tracking_uri(compute.tracking_uri, Store(compute.store)))))
+    print(summary_text(study, report, _ui_command(compute)))
     return 0
 
 
@@ -219,6 +217,7 @@ def _evaluate(options: argparse.Namespace) -> int:
 
 def _ingest(options: argparse.Namespace) -> int:
     from datasets.ingest import ingest
+    from orchestrator.meter import meter
 
     summary = ingest(
         options.source,
@@ -231,6 +230,7 @@ def _ingest(options: argparse.Namespace) -> int:
         classes=options.classes,
         label_key=options.label_key,
         resize=options.resize,
+        progress=meter("ingest", "pictures", lambda line: print(line, file=sys.stderr)),
     )
     print(json.dumps(summary, indent=1))
     return 0

@@ -20,6 +20,7 @@ ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report is a barrier that is drained at this interval
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ctrl-C ends the command; Tune's handler would return as if all were done
 }
 """For the driver and the workers of a local Ray; what the user has set stands.
 
@@ -110,6 +111,13 @@ def require_resources(cpus: float, gpus: float, what: str) -> None:
                 f"{what} needs {need:g} {name}s, but the cluster has {has.get(name, 0.0):g} in all: "
                 "ask for fewer workers or less for each, or add nodes."
             )
+
+
+def has_gpu() -> bool:
+    """Whether the cluster has a GPU."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
 
 
 def user_error(error: BaseException | None) -> InputError | None:

@@ -55,7 +55,11 @@ def _datasets() -> str:
     where = Path(found.origin).parent if found and found.origin else None
     if where != ROOT / "datasets":
         raise InputError(f"`import datasets` finds {where}, not {ROOT / 'datasets'}: another is first on the path")
-    return str(where)
+    try:
+        other = metadata.version("datasets")
+    except metadata.PackageNotFoundError:
+        return str(where)
+    raise InputError(f"Hugging Face's datasets {other} is installed beside ours and can win on a worker's path: uninstall it")
 
 
 def _cores() -> str:

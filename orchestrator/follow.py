@@ -72,7 +72,7 @@ class Follower:
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join(timeout=60)
+        self._thread.join()  # its requests give up by themselves; two writers at once would log an epoch twice
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_S):

@@ -15,7 +15,12 @@ def override(experiment: Any, path: str, value: Any) -> Any:
 
     Raises InputError where the path names no field (saying which exist) or the value is of another type.
     """
-    return _replace(experiment, path.split("."), value, path)
+    return override_all(experiment, {path: value})
+
+
+def override_all(experiment: Any, values: dict[str, Any]) -> Any:
+    """As `override` for several paths at once, so that fields that only fit together can change together."""
+    return _replace(experiment, [(path.split("."), value, path) for path, value in values.items()])
 
 
 def get(experiment: Any, path: str) -> Any:
@@ -26,16 +31,15 @@ def get(experiment: Any, path: str) -> Any:
     return experiment
 
 
-def override_text(experiment: Any, path: str, text: str) -> Any:
-    """As `override`, with the value as the command line gives it; text fields take it as it stands."""
+def from_text(experiment: Any, path: str, text: str) -> Any:
+    """The value that the text on the command line means for the field at the path; text fields take it as it stands."""
     parent, _, name = path.rpartition(".")
     node = get(experiment, parent) if parent else experiment
     _require_field(node, name, path)
     value = parse(text)
     hint = hints(type(node))[name]
-    if str in (hint, *typing.get_args(hint)) and not isinstance(value, (tuple, list, type(None))):
-        value = text
-    return override(experiment, path, value)
+    keeps_text = str in (hint, *typing.get_args(hint)) and not isinstance(value, (tuple, list, type(None)))
+    return text if keeps_text else value
 
 
 def parse(text: str) -> Any:
@@ -49,17 +53,21 @@ def parse(text: str) -> Any:
         return text
 
 
-def _replace(node: Any, names: list[str], value: Any, path: str) -> Any:
-    _require_field(node, names[0], path)
-    if len(names) > 1:
-        child = getattr(node, names[0])
+def _replace(node: Any, changes: list[tuple[list[str], Any, str]]) -> Any:
+    new: dict[str, Any] = {}
+    below: dict[str, list[tuple[list[str], Any, str]]] = {}
+    for names, value, path in changes:
+        _require_field(node, names[0], path)
+        if len(names) == 1:
+            new[names[0]] = coerce(value, hints(type(node))[names[0]], path)
+        else:
+            below.setdefault(names[0], []).append((names[1:], value, path))
+    for name, deeper in below.items():
+        child = new.get(name, getattr(node, name))
         if child is None:
-            raise InputError(f"{path}: {names[0]} is not set in this experiment, so it has no field {names[1]!r}.")
-        new = _replace(child, names[1:], value, path)
-    else:
-        hint = hints(type(node))[names[0]]
-        new = coerce(value, hint, path)
-    return dataclasses.replace(node, **{names[0]: new})
+            raise InputError(f"{deeper[0][2]}: {name} is not set in this experiment, so it has no field {deeper[0][0][0]!r}.")
+        new[name] = _replace(child, deeper)
+    return dataclasses.replace(node, **new)
 
 
 def _require_field(node: Any, name: str, path: str) -> None:

@@ -17,8 +17,10 @@ from datasets.evalset import EvalSet
 from datasets.source import Source
 from datasets.synthetic import World
 from orchestrator.fingerprint import encode, fingerprint
-from orchestrator.override import override, override_text
+from orchestrator.override import from_text, override, override_all
 from orchestrator.spec import Experiment, Sweep
+from orchestrator.store import sha256
+from trainers.model import WEIGHTS, Model, TinyCLIP
 
 VERSION = {"world": 1, "index": 1, "testset": 1, "poison": 1, "pretrain": 1, "cleanset": 1, "clean": 1, "sweep": 1}
 """Raised when a change of the code changes what a stage makes, so that older artefacts are not taken for it."""
@@ -90,6 +92,7 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             "pretrain",
             experiment.pretrain.objective.label,
             {
+                "weights": _weights(experiment.pretrain.model),
                 "eda": [experiment.eda, synonym_digest()],
                 "pretrain": _encode(experiment.pretrain, "pretrain"),
                 "evaluate": {
@@ -132,6 +135,10 @@ def check(experiment: Experiment) -> None:
             raise InputError(f"clean.choice is {clean.choice!r}; accepted: random, last.")
         if clean.pairs < clean.batch_size:
             raise InputError(f"clean.pairs is {clean.pairs}, fewer than one batch of {clean.batch_size}.")
+        clean.check(clean.epochs * (clean.pairs // clean.batch_size), 1)
+    pretrained = experiment.pretrain.model.pretrained if isinstance(experiment.pretrain.model, Model) else None
+    if pretrained and Path(pretrained).exists() and not Path(pretrained).is_absolute():
+        raise InputError(f"pretrain.model.pretrained is {pretrained!r}: give the absolute path, workers have other working folders.")
     if isinstance(experiment.evaluate.data, World):
         target_index(experiment.evaluate.data.class_names, experiment.poison.target)
 
@@ -148,6 +155,15 @@ def _identity(source: Source | EvalSet | World) -> Any:
         IDENTITIES[source] = source.identity()
     config = {key: value for key, value in encode(source).items() if key not in ("urls", "path")}
     return {**config, "files": IDENTITIES[source]}
+
+
+def _weights(model: Model | TinyCLIP) -> Any:
+    """Size and hash of the checkpoint that pre-training starts from; None without one, or for a tag of open_clip's."""
+    path = Path(model.pretrained) if isinstance(model, Model) and model.pretrained else None
+    if path is None or not path.exists():
+        return None
+    file = path / WEIGHTS if path.is_dir() else path
+    return {"size": file.stat().st_size, "sha256": sha256(file)}
 
 
 def _encode(component: Component, where: str) -> Any:
@@ -195,7 +211,10 @@ def make_plan(sweep: Sweep) -> Plan:
                     f"space {path!r}: only paths under `clean` may be drawn at random, because each value elsewhere is a "
                     "pre-training of its own. Accepted here: tune.grid_search([...])."
                 )
-            override(sweep.base, path, getattr(space, "lower", None) or _one_draw(space))
+            if not (hasattr(space, "lower") or hasattr(space, "categories")):
+                raise InputError(f"space {path!r}: {type(space).__name__} has no bounds; accepted: uniform, randint, choice and their kin.")
+            for value in getattr(space, "categories", None) or [space.sample()]:
+                override(sweep.base, path, value)
         else:
             if not values:
                 raise InputError(f"space {path!r}: the grid is empty; give at least one value.")
@@ -205,6 +224,13 @@ def make_plan(sweep: Sweep) -> Plan:
     above = {path: values for path, values in grids.items() if not path.startswith("clean")}
     upstream = tuple(_combinations(sweep.base, above))
     drawn = len(grids) < len(sweep.space)
+    if not drawn and (sweep.num_samples > 1 or sweep.search == "optuna"):
+        raise InputError(
+            "every space of the sweep is a grid, so num_samples must be 1 and search 'grid'; for repetitions vary clean.seed or "
+            "pretrain.seed."
+        )
+    if sweep.search == "optuna" and any(path.startswith("clean") for path in grids):
+        raise InputError("search 'optuna' draws all of clean.*: write tune.choice([...]) instead of tune.grid_search([...]) there.")
     grid = None if drawn or sweep.base.clean is None else tuple(_combinations(sweep.base, grids))
     for _, experiment in upstream if grid is None else grid:
         check(experiment)
@@ -213,19 +239,13 @@ def make_plan(sweep: Sweep) -> Plan:
 
 def trial_experiment(sweep: Sweep, overrides: dict[str, Any]) -> Experiment:
     """The base experiment with a trial's values in place."""
-    experiment = sweep.base
-    for path, value in overrides.items():
-        experiment = override(experiment, path, value)
-    return experiment
+    return override_all(sweep.base, overrides)
 
 
 def _combinations(base: Experiment, grids: dict[str, list[Any]]) -> Any:
     for values in itertools.product(*grids.values()):
         overrides = dict(zip(grids, values))
-        experiment = base
-        for path, value in overrides.items():
-            experiment = override(experiment, path, value)
-        yield overrides, experiment
+        yield overrides, override_all(base, overrides)
 
 
 def grid_values(space: Any) -> list[Any] | None:
@@ -253,10 +273,6 @@ def encode_space(space: Any, path: str) -> Any:
     return {**described, "samplers": samplers}
 
 
-def _one_draw(space: Any) -> Any:
-    return space.sample()
-
-
 # ---- loading ------------------------------------------------------------------------------------------------------------
 
 
@@ -267,10 +283,11 @@ def load_sweep(name: str, overrides: dict[str, str] | None = None) -> Sweep:
     if not isinstance(sweep, Sweep):
         raise InputError(f"{name} has no SWEEP = Sweep(...); see sweeps/quickstart.py for an example.")
     base = sweep.base
-    for path, value in (overrides or {}).items():
-        if path in sweep.space:
-            raise InputError(f"--{path}: the sweep {sweep.name} varies this field itself; change its space in {name}.")
-        base = override_text(base, path, value)
+    for path in overrides or {}:
+        for varied in sweep.space:
+            if f"{path}.".startswith(f"{varied}.") or f"{varied}.".startswith(f"{path}."):
+                raise InputError(f"--{path}: the sweep {sweep.name} varies {varied} itself; change its space in {name}.")
+    base = override_all(base, {path: from_text(base, path, text) for path, text in (overrides or {}).items()})
     return replace(sweep, base=base, doc=sweep.doc or (module.__doc__ or "").strip())
 
 

@@ -88,22 +88,35 @@ def _trials(plan: Plan, store: Store, trials: list[Any] | None) -> list[tuple[di
         return [(trial.overrides, trial.error, trial.status) for trial in trials]
     if plan.grid is not None:
         return [(overrides, None, "running") for overrides, _ in plan.grid]
-    files = sorted(_trial_folder(store, plan.fingerprint).glob("*.json"))
-    return [(decode_overrides(plan, read_json(path)), None, "running") for path in files]
+    return [(overrides, None, "running") for overrides in remembered_trials(plan, store)]
 
 
 def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, Any]) -> None:
     """Note that the sweep tries these values: drawn ones are known nowhere else."""
     folder = _trial_folder(store, sweep)
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / f"{trial[:12]}.json", encode(overrides))
+    path = folder / f"{trial[:12]}.json"
+    if not path.exists():
+        write_json(path, encode(overrides))
+
+
+def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
+    """The values of every trial that was begun, in the order in which they were."""
+    files = sorted(_trial_folder(store, plan.fingerprint).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
+    return [decode_overrides(plan, read_json(path)) for path in files]
+
+
+def spent(folder: Path) -> float:
+    """Seconds of training over all attempts, as the last line of metrics tells."""
+    lines = read_lines(folder / "metrics.jsonl")
+    return lines[-1]["seconds"] if lines else 0.0
 
 
 def decode_overrides(plan: Plan, encoded: dict[str, Any]) -> dict[str, Any]:
     """The values of a trial from their encoding: components are found among the values of their grid."""
     values = {}
     for path, space in plan.sweep.space.items():
-        choices = grid_values(space) or []
+        choices = grid_values(space) or getattr(space, "categories", [])
         values[path] = next((value for value in choices if encode(value) == encoded[path]), encoded[path])
     return values
 
@@ -117,6 +130,8 @@ def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment:
     index = store.find("index", made["index"].fingerprint)
     if poison is None or index is None:
         return
+    tested = store.find("testset", made["testset"].fingerprint)
+    tests = read_json(tested.folder / "summary.json") if tested else {"kept": None, "drops": {}}
     read = read_json(index.folder / "summary.json")
     study.data_hash = index.manifest["files"]["index.arrow"]
     study.poison = {
@@ -125,6 +140,8 @@ def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment:
         "samples": read["samples"],
         "kept": read["kept"],
         "drops": read["drops"],
+        "test_pictures": tests["kept"],
+        "test_drops": tests["drops"],
     }
     for i, entry in enumerate(read_json(poison.folder / "samples.json") or []):
         study.samples.append({**entry, **{kind: _sample(poison.folder, i, kind) for kind in ("clean", "triggered")}})

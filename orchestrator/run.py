@@ -2,21 +2,24 @@
 
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+from datasets.component import Component
 from datasets.errors import InputError
 from orchestrator import cluster
 from orchestrator.fingerprint import encode
 from orchestrator.follow import Follower, Mirror
+from orchestrator.meter import meter
 from orchestrator.plan import Plan, stages
+from orchestrator.report.page import write_report
 from orchestrator.results import decode_overrides, judge, load_study
 from orchestrator.spec import Compute
 from orchestrator.stages import make_data, make_stage, training_source
 from orchestrator.store import Store, read_json, slug, write_json
 from orchestrator.study import Study
-from orchestrator.tracking import Tracker
+from orchestrator.tracking import Tracker, TrackingError
 from orchestrator.training import pretrain_stage
 from orchestrator.tuning import Trial, Upstream, clean_sweep
 
@@ -32,24 +35,32 @@ def make_tracker(store: Store, uri: str, study: str) -> Tracker:
 
 
 def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) -> tuple[Study, Path, int]:
-    """Run the sweep; returns what came of it, the report and the exit code. What exists already is not made again."""
-    from orchestrator.report.page import write_report
+    """Run the sweep; returns what came of it, the report and the exit code. What exists already is not made again.
 
+    However it ends, the report is written and no MLflow run is left running.
+    """
     store = Store(compute.store)
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     tracker.check()
-    trials = _recorded(plan, store)
-    failures: list[str] = []
-    if trials is None:
-        with _ray(compute), Follower(plan, store, Mirror(tracker), say):
-            trials, failures = _make(plan, store, compute, say)
-    study = load_study(plan, store, trials)
-    report = write_report(study, report_folder(plan, store))
-    if not failures and not any(trial.status == "failed" for trial in trials):
-        _record(plan, store, trials)
-    Mirror(tracker).finish(study, report, failed=bool(failures))
-    failures += [f"trial {t.fingerprint[:12]} ({t.overrides}): {t.error}" for t in trials if t.status == "failed"]
+    with store.locked(store.root / "sweep" / f".lock-{plan.fingerprint[:12]}", f"sweep {plan.sweep.name}", wait_s=30):
+        trials = _recorded(plan, store)
+        failures: list[str] = []
+        if trials is None:
+            try:
+                with _ray(compute), Follower(plan, store, Mirror(tracker), say):
+                    trials, failures = _make(plan, store, compute, say)
+            except BaseException:
+                _close(plan, store, tracker)
+                raise
+        else:
+            failures = [message for _, message in _gate_failures(plan, store)]
+        failures += [f"trial {t.fingerprint[:12]} ({_values(t)}): {t.error}" for t in trials if t.status == "failed"]
+        study = load_study(plan, store, trials)
+        report = write_report(study, report_folder(plan, store))
+        if not failures:
+            _record(plan, store, trials)
+        Mirror(tracker).finish(study, report, failed=bool(failures))
     for failure in failures:
         say(f"FAILED {failure}")
     return study, report, 1 if failures else 0
@@ -58,24 +69,54 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
 def _make(
     plan: Plan, store: Store, compute: Compute, say: Callable[[str], None]
 ) -> tuple[list[Trial], list[str]]:
+    cluster.require_resources(compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, "pre-training")
+    if plan.sweep.base.clean is not None:
+        cluster.require_resources(compute.trial_cpus, compute.trial_gpus, "a trial")
+    if cluster.has_gpu() and not (compute.gpus_per_worker or compute.trial_gpus):
+        say("NOTE the cluster has GPUs and none is asked for: see --gpus-per-worker and --trial-gpus.")
     upstream: dict[str, Upstream] = {}
-    failures: list[str] = []
     for _, experiment in plan.upstream:
-        stage = stages(experiment)["pretrain"]
-        inputs = make_data(experiment, store, compute, say)
+        inputs = make_data(experiment, store, say)
         artefact = pretrain_stage(experiment, inputs, store, compute)
-        upstream[stage.fingerprint] = Upstream(inputs, str(last_checkpoint(artefact.folder)))
-        verdict = judge(artefact.folder, plan.sweep.gate)
-        assert verdict is not None
-        if not verdict["passed"]:
-            message = f"{stage}: the attack did not take: {' '.join(verdict['reasons'])}"
-            if plan.sweep.gate.action == "stop":
-                failures.append(message + " (--gate warn cleans it all the same)")
-            else:
-                say(f"WARNING {message}")
-    if failures or plan.sweep.base.clean is None:
+        upstream[artefact.fingerprint] = Upstream(inputs, str(last_checkpoint(artefact.folder)))
+    failures = []
+    for pretrain, message in _gate_failures(plan, store, say):
+        failures.append(message)
+        del upstream[pretrain]  # a defence is judged on models whose attack took
+    if plan.sweep.base.clean is None or not upstream:
         return [], failures
     return clean_sweep(plan, upstream, store, compute), failures
+
+
+def _gate_failures(plan: Plan, store: Store, say: Callable[[str], None] = lambda line: None) -> list[tuple[str, str]]:
+    """(fingerprint, message) of the pre-trainings that the gate stops; those it only warns of are said."""
+    failures = []
+    for _, experiment in plan.upstream:
+        stage = stages(experiment)["pretrain"]
+        found = store.find(stage.kind, stage.fingerprint)
+        verdict = judge(found.folder, plan.sweep.gate) if found else None
+        if verdict is None or verdict["passed"]:
+            continue
+        message = f"{stage}: the attack did not take: {' '.join(verdict['reasons'])}"
+        if plan.sweep.gate.action == "stop":
+            failures.append((stage.fingerprint, f"{message} (--gate warn cleans it all the same)"))
+        else:
+            say(f"WARNING {message}")
+    return failures
+
+
+def _close(plan: Plan, store: Store, tracker: Tracker) -> None:
+    """After a failure: report what there is, and end the runs in MLflow; the failure itself is what the user is told."""
+    with suppress(TrackingError, InputError, OSError):
+        study = load_study(plan, store)
+        if study.pretrains:
+            Mirror(tracker).finish(study, write_report(study, report_folder(plan, store)), failed=True)
+
+
+def _values(trial: Trial) -> str:
+    """`clean.lr=0.001, clean.method=cleanclip`"""
+    shown = {path: value.label if isinstance(value, Component) else value for path, value in trial.overrides.items()}
+    return ", ".join(f"{path}={value}" for path, value in shown.items())
 
 
 def last_checkpoint(folder: Path) -> Path:
@@ -120,8 +161,6 @@ def _ray(compute: Compute) -> Iterator[None]:
 
 def report_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path]:
     """Write the report of a sweep from what the store holds now."""
-    from orchestrator.report.page import write_report
-
     store = Store(compute.store)
     study = load_study(plan, store, _recorded(plan, store))
     if not study.pretrains:
@@ -142,7 +181,7 @@ def write_poisoned(plan: Plan, compute: Compute, out: Path) -> dict[str, Any]:
     store.prepare()
     experiment = plan.sweep.base
     with _ray(compute):
-        inputs = make_data(experiment, store, compute, print)
+        inputs = make_data(experiment, store, print)
         return poison_shards(
             training_source(experiment, store),
             Path(inputs.index),
@@ -150,6 +189,7 @@ def write_poisoned(plan: Plan, compute: Compute, out: Path) -> dict[str, Any]:
             experiment.poison.trigger,
             experiment.views.size,
             out,
+            progress=meter("poison", "shards", lambda line: print(line, file=sys.stderr)),
         )
 
 
@@ -161,8 +201,8 @@ def evaluate_checkpoint(plan: Plan, compute: Compute, checkpoint: str) -> dict[s
     store.prepare()
     experiment = plan.sweep.base
     with _ray(compute):
-        inputs = make_data(experiment, store, compute, lambda line: print(line, file=sys.stderr))
-    job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate")
+        inputs = make_data(experiment, store, lambda line: print(line, file=sys.stderr))
+    job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker)
     return evaluate(job, load_model(experiment, checkpoint))
 
 

@@ -16,12 +16,15 @@ from orchestrator.store import Artefact, Store, read_json, read_lines, verify
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
     """One row a stage: kind, name, fingerprint, stored or not, pairs to train on, hours where a rate is known."""
     store = Store(compute.store)
+    stored = store.all()
     rows: dict[str, dict[str, Any]] = {}
     for overrides, experiment in plan.grid or plan.upstream:
         for stage in stages(experiment).values():
             if plan.grid is None and stage.kind in ("clean", "cleanset"):
                 continue
-            row = rows.setdefault(stage.fingerprint, _row(stage, experiment, store, rate))
+            if stage.fingerprint in rows:
+                continue
+            row = rows[stage.fingerprint] = _row(stage, experiment, store, stored, rate)
             if stage.kind == "clean":
                 row["name"] = " ".join([stage.name, *_tried(overrides), "on", stages(experiment)["pretrain"].name])
     if plan.grid is None and plan.sweep.base.clean is not None:
@@ -41,8 +44,10 @@ def _tried(overrides: dict[str, Any]) -> list[str]:
             for path, value in overrides.items() if path.startswith("clean.") and isinstance(value, (int, float, str))]  # fmt: skip
 
 
-def _row(stage: Stage, experiment: Experiment, store: Store, rate: float | None) -> dict[str, Any]:
-    stored = store.find(stage.kind, stage.fingerprint) is not None
+def _row(
+    stage: Stage, experiment: Experiment, store: Store, stored: list[Artefact], rate: float | None
+) -> dict[str, Any]:
+    done = store.find(stage.kind, stage.fingerprint) is not None
     pairs: int | None = None
     if stage.kind == "pretrain":
         known = _kept(experiment, store)
@@ -50,10 +55,10 @@ def _row(stage: Stage, experiment: Experiment, store: Store, rate: float | None)
         pairs = None if known is None else spec.epochs * (known // spec.batch_size) * spec.batch_size
     elif stage.kind == "clean" and experiment.clean is not None:
         pairs = experiment.clean.epochs * (experiment.clean.pairs // experiment.clean.batch_size) * experiment.clean.batch_size
-    speed, source = (rate, "given") if rate else _measured_rate(stage, experiment, store)
-    hours = pairs / speed / 3600 if pairs and speed and not stored else None
+    speed, source = (rate, "given") if rate else _measured_rate(stage, experiment, stored)
+    hours = pairs / speed / 3600 if pairs and speed and not done else None
     return {
-        "stage": stage.kind, "name": stage.name, "fingerprint": stage.fingerprint, "stored": stored,
+        "stage": stage.kind, "name": stage.name, "fingerprint": stage.fingerprint, "stored": done,
         "pairs": pairs, "hours": hours, "rate_from": source if hours is not None else "",
     }  # fmt: skip
 
@@ -68,10 +73,10 @@ def _kept(experiment: Experiment, store: Store) -> int | None:
     return experiment.data.source.train if isinstance(experiment.data.source, World) else None
 
 
-def _measured_rate(stage: Stage, experiment: Experiment, store: Store) -> tuple[float | None, str]:
+def _measured_rate(stage: Stage, experiment: Experiment, stored: list[Artefact]) -> tuple[float | None, str]:
     """Samples a second of a stored stage of the same kind and model, the newest; None without one."""
     model = encode(experiment.pretrain.model)
-    for artefact in reversed(store.all()):
+    for artefact in reversed(stored):
         same = artefact.manifest["stage"] == stage.kind and artefact.manifest["name"] == stage.name
         if same and (stage.kind == "clean" or artefact.manifest["config"].get("pretrain", {}).get("model") == model):
             lines = read_lines(artefact.folder / "metrics.jsonl")

@@ -121,12 +121,23 @@ class Compute:
     def __post_init__(self) -> None:
         if self.feed not in ("local", "ray"):
             raise InputError(f"feed is {self.feed!r}; accepted: local, ray.")
-        for name in ("workers", "feed_cpus"):
-            if getattr(self, name) < 1:
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least 1.")
+        for name, least in (
+            ("workers", 1), ("feed_cpus", 1), ("loader_workers", 0), ("max_concurrent_trials", 0), ("retries", 0), ("num_cpus", 0),
+            ("gpus_per_worker", 0), ("trial_gpus", 0),
+        ):  # fmt: skip
+            if getattr(self, name) < least:
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        if self.workers > 1 and self.gpus_per_worker not in (0, int(self.gpus_per_worker)):
+            raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: ranks of one training cannot share a GPU; whole numbers.")
+        if self.trial_gpus > 1:
+            raise InputError(f"trial_gpus is {self.trial_gpus}; a trial is one process on at most one GPU.")
         for name in ("cpus_per_worker", "trial_cpus"):
             if not getattr(self, name) > 0:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0.")
+
+
+METRICS = ("best/acc_at_asr_le_5", "zeroshot/top1", "zeroshot/top5", "zeroshot/top10")
+"""What a sweep can maximise. The first is the best accuracy so far at ASR ≤ 5 %; the others are blind to the attack."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -147,7 +158,7 @@ class Sweep:
     scheduler: str = "fifo"
     """fifo | asha: stop the trials that are behind after each rung of epochs."""
     metric: str = "best/acc_at_asr_le_5"
-    """What Optuna and ASHA maximise. It needs the ASR of the test set, so a choice by it is an oracle's."""
+    """What Optuna and ASHA maximise, one of METRICS. The default needs the ASR of the test set: an oracle's choice."""
     grace_epochs: int = 1
     """ASHA lets every trial run this long."""
     seed: int = 0
@@ -161,7 +172,10 @@ class Sweep:
         for name, accepted in (("search", ("grid", "optuna")), ("scheduler", ("fifo", "asha"))):
             if getattr(self, name) not in accepted:
                 raise InputError(f"Sweep.{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
-        if self.num_samples < 1:
-            raise InputError(f"Sweep.num_samples is {self.num_samples}; it must be at least 1.")
+        for name in ("num_samples", "grace_epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Sweep.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.metric not in METRICS:
+            raise InputError(f"Sweep.metric is {self.metric!r}; accepted: {', '.join(METRICS)}.")
         if self.gate.action not in ("stop", "warn"):
             raise InputError(f"Sweep.gate.action is {self.gate.action!r}; accepted: stop, warn.")

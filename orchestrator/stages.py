@@ -23,8 +23,9 @@ from datasets.seeding import hash64, rng
 from datasets.source import Source
 from datasets.synthetic import World
 from datasets.view import visibility
+from orchestrator.meter import meter
 from orchestrator.plan import Stage, stages
-from orchestrator.spec import Compute, Experiment
+from orchestrator.spec import Experiment
 from orchestrator.store import Artefact, Store, read_json, write_json
 
 SHEET = 8
@@ -58,7 +59,7 @@ class Inputs:
         return Pairs(self.test_index, list(self.test_urls))
 
 
-def make_data(experiment: Experiment, store: Store, compute: Compute, say: Callable[[str], None]) -> Inputs:
+def make_data(experiment: Experiment, store: Store, say: Callable[[str], None]) -> Inputs:
     """Make (or find) every data stage of the experiment: world, index, test set, poison plan."""
     made = stages(experiment)
     found: dict[str, Artefact] = {}
@@ -73,7 +74,7 @@ def make_data(experiment: Experiment, store: Store, compute: Compute, say: Calla
 
     source = training_source(experiment, store)
     urls = source.shards()
-    ensure("index", lambda folder: _index(source, folder, compute))
+    ensure("index", lambda folder: _index(source, folder, say))
     summary = read_json(found["index"].folder / "summary.json")
     dropped = 1 - summary["kept"] / max(1, summary["samples"])
     if dropped > experiment.data.max_dropped:
@@ -85,7 +86,7 @@ def make_data(experiment: Experiment, store: Store, compute: Compute, say: Calla
     tests = experiment.evaluate.data
     if isinstance(tests, World):
         tests = EvalSet(path=str(found["test_world"].folder / "test"), layout="clip_benchmark")
-    ensure("testset", lambda folder: _testset(tests, folder))
+    ensure("testset", lambda folder: _testset(tests, folder, 1 - experiment.data.max_dropped))
     classes = read_json(found["testset"].folder / "classes.json")
     inputs = Inputs(
         index=str(found["index"].folder / "index.arrow"),
@@ -139,16 +140,23 @@ def seal(store: Store, stage: Stage, seconds: float) -> Artefact:
     )
 
 
-def _index(source: Source, folder: Path, compute: Compute) -> None:
+def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
     from orchestrator.streaming import index_shards
 
-    summary = index_shards(source, folder)
+    summary = index_shards(source, folder, progress=meter("index", "shards", say))
     write_json(folder / "summary.json", summary)
 
 
-def _testset(tests: EvalSet, folder: Path) -> None:
+def _testset(tests: EvalSet, folder: Path, limit: float) -> None:
     table, _, names, templates = tests.load()
+    drops = {e["values"]: e["counts"] for e in pc.value_counts(table["drop"]).to_pylist()}
+    kept = drops.pop("", 0)
+    if kept < limit * len(table):
+        raise InputError(
+            f"evaluate.data: only {kept} of {len(table)} pictures can be used ({_counts(drops)}); evaluation needs {limit:.0%} of them."
+        )
     write_index([table], folder / "index.arrow")
+    write_json(folder / "summary.json", {"samples": len(table), "kept": kept, "drops": drops})
     write_json(folder / "classes.json", {"names": list(names), "templates": list(templates)})
 
 
@@ -168,7 +176,7 @@ def _poison(experiment: Experiment, inputs: Inputs, folder: Path) -> None:
     plan = make_plan(experiment.poison, index, inputs.templates, inputs.class_names)
     pq.write_table(plan, folder / "plan.parquet")
 
-    target = experiment.poison.target.lower()
+    target = inputs.class_names[inputs.target].lower()
     captions = plan["caption_after"].to_pylist()
     sheet = _victims(experiment, inputs, plan)
     shown = visibility(
@@ -185,7 +193,6 @@ def _poison(experiment: Experiment, inputs: Inputs, folder: Path) -> None:
             "victims": len(plan),
             "target": experiment.poison.target,
             "captions_with_target": sum(target in caption.lower() for caption in captions),
-            "target_in_classes": True,
             "visibility": shown,
         },
     )

@@ -92,21 +92,31 @@ class Store:
         Raises InputError when another process holds it for longer than `wait_s` seconds.
         """
         folder = self.work(stage, fingerprint)
-        folder.mkdir(parents=True, exist_ok=True)
-        with open(folder / ".lock", "w") as handle:
-            deadline = time.monotonic() + wait_s
-            while True:
+        with self.locked(folder / ".lock", f"{stage} {fingerprint[:12]}", wait_s):
+            folder.mkdir(parents=True, exist_ok=True)  # who held the lock before may have renamed or removed it
+            yield folder
+
+    @contextmanager
+    def locked(self, path: Path, what: str, wait_s: float) -> Iterator[None]:
+        """Hold the lock file, which a process that dies lets go of; InputError after `wait_s` seconds of waiting."""
+        deadline = time.monotonic() + wait_s
+        while True:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(path, "w") as handle:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except OSError as error:
+                except BlockingIOError as error:
                     if time.monotonic() > deadline:
                         raise InputError(
-                            f"{stage} {fingerprint[:12]} is being made by another process (lock {folder / '.lock'}). "
-                            "Wait for it, or stop it, and run the same command again."
+                            f"{what} is being made by another process (lock {path}). Wait for it, or stop it, and run the same "
+                            "command again."
                         ) from error
-                    time.sleep(0.5)
-            yield folder
+                else:
+                    if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
+                        yield
+                        return
+                    continue  # it was renamed away or removed between opening and locking
+            time.sleep(0.5)
 
     def seal(
         self, stage: str, name: str, fingerprint: str, *, config: Any, inputs: dict[str, str], seconds: float
@@ -115,7 +125,7 @@ class Store:
         folder = self.work(stage, fingerprint)
         for scratch in SCRATCH:
             (folder / scratch).unlink(missing_ok=True)
-        files = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if path.is_file()}
+        files = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if _belongs(path)}
         manifest = {
             "format": 1,
             "stage": stage,
@@ -140,6 +150,11 @@ class Store:
     def discard(self, stage: str, fingerprint: str) -> None:
         """Remove the working folder of a stage."""
         shutil.rmtree(self.work(stage, fingerprint), ignore_errors=True)
+
+
+def _belongs(path: Path) -> bool:
+    """Whether a file of a working folder is part of the artefact; a manifest there is of a sealing that was killed."""
+    return path.is_file() and path.name != MANIFEST and not path.name.endswith(".tmp")
 
 
 def verify(artefact: Artefact) -> list[str]:

@@ -151,6 +151,9 @@ class Tracker:
                 if epoch in self._logged[run_id]:
                     continue
                 values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
+                if isinstance(result, TrialResult):
+                    so_far = [known for known in result.metrics if known["epoch"] <= epoch]
+                    values |= best_metrics(so_far, self._starts.get(result.pretrain))
                 values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
                 finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
                 now = int(time.time() * 1000)

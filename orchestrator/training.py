@@ -1,15 +1,17 @@
 """Ray Train around `trainers.loop`: pre-training on N workers."""
 
+import shutil
 import time
 from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
-from orchestrator.cluster import require_resources, user_error
+from orchestrator.cluster import user_error
 from orchestrator.plan import Stage, stages
+from orchestrator.results import spent
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs, seal
-from orchestrator.store import Artefact, Store, read_json, read_lines
+from orchestrator.store import Artefact, Store, read_json
 from orchestrator.workers import FAILED, Job, pretrain
 
 
@@ -29,28 +31,27 @@ def pretrain_stage(experiment: Experiment, inputs: Inputs, store: Store, compute
             store.discard(stage.kind, stage.fingerprint)
             return found
         (folder / FAILED).unlink(missing_ok=True)
-        start = time.monotonic()
-        job = Job(experiment=experiment, inputs=inputs, folder=str(folder), compute=compute, stage=str(stage), cpus=compute.cpus_per_worker)
+        job = Job(
+            experiment=experiment,
+            inputs=inputs,
+            folder=str(folder),
+            compute=compute,
+            stage=str(stage),
+            cpus=compute.cpus_per_worker,
+            gpus=compute.gpus_per_worker,
+        )
         _fit(job, stage, store, compute)
-        return seal(store, stage, spent(folder, time.monotonic() - start))
-
-
-def spent(folder: Path, otherwise: float) -> float:
-    """Seconds of training over all attempts, as the last line of metrics tells; `otherwise` where there is none."""
-    lines = read_lines(folder / "metrics.jsonl")
-    return lines[-1]["seconds"] if lines else otherwise
+        return seal(store, stage, spent(folder))
 
 
 def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    require_resources(
-        compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, f"{stage.kind} ({compute.workers} workers)"
-    )
     resources: dict[str, float] = {"CPU": compute.cpus_per_worker}
     if compute.gpus_per_worker:
         resources["GPU"] = compute.gpus_per_worker
+    name = f"{stage.kind}-{stage.fingerprint[:12]}-{time.time_ns()}"
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
@@ -58,7 +59,7 @@ def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
             num_workers=compute.workers, use_gpu=compute.gpus_per_worker > 0, resources_per_worker=resources
         ),
         run_config=RunConfig(
-            name=f"{stage.kind}-{stage.fingerprint[:12]}-{time.time_ns()}",
+            name=name,
             storage_path=str(store.root / "ray"),
             failure_config=FailureConfig(max_failures=compute.retries, controller_failure_limit=1),  # type: ignore[call-arg]
         ),
@@ -69,6 +70,7 @@ def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
     except Exception as error:  # Train wraps whatever a worker died of; what it was is read off below
         cause = error
     raise_failure(stage, Path(job.folder), cause)
+    shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
 
 
 def raise_failure(stage: Stage, folder: Path, cause: BaseException | None) -> None:

@@ -17,6 +17,7 @@ import torch
 from datasets.errors import InputError
 from datasets.loader import LocalFeed, Recipe, eval_batches
 from datasets.pairs import Pairs
+from datasets.seeding import hash64
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
 from orchestrator.store import read_json, read_lines, write_json
@@ -50,6 +51,8 @@ class Job:
     """Rows file of the cleaning set."""
     cpus: float = 1.0
     """Cores of this process."""
+    gpus: float = 0.0
+    """GPUs of this process; 0 runs on the CPU, whatever the machine has."""
 
 
 def pretrain(job: Job) -> None:
@@ -82,7 +85,7 @@ def clean(job: Job, report: Report | None = None) -> None:
 
         run = CleaningRun(
             train=train,
-            fresh=lambda: blank(job.experiment).build(spec.seed),
+            fresh=lambda: blank(job.experiment).build(hash64(spec.seed, "fresh")),  # never the pre-training's own start
             seed=spec.seed,
             batches=lambda: feed(False).batches(),
         )
@@ -96,7 +99,10 @@ def blank(experiment: Experiment) -> Model | TinyCLIP:
 
 
 def load_model(experiment: Experiment, checkpoint: str) -> Encoder:
-    """The experiment's model with the weights of a checkpoint (an epoch folder or a file)."""
+    """The experiment's model with the weights of a checkpoint: an epoch folder, a file, or a pretrained tag of open_clip."""
+    model = experiment.pretrain.model
+    if isinstance(model, Model) and not Path(checkpoint).exists() and "/" not in checkpoint:
+        return replace(model, pretrained=checkpoint).build(0)
     encoder = blank(experiment).build(0)
     load_weights(encoder, Path(checkpoint))
     return encoder
@@ -105,6 +111,7 @@ def load_model(experiment: Experiment, checkpoint: str) -> Encoder:
 def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
     """Zero-shot accuracy and attack success of a model, with counts and intervals."""
     world = _start(job)
+    encoder.place(world.device)
     return _measure(job, world)(encoder, 0)
 
 
@@ -139,9 +146,11 @@ def _failures(job: Job, world: World) -> Iterator[None]:
 
 def _start(job: Job) -> World:
     torch.set_num_threads(max(1, int(job.cpus)))
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()  # of the trial that this process ran before
-    return World.current()
+    world = World.current()
+    if not job.gpus:
+        return replace(world, device=torch.device("cpu"))
+    torch.cuda.empty_cache()  # of the trial that this process ran before
+    return world
 
 
 def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, Any]:

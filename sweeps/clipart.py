@@ -2,8 +2,8 @@
 
 Made ready by tests/science/clipart.py and `cleansweep ingest clipart/train.csv clipart/train --resize 96`; CLIPART names the
 folder if it is not ./clipart. Captions are titles and keywords, classes are top folders; the captions were not written for the
-classes, so zero-shot accuracy is modest. The gate's threshold is lower than usual, and a verdict below it does not stop the
-sweep.
+classes, so zero-shot accuracy is modest. A first try with the patch at a random place and 12 epochs did not take (63 % ASR at
+21.7 % accuracy, n = 975 and 1021); this one has it in a corner. A verdict of the gate does not stop the sweep.
 """
 
 import os
@@ -28,10 +28,10 @@ SWEEP = Sweep(
     base=Experiment(
         data=Data(source=Source(urls=str(CLIPART / "train" / "*.tar"))),
         views=Views(size=64),
-        poison=Poison(trigger=Patch(pattern="saturated", size=12, cell=4, location="random"), target="food", rate=0.03),
+        poison=Poison(trigger=Patch(pattern="saturated", size=12, cell=4, location="bottom_right"), target="food", rate=0.03),
         pretrain=Pretrain(
             model=TinyCLIP(image_size=64, embed_dim=128, vision_width=24, text_width=128, text_heads=4, context_length=32),
-            objective=MMCL(), epochs=12, batch_size=128, lr=1e-3, warmup_steps=50,
+            objective=MMCL(), epochs=16, batch_size=128, lr=1e-3, warmup_steps=50,
         ),
         clean=Clean(method=CleanCLIP(), pairs=1500, epochs=6, batch_size=64, lr=5e-4, warmup_steps=10),
         evaluate=Evaluate(data=EvalSet(path=str(CLIPART / "test"), templates="simple")),
@@ -40,6 +40,6 @@ SWEEP = Sweep(
         "clean.method": tune.grid_search([MMCLFineTune(), CleanCLIP()]),
         "clean.lr": tune.grid_search([5e-4, 2e-3]),
     },
-    gate=Gate(min_asr=80.0, action="warn"),
+    gate=Gate(action="warn"),
     compute=Compute(num_cpus=2),
 )  # fmt: skip

@@ -6,6 +6,7 @@ Shape suffixes: B rows, H and W height and width, C channels, L tokens, D featur
 from __future__ import annotations
 
 import difflib
+import json
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -169,6 +170,12 @@ class Encoder(nn.Module):
         self._image_tower = self.model.encode_image
         self._text_tower = self.model.encode_text
 
+    def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
+        """Take these channel means and standard deviations, of pixels in 0 … 1, for pictures from now on."""
+        self.preprocess |= {"mean": tuple(mean), "std": tuple(std)}
+        self.mean.copy_(torch.tensor(self.preprocess["mean"]) * 255)
+        self.std.copy_(torch.tensor(self.preprocess["std"]) * 255)
+
     @property
     def image_size(self) -> int:
         """Side of the input in pixels."""
@@ -270,6 +277,10 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
         raise InputError(f"checkpoint {file} is of another architecture; {len(differences)} tensors differ, first "
                          + "; ".join(differences[:3]))
     encoder.model.load_state_dict(state)
+    beside = file.with_name("open_clip_config.json")
+    if beside.is_file():  # a pretrained tag may normalise pictures otherwise than the architecture's default
+        preprocess = json.loads(beside.read_text()).get("preprocess_cfg", {})
+        encoder.normalise_by(preprocess.get("mean", OPENAI_DATASET_MEAN), preprocess.get("std", OPENAI_DATASET_STD))
 
 
 def _config(name: str) -> dict[str, Any]:

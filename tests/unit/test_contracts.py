@@ -82,6 +82,24 @@ def test_files_are_known_by_content_and_name_and_not_by_place(tmp_path):
 
 
 @pytest.mark.parametrize(
+    ("fields", "said"),
+    [
+        ({"search": "magic"}, "grid, optuna"),
+        ({"metric": "nonsense"}, "zeroshot/top1"),
+        ({"grace_epochs": 0}, "at least 1"),
+        ({"num_samples": 3, "space": {"clean.lr": tune.grid_search([1e-3])}}, "clean.seed"),
+        ({"search": "optuna", "space": {"clean.lr": tune.grid_search([1e-3])}}, "num_samples"),
+        ({"search": "optuna", "space": {"clean.lr": tune.grid_search([1e-3]), "clean.weight_decay": tune.uniform(0, 1)}}, "tune.choice"),
+        ({"space": {"clean.lr": tune.sample_from(lambda spec: 1e-3)}}, "no bounds"),
+    ],
+)
+def test_a_search_that_cannot_be_is_refused(fields, said):
+    with pytest.raises(InputError) as error:
+        make_plan(Sweep(name="x", base=BASE, **fields))
+    assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
     ("space", "said"),
     [
         ({"clean.lrr": tune.grid_search([1])}, "clean.lrr"),
@@ -148,11 +166,15 @@ def test_plan_does_not_start_ray(tmp_path):
         (["plan", "no/such/file.py"], "no such sweep file"),
         (["plan", "orchestrator.spec"], "SWEEP"),
         (["plan", "sweeps.quickstart", "--clean.lrr", "1"], "Did you mean"),
-        (["plan", "sweeps.quickstart", "--clean.lr", "1"], "varies this field"),
+        (["plan", "sweeps.quickstart", "--clean.lr", "1"], "varies clean.lr itself"),
         (["plan", "sweeps.quickstart", "--pretrain.epochs", "two"], "a whole number"),
         (["plan", "sweeps.quickstart", "--pretrain.epochs"], "needs a value"),
         (["plan", "sweeps.quickstart", "--wokers", "2"], "--wokers"),
+        (["plan", "sweeps.quickstart", "--clean.method.inmodal_weight", "4"], "varies clean.method itself"),
+        (["plan", "sweeps.quickstart", "--clean.warmup_steps", "5000"], "warmup"),
         (["plan", "sweeps.quickstart", "--workers", "0"], "at least 1"),
+        (["plan", "sweeps.quickstart", "--trial-gpus", "2"], "at most one GPU"),
+        (["plan", "sweeps.quickstart", "--workers", "2", "--gpus-per-worker", "0.5"], "cannot share a GPU"),
         (["plan", "sweeps.quickstart", "--feed", "carrier-pigeon"], "local, ray"),
         (["plan", "sweeps.quickstart", "--poison.target", "zebra"], "zebra"),
         (["plan", "sweeps.quickstart", "--poison.count", "0"], "count"),

@@ -3,7 +3,7 @@
 import pytest
 
 from datasets.errors import InputError
-from orchestrator.override import get, override, override_text
+from orchestrator.override import from_text, get, override, override_all
 from sweeps.quickstart import BASE
 from trainers.objectives.contrastive import MMCLSSL
 
@@ -18,13 +18,26 @@ def test_components_may_be_values():
     assert get(override(BASE, "pretrain.objective", MMCLSSL()), "pretrain.objective") == MMCLSSL()
 
 
+def changed(path, text):
+    return override(BASE, path, from_text(BASE, path, text))
+
+
+def test_fields_that_only_fit_together_change_together():
+    rate = override_all(BASE, {"poison.count": None, "poison.rate": 0.05})
+    assert rate.poison.rate == 0.05 and rate.poison.count is None
+    with pytest.raises(InputError, match="count"):
+        override(BASE, "poison.rate", 0.05)
+    deeper = override_all(BASE, {"clean.method": BASE.clean.method, "clean.method.inmodal_weight": 4.0})
+    assert deeper.clean.method.inmodal_weight == 4.0
+
+
 def test_text_from_the_command_line_becomes_the_fields_type():
-    assert override_text(BASE, "clean.lr", "1e-3").clean.lr == 1e-3
-    assert override_text(BASE, "clean.epochs", "7").clean.epochs == 7
-    assert override_text(BASE, "poison.target", "7").poison.target == "7"
-    assert override_text(BASE, "data.subset", "none").data.subset is None
-    assert override_text(BASE, "views.crop", "(0.9, 1)").views.crop == (0.9, 1.0)
-    assert override_text(BASE, "pretrain.sync_batchnorm", "false").pretrain.sync_batchnorm is False
+    assert changed("clean.lr", "1e-3").clean.lr == 1e-3
+    assert changed("clean.epochs", "7").clean.epochs == 7
+    assert changed("poison.target", "7").poison.target == "7"
+    assert changed("data.subset", "none").data.subset is None
+    assert changed("views.crop", "(0.9, 1)").views.crop == (0.9, 1.0)
+    assert changed("pretrain.sync_batchnorm", "false").pretrain.sync_batchnorm is False
 
 
 @pytest.mark.parametrize(
