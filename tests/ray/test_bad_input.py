@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from datasets.synthetic import tiny
+from orchestrator.report.page import DROP_REASONS
 from tests.experiments import ROOT, artefacts, cleansweep
 
 pytestmark = pytest.mark.ray
@@ -59,7 +60,7 @@ def test_pictures_that_do_not_decode_are_counted_and_too_many_fail(data: Path):
     code, output = run(data)
     assert code == 0, output
     [page] = (data.parent / "store").glob("reports/*/report.html")
-    assert "undecodable" in page.read_text()
+    assert f"<dt>{DROP_REASONS['undecodable']}</dt><dd>10</dd>" in page.read_text()
     tar(data / "train" / "00002.tar", [(f"worse{i}.{kind}", text) for i in range(90) for kind, text in (("jpg", b"no"), ("txt", b"a dog"))])
     code, output = run(data)
     line = refused(output, code)
@@ -77,10 +78,10 @@ def test_target_rate_and_size(data: Path):
     assert "zebra" in refused(output, code)
     code, output = run(data, "--poison.rate", "0.0001")
     assert "no victims" in refused(output, code)
-    code, output = run(data, "--clean.pairs", "5000")
-    assert "5000" in refused(output, code)
     code, output = run(data, "--workers", "3", "--cpus-per-worker", "0.5")
     assert "16" in refused(output, code) and "3" in refused(output, code)
+    code, output = run(data, "--clean.pairs", "5000")
+    assert "5000" in refused(output, code)
 
 
 def test_a_checkpoint_of_another_architecture(data: Path, tmp_path: Path):

@@ -2,9 +2,11 @@
 
 import os
 import secrets
+import shutil
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import mlflow
@@ -32,24 +34,35 @@ def test_submitted_job(tmp_path: Path):
     path = f"{BIN}{os.pathsep}{clean['PATH']}"
     environment = {**clean, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
     port, dashboard = free_port(), free_port()
+    short = tempfile.mkdtemp(prefix="ray-")  # the path of a Unix socket has at most 107 characters
     head = subprocess.Popen(
         ["ray", "start", "--head", "--block", f"--port={port}", f"--dashboard-port={dashboard}", "--num-cpus=2",
-         "--object-store-memory=300000000", "--ray-client-server-port=0", f"--temp-dir={tmp_path / 'ray'}"],
+         "--object-store-memory=300000000", f"--ray-client-server-port={free_port()}",
+         f"--dashboard-agent-listen-port={free_port()}", f"--dashboard-agent-grpc-port={free_port()}", f"--temp-dir={short}"],
         env=environment, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
         start_new_session=True,
     )  # fmt: skip
     try:
         wait_for(lambda: answers(dashboard), head, seconds=60)
-        submitted = subprocess.run(
-            ["ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT), "--",
-             "python", "-m", "orchestrator", "run", "sweeps/quickstart.py", "--store", str(tmp_path / "store"),
-             "--data.source.train", "320", "--evaluate.data.test", "100", "--data.source.test", "100", "--evaluate.data.train", "320",
-             "--poison.count", "16", "--pretrain.epochs", "1", "--pretrain.warmup_steps", "1", "--clean.pairs", "64",
-             "--clean.epochs", "1", "--clean.batch_size", "32", "--clean.warmup_steps", "1", "--gate", "warn"],
-            env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400,
-        )  # fmt: skip
+        command = [
+            "ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT), "--",
+            "python", "-m", "orchestrator", "run", "sweeps/quickstart.py", "--store", str(tmp_path / "store"),
+            "--data.source.train", "320", "--evaluate.data.test", "100", "--data.source.test", "100", "--evaluate.data.train", "320",
+            "--poison.count", "16", "--pretrain.epochs", "1", "--pretrain.warmup_steps", "1", "--clean.pairs", "64",
+            "--clean.epochs", "1", "--clean.batch_size", "32", "--clean.warmup_steps", "1", "--gate", "warn",
+        ]  # fmt: skip
+
+        def submit() -> subprocess.CompletedProcess | None:
+            done = subprocess.run(
+                command, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=400
+            )
+            return None if "No available agent" in done.stderr else done  # the head answers before it can take jobs
+
+        submitted = wait_for(submit, head, seconds=120)
+        assert isinstance(submitted, subprocess.CompletedProcess)
     finally:
         stop(head)
+        shutil.rmtree(short, ignore_errors=True)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "12 finished" in submitted.stdout
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
