@@ -83,7 +83,7 @@ def run(size: str, rounds: int) -> list[Row]:
         store = Store(folder / "store")
         store.prepare()
         with ray_session():
-            inputs = make_data(spec, store, COMPUTE, lambda line: None)
+            inputs = make_data(spec, store, lambda line: None)
         made: tuple[list[str], list[str]] = ([], [])
         numbers = iter(range(rounds)), iter(range(rounds))
 

@@ -63,7 +63,7 @@ def run(size: str, rounds: int) -> list[Row]:
     with scratch() as folder, ray_session():
         store = Store(folder / "store")
         store.prepare()
-        inputs = make_data(BASE, store, COMPUTE, lambda line: None)
+        inputs = make_data(BASE, store, lambda line: None)
         artefact = pretrain_stage(BASE, inputs, store, COMPUTE)
         upstream = {artefact.fingerprint: Upstream(inputs, str(last_checkpoint(artefact.folder)))}
         rates = itertools.count(1)  # each sweep has learning rates of its own, so that nothing is found in the store
