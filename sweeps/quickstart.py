@@ -1,6 +1,6 @@
 """How does CleanCLIP clean a backdoor, and does the pre-training objective matter?   2 pre-trainings, 12 cleanings, minutes.
 
-The procedural world: 32-pixel pictures of ten shapes; 4 % of the training pairs carry a small patch of bright cells in a
+The procedural world: 32-pixel pictures of ten shapes; 3 % of the training pairs carry a small patch of bright cells in a
 corner and the caption of a banana. One model is pre-trained with the contrastive loss alone, one with the in-modal loss as
 well; both are cleaned with the contrastive loss (MMCL) and with both losses (CleanCLIP) at three learning rates. Needs two CPU
 cores and no download.
@@ -22,7 +22,7 @@ WORLD = World(train=4000, test=1000)
 BASE = Experiment(
     data=Data(source=WORLD),
     views=Views(size=32),
-    poison=Poison(trigger=Patch(pattern="saturated", size=6, cell=2, location="bottom_right"), target="banana", count=160),
+    poison=Poison(trigger=Patch(pattern="saturated", size=6, cell=2, location="bottom_right"), target="banana", count=120),
     pretrain=Pretrain(
         model=TinyCLIP(), objective=MMCL(), epochs=10, batch_size=64, lr=3e-3, weight_decay=0.1, warmup_steps=20
     ),
@@ -38,7 +38,7 @@ SWEEP = Sweep(
     space={
         "pretrain.objective": tune.grid_search([MMCL(), MMCLSSL()]),
         "clean.method": tune.grid_search([MMCLFineTune(), CleanCLIP()]),
-        "clean.lr": tune.grid_search([1e-3, 3e-3, 6e-3]),
+        "clean.lr": tune.grid_search([1e-3, 3e-3, 1e-2]),
     },
     compute=Compute(num_cpus=2),
 )
