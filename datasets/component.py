@@ -37,7 +37,7 @@ class Component:
         return type(self).__name__.lower()
 
 
-def check_fields(component: Component) -> None:
+def check_fields(component: Any) -> None:
     """Coerce every field to its annotation (1 to 1.0, a list to a tuple); InputError naming the one that does not fit."""
     for name, hint in hints(type(component)).items():
         value = getattr(component, name)

@@ -118,6 +118,7 @@ COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("trial-cpus", float, "cores of a trial [1]"),
     ("trial-gpus", float, "GPUs of a trial, may be a fraction [0]"),
     ("max-concurrent-trials", int, "[as many as fit]"),
+    ("keep", str, "checkpoints of a cleaning that stay: last | all [last]"),
     ("retries", int, "restarts of a stage whose process died [2]"),
     ("num-cpus", int, "cores of a Ray started here [all]"),
 )

@@ -6,6 +6,8 @@ Importing this module does not import Ray.
 import importlib.util
 import logging
 import os
+import signal
+import threading
 from typing import Any
 
 from datasets.errors import InputError
@@ -81,6 +83,8 @@ def connect(
     except (ConnectionError, RuntimeError) as error:
         what = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise InputError(f"{what} does not answer: {str(error).strip().splitlines()[0]}") from error
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler would abort the process
 
 
 def shutdown() -> None:

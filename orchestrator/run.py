@@ -97,7 +97,7 @@ def _gate_failures(plan: Plan, store: Store, say: Callable[[str], None] = lambda
         verdict = judge(found.folder, plan.sweep.gate) if found else None
         if verdict is None or verdict["passed"]:
             continue
-        message = f"{stage}: the attack did not take: {' '.join(verdict['reasons'])}"
+        message = f"attack gate of {stage}: {' '.join(verdict['reasons'])}"
         if plan.sweep.gate.action == "stop":
             failures.append((stage.fingerprint, f"{message} (--gate warn cleans it all the same)"))
         else:
@@ -177,6 +177,8 @@ def write_poisoned(plan: Plan, compute: Compute, out: Path) -> dict[str, Any]:
     """Write the poisoned shards of the sweep's base experiment to `out`; continues a run that was stopped."""
     from orchestrator.streaming import poison_shards
 
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "poison.json").exists())):
+        raise InputError(f"--out {out} exists and is not a folder of poisoned shards; name a new or an empty one.")
     store = Store(compute.store)
     store.prepare()
     experiment = plan.sweep.base

@@ -10,7 +10,7 @@ from datasets.synthetic import World
 from orchestrator.fingerprint import encode
 from orchestrator.plan import Plan, Stage, stages
 from orchestrator.spec import Compute, Experiment
-from orchestrator.store import Artefact, Store, read_json, read_lines, verify
+from orchestrator.store import MANIFEST, Artefact, Store, read_json, read_lines, verify
 
 
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
@@ -134,7 +134,10 @@ def show(root: str, prefix: str | None, check: bool) -> int:
     if prefix is not None:
         found = [a for a in found if a.fingerprint.startswith(prefix) or a.folder.name.endswith(prefix)]
         if len(found) != 1:
-            raise InputError(f"{len(found)} artefacts of {store.root} have a fingerprint that starts with {prefix!r}; give more digits.")
+            raise InputError(
+                f"{len(found) or 'no'} artefacts in {store.root} have a fingerprint that starts with {prefix!r}; give the first "
+                "digits of one."
+            )
     damaged = 0
     for artefact in found:
         print(_artefact(artefact) if prefix else _artefact_line(artefact))
@@ -142,7 +145,12 @@ def show(root: str, prefix: str | None, check: bool) -> int:
         damaged += bool(wrong)
         for name in wrong:
             print(f"  DAMAGED {name}: missing, or its hash is not the manifest's")
+    for folder in store.damaged() if prefix is None else []:
+        damaged += 1
+        print(f"{folder.parent.name:9} {folder.name:45} DAMAGED {MANIFEST}: missing, or it cannot be read")
     if prefix is None:
+        if not found:
+            print(f"store {store.root} holds no finished artefact")
         for folder in sorted(store.root.glob("*/.work-*")):
             print(f"{folder.parent.name:9} unfinished {folder.name[6:]}  (the same command continues it)")
     return 1 if damaged else 0

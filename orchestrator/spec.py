@@ -6,7 +6,7 @@ Everything in `Experiment` enters a fingerprint; nothing in `Compute` does. `Swe
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets.component import Component
+from datasets.component import Component, check_fields
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.poison import Poison
@@ -75,6 +75,9 @@ class Gate:
     action: str = "stop"
     """stop: do not clean a model whose attack did not take | warn: clean it all the same; the report says so."""
 
+    def __post_init__(self) -> None:
+        check_fields(self)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Experiment(Component):
@@ -113,14 +116,18 @@ class Compute:
     """May be a fraction: 0.25 packs four trials on a GPU."""
     max_concurrent_trials: int = 0
     """0: as many as fit."""
+    keep: str = "last"
+    """Checkpoints of a cleaning that stay: last | all (each epoch's, to keep the model that the table names)."""
     retries: int = 2
     """How often a stage or trial whose process died is started again, from its last checkpoint."""
     num_cpus: int = 0
     """Cores for a Ray started by this command; 0: all. Ignored when joining a running Ray."""
 
     def __post_init__(self) -> None:
-        if self.feed not in ("local", "ray"):
-            raise InputError(f"feed is {self.feed!r}; accepted: local, ray.")
+        check_fields(self)
+        for name, accepted in (("feed", ("local", "ray")), ("keep", ("last", "all"))):
+            if getattr(self, name) not in accepted:
+                raise InputError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
         for name, least in (
             ("workers", 1), ("feed_cpus", 1), ("loader_workers", 0), ("max_concurrent_trials", 0), ("retries", 0), ("num_cpus", 0),
             ("gpus_per_worker", 0), ("trial_gpus", 0),

@@ -23,7 +23,8 @@ from typing import Any
 from datasets.errors import InputError
 
 MANIFEST = "manifest.json"
-SCRATCH = (".lock", "progress.json", "failed.json")
+LOCK = ".lock"
+SCRATCH = (LOCK, "progress.json", "failed.json")
 """Files of a working folder that are not part of the artefact."""
 
 
@@ -81,6 +82,12 @@ class Store:
         ]
         return sorted(found, key=lambda artefact: artefact.manifest["created"])
 
+    def damaged(self) -> list[Path]:
+        """Folders of finished artefacts whose manifest is missing or cannot be read."""
+        kinds = ("world", "index", "testset", "poison", "pretrain", "cleanset", "clean", "sweep")
+        folders = [path for kind in kinds for path in (self.root / kind).glob("*-*") if not path.name.startswith(".")]
+        return sorted(path for path in folders if read_json(path / MANIFEST) is None)
+
     def work(self, stage: str, fingerprint: str) -> Path:
         """The folder in which an unfinished stage works."""
         return self.root / stage / f".work-{fingerprint[:12]}"
@@ -92,7 +99,7 @@ class Store:
         Raises InputError when another process holds it for longer than `wait_s` seconds.
         """
         folder = self.work(stage, fingerprint)
-        with self.locked(folder / ".lock", f"{stage} {fingerprint[:12]}", wait_s):
+        with self.locked(folder / LOCK, f"{stage} {fingerprint[:12]}", wait_s):
             folder.mkdir(parents=True, exist_ok=True)  # who held the lock before may have renamed or removed it
             yield folder
 
@@ -124,7 +131,8 @@ class Store:
         """Turn the working folder into the artefact: hash and sync every file, write the manifest, rename."""
         folder = self.work(stage, fingerprint)
         for scratch in SCRATCH:
-            (folder / scratch).unlink(missing_ok=True)
+            if scratch != LOCK:  # held to the end: who comes meanwhile must not begin anew in this folder
+                (folder / scratch).unlink(missing_ok=True)
         files = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if _belongs(path)}
         manifest = {
             "format": 1,
@@ -144,6 +152,7 @@ class Store:
         if final.exists():  # an artefact whose manifest was damaged: keep it aside rather than delete it
             final.rename(final.with_name(f".replaced-{final.name}-{time.time_ns()}"))
         folder.rename(final)
+        (final / LOCK).unlink(missing_ok=True)
         sync_folder(final.parent)
         return Artefact(final, manifest)
 
@@ -154,7 +163,7 @@ class Store:
 
 def _belongs(path: Path) -> bool:
     """Whether a file of a working folder is part of the artefact; a manifest there is of a sealing that was killed."""
-    return path.is_file() and path.name != MANIFEST and not path.name.endswith(".tmp")
+    return path.is_file() and path.name not in (MANIFEST, LOCK) and not path.name.endswith(".tmp")
 
 
 def verify(artefact: Artefact) -> list[str]:

@@ -67,6 +67,8 @@ def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
     cause: BaseException | None = None
     try:
         trainer.fit()
+    except SystemExit as error:  # what Train's own handler makes of ctrl-C
+        raise KeyboardInterrupt from error
     except Exception as error:  # Train wraps whatever a worker died of; what it was is read off below
         cause = error
     raise_failure(stage, Path(job.folder), cause)

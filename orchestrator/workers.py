@@ -63,7 +63,7 @@ def pretrain(job: Job) -> None:
         encoder = spec.model.build(spec.seed)
         feed = _feed(job, world, job.inputs.pairs(), spec, spec.objective.two_views)
         around = _surroundings(job, world, None)
-        fit(encoder, spec.objective, spec, feed, keep="all", **around)
+        fit(encoder, spec.objective, spec, feed, **around)
         if world.main:
             folder = Path(job.folder)
             write_json(folder / "gate.json", gate_facts(job, read_lines(folder / METRICS)[-1]["metrics"]))
@@ -163,6 +163,7 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
         "measure": _measure(job, world),
         "report": lambda line: _append(folder / METRICS, line, report),
         "progress": lambda step, total, rate: _progress(folder / PROGRESS, step, total, rate, batch_size),
+        "keep": job.compute.keep if job.cleanset else "all",
         "ledger": folder / "ledger.jsonl" if os.environ.get("CLEANSWEEP_LEDGER") else None,
     }
 

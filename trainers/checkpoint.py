@@ -62,7 +62,7 @@ def newest(folder: Path) -> Path | None:
 def export(folder: Path, encoder: Encoder) -> None:
     """Write weights and configuration into an existing folder, in open_clip's format."""
     weights = {name: value.detach().cpu().contiguous() for name, value in encoder.model.state_dict().items()}
-    save_file(weights, folder / WEIGHTS)
+    _save(weights, folder / WEIGHTS)
     config = {"model_cfg": encoder.config, "preprocess_cfg": encoder.preprocess}
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
@@ -80,7 +80,7 @@ def save(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progr
     aside.mkdir(parents=True)
     try:
         export(aside, encoder)
-        save_file(_optimizer_tensors(encoder, optimizer), aside / STATE)
+        _save(_optimizer_tensors(encoder, optimizer), aside / STATE)
         (aside / META).write_text(json.dumps(asdict(progress), indent=1) + "\n")
         for path in [*aside.iterdir(), aside]:
             _flush(path)
@@ -119,6 +119,11 @@ def clear(folder: Path) -> None:
     for path in folder.iterdir() if folder.is_dir() else []:
         if NAME.fullmatch(path.name):
             shutil.rmtree(path)
+
+
+def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    save_file(tensors, path)
+    path.chmod(0o644)  # safetensors makes files that nobody else on a shared store can read
 
 
 def _optimizer_tensors(encoder: Encoder, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
