@@ -83,8 +83,14 @@ def connect(
     except (ConnectionError, RuntimeError) as error:
         what = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
         raise InputError(f"{what} does not answer: {str(error).strip().splitlines()[0]}") from error
+    interruptible()
+
+
+def interruptible() -> None:
+    """Let ctrl-C and SIGTERM raise KeyboardInterrupt: Ray and Ray Train leave handlers behind that abort, or swallow them."""
     if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, signal.default_int_handler)  # Ray's own handler would abort the process
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
 
 
 def shutdown() -> None:

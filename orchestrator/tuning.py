@@ -12,7 +12,7 @@ from typing import Any
 
 from datasets.component import Component
 from orchestrator import plan as planning
-from orchestrator.cluster import user_error
+from orchestrator.cluster import interruptible, user_error
 from orchestrator.plan import Plan, grid_values, stages, trial_experiment
 from orchestrator.results import remember_trial, remembered_trials, spent
 from orchestrator.spec import Compute, Experiment, Sweep
@@ -113,6 +113,7 @@ def _tune(space: dict[str, Any], plan: Plan, context: Context, store: Store, com
             verbose=0,
         ),
     )
+    interruptible()
     grid = tuner.fit()
     outcomes = list(known)
     for result in (grid[i] for i in range(len(grid))):

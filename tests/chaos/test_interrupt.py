@@ -1,0 +1,39 @@
+"""Ctrl-C and SIGTERM: the command ends, says so, seals nothing, leaves no run open; the same command completes."""
+
+import signal
+from pathlib import Path
+
+import mlflow
+import pytest
+
+from tests.experiments import TINY, artefacts, cleansweep, start, stop, wait_for
+
+pytestmark = pytest.mark.ray
+LONG = ("run", TINY, "--clean.epochs", "40")
+
+
+def statuses(store: Path) -> set[str]:
+    client = mlflow.MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    return {
+        run.info.status
+        for experiment in client.search_experiments()
+        for run in client.search_runs([experiment.experiment_id])
+    }
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_in_the_sweep(tmp_path: Path, number: signal.Signals):
+    process = start(*LONG, "--store", str(tmp_path))
+    try:
+        wait_for(lambda: list(tmp_path.glob("clean/.work-*/epoch_0002")), process)
+        process.send_signal(number)
+        output, _ = process.communicate(timeout=120)
+    finally:
+        stop(process)
+    assert process.returncode == 130, output
+    assert "the same command continues" in output and "Traceback" not in output
+    assert artefacts(tmp_path, "sweep") == {} and "RUNNING" not in statuses(tmp_path)
+    if number == signal.SIGINT:
+        code, output = cleansweep(*LONG, "--store", str(tmp_path))
+        assert code == 0 and "4 finished" in output, output
+        assert statuses(tmp_path) == {"FINISHED"}
