@@ -3,7 +3,8 @@
 Made ready by tests/science/clipart.py and `cleansweep ingest clipart/train.csv clipart/train --resize 96`; CLIPART names the
 folder if it is not ./clipart. Captions are titles and keywords, classes are top folders; the captions were not written for the
 classes, so zero-shot accuracy is modest. A first try with the patch at a random place and 12 epochs did not take (63 % ASR at
-21.7 % accuracy, n = 975 and 1020); this one has it in a corner. A verdict of the gate does not stop the sweep.
+21.7 % accuracy, n = 975 and 1020); in a corner after 4 epochs it was 56 % at 20.8 %, with 88 % on the way. Neither passed the gate,
+whose verdict does not stop this sweep.
 """
 
 import os
