@@ -62,6 +62,7 @@ def _parser() -> argparse.ArgumentParser:
     def with_sweep(name: str, handler: Callable[[Any], int], text: str) -> argparse.ArgumentParser:
         added = command(name, handler, text, epilog=OVERRIDES)
         added.add_argument("sweep", help="module (sweeps.quickstart) or .py file that holds a SWEEP")
+        added.add_argument("--miniature", action="store_true", help="its MINIATURE: small, over the procedural world")
         _compute_flags(added)
         return added
 
@@ -146,7 +147,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     """The plan and the compute of the command line's sweep."""
     from orchestrator.plan import load_sweep, make_plan
 
-    sweep = load_sweep(options.sweep, options.overrides)
+    sweep = load_sweep(options.sweep, options.overrides, options.miniature)
     given = {flag.replace("-", "_"): getattr(options, flag.replace("-", "_")) for flag, _, _ in COMPUTE}
     compute = dataclasses.replace(sweep.compute, **{name: value for name, value in given.items() if value is not None})
     return make_plan(sweep), compute

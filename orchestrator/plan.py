@@ -276,12 +276,16 @@ def encode_space(space: Any, path: str) -> Any:
 # ---- loading ------------------------------------------------------------------------------------------------------------
 
 
-def load_sweep(name: str, overrides: dict[str, str] | None = None) -> Sweep:
-    """The `SWEEP` of a module (`sweeps.quickstart`) or a file (`my/sweep.py`), with the command line's overrides in place."""
+def load_sweep(name: str, overrides: dict[str, str] | None = None, miniature: bool = False) -> Sweep:
+    """The `SWEEP` of a module (`sweeps.quickstart`) or a file (`my/sweep.py`), with the command line's overrides in place.
+
+    `miniature` takes its `MINIATURE` instead: the same sweep over the procedural world, for two cores and minutes.
+    """
     module = _import(name)
-    sweep = getattr(module, "SWEEP", None)
+    wanted = "MINIATURE" if miniature else "SWEEP"
+    sweep = getattr(module, wanted, None)
     if not isinstance(sweep, Sweep):
-        raise InputError(f"{name} has no SWEEP = Sweep(...); see sweeps/quickstart.py for an example.")
+        raise InputError(f"{name} has no {wanted} = Sweep(...); see sweeps/{'main_cc3m' if miniature else 'quickstart'}.py for an example.")
     base = sweep.base
     for path in overrides or {}:
         for varied in sweep.space:

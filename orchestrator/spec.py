@@ -51,6 +51,10 @@ class Clean(Training):
     """Size of the cleaning set."""
     choice: str = "random"
     """random (by hash of the key and `seed`) | last (the last pairs of the index, as the study does)."""
+    poisons: int = 0
+    """Victims left in the cleaning set on purpose, in place of as many clean pairs; nested in their number."""
+    keys: str = ""
+    """Text file with the key of one pair a line, the cleaning set itself; `pairs` and `choice` then have no say."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,8 @@ class Experiment(Component):
     pretrain: Pretrain
     evaluate: Evaluate
     clean: Clean | None = None
+    prior: Pretrain | None = None
+    """Training on the same pairs without the poison, first: the healthy model that `pretrain` then poisons."""
     eda: str = "once"
     """Augmented captions of the in-modal term: once (one variant for each key) | per_epoch."""
 
@@ -143,6 +149,21 @@ class Compute:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0.")
 
 
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """Published results drawn under a sweep's own, as hollow marks. Changes nothing that is computed."""
+
+    start: str = ""
+    """Start point in the reference file, without its objective: `cc3m_1500` stands for cc3m_1500_mmcl and cc3m_1500_mmcl_ssl."""
+    cleaning: str = ""
+    """Data set and cleaning set in the reference file: `cc3m/clean_100k`."""
+    file: str = ""
+    """Another file of the same form; empty: the published study's, which is shipped."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
 METRICS = ("best/acc_at_asr_le_5", "zeroshot/top1", "zeroshot/top5", "zeroshot/top10")
 """What a sweep can maximise. The first is the best accuracy so far at ASR ≤ 5 %; the others are blind to the attack."""
 
@@ -173,6 +194,10 @@ class Sweep:
     gate: Gate = field(default_factory=Gate)
     compute: Compute = field(default_factory=Compute)
     """Defaults for this sweep; the command line's flags come on top."""
+    series: str = ""
+    """Dotted path of a hyper-parameter that a figure of the report has as its horizontal axis."""
+    reference: Reference = field(default_factory=Reference)
+    """Published results that the report draws beside the sweep's own."""
     doc: str = ""
 
     def __post_init__(self) -> None:
