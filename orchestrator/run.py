@@ -20,7 +20,7 @@ from orchestrator.stages import make_data, make_stage, training_source
 from orchestrator.store import Store, read_json, slug, write_json
 from orchestrator.study import Study
 from orchestrator.tracking import Tracker, TrackingError
-from orchestrator.training import pretrain_stage
+from orchestrator.training import pretrain_all
 from orchestrator.tuning import Trial, Upstream, clean_sweep
 
 
@@ -74,11 +74,11 @@ def _make(
         cluster.require_resources(compute.trial_cpus, compute.trial_gpus, "a trial")
     if cluster.has_gpu() and not (compute.gpus_per_worker or compute.trial_gpus):
         say("NOTE the cluster has GPUs and none is asked for: see --gpus-per-worker and --trial-gpus.")
-    upstream: dict[str, Upstream] = {}
-    for _, experiment in plan.upstream:
-        inputs = make_data(experiment, store, say)
-        artefact = pretrain_stage(experiment, inputs, store, compute)
-        upstream[artefact.fingerprint] = Upstream(inputs, str(last_checkpoint(artefact.folder)))
+    wanted = [(experiment, make_data(experiment, store, say)) for _, experiment in plan.upstream]
+    upstream = {
+        artefact.fingerprint: Upstream(inputs, str(last_checkpoint(artefact.folder)))
+        for (_, inputs), artefact in zip(wanted, pretrain_all(wanted, store, compute))
+    }
     failures = []
     for pretrain, message in _gate_failures(plan, store, say):
         failures.append(message)

@@ -5,7 +5,9 @@ import time
 from pathlib import Path
 from typing import Any
 
+from datasets.component import Component
 from datasets.errors import InputError
+from orchestrator import plan as planning
 from orchestrator.cluster import user_error
 from orchestrator.plan import Stage, stages
 from orchestrator.results import spent
@@ -42,6 +44,56 @@ def pretrain_stage(experiment: Experiment, inputs: Inputs, store: Store, compute
         )
         _fit(job, stage, store, compute)
         return seal(store, stage, spent(folder))
+
+
+def pretrain_all(wanted: list[tuple[Experiment, Inputs]], store: Store, compute: Compute) -> list[Artefact]:
+    """Every pre-trained model, in order: those that are missing are made side by side, as many as the cluster has room for.
+
+    A failure is raised when those that run have ended, so that none is lost.
+    """
+    import ray
+
+    missing = {
+        stage.fingerprint: (experiment, inputs)
+        for experiment, inputs in wanted
+        if store.find((stage := stages(experiment)["pretrain"]).kind, stage.fingerprint) is None
+    }
+    room = _room(compute)
+    if len(missing) > 1 and room > 1:
+        task = ray.remote(num_cpus=0, max_retries=0)(_apart)  # the workers of its Ray Train hold the cores
+        waiting = list(missing.values())
+        running: list[Any] = []
+        failures: list[Exception] = []
+        while waiting or running:
+            while waiting and len(running) < room and not failures:
+                running.append(task.remote(*waiting.pop(0), str(store.root), compute, dict(planning.IDENTITIES)))
+            if not running:
+                break
+            (done, *_), running = ray.wait(running, num_returns=1)
+            failure = ray.get(done)
+            failures += [failure] if failure else []
+        if failures:
+            raise failures[0]
+    return [pretrain_stage(experiment, inputs, store, compute) for experiment, inputs in wanted]
+
+
+def _room(compute: Compute) -> int:
+    """How many pre-trainings the whole cluster can run at a time."""
+    import ray
+
+    has = ray.cluster_resources()
+    needs = {"CPU": compute.workers * compute.cpus_per_worker, "GPU": compute.workers * compute.gpus_per_worker}
+    return int(min(has.get(name, 0.0) / need for name, need in needs.items() if need))
+
+
+def _apart(experiment: Experiment, inputs: Inputs, store: str, compute: Compute, identities: dict[Component, Any]) -> Exception | None:
+    """`pretrain_stage` in a process of its own; the failure it met, without the traceback that Ray would wrap it in."""
+    planning.IDENTITIES.update(identities)
+    try:
+        pretrain_stage(experiment, inputs, Store(store), compute)
+    except (InputError, StageError) as error:
+        return type(error)(str(error))
+    return None
 
 
 def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
