@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from datasets.errors import InputError
@@ -20,9 +21,10 @@ from datasets.pairs import Pairs
 from datasets.seeding import hash64
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
-from orchestrator.store import read_json, read_lines, write_json
+from orchestrator.store import read_json, read_lines, write_arrays, write_json
 from trainers.cleaning.base import CleaningRun
 from trainers.distributed import World
+from trainers.evaluate.base import Material
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import Report, fit
 from trainers.model import Encoder, Model, TinyCLIP, load_weights
@@ -32,6 +34,8 @@ from trainers.schedule import Training
 FAILED = "failed.json"
 METRICS = "metrics.jsonl"
 PROGRESS = "progress.json"
+ANALYSIS = "analysis"
+"""Folder of a stage for the arrays behind its pictures, a file an epoch."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,7 +164,7 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
     return {
         "folder": folder,
         "world": world,
-        "measure": _measure(job, world),
+        "measure": _measure(job, world, folder / ANALYSIS),
         "report": lambda line: _append(folder / METRICS, line, report),
         "progress": lambda step, total, rate: _progress(folder / PROGRESS, step, total, rate, batch_size),
         "keep": job.compute.keep if job.cleanset else "all",
@@ -187,18 +191,28 @@ def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: b
     return LocalFeed(pairs, recipe, workers=job.compute.loader_workers, **common)
 
 
-def _measure(job: Job, world: World) -> Callable[[Encoder, int], dict[str, float]]:
+def _measure(job: Job, world: World, keep: Path | None = None) -> Callable[[Encoder, int], dict[str, float]]:
+    """What measures a model after an epoch; arrays that evaluators give go to `keep`, or nowhere."""
     experiment, inputs = job.experiment, job.inputs
     spec = experiment.evaluate
     recipe = Recipe(views=experiment.views, trigger=experiment.poison.trigger, seed=spec.seed)
     pairs = inputs.test()
+    material = Material(
+        test=lambda: eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size),
+        pairs=inputs.pairs(),
+        recipe=recipe,
+        batch_size=spec.batch_size,
+        world=world,
+    )
     zero_shot = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, target=inputs.target)
 
     def measure(encoder: Encoder, epoch: int) -> dict[str, float]:
-        values: dict[str, float] = {}
+        values: dict[str, Any] = {}
         for evaluator in (zero_shot, *spec.evaluators):
-            batches = eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size)
-            values |= evaluator.measure(encoder, batches, world)
+            values |= evaluator.measure(encoder, evaluator.open(material), world)
+        arrays = {name: values.pop(name) for name in list(values) if isinstance(values[name], np.ndarray)}
+        if arrays and keep is not None and world.main:
+            write_arrays(keep / f"epoch_{epoch:04d}.npz", arrays)
         return values
 
     return measure

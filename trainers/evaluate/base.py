@@ -1,23 +1,53 @@
-"""What an evaluator is."""
+"""What an evaluator is, and what it may look at."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
+
 from datasets.component import Component
+from datasets.loader import Batch, Recipe
+from datasets.pairs import Pairs
 from trainers.distributed import World
 from trainers.model import Encoder
 
 
+@dataclass(frozen=True, kw_only=True)
+class Material:
+    """What an evaluator may open, the same for all epochs of a stage and for all stages of an experiment."""
+
+    test: Callable[[], Iterable[Batch]]
+    """This rank's share of the test pictures, as `datasets.loader.eval_batches` gives it."""
+    pairs: Pairs
+    """The pairs of the pre-training, the poison plan laid over them; a cleaning has the same ones here."""
+    recipe: Recipe
+    """Views, trigger and seed of the evaluation."""
+    batch_size: int = 256
+    world: World = field(default_factory=World)
+
+
 class Evaluator(Component, ABC):
-    """A measurement of one model. A new one is a frozen dataclass of this kind in its own file."""
+    """A measurement of one model. A new one is a frozen dataclass of this kind in its own file.
+
+    It looks at the test pictures unless it says otherwise by a method `open` of its own, which makes its batches from whatever
+    `Material` holds: `trainers.evaluate.analysis.Analysis` looks at training pairs. What it needs and `Material` lacks becomes a
+    field there, filled in `orchestrator.workers`.
+    """
+
+    def open(self, material: Material) -> Iterable[Batch]:
+        """This rank's batches of one measurement."""
+        return material.test()
 
     @abstractmethod
-    def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
+    def measure(
+        self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None
+    ) -> Mapping[str, float | np.ndarray]:
         """Metrics by name, shares in percent; the model is left as it was.
 
-        batches: this rank's share of the evaluation set, as `datasets.loader.eval_batches` gives it. All ranks of `world` call
-        this together and get the same.
+        batches: what `open` gave. All ranks of `world` call this together and get the same. Numbers become metrics; arrays are
+        no metrics, but kept beside them for pictures (`analysis/epoch_0003.npz` in the stage's folder), so they must be small.
         """
