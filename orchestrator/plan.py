@@ -18,6 +18,8 @@ from datasets.source import Source
 from datasets.synthetic import World
 from orchestrator.fingerprint import encode, fingerprint
 from orchestrator.override import from_text, override, override_all
+from orchestrator.report.names import flatten
+from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Sweep
 from orchestrator.store import sha256
 from trainers.model import WEIGHTS, Model, TinyCLIP
@@ -234,7 +236,23 @@ def make_plan(sweep: Sweep) -> Plan:
     grid = None if drawn or sweep.base.clean is None else tuple(_combinations(sweep.base, grids))
     for _, experiment in upstream if grid is None else grid:
         check(experiment)
+    _check_series(sweep)
+    load_published(sweep.reference, sweep.series)  # a mistake in it is said before anything is computed
     return Plan(sweep, upstream, grid)
+
+
+def _check_series(sweep: Sweep) -> None:
+    """The series must be something that the sweep varies: a path of its space, or a field of a component there."""
+    fields = {
+        f"{path}.{name}"
+        for path, space in sweep.space.items()
+        for value in grid_values(space) or getattr(space, "categories", None) or []
+        if isinstance(value, Component)
+        for name, _ in flatten(encode(value))
+    }
+    if sweep.series and sweep.series not in {*sweep.space, *fields}:
+        varied = ", ".join(sweep.space) or "nothing"
+        raise InputError(f"Sweep.series is {sweep.series!r}, which the sweep does not vary; it varies {varied}, or name a field below.")
 
 
 def trial_experiment(sweep: Sweep, overrides: dict[str, Any]) -> Experiment:

@@ -5,6 +5,7 @@ from typing import Any
 
 from orchestrator.fingerprint import encode
 from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment
+from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Gate
 from orchestrator.store import Store, commit, read_json, read_lines, write_json
 from orchestrator.study import StageResult, Study, TrialResult
@@ -17,8 +18,9 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Stu
     """
     sweep = plan.sweep
     study = Study(
-        name=sweep.name, doc=sweep.doc, fingerprint=plan.fingerprint, config=encode_sweep(plan), commit=commit()
-    )
+        name=sweep.name, doc=sweep.doc, fingerprint=plan.fingerprint, config=encode_sweep(plan), commit=commit(),
+        series=sweep.series, published=load_published(sweep.reference, sweep.series),
+    )  # fmt: skip
     for _, experiment in plan.upstream:
         made = stages(experiment)
         result = read_stage(store, made["pretrain"], encode(experiment), StageResult)

@@ -2,7 +2,10 @@
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from orchestrator.report.published import Published
 
 
 @dataclass(kw_only=True)
@@ -52,5 +55,9 @@ class Study:
     """Fingerprint of a pre-training → verdict of the attack gate."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Sample sheet: {"key", "clean": PNG bytes, "triggered": PNG bytes, "caption_before", "caption_after"}."""
+    series: str = ""
+    """Dotted path that a figure has as its horizontal axis."""
+    published: "Published | None" = None
+    """Results of others, drawn beside these."""
     data_hash: str = ""
     commit: str = ""
