@@ -16,11 +16,12 @@ from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.source import Source
 from datasets.synthetic import World
+from orchestrator.cleanset import read_keys
 from orchestrator.fingerprint import encode, fingerprint
 from orchestrator.override import from_text, override, override_all
 from orchestrator.report.names import flatten
 from orchestrator.report.published import load_published
-from orchestrator.spec import Experiment, Sweep
+from orchestrator.spec import Clean, Experiment, Sweep
 from orchestrator.store import sha256
 from trainers.model import WEIGHTS, Model, TinyCLIP
 
@@ -107,14 +108,14 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     )
     if experiment.clean is not None:
         clean = experiment.clean
-        chosen = {"pairs": clean.pairs, "choice": clean.choice, "seed": clean.seed if clean.choice == "random" else None}
-        cleanset = add("cleanset", Stage("cleanset", f"{clean.pairs}", chosen, (("poison", poison.fingerprint),)))
+        name, chosen = _cleanset(clean)
+        cleanset = add("cleanset", Stage("cleanset", name, chosen, (("poison", poison.fingerprint),)))
         add(
             "clean",
             Stage(
                 "clean",
                 clean.method.label,
-                _encode(clean, "clean"),
+                {key: value for key, value in _encode(clean, "clean").items() if key not in _cleanset_fields(clean)},
                 (("cleanset", cleanset.fingerprint), ("pretrain", pretrain.fingerprint)),
             ),
         )
@@ -135,9 +136,14 @@ def check(experiment: Experiment) -> None:
     if clean is not None:
         if clean.choice not in ("random", "last"):
             raise InputError(f"clean.choice is {clean.choice!r}; accepted: random, last.")
-        if clean.pairs < clean.batch_size:
-            raise InputError(f"clean.pairs is {clean.pairs}, fewer than one batch of {clean.batch_size}.")
-        clean.check(clean.epochs * (clean.pairs // clean.batch_size), 1)
+        pairs = clean_pairs(clean)
+        if pairs < clean.batch_size:
+            what = f"clean.keys {clean.keys} holds {pairs} keys" if clean.keys else f"clean.pairs is {pairs}"
+            raise InputError(f"{what}, fewer than one batch of {clean.batch_size}.")
+        most = min(pairs, pairs if experiment.poison.count is None else experiment.poison.count)
+        if not 0 <= clean.poisons <= most:
+            raise InputError(f"clean.poisons is {clean.poisons}; accepted are 0 to {most}, of {pairs} pairs to clean with.")
+        clean.check(clean.epochs * (pairs // clean.batch_size), 1)
     pretrained = experiment.pretrain.model.pretrained if isinstance(experiment.pretrain.model, Model) else None
     if pretrained and Path(pretrained).exists() and not Path(pretrained).is_absolute():
         raise InputError(f"pretrain.model.pretrained is {pretrained!r}: give the absolute path, workers have other working folders.")
@@ -145,8 +151,37 @@ def check(experiment: Experiment) -> None:
         target_index(experiment.evaluate.data.class_names, experiment.poison.target)
 
 
-IDENTITIES: dict[Component, Any] = {}
-"""Digests of the files of the sources seen so far; a trial gets the driver's, so that it need not read them again."""
+IDENTITIES: dict[Component | str, Any] = {}
+"""Digests of the files of the sources seen so far, and of files of keys; a trial gets the driver's, so that it need not read
+them again."""
+
+
+def clean_pairs(clean: Clean) -> int:
+    """Size of the cleaning set: `pairs`, or the number of keys in the file."""
+    return _keys(clean.keys)[0] if clean.keys else clean.pairs
+
+
+def _cleanset(clean: Clean) -> tuple[str, dict[str, Any]]:
+    """Name and configuration of the cleaning set's stage."""
+    name = f"{clean_pairs(clean)}" + (f" with {clean.poisons} poisons" if clean.poisons else "")
+    poisons = {"poisons": clean.poisons} if clean.poisons else {}
+    if clean.keys:
+        return name, {"keys": _keys(clean.keys)[1], **poisons}
+    drawn = clean.choice == "random" or clean.poisons
+    return name, {"pairs": clean.pairs, "choice": clean.choice, "seed": clean.seed if drawn else None, **poisons}
+
+
+def _cleanset_fields(clean: Clean) -> set[str]:
+    """Fields of the cleaning that the cleaning set alone depends on."""
+    return {"poisons", "keys"} | ({"pairs", "choice"} if clean.keys else set())
+
+
+def _keys(path: str) -> tuple[int, str]:
+    """Number and digest of the keys in a file."""
+    if path not in IDENTITIES:
+        keys = read_keys(path)
+        IDENTITIES[path] = (len(keys), fingerprint(sorted(keys)))
+    return IDENTITIES[path]
 
 
 def _identity(source: Source | EvalSet | World) -> Any:

@@ -8,7 +8,7 @@ import pyarrow.ipc as ipc
 from datasets.errors import InputError
 from datasets.synthetic import World
 from orchestrator.fingerprint import encode
-from orchestrator.plan import Plan, Stage, stages
+from orchestrator.plan import Plan, Stage, clean_pairs, stages
 from orchestrator.spec import Compute, Experiment
 from orchestrator.store import MANIFEST, Artefact, Store, read_json, read_lines, verify
 
@@ -29,7 +29,7 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
                 row["name"] = " ".join([stage.name, *_tried(overrides), "on", stages(experiment)["pretrain"].name])
     if plan.grid is None and plan.sweep.base.clean is not None:
         draws = plan.sweep.num_samples * max(1, len(plan.upstream))
-        pairs = plan.sweep.base.clean.epochs * plan.sweep.base.clean.pairs
+        pairs = plan.sweep.base.clean.epochs * clean_pairs(plan.sweep.base.clean)
         rows["drawn"] = {
             "stage": "clean", "name": f"{draws} drawn trials", "fingerprint": "", "stored": False,
             "pairs": draws * pairs, "hours": None, "rate_from": "",
@@ -54,7 +54,7 @@ def _row(
         spec = experiment.pretrain
         pairs = None if known is None else spec.epochs * (known // spec.batch_size) * spec.batch_size
     elif stage.kind == "clean" and experiment.clean is not None:
-        pairs = experiment.clean.epochs * (experiment.clean.pairs // experiment.clean.batch_size) * experiment.clean.batch_size
+        pairs = experiment.clean.epochs * (clean_pairs(experiment.clean) // experiment.clean.batch_size) * experiment.clean.batch_size
     speed, source = (rate, "given") if rate else _measured_rate(stage, experiment, stored)
     hours = pairs / speed / 3600 if pairs and speed and not done else None
     return {

@@ -5,7 +5,6 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,10 +18,11 @@ from datasets.evalset import EvalSet
 from datasets.loader import Recipe, make_batch
 from datasets.pairs import Pairs, write_index
 from datasets.poison import make_plan
-from datasets.seeding import hash64, rng
+from datasets.seeding import rng
 from datasets.source import Source
 from datasets.synthetic import World
 from datasets.view import visibility
+from orchestrator import cleanset
 from orchestrator.meter import meter
 from orchestrator.plan import Stage, stages
 from orchestrator.spec import Experiment
@@ -167,7 +167,7 @@ def _poison(experiment: Experiment, inputs: Inputs, folder: Path) -> None:
         kept = Pairs(inputs.index, list(inputs.urls)).rows
         if data.subset > len(kept):
             raise InputError(f"data.subset is {data.subset}, but only {len(kept)} samples are kept.")
-        rows = smallest_hashes(index["key"], kept, data.subset, (data.seed, "subset"))
+        rows = cleanset.smallest_hashes(index["key"], kept, data.subset, (data.seed, "subset"))
         np.save(folder / "rows.npy", rows)
         outside = np.ones(len(index), dtype=bool)
         outside[rows] = False
@@ -223,33 +223,19 @@ def _sample_sheet(
 
 
 def make_cleanset(experiment: Experiment, inputs: Inputs, store: Store) -> str:
-    """The rows of the cleaning set, as the path of a .npy file. No victim is ever among them."""
+    """The rows of the cleaning set, as the path of a .npy file. No victim is among them but those that were asked for."""
     stage = stages(experiment)["cleanset"]
     clean = experiment.clean
     assert clean is not None
+    index = read_index(inputs.index)
+    victims = pq.read_table(inputs.plan, columns=["row"])["row"].to_numpy()
 
     def make(folder: Path) -> None:
-        pairs = inputs.pairs()
-        victims = pq.read_table(inputs.plan, columns=["row"])["row"].to_numpy()
-        free = np.setdiff1d(pairs.rows, victims)
-        if clean.pairs > len(free):
-            raise InputError(f"clean.pairs is {clean.pairs}, but only {len(free)} pairs are not poisoned.")
-        if clean.choice == "last":
-            rows = free[-clean.pairs :]
-        else:
-            rows = smallest_hashes(read_index(inputs.index)["key"], free, clean.pairs, (clean.seed, "clean"))
-        assert not np.isin(rows, victims).any()
-        np.save(folder / "rows.npy", rows)
+        np.save(folder / "rows.npy", cleanset.choose_rows(clean, index, inputs.pairs().rows, victims))
 
-    return str(make_stage(store, stage, make).folder / "rows.npy")
-
-
-def smallest_hashes(keys: pa.ChunkedArray, rows: np.ndarray, count: int, salt: tuple[Any, ...]) -> np.ndarray:
-    """The `count` rows whose keys hash smallest, in index order: nested in the count, independent of order."""
-    hashes = np.fromiter(
-        (hash64(*salt, key) for key in keys.take(pa.array(rows)).to_pylist()), dtype=np.uint64, count=len(rows)
-    )
-    return np.sort(rows[np.argsort(hashes, kind="stable")[:count]])
+    file = make_stage(store, stage, make).folder / "rows.npy"
+    cleanset.require(np.load(file), index, victims, clean, f"{stage}")
+    return str(file)
 
 
 def read_index(path: str) -> pa.Table:

@@ -86,7 +86,7 @@ def _room(compute: Compute) -> int:
     return int(min(has.get(name, 0.0) / need for name, need in needs.items() if need))
 
 
-def _apart(experiment: Experiment, inputs: Inputs, store: str, compute: Compute, identities: dict[Component, Any]) -> Exception | None:
+def _apart(experiment: Experiment, inputs: Inputs, store: str, compute: Compute, identities: dict[Component | str, Any]) -> Exception | None:
     """`pretrain_stage` in a process of its own; the failure it met, without the traceback that Ray would wrap it in."""
     planning.IDENTITIES.update(identities)
     try:

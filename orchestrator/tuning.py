@@ -38,7 +38,7 @@ class Context:
     compute: Compute
     upstream: dict[str, Upstream]
     """By the fingerprint of the pre-training."""
-    identities: dict[Component, Any]
+    identities: dict[Component | str, Any]
     fingerprint: str
     """Of the sweep."""
 

@@ -1,0 +1,158 @@
+"""Cleaning sets: by key, nested, and without victims unless they are asked for."""
+
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from datasets.errors import InputError
+from orchestrator import stages as making
+from orchestrator.cleanset import choose_rows, read_keys, require
+from orchestrator.override import override, override_all
+from orchestrator.plan import IDENTITIES, clean_pairs, stages
+from orchestrator.stages import make_cleanset
+from orchestrator.store import Store
+from sweeps.quickstart import BASE
+from tests.unit.making import pairs
+
+KEYS = [f"k{i:03d}" for i in range(100)]
+DROP = ["", *["no_caption"] * 3, *[""] * 96]
+INDEX = pa.table({"key": pa.chunked_array([KEYS]), "drop": pa.chunked_array([DROP])})
+KEPT = np.flatnonzero(np.array(DROP) == "")
+VICTIMS = np.arange(60, 90)
+assert BASE.clean is not None
+
+
+def clean(**fields):
+    return replace(BASE.clean, batch_size=4, warmup_steps=0, **fields)
+
+
+def rows(**fields):
+    return choose_rows(clean(**fields), INDEX, KEPT, VICTIMS)
+
+
+@pytest.mark.parametrize("choice", ["random", "last"])
+def test_no_victim_is_chosen_and_larger_sets_hold_the_smaller(choice):
+    small, large = (rows(pairs=n, choice=choice) for n in (20, 66))
+    assert len(small) == 20 and len(large) == 66 and set(small) < set(large) <= set(KEPT) - set(VICTIMS)
+    assert (np.diff(large) > 0).all()
+
+
+def test_the_last_are_the_last_clean_ones_and_the_random_ones_follow_the_seed():
+    assert rows(pairs=12, choice="last").tolist() == [58, 59, *range(90, 100)]
+    assert rows(pairs=20).tolist() == rows(pairs=20).tolist() != rows(pairs=20, seed=1).tolist()
+
+
+@pytest.mark.parametrize("choice", ["random", "last"])
+def test_poisons_take_the_place_of_clean_pairs_and_are_nested_in_their_number(choice):
+    before: set[int] = set()
+    for count in (0, 1, 2, 3, 4, 5, 10, 25):
+        chosen = set(rows(pairs=40, choice=choice, poisons=count))
+        victims = chosen & set(VICTIMS)
+        assert len(chosen) == 40 and len(victims) == count and before <= victims
+        assert chosen - victims <= set(rows(pairs=40, choice=choice))
+        before = victims
+
+
+def test_too_many_are_refused():
+    with pytest.raises(InputError, match="68 clean pairs, but only 67"):
+        rows(pairs=68)
+    with pytest.raises(InputError, match="only 30 victims"):
+        rows(pairs=66, poisons=31)
+
+
+def keys_file(folder, keys):
+    file = folder / "keys.txt"
+    file.write_text("\n".join(keys) + "\n")
+    return str(file)
+
+
+def test_keys_are_the_set_itself_in_any_order(tmp_path):
+    file = keys_file(tmp_path, ["k099", "k000", "", "k007"])
+    assert rows(pairs=50, keys=file).tolist() == [0, 7, 99]
+    assert clean_pairs(clean(pairs=50, keys=file)) == 3
+
+
+@pytest.mark.parametrize(("keys", "said"), [
+    (["k000", "k001", "zz"], r"2 of 3 keys.*'k001' \(no_caption\), 'zz' \(unknown\)"),
+    (["k000", "k005", "k000"], "'k000' more than once"),
+    (["k000", "k061", "k065"], r"2 victims of the poison plan \('k061', 'k065'\), but clean.poisons is 0"),
+    ([], "holds no key"),
+])
+def test_keys_that_cannot_be_are_named_with_the_file(tmp_path, keys, said):
+    file = keys_file(tmp_path, keys)
+    with pytest.raises(InputError, match=said) as error:
+        rows(pairs=4, keys=file)
+    assert file in str(error.value)
+
+
+def test_victims_among_the_keys_are_taken_when_their_number_is_asked_for(tmp_path):
+    file = keys_file(tmp_path, ["k000", "k061", "k065"])
+    assert rows(pairs=4, keys=file, poisons=2).tolist() == [0, 61, 65]
+    with pytest.raises(InputError, match="2 victims.*clean.poisons is 1"):
+        rows(pairs=4, keys=file, poisons=1)
+
+
+def test_files_that_are_no_keys_are_refused(tmp_path):
+    with pytest.raises(InputError, match="absolute"):
+        read_keys("keys.txt")
+    with pytest.raises(InputError, match="No such file"):
+        read_keys(str(tmp_path / "none.txt"))
+    (tmp_path / "x").write_bytes(b"\xff\xfe\x00a")
+    with pytest.raises(InputError, match="UTF-8"):
+        read_keys(str(tmp_path / "x"))
+
+
+def test_rows_that_overlap_the_victims_are_refused():
+    with pytest.raises(InputError, match="holds 1 victims.*'k060'.*clean.poisons is 0"):
+        require(np.array([5, 60]), INDEX, VICTIMS, clean(pairs=4), "cleanset x")
+    with pytest.raises(InputError, match="no victim.*clean.poisons is 2"):
+        require(np.array([5]), INDEX, VICTIMS, clean(pairs=4, poisons=2), "cleanset x")
+
+
+def test_a_stored_set_that_overlaps_is_refused_when_it_is_used(tmp_path, monkeypatch):
+    found = pairs(tmp_path / "data", plan={3: "a banana", 9: "a banana"})
+    inputs = SimpleNamespace(index=found.index, plan=found.plan, pairs=lambda: found)
+    store = Store(tmp_path / "store")
+    experiment = replace(BASE, clean=clean(pairs=20))
+    file = make_cleanset(experiment, inputs, store)  # type: ignore[arg-type]
+    assert len(np.load(file)) == 20 and not {3, 9} & set(np.load(file))
+    np.save(file, np.arange(20))
+    with pytest.raises(InputError, match=r"cleanset 20-\w+ holds 2 victims"):
+        make_cleanset(experiment, inputs, store)  # type: ignore[arg-type]
+    monkeypatch.setattr(making.cleanset, "choose_rows", lambda *_: np.arange(12))
+    with pytest.raises(InputError, match="holds 2 victims"):
+        make_cleanset(replace(BASE, clean=clean(pairs=12)), inputs, store)  # type: ignore[arg-type]
+
+
+def test_the_set_is_known_by_what_is_in_it(tmp_path):
+    def prints(**fields):
+        IDENTITIES.clear()
+        stages.cache_clear()
+        made = stages(override_all(BASE, {f"clean.{name}": value for name, value in fields.items()}))
+        return made["cleanset"].fingerprint, made["clean"].fingerprint
+
+    (tmp_path / "a").mkdir()
+    (tmp_path / "b").mkdir()
+    a, b = keys_file(tmp_path / "a", KEYS), keys_file(tmp_path / "b", KEYS[::-1])
+    assert prints(keys=a) == prints(keys=b) == prints(keys=a, pairs=77, choice="last") != prints()
+    keys_file(tmp_path / "b", KEYS[:90])
+    assert prints(keys=b) != prints(keys=a)
+    assert len({prints(poisons=n) for n in (0, 1, 2)}) == 3
+    assert prints(choice="last", seed=1)[0] == prints(choice="last")[0] and prints(choice="last", seed=1, poisons=1)[0] != prints(
+        choice="last", poisons=1)[0]
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"clean.poisons": -1}, "0 to 120"), ({"clean.poisons": 121}, "0 to 120"), ({"clean.keys": "k.txt"}, "absolute"),
+])
+def test_a_plan_refuses_it_before_anything_runs(fields, said):
+    with pytest.raises(InputError, match=said):
+        stages(override_all(BASE, fields))
+
+
+def test_a_file_of_too_few_keys_is_refused_by_the_plan(tmp_path):
+    with pytest.raises(InputError, match="holds 5 keys, fewer than one batch of 64"):
+        stages(override(BASE, "clean.keys", keys_file(tmp_path, KEYS[:5])))
