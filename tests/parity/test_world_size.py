@@ -8,11 +8,19 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from datasets.loader import Recipe
+from datasets.pairs import Pairs
+from datasets.sample import Sample
+from datasets.triggers.patch import Patch
+from datasets.view import Views
 from tests.parity.toys import ToyFeed, resnet, vit
+from tests.unit.making import pairs
 from trainers import distributed
 from trainers.backward import backward
 from trainers.batch import to_device
 from trainers.distributed import World
+from trainers.evaluate.analysis import Analysis
+from trainers.evaluate.base import Material
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import fit
 from trainers.objectives.contrastive import MMCL, MMCLSSL, SSL
@@ -65,6 +73,14 @@ def _evaluate(world: World, batch_size: int) -> dict[str, float]:
     return evaluator.measure(encoder, batches, world)
 
 
+def _analyse(world: World, folder: Path) -> dict:
+    data = Pairs(folder / "pairs" / "index.arrow", [str(folder / "pairs" / "00000.tar")], folder / "pairs" / "plan.parquet")
+    recipe = Recipe(views=Views(size=32), trigger=Patch(size=6))
+    analysis = Analysis(sample=Sample(clean=13, poisoned=3, group=5))
+    material = Material(test=list, pairs=data, recipe=recipe, batch_size=4, world=world)
+    return analysis.measure(resnet().double(), analysis.open(material), world)
+
+
 def _train(world: World, folder: Path) -> list[dict]:
     lines: list[dict] = []
     training = Training(epochs=2, batch_size=BATCH, lr=1e-3, warmup_steps=1)
@@ -84,6 +100,7 @@ def _work(world: World, folder: Path) -> None:
     results = {
         "gradients": {case: _gradients(world, *case) for case in _cases()},
         "evaluation": [_evaluate(world, batch_size) for batch_size in (3, 100)],
+        "analysis": _analyse(world, folder),
         "lines": _train(world, folder / f"train{world.size}"),
     }
     buffers = {name: b for name, b in results["gradients"][_cases()[0]].items() if name.startswith("buffer")}
@@ -93,6 +110,7 @@ def _work(world: World, folder: Path) -> None:
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     folder = tmp_path_factory.mktemp("worlds")
+    pairs(folder / "pairs", shards=1, per_shard=20, plan=dict.fromkeys((2, 5, 11), "number 7"))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     _work(World(), folder)
@@ -142,6 +160,17 @@ def test_counts_do_not_depend_on_processes_or_batch_size(results):
     measured = [m for size in (1, 2, 4) for rank in results[size] for m in rank["results"]["evaluation"]]
     assert len(measured) == 14 and all(m == measured[0] for m in measured)
     assert measured[0]["zeroshot/n"] == 23 and measured[0]["asr/n"] == 23 - len(range(2, 23, 4))
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_an_analysis_does_not_depend_on_the_number_of_processes(results, size):
+    one = results[1][0]["results"]["analysis"]
+    assert one["pairs/clean_n"] == 13 and one["pairs/poisoned_n"] == 3 and len(one["map/group"]) == 10
+    for rank in results[size]:
+        many = rank["results"]["analysis"]
+        assert many.keys() == one.keys()
+        for name, value in one.items():
+            assert many[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
 
 
 @pytest.mark.parametrize("size", [2, 4])
