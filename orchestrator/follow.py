@@ -31,11 +31,11 @@ class Mirror:
             self._sweep = self._tracker.sweep_run(study)
         if self._sweep is None:
             return
-        for result in [*study.pretrains, *study.trials]:
+        for result in [*study.priors, *study.pretrains, *study.trials]:
             if result.fingerprint in self._finished:
                 continue
             if result.fingerprint not in self._known:
-                self._tracker.stage_run(result, self._sweep, "pretrain" if result.stage == "pretrain" else "clean")
+                self._tracker.stage_run(result, self._sweep, "prior" if result in study.priors else result.stage)
                 self._known.add(result.fingerprint)
             if result.status == "running":
                 self._tracker.sync(result)
@@ -45,7 +45,7 @@ class Mirror:
 
     def finish(self, study: Study, report: Path, *, failed: bool) -> None:
         """Bring every run to its end; none is left running."""
-        for result in [*study.pretrains, *study.trials]:
+        for result in [*study.priors, *study.pretrains, *study.trials]:
             if result.status == "running":
                 result.status, result.error = "failed", "it did not finish"
         self._sweep = self._tracker.sweep_run(study)
@@ -86,7 +86,7 @@ class Follower:
                     self._say(f"WARNING {error}")
 
     def _tell(self, study: Study) -> None:
-        for result in [*study.pretrains, *study.trials]:
+        for result in [*study.priors, *study.pretrains, *study.trials]:
             progress = read_json(result.folder / "progress.json") if result.status == "running" else None
             last, epochs = self._told.get(result.fingerprint, (0.0, -1))
             now = time.monotonic()

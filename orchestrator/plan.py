@@ -89,6 +89,9 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             (("index", index.fingerprint), ("testset", test.fingerprint)),
         ),
     )
+    prior: tuple[tuple[str, str], ...] = ()
+    if experiment.prior is not None:
+        prior = (("prior", add("prior", _unpoisoned_stage(experiment, "prior", index, test)).fingerprint),)
     pretrain = add(
         "pretrain",
         Stage(
@@ -103,7 +106,7 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
                     "evaluators": encode(experiment.evaluate.evaluators, "evaluate.evaluators"),
                 },
             },
-            (("poison", poison.fingerprint),),
+            (("poison", poison.fingerprint), *prior),
         ),
     )
     if experiment.clean is not None:
@@ -120,6 +123,43 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             ),
         )
     return made
+
+
+def unpoisoned(experiment: Experiment, role: str) -> Experiment:
+    """The experiment whose `pretrain` is the training of this role on the same pairs without the poison.
+
+    It is measured by accuracy and attack success alone, which then is the floor.
+    """
+    spec = experiment.prior
+    assert spec is not None
+    return replace(
+        experiment,
+        pretrain=spec,
+        views=replace(experiment.views, size=spec.model.image_size),
+        evaluate=replace(experiment.evaluate, evaluators=()),
+        prior=None,
+        clean=None,
+    )
+
+
+def _unpoisoned_stage(experiment: Experiment, role: str, index: Stage, test: Stage) -> Stage:
+    """Its stage. Of the poison only trigger and target enter, by which it is measured, so that plans of all sizes share it."""
+    own = unpoisoned(experiment, role)
+    config = {
+        "unpoisoned": True,
+        "weights": _weights(own.pretrain.model),
+        "eda": [own.eda, synonym_digest()],
+        "pretrain": _encode(own.pretrain, role),
+        "views": encode(own.views, "views"),
+        "subset": [own.data.subset, own.data.seed],
+        "evaluate": {
+            "seed": own.evaluate.seed,
+            "trigger": encode(own.poison.trigger, "poison.trigger"),
+            "target": own.poison.target,
+        },
+    }
+    inputs = (("index", index.fingerprint), ("testset", test.fingerprint))
+    return Stage("pretrain", f"{own.pretrain.objective.label} unpoisoned", config, inputs)
 
 
 def check(experiment: Experiment) -> None:
@@ -144,11 +184,26 @@ def check(experiment: Experiment) -> None:
         if not 0 <= clean.poisons <= most:
             raise InputError(f"clean.poisons is {clean.poisons}; accepted are 0 to {most}, of {pairs} pairs to clean with.")
         clean.check(clean.epochs * (pairs // clean.batch_size), 1)
-    pretrained = experiment.pretrain.model.pretrained if isinstance(experiment.pretrain.model, Model) else None
-    if pretrained and Path(pretrained).exists() and not Path(pretrained).is_absolute():
-        raise InputError(f"pretrain.model.pretrained is {pretrained!r}: give the absolute path, workers have other working folders.")
+    _check_weights(experiment.pretrain.model, "pretrain.model")
+    if experiment.prior is not None:
+        _check_weights(experiment.prior.model, "prior.model")
+        if getattr(experiment.pretrain.model, "pretrained", None):
+            raise InputError("pretrain.model.pretrained is set, but pretrain starts from the prior: set prior.model.pretrained instead.")
+        if blank(experiment.prior.model) != experiment.pretrain.model:
+            raise InputError("prior.model is another model than pretrain.model, which starts from its weights: give both the same fields.")
     if isinstance(experiment.evaluate.data, World):
         target_index(experiment.evaluate.data.class_names, experiment.poison.target)
+
+
+def blank(model: Model | TinyCLIP) -> Model | TinyCLIP:
+    """The model as it is before any weights are loaded."""
+    return replace(model, pretrained=None) if isinstance(model, Model) else model
+
+
+def _check_weights(model: Model | TinyCLIP, where: str) -> None:
+    pretrained = model.pretrained if isinstance(model, Model) else None
+    if pretrained and Path(pretrained).exists() and not Path(pretrained).is_absolute():
+        raise InputError(f"{where}.pretrained is {pretrained!r}: give the absolute path, workers have other working folders.")
 
 
 IDENTITIES: dict[Component | str, Any] = {}

@@ -4,7 +4,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.fingerprint import encode
-from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment
+from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment, unpoisoned
 from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Gate
 from orchestrator.store import Store, commit, read_json, read_lines, write_json
@@ -23,6 +23,11 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Stu
     )  # fmt: skip
     for _, experiment in plan.upstream:
         made = stages(experiment)
+        if "prior" in made and made["prior"].fingerprint not in [prior.fingerprint for prior in study.priors]:
+            prior = read_stage(store, made["prior"], encode(unpoisoned(experiment, "prior")), StageResult)
+            study.priors += [prior] if prior else []
+        if not study.poison:
+            _read_poison(study, made, store, experiment)
         result = read_stage(store, made["pretrain"], encode(experiment), StageResult)
         if result is None:
             continue
@@ -30,8 +35,6 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Stu
         verdict = judge(result.folder, sweep.gate)
         if verdict is not None:
             study.gates[result.fingerprint] = verdict
-        if not study.poison:
-            _read_poison(study, made, store, experiment)
     for overrides, error, status in _trials(plan, store, trials):
         experiment = trial_experiment(sweep, overrides)
         made = stages(experiment)

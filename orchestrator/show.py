@@ -8,7 +8,7 @@ import pyarrow.ipc as ipc
 from datasets.errors import InputError
 from datasets.synthetic import World
 from orchestrator.fingerprint import encode
-from orchestrator.plan import Plan, Stage, clean_pairs, stages
+from orchestrator.plan import VERSION, Plan, Stage, clean_pairs, stages, unpoisoned
 from orchestrator.spec import Compute, Experiment
 from orchestrator.store import MANIFEST, Artefact, Store, read_json, read_lines, verify
 
@@ -19,12 +19,12 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
     stored = store.all()
     rows: dict[str, dict[str, Any]] = {}
     for overrides, experiment in plan.grid or plan.upstream:
-        for stage in stages(experiment).values():
+        for role, stage in stages(experiment).items():
             if plan.grid is None and stage.kind in ("clean", "cleanset"):
                 continue
             if stage.fingerprint in rows:
                 continue
-            row = rows[stage.fingerprint] = _row(stage, experiment, store, stored, rate)
+            row = rows[stage.fingerprint] = _row(role, stage, experiment, store, stored, rate)
             if stage.kind == "clean":
                 row["name"] = " ".join([stage.name, *_tried(overrides), "on", stages(experiment)["pretrain"].name])
     if plan.grid is None and plan.sweep.base.clean is not None:
@@ -34,7 +34,7 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
             "stage": "clean", "name": f"{draws} drawn trials", "fingerprint": "", "stored": False,
             "pairs": draws * pairs, "hours": None, "rate_from": "",
         }  # fmt: skip
-    order = {kind: i for i, kind in enumerate(("world", "index", "testset", "poison", "pretrain", "cleanset", "clean"))}
+    order = {kind: i for i, kind in enumerate(VERSION)}
     return sorted(rows.values(), key=lambda row: order[row["stage"]])
 
 
@@ -45,13 +45,13 @@ def _tried(overrides: dict[str, Any]) -> list[str]:
 
 
 def _row(
-    stage: Stage, experiment: Experiment, store: Store, stored: list[Artefact], rate: float | None
+    role: str, stage: Stage, experiment: Experiment, store: Store, stored: list[Artefact], rate: float | None
 ) -> dict[str, Any]:
     done = store.find(stage.kind, stage.fingerprint) is not None
     pairs: int | None = None
     if stage.kind == "pretrain":
         known = _kept(experiment, store)
-        spec = experiment.pretrain
+        spec = (experiment if role == "pretrain" else unpoisoned(experiment, role)).pretrain
         pairs = None if known is None else spec.epochs * (known // spec.batch_size) * spec.batch_size
     elif stage.kind == "clean" and experiment.clean is not None:
         pairs = experiment.clean.epochs * (clean_pairs(experiment.clean) // experiment.clean.batch_size) * experiment.clean.batch_size

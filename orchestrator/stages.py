@@ -41,6 +41,7 @@ class Inputs:
     index: str
     urls: tuple[str, ...]
     plan: str
+    """Of the poison; empty: the pairs as they are."""
     rows: str | None
     test_index: str
     test_urls: tuple[str, ...]
@@ -50,9 +51,9 @@ class Inputs:
     """Position of the target class."""
 
     def pairs(self, rows: str | None = None) -> Pairs:
-        """The poisoned pairs, or those of the given rows file."""
+        """The pairs, or those of the given rows file, the poison plan laid over them."""
         chosen = rows or self.rows
-        return Pairs(self.index, list(self.urls), self.plan, None if chosen is None else np.load(chosen))
+        return Pairs(self.index, list(self.urls), self.plan or None, None if chosen is None else np.load(chosen))
 
     def test(self) -> Pairs:
         """The test pictures."""

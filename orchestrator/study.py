@@ -47,6 +47,8 @@ class Study:
     doc: str
     fingerprint: str
     config: dict[str, Any]
+    priors: list[StageResult] = field(default_factory=list)
+    """Trainings on the pairs without the poison: followed and logged, neither judged nor shown as a start."""
     pretrains: list[StageResult] = field(default_factory=list)
     trials: list[TrialResult] = field(default_factory=list)
     poison: dict[str, Any] = field(default_factory=dict)

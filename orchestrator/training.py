@@ -1,7 +1,9 @@
 """Ray Train around `trainers.loop`: pre-training on N workers."""
 
+import math
 import shutil
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,12 +11,13 @@ from datasets.component import Component
 from datasets.errors import InputError
 from orchestrator import plan as planning
 from orchestrator.cluster import user_error
-from orchestrator.plan import Stage, stages
+from orchestrator.plan import Stage, stages, unpoisoned
 from orchestrator.results import spent
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs, seal
 from orchestrator.store import Artefact, Store, read_json
 from orchestrator.workers import FAILED, Job, pretrain
+from trainers import checkpoint
 
 
 class StageError(RuntimeError):
@@ -22,12 +25,34 @@ class StageError(RuntimeError):
 
 
 def pretrain_stage(experiment: Experiment, inputs: Inputs, store: Store, compute: Compute) -> Artefact:
-    """The pre-trained model: found, continued from its last checkpoint, or made. Holds checkpoints, metrics and the gate."""
+    """The pre-trained model: found, continued from its last checkpoint, or made, after the prior it starts from.
+
+    Holds checkpoints, metrics and the gate.
+    """
     stage = stages(experiment)["pretrain"]
     found = store.find(stage.kind, stage.fingerprint)
     if found is not None:
         return found
-    with store.working(stage.kind, stage.fingerprint) as folder:
+    start = None
+    if experiment.prior is not None:
+        start = checkpoint.newest(unpoisoned_stage(experiment, "prior", inputs, store, compute).folder)
+    return _make(stage, experiment, inputs, store, compute, "" if start is None else str(start))
+
+
+def unpoisoned_stage(experiment: Experiment, role: str, inputs: Inputs, store: Store, compute: Compute) -> Artefact:
+    """The model trained on the same pairs without the poison that has this role among the stages. Whoever shares it waits."""
+    own = unpoisoned(experiment, role)
+    return _make(stages(experiment)[role], own, replace(inputs, plan=""), store, compute, wait_s=math.inf)
+
+
+def _make(
+    stage: Stage, experiment: Experiment, inputs: Inputs, store: Store, compute: Compute, start: str = "", wait_s: float = 120
+) -> Artefact:
+    """Find the stage, or train the experiment's `pretrain` from the checkpoint `start` and seal it."""
+    found = store.find(stage.kind, stage.fingerprint)
+    if found is not None:
+        return found
+    with store.working(stage.kind, stage.fingerprint, wait_s) as folder:
         found = store.find(stage.kind, stage.fingerprint)
         if found is not None:
             store.discard(stage.kind, stage.fingerprint)
@@ -39,6 +64,7 @@ def pretrain_stage(experiment: Experiment, inputs: Inputs, store: Store, compute
             folder=str(folder),
             compute=compute,
             stage=str(stage),
+            checkpoint=start,
             cpus=compute.cpus_per_worker,
             gpus=compute.gpus_per_worker,
         )
@@ -86,7 +112,9 @@ def _room(compute: Compute) -> int:
     return int(min(has.get(name, 0.0) / need for name, need in needs.items() if need))
 
 
-def _apart(experiment: Experiment, inputs: Inputs, store: str, compute: Compute, identities: dict[Component | str, Any]) -> Exception | None:
+def _apart(
+    experiment: Experiment, inputs: Inputs, store: str, compute: Compute, identities: dict[Component | str, Any]
+) -> Exception | None:
     """`pretrain_stage` in a process of its own; the failure it met, without the traceback that Ray would wrap it in."""
     planning.IDENTITIES.update(identities)
     try:

@@ -19,6 +19,7 @@ from datasets.errors import InputError
 from datasets.loader import LocalFeed, Recipe, eval_batches
 from datasets.pairs import Pairs
 from datasets.seeding import hash64
+from orchestrator.plan import blank
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
 from orchestrator.store import read_json, read_lines, write_arrays, write_json
@@ -27,7 +28,7 @@ from trainers.distributed import World
 from trainers.evaluate.base import Material
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import Report, fit
-from trainers.model import Encoder, Model, TinyCLIP, load_weights
+from trainers.model import Encoder, Model, load_weights
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
 
@@ -50,7 +51,7 @@ class Job:
     stage: str
     """What messages call it."""
     checkpoint: str = ""
-    """Folder of the checkpoint a cleaning starts from."""
+    """Folder of the checkpoint that a cleaning, or a pre-training with a prior, starts from."""
     cleanset: str = ""
     """Rows file of the cleaning set."""
     cpus: float = 1.0
@@ -64,11 +65,11 @@ def pretrain(job: Job) -> None:
     world = _start(job)
     with _failures(job, world):
         spec = job.experiment.pretrain
-        encoder = spec.model.build(spec.seed)
+        encoder = load_model(job.experiment, job.checkpoint) if job.checkpoint else spec.model.build(spec.seed)
         feed = _feed(job, world, job.inputs.pairs(), spec, spec.objective.two_views)
         around = _surroundings(job, world, None)
         fit(encoder, spec.objective, spec, feed, **around)
-        if world.main:
+        if world.main and job.inputs.plan:  # without the poison there is no attack to judge
             folder = Path(job.folder)
             write_json(folder / "gate.json", gate_facts(job, read_lines(folder / METRICS)[-1]["metrics"]))
 
@@ -89,17 +90,11 @@ def clean(job: Job, report: Report | None = None) -> None:
 
         run = CleaningRun(
             train=train,
-            fresh=lambda: blank(job.experiment).build(hash64(spec.seed, "fresh")),  # never the pre-training's own start
+            fresh=lambda: blank(job.experiment.pretrain.model).build(hash64(spec.seed, "fresh")),  # never the pre-training's own start
             seed=spec.seed,
             batches=lambda: feed(False).batches(),
         )
         spec.method.clean(load_model(job.experiment, job.checkpoint), run)
-
-
-def blank(experiment: Experiment) -> Model | TinyCLIP:
-    """The experiment's model as it is before any weights are loaded."""
-    model = experiment.pretrain.model
-    return replace(model, pretrained=None) if isinstance(model, Model) else model
 
 
 def load_model(experiment: Experiment, checkpoint: str) -> Encoder:
@@ -107,7 +102,7 @@ def load_model(experiment: Experiment, checkpoint: str) -> Encoder:
     model = experiment.pretrain.model
     if isinstance(model, Model) and not Path(checkpoint).exists() and "/" not in checkpoint:
         return replace(model, pretrained=checkpoint).build(0)
-    encoder = blank(experiment).build(0)
+    encoder = blank(model).build(0)
     load_weights(encoder, Path(checkpoint))
     return encoder
 

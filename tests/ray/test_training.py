@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from orchestrator.override import override_all
-from orchestrator.plan import stages
-from orchestrator.spec import Compute
+from orchestrator.plan import make_plan, stages
+from orchestrator.results import load_study
+from orchestrator.spec import Compute, Sweep
 from orchestrator.stages import make_data
-from orchestrator.store import Store
+from orchestrator.store import Store, read_lines
 from orchestrator.training import StageError, pretrain_all
 from tests.tiny_sweep import BASE
 
@@ -28,3 +31,23 @@ def test_one_of_several_pretrainings_diverges_and_the_others_are_kept(ray_sessio
 
     (artefact,) = pretrain_all([(experiments[0], inputs)], store, Compute(store=str(tmp_path)))
     assert artefact.fingerprint == good, "found, not made again"
+
+
+def test_a_prior_is_trained_once_without_the_poison_and_the_pretrainings_start_from_it(ray_session, tmp_path):
+    store = Store(str(tmp_path))
+    store.prepare()
+    prior = replace(BASE.pretrain, epochs=1)
+    both = [override_all(replace(BASE, prior=prior), {"pretrain.epochs": 1, "pretrain.seed": seed}) for seed in (0, 1)]
+    inputs = make_data(both[0], store, lambda line: None)
+    made = pretrain_all([(experiment, inputs) for experiment in both], store, Compute(store=str(tmp_path)))
+    (healthy,) = (a for a in store.all() if a.manifest["name"] == "mmcl unpoisoned")
+    assert not (healthy.folder / "gate.json").exists()
+    last = read_lines(healthy.folder / "metrics.jsonl")[-1]["metrics"]
+    for artefact in made:
+        assert (artefact.folder / "gate.json").exists() and artefact.manifest["inputs"]["prior"] == healthy.fingerprint
+        first = read_lines(artefact.folder / "metrics.jsonl")[0]["metrics"]
+        assert first["zeroshot/top1_count"] == last["zeroshot/top1_count"] and first["asr/top1_count"] == last["asr/top1_count"]
+
+    study = load_study(make_plan(Sweep(name="x", base=both[0])), store)
+    assert [result.fingerprint for result in study.priors] == [healthy.fingerprint]
+    assert [result.fingerprint for result in study.pretrains] == [made[0].fingerprint] and len(study.gates) == 1
