@@ -3,62 +3,50 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import re
 from collections.abc import Sequence
+from pathlib import Path
 
 from datasets.errors import InputError
+from datasets.prompts import NAMES, PROMPTS
 
-CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
-
-CIFAR10_TEMPLATES = (
-    "a photo of a {}.",
-    "a blurry photo of a {}.",
-    "a black and white photo of a {}.",
-    "a low contrast photo of a {}.",
-    "a high contrast photo of a {}.",
-    "a bad photo of a {}.",
-    "a good photo of a {}.",
-    "a photo of a small {}.",
-    "a photo of a big {}.",
-    "a photo of the {}.",
-    "a blurry photo of the {}.",
-    "a black and white photo of the {}.",
-    "a low contrast photo of the {}.",
-    "a high contrast photo of the {}.",
-    "a bad photo of the {}.",
-    "a good photo of the {}.",
-    "a photo of the small {}.",
-    "a photo of the big {}.",
-)
-"""The 18 prompts that OpenAI published for CIFAR-10 with CLIP."""
+CIFAR10 = NAMES["cifar10"]
 
 
 def class_names(names: str | Sequence[str]) -> tuple[str, ...]:
-    """`imagenet1k` (1000 names, open_clip's), `cifar10`, or the names themselves in the order of their indices."""
+    """`imagenet1k` (1000 names, open_clip's), a set of `prompts.NAMES`, or the names themselves in the order of their indices."""
     if isinstance(names, str):
         if names == "imagenet1k":
             import open_clip
 
             return tuple(open_clip.IMAGENET_CLASSNAMES)
-        if names == "cifar10":
-            return CIFAR10
-        raise InputError(f"classes is {names!r}; accepted are imagenet1k, cifar10, or a list of names.")
+        if names in NAMES:
+            return NAMES[names]
+        raise InputError(f"classes is {names!r}; accepted are imagenet1k, {', '.join(NAMES)}, or a list of names.")
     if not names or any(not isinstance(name, str) or not name.strip() for name in names):
         raise InputError("classes is a list of names, each with at least one character that is no space.")
     return tuple(names)
 
 
+@functools.cache
+def imagenet_synsets() -> dict[str, int]:
+    """WordNet id (`n01440764`) of each of the 1000 classes → its index: the ids in order."""
+    file = Path(__file__).parent / "data" / "imagenet_synsets.txt"
+    return {synset: index for index, synset in enumerate(file.read_text().split())}
+
+
 def templates(which: str | Sequence[str]) -> tuple[str, ...]:
-    """`openai` (80 prompts for ImageNet), `simple` (7 of them), `cifar10` (18), or texts that hold `{}` or `{c}`; with `{}`."""
+    """`openai` (80 prompts for ImageNet), `simple` (7 of them), a set of `prompts.PROMPTS`, or texts with `{}` or `{c}`; with `{}`."""
     if isinstance(which, str):
         if which in ("openai", "simple"):
             import open_clip
 
             calls = open_clip.OPENAI_IMAGENET_TEMPLATES if which == "openai" else open_clip.SIMPLE_IMAGENET_TEMPLATES
             return tuple(call("{}") for call in calls)
-        if which == "cifar10":
-            return CIFAR10_TEMPLATES
-        raise InputError(f"templates is {which!r}; accepted are openai, simple, cifar10, or a list of texts with {{}}.")
+        if which in PROMPTS:
+            return PROMPTS[which]
+        raise InputError(f"templates is {which!r}; accepted are openai, simple, {', '.join(PROMPTS)}, or a list of texts with {{}}.")
     texts = tuple(text.replace("{c}", "{}") for text in which)
     if not texts:
         raise InputError("templates is an empty list; give at least one text with {} where the class name goes.")
@@ -73,26 +61,29 @@ def fill(template: str, name: str) -> str:
     return template.replace("{}", name)
 
 
-def target_index(names: Sequence[str], target: str | int) -> int:
-    """The index of the target class, given by its name, by `name@index` where the name repeats, or by its index.
+def target_index(names: Sequence[str], target: str | int, numbers: Sequence[int] = ()) -> int:
+    """The place of the target class in `names`; it is given by name, by `name@number` where the name repeats, or by number.
+
+    A class's number is its place, or, where the set holds some classes of a longer list, that in the list: `numbers`.
 
     Raises:
         InputError: no such class (near names are shown), or more than one of that name.
     """
+    numbers = numbers or range(len(names))
     if isinstance(target, int):
-        if not 0 <= target < len(names):
-            raise InputError(f"target is class {target}; there are {len(names)} classes, numbered from 0.")
-        return target
+        if target not in numbers:
+            raise InputError(f"target is class {target}; there are {len(names)} classes, numbered {numbers[0]} … {numbers[-1]}.")
+        return numbers.index(target)
     places = [i for i, name in enumerate(names) if name == target]
     if len(places) == 1:
         return places[0]
     if places:
         raise InputError(
-            f"target {target!r} is the name of classes {', '.join(map(str, places))}; "
-            f"write {target}@{places[0]} to mean one of them."
+            f"target {target!r} is the name of classes {', '.join(str(numbers[place]) for place in places)}; "
+            f"write {target}@{numbers[places[0]]} to mean one of them."
         )
     numbered = re.fullmatch(r"(.+)@(\d+)", target)
-    if numbered and int(numbered[2]) < len(names) and names[int(numbered[2])] == numbered[1]:
-        return int(numbered[2])
+    if numbered and int(numbered[2]) in numbers and names[numbers.index(int(numbered[2]))] == numbered[1]:
+        return numbers.index(int(numbered[2]))
     near = difflib.get_close_matches(target, names, n=3, cutoff=0.5) or list(names[:3])
     raise InputError(f"target {target!r} is not among the {len(names)} classes; near it: {', '.join(near)}.")

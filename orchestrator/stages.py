@@ -95,7 +95,7 @@ def make_data(experiment: Experiment, store: Store, say: Callable[[str], None]) 
         plan="",
         rows=None,
         test_index=str(found["testset"].folder / "index.arrow"),
-        test_urls=tuple(tests.shards()),
+        test_urls=tuple(tests.shards(found["testset"].folder)),
         class_names=tuple(classes["names"]),
         templates=tuple(classes["templates"]),
         target=target_index(classes["names"], experiment.poison.target),
@@ -149,7 +149,7 @@ def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
 
 
 def _testset(tests: EvalSet, folder: Path, limit: float) -> None:
-    table, _, names, templates = tests.load()
+    table, _, names, templates, _ = tests.load(folder)
     drops = {e["values"]: e["counts"] for e in pc.value_counts(table["drop"]).to_pylist()}
     kept = drops.pop("", 0)
     if kept < limit * len(table):
