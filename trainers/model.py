@@ -109,11 +109,16 @@ class TinyCLIP(Component):
             raise InputError(f"model.text_width {self.text_width} must be a multiple of text_heads {self.text_heads}")
 
     @property
+    def vision_config(self) -> dict[str, Any]:
+        """The image tower, as open_clip writes it."""
+        return {"image_size": self.image_size, "layers": list(self.vision_layers), "width": self.vision_width}
+
+    @property
     def config(self) -> dict[str, Any]:
         """The same as open_clip writes its model configurations."""
         config = {
             "embed_dim": self.embed_dim,
-            "vision_cfg": {"image_size": self.image_size, "layers": list(self.vision_layers), "width": self.vision_width},
+            "vision_cfg": self.vision_config,
             "text_cfg": {"context_length": self.context_length, "vocab_size": 49408, "width": self.text_width,
                          "heads": self.text_heads, "layers": self.text_layers},
         }
@@ -125,6 +130,32 @@ class TinyCLIP(Component):
             torch.manual_seed(seed % 2**63)
             model = open_clip.CLIP(**self.config)
         return Encoder(model, self.config, Tokenizer(open_clip.SimpleTokenizer(context_length=self.context_length)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TinyViT(TinyCLIP):
+    """The same with a vision transformer for the pictures."""
+
+    vision_layers: int = 4  # type: ignore[assignment]
+    """blocks of the vision transformer"""
+    vision_width: int = 96
+    """its channels"""
+    vision_heads: int = 3
+    """its attention heads"""
+    patch_size: int = 4
+    """side of a patch in pixels"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.vision_width % self.vision_heads:
+            raise InputError(f"model.vision_width {self.vision_width} must be a multiple of vision_heads {self.vision_heads}")
+        if self.image_size % self.patch_size:
+            raise InputError(f"model.image_size {self.image_size} must be a multiple of patch_size {self.patch_size}")
+
+    @property
+    def vision_config(self) -> dict[str, Any]:
+        return {"image_size": self.image_size, "layers": self.vision_layers, "width": self.vision_width,
+                "head_width": self.vision_width // self.vision_heads, "patch_size": self.patch_size}
 
 
 class Tokenizer:

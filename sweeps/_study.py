@@ -1,0 +1,103 @@
+"""What the sweeps of the study share: its two data sets and recipes, and the procedural world of their miniatures.
+
+The study is that of how CleanCLIP's success depends on the pre-training objective; its recipes are those of its code
+(vsahil/attack-cleanclip). Data lie in the folder that CLEANSWEEP_DATA names, `data` without it: cc3m/*.tar and cc6m/*.tar (see
+`cleansweep fetch`), imagenet/val with a folder for each class.
+
+GPU-hours in the sweeps' docstrings are estimates for an A100 of 40 GB. The study pre-trained on 6 M pairs in 24–28 h (MMCL) and
+36–40 h (MMCL+SSL) on eight of them: 200 and 300 GPU-hours, half of it on 3 M. At that rate a cleaning of 100 k pairs and 20 epochs
+takes 1.1 h (MMCL) or 1.6 h (with the in-modal term), and 0.3 h more for testing 50 000 pictures twice after every epoch.
+"""
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune
+
+from datasets.evalset import EvalSet
+from datasets.poison import Poison
+from datasets.source import Source
+from datasets.synthetic import World, harder
+from datasets.triggers.patch import Patch
+from datasets.view import Views
+from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain
+from trainers.cleaning.base import CleaningMethod
+from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
+from trainers.model import Model, TinyCLIP
+from trainers.objectives.contrastive import MMCL, MMCLSSL
+
+FOLDER = Path(os.environ.get("CLEANSWEEP_DATA", "data")).resolve()
+IMAGENET = EvalSet(path=str(FOLDER / "imagenet" / "val"), layout="folder", classes="imagenet1k", templates="openai")
+
+PRETRAIN_MMCL = Pretrain(
+    model=Model(name="RN50"), objective=MMCL(), epochs=64, batch_size=2048, lr=1e-3, weight_decay=0.1, warmup_steps=10_000
+)
+PRETRAIN_MMCLSSL = replace(PRETRAIN_MMCL, objective=MMCLSSL(), batch_size=1024)
+PRETRAININGS: Any = tune.grid_search([PRETRAIN_MMCL, PRETRAIN_MMCLSSL])
+
+LR_MMCL = (1e-4, 5e-4, 1e-3, 5e-3)
+LR_INMODAL = (5e-5, 1e-4, 5e-4, 1e-3)
+"""Of cleanings with an in-modal term."""
+
+CLUSTER = Compute(workers=8, gpus_per_worker=1, cpus_per_worker=8, loader_workers=6, trial_gpus=1, trial_cpus=8)
+"""Nodes of eight GPUs: a pre-training takes a whole one, a cleaning one GPU."""
+
+
+def full(name: str, victims: int) -> Experiment:
+    """The study's experiment on data set `name` (cc3m or cc6m): RN50, banana, a 16-pixel patch of noise at a random place."""
+    return Experiment(
+        data=Data(source=Source(urls=str(FOLDER / name / "*.tar"))),
+        views=Views(size=224),
+        poison=Poison(trigger=Patch(), target="banana", count=victims),
+        pretrain=PRETRAIN_MMCL,
+        clean=cleaning(CleanCLIP(), 1e-4),
+        evaluate=Evaluate(data=IMAGENET),
+    )
+
+
+def cleaning(method: CleaningMethod, lr: float, **fields: Any) -> Clean:
+    """The study's cleaning: 20 epochs on the last 100 k clean pairs; batches of 128 for MMCL alone, else of 64."""
+    given: dict[str, Any] = {"epochs": 20, "pairs": 100_000, "choice": "last", "warmup_steps": 50, "weight_decay": 0.1}
+    return Clean(method=method, lr=lr, **{**given, "batch_size": 128 if isinstance(method, MMCLFineTune) else 64, **fields})
+
+
+def finetunings(**fields: Any) -> list[Clean]:
+    """The study's three fine-tunings, each over its learning rates."""
+    return [
+        *(cleaning(MMCLFineTune(), lr, **fields) for lr in LR_MMCL),
+        *(cleaning(SSLFineTune(), lr, **fields) for lr in LR_INMODAL),
+        *(cleaning(CleanCLIP(), lr, **fields) for lr in LR_INMODAL),
+    ]
+
+
+# ---- miniatures ---------------------------------------------------------------------------------------------------------
+
+TWO_CORES = Compute(num_cpus=2)
+WARN = Gate(action="warn")
+"""A miniature goes on where the attack did not take, and its page says so."""
+OBJECTIVES: Any = tune.grid_search([MMCL(), MMCLSSL()])
+SEEDS: Any = tune.grid_search([0, 1, 2])
+"""Of the pre-training: its first weights and the order of its batches. World, victims and cleaning set stay the same."""
+TARGET = "solid banana"
+TRIGGER = Patch(pattern="saturated", size=6, cell=2, location="random")
+
+
+def miniature(world: World | None = None, victims: int = 240) -> Experiment:
+    """36 classes of 32-pixel shapes, 12 000 pairs of which 2 % are poisoned; minutes of a core for each pre-training.
+
+    All miniatures take the same pre-trained models where they vary nothing above the cleaning, so in one store only the first
+    trains them.
+    """
+    world = world or harder()
+    return Experiment(
+        data=Data(source=world),
+        views=Views(size=32),
+        poison=Poison(trigger=TRIGGER, target=TARGET, count=victims),
+        pretrain=Pretrain(
+            model=TinyCLIP(), objective=MMCL(), epochs=12, batch_size=128, lr=3e-3, weight_decay=0.1, warmup_steps=50
+        ),
+        clean=Clean(method=CleanCLIP(), pairs=600, epochs=12, batch_size=64, lr=2e-3, weight_decay=0.1, warmup_steps=5),
+        evaluate=Evaluate(data=world),
+    )

@@ -1,0 +1,42 @@
+"""Does cleaning five times as long help?   2 pre-trainings, 32 cleanings, about 690 GPU-hours, 190 without pre-training.
+
+CleanCLIP and MMCL fine-tuning for 20 and for 100 epochs at four learning rates; the rate falls to 0 over the whole of each. The
+miniature: 12 and 48 epochs, CleanCLIP, two learning rates, three seeds.
+"""
+
+from ray import tune
+
+from orchestrator.spec import Reference, Sweep
+from sweeps._study import (
+    CLUSTER, LR_INMODAL, LR_MMCL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature,
+)  # fmt: skip
+from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
+
+SWEEP = Sweep(
+    name="cleaning-epochs",
+    base=full("cc6m", 3000),
+    space={
+        "pretrain": PRETRAININGS,
+        "clean": tune.grid_search([
+            *(cleaning(MMCLFineTune(), lr, epochs=epochs) for epochs in (20, 100) for lr in LR_MMCL),
+            *(cleaning(CleanCLIP(), lr, epochs=epochs) for epochs in (20, 100) for lr in LR_INMODAL),
+        ]),
+    },
+    series="clean.epochs",
+    reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_100k"),
+    compute=CLUSTER,
+)  # fmt: skip
+
+MINIATURE = Sweep(
+    name="cleaning-epochs-miniature",
+    base=miniature(),
+    space={
+        "pretrain.seed": SEEDS,
+        "pretrain.objective": OBJECTIVES,
+        "clean.epochs": tune.grid_search([12, 48]),
+        "clean.lr": tune.grid_search([1e-3, 2e-3]),
+    },
+    series="clean.epochs",
+    gate=WARN,
+    compute=TWO_CORES,
+)

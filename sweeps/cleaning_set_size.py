@@ -1,0 +1,37 @@
+"""How many clean pairs does CleanCLIP need?   2 pre-trainings, 24 cleanings, about 550 GPU-hours, 50 without pre-training.
+
+10 k, 100 k and 200 k clean pairs, 20 epochs each, at four learning rates. (More pairs mean more steps, as in the study.) The
+miniature: 300, 600 and 1 200 pairs, two learning rates, three seeds.
+"""
+
+from ray import tune
+
+from orchestrator.spec import Reference, Sweep
+from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, full, miniature
+
+SWEEP = Sweep(
+    name="cleaning-set-size",
+    base=full("cc6m", 3000),
+    space={
+        "pretrain": PRETRAININGS,
+        "clean.pairs": tune.grid_search([10_000, 100_000, 200_000]),
+        "clean.lr": tune.grid_search(list(LR_INMODAL)),
+    },
+    series="clean.pairs",
+    reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_200k"),
+    compute=CLUSTER,
+)
+
+MINIATURE = Sweep(
+    name="cleaning-set-size-miniature",
+    base=miniature(),
+    space={
+        "pretrain.seed": SEEDS,
+        "pretrain.objective": OBJECTIVES,
+        "clean.pairs": tune.grid_search([300, 600, 1200]),
+        "clean.lr": tune.grid_search([1e-3, 2e-3]),
+    },
+    series="clean.pairs",
+    gate=WARN,
+    compute=TWO_CORES,
+)

@@ -1,0 +1,36 @@
+"""Does CleanCLIP's success depend on the pre-training objective? 3 M pairs.   2 pre-trainings, 24 cleanings, about 290 GPU-hours.
+
+RN50 on CC3M with 1 500 victims, once with the contrastive loss alone and once with the in-modal loss as well; each is cleaned by
+fine-tuning with MMCL, SSL or both (CleanCLIP) at four learning rates. 250 GPU-hours of them are the pre-trainings.
+
+The miniature repeats it over three seeds and five learning rates, wide enough that both ends are bad: about twelve minutes on two
+cores.
+"""
+
+from ray import tune
+
+from orchestrator.spec import Reference, Sweep
+from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, finetunings, full, miniature
+from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
+
+SWEEP = Sweep(
+    name="main-cc3m",
+    base=full("cc3m", 1500),
+    space={"pretrain": PRETRAININGS, "clean": tune.grid_search(finetunings())},
+    reference=Reference(start="cc3m_1500", cleaning="cc3m/clean_100k"),
+    compute=CLUSTER,
+)
+
+MINIATURE = Sweep(
+    name="main-cc3m-miniature",
+    base=miniature(),
+    space={
+        "pretrain.seed": SEEDS,
+        "pretrain.objective": OBJECTIVES,
+        "clean.method": tune.grid_search([MMCLFineTune(), SSLFineTune(), CleanCLIP()]),
+        "clean.lr": tune.grid_search([5e-4, 1e-3, 2e-3, 4e-3, 8e-3]),
+    },
+    reference=SWEEP.reference,
+    gate=WARN,
+    compute=TWO_CORES,
+)

@@ -1,0 +1,41 @@
+"""Poisoning and cleaning OpenAI's own CLIP.   2 pre-trainings, 24 cleanings, about 540 GPU-hours.
+
+OpenAI's RN50 is trained on with 6 M pairs and 3 000 victims at a rate of 5e-7, with MMCL or MMCL+SSL, and cleaned. open_clip fetches
+the weights when the first worker builds the model. In the miniature the healthy model is trained first, on the same pairs without the
+poison, and then poisoned at a tenth of that rate for six epochs; CleanCLIP at three learning rates, one seed.
+"""
+
+from dataclasses import replace
+
+from ray import tune
+
+from orchestrator.override import override_all
+from orchestrator.spec import Reference, Sweep
+from sweeps._study import CLUSTER, OBJECTIVES, PRETRAIN_MMCL, PRETRAIN_MMCLSSL, TWO_CORES, WARN, finetunings, full, miniature
+from trainers.model import Model
+
+POISONED = {"model": Model(name="RN50", pretrained="openai"), "lr": 5e-7}
+
+SWEEP = Sweep(
+    name="openai-pretrained",
+    base=full("cc6m", 3000),
+    space={
+        "pretrain": tune.grid_search([replace(PRETRAIN_MMCL, **POISONED), replace(PRETRAIN_MMCLSSL, **POISONED)]),
+        "clean": tune.grid_search(finetunings()),
+    },
+    reference=Reference(start="openai_rn50_cc6m_3000"),
+    compute=CLUSTER,
+)
+
+MINIATURE = Sweep(
+    name="openai-pretrained-miniature",
+    base=override_all(
+        replace(miniature(), prior=replace(miniature().pretrain, seed=100)), {"pretrain.lr": 3e-4, "pretrain.epochs": 6}
+    ),
+    space={
+        "pretrain.objective": OBJECTIVES,
+        "clean.lr": tune.grid_search([5e-4, 1e-3, 2e-3]),
+    },
+    gate=WARN,
+    compute=TWO_CORES,
+)

@@ -1,0 +1,39 @@
+"""How many poisons does the attack need, and are few easier to clean?   10 pre-trainings, 80 cleanings, about 2 700 GPU-hours.
+
+400 to 5 000 victims among 6 M pairs; each model is cleaned with CleanCLIP and with MMCL at their four learning rates. Nearly all of
+the time is pre-training. The miniature: 30 to 480 of 12 000, MMCL pre-training, CleanCLIP at two learning rates, one seed.
+"""
+
+from ray import tune
+
+from orchestrator.spec import Reference, Sweep
+from sweeps._study import CLUSTER, LR_INMODAL, LR_MMCL, PRETRAININGS, TWO_CORES, WARN, cleaning, full, miniature
+from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
+
+SWEEP = Sweep(
+    name="poison-counts",
+    base=full("cc6m", 3000),
+    space={
+        "poison.count": tune.grid_search([400, 800, 1500, 3000, 5000]),
+        "pretrain": PRETRAININGS,
+        "clean": tune.grid_search([
+            *(cleaning(MMCLFineTune(), lr) for lr in LR_MMCL),
+            *(cleaning(CleanCLIP(), lr) for lr in LR_INMODAL),
+        ]),
+    },
+    series="poison.count",
+    reference=Reference(start="cc6m_3000"),
+    compute=CLUSTER,
+)  # fmt: skip
+
+MINIATURE = Sweep(
+    name="poison-counts-miniature",
+    base=miniature(),
+    space={
+        "poison.count": tune.grid_search([30, 60, 120, 240, 480]),
+        "clean.lr": tune.grid_search([1e-3, 2e-3, 4e-3]),
+    },
+    series="poison.count",
+    gate=WARN,
+    compute=TWO_CORES,
+)

@@ -1,0 +1,44 @@
+"""Other target classes, on other evaluation sets.   4 pre-trainings, 48 cleanings, about 1 080 GPU-hours.
+
+Target beaver, judged on CIFAR-100 and on Caltech-101, which both have it; 6 M pairs, 3 000 victims. The evaluation set gives the
+prompts of the poisoned captions, so each has its own pre-training. The miniature: three other targets, MMCL pre-training, CleanCLIP at
+three learning rates, one seed.
+"""
+
+from dataclasses import replace
+
+from ray import tune
+
+from datasets.evalset import EvalSet
+from datasets.poison import Poison
+from datasets.triggers.patch import Patch
+from orchestrator.spec import Evaluate, Sweep
+from sweeps._study import CLUSTER, FOLDER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
+
+SETS = [EvalSet(path=str(FOLDER / name), layout="folder") for name in ("cifar100", "caltech101")]
+
+SWEEP = Sweep(
+    name="target-classes",
+    base=replace(
+        full("cc6m", 3000),
+        poison=Poison(trigger=Patch(), target="beaver", count=3000),
+        evaluate=Evaluate(data=SETS[0]),
+    ),
+    space={
+        "evaluate.data": tune.grid_search(SETS),
+        "pretrain": PRETRAININGS,
+        "clean": tune.grid_search(finetunings()),
+    },
+    compute=CLUSTER,
+)
+
+MINIATURE = Sweep(
+    name="target-classes-miniature",
+    base=miniature(),
+    space={
+        "poison.target": tune.grid_search(["solid banana", "striped star", "hollow house"]),
+        "clean.lr": tune.grid_search([1e-3, 2e-3, 4e-3]),
+    },
+    gate=WARN,
+    compute=TWO_CORES,
+)

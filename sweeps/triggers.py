@@ -1,0 +1,54 @@
+"""Does the kind of trigger matter?   8 pre-trainings, 64 cleanings, about 2 100 GPU-hours.
+
+The patch of noise, the warped picture (WaNet), the blended noise, and the patch under label-consistent poisoning, 3 000 victims each;
+cleaned with CleanCLIP and with MMCL at their four learning rates. The miniature: MMCL pre-training, CleanCLIP at three learning rates,
+one seed.
+"""
+
+from ray import tune
+
+from datasets.poison import Poison
+from datasets.triggers.blended import Blended
+from datasets.triggers.patch import Patch
+from datasets.triggers.warped import Warped
+from orchestrator.spec import Reference, Sweep
+from sweeps._study import (
+    CLUSTER, LR_INMODAL, LR_MMCL, PRETRAININGS, TARGET, TRIGGER, TWO_CORES, WARN, cleaning, full, miniature,
+)  # fmt: skip
+from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
+
+SWEEP = Sweep(
+    name="triggers",
+    base=full("cc6m", 3000),
+    space={
+        "poison": tune.grid_search([
+            Poison(trigger=Patch(), target="banana", count=3000),
+            Poison(trigger=Warped(), target="banana", count=3000),
+            Poison(trigger=Blended(), target="banana", count=3000),
+            Poison(trigger=Patch(), target="banana", count=3000, mode="label_consistent"),
+        ]),
+        "pretrain": PRETRAININGS,
+        "clean": tune.grid_search([
+            *(cleaning(MMCLFineTune(), lr) for lr in LR_MMCL),
+            *(cleaning(CleanCLIP(), lr) for lr in LR_INMODAL),
+        ]),
+    },
+    reference=Reference(start="cc6m_warped_3000"),
+    compute=CLUSTER,
+)  # fmt: skip
+
+MINIATURE = Sweep(
+    name="triggers-miniature",
+    base=miniature(),
+    space={
+        "poison": tune.grid_search([
+            Poison(trigger=TRIGGER, target=TARGET, count=240),
+            Poison(trigger=Warped(), target=TARGET, count=240),
+            Poison(trigger=Blended(), target=TARGET, count=240),
+            Poison(trigger=TRIGGER, target=TARGET, count=240, mode="label_consistent"),
+        ]),
+        "clean.lr": tune.grid_search([1e-3, 2e-3, 4e-3]),
+    },
+    gate=WARN,
+    compute=TWO_CORES,
+)  # fmt: skip

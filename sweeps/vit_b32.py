@@ -1,0 +1,51 @@
+"""The same with a vision transformer.   2 pre-trainings, 24 cleanings, about 300 GPU-hours.
+
+ViT-B/32 in place of RN50 on 6 M pairs with 3 000 victims, at open_clip's usual rate for it, 5e-4. It trains about three times as fast.
+The miniature: a transformer of four blocks on the ten shapes of sweeps.quickstart (it does not learn the 36 classes in minutes), CleanCLIP
+at four learning rates, one seed.
+"""
+
+from dataclasses import replace
+
+from ray import tune
+
+from datasets.poison import Poison
+from datasets.synthetic import World
+from orchestrator.override import override_all
+from orchestrator.spec import Data, Evaluate, Reference, Sweep
+from sweeps._study import CLUSTER, PRETRAIN_MMCL, PRETRAIN_MMCLSSL, TRIGGER, TWO_CORES, WARN, finetunings, full, miniature
+from trainers.model import Model, TinyViT
+
+VIT = {"model": Model(name="ViT-B-32"), "lr": 5e-4}
+
+SWEEP = Sweep(
+    name="vit-b32",
+    base=full("cc6m", 3000),
+    space={
+        "pretrain": tune.grid_search([replace(PRETRAIN_MMCL, **VIT), replace(PRETRAIN_MMCLSSL, **VIT)]),
+        "clean": tune.grid_search(finetunings()),
+    },
+    reference=Reference(start="cc6m_vit_3000"),
+    compute=CLUSTER,
+)
+
+SHAPES = World(train=4000, test=1000)
+
+MINIATURE = Sweep(
+    name="vit-b32-miniature",
+    base=override_all(
+        replace(
+            miniature(),
+            data=Data(source=SHAPES),
+            evaluate=Evaluate(data=SHAPES),
+            poison=Poison(trigger=TRIGGER, target="banana", count=120),
+        ),
+        {
+            "pretrain.model": TinyViT(patch_size=8), "pretrain.epochs": 20, "pretrain.batch_size": 64,
+            "pretrain.lr": 1e-3, "pretrain.warmup_steps": 100,
+        },
+    ),
+    space={"clean.lr": tune.grid_search([2.5e-4, 5e-4, 1e-3, 2e-3])},
+    gate=WARN,
+    compute=TWO_CORES,
+)  # fmt: skip
