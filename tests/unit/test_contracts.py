@@ -22,12 +22,17 @@ from tests.baselines.make_fingerprints import FILE, fingerprints
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(f"sweeps.{path.stem}" for path in (ROOT / "sweeps").glob("[a-z]*.py"))
-NEEDS_DATA = {"sweeps.clipart"}
+WITHOUT_MINIATURE = {"sweeps.quickstart", "sweeps.clipart"}
 
 
-@pytest.mark.parametrize("name", [name for name in SHIPPED if name not in NEEDS_DATA])
-def test_every_shipped_sweep_builds_and_survives_a_journey(name):
-    sweep = load_sweep(name)
+@pytest.mark.parametrize("miniature", [False, True])
+@pytest.mark.parametrize("name", SHIPPED)
+def test_every_shipped_sweep_builds_and_survives_a_journey(name, miniature):
+    if miniature and name in WITHOUT_MINIATURE:
+        with pytest.raises(InputError, match="has no MINIATURE"):
+            load_sweep(name, miniature=True)
+        return
+    sweep = load_sweep(name, miniature=miniature)
     plan = make_plan(sweep)
     assert sweep.doc and plan.upstream
     assert pickle.loads(pickle.dumps(sweep.base)) == sweep.base
