@@ -8,6 +8,10 @@ STAMP  := $(VENV)/.installed
 # make_synonyms is left out: it needs a WordNet, and its table is data rather than a measurement.
 BASELINES = $(filter-out make_synonyms,$(basename $(notdir $(wildcard tests/baselines/make_*.py))))
 
+# main_cc3m first: most others find its pre-trained models in the store.
+STUDY = main_cc3m main_cc6m inmodal_weight weight_decay shrink_perturb deep_clustering pseudo_labels cleaning_epochs cleaning_set_size \
+        poisoned_cleaning_set poison_counts triggers target_classes vit_b32 openai_pretrained pretraining_dynamics
+
 # One thread a process: processes side by side beat threads, and a few more threads than cores cost tenfold.
 export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
@@ -17,7 +21,7 @@ export TOKENIZERS_PARALLELISM ?= false
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help demo test check bench baselines install clean
+.PHONY: help demo miniatures test check bench baselines install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -34,6 +38,10 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## poison, pre-train, clean and compare on a small procedural world (minutes on two cores)
 	$(BIN)/cleansweep run sweeps.quickstart --store $(STORE) $(ARGS)
+
+miniatures: $(STAMP)  ## every sweep of the study as its miniature, in one store (under an hour on two cores)
+	set -e; for name in $(STUDY); do echo; echo "== sweeps.$$name"; $(BIN)/cleansweep run sweeps.$$name --miniature --store store/miniatures $(ARGS); done
+	$(BIN)/cleansweep claims sweeps.main_cc3m sweeps.main_cc6m sweeps.poisoned_cleaning_set --miniature --store store/miniatures
 
 test: $(STAMP)  ## every test; ARGS="-k poison" picks some
 	$(BIN)/python -m pytest $(ARGS)

@@ -14,9 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import open_clip
 import torch
-from open_clip.constants import OPENAI_DATASET_MEAN, OPENAI_DATASET_STD
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -25,6 +23,8 @@ from datasets.component import Component
 from datasets.errors import InputError
 
 MAX_LOGIT_SCALE = math.log(100)
+MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+"""Of the channels of OpenAI's training pictures, 0 … 1. (open_clip is imported where a model is made: it takes two seconds.)"""
 WEIGHTS = "open_clip_model.safetensors"
 CACHED_CAPTIONS = 200_000
 
@@ -51,6 +51,8 @@ class Model(Component):
 
         Raises InputError for an unknown name, tag or checkpoint, and for a checkpoint of another architecture.
         """
+        import open_clip
+
         config = _config(self.name)
         if self.logit_bias is not None:
             config["init_logit_bias"] = self.logit_bias
@@ -126,6 +128,8 @@ class TinyCLIP(Component):
 
     def build(self, seed: int) -> Encoder:
         """The model with weights drawn from `seed`; the global generator stays as it was."""
+        import open_clip
+
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
             model = open_clip.CLIP(**self.config)
@@ -191,8 +195,8 @@ class Encoder(nn.Module):
         self.config = config
         self.tokenize = tokenizer
         preprocess = getattr(self.model.visual, "preprocess_cfg", {})
-        self.preprocess = {"mean": tuple(preprocess.get("mean", OPENAI_DATASET_MEAN)),
-                           "std": tuple(preprocess.get("std", OPENAI_DATASET_STD)),
+        self.preprocess = {"mean": tuple(preprocess.get("mean", MEAN)),
+                           "std": tuple(preprocess.get("std", STD)),
                            "interpolation": "bicubic", "resize_mode": "shortest"}
         self.register_buffer("mean", torch.tensor(self.preprocess["mean"]) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess["std"]) * 255, persistent=False)
@@ -311,11 +315,13 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
     beside = file.with_name("open_clip_config.json")
     if beside.is_file():  # a pretrained tag may normalise pictures otherwise than the architecture's default
         preprocess = json.loads(beside.read_text()).get("preprocess_cfg", {})
-        encoder.normalise_by(preprocess.get("mean", OPENAI_DATASET_MEAN), preprocess.get("std", OPENAI_DATASET_STD))
+        encoder.normalise_by(preprocess.get("mean", MEAN), preprocess.get("std", STD))
 
 
 def _config(name: str) -> dict[str, Any]:
     """A copy of open_clip's configuration of that name."""
+    import open_clip
+
     try:
         config = open_clip.get_model_config(name)
     except (OSError, ValueError) as error:
