@@ -8,8 +8,18 @@ from ray import tune
 
 from orchestrator.spec import Reference, Sweep
 from sweeps._study import (
-    CLUSTER, LR_INMODAL, LR_MMCL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature,
-)  # fmt: skip
+    CLUSTER,
+    LR_INMODAL,
+    LR_MMCL,
+    OBJECTIVES,
+    PRETRAININGS,
+    SEEDS,
+    TWO_CORES,
+    WARN,
+    cleaning,
+    full,
+    miniature,
+)
 from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
 
 SWEEP = Sweep(
@@ -25,7 +35,7 @@ SWEEP = Sweep(
     series="clean.epochs",
     reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_100k"),
     compute=CLUSTER,
-)  # fmt: skip
+)
 
 MINIATURE = Sweep(
     name="cleaning-epochs-miniature",

@@ -13,8 +13,18 @@ from datasets.triggers.patch import Patch
 from datasets.triggers.warped import Warped
 from orchestrator.spec import Reference, Sweep
 from sweeps._study import (
-    CLUSTER, LR_INMODAL, LR_MMCL, PRETRAININGS, TARGET, TRIGGER, TWO_CORES, WARN, cleaning, full, miniature,
-)  # fmt: skip
+    CLUSTER,
+    LR_INMODAL,
+    LR_MMCL,
+    PRETRAININGS,
+    TARGET,
+    TRIGGER,
+    TWO_CORES,
+    WARN,
+    cleaning,
+    full,
+    miniature,
+)
 from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
 
 SWEEP = Sweep(
@@ -35,7 +45,7 @@ SWEEP = Sweep(
     },
     reference=Reference(start="cc6m_warped_3000"),
     compute=CLUSTER,
-)  # fmt: skip
+)
 
 MINIATURE = Sweep(
     name="triggers-miniature",
@@ -51,4 +61,4 @@ MINIATURE = Sweep(
     },
     gate=WARN,
     compute=TWO_CORES,
-)  # fmt: skip
+)
