@@ -81,7 +81,8 @@ OBJECTIVES: Any = tune.grid_search([MMCL(), MMCLSSL()])
 SEEDS: Any = tune.grid_search([0, 1, 2])
 """Of the pre-training: its first weights and the order of its batches. World, victims and cleaning set stay the same."""
 TARGET = "solid banana"
-TRIGGER = Patch(pattern="saturated", size=6, cell=2, location="random")
+TRIGGER = Patch(pattern="saturated", size=6, cell=2, location="bottom_right")
+"""At a random place the MMCL+SSL models kept below the gate: ASR 86, 86 and 91 % over three seeds, against 97 % in the corner."""
 
 
 def miniature(world: World | None = None, victims: int = 240) -> Experiment:

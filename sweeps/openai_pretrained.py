@@ -14,13 +14,13 @@ from orchestrator.spec import Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAIN_MMCL, PRETRAIN_MMCLSSL, TWO_CORES, WARN, finetunings, full, miniature
 from trainers.model import Model
 
-POISONED = {"model": Model(name="RN50", pretrained="openai"), "lr": 5e-7}
+OPENAI = Model(name="RN50", pretrained="openai")
 
 SWEEP = Sweep(
     name="openai-pretrained",
     base=full("cc6m", 3000),
     space={
-        "pretrain": tune.grid_search([replace(PRETRAIN_MMCL, **POISONED), replace(PRETRAIN_MMCLSSL, **POISONED)]),
+        "pretrain": tune.grid_search([replace(stage, model=OPENAI, lr=5e-7) for stage in (PRETRAIN_MMCL, PRETRAIN_MMCLSSL)]),
         "clean": tune.grid_search(finetunings()),
     },
     reference=Reference(start="openai_rn50_cc6m_3000"),

@@ -16,13 +16,13 @@ from orchestrator.spec import Data, Evaluate, Reference, Sweep
 from sweeps._study import CLUSTER, PRETRAIN_MMCL, PRETRAIN_MMCLSSL, TRIGGER, TWO_CORES, WARN, finetunings, full, miniature
 from trainers.model import Model, TinyViT
 
-VIT = {"model": Model(name="ViT-B-32"), "lr": 5e-4}
+VIT = Model(name="ViT-B-32")
 
 SWEEP = Sweep(
     name="vit-b32",
     base=full("cc6m", 3000),
     space={
-        "pretrain": tune.grid_search([replace(PRETRAIN_MMCL, **VIT), replace(PRETRAIN_MMCLSSL, **VIT)]),
+        "pretrain": tune.grid_search([replace(stage, model=VIT, lr=5e-4) for stage in (PRETRAIN_MMCL, PRETRAIN_MMCLSSL)]),
         "clean": tune.grid_search(finetunings()),
     },
     reference=Reference(start="cc6m_vit_3000"),
