@@ -8,11 +8,13 @@ Shape legend: B batch, S side of the view, 3 channels; pictures are uint8 RGB.
 
 from __future__ import annotations
 
+import itertools
 import os
+from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
@@ -26,7 +28,11 @@ from datasets.source import read_bytes
 from datasets.triggers.base import Trigger
 from datasets.view import DecodeError, Views, canonical, decode, first_view, second_view
 
+if TYPE_CHECKING:
+    from datasets.cache import Decoded
+
 Batch = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,51 +58,58 @@ class Recipe(Component):
             self.trigger.check(self.views.size)
 
 
-def make_batch(records: pa.Table, epoch: int, recipe: Recipe) -> Batch:
+def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndarray | None = None) -> Batch:
     """Arrays of the records (`pairs.RECORD_SCHEMA`), in their order.
 
     row int64 [B], key object [B], image uint8 [B, S, S, 3], caption object [B], poisoned bool [B]; with two views also
     image_aug uint8 [B, S, S, 3] and caption_aug object [B].
 
-    Raises `InputError` naming key and shard for a picture that cannot be read or decoded.
+    `view_BHWC` are the records' canonical views where they are at hand, an array that becomes the batch's own; without
+    them the pictures are read and decoded. Raises `InputError` naming key and shard for one where that cannot be done.
     """
-    views, seed, size = recipe.views, recipe.seed, recipe.views.size
-    columns = {name: records[name].to_pylist() for name in ("key", "url", "offset", "length", "member", "caption")}
-    keys, captions = columns["key"], columns["caption"]
-    poisoned = records["poisoned"].to_numpy()
-    trigger_seeds = records["trigger_seed"].to_numpy()
-    image_BHWC = np.empty((len(keys), size, size, 3), np.uint8)
-    image_aug_BHWC = np.empty_like(image_BHWC) if recipe.two_views else image_BHWC
+    views, seed = recipe.views, recipe.seed
+    keys, captions = records["key"].to_pylist(), records["caption"].to_pylist()
+    if view_BHWC is None:
+        view_BHWC = canonical_views(records, views.size)
+    poisoned, trigger_seeds = records["poisoned"].to_numpy(), records["trigger_seed"].to_numpy()
+    for i in np.flatnonzero(poisoned):
+        assert recipe.trigger is not None, "poisoned records need the recipe's trigger"
+        view_BHWC[i] = recipe.trigger.stamp(view_BHWC[i], rng(trigger_seeds[i], keys[i]))
+
+    def changed(change: Callable[[np.ndarray, Views, np.random.Generator], np.ndarray], purpose: str) -> np.ndarray:
+        out_BHWC = np.empty_like(view_BHWC)
+        for i, key in enumerate(keys):
+            out_BHWC[i] = change(view_BHWC[i], views, rng(seed, purpose, epoch, key))
+        return out_BHWC
+
     plain = views.crop is None and not views.flip  # then the first view draws nothing
-    for i, key in enumerate(keys):
-        view_HWC = _canonical(columns, i, size)
-        if poisoned[i]:
-            assert recipe.trigger is not None, "poisoned records need the recipe's trigger"
-            view_HWC = recipe.trigger.stamp(view_HWC, rng(trigger_seeds[i], key))
-        image_BHWC[i] = view_HWC if plain else first_view(view_HWC, views, rng(seed, "view1", epoch, key))
-        if recipe.two_views:
-            image_aug_BHWC[i] = second_view(view_HWC, views, rng(seed, "view2", epoch, key))
     batch = {
         "row": records["row"].to_numpy(),
         "key": _objects(keys),
-        "image": image_BHWC,
+        "image": view_BHWC if plain else changed(first_view, "view1"),
         "caption": _objects(captions),
         "poisoned": poisoned,
     }
     if recipe.two_views:
         when = (epoch,) if recipe.eda == "per_epoch" else ()
         augmented = [eda(caption, rng(seed, "eda", *when, key)) for caption, key in zip(captions, keys)]
-        batch |= {"image_aug": image_aug_BHWC, "caption_aug": _objects(augmented)}
+        batch |= {"image_aug": changed(second_view, "view2"), "caption_aug": _objects(augmented)}
     return batch
 
 
-def _canonical(columns: dict[str, list], i: int, size: int) -> np.ndarray:
-    """The canonical view of record `i`; errors name the sample."""
-    url, member = columns["url"][i], columns["member"][i]
-    try:
-        return canonical(decode(read_bytes(url, columns["offset"][i], columns["length"][i], member)), size)
-    except (DecodeError, OSError, InputError) as error:
-        raise InputError(f"the picture of sample {columns['key'][i]!r} ({member} in {url}) is unusable: {error}") from None
+def canonical_views(records: pa.Table, size: int) -> np.ndarray:
+    """uint8 [B, S, S, 3]: the records' pictures, read and decoded, before any trigger or augmentation.
+
+    Raises `InputError` naming key and shard for a picture that cannot be read or decoded.
+    """
+    columns = [records[name].to_pylist() for name in ("key", "url", "offset", "length", "member")]
+    view_BHWC = np.empty((len(records), size, size, 3), np.uint8)
+    for i, (key, url, offset, length, member) in enumerate(zip(*columns)):
+        try:
+            view_BHWC[i] = canonical(decode(read_bytes(url, offset, length, member)), size)
+        except (DecodeError, OSError, InputError) as error:
+            raise InputError(f"the picture of sample {key!r} ({member} in {url}) is unusable: {error}") from None
+    return view_BHWC
 
 
 def _objects(values: list[str]) -> np.ndarray:
@@ -105,7 +118,28 @@ def _objects(values: list[str]) -> np.ndarray:
     return array
 
 
-class LocalFeed:
+class StepFeed:
+    """What every feed is told: which samples, made how, and which share of each step's batch is this rank's."""
+
+    def __init__(
+        self, pairs: Pairs, recipe: Recipe, *, batch_size: int, steps: int, rank: int = 0, world: int = 1
+    ) -> None:
+        """`batch_size` is the global one; `steps` counts from the beginning of the stage, over all its epochs.
+
+        InputError for a batch size that the pairs do not fill or the ranks cannot share.
+        """
+        self.pairs, self.recipe = pairs, recipe
+        self.batch_size, self.steps = batch_size, steps
+        self.rank, self.world = rank, world
+        self.share(0)
+
+    def share(self, step: int) -> tuple[int, np.ndarray]:
+        """(epoch, int64 [batch_size // world]): this rank's positions of a global step."""
+        epoch, positions = step_positions(len(self.pairs), self.batch_size, self.recipe.seed, step)
+        return epoch, rank_slice(positions, self.rank, self.world)
+
+
+class LocalFeed(StepFeed):
     """A rank's batches, read by this machine.
 
     With `workers` > 0 that many processes (one thread each) make whole batches of the rank, for all steps of the stage,
@@ -114,32 +148,22 @@ class LocalFeed:
     """
 
     def __init__(
-        self,
-        pairs: Pairs,
-        recipe: Recipe,
-        *,
-        batch_size: int,
-        steps: int,
-        rank: int = 0,
-        world: int = 1,
-        workers: int = 0,
+        self, pairs: Pairs, recipe: Recipe, *, workers: int = 0, decoded: Decoded | None = None, **steps: int
     ) -> None:
-        """`batch_size` is the global one; `steps` counts from the beginning of the stage, over all its epochs."""
-        self.pairs, self.recipe = pairs, recipe
-        self.batch_size, self.steps = batch_size, steps
-        self.rank, self.world, self.workers = rank, world, workers
-        rank_slice(step_positions(len(pairs), batch_size, recipe.seed, 0)[1], rank, world)  # raises on a bad batch size
+        """`decoded`: the pairs' canonical views, then nothing is read from the shards; `steps`: as StepFeed's."""
+        super().__init__(pairs, recipe, **steps)
+        self.workers, self.decoded = workers, decoded
 
     def batch(self, step: int) -> Batch:
         """The rank's batch of a global step: `make_batch` of its records, with `step` and `epoch`."""
-        epoch, positions = step_positions(len(self.pairs), self.batch_size, self.recipe.seed, step)
-        records = self.pairs.records(rank_slice(positions, self.rank, self.world))
-        return make_batch(records, epoch, self.recipe) | {"step": step, "epoch": epoch}
+        epoch, positions = self.share(step)
+        views = None if self.decoded is None else self.decoded[positions]
+        return make_batch(self.pairs.records(positions), epoch, self.recipe, views) | {"step": step, "epoch": epoch}
 
     def batches(self, start_step: int = 0) -> Iterator[Batch]:
         """Batches of steps `start_step` … `steps` − 1, the same whatever step one starts at."""
         if self.workers == 0 or start_step >= self.steps:
-            return _ahead(self.batch, range(start_step, self.steps))
+            return ahead(self.batch, range(start_step, self.steps))
         return self._from_workers(start_step)
 
     def _from_workers(self, start_step: int) -> Iterator[Batch]:
@@ -203,40 +227,37 @@ def _shared_memory() -> int:
     return status.f_bavail * status.f_frsize
 
 
-def eval_batches(pairs: Pairs, recipe: Recipe, batch_size: int, rank: int = 0, world: int = 1) -> Iterator[Batch]:
+def eval_batches(
+    pairs: Pairs, recipe: Recipe, batch_size: int, rank: int = 0, world: int = 1, decoded: Decoded | None = None
+) -> Iterator[Batch]:
     """A rank's share (positions rank, rank + world, …) of an evaluation set: nothing padded, nothing dropped.
 
     image uint8 [B, S, S, 3], label int32 [B], key object [B]; with a trigger also image_triggered, from the same decode,
-    stamped with draws that training does not make. The last batch may be shorter.
+    stamped with draws that training does not make. The last batch may be shorter. `decoded`: the set's canonical views.
     """
     positions = np.arange(rank, len(pairs), world)
 
     def make(start: int) -> Batch:
-        records = pairs.records(positions[start : start + batch_size])
-        names = ("key", "url", "offset", "length", "member")
-        columns = {name: records[name].to_pylist() for name in names}
-        keys, size = columns["key"], recipe.views.size
-        batch: Batch = {"key": _objects(keys), "label": records["label"].to_numpy()}
-        batch["image"] = image_BHWC = np.empty((len(keys), size, size, 3), np.uint8)
-        for i in range(len(keys)):
-            image_BHWC[i] = _canonical(columns, i, size)
+        chosen = positions[start : start + batch_size]
+        records = pairs.records(chosen)
+        keys = records["key"].to_pylist()
+        image_BHWC = canonical_views(records, recipe.views.size) if decoded is None else decoded[chosen]
+        batch: Batch = {"key": _objects(keys), "label": records["label"].to_numpy(), "image": image_BHWC}
         if recipe.trigger is not None:
             batch["image_triggered"] = np.stack(
                 [recipe.trigger.stamp(view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
             )
         return batch
 
-    return _ahead(make, range(0, len(positions), batch_size))
+    return ahead(make, range(0, len(positions), batch_size))
 
 
-def _ahead(make: Callable[[int], Batch], numbers: range) -> Iterator[Batch]:
-    """`make` of each number, in order; the next one is made by a thread while the last is used."""
-    if not numbers:
-        return
-    with ThreadPoolExecutor(1, "feed") as thread:
-        following = thread.submit(make, numbers[0])
-        for number in [*numbers[1:], None]:
-            ready = following.result()
+def ahead(make: Callable[[int], T], numbers: range, threads: int = 1) -> Iterator[T]:
+    """`make` of each number, in order; the next `threads` ones are being made while the last is used."""
+    with ThreadPoolExecutor(threads, "feed") as pool:
+        waiting = deque(pool.submit(make, number) for number in numbers[:threads])
+        for number in itertools.chain(numbers[threads:], [None] * len(waiting)):
+            ready = waiting.popleft().result()
             if number is not None:
-                following = thread.submit(make, number)
+                waiting.append(pool.submit(make, number))
             yield ready

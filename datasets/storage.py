@@ -109,6 +109,15 @@ class Reader:
             os.close(self._fd)
 
 
+def sync(path: str | os.PathLike[str]) -> None:
+    """Have a local file, or a folder's list of names, on disk before going on."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def size_of(url: str) -> int:
     """Bytes of a file; -1 where there is none."""
     try:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from datasets.augment import Step, apply, crop_and_flip, second_view_steps
 from datasets.component import Component
@@ -82,6 +82,8 @@ def decode(data: bytes) -> np.ndarray:
             return _to_rgb(picture)
     except DecodeError:
         raise
+    except UnidentifiedImageError:  # its own text is the address of an object
+        raise DecodeError("the bytes are no picture of a format that Pillow knows") from None
     # Pillow's plug-ins raise all of these on broken files; whatever it is, the picture cannot be used
     except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, MemoryError,
             struct.error, ZeroDivisionError, NotImplementedError, AttributeError, Image.DecompressionBombError) as error:

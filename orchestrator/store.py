@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from datasets.errors import InputError
+from datasets.storage import sync
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -157,7 +158,7 @@ class Store:
             final.rename(final.with_name(f".replaced-{final.name}-{time.time_ns()}"))
         folder.rename(final)
         (final / LOCK).unlink(missing_ok=True)
-        sync_folder(final.parent)
+        sync(final.parent)
         return Artefact(final, manifest)
 
     def discard(self, stage: str, fingerprint: str) -> None:
@@ -232,14 +233,6 @@ def sha256(path: Path) -> str:
     with open(path, "rb") as handle:
         os.fsync(handle.fileno())
         return hashlib.file_digest(handle, "sha256").hexdigest()
-
-
-def sync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def slug(name: str) -> str:

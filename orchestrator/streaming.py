@@ -30,8 +30,8 @@ from ray.data import DataContext, ExecutionResources
 from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from datasets.errors import InputError
-from datasets.loader import Recipe
-from datasets.pairs import Pairs, rank_slice, step_positions, write_index
+from datasets.loader import Recipe, StepFeed
+from datasets.pairs import Pairs, write_index
 from datasets.seeding import hash64
 from datasets.source import Source, mark_duplicates
 from datasets.storage import size_of
@@ -243,7 +243,7 @@ def _sweep(folder: Path) -> None:
 # ---- the training stream ------------------------------------------------------------------------------
 
 
-class RayFeed:
+class RayFeed(StepFeed):
     """The batches of one rank, decoded by Ray Data tasks wherever the cluster has CPUs: what LocalFeed gives.
 
     The rank reads its rows of the plan from the index and hands them to Ray Data in windows, so the tasks need
@@ -255,27 +255,22 @@ class RayFeed:
         pairs: Pairs,
         recipe: Recipe,
         *,
-        batch_size: int,
-        steps: int,
-        rank: int = 0,
-        world: int = 1,
         cpus: int = 1,
         prefetch: int = 2,
         window_rows: int | None = None,
+        **steps: int,
     ) -> None:
-        """A feed of `steps` global steps of `batch_size` pairs, of which this rank gets `batch_size // world`.
+        """`steps`: as StepFeed's.
 
         `cpus` tasks of one CPU decode for this rank at a time, so that the cluster needs a CPU beside those of the
         training workers, and `world * cpus` for full speed. `prefetch` batches lie ready in the rank's memory.
-        InputError as `step_positions` and `rank_slice`, and where the training workers leave no CPU.
+        InputError also where the training workers leave no CPU.
         """
-        self.pairs, self.recipe, self.batch_size, self.steps = pairs, recipe, batch_size, steps
-        self.rank, self.world, self.cpus, self.prefetch = rank, world, cpus, prefetch
-        self.steps_per_epoch = len(pairs) // batch_size
-        rank_slice(step_positions(len(pairs), batch_size, recipe.seed, 0)[1], rank, world)  # raises now
-        _require_a_cpu(world)
+        super().__init__(pairs, recipe, **steps)
+        self.cpus, self.prefetch = cpus, prefetch
+        _require_a_cpu(self.world)
         rows = window_rows or max(WINDOW_ROWS, WINDOW_ROWS // 4 * cpus)
-        self._window_steps = max(1, rows * world // batch_size)
+        self._window_steps = max(1, rows * self.world // self.batch_size)
 
     def batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
         """As LocalFeed.batches: `make_batch`'s dict with "step" and "epoch", from `start_step` to the last."""
@@ -302,8 +297,7 @@ class RayFeed:
         row_bytes = self.recipe.views.size**2 * 3 * (2 if self.recipe.two_views else 1)
         share = ray.cluster_resources().get("object_store_memory", 0.0) / (3 * self.world)  # two windows, and air
         block_rows = max(1, min(BLOCK_ROWS, int(min(BLOCK_BYTES, share / 6)) // row_bytes))
-        orders = [step_positions(len(self.pairs), self.batch_size, self.recipe.seed, step) for step in steps]
-        parts = [(epoch, rank_slice(positions, self.rank, self.world)) for epoch, positions in orders]
+        parts = [self.share(step) for step in steps]
         items = []
         for epoch, group in itertools.groupby(parts, key=lambda part: part[0]):
             records = self.pairs.records(np.concatenate([positions for _, positions in group]))

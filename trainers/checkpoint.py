@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import errno
 import json
-import os
 import re
 import shutil
 from dataclasses import asdict, dataclass, field
@@ -25,6 +24,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
+from datasets.storage import sync
 from trainers.model import WEIGHTS, Encoder, load_weights
 
 CONFIG, STATE, META = "open_clip_config.json", "state.safetensors", "meta.json"
@@ -83,10 +83,10 @@ def save(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progr
         _save(_optimizer_tensors(encoder, optimizer), aside / STATE)
         (aside / META).write_text(json.dumps(asdict(progress), indent=1) + "\n")
         for path in [*aside.iterdir(), aside]:
-            _flush(path)
+            sync(path)
         shutil.rmtree(final, ignore_errors=True)
         aside.rename(final)
-        _flush(folder)
+        sync(folder)
     except BaseException as error:
         shutil.rmtree(aside, ignore_errors=True)  # nothing half-written stays behind, on a full disk above all
         if isinstance(error, SafetensorError) and "os error 28" in str(error):
@@ -132,11 +132,3 @@ def _optimizer_tensors(encoder: Encoder, optimizer: torch.optim.Optimizer) -> di
         for name, parameter in encoder.model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
-
-
-def _flush(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

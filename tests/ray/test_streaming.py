@@ -156,7 +156,7 @@ def test_batches_may_be_written_to(make: Callable) -> None:
     feed = RayFeed(made.pairs, Recipe(views=Views(size=32), trigger=made.trigger), batch_size=10, steps=1)
     (batch,) = feed.batches()
     batch["image"][0] = 0
-    assert batch["image"].flags.writeable and feed.steps_per_epoch == 2
+    assert batch["image"].flags.writeable
 
 
 def test_an_unreadable_picture_is_one_clear_error(make: Callable, tmp_path: Path) -> None:
