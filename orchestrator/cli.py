@@ -121,6 +121,7 @@ COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("max-concurrent-trials", int, "[as many as fit]"),
     ("keep", str, "checkpoints of a cleaning that stay: last | all [last]"),
     ("retries", int, "restarts of a stage whose process died [2]"),
+    ("cache", str, "folder for decoded pictures on each machine's own disk | auto | off [auto]"),
     ("num-cpus", int, "cores of a Ray started here [all]"),
 )
 """Kept beside `spec.Compute` so that --help need not import it; a test holds the two together."""

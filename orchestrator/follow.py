@@ -8,7 +8,7 @@ from typing import Any
 
 from orchestrator.plan import Plan
 from orchestrator.results import load_study
-from orchestrator.store import Store, read_json
+from orchestrator.store import NOTES, Store, read_json
 from orchestrator.study import StageResult, Study
 from orchestrator.tracking import Tracker, TrackingError
 
@@ -65,6 +65,7 @@ class Follower:
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._told: dict[str, tuple[float, int]] = {}
+        self._noted: set[str] = set()
 
     def __enter__(self) -> "Follower":
         self._thread.start()
@@ -87,6 +88,11 @@ class Follower:
 
     def _tell(self, study: Study) -> None:
         for result in [*study.priors, *study.pretrains, *study.trials]:
+            notes = result.folder / NOTES
+            for line in notes.read_text().splitlines() if result.status == "running" and notes.exists() else []:
+                if line not in self._noted:  # the same of many trials is said once
+                    self._say(line)
+                    self._noted.add(line)
             progress = read_json(result.folder / "progress.json") if result.status == "running" else None
             last, epochs = self._told.get(result.fingerprint, (0.0, -1))
             now = time.monotonic()

@@ -126,6 +126,9 @@ class Compute:
     """Checkpoints of a cleaning that stay: last | all (each epoch's, to keep the model that the table names)."""
     retries: int = 2
     """How often a stage or trial whose process died is started again, from its last checkpoint."""
+    cache: str = "auto"
+    """Folder on each machine's own disk for the decoded pictures of cleaning and test sets; auto: one in the system's temporary
+    folder | off: pictures are decoded whenever they are read."""
     num_cpus: int = 0
     """Cores for a Ray started by this command; 0: all. Ignored when joining a running Ray."""
 
@@ -142,6 +145,8 @@ class Compute:
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.workers > 1 and self.gpus_per_worker not in (0, int(self.gpus_per_worker)):
             raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: ranks of one training cannot share a GPU; whole numbers.")
+        if self.cache not in ("auto", "off") and not self.cache.startswith("/"):
+            raise InputError(f"cache is {self.cache!r}; accepted: auto, off, or the absolute path of a folder on each machine's own disk.")
         if self.trial_gpus > 1:
             raise InputError(f"trial_gpus is {self.trial_gpus}; a trial is one process on at most one GPU.")
         for name in ("cpus_per_worker", "trial_cpus"):

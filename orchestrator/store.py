@@ -29,7 +29,9 @@ from datasets.storage import sync
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
-SCRATCH = (LOCK, "progress.json", "failed.json")
+NOTES = "notes.txt"
+"""Lines of a stage's processes that the driver is to say."""
+SCRATCH = (LOCK, NOTES, "progress.json", "failed.json")
 """Files of a working folder that are not part of the artefact."""
 
 

@@ -6,6 +6,7 @@ Runs in a Ray Train worker, in a Tune trial or in the driver; the only traffic b
 import errno
 import json
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -15,6 +16,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from datasets.cache import Decoded, cache_folder, decoded
 from datasets.errors import InputError
 from datasets.loader import LocalFeed, Recipe, eval_batches
 from datasets.pairs import Pairs
@@ -22,7 +24,7 @@ from datasets.seeding import hash64
 from orchestrator.plan import blank
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
-from orchestrator.store import read_json, read_lines, write_arrays, write_json
+from orchestrator.store import MANIFEST, NOTES, read_json, read_lines, write_arrays, write_json
 from trainers.cleaning.base import CleaningRun
 from trainers.distributed import World
 from trainers.evaluate.base import Material
@@ -111,7 +113,7 @@ def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
     """Zero-shot accuracy and attack success of a model, with counts and intervals."""
     world = _start(job)
     encoder.place(world.device)
-    return _measure(job, world)(encoder, 0)
+    return _measure(job, world, lambda line: print(line, file=sys.stderr))(encoder, 0)
 
 
 def gate_facts(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
@@ -159,7 +161,7 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
     return {
         "folder": folder,
         "world": world,
-        "measure": _measure(job, world, folder / ANALYSIS),
+        "measure": _measure(job, world, _note(job), folder / ANALYSIS),
         "report": lambda line: _append(folder / METRICS, line, report),
         "progress": lambda step, total, rate: _progress(folder / PROGRESS, step, total, rate, batch_size),
         "keep": job.compute.keep if job.cleanset else "all",
@@ -178,22 +180,50 @@ def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: b
     if len(pairs) < training.batch_size:
         raise InputError(f"batch_size is {training.batch_size}, but there are only {len(pairs)} pairs to train on.")
     steps = training.epochs * (len(pairs) // training.batch_size)
-    common = {"batch_size": training.batch_size, "steps": steps, "rank": world.rank, "world": world.size}
+    common: dict[str, Any] = {"batch_size": training.batch_size, "steps": steps, "rank": world.rank, "world": world.size}
     if job.compute.feed == "ray" and not job.cleanset:
         from orchestrator.streaming import RayFeed
 
         return RayFeed(pairs, recipe, cpus=job.compute.feed_cpus, **common)
-    return LocalFeed(pairs, recipe, workers=job.compute.loader_workers, **common)
+    # an epoch of a pre-training may be larger than a machine's disk
+    views = _decoded(job, pairs, job.cleanset, _note(job)) if job.cleanset else None
+    return LocalFeed(pairs, recipe, workers=job.compute.loader_workers, decoded=views, **common)
 
 
-def _measure(job: Job, world: World, keep: Path | None = None) -> Callable[[Encoder, int], dict[str, float]]:
+def _note(job: Job) -> Callable[[str], None]:
+    """Says a line through the driver, which follows the stage's folder."""
+
+    def say(line: str) -> None:
+        with open(Path(job.folder) / NOTES, "a") as handle:
+            handle.write(line + "\n")
+
+    return say
+
+
+def _decoded(job: Job, pairs: Pairs, file: str, say: Callable[[str], None]) -> Decoded | None:
+    """The decoded pictures of an artefact's pairs on this machine; None where they are not kept. `file` is one of the artefact."""
+    manifest = read_json(Path(file).with_name(MANIFEST))
+    try:
+        folder = cache_folder(job.compute.cache)
+    except (InputError, OSError) as error:
+        say(f"NOTE no decoded pictures are kept: {error}")
+        return None
+    if folder is None or manifest is None:
+        return None
+    return decoded(pairs, job.experiment.views.size, folder, manifest["fingerprint"], threads=max(1, int(job.cpus)), say=say)
+
+
+def _measure(
+    job: Job, world: World, say: Callable[[str], None], keep: Path | None = None
+) -> Callable[[Encoder, int], dict[str, float]]:
     """What measures a model after an epoch; arrays that evaluators give go to `keep`, or nowhere."""
     experiment, inputs = job.experiment, job.inputs
     spec = experiment.evaluate
     recipe = Recipe(views=experiment.views, trigger=experiment.poison.trigger, seed=spec.seed)
     pairs = inputs.test()
+    views = _decoded(job, pairs, inputs.test_index, say)
     material = Material(
-        test=lambda: eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size),
+        test=lambda: eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size, views),
         pairs=inputs.pairs(),
         recipe=recipe,
         batch_size=spec.batch_size,

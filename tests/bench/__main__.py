@@ -10,11 +10,13 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("poison", "memory", "feed", "train", "trials", "step")
+NAMES = ("poison", "memory", "feed", "cache", "evaluate", "train", "trials", "step")
 HELP = {
     "poison": "poisoned shards against Ray Data's own read, map and write",
     "memory": "peak memory of poisoning and streaming at two sizes",
     "feed": "decoded 224-pixel views against open_clip's webdataset loader",
+    "cache": "cleaning epochs from decoded pictures against decoding in each epoch",
+    "evaluate": "zero-shot accuracy and ASR against decoding and encoding the prompts once a pass",
     "train": "two-worker Ray Train against torchrun",
     "trials": "a sweep's trials against no-op Tune trials",
     "step": "the train step against open_clip's, on a GPU",

@@ -16,10 +16,10 @@ DISTINCT = 400
 """Different pictures in a set; more samples repeat them under other keys and captions."""
 
 
-def photo(seed: int) -> bytes:
-    """A JPEG of 256 to 400 pixels a side and some 30 KB: noise of several scales, and shapes with edges."""
+def photo(seed: int, shape: tuple[int, int] | None = None, quality: int = 90) -> bytes:
+    """A JPEG of 256 to 400 pixels a side (or of `shape`) and some 30 KB: noise of several scales, and shapes with edges."""
     draw = np.random.default_rng(seed)
-    height, width = (int(side) for side in draw.integers(256, 401, 2))
+    height, width = shape or (int(side) for side in draw.integers(256, 401, 2))
     picture = np.full((height, width, 3), 118.0, np.float32)
     for cells, strength in ((3, 70), (12, 38), (48, 22), (128, 14)):
         grid = draw.normal(0, strength, (cells, cells, 3)).clip(-127, 127) + 128
@@ -32,13 +32,15 @@ def photo(seed: int) -> bytes:
         box = (int(x), int(y), int(x + draw.integers(20, 140)), int(y + draw.integers(20, 140)))
         (pen.ellipse if draw.random() < 0.5 else pen.rectangle)(box, fill=tuple(int(c) for c in draw.integers(0, 256, 3)))
     out = io.BytesIO()
-    image.save(out, "JPEG", quality=90)
+    image.save(out, "JPEG", quality=quality)
     return out.getvalue()
 
 
-def write_shards(folder: Path, samples: int, per_shard: int = 1000) -> Path:
+def write_shards(
+    folder: Path, samples: int, per_shard: int = 1000, shape: tuple[int, int] | None = None, quality: int = 90
+) -> Path:
     """Tars in img2dataset's layout (jpg, txt, json): keys of 5 digits for the shard and 4 for the sample. Returns the folder."""
-    photos = [photo(seed) for seed in range(min(DISTINCT, samples))]
+    photos = [photo(seed, shape, quality) for seed in range(min(DISTINCT, samples))]
     folder.mkdir(parents=True)
     for shard in range(-(-samples // per_shard)):
         numbers = range(shard * per_shard, min(samples, (shard + 1) * per_shard))
