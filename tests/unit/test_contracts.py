@@ -181,6 +181,7 @@ def test_plan_does_not_start_ray(tmp_path):
         (["plan", "sweeps.quickstart", "--trial-gpus", "2"], "at most one GPU"),
         (["plan", "sweeps.quickstart", "--workers", "2", "--gpus-per-worker", "0.5"], "cannot share a GPU"),
         (["plan", "sweeps.quickstart", "--feed", "carrier-pigeon"], "local, ray"),
+        (["plan", "sweeps.quickstart", "--cache", "here"], "absolute path"),
         (["plan", "sweeps.quickstart", "--poison.target", "zebra"], "zebra"),
         (["plan", "sweeps.quickstart", "--poison.count", "0"], "count"),
         (["plan", "sweeps.quickstart", "--pretrain.model.image_size", "64"], "views.size"),

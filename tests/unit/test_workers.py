@@ -1,0 +1,90 @@
+"""What a training process makes of its compute settings, without Ray."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from making import pairs
+from safetensors.numpy import load_file
+
+from datasets import cache
+from datasets.evalset import EvalSet
+from datasets.pairs import write_index
+from datasets.poison import Poison
+from datasets.source import Source
+from datasets.triggers.patch import Patch
+from datasets.view import Views
+from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain
+from orchestrator.stages import Inputs
+from orchestrator.store import MANIFEST, NOTES, read_lines
+from orchestrator.workers import METRICS, Job, clean
+from trainers.checkpoint import export
+from trainers.cleaning.finetune import CleanCLIP
+from trainers.model import WEIGHTS, TinyCLIP
+from trainers.objectives.contrastive import MMCL
+
+MODEL = TinyCLIP(vision_width=8, embed_dim=16)
+
+
+@pytest.fixture
+def job(tmp_path: Path) -> Job:
+    """A cleaning of a fresh model on 24 of 30 pairs, one of them a victim; tested on all 30."""
+    for name in ("index", "testset", "cleanset", "checkpoint", "run"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / MANIFEST).write_text(json.dumps({"fingerprint": name}))
+    made = pairs(tmp_path / "index", plan={4: "a banana.", 25: "a photo of a banana."})
+    source = Source(urls=str(tmp_path / "index"), format="webdataset")
+    table = pa.concat_tables([source.index_shard(n, url) for n, url in enumerate(made.urls)])
+    labels = pa.array(np.arange(30, dtype=np.int32) % 3)
+    write_index([table.set_column(table.schema.get_field_index("label"), "label", labels)], tmp_path / "testset" / "index.arrow")
+    np.save(tmp_path / "cleanset" / "rows.npy", np.arange(24))
+    export(tmp_path / "checkpoint", MODEL.build(0))
+    training = {"epochs": 1, "batch_size": 8, "lr": 1e-3, "warmup_steps": 0}
+    experiment = Experiment(
+        data=Data(source=source), views=Views(size=32), poison=Poison(trigger=Patch(size=6), target="banana", count=2),
+        pretrain=Pretrain(model=MODEL, objective=MMCL(), **training),
+        evaluate=Evaluate(data=EvalSet(path=str(tmp_path / "testset"))), clean=Clean(method=CleanCLIP(), pairs=24, **training),
+    )  # fmt: skip
+    inputs = Inputs(
+        index=made.index, urls=tuple(made.urls), plan=str(made.plan), rows=None, test_index=str(tmp_path / "testset" / "index.arrow"),
+        test_urls=tuple(made.urls), class_names=("apple", "banana", "cherry"), templates=("a {}",), target=1,
+    )  # fmt: skip
+    return Job(
+        experiment=experiment, inputs=inputs, folder=str(tmp_path / "run"), compute=Compute(cache=str(tmp_path / "cache")),
+        stage="clean", checkpoint=str(tmp_path / "checkpoint"), cleanset=str(tmp_path / "cleanset" / "rows.npy"),
+    )  # fmt: skip
+
+
+def outcome(job: Job, folder: Path) -> tuple[list[dict], dict[str, np.ndarray]]:
+    """Metrics that are no times, and weights, of the cleaning in a folder of its own."""
+    folder.mkdir()
+    clean(replace(job, folder=str(folder)))
+    lines = [line["metrics"] for line in read_lines(folder / METRICS)]
+    return [{k: v for k, v in line.items() if "second" not in k} for line in lines], load_file(folder / "epoch_0001" / WEIGHTS)
+
+
+def test_a_cleaning_from_decoded_pictures_is_the_same_and_needs_no_shard_again(job, tmp_path):
+    shards = outcome(replace(job, compute=Compute(cache="off")), tmp_path / "shards")
+    kept = outcome(job, tmp_path / "kept")
+    for url in job.inputs.urls:
+        Path(url).unlink()
+    again = outcome(job, tmp_path / "again")
+    assert len(list((tmp_path / "cache").iterdir())) == 2 and len(shards[0]) == 2
+    for other in (kept, again):
+        assert other[0] == shards[0] and all(np.array_equal(other[1][name], value) for name, value in shards[1].items())
+    assert not (tmp_path / "kept" / NOTES).exists()
+
+
+def test_without_room_the_stage_says_so_and_goes_on(job, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "SPARE_BYTES", 1 << 60)
+    metrics, _ = outcome(job, tmp_path / "full")
+    notes = (tmp_path / "full" / NOTES).read_text().splitlines()
+    assert len(metrics) == 2 and len(notes) == 2 and all("no room" in note for note in notes)
+    (tmp_path / "file").write_text("")
+    outcome(replace(job, compute=Compute(cache=str(tmp_path / "file"))), tmp_path / "blocked")
+    assert "no decoded pictures are kept" in (tmp_path / "blocked" / NOTES).read_text()
