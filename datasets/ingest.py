@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image
@@ -31,6 +32,17 @@ class _Pair:
     name: str
     caption: str | None
     label: int
+
+
+class Packed(NamedTuple):
+    """A picture in a shard."""
+
+    data: bytes
+    extension: str
+    width: int
+    height: int
+    original_width: int
+    original_height: int
 
 
 _Usable = tuple[_Pair, bytes, str, int, int]
@@ -161,26 +173,34 @@ def _usable(
         reason = "no_caption" if pair.caption is None else clean_drop_reason(pair.caption, min_length)
         if not reason:
             try:
-                data = Path(pair.picture).read_bytes()
-                image_HWC = decode(data)
-                with Image.open(io.BytesIO(data)) as opened:
-                    extension = _KEPT.get(opened.format or "", "")
-                if resize is not None and min(image_HWC.shape[:2]) > resize:
-                    image_HWC = _shrink(image_HWC, resize)
-                    packed = io.BytesIO()
-                    Image.fromarray(image_HWC).save(packed, "JPEG", quality=95, subsampling=0)
-                    data, extension = packed.getvalue(), "jpg"
-                elif not extension:
-                    packed = io.BytesIO()
-                    Image.fromarray(image_HWC).save(packed, "PNG")
-                    data, extension = packed.getvalue(), "png"
-                yield pair, data, extension, image_HWC.shape[1], image_HWC.shape[0]
+                packed = pack(Path(pair.picture).read_bytes(), resize)
+                yield pair, packed.data, packed.extension, packed.width, packed.height
             except (FileNotFoundError, IsADirectoryError):
                 reason = "no_image"
             except DecodeError:
                 reason = "undecodable"
         if reason:
             dropped[reason] += 1
+
+
+def pack(data: bytes, resize: int | None) -> Packed:
+    """A picture as it goes into a shard: its shorter side at most `resize` pixels. Raises `DecodeError`."""
+    image_HWC = decode(data)
+    original_height, original_width = image_HWC.shape[:2]
+    with Image.open(io.BytesIO(data)) as opened:
+        extension = _KEPT.get(opened.format or "", "")
+    if resize is not None and min(image_HWC.shape[:2]) > resize:
+        image_HWC = _shrink(image_HWC, resize)
+        data, extension = _encoded(image_HWC, "JPEG", quality=95, subsampling=0), "jpg"
+    elif not extension:
+        data, extension = _encoded(image_HWC, "PNG"), "png"
+    return Packed(data, extension, image_HWC.shape[1], image_HWC.shape[0], original_width, original_height)
+
+
+def _encoded(image_HWC: np.ndarray, kind: str, **options: int) -> bytes:
+    out = io.BytesIO()
+    Image.fromarray(image_HWC).save(out, kind, **options)
+    return out.getvalue()
 
 
 def _shrink(image_HWC: np.ndarray, shorter: int) -> np.ndarray:

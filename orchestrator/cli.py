@@ -95,6 +95,18 @@ def _parser() -> argparse.ArgumentParser:
     ingested.add_argument("--resize", type=int, help="shrink pictures to this shorter side in pixels, as JPEG")
     ingested.add_argument("--label-key", default="label")
     ingested.add_argument("--classes", default="none", help="none | folder: the top folder is the class")
+    fetched = command("fetch", _fetch, "Fetch a list of web addresses and captions (CC3M, CC12M) into shards.")
+    fetched.add_argument("list", help="TSV or CSV of addresses and captions, with or without a header line")
+    fetched.add_argument("out", help="folder for the shards, seen by all nodes; continued if fetch began it")
+    for flag, kind, text in FETCH:
+        fetched.add_argument(f"--{flag}", type=kind, default=None, help=text)
+    fetched.add_argument("--url-column", default="", help="name, or number from 1 [found by its addresses]")
+    fetched.add_argument("--caption-column", default="", help="name, or number from 1 [by name, or the only other one]")
+    fetched.add_argument("--delimiter", default="auto")
+    fetched.add_argument("--allow-private", action="store_true", help="connect to private and loopback addresses too")
+    fetched.add_argument("--retry-failed", action="store_true", help="try again what failed and may have gone by")
+    fetched.add_argument("--tasks", type=int, help="shards at a time in the cluster [one a core]")
+    fetched.add_argument("--num-cpus", type=int, help="cores of a Ray started here [all]")
     doctor = command("doctor", _doctor, "Check this machine: versions, cores, disk, GPU, store, tracking server.")
     doctor.add_argument("--store", default="store")
     doctor.add_argument("--tracking-uri", default="")
@@ -125,6 +137,29 @@ COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("num-cpus", int, "cores of a Ray started here [all]"),
 )
 """Kept beside `spec.Compute` so that --help need not import it; a test holds the two together."""
+
+
+FETCH: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+    ("shard-size", int, "rows of the list in a shard [1000]"),
+    ("resize", int, "shrink pictures to this shorter side in pixels, as JPEG [bytes as they are]"),
+    ("min-caption-length", int, "drop shorter captions, in characters [0]"),
+    ("min-size", int, "drop pictures with a shorter side of fewer pixels [1]"),
+    ("max-aspect-ratio", float, "drop pictures whose sides differ by more than this factor [none]"),
+    ("max-bytes", int, "of a download [16 MiB]"),
+    ("max-pixels", int, "of a picture [89478485]"),
+    ("threads", int, "downloads at a time in a task [32]"),
+    ("rate", float, "requests a second, over the cluster; 0: no limit [0]"),
+    ("host-rate", float, "requests a second to one host, over the cluster; 0: no limit [10]"),
+    ("host-connections", int, "requests at a time to one host, over the cluster; 0: no limit [4]"),
+    ("timeout", float, "seconds to connect, and to wait for the next bytes [10]"),
+    ("deadline", float, "seconds for one attempt at a picture [30]"),
+    ("retries", int, "further attempts after what may pass [2]"),
+    ("backoff", float, "seconds before the second attempt, doubled for each further one [1]"),
+    ("max-wait", float, "longest Retry-After that is waited for, seconds [60]"),
+    ("redirects", int, "followed for a picture [5]"),
+    ("user-agent", str, "what servers are told [Mozilla/5.0 (compatible; cleansweep)]"),
+)
+"""Kept beside `datasets.fetch.Wanted` and `Manners`; a test holds them together."""
 
 
 def _overrides(rest: list[str], accepted: bool) -> dict[str, str]:
@@ -237,6 +272,44 @@ def _ingest(options: argparse.Namespace) -> int:
     )
     print(json.dumps(summary, indent=1))
     return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from datasets.fetch import Manners, Wanted
+    from datasets.urllist import UrlList
+
+    if options.tasks is not None and options.tasks < 1:
+        raise InputError(f"fetch: --tasks is {options.tasks}; accepted is the number of shards at a time, at least 1.")
+    given = {name: value for flag, _, _ in FETCH if (value := getattr(options, name := flag.replace("-", "_"))) is not None}
+    given["allow_private"] = options.allow_private
+    of = lambda cls: {field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given}
+    wanted, manners = Wanted(**of(Wanted)), Manners(**of(Manners))
+    out = Path(options.out).absolute()
+    urls = UrlList(
+        options.list,
+        block_rows=wanted.shard_size,
+        url_column=options.url_column,
+        caption_column=options.caption_column,
+        delimiter=options.delimiter,
+    )
+    from orchestrator import cluster
+    from orchestrator.fetch import fetch_list
+
+    try:
+        summary = fetch_list(
+            urls,
+            out,
+            wanted,
+            manners,
+            tasks=options.tasks,
+            num_cpus=options.num_cpus,
+            retry_failed=options.retry_failed,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    finally:
+        cluster.shutdown()
+    print(json.dumps(summary, indent=1))
+    return 0 if summary["status"].get("success") else 1
 
 
 def _doctor(options: argparse.Namespace) -> int:

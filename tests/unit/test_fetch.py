@@ -1,0 +1,511 @@
+"""Fetching from a server that misbehaves, and from lists that are broken."""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+import socket
+import ssl
+import tarfile
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import replace
+from email.utils import formatdate
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from making import picture
+
+from datasets import fetch
+from datasets.errors import InputError
+from datasets.fetch import Failed, Manners, Pacer, Wanted, download, fetch_shard, finished, is_public, may_pass_later
+from datasets.source import Source
+from datasets.urllist import MAX_LINE, Row, UrlList
+from datasets.view import decode
+from tests.misbehaving import BODIES, JPEG, Server, png, serving
+
+WANTED = Wanted(allow_private=True, max_bytes=1_000_000)
+PLAIN = Manners(retries=0, backoff=0.01, host_rate=0, host_connections=0)
+HASTY = replace(PLAIN, timeout=0.3, deadline=0.6)
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[Server]:
+    with serving() as running:
+        yield running
+
+
+def get(url: str, wanted: Wanted = WANTED, manners: Manners = PLAIN) -> fetch.Picture:
+    return fetch.picture(download(url, wanted, manners, Pacer(manners)), wanted)
+
+
+def status(url: str, wanted: Wanted = WANTED, manners: Manners = PLAIN) -> str:
+    with pytest.raises(Failed) as failed:
+        get(url, wanted, manners)
+    return failed.value.status
+
+
+def test_a_good_picture_keeps_its_bytes(server):
+    got = get(server.url("good.jpg"))
+    assert got.data == JPEG and got.extension == "jpg"
+    assert {k: got.facts[k] for k in ("width", "height", "original_width")} == {"width": 32, "height": 24, "original_width": 32}
+    sent = server.headers[-1]
+    assert "cleansweep" in sent["User-Agent"] and sent["Accept-Encoding"] == "identity" and "Cookie" not in sent
+
+
+@pytest.mark.parametrize("path", ["hang", "hang_in_body", "trickle", "trickle_to_the_end", "trickle_headers", "trickle_headers?lines"])
+def test_a_server_that_is_slow_in_any_part_is_left_in_time(server, path):
+    assert status(server.url(path), manners=HASTY) == "timeout"
+
+
+@pytest.mark.parametrize(
+    ("path", "expected"),
+    [
+        ("short", "truncated"),
+        ("understated", "truncated"),
+        ("cut.jpg", "truncated"),
+        ("chunked?cut", "truncated"),
+        ("gzip?cut", "truncated"),
+        ("gzip?bomb", "too_large"),
+        ("endless", "too_large"),
+        ("html.jpg", "not_an_image"),
+        ("svg", "not_an_image"),
+        ("garbage.jpg", "undecodable"),
+        ("nothing", "empty"),
+        ("scans.jpg", "bomb"),
+        ("bomb", "bomb"),
+        ("status?404", "http_404"),
+        ("status?403", "http_403"),
+        ("status?206", "http_206"),
+        ("status?302", "http_302"),
+        ("loop", "redirect_limit"),
+        ("hops?6", "redirect_limit"),
+        ("to?file:///etc/passwd", "bad_url"),
+        ("to?ftp://127.0.0.1/x", "bad_url"),
+        ("to?//[", "bad_url"),
+        ("reset", "reset"),
+        ("close", "reset"),
+        ("nonsense", "bad_response"),
+        ("many_headers", "bad_response"),
+        ("opted_out", "opted_out"),
+    ],
+)
+def test_what_goes_wrong_has_a_name(server, path, expected):
+    assert status(server.url(path)) == expected
+
+
+@pytest.mark.parametrize("path", ["good.jpg", "unstated", "chunked", "gzip", "gzip?lie", "hops?5", "to?good.jpg"])
+def test_what_is_only_odd_is_fetched(server, path):
+    assert get(server.url(path)).data == JPEG
+
+
+def test_types_go_by_content(server):
+    assert get(server.url("png.jpg"))[:2] == (BODIES["png.jpg"], "png")
+    animated = get(server.url("animated.gif"))
+    assert animated.extension == "png" and np.abs(decode(animated.data).astype(int) - picture(0)).mean() < 8, "the first frame"
+    assert decode(get(server.url("cmyk.jpg")).data).shape == (24, 32, 3)
+
+
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
+def test_a_bomb_is_refused_before_it_is_decoded(monkeypatch):
+    def never(*arguments):
+        raise AssertionError("decoded")
+
+    monkeypatch.setattr(fetch, "pack", never)
+    for width, height in ((20_000, 20_000), (12_000, 9_000)):
+        with pytest.raises(Failed) as failed:
+            fetch.picture(png(width, height), WANTED)
+        assert failed.value.status == "bomb"
+    with pytest.raises(Failed) as failed:
+        fetch.picture(JPEG, replace(WANTED, max_pixels=100))
+    assert failed.value.status == "bomb"
+
+
+def test_an_announced_length_over_the_limit_is_not_read(server):
+    with pytest.raises(Failed) as failed:
+        get(server.url("long.bin"), replace(WANTED, max_bytes=50_000))
+    assert failed.value.status == "too_large" and "announced" in failed.value.detail
+
+
+def test_sizes_and_resizing(server):
+    assert status(server.url("tiny.jpg"), replace(WANTED, min_size=6)) == "too_small"
+    assert status(server.url("wide.jpg"), replace(WANTED, max_aspect_ratio=4.5)) == "aspect_ratio"
+    assert get(server.url("wide.jpg"), replace(WANTED, max_aspect_ratio=5.0)).facts["width"] == 100
+    shrunk = get(server.url("large.jpg"), replace(WANTED, resize=45))
+    assert decode(shrunk.data).shape == (45, 80, 3) and shrunk.facts["original_height"] == 90
+    assert get(server.url("good.jpg"), replace(WANTED, resize=45)).data == JPEG, "never enlarged"
+
+
+@pytest.mark.parametrize(
+    ("path", "asked"), [("at_last?500x2", 3), ("at_last?503x1", 2), ("at_last?429x2", 3), ("at_last?408x1", 2)]
+)
+def test_what_may_pass_is_tried_again(server, path, asked):
+    assert get(server.url(path), manners=replace(PLAIN, retries=2)).data == JPEG
+    assert server.asked["/" + path] == asked
+
+
+@pytest.mark.parametrize(
+    ("path", "expected", "asked"),
+    [("status?410", "http_410", 1), ("status?502", "http_502", 3), ("short?2", "truncated", 3), ("reset?2", "reset", 3)],
+)
+def test_only_what_may_pass_is_tried_again(server, path, expected, asked):
+    assert status(server.url(path), manners=replace(PLAIN, retries=2)) == expected
+    assert server.asked["/" + path] == asked
+
+
+def test_retry_after_is_honoured(server, monkeypatch):
+    slept: list[float] = []
+    monkeypatch.setattr(fetch.time, "sleep", slept.append)
+    manners = replace(PLAIN, retries=1)
+    pacer = Pacer(manners, clock=lambda: sum(slept))
+    with pytest.raises(Failed, match="http_429"):
+        download(server.url("later?7"), WANTED, manners, pacer)
+    assert 7.0 in slept and server.asked["/later?7"] == 2
+    with pytest.raises(Failed, match="http_429"):
+        download(server.url("later?900"), WANTED, manners, pacer)
+    assert server.asked["/later?900"] == 1, "nobody waits that long"
+    assert pacer.enter("127.0.0.1") == (False, pytest.approx(manners.max_wait)), "and the others of this host wait too"
+    assert fetch._seconds(formatdate(4e9)) > 1e8 and fetch._seconds(formatdate(0)) == 0 and fetch._seconds("soon") is None
+
+
+def test_private_addresses_are_refused_also_behind_a_redirect_or_a_name(server, monkeypatch):
+    public = replace(WANTED, allow_private=False)
+    before = sum(server.asked.values())
+    for host in ("127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"):
+        assert status(f"http://{host}:{server.server_port}/good.jpg", public) == "blocked_address", host
+    assert sum(server.asked.values()) == before
+    monkeypatch.setattr(fetch, "is_public", lambda address: address == "127.0.0.1")  # the server plays the open internet
+    assert get(server.url("good.jpg"), public).data == JPEG
+    assert status(server.url("to?http://169.254.169.254/latest/meta-data"), public) == "blocked_address"
+
+
+def test_the_address_that_was_checked_is_the_one_connected_to(server, monkeypatch):
+    answers = [("127.0.0.1", server.server_port)]
+    asked: list[str] = []
+
+    def rebinding(host, port, **_):
+        asked.append(host)
+        return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", answers.pop(0))]  # a second look-up would fail
+
+    monkeypatch.setattr(socket, "getaddrinfo", rebinding)
+    assert get("http://pictures.example/good.jpg").data == JPEG and asked == ["pictures.example"]
+
+
+@pytest.mark.parametrize(
+    ("address", "public"),
+    [("8.8.8.8", True), ("2606:4700::1111", True), ("10.1.2.3", False), ("172.16.0.1", False), ("192.168.1.1", False),
+     ("100.64.0.1", False), ("169.254.169.254", False), ("0.0.0.0", False), ("224.0.0.1", False), ("255.255.255.255", False),
+     ("::1", False), ("fe80::1%eth0", False),
+     ("fd00::1", False), ("::ffff:10.0.0.1", False), ("::ffff:8.8.8.8", True), ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False)],
+)  # fmt: skip
+def test_public_addresses(address, public):
+    assert is_public(address) is public
+
+
+@pytest.mark.parametrize(
+    "url",
+    ["ftp://host/x.jpg", "file:///etc/passwd", "data:image/png;base64,AA", "http://", "host/x.jpg", "http://a b/", "http://h:99999/", "x"],
+)
+def test_other_addresses_are_not_tried(url):
+    assert status(url) == "bad_url"
+
+
+def test_hosts_that_are_not_there(monkeypatch):
+    with socket.socket() as unused:
+        unused.bind(("127.0.0.1", 0))
+        assert status(f"http://127.0.0.1:{unused.getsockname()[1]}/x.jpg") == "refused"
+
+    def nobody(*arguments, **_):
+        raise socket.gaierror(socket.EAI_NONAME, "no such host")
+
+    monkeypatch.setattr(socket, "getaddrinfo", nobody)
+    assert status("http://nobody.example/x.jpg") == "unknown_host"
+
+
+def test_certificates_are_verified(tmp_path, monkeypatch):
+    certificate = self_signed(tmp_path)
+    with serving() as server:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(certificate)
+        server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
+        url = server.url("good.jpg").replace("http:", "https:")
+        assert status(url) == "tls_error"
+        trusting = ssl.create_default_context(cafile=str(certificate))
+        monkeypatch.setattr(fetch, "_tls", lambda: trusting)
+        assert get(url).data == JPEG
+        assert status(url.replace("127.0.0.1", "localhost")) == "tls_error", "the certificate is of another host"
+        assert status(url.replace("good.jpg", "trickle"), manners=HASTY) == "timeout", "the deadline cuts TLS too"
+
+
+def self_signed(folder: Path) -> Path:
+    import datetime
+
+    from cryptography import x509
+    from cryptography.hazmat.primitives import hashes, serialization
+    from cryptography.hazmat.primitives.asymmetric import ec
+
+    key, name = ec.generate_private_key(ec.SECP256R1()), x509.Name([x509.NameAttribute(x509.NameOID.COMMON_NAME, "test")])
+    now = datetime.datetime.now(datetime.UTC)
+    certificate = (
+        x509.CertificateBuilder()
+        .subject_name(name)
+        .issuer_name(name)
+        .public_key(key.public_key())
+        .serial_number(1)
+        .not_valid_before(now - datetime.timedelta(days=1))
+        .not_valid_after(now + datetime.timedelta(days=1))
+        .add_extension(x509.SubjectAlternativeName([x509.IPAddress(ipaddress.ip_address("127.0.0.1"))]), critical=False)
+        .sign(key, hashes.SHA256())
+    )
+    private = key.private_bytes(serialization.Encoding.PEM, serialization.PrivateFormat.PKCS8, serialization.NoEncryption())
+    path = folder / "certificate.pem"
+    path.write_bytes(private + certificate.public_bytes(serialization.Encoding.PEM))
+    return path
+
+
+# ---- turns ---------------------------------------------------------------------------------------------
+
+
+class Clock:
+    now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_turns_keep_the_rates():
+    clock = Clock()
+    pacer = Pacer(Manners(rate=10, host_rate=2, host_connections=0), clock)
+    assert pacer.enter("a") == (True, 0.0)
+    assert pacer.enter("a") == (False, pytest.approx(0.5))
+    assert [pacer.enter(host) for host in "bc"] == [(True, pytest.approx(0.1)), (True, pytest.approx(0.2))]
+    clock.now += 0.5
+    assert pacer.enter("a") == (True, 0.0)
+
+
+def test_turns_keep_the_number_of_connections_and_come_back_from_the_dead():
+    clock = Clock()
+    manners = Manners(host_rate=0, host_connections=2)
+    pacer = Pacer(manners, clock)
+    assert [pacer.enter("a")[0] for _ in range(3)] == [True, True, False]
+    pacer.leave("a")
+    assert [pacer.enter("a")[0] for _ in range(2)] == [True, False]
+    clock.now += manners.deadline + 61
+    assert pacer.enter("a")[0]
+
+
+def test_threads_of_a_task_hold_the_limits(server):
+    manners = replace(PLAIN, host_connections=3)
+    pacer, high, open_now, lock = Pacer(manners), [0], [0], threading.Lock()
+
+    class Counting:
+        pause = pacer.pause
+
+        def enter(self, host):
+            granted = pacer.enter(host)
+            with lock:
+                open_now[0] += granted[0]
+                high[0] = max(high[0], open_now[0])
+            return granted
+
+        def leave(self, host):
+            with lock:
+                open_now[0] -= 1
+            pacer.leave(host)
+
+    queue = fetch._Queue(Counting())
+    threads = [threading.Thread(target=download, args=(server.url(f"slow?{i}"), WANTED, manners, queue)) for i in range(12)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert high == [3] and open_now == [0]
+
+
+# ---- lists ---------------------------------------------------------------------------------------------
+
+
+def rows_of(path: Path, block_rows: int = 3, **options: str) -> tuple[UrlList, list[Row]]:
+    urls = UrlList(path, block_rows=block_rows, **options)
+    rows = [row for number in range(urls.blocks) for row in urls.block(number)]
+    assert len(rows) == len(urls)
+    assert all(len(urls.block(number)) == block_rows for number in range(urls.blocks - 1))
+    return urls, rows
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "first_line", "options"),
+    [
+        ("cc3m.tsv", 'a "big" dog\thttp://h/1\na cat, here\thttps://h/2\n', 1, {}),
+        ("cc12m.tsv", 'http://h/1\ta "big" dog\nhttps://h/2\ta cat, here\n', 1, {}),
+        ("crlf.tsv", 'a "big" dog\thttp://h/1\r\na cat, here\thttps://h/2', 1, {}),
+        ("named.csv", 'TEXT,id,URL\n"a ""big"" dog",1,http://h/1\n"a cat, here",2,https://h/2\n', 2, {}),
+        ("bom.csv", '\ufeffcaption,url\n"a ""big"" dog",http://h/1\n"a cat, here",https://h/2\n', 2, {}),
+        ("given.csv", 'x;y;z\nhttp://h/1;"a ""big"" dog";no\nhttps://h/2;a cat, here;no\n', 2, {"caption_column": "y", "delimiter": ";"}),
+        ("numbers.tsv", 'x\thttp://h/1\ta "big" dog\nhttp://o\thttps://h/2\ta cat, here', 1, {"url_column": "2", "caption_column": "3"}),
+    ],
+)
+def test_lists_of_many_forms(tmp_path, name, text, first_line, options):
+    (tmp_path / name).write_bytes(text.encode())
+    urls, rows = rows_of(tmp_path / name, **options)
+    assert [row[1:] for row in rows] == [("http://h/1", 'a "big" dog', ""), ("https://h/2", "a cat, here", "")]
+    assert [row.line for row in rows] == [first_line, first_line + 1]
+
+
+def test_bad_lines_are_rows_with_their_number_and_reason(tmp_path):
+    good = b"a dog\thttp://h/%d"
+    lines = [good % 1, b"alone", b"a\tb\thttp://h/3", b"\xff\xfe dog\thttp://h/4", b"", b"nul\0\thttp://h/6", b"x" * (MAX_LINE + 5000)]
+    lines += [good % 1, b'"a\thttp://h/9\r', b"no address\tx", b"x" * MAX_LINE, good % 12]
+    (tmp_path / "list.tsv").write_bytes(b"\n".join(lines) + b"\n")
+    for block_rows in (1, 3, 5, 12, 100):
+        urls, rows = rows_of(tmp_path / "list.tsv", block_rows)
+        assert [row.line for row in rows] == list(range(1, 13)) and urls.blocks == -(-12 // block_rows)
+        assert {row.line: row.fault for row in rows if row.fault} == {
+            2: "1 columns instead of 2",
+            3: "3 columns instead of 2",
+            4: "not UTF-8 at byte 1",
+            5: "empty",
+            6: "holds a NUL byte",
+            7: f"longer than {MAX_LINE} bytes",
+            11: "1 columns instead of 2",
+        }
+        assert [row.url for row in rows if not row.fault] == ["http://h/1", "http://h/1", "http://h/9", "x", "http://h/12"]
+
+
+def test_an_open_quote_spoils_its_own_line_only(tmp_path):
+    (tmp_path / "list.csv").write_text('caption,url\n"a dog,http://h/1\na cat,http://h/2\n')
+    _, rows = rows_of(tmp_path / "list.csv")
+    assert rows[0].fault.startswith("no CSV") and rows[1] == Row(3, "http://h/2", "a cat", "")
+
+
+@pytest.mark.parametrize(
+    ("content", "options", "said"),
+    [
+        (b"", {}, "is empty"),
+        (b"\n\n", {}, "2 × empty"),
+        (b"a dog\nhttp://h/1\n", {}, "no web address .* beside a caption"),
+        (bytes(range(256)) * 99, {}, "can be used: .* NUL"),
+        (b"\x1f\x8b\x08" + bytes(99), {}, "compressed"),
+        ("a\thttp://h\n".encode("utf-16"), {}, "UTF-16"),
+        (b"x" * 5_000_000, {}, "longer than"),
+        (b"http://h/1\ta\tb\n", {}, "--caption-column"),
+        (b"http://h/1\ta\n", {"url_column": "2"}, "no line has a web address"),
+        (b"http://h/1\ta\n", {"url_column": "1", "caption_column": "1"}, "the same column"),
+        (b"url\tcaption\nhttp://h/1\ta\n", {"caption_column": "words"}, "no column 'words' .*'url', 'caption'"),
+        (b"http://h/1\ta\n", {"caption_column": "3"}, "no column '3'"),
+        (b"http://h/1\ta\n", {"delimiter": "ab"}, "--delimiter"),
+        (b"url,caption,x\nhttp://h/1,a\nhttp://h/2,a\n", {}, "header line has 3 columns"),
+    ],
+)
+def test_what_is_no_list_is_refused_in_a_sentence(tmp_path, content, options, said):
+    (tmp_path / "list.tsv").write_bytes(content)
+    with pytest.raises(InputError, match=said):
+        UrlList(tmp_path / "list.tsv", block_rows=3, **options)
+    with pytest.raises(InputError, match="cannot be read"):
+        UrlList(tmp_path, block_rows=3)
+
+
+# ---- shards --------------------------------------------------------------------------------------------
+
+
+def make_rows(server: Server, *paths: str, **captions: str) -> list[Row]:
+    return [Row(i + 1, server.url(path), captions.get(f"c{i}", f"thing number {i}"), "") for i, path in enumerate(paths)]
+
+
+def shard(rows: list[Row], folder: Path, wanted: Wanted = WANTED, **options) -> dict:
+    return fetch_shard(7, rows, folder, wanted, PLAIN, Pacer(PLAIN), **options)
+
+
+def test_a_shard_holds_the_successes_and_its_table_every_row(server, tmp_path):
+    paths = ["good.jpg", "status?404", "png.jpg", *4 * ["good.jpg"]]
+    rows = make_rows(server, *paths, c3="", c4="12!", c5="short")
+    rows.append(Row(8, "", "", "2 columns instead of 1"))
+    told = Counter[str]()
+    stats = shard(rows, tmp_path, replace(WANTED, min_caption_length=6), tell=lambda status: told.update([status]))
+    expected = {"bad_line": 1, "empty_caption": 1, "http_404": 1, "no_letters": 1, "short_caption": 1, "success": 3}
+    assert stats["status_dict"] == expected == dict(told) and stats["count"] == 8 == sum(expected.values())
+    assert stats["bad_lines"] == {"8": "2 columns instead of 1"} and stats == finished(tmp_path, 7)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["00007.parquet", "00007.tar", "00007_stats.json"]
+    with tarfile.open(tmp_path / "00007.tar") as archive:
+        members = {m.name: archive.extractfile(m).read() for m in archive}
+        assert all(m.mtime == 0 for m in archive)
+    assert list(members) == [f"00007000{i}.{kind}" for i, image in ((0, "jpg"), (2, "png"), (6, "jpg")) for kind in (image, "txt", "json")]
+    fields = json.loads(members["000070002.json"])
+    table = pq.read_table(tmp_path / "00007.parquet").to_pylist()
+    assert fields == {k: v for k, v in table[2].items() if k != "line"} and len(table) == 8
+    assert fields["url"] == rows[2].url and fields["status"] == "success" and fields["original_width"] == 32 and len(fields["sha256"]) == 64
+    index = Source(urls=str(tmp_path)).index_shard(0, str(tmp_path / "00007.tar"))
+    assert set(index["drop"].to_pylist()) == {""} and index["caption"].to_pylist() == ["thing number 0", "thing number 2", "thing number 6"]
+
+
+def test_duplicate_addresses_are_two_samples(server, tmp_path):
+    assert shard(make_rows(server, "good.jpg", "good.jpg"), tmp_path)["successes"] == 2
+
+
+def test_a_shard_depends_on_neither_threads_nor_time(server, tmp_path):
+    rows = make_rows(server, *[f"numbered?{i}" for i in range(10)], "status?404", "short", "html.jpg")
+    for name, threads in (("a", 1), ("b", 8)):
+        manners = replace(PLAIN, threads=threads)
+        fetch_shard(0, rows, tmp_path / name, WANTED, manners, Pacer(manners))
+    for file in (tmp_path / "a").iterdir():
+        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
+
+
+def test_a_shard_without_a_success_has_no_tar(server, tmp_path):
+    assert shard(make_rows(server, "status?404"), tmp_path)["tar"] is None
+    assert finished(tmp_path, 7) and not (tmp_path / "00007.tar").exists()
+
+
+def test_only_a_whole_shard_is_finished(server, tmp_path):
+    shard(make_rows(server, "good.jpg"), tmp_path)
+    (tmp_path / "00007.tar").write_bytes(b"cut")
+    assert finished(tmp_path, 7) is None
+    (tmp_path / "00007_stats.json").write_text("{")
+    assert finished(tmp_path, 7) is None and finished(tmp_path, 8) is None
+
+
+def test_failures_can_be_tried_again_and_successes_stay(server, tmp_path):
+    paths = ["numbered?1", "at_last?500x1&again", "html.jpg", "numbered?2", "status?404&again"]
+    rows = make_rows(server, *paths)
+    first = shard(rows, tmp_path / "a")
+    assert first["status_dict"] == {"http_404": 1, "http_500": 1, "not_an_image": 1, "success": 2}
+    asked = Counter(server.asked)
+    second = shard(rows, tmp_path / "a", again=True)
+    assert second["status_dict"] == {"http_404": 1, "not_an_image": 1, "success": 3}
+    assert {path for path in server.asked if server.asked[path] > asked[path]} == {"/at_last?500x1&again", "/status?404&again"}
+    shard(rows, tmp_path / "b")
+    for file in (tmp_path / "b").iterdir():
+        assert file.read_bytes() == (tmp_path / "a" / file.name).read_bytes(), "as if they had come at once"
+    assert may_pass_later("http_500") and not may_pass_later("bomb") and not may_pass_later("success")
+
+
+def test_a_folder_that_cannot_be_written(server, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(InputError, match="cannot be written"):
+        shard(make_rows(server, "good.jpg"), tmp_path / "file" / "out")
+
+
+@pytest.mark.parametrize(
+    ("options", "said"), [({"resize": 0}, "resize is 0"), ({"max_pixels": 10**9}, "max_pixels"), ({"shard_size": 10_001}, "shard_size")]
+)
+def test_options_out_of_range(options, said):
+    with pytest.raises(InputError, match=said):
+        Wanted(**options)
+    with pytest.raises(InputError, match="user_agent"):
+        Manners(user_agent="a\r\nCookie: b")
+
+
+def test_the_command_lines_flags_are_the_fields():
+    from dataclasses import fields
+
+    from orchestrator import cli
+
+    flags = {flag.replace("-", "_") for flag, _, _ in cli.FETCH}
+    assert flags | {"allow_private"} == {field.name for cls in (Wanted, Manners) for field in fields(cls)}
+    for flag, _, text in cli.FETCH:
+        default = next(getattr(cls(), name) for cls in (Wanted, Manners) if hasattr(cls(), name := flag.replace("-", "_")))
+        shown = text[text.index("[") + 1 : -1]
+        if default is not None and flag != "max-bytes":
+            assert shown == (default if isinstance(default, str) else f"{default:.10g}"), flag
+
