@@ -189,7 +189,7 @@ class Source(Component):
     ) -> None:
         place = _file_place(_folder(url), path) if path else ""
         if place.startswith(("http://", "https://")):
-            raise InputError(f"{url}: {path} is a web address; download the pictures first (img2dataset writes shards of them).")
+            raise InputError(f"{url}: {path} is a web address; `cleansweep fetch` makes shards of such a list.")
         length = size_of(place) if place and not (not is_remote(place) and os.path.isdir(place)) else -1
         if length < 0:
             rows.first_missing = rows.first_missing or place or "(an empty path)"

@@ -34,37 +34,41 @@ class _Desk:
     def enter(self, host: str) -> tuple[bool, float]:
         return self.pacer.enter(host)
 
-    def leave(self, host: str) -> None:
-        self.pacer.leave(host)
+    def leave(self, host: str, told: list[str]) -> None:
+        if host:
+            self.pacer.leave(host)
+        self.counts.update(told)
 
     def pause(self, host: str, seconds: float) -> None:
         self.pacer.pause(host, seconds)
-
-    def tell(self, status: str) -> None:
-        self.counts[status] += 1
 
     def told(self) -> Counter[str]:
         return self.counts
 
 
 class _Turns:
-    """`datasets.fetch.Turns` of the whole cluster."""
+    """`datasets.fetch.Turns` of the whole cluster; statuses travel with the turns that are given back."""
 
     def __init__(self, desk: Any) -> None:
-        self.desk = desk
+        self.desk, self.told = desk, list[str]()
 
     def enter(self, host: str) -> tuple[bool, float]:
         return ray.get(self.desk.enter.remote(host))
 
     def leave(self, host: str) -> None:
-        self.desk.leave.remote(host)
+        told, self.told = self.told, []
+        self.desk.leave.remote(host, told)
 
     def pause(self, host: str, seconds: float) -> None:
         ray.get(self.desk.pause.remote(host, seconds))
 
 
 def _fetch(number: int, rows: list[Row], folder: str, wanted: Wanted, manners: Manners, desk: Any, again: bool) -> dict[str, Any]:
-    return fetch_shard(number, rows, folder, wanted, manners, _Turns(desk), lambda status: desk.tell.remote(status), again)
+    turns = _Turns(desk)
+    try:
+        return fetch_shard(number, rows, folder, wanted, manners, turns, lambda status: turns.told.append(status), again)
+    finally:
+        turns.leave("")
 
 
 def fetch_list(
