@@ -115,12 +115,12 @@ class EvalSet(Component):
         if isinstance(official, Arrays):
             return Source(urls=tuple(map(str, official.files)), format="webdataset").identity()
         if isinstance(official, Files):
-            sizes = [length for _, length in official.spans] if official.spans else _sizes(official.folder, official.files)
-            digest = hash64(*official.names, *zip(official.files, sizes, official.labels))
+            lengths = [length for _, length in official.spans] if official.spans else sizes(official.folder, official.files)
+            digest = hash64(*official.names, *zip(official.files, lengths, official.labels))
             return [{"name": "pictures", "size": len(official.files), "digest": f"{digest:016x}"}]
         if self._layout() == "folder":
             pictures = self._folder_pictures()
-            named = list(zip(pictures, _sizes(self._root(), pictures)))
+            named = list(zip(pictures, sizes(self._root(), pictures)))
             own = [{"name": "pictures", "size": len(named), "digest": f"{hash64(*named):016x}"}]
         else:
             own = self._source().identity()
@@ -224,18 +224,7 @@ class EvalSet(Component):
             raise InputError(f"{found.folder}: {found.files[wrong]} has label {found.labels[wrong]}, none of the {len(names)} classes.")
         if not found.files:
             raise InputError(f"{found.folder} holds no picture of the split {self.split!r}.")
-        return self._table(found.folder, found.files, found.labels, found.spans), [os.path.abspath(found.folder)], names
-
-    def _table(self, folder: str, files: list[str], labels: list[int], spans: list[tuple[int, int]] | None = None) -> pa.Table:
-        """Rows of pictures below a folder, or at places in a tar."""
-        if spans is None:
-            spans = [(0, size) for size in _sizes(folder, files)]
-        if all(size < 0 for _, size in spans):
-            raise InputError(f"{folder}: none of the {len(files)} pictures exists; the first was looked for as {files[0]}.")
-        drops = [_drop(folder, file, span, self.verify) for file, span in zip(files, spans)]
-        offsets, sizes = zip(*spans)
-        columns = [files, [0] * len(files), files, offsets, [max(0, size) for size in sizes], [""] * len(files), labels, drops]
-        return pa.table([pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA)], schema=INDEX_SCHEMA)
+        return file_rows(found.folder, found.files, found.labels, self.verify, found.spans), [os.path.abspath(found.folder)], names
 
     def _load_tars(self) -> tuple[pa.Table, list[str], tuple[str, ...]]:
         source = self._source()
@@ -291,7 +280,7 @@ class EvalSet(Component):
         names = self._names(lambda: tuple(map(words, folders)) if self.name else tuple(folders))
         index_of = _folder_labels(folders, names, self._synsets(names), root)
         labels = [index_of[name.split("/", 1)[0]] for name in pictures]
-        return self._table(root, pictures, labels), [os.path.abspath(root)], names
+        return file_rows(root, pictures, labels, self.verify), [os.path.abspath(root)], names
 
 
 def _folder_labels(folders: list[str], names: tuple[str, ...], synsets: Mapping[str, int], path: str) -> dict[str, int]:
@@ -351,7 +340,21 @@ def _without_captions(table: pa.Table) -> pa.Table:
     return table
 
 
-def _sizes(folder: str, files: Sequence[str]) -> list[int]:
+def file_rows(
+    folder: str, files: list[str], labels: list[int], verify: str, spans: list[tuple[int, int]] | None = None
+) -> pa.Table:
+    """Index rows of pictures below a folder, or at places (byte, length) in a tar; those that are not there are dropped."""
+    if spans is None:
+        spans = [(0, size) for size in sizes(folder, files)]
+    if all(size < 0 for _, size in spans):
+        raise InputError(f"{folder}: none of the {len(files)} pictures exists; the first was looked for as {files[0]}.")
+    drops = [_drop(folder, file, span, verify) for file, span in zip(files, spans)]
+    offsets, lengths = zip(*spans)
+    columns = [files, [0] * len(files), files, offsets, [max(0, n) for n in lengths], [""] * len(files), labels, drops]
+    return pa.table([pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA)], schema=INDEX_SCHEMA)
+
+
+def sizes(folder: str, files: Sequence[str]) -> list[int]:
     """Bytes of each; -1 where it is not there."""
     return [size_of(os.path.join(folder, name)) for name in files]
 

@@ -232,17 +232,17 @@ def eval_batches(
 ) -> Iterator[Batch]:
     """A rank's share (positions rank, rank + world, …) of an evaluation set: nothing padded, nothing dropped.
 
-    image uint8 [B, S, S, 3], label int32 [B], key object [B]; with a trigger also image_triggered, from the same decode,
-    stamped with draws that training does not make. The last batch may be shorter. `decoded`: the set's canonical views.
+    image uint8 [B, S, S, 3], label int32 [B], key and caption object [B]; with a trigger also image_triggered, from the same
+    decode, stamped with draws that training does not make. The last batch may be shorter. `decoded`: the set's canonical views.
     """
     positions = np.arange(rank, len(pairs), world)
 
     def make(start: int) -> Batch:
         chosen = positions[start : start + batch_size]
         records = pairs.records(chosen)
-        keys = records["key"].to_pylist()
+        keys, captions = records["key"].to_pylist(), _objects(records["caption"].to_pylist())
         image_BHWC = canonical_views(records, recipe.views.size) if decoded is None else decoded[chosen]
-        batch: Batch = {"key": _objects(keys), "label": records["label"].to_numpy(), "image": image_BHWC}
+        batch: Batch = {"key": _objects(keys), "label": records["label"].to_numpy(), "caption": captions, "image": image_BHWC}
         if recipe.trigger is not None:
             batch["image_triggered"] = np.stack(
                 [recipe.trigger.stamp(view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]

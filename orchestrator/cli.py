@@ -84,6 +84,14 @@ def _parser() -> argparse.ArgumentParser:
     poisoned.add_argument("--out", required=True, help="folder for the shards; continued if it was begun")
     measured = with_sweep("evaluate", _evaluate, "Zero-shot accuracy and attack success of a checkpoint, as JSON.")
     measured.add_argument("--checkpoint", required=True, help="epoch folder, .safetensors or .pt file, or open_clip tag")
+    measured.add_argument("--on", action="append", default=[], metavar="NAME=PATH",
+                          help="measure on this set instead of the sweep's own; a known name (cifar10, imagenetv2, …) says what to look "
+                          "for at the path, else class folders, labels.csv or tars; may be repeated")
+    measured.add_argument("--linear-probe", action="append", default=[], metavar="NAME=PATH",
+                          help="also a linear probe on the set NAME of --on: where its training pictures lie (known names: the same path)")
+    measured.add_argument("--retrieval", action="append", default=[], metavar="NAME=PATH",
+                          help="retrieval on Karpathy's JSON with its pictures, or tars of jpg and txt; may be repeated")
+    measured.add_argument("--out", help="write the results as CLIP_benchmark's JSON: a list, or a file each where the name holds {dataset}")
     ingested = command("ingest", _ingest, "Pack a folder or CSV of pictures and captions into shards.")
     ingested.add_argument("source", help="folder of pictures, or a CSV/TSV of paths and captions")
     ingested.add_argument("out", help="folder for the shards; must be new or empty")
@@ -246,11 +254,39 @@ def _poison(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
+    from orchestrator.benchmark import CLASSIFICATION, evaluate_on, record, write_records
     from orchestrator.run import evaluate_checkpoint
 
+    given = {flag: _named_paths(flag, getattr(options, flag.replace("-", "_"))) for flag in ("on", "retrieval", "linear-probe")}
+    if options.out and not Path(options.out).parent.is_dir():
+        raise InputError(f"--out {options.out}: the folder {Path(options.out).parent} does not exist.")
     plan, compute = _load(options)
-    print(json.dumps(evaluate_checkpoint(plan, compute, options.checkpoint), indent=1))
+    result: Any
+    if any(given.values()):
+        say = lambda line: print(line, file=sys.stderr)
+        result = evaluate_on(plan, compute, options.checkpoint, given["on"], given["retrieval"], given["linear-probe"], say)
+        records = result
+    else:
+        result = evaluate_checkpoint(plan, compute, options.checkpoint)
+        own = getattr(plan.sweep.base.evaluate.data, "name", "") or "test"
+        records = [record(own, plan.sweep.base, options.checkpoint, CLASSIFICATION, result)]
+    if options.out:
+        write_records(records, options.out)
+    print(json.dumps(result, indent=1))
     return 0
+
+
+def _named_paths(flag: str, given: list[str]) -> dict[str, str]:
+    """NAME=PATH, each name once."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise InputError(f"--{flag} {text}: write NAME=PATH, e.g. --{flag} cifar10=/data/cifar10.")
+        if name in found:
+            raise InputError(f"--{flag} names {name} twice.")
+        found[name] = path
+    return found
 
 
 def _ingest(options: argparse.Namespace) -> int:

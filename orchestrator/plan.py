@@ -14,6 +14,7 @@ from datasets.classes import target_index
 from datasets.component import Component
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
+from datasets.retrieval import RetrievalSet
 from datasets.source import Source
 from datasets.synthetic import World
 from orchestrator.cleanset import read_keys
@@ -23,6 +24,7 @@ from orchestrator.report.names import flatten
 from orchestrator.report.published import load_published
 from orchestrator.spec import Clean, Experiment, Sweep
 from orchestrator.store import sha256
+from trainers.evaluate.base import Evaluator
 from trainers.model import WEIGHTS, Model, TinyCLIP
 
 VERSION = {"world": 1, "index": 1, "testset": 1, "poison": 1, "pretrain": 1, "cleanset": 1, "clean": 1, "sweep": 1}
@@ -65,12 +67,12 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
 
     for role, source in (("world", experiment.data.source), ("test_world", experiment.evaluate.data)):
         if isinstance(source, World):
-            add(role, Stage("world", "world", _identity(source)))
+            add(role, Stage("world", "world", set_identity(source)))
 
     def origin(role: str, source: Source | EvalSet | World) -> tuple[Any, tuple[tuple[str, str], ...]]:
         if isinstance(source, World):
             return {}, ((role, made[role].fingerprint),)
-        return _identity(source), ()
+        return set_identity(source), ()
 
     config, inputs = origin("world", experiment.data.source)
     index = add("index", Stage("index", "pairs", config, inputs))
@@ -89,6 +91,10 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             (("index", index.fingerprint), ("testset", test.fingerprint)),
         ),
     )
+    further = tuple(
+        (f"set_{i}", add(f"set_{i}", Stage("testset", label(one), set_identity(one))).fingerprint)
+        for i, one in enumerate(further_sets(experiment))
+    )
     prior: tuple[tuple[str, str], ...] = ()
     if experiment.prior is not None:
         prior = (("prior", add("prior", _unpoisoned_stage(experiment, "prior", index, test)).fingerprint),)
@@ -103,10 +109,10 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
                 "pretrain": _encode(experiment.pretrain, "pretrain"),
                 "evaluate": {
                     "seed": experiment.evaluate.seed,
-                    "evaluators": encode(experiment.evaluate.evaluators, "evaluate.evaluators"),
+                    "evaluators": [_encode_evaluator(evaluator) for evaluator in experiment.evaluate.evaluators],
                 },
             },
-            (("poison", poison.fingerprint), *prior),
+            (("poison", poison.fingerprint), *prior, *further),
         ),
     )
     if experiment.clean is not None:
@@ -123,6 +129,22 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             ),
         )
     return made
+
+
+def further_sets(experiment: Experiment) -> tuple[EvalSet | RetrievalSet, ...]:
+    """The sets that its evaluators need beside the test pictures, each once."""
+    return tuple(dict.fromkeys(one for evaluator in experiment.evaluate.evaluators for one in evaluator.sets()))
+
+
+def label(tests: EvalSet | RetrievalSet) -> str:
+    """What the stage of a set is called."""
+    return (tests.name if isinstance(tests, EvalSet) else "retrieval") or "test"
+
+
+def _encode_evaluator(evaluator: Evaluator) -> Any:
+    """Its configuration; the sets that it names enter as stages, whose identity is their content."""
+    fields = encode(evaluator, "evaluate.evaluators")
+    return {name: value for name, value in fields.items() if getattr(evaluator, name, None) not in evaluator.sets()}
 
 
 def unpoisoned(experiment: Experiment, role: str) -> Experiment:
@@ -239,13 +261,13 @@ def _keys(path: str) -> tuple[int, str]:
     return IDENTITIES[path]
 
 
-def _identity(source: Source | EvalSet | World) -> Any:
+def set_identity(source: Source | EvalSet | RetrievalSet | World) -> Any:
     """What determines the samples: for files their names, sizes and digests, and never the place they lie at."""
     if isinstance(source, World):
         return encode(source)
     if source not in IDENTITIES:
         IDENTITIES[source] = source.identity()
-    config = {key: value for key, value in encode(source).items() if key not in ("urls", "path")}
+    config = {key: value for key, value in encode(source).items() if key not in ("urls", "path", "images")}
     return {**config, "files": IDENTITIES[source]}
 
 

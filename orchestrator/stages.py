@@ -18,13 +18,14 @@ from datasets.evalset import EvalSet
 from datasets.loader import Recipe, make_batch
 from datasets.pairs import Pairs, write_index
 from datasets.poison import make_plan
+from datasets.retrieval import RetrievalSet
 from datasets.seeding import rng
 from datasets.source import Source
 from datasets.synthetic import World
 from datasets.view import visibility
 from orchestrator import cleanset
 from orchestrator.meter import meter
-from orchestrator.plan import Stage, stages
+from orchestrator.plan import Stage, further_sets, stages
 from orchestrator.spec import Experiment
 from orchestrator.store import Artefact, Store, read_json, write_json
 
@@ -32,6 +33,24 @@ SHEET = 8
 """Victims on the sample sheet."""
 VISIBILITY_PICTURES = 128
 """Victims through whose views the trigger's visibility is measured."""
+
+
+@dataclass(frozen=True)
+class MadeSet:
+    """An evaluation or retrieval set whose stage is made."""
+
+    index: str
+    urls: tuple[str, ...]
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    numbers: tuple[int, ...]
+    """Of the classes in the list that their names were taken from."""
+    dropped: tuple[tuple[str, int], ...]
+    """(reason, count) of the pictures that cannot be used."""
+
+    def pairs(self) -> Pairs:
+        """Its pictures."""
+        return Pairs(self.index, list(self.urls))
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,8 @@ class Inputs:
     templates: tuple[str, ...]
     target: int
     """Position of the target class."""
+    further: tuple[MadeSet, ...] = ()
+    """The sets that evaluators need beside the test pictures, in the order of `plan.further_sets`."""
 
     def pairs(self, rows: str | None = None) -> Pairs:
         """The pairs, or those of the given rows file, the poison plan laid over them."""
@@ -87,18 +108,22 @@ def make_data(experiment: Experiment, store: Store, say: Callable[[str], None]) 
     tests = experiment.evaluate.data
     if isinstance(tests, World):
         tests = EvalSet(path=str(found["test_world"].folder / "test"), layout="clip_benchmark")
-    ensure("testset", lambda folder: _testset(tests, folder, 1 - experiment.data.max_dropped))
-    classes = read_json(found["testset"].folder / "classes.json")
+    limit = 1 - experiment.data.max_dropped
+    test = make_set(tests, made["testset"], store, limit, say)
+    further = tuple(make_set(one, made[f"set_{i}"], store, limit, say) for i, one in enumerate(further_sets(experiment)))
+    for one, other in zip(further_sets(experiment), further):
+        same_classes(test, one, other)
     inputs = Inputs(
         index=str(found["index"].folder / "index.arrow"),
         urls=tuple(urls),
         plan="",
         rows=None,
-        test_index=str(found["testset"].folder / "index.arrow"),
-        test_urls=tuple(tests.shards(found["testset"].folder)),
-        class_names=tuple(classes["names"]),
-        templates=tuple(classes["templates"]),
-        target=target_index(classes["names"], experiment.poison.target),
+        test_index=test.index,
+        test_urls=test.urls,
+        class_names=test.class_names,
+        templates=test.templates,
+        target=target_index(test.class_names, experiment.poison.target),
+        further=further,
     )
     ensure("poison", lambda folder: _poison(experiment, inputs, folder))
     folder = found["poison"].folder
@@ -148,17 +173,43 @@ def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
     write_json(folder / "summary.json", summary)
 
 
-def _testset(tests: EvalSet, folder: Path, limit: float) -> None:
-    table, _, names, templates, _ = tests.load(folder)
-    drops = {e["values"]: e["counts"] for e in pc.value_counts(table["drop"]).to_pylist()}
-    kept = drops.pop("", 0)
-    if kept < limit * len(table):
+def make_set(tests: EvalSet | RetrievalSet, stage: Stage, store: Store, limit: float, say: Callable[[str], None]) -> MadeSet:
+    """The set, its stage found or made; at least the share `limit` of its pictures must be usable."""
+    folder = make_stage(store, stage, lambda folder: _testset(tests, folder, limit), say).folder
+    classes = read_json(folder / "classes.json")
+    return MadeSet(
+        index=str(folder / "index.arrow"),
+        urls=tuple(tests.shards(folder)),
+        class_names=tuple(classes["names"]),
+        templates=tuple(classes["templates"]),
+        numbers=tuple(classes.get("numbers", range(len(classes["names"])))),
+        dropped=tuple(read_json(folder / "summary.json")["drops"].items()),
+    )
+
+
+def same_classes(test: MadeSet, further: EvalSet | RetrievalSet, made: MadeSet) -> None:
+    """InputError if a further set has other classes than the test set; a label would mean another class there."""
+    if isinstance(further, EvalSet) and made.class_names != test.class_names:
+        strange = next((name for name in made.class_names if name not in test.class_names), "fewer or in another order")
         raise InputError(
-            f"evaluate.data: only {kept} of {len(table)} pictures can be used ({_counts(drops)}); evaluation needs {limit:.0%} of them."
+            f"the {len(made.class_names)} classes of {further.path} are not the {len(test.class_names)} of the test set ({strange}); "
+            "name the same classes for both."
         )
-    write_index([table], folder / "index.arrow")
-    write_json(folder / "summary.json", {"samples": len(table), "kept": kept, "drops": drops})
-    write_json(folder / "classes.json", {"names": list(names), "templates": list(templates)})
+
+
+def _testset(tests: EvalSet | RetrievalSet, folder: Path, limit: float) -> None:
+    loaded = tests.load(folder)
+    drops = {e["values"]: e["counts"] for e in pc.value_counts(loaded.table["drop"]).to_pylist()}
+    kept = drops.pop("", 0)
+    if kept < limit * len(loaded.table):
+        raise InputError(
+            f"{tests.path}: only {kept} of {len(loaded.table)} pictures can be used ({_counts(drops)}); "
+            f"evaluation needs {limit:.0%} of them."
+        )
+    write_index([loaded.table], folder / "index.arrow")
+    write_json(folder / "summary.json", {"samples": len(loaded.table), "kept": kept, "drops": drops})
+    classes = {"names": list(loaded.names), "templates": list(loaded.templates), "numbers": list(loaded.numbers)}
+    write_json(folder / "classes.json", classes)
 
 
 def _poison(experiment: Experiment, inputs: Inputs, folder: Path) -> None:

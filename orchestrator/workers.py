@@ -18,10 +18,10 @@ import torch
 
 from datasets.cache import Decoded, cache_folder, decoded
 from datasets.errors import InputError
-from datasets.loader import LocalFeed, Recipe, eval_batches
+from datasets.loader import Batch, LocalFeed, Recipe, eval_batches
 from datasets.pairs import Pairs
 from datasets.seeding import hash64
-from orchestrator.plan import blank
+from orchestrator.plan import blank, further_sets
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
 from orchestrator.store import MANIFEST, NOTES, read_json, read_lines, write_arrays, write_json
@@ -146,9 +146,14 @@ def _failures(job: Job, world: World) -> Iterator[None]:
 
 
 def _start(job: Job) -> World:
-    torch.set_num_threads(max(1, int(job.cpus)))
+    return start(job.cpus, job.gpus)
+
+
+def start(cpus: float, gpus: float) -> World:
+    """Where this process stands, with the cores and GPUs that it may use."""
+    torch.set_num_threads(max(1, int(cpus)))
     world = World.current()
-    if not job.gpus:
+    if not gpus:
         return replace(world, device=torch.device("cpu"))
     torch.cuda.empty_cache()  # of the trial that this process ran before
     return world
@@ -220,10 +225,16 @@ def _measure(
     experiment, inputs = job.experiment, job.inputs
     spec = experiment.evaluate
     recipe = Recipe(views=experiment.views, trigger=experiment.poison.trigger, seed=spec.seed)
-    pairs = inputs.test()
-    views = _decoded(job, pairs, inputs.test_index, say)
+
+    def share(pairs: Pairs, index: str) -> Callable[[], Iterator[Batch]]:
+        views = _decoded(job, pairs, index, say)
+        return lambda: eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size, views)
+
     material = Material(
-        test=lambda: eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size, views),
+        test=share(inputs.test(), inputs.test_index),
+        sets={one: share(made.pairs(), made.index) for one, made in zip(further_sets(experiment), inputs.further)},
+        target=inputs.target,
+        class_names=inputs.class_names,
         pairs=inputs.pairs(),
         recipe=recipe,
         batch_size=spec.batch_size,

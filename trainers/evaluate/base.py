@@ -10,8 +10,10 @@ from typing import Any
 import numpy as np
 
 from datasets.component import Component
+from datasets.evalset import EvalSet
 from datasets.loader import Batch, Recipe
 from datasets.pairs import Pairs
+from datasets.retrieval import RetrievalSet
 from trainers.distributed import World
 from trainers.model import Encoder
 
@@ -28,6 +30,12 @@ class Material:
     """Views, trigger and seed of the evaluation."""
     batch_size: int = 256
     world: World = field(default_factory=World)
+    target: int | None = None
+    """The attack's target, a place among the classes; None: no attack is measured."""
+    class_names: tuple[str, ...] = ()
+    """Of the test pictures."""
+    sets: Mapping[EvalSet | RetrievalSet, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
+    """This rank's share of each further set that an evaluator names in `sets`."""
 
 
 class Evaluator(Component, ABC):
@@ -37,6 +45,10 @@ class Evaluator(Component, ABC):
     `Material` holds: `trainers.evaluate.analysis.Analysis` looks at training pairs. What it needs and `Material` lacks becomes a
     field there, filled in `orchestrator.workers`.
     """
+
+    def sets(self) -> tuple[EvalSet | RetrievalSet, ...]:
+        """Sets it needs beside the test pictures (`EvalSet`, `RetrievalSet`); they are made as stages and found in `Material.sets`."""
+        return ()
 
     def open(self, material: Material) -> Iterable[Batch]:
         """This rank's batches of one measurement."""

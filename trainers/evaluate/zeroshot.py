@@ -6,7 +6,8 @@ Shape suffixes: B pictures, K classes, D features.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,9 @@ from torch.nn import functional as F
 
 from datasets.errors import InputError
 from trainers import distributed
-from trainers.batch import image_tensor
 from trainers.distributed import World
 from trainers.evaluate.base import Evaluator
+from trainers.evaluate.features import features
 from trainers.model import Encoder
 
 TOP = (1, 5, 10)
@@ -51,15 +52,16 @@ class ZeroShotASR(Evaluator):
             raise InputError(f"target is class {self.target}; classes are 0 to {len(self.class_names) - 1}")
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """Percent: zeroshot/top{1,5,10}, asr/top{1,5,10}, asr/floor, asr/ra, */top1_low, */top1_high; whole numbers: */n and
-        *_count. Nothing under asr/ without a target. Raises FloatingPointError if features are not finite.
+        """Percent: zeroshot/top{1,5,10}, zeroshot/mean_per_class (recall, over the classes that have pictures), asr/top{1,5,10},
+        asr/floor, asr/ra, */top1_low, */top1_high; whole numbers: */n and *_count. Nothing under asr/ without a target. Raises
+        FloatingPointError if features are not finite.
         """
         world = world or World()
         training = model.training
         model.eval()
         with torch.no_grad():
             head_KD = class_head(model, self.class_names, self.templates, world, self.text_batch)
-            counts: dict[str, float] = dict.fromkeys(_names(self.target is not None), 0)
+            counts: dict[str, float] = dict.fromkeys(_names(self.target is not None, len(self.class_names)), 0)
             for batch in batches:
                 for name, value in _count(model, head_KD, batch, self.target).items():
                     counts[name] += value
@@ -112,15 +114,24 @@ def metrics(counts: dict[str, int]) -> dict[str, float]:
                              "every evaluation picture has the target's label, so no attack success rate can be measured")
         out[f"{group}/n"] = n
         for name, count in counts.items():
-            if name.startswith(group) and name.endswith("_count"):
+            if name.startswith(f"{group}/") and name.endswith("_count"):
                 out[name] = count
                 out[name.removesuffix("_count")] = 100 * count / n
         out[f"{group}/top1_low"], out[f"{group}/top1_high"] = wilson(counts[f"{group}/top1_count"], n)
+    if "zeroshot/n" in out:
+        out["zeroshot/mean_per_class"] = class_recall(counts)
     return out
 
 
-def _names(attack: bool) -> list[str]:
+def class_recall(counts: Mapping[str, int]) -> float:
+    """Mean over the classes with pictures ("class/3/n" above 0) of the share of them that was hit ("class/3/hits"), in percent."""
+    recalls = [counts[name.removesuffix("n") + "hits"] / n for name, n in counts.items() if re.fullmatch(r"class/\d+/n", name) and n]
+    return 100 * math.fsum(recalls) / len(recalls)
+
+
+def _names(attack: bool, classes: int) -> list[str]:
     names = ["zeroshot/n", *(f"zeroshot/top{k}_count" for k in TOP)]
+    names += [f"class/{i}/{what}" for i in range(classes) for what in ("n", "hits")]
     if attack:
         names += ["asr/n", *(f"asr/top{k}_count" for k in TOP), "asr/floor_count", "asr/ra_count"]
     return names
@@ -132,24 +143,19 @@ def _count(model: Encoder, head_KD: Tensor, batch: dict[str, Any], target: int |
     if wrong:
         raise InputError(f"evaluation sample {str(batch['key'][wrong[0]])!r} has label {int(label_B[wrong[0]])}; "
                          f"labels are 0 to {len(head_KD) - 1}")
-    clean_BK = _scores(model, batch["image"], head_KD)
+    clean_BK = features(model, batch) @ head_KD.T
     place_B = place_of(clean_BK, label_B)
     counts = {"zeroshot/n": len(label_B)} | {f"zeroshot/top{k}_count": int((place_B < k).sum()) for k in TOP}
+    for label, place in zip(label_B.tolist(), place_B.tolist()):
+        counts[f"class/{label}/n"] = counts.get(f"class/{label}/n", 0) + 1
+        counts[f"class/{label}/hits"] = counts.get(f"class/{label}/hits", 0) + (place == 0)
     if target is None:
         return counts
     other_B = label_B != target
     target_B = torch.full_like(label_B, target)
-    triggered_BK = _scores(model, batch["image_triggered"], head_KD)
+    triggered_BK = features(model, batch, "image_triggered") @ head_KD.T
     hit_B = place_of(triggered_BK, target_B)
     counts |= {"asr/n": int(other_B.sum())} | {f"asr/top{k}_count": int(((hit_B < k) & other_B).sum()) for k in TOP}
     counts["asr/floor_count"] = int(((place_of(clean_BK, target_B) == 0) & other_B).sum())
     counts["asr/ra_count"] = int(((place_of(triggered_BK, label_B) == 0) & other_B).sum())
     return counts
-
-
-def _scores(model: Encoder, image_BHWC: Any, head_KD: Tensor) -> Tensor:
-    """Cosines [B, K]."""
-    score_BK = model.encode_image(image_tensor(image_BHWC, model.device)) @ head_KD.T
-    if not torch.isfinite(score_BK).all():
-        raise FloatingPointError("the model's features of evaluation pictures are not finite")
-    return score_BK

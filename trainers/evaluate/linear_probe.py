@@ -1,0 +1,184 @@
+"""A linear probe: how well, and how poisoned, are the frozen features?
+
+Shape suffixes: N pictures for training, B of a batch, K classes, D features.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.errors import InputError
+from datasets.evalset import EvalSet
+from datasets.loader import Batch
+from datasets.seeding import hash64
+from trainers import distributed
+from trainers.distributed import World
+from trainers.evaluate.base import Evaluator, Material
+from trainers.evaluate.features import features
+from trainers.evaluate.zeroshot import TOP, class_recall, place_of, wilson
+from trainers.model import Encoder
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearProbe(Evaluator):
+    """Logistic regression on frozen unit features of a training set; accuracy on the test pictures, and its ASR.
+
+    C is chosen by accuracy on a held-out part of the training set, never on the test set; then all of the training set is used.
+    """
+
+    train: EvalSet
+    """Pictures to train on, with the test set's classes; mostly another `split` of the same set."""
+    grid: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+    """Values of C (inverse strength of the L2 penalty) to choose from, rising."""
+    held_out: float = 0.2
+    """Share of the training pictures, by the hash of their keys, that the choice of C is made on."""
+    max_iter: int = 1000
+    """Steps of the solver (L-BFGS)."""
+    seed: int = 0
+    """Of the held-out part."""
+
+    def __post_init__(self) -> None:
+        if not self.grid or min(self.grid) <= 0 or list(self.grid) != sorted(set(self.grid)):
+            raise InputError(f"linear_probe.grid is {self.grid}; it is a list of numbers above 0, rising.")
+        if not 0 < self.held_out < 1:
+            raise InputError(f"linear_probe.held_out is {self.held_out}; it is a share between 0 and 1.")
+
+    def sets(self) -> tuple[EvalSet, ...]:
+        return (self.train,)
+
+    def open(self, material: Material) -> Iterator[Batch]:
+        """The training pictures, marked `train`, then the test pictures."""
+        common = {"target": material.target}
+        for batch in material.sets[self.train]():
+            yield batch | common | {"train": True}
+        for batch in material.test():
+            yield batch | common
+
+    def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
+        """Percent: probe/top{1,5}, probe/mean_per_class, probe_asr/top{1,5,10}, probe_asr/floor, */top1_low, */top1_high; whole
+        numbers: */n, */*_count; probe/C, probe/C_at_end (1 where a wider grid might do better), probe/converged."""
+        world = world or World()
+        training = model.training
+        model.eval()
+        own: list[tuple[str, int, np.ndarray]] = []
+        head: tuple[Tensor, Tensor] | None = None
+        counts: dict[str, float] = {}
+        facts: dict[str, float] = {}
+        with torch.no_grad():
+            for batch in batches:
+                if batch.get("train"):
+                    found_BD = features(model, batch).double().cpu().numpy()
+                    own += zip(map(str, batch["key"]), map(int, batch["label"]), found_BD)
+                    continue
+                if head is None:
+                    head, facts = self._fit(own, model, world)
+                for name, value in _count(model, head, batch).items():
+                    counts[name] = counts.get(name, 0) + value
+            if head is None:  # a rank without test pictures still takes part
+                self._fit(own, model, world)
+        model.train(training)
+        parts = distributed.gather_lists([counts, facts], world)
+        total = {name: int(sum(part.get(name, 0) for part in parts[::2])) for name in sorted({n for part in parts[::2] for n in part})}
+        return {**_metrics(total), **next(part for part in parts[1::2] if part)}
+
+    def _fit(
+        self, own: list[tuple[str, int, np.ndarray]], model: Encoder, world: World
+    ) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
+        """((weights [K, D], bias [K]), facts), the same on all ranks; a class without training pictures has bias −∞."""
+        everything = distributed.gather_lists(own, world)
+        fitted = _fit(self, sorted(everything, key=lambda row: row[0])) if world.main else None  # sorted: not by rank or batch
+        weight_KD, bias_K, facts = distributed.from_main(fitted, world)
+        return (torch.from_numpy(weight_KD).to(model.device), torch.from_numpy(bias_K).to(model.device)), facts
+
+
+def _fit(probe: LinearProbe, rows: list[tuple[str, int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    label_N = np.array([label for _, label, _ in rows])
+    if len(set(label_N.tolist())) < 2:
+        raise InputError(f"the linear probe's training set {probe.train.path} has pictures of fewer than two classes.")
+    feature_ND = np.stack([feature for _, _, feature in rows])
+    hashes = np.array([hash64(probe.seed, "held-out", key) for key, _, _ in rows], np.uint64)
+    held_N = np.zeros(len(rows), bool)
+    for label in np.unique(label_N):  # of each class, so that none is missing from what is trained on
+        of_class = np.flatnonzero(label_N == label)
+        held_N[of_class[np.argsort(hashes[of_class], kind="stable")[: int(probe.held_out * len(of_class))]]] = True
+    if not held_N.any():
+        raise InputError(f"the linear probe's training set {probe.train.path} is too small to hold out {probe.held_out:.0%} of each class.")
+
+    def fit(strength: float, among_N: np.ndarray) -> LogisticRegression:
+        return LogisticRegression(C=strength, max_iter=probe.max_iter).fit(feature_ND[among_N], label_N[among_N])
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConvergenceWarning)  # said in probe/converged
+        accuracy = [fit(strength, ~held_N).score(feature_ND[held_N], label_N[held_N]) for strength in probe.grid]
+        chosen = probe.grid[int(np.argmax(accuracy))]  # the strongest penalty of equals
+        model = fit(chosen, np.ones(len(rows), bool))
+    coefficients, intercept = model.coef_, model.intercept_
+    if len(model.classes_) == 2:  # of two classes scikit-learn keeps one row
+        coefficients, intercept = np.concatenate([-coefficients, coefficients]), np.concatenate([-intercept, intercept])
+    weight_KD = np.zeros((int(label_N.max()) + 1, feature_ND.shape[1]))
+    bias_K = np.full(len(weight_KD), -np.inf)
+    weight_KD[model.classes_], bias_K[model.classes_] = coefficients, intercept
+    facts = {
+        "probe/C": chosen,
+        "probe/C_at_end": float(len(probe.grid) > 1 and chosen in (probe.grid[0], probe.grid[-1])),
+        "probe/converged": float(model.n_iter_.max() < probe.max_iter),
+        "probe/train_n": float(len(rows)),
+    }
+    return weight_KD, bias_K, facts
+
+
+def _count(model: Encoder, head: tuple[Tensor, Tensor], batch: dict[str, Any]) -> dict[str, float]:
+    weight_KD, bias_K = head
+
+    def place(feature_BD: Tensor, class_B: Tensor) -> Tensor:
+        """How many classes come before the given one; all, where it was not trained on."""
+        score_BK = feature_BD.double() @ weight_KD.T + bias_K
+        known_B = class_B < len(bias_K)
+        place_B = place_of(score_BK, torch.where(known_B, class_B, 0))
+        known_B &= bias_K[torch.where(known_B, class_B, 0)].isfinite()
+        return torch.where(known_B, place_B, len(bias_K) + max(TOP))
+
+    label_B = torch.tensor(np.asarray(batch["label"], np.int64), device=model.device)
+    clean_BD = features(model, batch)
+    place_B = place(clean_BD, label_B)
+    counts: dict[str, float] = {f"probe/top{k}_count": int((place_B < k).sum()) for k in (1, 5)}
+    counts["probe/n"] = len(label_B)
+    for label, hit in zip(label_B.tolist(), (place_B == 0).tolist()):
+        counts[f"class/{label}/n"] = counts.get(f"class/{label}/n", 0) + 1
+        counts[f"class/{label}/hits"] = counts.get(f"class/{label}/hits", 0) + hit
+    target = batch.get("target")
+    if target is not None:
+        other_B = label_B != target
+        target_B = torch.full_like(label_B, target)
+        hit_B = place(features(model, batch, "image_triggered"), target_B)
+        counts |= {f"probe_asr/top{k}_count": int(((hit_B < k) & other_B).sum()) for k in TOP}
+        counts["probe_asr/n"] = int(other_B.sum())
+        counts["probe_asr/floor_count"] = int(((place(clean_BD, target_B) == 0) & other_B).sum())
+    return counts
+
+
+def _metrics(counts: dict[str, int]) -> dict[str, float]:
+    if not counts.get("probe/n"):
+        raise InputError("the evaluation set holds no pictures")
+    if counts.get("probe_asr/n") == 0:
+        raise InputError("every evaluation picture has the target's label, so no attack success rate can be measured")
+    out: dict[str, float] = {"probe/mean_per_class": class_recall(counts)}
+    for name, count in counts.items():
+        group = name.split("/")[0]
+        if group != "class":
+            out[name] = count
+        if name.endswith("_count"):
+            out[name.removesuffix("_count")] = 100 * count / counts[f"{group}/n"]
+        if name.endswith("/top1_count"):
+            out[f"{group}/top1_low"], out[f"{group}/top1_high"] = wilson(count, counts[f"{group}/n"])
+    return out
