@@ -21,7 +21,8 @@ from urllib.parse import urlsplit
 
 from datasets.errors import InputError
 from orchestrator.report.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
-from orchestrator.report.selection import best_metrics, points_of, start_of
+from orchestrator.report.points import points_of, start_of
+from orchestrator.report.selection import best_metrics
 from orchestrator.study import StageResult, Study, TrialResult
 from orchestrator.tracking_view import saved_view
 

@@ -10,7 +10,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.report.selection import ACCURACY, ASR, points_of
+from orchestrator.report.points import ACCURACY, ASR, points_of
 from orchestrator.study import Study
 
 OLDEST = (3, 17)

@@ -48,13 +48,6 @@ def is_seed(path: str) -> bool:
     return path.rsplit(".", 1)[-1] in ("seed", "evaluation_seed")
 
 
-def without_seeds(value: Any) -> Any:
-    """A configuration without its seeds: equal for repetitions of one experiment."""
-    if isinstance(value, dict):
-        return {k: without_seeds(v) for k, v in value.items() if not is_seed(k)}
-    return [without_seeds(item) for item in value] if isinstance(value, (list, tuple)) else value
-
-
 def short_paths(paths: list[str]) -> dict[str, str]:
     """Each dotted path → its shortest ending that tells it from the others."""
     short = {}
@@ -66,7 +59,77 @@ def short_paths(paths: list[str]) -> dict[str, str]:
     return short
 
 
-def settings(trial: TrialResult, among: list[TrialResult]) -> str:
+def value_at(stage: StageResult, path: str) -> Any:
+    """The value at a dotted path of the experiment that a stage belongs to; None where there is none."""
+    if isinstance(stage, TrialResult) and path in (tried := hyperparameters(stage)):
+        return tried[path]
+    value: Any = stage.config
+    for key in path.split("."):
+        value = value.get(key) if isinstance(value, dict) else None
+    return _scalar(value)
+
+
+def seeds_of(stage: StageResult) -> str:
+    """The seeds of a stage's experiment as text: equal for what was run as one repetition, whatever else differs."""
+    seeds = {path: value for path, value in flatten(stage.config) if is_seed(path) and value is not None}
+    if isinstance(stage, TrialResult):
+        seeds |= {path: value for path, value in stage.overrides.items() if is_seed(path)}
+    return json.dumps(seeds, sort_keys=True, default=str)
+
+
+BARE = ("mode", "pattern", "name")
+"""Fields whose value says enough without their name."""
+USUAL = {"mode": "dirty_label"}
+"""Values that go without saying."""
+FIRST = ("poison", "evaluate", "data", "prior", "pretrain")
+"""What a reader wants to be told of first, where configurations differ in several places."""
+
+
+def tell_apart(configs: list[dict[str, Any]]) -> list[str]:
+    """For each configuration a few words that tell it from the others: "warped", "count 400", "patch, label-consistent"."""
+    parts = _differences(list(configs), "")
+    rank = {name: number for number, name in enumerate(FIRST)}
+    parts.sort(key=lambda part: rank.get(part[0].split(".")[0], len(rank)))
+    told, distinct = [""] * len(configs), 1
+    for _, texts in parts:
+        longer = [", ".join(filter(None, pair)) for pair in zip(told, texts)]
+        if len(set(longer)) > distinct:
+            told, distinct = longer, len(set(longer))
+    return told
+
+
+def _differences(values: list[Any], path: str) -> list[tuple[str, list[str]]]:
+    """(path, a text for each value) of the places in which nested configurations differ; a component by its class."""
+    if len({json.dumps(value, sort_keys=True, default=str) for value in values}) <= 1:
+        return []
+    if not all(isinstance(value, dict) for value in values):
+        return [(path, [_told(value, path) for value in values])]
+    if len({value.get("class") for value in values}) == 1:
+        keys = dict.fromkeys(key for value in values for key in value)
+        return [found for key in keys for found in _differences([v.get(key) for v in values], f"{path}.{key}" if path else key)]
+    texts = [_words(_class_name(value)) for value in values]
+    for name in set(texts):
+        same = [number for number, text in enumerate(texts) if text == name]
+        for number, inner in zip(same, tell_apart([values[number] for number in same])):
+            texts[number] = f"{name} {inner}".strip()
+    return [(path, texts)]
+
+
+def _told(value: Any, path: str) -> str:
+    name = path.rsplit(".", 1)[-1]
+    if value is None or USUAL.get(name) == value:
+        return ""
+    if isinstance(value, dict):
+        return _words(_class_name(value))
+    if isinstance(value, list):
+        return f"{name} {json.dumps(value, default=str)}"[:40]
+    if isinstance(value, str):
+        value = value.rstrip("/").rsplit("/", 1)[-1].replace("_", "-")
+        return value if name in BARE else f"{name} {value}"
+    return f"{name} {value_text(value)}"
+
+
+def settings(trial: TrialResult, among: list[TrialResult], seeds: bool = True) -> str:
     """The hyper-parameters of a trial that differ among the given ones, as "lr 0.001, inmodal_weight 2".
 
     A trial without others of its method is told by every number it was given.
@@ -77,7 +140,7 @@ def settings(trial: TrialResult, among: list[TrialResult]) -> str:
         shown = [path for path in mine if len({str(other.get(path)) for other in others}) > 1]
     else:
         shown = [p for p, v in trial.overrides.items() if isinstance(v, (bool, int, float, str))]
-    return ", ".join(f"{names[path]} {value_text(mine[path])}" for path in shown)
+    return ", ".join(f"{names[path]} {value_text(mine[path])}" for path in shown if seeds or not is_seed(path))
 
 
 def value_text(value: Any) -> str:

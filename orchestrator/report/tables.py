@@ -9,6 +9,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from orchestrator.report.cautions import warnings
 from orchestrator.report.names import (
     duration,
     hyperparameters,
@@ -18,20 +19,8 @@ from orchestrator.report.names import (
     settings,
     signed,
 )
-from orchestrator.report.selection import (
-    ACCURACY,
-    ASR,
-    RULES,
-    Choice,
-    Point,
-    Row,
-    mean_interval,
-    panels,
-    points_of,
-    start_of,
-    table,
-    warnings,
-)
+from orchestrator.report.points import ACCURACY, ASR, Point, mean_interval, panels, plans_cleaning, points_of, starts_of
+from orchestrator.report.selection import RULES, Choice, Row, fronts, table
 from orchestrator.study import Study, TrialResult
 
 WIDTH = 100
@@ -84,6 +73,21 @@ def points_csv(study: Study) -> str:
     return buffer.getvalue()
 
 
+def pareto_csv(study: Study) -> str:
+    """One line for each point of a Pareto front, from the lowest ASR up: one front for each pre-training and method."""
+    trials = {trial.fingerprint: trial for trial in study.trials}
+    paths = sorted({path for trial in study.trials for path in hyperparameters(trial)})
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(["study", "pretraining", "pretrain", "method", "fingerprint", *paths, "epoch", "asr", "accuracy"])
+    for panel, stage, method, points in fronts(study):
+        for point in points:
+            tried = hyperparameters(trials[point.stage.fingerprint])
+            row = [study.name, panel.label, stage.fingerprint, method, point.stage.fingerprint, *(_cell(tried.get(p)) for p in paths)]
+            writer.writerow([*row, point.epoch, _cell(point.asr), _cell(point.accuracy)])
+    return buffer.getvalue()
+
+
 def _measured(point: Point, metric: str) -> list[Any]:
     value = point.metrics[metric]
     n = point.metrics.get(f"{metric.split('/')[0]}/n")
@@ -116,7 +120,7 @@ def summary_html(study: Study) -> str:
     rows = table(study)
     blocks = []
     for panel in panels(study):
-        starts = [s for stage in panel.pretrains if (s := start_of(study, stage.fingerprint))]
+        starts = starts_of(study, panel)
         lines = [_start_html(starts)]
         mine = [row for row in rows if row.panel == panel]
         for rule in RULES:
@@ -154,7 +158,9 @@ def _bounds(low: float, high: float) -> str:
 
 def _row_html(row: Row) -> str:
     if not row.reached:
-        return f'<tr><td>{escape(row.method)}</td><td colspan="5" class="none">none reached it</td></tr>'
+        times = f" in any of {len(row.choices)} repetitions" if len(row.choices) > 1 else ""
+        text = f"none reached it{times}" if row.choices else "not measured yet"
+        return f'<tr><td>{escape(row.method)}</td><td colspan="5" class="none">{text}</td></tr>'
 
     def cell(value: Callable[[Choice], float], metric: str) -> str:
         text, _, bounds = spread(row, value, metric).partition(" [")
@@ -168,8 +174,8 @@ def _row_html(row: Row) -> str:
     note = f"reached in {len(row.reached)} of {len(row.choices)} repetitions: " if several else ""
     return (
         f"<tr><td>{escape(row.method)}</td>"
-        + cell(lambda c: c.point.accuracy if c.point else math.nan, ACCURACY)
-        + cell(lambda c: c.point.asr if c.point else math.nan, ASR)
+        + cell(lambda c: c.accuracy, ACCURACY)
+        + cell(lambda c: c.asr, ASR)
         + f'<td class="change">{signed(-lost[0])}</td><td class="change">{signed(-relative[0], "%")}</td>'
         + f'<td class="setting">{escape(note + where)}</td></tr>'
     )
@@ -180,7 +186,7 @@ def headline(study: Study) -> list[str]:
     rows = {(row.panel.label, row.method, row.rule.key): row for row in table(study)}
     sentences = []
     for panel in panels(study):
-        starts = [s for stage in panel.pretrains if (s := start_of(study, stage.fingerprint))]
+        starts = starts_of(study, panel)
         if not starts:
             sentences.append(f"{panel.label}: not measured yet.")
             continue
@@ -194,6 +200,9 @@ def headline(study: Study) -> list[str]:
         gates = [study.gates.get(stage.fingerprint) for stage in panel.pretrains]
         if any(gate is not None and not gate.get("passed") for gate in gates):
             text += "the attack did not take, so cleaning shows nothing here."
+        elif not plans_cleaning(study):
+            epochs = max(s.epoch for s in starts)
+            text = f"{panel.label} pre-training: accuracy {percent(accuracy)}, ASR {percent(asr)} after {epochs} epochs{averaged}."
         elif not found:
             text += "no cleaning was measured."
         elif not full:
@@ -201,8 +210,8 @@ def headline(study: Study) -> list[str]:
             some = f" in every repetition (best: {len(low.reached)} of {len(low.choices)})" if low.reached else ""
             text += f"no cleaning method reached ASR ≤ 5 %{some}."
         else:
-            best = max(full, key=lambda row: (row.over(_accuracy) or (0,))[0])
-            a, b, lost = best.over(_accuracy), best.over(_asr), best.over(lambda c: c.drop)
+            best = max(full, key=lambda row: (row.over(lambda c: c.accuracy) or (0,))[0])
+            a, b, lost = best.over(lambda c: c.accuracy), best.over(lambda c: c.asr), best.over(lambda c: c.drop)
             assert a and b and lost
             text += (
                 f"the most accurate cleaned model with ASR ≤ 5 % ({best.method}) keeps "
@@ -216,14 +225,6 @@ def _loss(points: float) -> str:
     if abs(points) < 0.05:
         return "with no accuracy lost"
     return f"{abs(points):.1f} points {'lost' if points > 0 else 'gained'}"
-
-
-def _accuracy(choice: Choice) -> float:
-    return choice.point.accuracy if choice.point else math.nan
-
-
-def _asr(choice: Choice) -> float:
-    return choice.point.asr if choice.point else math.nan
 
 
 def trials_html(study: Study) -> str:
@@ -264,16 +265,16 @@ def summary_text(study: Study, report: Path | str | None = None, ui: str = "clea
     out = [f"{study.name}: {len(study.pretrains)} pre-trainings, {_count(study)}", ""]
     rows = table(study)
     for panel in panels(study):
-        starts = [s for stage in panel.pretrains if (s := start_of(study, stage.fingerprint))]
+        starts = starts_of(study, panel)
         out.append(_clip(f"pre-trained with {panel.label}"))
         out.append(f"  {'':<24}{'':<20}{'accuracy':>9}{'ASR':>9}{'change':>13}  {'epoch':<6}")
         if starts:
             accuracy = sum(s.accuracy for s in starts) / len(starts)
             asr = sum(s.asr for s in starts) / len(starts)
             out.append(f"  {'before cleaning':<24}{'':<20}{percent(accuracy):>9}{percent(asr):>9}")
-        for row in (row for row in rows if row.panel == panel):
+        for row in (row for row in rows if row.panel == panel and row.rule.key in SHORT):
             short = SHORT[row.rule.key]
-            a, b, lost = row.over(_accuracy), row.over(_asr), row.over(lambda c: c.drop)
+            a, b, lost = row.over(lambda c: c.accuracy), row.over(lambda c: c.asr), row.over(lambda c: c.drop)
             if not (a and b and lost):
                 out.append(_clip(f"  {row.method[:23]:<24}{short:<20}{'none':>9}"))
                 continue

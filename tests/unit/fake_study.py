@@ -9,7 +9,7 @@ import numpy as np
 from PIL import Image
 
 from datasets.seeding import rng
-from orchestrator.report.selection import wilson
+from orchestrator.report.points import wilson
 from orchestrator.study import StageResult, Study, TrialResult
 
 N, N_ASR = 1000, 900
@@ -80,6 +80,46 @@ def trial(
         pretrain=source.fingerprint,
         commit="0123abc",
     )
+
+
+def seeded_study(
+    root: Path, *, seeds: int = 3, lrs: tuple[float, ...] = (5e-4, 1e-3, 2e-3, 4e-3), poisons: tuple[int, ...] = (0,),
+    methods: tuple[str, ...] = ("CleanCLIP", "FineTune"), strength: tuple[float, float] = (1.0, 0.6),
+) -> Study:  # fmt: skip
+    """Both objectives under several seeds, every learning rate and number of poisons in the cleaning set.
+
+    `strength` is how well cleaning works on an MMCL and on an MMCL+SSL model; poisons make it work less.
+    """
+    study = Study(name="seeded", doc="Seeds.", fingerprint=hash64_hex("seeded"), config={"name": "seeded", "space": {}})
+    for seed in range(seeds):
+        for inmodal, power in zip((0.0, 1.0), strength):
+            source = pretrain(root, f"{'MMCL+SSL' if inmodal else 'MMCL'} {seed}", inmodal, 71 + seed, 97 + seed / 2, epochs=12)
+            source.config["pretrain"]["seed"] = seed
+            study.pretrains.append(source)
+            study.gates[source.fingerprint] = {"passed": True, "threshold": 90.0, "asr": 97.0, "accuracy": 71.0, "reasons": []}
+            for cls in methods:
+                for lr in lrs:
+                    for count in poisons:
+                        study.trials.append(_seeded_trial(root, source, cls, lr, count, power))
+                        study.trials[-1].overrides |= {"pretrain.seed": seed}
+    return study
+
+
+def _seeded_trial(root: Path, source: StageResult, cls: str, lr: float, poisons: int, power: float) -> TrialResult:
+    """The higher the learning rate, the lower the ASR; the highest cost much accuracy."""
+    step = math.log2(lr / 5e-4)
+    reach = power * (0.5 + 0.25 * step) * (1.0 if cls == "CleanCLIP" else 0.3) / (1 + poisons / 3)
+    start = source.metrics[-1]["metrics"]
+    target = (start["zeroshot/top1"] - max(0.0, step - 2.2) * 18 - 0.3, max(start["asr/top1"] * (1 - reach), 0.5))
+    weights = (1.0, 1.0 if cls == "CleanCLIP" else 0.0)
+    one = trial(root, source, cls, weights, lr, target)
+    one.fingerprint = hash64_hex(source.fingerprint, cls, lr, poisons)
+    one.config = {"clean": {**one.config, "pairs": 600, "poisons": poisons, "seed": 0}, "pretrain": source.config["pretrain"]}
+    one.overrides |= {"clean.poisons": poisons}
+    small = bool(source.config["pretrain"]["objective"]["inmodal_weight"])
+    one.metrics[0]["metrics"] |= {"before/mmcl": 0.21, "before/mmcl_grad_norm": 2.4}
+    one.metrics[0]["metrics"] |= {"before/inmodal": 0.06 if small else 2.1, "before/inmodal_grad_norm": 0.85 if small else 9.4}
+    return one
 
 
 def hash64_hex(*parts: object) -> str:

@@ -12,9 +12,10 @@ import pytest
 from fake_study import fake_study
 from PIL import Image
 
-from orchestrator.report import figures
+from orchestrator.report.drawing import look
 from orchestrator.report.page import html, write_report
-from orchestrator.report.selection import panels
+from orchestrator.report.points import panels
+from orchestrator.report.scatter import scatter
 from orchestrator.report.tables import headline, points_csv, summary_text
 from orchestrator.study import Study
 
@@ -48,8 +49,8 @@ def test_the_page_stands_alone_and_its_files_are_complete(written):
     study, page = written
     assert page.name == "report.html"
     names = {path.name for path in page.parent.iterdir()}
-    stems = ("accuracy_vs_asr", "pretrain_curves", "clean_curves")
-    assert names == {"report.html", "points.csv", *(f"{s}.{e}" for s in stems for e in ("png", "pdf"))}
+    stems = ("accuracy_vs_asr", "pretrain_curves", "clean_curves", "best_three_1", "best_three_2")
+    assert names == {"report.html", "points.csv", "pareto.csv", *(f"{s}.{e}" for s in stems for e in ("png", "pdf"))}
     parsed = Page(page.read_text(encoding="utf-8"))
     assert parsed.addresses and all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
     assert not {"script", "link", "iframe", "b&gt;"} & set(parsed.tags)
@@ -132,7 +133,7 @@ def test_the_same_study_gives_the_same_bytes(written, tmp_path):
 
 def test_figures_show_every_point_and_keep_them_inside(written):
     study, page = written
-    figure = figures.scatter(study)
+    figure = scatter(study)
     assert [axes.get_title(loc="left") for axes in figure.axes] == ["pre-trained with MMCL", "pre-trained with MMCL+SSL"]
     for axes, panel in zip(figure.axes, panels(study)):
         dots = [xy for line in axes.lines if line.get_linestyle() == "None" for xy in zip(*line.get_data())]
@@ -140,8 +141,8 @@ def test_figures_show_every_point_and_keep_them_inside(written):
         assert len(dots) == sum(len(trial.metrics) - 1 for trial in trials) + 1  # and the star
         (x0, x1), (y0, y1) = axes.get_xlim(), axes.get_ylim()
         assert all(x0 <= x <= x1 and y0 <= y <= y1 for x, y in dots) and y1 - y0 >= 10
-    markers = {marker for _, marker in figures.look(study).values()}
-    assert len(markers) == len(figures.look(study)) == 2
+    markers = {marker for _, marker in look(study).values()}
+    assert len(markers) == len(look(study)) == 2
     assert Image.open(page.parent / "accuracy_vs_asr.png").size[0] > 1000
 
 

@@ -8,21 +8,10 @@ from fake_study import fake_study, hash64_hex, line, pretrain, trial
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.report.cautions import warnings
 from orchestrator.report.names import method_of, objective_of, settings, short_paths
-from orchestrator.report.selection import (
-    RULES,
-    best_metrics,
-    blind,
-    cleaned_points,
-    lowest_asr,
-    mean_interval,
-    most_accurate,
-    panels,
-    start_of,
-    table,
-    warnings,
-    wilson,
-)
+from orchestrator.report.points import cleaned_points, mean_interval, panels, start_of, wilson
+from orchestrator.report.selection import RULES, best_metrics, blind, lowest_asr, most_accurate, table
 from orchestrator.study import Study, TrialResult
 
 
@@ -42,10 +31,10 @@ def chosen(study: Study, key: str, method: str = "CleanCLIP"):
 def test_each_rule_picks_its_point_and_counts_the_drop_from_the_uncleaned_model():
     study = study_of((79.5, 60), (78, 4), (76, 0), (79, 8), (79.8, 90))
     picks = {rule.key: chosen(study, rule.key).choices[0] for rule in RULES}
-    assert [picks[rule.key].point.epoch for rule in RULES] == [2, 4, 4, 5]
+    assert [picks[rule.key].point.epoch for rule in RULES] == [2, 4, 4, 3, 5, 5]
     first = picks["acc_at_asr_le_5"]
     assert first.drop == pytest.approx(2) and first.drop_relative == pytest.approx(2.5)
-    assert [rule.oracle for rule in RULES] == [True, True, True, False]
+    assert [rule.key for rule in RULES if not rule.oracle] == ["blind", "blind_last"]
 
 
 def test_epoch_0_is_never_a_cleaned_model():
@@ -158,8 +147,8 @@ def test_what_the_sweep_varied_before_cleaning_is_no_repetition():
     study = seeded(2)
     for stage in study.pretrains:
         stage.config["pretrain"]["seed"] = 0
-    for count, one in zip((400, 800), study.trials):
-        one.overrides["poison.count"] = count
+    for count, stage in zip((400, 800), study.pretrains):
+        stage.config["poison"] = {"count": count}
     assert [panel.label for panel in panels(study)] == ["MMCL, count 400", "MMCL, count 800"]
 
 

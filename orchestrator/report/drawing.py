@@ -1,0 +1,166 @@
+"""How every figure looks: colours, legends, limits, and files that are the same for the same study.
+
+Matplotlib without a display.
+"""
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+
+matplotlib.use("Agg")
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from orchestrator.report.names import method_of
+from orchestrator.report.points import arms, cleaned_points, points_of, start_of
+from orchestrator.report.published import METHODS
+from orchestrator.study import StageResult, Study
+
+COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C564B", "#7F7F7F", "#B8A900"]
+"""Okabe and Ito's, which colour-blind readers can tell apart; red is kept for the uncleaned model."""
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "h"]
+DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1))]
+START: dict[str, Any] = {
+    "marker": "*",
+    "color": "#D00000",
+    "markeredgecolor": "white",
+    "markeredgewidth": 0.7,
+    "linestyle": "",
+}
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.color": "#E4E4E4",
+    "grid.linewidth": 0.7,
+    "axes.axisbelow": True,
+    "legend.frameon": False,
+    "pdf.fonttype": 42,
+    "font.family": "DejaVu Sans",
+    "svg.hashsalt": "cleansweep",
+}
+ACCURACY_AXIS, ASR_AXIS = "zero-shot accuracy, %", "attack success rate (ASR), %"
+
+
+def look(study: Study) -> dict[str, tuple[str, str]]:
+    """Arm → (colour, marker), the same in every figure of a study.
+
+    A method has one marker; its arms (cleaning sets, values of the series) have shades from dark to bright.
+    """
+    named = arms(study)
+    method = {named[trial.fingerprint]: method_of(trial) for trial in study.trials}
+    kinds = list(dict.fromkeys(method.values()))
+    if len(kinds) == len(method):
+        return {arm: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(method)}
+    shades = matplotlib.colormaps["viridis"]
+    found = {}
+    for kind in kinds:
+        mine = [arm for arm in method if method[arm] == kind]
+        for number, arm in enumerate(mine):
+            colour = matplotlib.colors.to_hex(shades(0.9 * number / max(1, len(mine) - 1)))
+            found[arm] = (colour, MARKERS[kinds.index(kind) % len(MARKERS)])
+    return found
+
+
+def hollow(study: Study) -> dict[str, dict[str, Any]]:
+    """Published method → the style of its marks: hollow, in the colour of the study's own method where it has it."""
+    own, styles = look(study), {}
+    colours, markers = ([value for value in values if value not in {e[i] for e in own.values()}] or values
+                        for i, values in enumerate((COLOURS, MARKERS)))  # fmt: skip
+    for number, method in enumerate(METHODS.values()):
+        colour, marker = own.get(method) or (colours[number % len(colours)], markers[number % len(markers)])
+        styles[method] = {
+            "linestyle": "", "marker": marker, "markersize": 6.5, "markerfacecolor": "none",
+            "markeredgecolor": colour, "markeredgewidth": 1.1,
+        }  # fmt: skip
+    return styles
+
+
+HOLLOW_START: dict[str, Any] = {
+    "marker": "*", "linestyle": "", "markersize": 15, "markerfacecolor": "none", "markeredgecolor": "#D00000", "markeredgewidth": 1.1,
+}  # fmt: skip
+
+
+def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
+    """Below the panels, in as many columns as fit the figure's width."""
+    inches = [0.6 + 0.085 * len(str(handle.get_label())) for handle in handles]  # at 10 points a letter is about .085
+    for columns in range(len(handles), 0, -1):
+        rows, larger = divmod(len(handles), columns)  # the first columns are those with one more
+        bounds = [i * rows + min(i, larger) for i in range(columns + 1)]
+        used = sum(max(inches[a:b]) for a, b in zip(bounds, bounds[1:]))
+        if used <= figure.get_figwidth() or columns == 1:
+            figure.set_figheight(figure.get_figheight() + 0.22 * (-(-len(handles) // columns) - 1))
+            figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
+            return
+
+
+def own_handles(study: Study, size: float = 7) -> list[Line2D]:
+    """Legend entries of the study's arms and its uncleaned model."""
+    handles = [
+        Line2D([], [], linestyle="", marker=marker, color=colour, markersize=size, label=arm)
+        for arm, (colour, marker) in look(study).items()
+    ]
+    return [*handles, Line2D([], [], markersize=2 * size + 1, label="before cleaning", **START)]
+
+
+def epoch_axes(axes: Axes, stages: Sequence[StageResult]) -> None:
+    """Percent upwards, whole epochs to the right."""
+    last = max((p.epoch for stage in stages for p in points_of(stage)), default=1)
+    axes.set_ylim(-2, 102)
+    axes.set_xlim(-0.02 * last, last * 1.02)
+    axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+
+
+def accuracies(study: Study) -> list[float]:
+    """Of the uncleaned models and of every cleaned one."""
+    values = [p.accuracy for trial in study.trials for p in cleaned_points(trial)]
+    return values + [s.accuracy for stage in study.pretrains if (s := start_of(study, stage.fingerprint))]
+
+
+def published_accuracies(study: Study) -> list[float]:
+    """Of what the report draws of others' results."""
+    facts = study.published
+    if facts is None:
+        return []
+    marks = [mark for methods in facts.cleanings.values() for cleaned in methods.values() for mark in cleaned.front]
+    return [mark.accuracy for mark in [*facts.starts.values(), *marks]]
+
+
+def same_scale(study: Study) -> bool:
+    """Whether the published accuracies can share an axis with the study's own: else they get a figure of their own."""
+    own, others = accuracies(study), published_accuracies(study)
+    if not own or not others:
+        return False
+    return max(*own, *others) - min(*own, *others) <= 2 * max(max(own) - min(own), 10)
+
+
+def limits(values: Sequence[float]) -> tuple[float, float]:
+    """The accuracies in use with a margin, at least 10 points tall so that noise looks like noise."""
+    low, high = (min(values), max(values)) if values else (0.0, 100.0)
+    margin = max(0.06 * (high - low), 0.6)
+    high = min(high + margin, 100.6)
+    return max(min(low - margin, high - 10.6), -2.0), high
+
+
+def png(figure: Figure, dpi: int = 150) -> bytes:
+    """The figure as PNG, without a date or a version in it."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+def pdf(figure: Figure) -> bytes:
+    """The figure as PDF, without a date or a version in it."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):  # the font type is looked up when saving
+        figure.savefig(
+            buffer,
+            format="pdf",
+            metadata={"CreationDate": None, "ModDate": None, "Producer": None, "Creator": None},
+        )
+    return buffer.getvalue()

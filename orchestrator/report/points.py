@@ -1,0 +1,213 @@
+"""What was measured: points, their intervals, and which models belong together.
+
+All shares are in percent.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from orchestrator.report.names import (
+    hyperparameters,
+    is_seed,
+    method_of,
+    objective_of,
+    seeds_of,
+    short_paths,
+    tell_apart,
+    value_at,
+    value_text,
+)
+from orchestrator.study import StageResult, Study, TrialResult
+
+ACCURACY, ASR = "zeroshot/top1", "asr/top1"
+
+CLEANING_SET = ("clean.pairs", "clean.choice", "clean.poisons", "clean.keys")
+"""What a cleaning is given rather than how it is tuned: trials that differ in it are never chosen between."""
+MAX_ARMS = 12
+"""A series with more values (a drawn one) does not split a method's trials."""
+
+T_975 = [
+    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
+]  # fmt: skip
+"""Student's t, two-sided 95 %, for 1 … 15 degrees of freedom; beyond, 1.96 + 2.4 / df is within .01 of it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One evaluation of one model."""
+
+    stage: StageResult
+    epoch: int
+    accuracy: float
+    asr: float
+    metrics: dict[str, float] = field(repr=False)
+
+    def interval(self, metric: str) -> tuple[float, float]:
+        """95 % Wilson interval over the evaluation's images; (nan, nan) where n is not known."""
+        low, high = self.metrics.get(f"{metric}_low"), self.metrics.get(f"{metric}_high")
+        if low is not None and high is not None:
+            return float(low), float(high)
+        return wilson(self.metrics[metric], self.metrics.get(f"{metric.split('/')[0]}/n", 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Pre-trainings that differ in nothing but their seeds."""
+
+    label: str
+    pretrains: tuple[StageResult, ...]
+
+    def holds(self, trial: TrialResult) -> bool:
+        return any(trial.pretrain == stage.fingerprint for stage in self.pretrains)
+
+    @property
+    def objective(self) -> str:
+        return objective_of(self.pretrains[0])
+
+
+def wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
+    """95 % Wilson score interval of a share of n, both in percent."""
+    if not n or not math.isfinite(share):
+        return math.nan, math.nan
+    p = share / 100
+    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
+    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
+    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """(mean, low, high) with Student's 95 % interval; bounds are nan for one value; None for none."""
+    if not values:
+        return None
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n == 1:
+        return mean, math.nan, math.nan
+    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    t = T_975[n - 2] if n - 2 < len(T_975) else 1.96 + 2.4 / (n - 1)
+    return mean, mean - t * sd / math.sqrt(n), mean + t * sd / math.sqrt(n)
+
+
+def points_of(stage: StageResult) -> list[Point]:
+    """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last."""
+    found = {}
+    for line in stage.metrics:
+        metrics = line.get("metrics", {})
+        values = metrics.get(ACCURACY), metrics.get(ASR)
+        if all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+            accuracy, asr = (float(v) for v in values)
+            found[line["epoch"]] = Point(stage=stage, epoch=line["epoch"], accuracy=accuracy, asr=asr, metrics=metrics)
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def cleaned_points(trial: TrialResult) -> list[Point]:
+    """The points of a trial after at least one epoch; epoch 0 is the model before cleaning."""
+    return [point for point in points_of(trial) if point.epoch > 0]
+
+
+def start_of(study: Study, pretrain: str) -> Point | None:
+    """The uncleaned model: the last epoch of the pre-training or, without one, epoch 0 of a cleaning."""
+    for stage in study.pretrains:
+        if stage.fingerprint == pretrain and (points := points_of(stage)):
+            return points[-1]
+    firsts = [p for t in study.trials if t.pretrain == pretrain for p in points_of(t) if p.epoch == 0]
+    return firsts[0] if firsts else None
+
+
+def starts_of(study: Study, panel: Panel) -> list[Point]:
+    """The uncleaned models of a panel, one for each seed that has been measured."""
+    return [start for stage in panel.pretrains if (start := start_of(study, stage.fingerprint))]
+
+
+def repetition(study: Study, trial: TrialResult) -> str:
+    """The seeds of a trial and of its pre-training: equal for one repetition under two objectives."""
+    stage = next((stage for stage in study.pretrains if stage.fingerprint == trial.pretrain), trial)
+    return seeds_of(replace(trial, config=stage.config))
+
+
+def plans_cleaning(study: Study) -> bool:
+    """Whether cleaning is part of the study: a sweep may be of pre-trainings alone."""
+    base = study.config.get("base")
+    return bool(study.trials) or not isinstance(base, dict) or base.get("clean") is not None
+
+
+def front(points: Sequence[Point]) -> list[Point]:
+    """The points that no other beats: none is at least as accurate at no higher ASR. From the lowest ASR up."""
+    kept: list[Point] = []
+    for point in sorted(points, key=lambda p: (p.asr, -p.accuracy, p.epoch, p.stage.fingerprint)):
+        if not kept or point.accuracy > kept[-1].accuracy:
+            kept.append(point)
+    return kept
+
+
+def panels(study: Study, ignoring: str = "") -> list[Panel]:
+    """The study's pre-trainings, repetitions with other seeds together, in the order they were declared.
+
+    `ignoring` is a dotted path that does not tell them apart either: a series' own.
+    """
+    groups: dict[str, list[StageResult]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    for stage in study.pretrains:
+        own = before_cleaning(stage.config, ignoring)
+        key = json.dumps([objective_of(stage), own], sort_keys=True, default=str)
+        groups.setdefault(key, []).append(stage)
+        facts[key] = own
+    labels: dict[str, str] = {}
+    for objective in dict.fromkeys(objective_of(stages[0]) for stages in groups.values()):
+        alike = [key for key in groups if objective_of(groups[key][0]) == objective]
+        for key, told in zip(alike, tell_apart([facts[key] for key in alike])):
+            labels[key] = f"{objective}, {told}" if told else objective
+        for key in alike:
+            if [labels[other] for other in alike].count(labels[key]) > 1:
+                labels[key] += f" ({groups[key][0].fingerprint[:6]})"
+    return [Panel(label=labels[key], pretrains=tuple(stages)) for key, stages in groups.items()]
+
+
+def before_cleaning(value: Any, ignoring: str, path: str = "") -> Any:
+    """What determines the uncleaned model: the configuration without its cleaning, its seeds and the ignored path."""
+    if not isinstance(value, dict):
+        return value
+    inner = {key: f"{path}.{key}" if path else key for key in value}
+    return {
+        key: before_cleaning(value[key], ignoring, where)
+        for key, where in inner.items()
+        if where not in ("clean", ignoring) and not is_seed(key)
+    }
+
+
+def arms(study: Study, ignoring: str = "") -> dict[str, str]:
+    """Fingerprint of a trial → its method, with the cleaning set and the series' value where a method has several.
+
+    "CleanCLIP", or "CleanCLIP, poisons 5": trials of one arm are those among which a rule chooses.
+    `ignoring` is a dotted path that does not split them.
+    """
+    paths = [*CLEANING_SET]
+    if study.series.startswith("clean.") and study.series not in ("clean.method", *paths):
+        values = {str(value_at(trial, study.series)) for trial in study.trials}
+        paths += [study.series] if len(values) <= MAX_ARMS else []
+    paths = [path for path in paths if path != ignoring]
+    given = {t.fingerprint: {path: value_at(t, path) for path in paths} for t in study.trials}
+    called = {t.fingerprint: method_of(t) for t in study.trials}
+    names = short_paths(list(dict.fromkeys([*paths, *(p for t in study.trials for p in hyperparameters(t))])))
+    seen: dict[str, dict[str, set[str]]] = {}
+    for fingerprint, values_of in given.items():
+        for path, value in values_of.items():
+            seen.setdefault(called[fingerprint], {}).setdefault(path, set()).add(str(value))
+    told = {}
+    for fingerprint, values_of in given.items():
+        method = called[fingerprint]
+        varied = [f"{names[p]} {value_text(v)}" for p, v in values_of.items() if v not in (None, "") and len(seen[method][p]) > 1]
+        told[fingerprint] = ", ".join([method, *varied])
+    return told
+
+
+def methods(study: Study) -> list[str]:
+    """Names of the arms, in the order of the trials."""
+    return list(dict.fromkeys(arms(study).values()))
+
+
+def trials_of(study: Study, panel: Panel, method: str) -> list[TrialResult]:
+    named = arms(study)
+    return [trial for trial in study.trials if panel.holds(trial) and named[trial.fingerprint] == method]

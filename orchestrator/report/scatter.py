@@ -1,0 +1,284 @@
+"""Accuracy against ASR: every point, the crowded corner, published points, and the ways of the best trials."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
+
+from orchestrator.report.drawing import (
+    ACCURACY_AXIS,
+    ASR_AXIS,
+    COLOURS,
+    HOLLOW_START,
+    MARKERS,
+    START,
+    STYLE,
+    accuracies,
+    hollow,
+    legend,
+    limits,
+    look,
+    own_handles,
+    published_accuracies,
+    same_scale,
+)
+from orchestrator.report.names import settings, value_at
+from orchestrator.report.points import Panel, Point, arms, cleaned_points, front, panels, start_of, starts_of
+from orchestrator.report.selection import most_accurate
+from orchestrator.study import Study, TrialResult
+
+CORNER = 12.0
+"""ASR up to which the crowded corner is shown enlarged, percent."""
+MANY = 24
+"""With more trials, lines from epoch to epoch hide the dots."""
+
+
+def scatter(study: Study, only: Panel | None = None) -> Figure:
+    """A dot per trial and epoch, a red star for the uncleaned model, one panel per pre-training objective.
+
+    Thin lines are Pareto fronts. Published points are hollow and lie underneath, where one axis can show both.
+    """
+    shown, shared = [only] if only else panels(study), same_scale(study)
+
+    def draw(axes: Axes, panel: Panel) -> None:
+        if shared:
+            draw_published(axes, study, panel)
+        draw_points(axes, study, panel)
+        if box := corner(study, panel):
+            (x0, x1), (y0, y1) = box
+            axes.add_patch(Rectangle((x0, y0), x1 - x0, y1 - y0, fill=False, edgecolor="#888888", linewidth=0.8, zorder=1.5))
+
+    handles = own_handles(study) + (published_handles(study, shown) if shared else [])
+    values = accuracies(study) + (published_accuracies(study) if shared else [])
+    return _panels(shown, draw, handles, (-3, 103), limits(values))
+
+
+def zoom(study: Study, panel: Panel) -> Figure:
+    """The corner of low ASR enlarged, where points pile up there."""
+    box = corner(study, panel)
+    assert box
+
+    def draw(axes: Axes, panel: Panel) -> None:
+        if same_scale(study):
+            draw_published(axes, study, panel)
+        draw_points(axes, study, panel, inside=box)
+
+    figure = _panels([panel], draw, own_handles(study), *box)
+    figure.axes[0].set_title(f"enlarged: ASR ≤ {CORNER:.0f} %, {panel.label}", fontsize=11, loc="left")
+    return figure
+
+
+def published_apart(study: Study) -> list[Panel]:
+    """One panel for each objective with published points, where these are too far from the study's own to share an axis."""
+    facts = study.published
+    if facts is None or same_scale(study):
+        return []
+    found = {panel.objective: panel for panel in reversed(panels(study))}
+    shown = [panel for objective, panel in found.items() if objective in facts.starts or objective in facts.cleanings]
+    return sorted(shown, key=lambda panel: panel.objective)
+
+
+def published(study: Study) -> Figure:
+    """The published points alone, on a scale of their own."""
+    shown = published_apart(study)
+    figure = _panels(
+        shown, lambda axes, panel: draw_published(axes, study, panel), published_handles(study, shown),
+        (-3, 103), limits(published_accuracies(study)),
+    )  # fmt: skip
+    for axes, panel in zip(figure.axes, shown):
+        axes.set_title(f"published: pre-trained with {panel.objective}", fontsize=11, loc="left")
+    return figure
+
+
+def corner(study: Study, panel: Panel) -> tuple[tuple[float, float], tuple[float, float]] | None:
+    """The box of low ASR that is worth enlarging: many points in little of the panel's area."""
+    points = [p for trial in study.trials if panel.holds(trial) for p in cleaned_points(trial)]
+    low = [p.accuracy for p in points if p.asr <= CORNER]
+    bottom, top = limits(accuracies(study))
+    if len(low) < 12:
+        return None
+    best = max(low)
+    used = [a for a in low if a >= best - 0.35 * (top - bottom)]
+    if len(used) < 12:
+        return None
+    return (-0.4, CORNER), limits(used)
+
+
+def _panels(
+    shown: Sequence[Panel], draw: Any, handles: list[Line2D], x: tuple[float, float], y: tuple[float, float]
+) -> Figure:
+    """A grid of panels that share their axes, with one legend."""
+    columns = max(1, min(len(shown), 3))
+    rows = max(1, -(-len(shown) // columns))
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.6 + 4.6 * columns, 4.1 * rows + 0.9), layout="constrained")
+        grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
+        for axes, panel in zip(grid.flat, shown):
+            axes.set_title(f"pre-trained with {panel.label}", fontsize=11, loc="left")
+            draw(axes, panel)
+        for axes in list(grid.flat)[len(shown) :]:
+            axes.set_visible(False)
+        grid[0][0].set_xlim(*x)
+        grid[0][0].set_ylim(*y)
+        for axes in grid[:, 0]:
+            axes.set_ylabel(ACCURACY_AXIS)
+        for column in range(columns):  # the lowest panel of each column, which is not always in the last row
+            axes = grid[max(i for i in range(rows) if i * columns + column < max(1, len(shown)))][column]
+            axes.tick_params(labelbottom=True)
+            axes.set_xlabel(ASR_AXIS)
+        legend(figure, handles)
+    return figure
+
+
+def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> None:
+    """Every trial and epoch of a panel, its fronts and its uncleaned models; `inside` draws a part, and cuts at its edges."""
+    _low_asr(axes)
+    named, styles = arms(study), look(study)
+    trials = [trial for trial in study.trials if panel.holds(trial)]
+    few, clip = len(trials) <= MANY, inside is not None
+    for trial in trials:
+        colour, marker = styles[named[trial.fingerprint]]
+        points = cleaned_points(trial)
+        if not points:
+            continue
+        if few:
+            start = start_of(study, trial.pretrain)
+            way = [*([(start.asr, start.accuracy)] if start else []), *((p.asr, p.accuracy) for p in points)]
+            axes.plot(*zip(*way), color=colour, linewidth=0.8, alpha=0.35, zorder=2)
+        shown = [p for p in points if inside is None or _within(p, inside)]
+        axes.plot(
+            [p.asr for p in shown], [p.accuracy for p in shown], linestyle="", marker=marker, color=colour,
+            markersize=6 if few else 4.5, alpha=0.85 if few else 0.6, markeredgecolor="white", markeredgewidth=0.4,
+            zorder=3, clip_on=clip,
+        )  # fmt: skip
+    for stage in panel.pretrains:
+        mine = [trial for trial in trials if trial.pretrain == stage.fingerprint]
+        for arm in dict.fromkeys(named[trial.fingerprint] for trial in mine):
+            best = front([p for trial in mine if named[trial.fingerprint] == arm for p in cleaned_points(trial)])
+            if len(best) > 1:
+                x, y = [p.asr for p in best], [p.accuracy for p in best]
+                axes.step(x, y, where="post", color=styles[arm][0], linewidth=1.3, alpha=0.75, zorder=2.5)
+    for start in starts_of(study, panel):
+        if inside is None or _within(start, inside):
+            axes.plot([start.asr], [start.accuracy], markersize=17, zorder=4, clip_on=clip, **START)
+    if not any(cleaned_points(trial) for trial in trials):
+        axes.text(0.5, 0.5, "no cleaning was measured", transform=axes.transAxes, ha="center", color="#777777")
+
+
+def draw_published(axes: Axes, study: Study, panel: Panel) -> None:
+    """The published start and fronts of the panel's objective, hollow and under the study's own points."""
+    facts = study.published
+    if facts is None:
+        return
+    _low_asr(axes)
+    for method, cleaned in facts.cleanings.get(panel.objective, {}).items():
+        marks = cleaned.front
+        axes.plot([m.asr for m in marks], [m.accuracy for m in marks], zorder=1.6, **hollow(study)[method])
+    if start := facts.starts.get(panel.objective):
+        axes.plot([start.asr], [start.accuracy], zorder=1.7, clip_on=False, **HOLLOW_START)
+
+
+def published_handles(study: Study, shown: Sequence[Panel]) -> list[Line2D]:
+    """Legend entries of the published points in these panels."""
+    facts = study.published
+    if facts is None:
+        return []
+    objectives = {panel.objective for panel in shown}
+    drawn = {method for objective in objectives for method in facts.cleanings.get(objective, {})}
+    handles = [Line2D([], [], label=f"published: {method}", **style) for method, style in hollow(study).items() if method in drawn]
+    if objectives & set(facts.starts):
+        handles.append(Line2D([], [], label="published: before cleaning", **HOLLOW_START))
+    return handles
+
+
+def best_three(study: Study, panel: Panel) -> Figure:
+    """The ways of the three trials with the most accurate models at ASR ≤ 5 %, epochs numbered.
+
+    Where fewer than three have such a model, those with the lowest ASR follow, and the legend says so.
+    """
+    named, chosen = arms(study), _best(study, panel)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(5.2, 5.0), layout="constrained")
+        axes = figure.subplots()
+        _low_asr(axes)
+        handles, seen = [], []
+        for number, (trial, best) in enumerate(chosen):
+            points = cleaned_points(trial)
+            start = start_of(study, trial.pretrain)
+            way = ([start] if start else []) + points
+            x, y = [p.asr for p in way], [p.accuracy for p in way]
+            seen += y
+            colour, marker = COLOURS[number], MARKERS[number]
+            axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.3, alpha=0.85, clip_on=False, zorder=3)
+            if best:
+                axes.plot([best.asr], [best.accuracy], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=colour, zorder=3)
+            _number_epochs(axes, points, colour, above=number % 2 == 0)
+            if start:
+                axes.plot([start.asr], [start.accuracy], markersize=16, zorder=4, clip_on=False, **START)
+            alike = [t for t in study.trials if panel.holds(t) and named[t.fingerprint] == named[trial.fingerprint]]
+            name = f"{named[trial.fingerprint]}: {settings(trial, alike) or 'as given'}"
+            if len(panel.pretrains) > 1 and "seed" not in name:
+                name += _seed(study, trial)
+            label = name if best else f"{name} (never at ASR ≤ 5 %)"
+            handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=label))
+        axes.set_xlim(-3, 103)
+        axes.set_ylim(*limits(seen))
+        axes.set_xlabel(ASR_AXIS)
+        axes.set_ylabel(ACCURACY_AXIS)
+        axes.set_title(f"pre-trained with {panel.label}", fontsize=11, loc="left")
+        if not chosen:
+            axes.text(0.5, 0.5, "no cleaning was measured", transform=axes.transAxes, ha="center", color="#777777")
+        legend(figure, [*handles, Line2D([], [], markersize=15, label="before cleaning", **START)])
+    return figure
+
+
+def _best(study: Study, panel: Panel) -> list[tuple[TrialResult, Point | None]]:
+    """Up to three trials with their best point at ASR ≤ 5 %, the best first; then those that came lowest."""
+    ranked = []
+    for trial in study.trials:
+        points = cleaned_points(trial)
+        if panel.holds(trial) and points:
+            best = most_accurate(5)(points, points[0])
+            key = (0, -best.accuracy, best.asr) if best else (1, min(p.asr for p in points), 0.0)
+            ranked.append((key, trial.fingerprint, trial, best))
+    ranked.sort(key=lambda entry: entry[:2])
+    return [(trial, best) for _, _, trial, best in ranked[:3]]
+
+
+def _seed(study: Study, trial: TrialResult) -> str:
+    stage = next((stage for stage in study.pretrains if stage.fingerprint == trial.pretrain), None)
+    seed = value_at(stage, "pretrain.seed") if stage else None
+    return f", seed {seed}" if seed is not None else f" ({trial.pretrain[:6]})"
+
+
+def _number_epochs(axes: Axes, points: Sequence[Point], colour: str, above: bool) -> None:
+    """The epoch beside each point, the first and the last always, others where they do not crowd."""
+    last: tuple[float, float] | None = None
+    span = max((p.accuracy for p in points), default=1) - min((p.accuracy for p in points), default=0) or 1
+    for number, point in enumerate(points):
+        place = (point.asr / 100, point.accuracy / span)
+        near = last is not None and abs(place[0] - last[0]) < 0.05 and abs(place[1] - last[1]) < 0.07
+        if near and number < len(points) - 1:
+            continue
+        last = place
+        axes.annotate(
+            str(point.epoch), (point.asr, point.accuracy), xytext=(0, 7 if above else -13), textcoords="offset points",
+            fontsize=7.5, color=colour, ha="center", zorder=5, annotation_clip=False,
+        )  # fmt: skip
+
+
+def _low_asr(axes: Axes) -> None:
+    """The band of ASR ≤ 5 %, once."""
+    if axes.patches:
+        return
+    axes.axvspan(-3, 5, color="#DDEBDD", linewidth=0, zorder=0)
+    axes.text(5.5, 0.015, "ASR ≤ 5 %", transform=axes.get_xaxis_transform(), fontsize=8, color="#4A774A", va="bottom", clip_on=True)
+
+
+def _within(point: Point, box: tuple[tuple[float, float], tuple[float, float]]) -> bool:
+    (x0, x1), (y0, y1) = box
+    return x0 <= point.asr <= x1 and y0 <= point.accuracy <= y1
