@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageFilter, ImageOps
@@ -18,19 +18,23 @@ from datasets.resize import resize
 class Step(NamedTuple):
     """One change with its draws already made."""
 
-    change: Callable[[Image.Image], Image.Image]
+    change: Callable[[Any], Any]
+    """Of a Pillow picture, or of an array where `array` says so."""
     zoom: float = 0.0
     """Magnification in area of a step that moves pixels; 0 for one that changes their values in place."""
+    array: bool = False
+    """Whether `change` takes and gives uint8 [H, W, 3], which costs less where it can be written with NumPy."""
 
 
 def apply(steps: list[Step], image_HWC: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3]: the steps one after the other; without any, the same array."""
-    if not steps:
-        return image_HWC
-    picture = Image.fromarray(image_HWC)
+    """uint8 [H, W, 3], not to be written to: the steps one after the other; without any, the same array."""
+    picture: Any = image_HWC
     for step in steps:
-        picture = step.change(picture)
-    return np.array(picture)
+        if step.array:
+            picture = step.change(np.asarray(picture))
+        else:
+            picture = step.change(picture if isinstance(picture, Image.Image) else Image.fromarray(picture))
+    return np.asarray(picture)
 
 
 def second_view_steps(name: str, size: int, rng: np.random.Generator) -> list[Step]:
@@ -59,11 +63,10 @@ def crop_and_flip(size: int, area: tuple[float, float] | None, flip: float, rng:
 
 
 def _crop(top: int, left: int, height: int, width: int, size: int) -> Step:
-    def change(picture: Image.Image) -> Image.Image:
-        part_HWC = np.asarray(picture)[top : top + height, left : left + width]
-        return Image.fromarray(resize(part_HWC, size, size))
+    def change(image_HWC: np.ndarray) -> np.ndarray:
+        return resize(image_HWC[top : top + height, left : left + width], size, size)
 
-    return Step(change, zoom=size * size / (height * width))
+    return Step(change, zoom=size * size / (height * width), array=True)
 
 
 def simclr(size: int, rng: np.random.Generator) -> list[Step]:
@@ -146,15 +149,17 @@ def autoaugment_step(name: str, level: int, negative: bool) -> Step:
     signed = (-1 if negative else 1) * level / 9
     match name:
         case "Posterize":
-            return Step(lambda picture: ImageOps.posterize(picture, 8 - round(level / (9 / 4))))
+            mask = np.uint8(0xFF << round(level / (9 / 4)) & 0xFF)
+            return Step(lambda image_HWC: image_HWC & mask, array=True)
         case "Solarize":
-            return Step(lambda picture: ImageOps.solarize(picture, math.ceil(255 - 255 * level / 9)))
+            least = math.ceil(255 - 255 * level / 9)
+            return Step(lambda image_HWC: image_HWC ^ (image_HWC >= least) * np.uint8(255), array=True)
         case "AutoContrast":
             return Step(ImageOps.autocontrast)
         case "Equalize":
             return Step(ImageOps.equalize)
         case "Invert":
-            return Step(ImageOps.invert)
+            return Step(lambda image_HWC: 255 - image_HWC, array=True)
         case "Color":
             return _enhance(ImageEnhance.Color, 1 + 0.9 * signed)
         case "Contrast":

@@ -142,7 +142,7 @@ def test_autoaugment_operations_are_torchvisions(name):
             magnitude = -magnitude if signed and negative else magnitude
             nearest = torchvision.transforms.InterpolationMode.NEAREST
             expected = np.asarray(peer._apply_op(picture, name, magnitude, interpolation=nearest, fill=None)).astype(int)
-            got = np.asarray(augment.autoaugment_step(name, level, negative).change(picture)).astype(int)
+            got = np.asarray(augment.apply([augment.autoaugment_step(name, level, negative)], np.asarray(picture))).astype(int)
             assert (np.abs(got - expected).max(axis=2) > 1).mean() < 0.01
 
 
