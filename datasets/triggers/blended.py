@@ -30,5 +30,9 @@ class Blended(Trigger):
 
     def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         draw = rng if self.pattern == "random" else make_rng(self.pattern_seed, "blended")
-        noise_HWC = draw.random(image_HWC.shape, dtype=np.float32) * 255
-        return np.rint(self.alpha * noise_HWC + (1 - self.alpha) * image_HWC).astype(np.uint8)
+        noise_HWC = draw.random(image_HWC.shape, dtype=np.float32)
+        noise_HWC *= 255  # in place: fresh memory for each intermediate result costs more than the arithmetic
+        noise_HWC *= self.alpha
+        blend_HWC = np.multiply(image_HWC, 1 - self.alpha, dtype=np.float64)
+        blend_HWC += noise_HWC
+        return np.rint(blend_HWC, out=blend_HWC).astype(np.uint8)

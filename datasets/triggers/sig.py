@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 
@@ -30,6 +31,13 @@ class Sig(Trigger):
 
     def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         width = image_HWC.shape[1]
-        signal_W = self.amplitude * np.sin(2 * np.pi * self.frequency * np.arange(width) / width)
-        blend_HWC = self.alpha * signal_W[None, :, None] + (1 - self.alpha) * image_HWC
-        return np.rint(blend_HWC).clip(0, 255).astype(np.uint8)
+        table = _blends(self, width)
+        return table.ravel().take(np.arange(0, table.size, 256, dtype=np.int32)[None, :, None] + image_HWC)
+
+
+@lru_cache(maxsize=4)
+def _blends(trigger: Sig, width: int) -> np.ndarray:
+    """uint8 [W, 256]: what becomes of each grey level in each column."""
+    signal_W = trigger.amplitude * np.sin(2 * np.pi * trigger.frequency * np.arange(width) / width)
+    blend_WV = trigger.alpha * signal_W[:, None] + (1 - trigger.alpha) * np.arange(256)
+    return np.rint(blend_WV).clip(0, 255).astype(np.uint8)

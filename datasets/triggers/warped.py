@@ -39,8 +39,9 @@ class Warped(Trigger):
         corner_4P, weight_4P = _samples(self.k, self.strength, self.field_seed, height, width)
         pixels_PC = image_HWC.reshape(-1, 3)
         out_PC = np.full((height * width, 3), 0.5, np.float32)  # + 0.5, then cut off: rounded
+        part_PC = np.empty_like(out_PC)
         for corner_P, weight_P in zip(corner_4P, weight_4P):
-            out_PC += pixels_PC[corner_P] * weight_P[:, None]
+            out_PC += np.multiply(pixels_PC.take(corner_P, axis=0), weight_P[:, None], out=part_PC)
         return out_PC.astype(np.uint8).reshape(image_HWC.shape)
 
 
