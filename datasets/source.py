@@ -15,6 +15,7 @@ import hashlib
 import io
 import os
 import posixpath
+import threading
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -341,6 +342,10 @@ def _looks_right(read: Callable[[], bytes], verify: str) -> bool:
     return True
 
 
+_PARQUET = threading.Lock()
+"""A Parquet file is read by one thread at a time."""
+
+
 @functools.lru_cache(maxsize=8)
 def _open_parquet(url: str) -> tuple[pq.ParquetFile, np.ndarray]:
     """The file and the first row of each of its groups, the total last."""
@@ -359,7 +364,9 @@ def _read_cell(url: str, row: int, column: str) -> bytes:
     if row >= starts[-1]:
         raise InputError(f"{url} has no row {row}: it has changed since it was indexed.")
     group = int(np.searchsorted(starts, row, "right")) - 1
-    data, _ = tables.picture(_row_group(url, group, column)[row - int(starts[group])].as_py())
+    with _PARQUET:
+        cells = _row_group(url, group, column)
+    data, _ = tables.picture(cells[row - int(starts[group])].as_py())
     if data is None:
         raise InputError(f"{url}: row {row} of column {column!r} holds no picture.")
     return data

@@ -76,6 +76,12 @@ def test_a_cleaning_ends_with_the_same_weights(poisoned, tmp_path):
     assert all(torch.equal(value, weights[1][name]) for name, value in weights[0].items())
 
 
+def test_threads_change_no_byte(poisoned, tmp_path, monkeypatch):
+    monkeypatch.setattr(cache, "CHUNK", 4)
+    files = [decoded(poisoned, SIZE, tmp_path, f"{threads}", threads=threads).path.read_bytes() for threads in (1, 3)]
+    assert files[0] == files[1]
+
+
 def test_what_determines_the_views_names_the_file(poisoned, tmp_path, monkeypatch):
     first = kept(poisoned, tmp_path)
     assert kept(poisoned, tmp_path).path == first.path
