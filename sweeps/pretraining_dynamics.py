@@ -8,11 +8,12 @@ from dataclasses import replace
 
 from orchestrator.spec import Experiment, Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
+from trainers.evaluate.analysis import Analysis
 
 
 def watched(experiment: Experiment) -> Experiment:
     """The experiment without a cleaning, and with every measurement of its pairs."""
-    return replace(experiment, clean=None, evaluate=replace(experiment.evaluate, evaluators=()))
+    return replace(experiment, clean=None, evaluate=replace(experiment.evaluate, evaluators=(Analysis(),)))
 
 
 SWEEP = Sweep(
