@@ -85,6 +85,21 @@ TRIGGER = Patch(pattern="saturated", size=6, cell=2, location="bottom_right")
 """At a random place the MMCL+SSL models kept below the gate: ASR 86, 86 and 91 % over three seeds, against 97 % in the corner."""
 
 
+def small(method: CleaningMethod, lr: float, **fields: Any) -> Clean:
+    """A miniature's cleaning: 12 epochs on 600 clean pairs."""
+    given: dict[str, Any] = {"epochs": 12, "pairs": 600, "batch_size": 64, "warmup_steps": 5, "weight_decay": 0.1}
+    return Clean(method=method, lr=lr, **{**given, **fields})
+
+
+def small_finetunings() -> list[Clean]:
+    """The three fine-tunings, each over rates at whose lower end the backdoor stays and at whose upper end the accuracy goes."""
+    return [
+        *(small(MMCLFineTune(), lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3)),
+        *(small(SSLFineTune(), lr) for lr in (2e-5, 1e-4, 5e-4)),
+        *(small(CleanCLIP(), lr) for lr in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
+    ]
+
+
 def miniature(world: World | None = None, victims: int = 240) -> Experiment:
     """36 classes of 32-pixel shapes, 12 000 pairs of which 2 % are poisoned; minutes of a core for each pre-training.
 
@@ -99,6 +114,6 @@ def miniature(world: World | None = None, victims: int = 240) -> Experiment:
         pretrain=Pretrain(
             model=TinyCLIP(), objective=MMCL(), epochs=12, batch_size=128, lr=3e-3, weight_decay=0.1, warmup_steps=50
         ),
-        clean=Clean(method=CleanCLIP(), pairs=600, epochs=12, batch_size=64, lr=2e-3, weight_decay=0.1, warmup_steps=5),
+        clean=small(CleanCLIP(), 2e-3),
         evaluate=Evaluate(data=world),
     )

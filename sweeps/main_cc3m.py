@@ -3,15 +3,13 @@
 RN50 on CC3M with 1 500 victims, once with the contrastive loss alone and once with the in-modal loss as well; each is cleaned by
 fine-tuning with MMCL, SSL or both (CleanCLIP) at four learning rates. 250 GPU-hours of them are the pre-trainings.
 
-The miniature repeats it over three seeds and five learning rates, wide enough that both ends are bad: about twelve minutes on two
-cores.
+The miniature repeats it over three seeds and learning rates that are wide enough for both ends to be bad.
 """
 
 from ray import tune
 
 from orchestrator.spec import Reference, Sweep
-from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, finetunings, full, miniature
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
+from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, finetunings, full, miniature, small_finetunings
 
 SWEEP = Sweep(
     name="main-cc3m",
@@ -27,8 +25,7 @@ MINIATURE = Sweep(
     space={
         "pretrain.seed": SEEDS,
         "pretrain.objective": OBJECTIVES,
-        "clean.method": tune.grid_search([MMCLFineTune(), SSLFineTune(), CleanCLIP()]),
-        "clean.lr": tune.grid_search([5e-4, 1e-3, 2e-3, 4e-3, 8e-3]),
+        "clean": tune.grid_search(small_finetunings()),
     },
     reference=SWEEP.reference,
     gate=WARN,

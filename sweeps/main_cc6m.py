@@ -3,15 +3,14 @@
 As sweeps.main_cc3m on 6 M pairs (CC3M and 3 M of CC12M) with 3 000 victims. 500 GPU-hours are the pre-trainings. Here the study
 found that MMCL-only cleaning never brings ASR to 10 % or below.
 
-The miniature has twice the pairs of the others, and one seed: about six minutes on two cores.
+The miniature has twice the pairs of the others, and one seed.
 """
 
 from ray import tune
 
 from datasets.synthetic import harder
 from orchestrator.spec import Reference, Sweep
-from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
+from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature, small_finetunings
 
 SWEEP = Sweep(
     name="main-cc6m",
@@ -26,8 +25,7 @@ MINIATURE = Sweep(
     base=miniature(harder(train=24_000), victims=480),
     space={
         "pretrain.objective": OBJECTIVES,
-        "clean.method": tune.grid_search([MMCLFineTune(), SSLFineTune(), CleanCLIP()]),
-        "clean.lr": tune.grid_search([5e-4, 1e-3, 2e-3, 4e-3, 8e-3]),
+        "clean": tune.grid_search(small_finetunings()),
     },
     reference=SWEEP.reference,
     gate=WARN,

@@ -1,7 +1,7 @@
 """How many poisons does the attack need, and are few easier to clean?   10 pre-trainings, 80 cleanings, about 2 700 GPU-hours.
 
 400 to 5 000 victims among 6 M pairs; each model is cleaned with CleanCLIP and with MMCL at their four learning rates. Nearly all of
-the time is pre-training. The miniature: 30 to 480 of 12 000, MMCL pre-training, CleanCLIP at two learning rates, one seed.
+the time is pre-training. The miniature: 30 to 480 of 12 000, MMCL pre-training, CleanCLIP at three learning rates, one seed.
 """
 
 from ray import tune

@@ -53,7 +53,7 @@ MINIATURE = Sweep(
     space={
         "poison": tune.grid_search([
             Poison(trigger=TRIGGER, target=TARGET, count=240),
-            Poison(trigger=Warped(), target=TARGET, count=240),
+            Poison(trigger=Warped(k=32, strength=2), target=TARGET, count=240),
             Poison(trigger=Blended(), target=TARGET, count=240),
             Poison(trigger=TRIGGER, target=TARGET, count=240, mode="label_consistent"),
         ]),
