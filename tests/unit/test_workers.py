@@ -19,9 +19,11 @@ from datasets.poison import Poison
 from datasets.source import Source
 from datasets.triggers.patch import Patch
 from datasets.view import Views
+from orchestrator.follow import Follower
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain
 from orchestrator.stages import Inputs
 from orchestrator.store import MANIFEST, NOTES, read_lines
+from orchestrator.study import Study, TrialResult
 from orchestrator.workers import METRICS, Job, clean
 from trainers.checkpoint import export
 from trainers.cleaning.finetune import CleanCLIP
@@ -88,3 +90,13 @@ def test_without_room_the_stage_says_so_and_goes_on(job, tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     outcome(replace(job, compute=Compute(cache=str(tmp_path / "file"))), tmp_path / "blocked")
     assert "no decoded pictures are kept" in (tmp_path / "blocked" / NOTES).read_text()
+
+
+def test_the_driver_says_a_stages_notes_once(tmp_path):
+    (tmp_path / NOTES).write_text("NOTE no room\n")
+    trials = [TrialResult(stage="clean", name="x", fingerprint=str(i), folder=tmp_path, config={}, status="running") for i in range(3)]
+    said: list[str] = []
+    follower = Follower(None, None, None, said.append)  # type: ignore[arg-type]
+    for _ in range(2):
+        follower._tell(Study(name="x", doc="", fingerprint="", config={}, trials=trials))
+    assert said == ["NOTE no room"]
