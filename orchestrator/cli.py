@@ -76,6 +76,10 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--store", default="store")
     shown.add_argument("--verify", action="store_true", help="check every file against the hash in its manifest")
     with_sweep("report", _report, "Write the report of a sweep from what the store holds.")
+    claimed = command("claims", _claims, "Judge the claims of the study by what the store holds of several sweeps, taken together.")
+    claimed.add_argument("sweep", nargs="+", help="modules or .py files, as for `run`")
+    claimed.add_argument("--miniature", action="store_true", help="their MINIATURE")
+    claimed.add_argument("--store", default="store")
     ui = command("ui", _ui, "Open MLflow on this machine (loopback only).")
     ui.add_argument("--store", default="store")
     ui.add_argument("--tracking-uri", default="")
@@ -236,6 +240,18 @@ def _report(options: argparse.Namespace) -> int:
     plan, compute = _load(options)
     study, report = report_sweep(plan, compute)
     print(summary_text(study, report, _ui_command(compute)))
+    return 0
+
+
+def _claims(options: argparse.Namespace) -> int:
+    from orchestrator.plan import load_sweep, make_plan
+    from orchestrator.report.claims_table import claims_text
+    from orchestrator.run import judge_claims
+    from orchestrator.store import Store
+
+    plans = [make_plan(load_sweep(name, None, options.miniature)) for name in options.sweep]
+    found, page = judge_claims(plans, Store(options.store))
+    print(f"{claims_text(found)}\n\nclaims: {page}")
     return 0
 
 

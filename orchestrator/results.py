@@ -40,6 +40,8 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Stu
         made = stages(experiment)
         result = read_stage(store, made["clean"], encode(experiment), TrialResult)
         if result is None and status != "failed":
+            refused = sweep.gate.action == "stop" and study.gates.get(made["pretrain"].fingerprint, {}).get("passed") is False
+            study.missing += not refused
             continue
         if result is None:
             result = TrialResult(

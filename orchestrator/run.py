@@ -1,7 +1,7 @@
 """The driver: make every stage of a sweep in order, follow what runs, keep MLflow in step, and tell what came of it."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,8 @@ from orchestrator.fingerprint import encode
 from orchestrator.follow import Follower, Mirror
 from orchestrator.meter import meter
 from orchestrator.plan import Plan, stages
+from orchestrator.report.claims import Verdict
+from orchestrator.report.claims_table import write_claims
 from orchestrator.report.page import write_report
 from orchestrator.results import decode_overrides, judge, load_study
 from orchestrator.spec import Compute
@@ -166,6 +168,18 @@ def report_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path]:
     if not study.pretrains:
         raise InputError(f"store {store.root} holds nothing of the sweep {plan.sweep.name} yet: run it first.")
     return study, write_report(study, report_folder(plan, store))
+
+
+def judge_claims(plans: Sequence[Plan], store: Store, say: Callable[[str], None] = print) -> tuple[list[Verdict], Path]:
+    """What several sweeps together say to the claims of the study; writes claims.html and claims.json beside the reports."""
+    studies = [load_study(plan, store, _recorded(plan, store)) for plan in plans]
+    found = [study for study in studies if study.pretrains]
+    missing = [study.name for study in studies if not study.pretrains]
+    if not found:
+        raise InputError(f"store {store.root} holds nothing of {', '.join(missing)} yet: run a sweep first.")
+    for name in missing:
+        say(f"NOTE the store holds nothing of {name} yet; it is left out.")
+    return write_claims(found, store.root / "reports")
 
 
 def report_folder(plan: Plan, store: Store) -> Path:

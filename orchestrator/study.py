@@ -57,6 +57,8 @@ class Study:
     """Fingerprint of a pre-training → verdict of the attack gate."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Sample sheet: {"key", "clean": PNG bytes, "triggered": PNG bytes, "caption_before", "caption_after"}."""
+    missing: int = 0
+    """Trials of the grid that nothing is known of yet; not those of models whose attack did not take."""
     series: str = ""
     """Dotted path that a figure has as its horizontal axis."""
     published: "Published | None" = None

@@ -128,6 +128,8 @@ def _broken(study: Study) -> Iterator[Caution]:
             yield Caution(text=f"{called(stage)} diverged: {', '.join(bad)} stopped being finite numbers.", panels=concerned)
     if stopped := sum(trial.status == "stopped" for trial in study.trials):
         yield Caution(text=f"The scheduler stopped {stopped} of {len(study.trials)} trials early; later epochs are not known.")
+    if study.missing:
+        yield Caution(text=f"{study.missing} cleanings have not been begun: the table knows only the others.")
     if running := sum(stage.status == "running" for stage in stages):
         yield Caution(text=f"{running} stages have not finished: this page shows them as far as they are.")
 
@@ -151,7 +153,7 @@ def _ends(study: Study, rows: list[Row]) -> Iterator[Caution]:
     for end, where in found.items():
         space = "range" if end.drawn else "grid"
         text = f"Chosen at the end of its {space}: {end.setting}; a wider {space} may change it. This holds for"
-        yield Caution(text=text, panels=tuple(dict(where)), where=tuple(where))
+        yield Caution(text=text, panels=tuple(dict.fromkeys(label for label, _ in where)), where=tuple(where))
 
 
 def _few_seeds(study: Study, rows: list[Row]) -> Iterator[Caution]:

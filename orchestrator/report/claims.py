@@ -91,7 +91,7 @@ def joined(studies: Sequence[Study]) -> Study:
         space |= study.config["space"] if isinstance(study.config.get("space"), dict) else {}
     return Study(
         name=" + ".join(study.name for study in studies), doc="", fingerprint="", config={"space": space},
-        pretrains=list(pretrains.values()), trials=list(trials.values()), gates=gates,
+        pretrains=list(pretrains.values()), trials=list(trials.values()), gates=gates, missing=sum(s.missing for s in studies),
     )  # fmt: skip
 
 
@@ -282,7 +282,7 @@ def _benches(study: Study, objective: str, methods: Sequence[str], poisons: int)
             kept = tuple(trial for trial in trials if trial.pretrain not in failed)
             running = sum(trial.status == "running" for trial in kept)
             left = [f"the attack gate was not passed by {len(failed)} of {len({t.pretrain for t in trials})} models"] if failed else []
-            left += [f"{running} trials have not finished"] if running else []
+            left += [f"{running + study.missing} trials have not finished"] if running + study.missing else []
             pairs = value_at(trials[0], "clean.pairs")
             cleaning = f", cleaned with {pairs} pairs" if pairs else ""
             cleaning += f" of which {poisons} are poisons" if poisons else ""

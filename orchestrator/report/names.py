@@ -77,7 +77,7 @@ def seeds_of(stage: StageResult) -> str:
     return json.dumps(seeds, sort_keys=True, default=str)
 
 
-BARE = ("mode", "pattern", "name")
+BARE = ("mode", "pattern", "name", "path")
 """Fields whose value says enough without their name."""
 USUAL = {"mode": "dirty_label"}
 """Values that go without saying."""

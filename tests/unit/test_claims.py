@@ -1,0 +1,121 @@
+"""The claims: shown only where their criterion is met, and the reason is said where it is not."""
+
+import json
+from dataclasses import replace
+
+import pytest
+from fake_study import seeded_study
+
+from orchestrator.cli import run
+from orchestrator.report.claims import TEXTS, as_json, claims
+from orchestrator.report.claims_table import claims_html, claims_text, write_claims
+from orchestrator.report.page import html
+
+WIDE = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+
+
+def of(study, claim):
+    return next(verdict for verdict in claims([study]) if verdict.claim == claim)
+
+
+def test_cleaning_without_loss_is_shown_with_n_seeds_and_interval(tmp_path):
+    verdict = of(seeded_study(tmp_path), "a")
+    assert (verdict.verdict, verdict.seeds, verdict.images) == ("shown", 3, 1000)
+    assert verdict.low < verdict.estimate < verdict.high and -1 < verdict.estimate < 0
+    assert verdict.where == "MMCL, cleaned with 600 pairs"
+
+
+@pytest.mark.parametrize(
+    ("change", "why"),
+    [
+        (lambda study: study.gates[study.pretrains[0].fingerprint].update(passed=False), "gate was not passed by 1 of 3 models"),
+        (lambda study: study.gates.clear(), "gate was not passed by 3 of 3 models"),
+        (lambda study: setattr(study.trials[0], "status", "running"), "1 trials have not finished"),
+        (lambda study: setattr(study, "missing", 4), "4 trials have not finished"),
+    ],
+)
+def test_what_stands_against_a_claim_is_said(tmp_path, change, why):
+    study = seeded_study(tmp_path)
+    change(study)
+    verdict = of(study, "a")
+    assert verdict.verdict == "not shown" and why in verdict.reason
+
+
+def test_two_seeds_or_a_loss_show_nothing(tmp_path):
+    assert "Fewer than 3 seeds" in of(seeded_study(tmp_path, seeds=2), "a").reason
+    worse = seeded_study(tmp_path, strength=(0.9, 0.6))  # ASR ≤ 5 % only where accuracy suffers
+    verdict = of(worse, "a")
+    assert verdict.verdict == "not shown" and "more than 1 point lost in 3 of 3 seeds" in verdict.reason.lower()
+    assert "end of a grid (lr = 0.004" in verdict.seen
+
+
+def test_a_grid_that_stops_early_does_not_show_that_mmcl_ssl_resists(tmp_path):
+    short, wide = (seeded_study(tmp_path, lrs=lrs, strength=(1.0, 0.9)) for lrs in (WIDE[:4], WIDE))
+    verdict = of(short, "b")
+    assert verdict.verdict == "not shown" and verdict.estimate > 10
+    assert verdict.reason == "Chosen at the end of its grid on MMCL+SSL (lr = 0.004, the largest tried (0.0005 … 0.004))."
+    verdict = of(wide, "b")
+    assert (verdict.verdict, verdict.seeds) == ("shown", 3) and verdict.low > 0
+    assert verdict.where == "MMCL against MMCL+SSL, cleaned with 600 pairs"
+
+
+def test_no_difference_is_not_shown_and_the_same_setting_is_told(tmp_path):
+    verdict = of(seeded_study(tmp_path, lrs=WIDE, strength=(1.0, 1.0)), "b")
+    assert verdict.verdict == "not shown" and "interval of the difference does not lie above 0" in verdict.reason
+    told = of(seeded_study(tmp_path), "b")
+    assert "No model with ASR ≤ 5 % on MMCL+SSL in 3 of 3 seeds" in told.reason and told.estimate is None
+    assert "ASR after the same cleaning, MMCL+SSL model minus MMCL model: lr 0.0005: +1" in told.seen
+    assert "higher in 3 of 3 seeds" in told.seen and "seed 0" not in told.seen
+
+
+def test_never_wants_a_grid_that_does_not_end_where_the_asr_is_lowest(tmp_path):
+    study = seeded_study(tmp_path)
+    verdict = of(study, "c")
+    assert verdict.verdict == "not shown" and "lowest ASR lies at the end of its grid (lr = 0.004" in verdict.reason
+    for trial in study.trials:
+        if trial.overrides["clean.lr"] == 4e-3:
+            for line in trial.metrics:
+                line["metrics"]["asr/top1"] = 99.0
+    assert [v.verdict for v in claims([study]) if v.claim == "c"] == ["shown", "shown"]
+    study.trials[-1].metrics[3]["metrics"]["asr/top1"] = 8.0
+    again = [v for v in claims([study]) if v.claim == "c"]
+    assert again[0].verdict == "shown" and "reached in 1 of 3 seeds" in again[1].reason and "% of the accuracy was kept" in again[1].seen
+
+
+def test_five_poisons_need_a_control_which_may_come_from_another_sweep(tmp_path):
+    whole = seeded_study(tmp_path, lrs=WIDE, poisons=(0, 5), methods=("CleanCLIP",))
+    parts = [replace(whole, trials=[t for t in whole.trials if t.overrides["clean.poisons"] == count]) for count in (0, 5)]
+    assert [of(part, "d").verdict for part in parts] == ["not tried", "not tried"]
+    verdict = next(v for v in claims(parts) if v.claim == "d")
+    assert (verdict.verdict, verdict.seeds) == ("shown", 3) and verdict.low > 5
+    assert verdict.where == "MMCL, cleaned with 600 pairs of which 5 are poisons" and "With no poison" in verdict.seen
+    short = seeded_study(tmp_path, poisons=(0, 5), methods=("CleanCLIP",))
+    assert "lowest ASR lies at the end of its grid" in of(short, "d").reason
+    weak = seeded_study(tmp_path, lrs=WIDE, poisons=(0, 5), methods=("CleanCLIP",), strength=(0.3, 0.3))
+    assert "even with no poison 3 of 3 seeds are not cleaned" in of(weak, "d").reason.lower()
+
+
+def test_the_table_is_in_a_report_that_can_judge_and_others_read_not_tried(tmp_path):
+    study = seeded_study(tmp_path, seeds=1, lrs=(1e-3,), methods=("CleanCLIP",))
+    text = html(study)
+    assert "The claims of the study" in text and text.count("not tried</b>") == 2 and text.count("not shown</b>") == 2
+    assert "It needs fine-tuning with MMCL alone." in text
+    other = replace(study, trials=[t for t in study.trials if t.config["clean"].update(method={"class": "a.Other"}) is None])
+    assert {v.verdict for v in claims([other])} == {"not tried"} and "The claims of the study" not in html(other)
+
+
+def test_words_are_escaped_numbers_are_json_and_lines_fit(tmp_path):
+    study = seeded_study(tmp_path / "x", seeds=1)
+    study.name = "<script>"
+    for trial in study.trials:
+        trial.config["clean"]["pairs"] = "<u>"
+    found, page = write_claims([study], tmp_path / "reports")
+    assert "<script" not in page.read_text() and "&lt;u&gt;" in claims_html(found) and "<u>" not in page.read_text()
+    facts = json.loads((tmp_path / "reports" / "claims.json").read_text())
+    assert {entry["claim"] for entry in facts["claims"]} == set(TEXTS) and all(entry["low"] is None for entry in as_json(found))
+    assert all(len(line) <= 100 for line in claims_text(found).splitlines())
+
+
+def test_an_empty_store_is_said(tmp_path, capsys):
+    assert run(["claims", "sweeps.quickstart", "--store", str(tmp_path)]) == 2
+    assert "holds nothing of quickstart yet: run a sweep first" in capsys.readouterr().err
