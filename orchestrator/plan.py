@@ -22,12 +22,13 @@ from orchestrator.fingerprint import encode, fingerprint
 from orchestrator.override import from_text, override, override_all
 from orchestrator.report.names import flatten
 from orchestrator.report.published import load_published
-from orchestrator.spec import Clean, Experiment, Sweep
+from orchestrator.spec import Clean, Experiment, Pretrain, Sweep
 from orchestrator.store import sha256
+from trainers.cleaning.pseudo_labels import PseudoLabels
 from trainers.evaluate.base import Evaluator
 from trainers.model import WEIGHTS, Model, TinyCLIP
 
-VERSION = {"world": 1, "index": 1, "testset": 1, "poison": 1, "pretrain": 1, "cleanset": 1, "clean": 1, "sweep": 1}
+VERSION = {"world": 1, "index": 1, "testset": 1, "poison": 1, "pretrain": 1, "cleanset": 1, "labels": 1, "clean": 1, "sweep": 1}
 """Raised when a change of the code changes what a stage makes, so that older artefacts are not taken for it."""
 
 NEUTRAL = {"checkpoint_every_steps"}
@@ -119,13 +120,21 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
         clean = experiment.clean
         name, chosen = _cleanset(clean)
         cleanset = add("cleanset", Stage("cleanset", name, chosen, (("poison", poison.fingerprint),)))
+        inputs = (("cleanset", cleanset.fingerprint), ("pretrain", pretrain.fingerprint))
+        method = labelling(experiment)
+        if method is not None:
+            labeller = None
+            if not isinstance(method.labeller, Model):
+                labeller = add("labeller", _unpoisoned_stage(experiment, "labeller", index, test))
+            labels = add("labels", _labels_stage(method, cleanset, test, labeller))
+            inputs = (*inputs, ("labels", labels.fingerprint))
         add(
             "clean",
             Stage(
                 "clean",
                 clean.method.label,
                 {key: value for key, value in _encode(clean, "clean").items() if key not in _cleanset_fields(clean)},
-                (("cleanset", cleanset.fingerprint), ("pretrain", pretrain.fingerprint)),
+                inputs,
             ),
         )
     return made
@@ -152,8 +161,9 @@ def unpoisoned(experiment: Experiment, role: str) -> Experiment:
 
     It is measured by accuracy and attack success alone, which then is the floor.
     """
-    spec = experiment.prior
-    assert spec is not None
+    method = labelling(experiment)
+    spec = experiment.prior if role == "prior" else method and method.labeller
+    assert isinstance(spec, Pretrain)
     return replace(
         experiment,
         pretrain=spec,
@@ -184,6 +194,25 @@ def _unpoisoned_stage(experiment: Experiment, role: str, index: Stage, test: Sta
     return Stage("pretrain", f"{own.pretrain.objective.label} unpoisoned", config, inputs)
 
 
+def labelling(experiment: Experiment) -> PseudoLabels | None:
+    """The part of the cleaning method that needs a stage of labels."""
+    parts = experiment.clean.method.parts() if experiment.clean is not None else ()
+    return next((part for part in parts if isinstance(part, PseudoLabels)), None)
+
+
+def _labels_stage(method: PseudoLabels, cleanset: Stage, test: Stage, labeller: Stage | None) -> Stage:
+    config: dict[str, Any] = {"classes": encode(method.classes), "templates": encode(method.templates)}
+    inputs = [("cleanset", cleanset.fingerprint)]
+    if "auto" in (method.classes, method.templates):
+        inputs.append(("testset", test.fingerprint))
+    if labeller is not None:
+        return Stage("labels", labeller.name, config, (*inputs, ("labeller", labeller.fingerprint)))
+    assert isinstance(method.labeller, Model)
+    weights = _weights(method.labeller)
+    model = replace(method.labeller, pretrained=None) if weights else method.labeller
+    return Stage("labels", model.name, {**config, "model": encode(model), "weights": weights}, tuple(inputs))
+
+
 def check(experiment: Experiment) -> None:
     """What can be said before anything is read: InputError for fields that do not fit each other."""
     size = experiment.pretrain.model.image_size
@@ -206,7 +235,17 @@ def check(experiment: Experiment) -> None:
         if not 0 <= clean.poisons <= most:
             raise InputError(f"clean.poisons is {clean.poisons}; accepted are 0 to {most}, of {pairs} pairs to clean with.")
         clean.check(clean.epochs * (pairs // clean.batch_size), 1)
+        for part in clean.method.parts():
+            part.check(pairs)
     _check_weights(experiment.pretrain.model, "pretrain.model")
+    method = labelling(experiment)
+    if method is not None:
+        if isinstance(method.labeller, Model):
+            _check_weights(method.labeller, "labeller")
+        elif not isinstance(method.labeller, Pretrain):
+            raise InputError(f"labeller is a {type(method.labeller).__name__}; accepted: a Model with pretrained, or a Pretrain.")
+        labeller = method.labeller if isinstance(method.labeller, Model) else method.labeller.model
+        experiment.poison.trigger.check(labeller.image_size)
     if experiment.prior is not None:
         _check_weights(experiment.prior.model, "prior.model")
         if getattr(experiment.pretrain.model, "pretrained", None):

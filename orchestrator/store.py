@@ -91,7 +91,7 @@ class Store:
 
     def damaged(self) -> list[Path]:
         """Folders of finished artefacts whose manifest is missing or cannot be read."""
-        kinds = ("world", "index", "testset", "poison", "pretrain", "cleanset", "clean", "sweep")
+        kinds = ("world", "index", "testset", "poison", "pretrain", "cleanset", "labels", "clean", "sweep")
         folders = [path for kind in kinds for path in (self.root / kind).glob("*-*") if not path.name.startswith(".")]
         return sorted(path for path in folders if read_json(path / MANIFEST) is None)
 

@@ -13,6 +13,8 @@ from typing import Any
 from datasets.component import Component
 from orchestrator import plan as planning
 from orchestrator.cluster import interruptible, user_error
+from orchestrator.labels import make_labels, prepare_labels
+from orchestrator.override import override
 from orchestrator.plan import Plan, grid_values, stages, trial_experiment
 from orchestrator.results import remember_trial, remembered_trials, spent
 from orchestrator.spec import Compute, Experiment, Sweep
@@ -63,6 +65,10 @@ def clean_sweep(plan: Plan, upstream: dict[str, Upstream], store: Store, compute
             make_cleanset(experiment, upstream[stages(experiment)["pretrain"].fingerprint].inputs, store)
         if all(_done(store, experiment) for _, experiment in wanted):
             return [_outcome(overrides, experiment, store, None, False) for overrides, experiment in wanted]
+    for experiment in _kinds(plan):
+        pretrained = stages(experiment)["pretrain"].fingerprint
+        if pretrained in upstream and not _done(store, experiment):
+            prepare_labels(experiment, upstream[pretrained].inputs, store, compute)
     # Optuna searches for each pre-training by itself, so that none learns from another's trials.
     apart = plan.sweep.search == "optuna" or len(upstream) < len(plan.upstream)
     parts = [
@@ -74,6 +80,16 @@ def clean_sweep(plan: Plan, upstream: dict[str, Upstream], store: Store, compute
     for space in parts if apart else [dict(plan.sweep.space)]:
         trials |= {trial.fingerprint: trial for trial in _tune(space, plan, context, store, compute)}
     return list(trials.values())
+
+
+def _kinds(plan: Plan) -> list[Experiment]:
+    """Experiments that between them have every cleaning method of the sweep over every pre-training."""
+    if plan.grid is not None:
+        return [experiment for _, experiment in plan.grid]
+    space = plan.sweep.space.get("clean.method")
+    methods = [] if space is None else grid_values(space) or getattr(space, "categories", [])
+    starts = [experiment for _, experiment in plan.upstream]
+    return [override(start, "clean.method", method) for start in starts for method in methods] or starts
 
 
 def _tune(space: dict[str, Any], plan: Plan, context: Context, store: Store, compute: Compute) -> list[Trial]:
@@ -149,6 +165,7 @@ def _trial(config: dict[str, Any], context: Context) -> None:
     found = store.find(stage.kind, stage.fingerprint)
     if found is None:
         cleanset = make_cleanset(experiment, upstream.inputs, store)
+        labels = make_labels(experiment, upstream.inputs, store, context.compute.trial_gpus)
         with store.working(stage.kind, stage.fingerprint, wait_s=math.inf) as folder:
             found = store.find(stage.kind, stage.fingerprint)  # a trial with the same values may have made it meanwhile
             if found is None:
@@ -163,6 +180,7 @@ def _trial(config: dict[str, Any], context: Context) -> None:
                     stage=str(stage),
                     checkpoint=upstream.checkpoint,
                     cleanset=cleanset,
+                    labels=labels,
                     cpus=context.compute.trial_cpus,
                     gpus=context.compute.trial_gpus,
                 )

@@ -5,6 +5,7 @@ Runs in a Ray Train worker, in a Tune trial or in the driver; the only traffic b
 
 import errno
 import json
+import math
 import os
 import sys
 from collections.abc import Callable, Iterator
@@ -18,16 +19,19 @@ import torch
 
 from datasets.cache import Decoded, cache_folder, decoded
 from datasets.errors import InputError
-from datasets.loader import Batch, LocalFeed, Recipe, eval_batches
+from datasets.loader import Batch, LocalFeed, Recipe, ahead, eval_batches, make_batch
 from datasets.pairs import Pairs
 from datasets.seeding import hash64
 from orchestrator.plan import blank, further_sets
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
 from orchestrator.store import MANIFEST, NOTES, read_json, read_lines, write_arrays, write_json
+from trainers.batch import Targets
 from trainers.cleaning.base import CleaningRun
+from trainers.cleaning.labels import Labels
 from trainers.distributed import World
 from trainers.evaluate.base import Material
+from trainers.evaluate.probe import probe
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import Report, fit
 from trainers.model import Encoder, Model, load_weights
@@ -37,6 +41,8 @@ from trainers.schedule import Training
 FAILED = "failed.json"
 METRICS = "metrics.jsonl"
 PROGRESS = "progress.json"
+WHOLE = 256
+"""Pictures that are embedded or labelled at a time."""
 ANALYSIS = "analysis"
 """Folder of a stage for the arrays behind its pictures, a file an epoch."""
 
@@ -56,6 +62,8 @@ class Job:
     """Folder of the checkpoint that a cleaning, or a pre-training with a prior, starts from."""
     cleanset: str = ""
     """Rows file of the cleaning set."""
+    labels: str = ""
+    """File of the classes of its pictures, for a method that asks for one."""
     cpus: float = 1.0
     """Cores of this process."""
     gpus: float = 0.0
@@ -83,20 +91,46 @@ def clean(job: Job, report: Report | None = None) -> None:
         spec = job.experiment.clean
         assert spec is not None
         pairs = job.inputs.pairs(job.cleanset)
+        recipe = Recipe(views=job.experiment.views, trigger=job.experiment.poison.trigger)
+        views = _decoded(job, pairs, job.cleanset, _note(job))  # not for a pre-training, which may be larger than the disk
+        encoder = load_model(job.experiment, job.checkpoint)
 
         def feed(two_views: bool) -> Any:
-            return _feed(job, world, pairs, spec, two_views)
+            return _feed(job, world, pairs, spec, two_views, views)
 
-        def train(model: Encoder, objective: Objective) -> None:
-            fit(model, objective, spec, feed(objective.two_views), **_surroundings(job, world, report))
+        before = {} if read_lines(Path(job.folder) / METRICS) else probe(encoder, feed(True), spec, world)
+        around = _surroundings(job, world, report)
+        measure = around.pop("measure")
+
+        def measured(model: Encoder, epoch: int) -> dict[str, float]:
+            return measure(model, epoch) | (before if epoch == 0 else {})
+
+        def train(model: Encoder, objective: Objective, targets: Targets | None) -> None:
+            fit(model, objective, spec, feed(objective.two_views), measure=measured, targets=targets, **around)
 
         run = CleaningRun(
             train=train,
             fresh=lambda: blank(job.experiment.pretrain.model).build(hash64(spec.seed, "fresh")),  # never the pre-training's own start
             seed=spec.seed,
             batches=lambda: feed(False).batches(),
+            pictures=lambda: whole_pictures(pairs, recipe, world, views),
+            labels=Labels.read(Path(job.labels)) if job.labels else None,
+            folder=Path(job.folder),
+            world=world,
         )
-        spec.method.clean(load_model(job.experiment, job.checkpoint), run)
+        spec.method.clean(encoder, run)
+
+
+def whole_pictures(pairs: Pairs, recipe: Recipe, world: World, views: Decoded | None = None) -> Iterator[dict[str, Any]]:
+    """This rank's share of batches that hold every pair once, as trained on but not augmented: `CleaningRun.pictures`."""
+    plain = replace(recipe, views=replace(recipe.views, crop=None, flip=False))
+
+    def make(number: int) -> dict[str, Any]:
+        position_B = np.arange(number * WHOLE, min(len(pairs), (number + 1) * WHOLE))
+        batch = make_batch(pairs.records(position_B), 0, plain, None if views is None else views[position_B])
+        return {"number": number, **batch}
+
+    return ahead(make, range(world.rank, math.ceil(len(pairs) / WHOLE), world.size))
 
 
 def load_model(experiment: Experiment, checkpoint: str) -> Encoder:
@@ -174,7 +208,7 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
     }
 
 
-def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: bool) -> Any:
+def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None) -> Any:
     recipe = Recipe(
         views=job.experiment.views,
         trigger=job.experiment.poison.trigger,
@@ -190,8 +224,6 @@ def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: b
         from orchestrator.streaming import RayFeed
 
         return RayFeed(pairs, recipe, cpus=job.compute.feed_cpus, **common)
-    # an epoch of a pre-training may be larger than a machine's disk
-    views = _decoded(job, pairs, job.cleanset, _note(job)) if job.cleanset else None
     return LocalFeed(pairs, recipe, workers=job.compute.loader_workers, decoded=views, **common)
 
 

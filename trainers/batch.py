@@ -8,12 +8,12 @@ from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from trainers.model import Encoder
 
@@ -26,6 +26,17 @@ class Feed(Protocol):
 
     def batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
         """This rank's batches from `start_step` to the end of the stage."""
+
+
+class Targets(Protocol):
+    """A class for each sample by its key, for an objective that classifies: what `batch["target"]` holds."""
+
+    def begin(self, encoder: Encoder, epoch: int, within: bool) -> Iterable[nn.Parameter]:
+        """Called on every rank before an epoch's first step, and after a resume `within` it. Returns the parameters that it drew
+        anew, of which the optimiser forgets what it knew."""
+
+    def of(self, keys: Sequence[str]) -> Tensor:
+        """int64 [B]."""
 
 
 def image_tensor(image_BHWC: Any, device: torch.device) -> Tensor:

@@ -2,7 +2,7 @@
 
     <folder>/epoch_0003/  open_clip_model.safetensors  weights under open_clip's names
                           open_clip_config.json        its model and preprocessing configuration
-                          state.safetensors            AdamW's tensors; in the newest checkpoint only
+                          state.safetensors            AdamW's tensors, and a head's weights; in the newest checkpoint only
                           meta.json                    step, epoch, seconds, metric sums of the epoch under way, last report
     <folder>/step_00000250/  the same, within an epoch; removed by the next one
 
@@ -16,6 +16,7 @@ import errno
 import json
 import re
 import shutil
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -106,7 +107,9 @@ def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer) -
     """Put weights and optimiser back as they were saved; returns the progress."""
     load_weights(encoder, checkpoint)
     tensors = load_file(checkpoint / STATE)
-    for name, parameter in encoder.model.named_parameters():
+    for name, parameter in parameters(encoder):
+        if name.startswith("head."):
+            parameter.data.copy_(tensors[f"value.{name}"])
         if f"step.{name}" not in tensors:  # no gradient has reached it yet
             continue
         moments = {key: torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")}
@@ -129,6 +132,13 @@ def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
 def _optimizer_tensors(encoder: Encoder, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
     return {
         f"{key}.{name}": value.detach().cpu().contiguous()
-        for name, parameter in encoder.model.named_parameters()
-        for key, value in optimizer.state.get(parameter, {}).items()
+        for name, parameter in parameters(encoder)
+        for key, value in {**optimizer.state.get(parameter, {}), **({"value": parameter} if name.startswith("head.") else {})}.items()
     }
+
+
+def parameters(encoder: Encoder) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """The model's parameters by open_clip's names, then those of the head, `head.…`."""
+    yield from encoder.model.named_parameters()
+    if encoder.head is not None:
+        yield from encoder.head.named_parameters(prefix="head")

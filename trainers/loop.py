@@ -10,7 +10,7 @@ from typing import Any
 from datasets.seeding import hash64
 from trainers import checkpoint, distributed, schedule
 from trainers.backward import backward
-from trainers.batch import Feed, device_batches
+from trainers.batch import Feed, Targets, device_batches
 from trainers.checkpoint import Progress
 from trainers.distributed import World
 from trainers.model import Encoder
@@ -27,14 +27,14 @@ Report = Callable[[dict[str, Any]], None]
 def fit(
     encoder: Encoder, objective: Objective, training: Training, feed: Feed, folder: Path, *, world: World | None = None,
     measure: Measure | None = None, report: Report | None = None, progress: Callable[[int, int, float], None] | None = None,
-    ledger: Path | None = None, keep: str = "last", resume: bool = True,
+    ledger: Path | None = None, keep: str = "last", resume: bool = True, targets: Targets | None = None,
 ) -> None:
     """Train `encoder` in place to the end of the feed, from the newest checkpoint in `folder` where there is one.
 
     Before the first step and after each epoch all ranks `measure`; then rank 0 saves and reports. A line may be reported again
     after a resume (equal but for times): receivers go by its epoch. `progress(step, steps, samples a second)` is called about
     once a second on rank 0. `ledger` gets a JSON line a step with the keys of all ranks. With several ranks `folder` must be
-    the same for all. A seed for dropout is set in torch's global generator before each step.
+    the same for all. A seed for dropout is set in torch's global generator before each step. `targets` gives batches a class by key.
 
     Raises FloatingPointError naming the step and the part of the objective that is not finite.
     """
@@ -73,6 +73,11 @@ def fit(
     first_step = told_step = done.step
     for raw, batch in device_batches(feed, encoder, objective.two_views, done.step):
         assert raw["step"] == done.step, "the feed must deliver every step once, in order"
+        if targets is not None:
+            if done.step == first_step:
+                for parameter in targets.begin(encoder, done.epoch, within=done.step % per_epoch != 0):
+                    optimizer.state.pop(parameter, None)
+            batch["target"] = targets.of(raw["key"]).to(encoder.device)
         lr = schedule.learning_rate(done.step, feed.steps, training)
         for group in optimizer.param_groups:
             group["lr"] = lr

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
@@ -182,7 +183,8 @@ class Tokenizer:
 class Encoder(nn.Module):
     """An open_clip model that takes pictures as bytes and gives unit features as floats.
 
-    `model` is the open_clip model itself (its state dict is what checkpoints hold), `config` its open_clip configuration.
+    `model` is the open_clip model itself (its state dict is what checkpoints hold), `config` its open_clip configuration. `head`,
+    where a cleaning method has added one, is a linear classifier of picture features that is trained along and is no part of it.
     """
 
     model: Any
@@ -200,6 +202,7 @@ class Encoder(nn.Module):
                            "interpolation": "bicubic", "resize_mode": "shortest"}
         self.register_buffer("mean", torch.tensor(self.preprocess["mean"]) * 255, persistent=False)
         self.register_buffer("std", torch.tensor(self.preprocess["std"]) * 255, persistent=False)
+        self.head: Any = None
         self.autocast: torch.dtype | None = None
         self.channels_last = True
         self._image_tower = self.model.encode_image
@@ -221,6 +224,16 @@ class Encoder(nn.Module):
     def device(self) -> torch.device:
         """Where the weights lie."""
         return self.model.logit_scale.device
+
+    def draw_head(self, classes: int, rng: np.random.Generator) -> list[nn.Parameter]:
+        """Add a linear head of that many classes, or draw its weights anew in place: N(0, 0.01), bias 0; its parameters."""
+        width = self.config["embed_dim"]
+        if self.head is None:
+            self.head = nn.Linear(width, classes, device=self.device, dtype=self.mean.dtype)
+        with torch.no_grad():
+            self.head.weight.copy_(torch.from_numpy(0.01 * rng.standard_normal((classes, width))))
+            self.head.bias.zero_()
+        return list(self.head.parameters())
 
     def place(
         self, device: torch.device, *, precision: str = "auto", channels_last: bool = True, compile: bool = False
@@ -255,8 +268,8 @@ class Encoder(nn.Module):
         return _unit(feature_BD)
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features of what the batch holds: image, text, image_aug, text_aug [B, D]; and the scalars logit_scale (as a factor)
-        and, if the model has one, logit_bias.
+        """Features of what the batch holds: image, text, image_aug, text_aug [B, D]; the scalars logit_scale (as a factor) and, if
+        the model has one, logit_bias; with a head also class_logits [B, K] of image.
 
         Both views of a modality pass the encoder as one batch, so batch normalisation sees their joint statistics (as in
         CleanCLIP).
@@ -267,6 +280,8 @@ class Encoder(nn.Module):
             if views:
                 feature_BD = encode(torch.cat([batch[view] for view in views]) if len(views) > 1 else batch[views[0]])
                 out.update(zip(views, feature_BD.chunk(len(views))))
+        if self.head is not None and "image" in out:
+            out["class_logits"] = self.head(out["image"])
         out["logit_scale"] = self.model.logit_scale.exp().reshape(())
         if self.model.logit_bias is not None:
             out["logit_bias"] = self.model.logit_bias.reshape(())

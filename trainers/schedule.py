@@ -84,8 +84,9 @@ def learning_rate(step: int, total_steps: int, training: Training) -> float:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay acts: matrices, kernels and embeddings; no bias, norm or logit scale (those have one dimension)."""
-    return parameter.ndim >= 2 and not name.endswith(("bias", "logit_scale"))
+    """Whether weight decay acts: matrices, kernels and embeddings; no bias, norm or logit scale (those have one dimension), and
+    not the head that a cleaning method adds."""
+    return parameter.ndim >= 2 and not name.endswith(("bias", "logit_scale")) and not name.startswith("head.")
 
 
 def optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:

@@ -12,7 +12,10 @@ import torch
 from datasets.seeding import rng
 from tests.parity.toys import ToyFeed, vit
 from trainers.batch import to_device
+from trainers.cleaning.base import CleaningRun
+from trainers.cleaning.finetune import CleanCLIP
 from trainers.loop import fit
+from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import Contrastive
 from trainers.objectives.siglip import SigLIP
 from trainers.schedule import Training
@@ -54,6 +57,14 @@ def siglip(f: dict[str, np.ndarray], s: float, bias: float) -> tuple[float, dict
     loss = np.mean(np.log1p(np.exp(-x)))
     d = -z / (1 + np.exp(x)) / n**2
     return loss, {"image": s * d @ t, "text": s * d.T @ i}, float((d * (i @ t.T)).sum()), float(d.sum())
+
+
+def classified(image: np.ndarray, w: np.ndarray, b: np.ndarray, target: np.ndarray) -> tuple[float, np.ndarray, np.ndarray, np.ndarray]:
+    """CE of the linear head's logits against the targets; d/dI, d/dW, d/db."""
+    n = len(image)
+    p = softmax(image @ w.T + b)
+    d = (p - np.eye(len(w))[target]) / n
+    return -np.mean(np.log(p[np.arange(n), target])), d @ w, d.T @ image, d.sum(0)
 
 
 def features() -> dict[str, np.ndarray]:
@@ -105,6 +116,56 @@ def test_siglip(bias):
         assert f["logit_bias"].grad.item() == pytest.approx(0.1 * db, rel=1e-11)
     per_sample = SigLIP(per="samples", bias=bias is not None).loss(lambda _: f, None)["loss"].item()
     assert per_sample == pytest.approx(7 * loss, rel=1e-12)
+
+
+@pytest.mark.parametrize(("a", "b", "c"), [(1, 1, 5), (0, 0, 1), (0, 2, 0.5), (0.3, 0, 7)])
+def test_deep_clustering(a, b, c):
+    draw = rng("reference head")
+    head = {"w": draw.normal(size=(4, 5)), "b": draw.normal(size=4)}
+    target = draw.integers(4, size=7)
+    f = leaves(6.5, 0)
+    own = {name: torch.tensor(value, requires_grad=True) for name, value in head.items()}
+    seen = {**f, "class_logits": f["image"] @ own["w"].T + own["b"]}
+    objective = Clustering(clip_weight=a, inmodal_weight=b, deep_clustering_weight=c)
+    losses = objective.loss(lambda _: seen, {"target": torch.from_numpy(target)})
+    losses["loss"].backward()
+
+    loss, d, ds = contrastive(features(), 6.5, a, b)
+    ce, di, dw, db = classified(features()["image"], head["w"], head["b"], target)
+    d["image"] = d["image"] + c * di
+    assert losses["deep_clustering"].item() == pytest.approx(ce, rel=1e-13)
+    assert losses["loss"].item() == pytest.approx(loss + c * ce, rel=1e-13)
+    for name, expected in d.items():
+        found = np.zeros_like(expected) if f[name].grad is None else f[name].grad.numpy()
+        np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-15, err_msg=name)
+    np.testing.assert_allclose(own["w"].grad.numpy(), c * dw, rtol=1e-11, atol=1e-15)
+    np.testing.assert_allclose(own["b"].grad.numpy(), c * db, rtol=1e-11, atol=1e-15)
+    assert (0 if f["logit_scale"].grad is None else f["logit_scale"].grad.item()) == pytest.approx(ds, rel=1e-11)
+    assert set(losses) == {"loss", "deep_clustering"} | ({"mmcl"} if a else set()) | ({"inmodal"} if b else set())
+
+
+def test_a_cleanings_first_step_decays_and_warms_up_as_the_formula_says(tmp_path):
+    """Two cleanings that differ in weight decay alone: after one step the weights differ by rate·(d₂ − d₁)·w where decay acts."""
+
+    def after_a_step(decay: float) -> dict[str, np.ndarray]:
+        encoder = vit().double()
+        training = Training(epochs=4, batch_size=8, lr=0.05, weight_decay=decay, warmup_steps=5)
+        feed = ToyFeed(batch_size=8, steps=8)
+        folder = tmp_path / str(decay)
+        train = lambda m, objective, targets: fit(m, objective, training, feed, folder)  # noqa: E731
+        feed.stop_at = 1
+        with pytest.raises(KeyboardInterrupt):
+            CleanCLIP().clean(encoder, CleaningRun(train=train, fresh=vit, seed=0))
+        return {name: p.detach().numpy().copy() for name, p in encoder.model.named_parameters()}
+
+    before = {name: p.detach().double().numpy() for name, p in vit().model.named_parameters()}
+    small, large = after_a_step(0.1), after_a_step(20.0)
+    rate = 0.05 / 5  # the warm-up's first step, counted from this stage's own beginning
+    decayed = [name for name, w in before.items() if w.ndim >= 2]
+    assert 0 < len(decayed) < len(before)
+    for name, w in before.items():
+        expected = rate * (20.0 - 0.1) * w if name in decayed else np.zeros_like(w)
+        np.testing.assert_allclose(small[name] - large[name], expected, rtol=1e-9, atol=1e-12, err_msg=name)
 
 
 def test_five_steps(tmp_path):

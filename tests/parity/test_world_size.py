@@ -11,18 +11,23 @@ import torch.multiprocessing as mp
 from datasets.loader import Recipe
 from datasets.pairs import Pairs
 from datasets.sample import Sample
+from datasets.seeding import hash64, rng
 from datasets.triggers.patch import Patch
 from datasets.view import Views
-from tests.parity.toys import ToyFeed, resnet, vit
+from tests.parity.toys import ToyFeed, ToySet, resnet, vit
 from tests.unit.making import pairs
 from trainers import distributed
 from trainers.backward import backward
 from trainers.batch import to_device
+from trainers.checkpoint import parameters
+from trainers.cleaning.base import CleaningRun
+from trainers.cleaning.deep_clustering import Clusters, DeepClustering, embed
 from trainers.distributed import World
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.base import Material
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import fit
+from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import MMCL, MMCLSSL, SSL
 from trainers.objectives.siglip import SigLIP
 from trainers.schedule import Training
@@ -30,6 +35,7 @@ from trainers.schedule import Training
 OBJECTIVES = {
     "mmcl": MMCL(), "mmcl+ssl": MMCLSSL(inmodal_weight=0.7), "ssl": SSL(),
     "siglip": SigLIP(weight=0.1), "siglip-published": SigLIP(per="samples", bias=True),
+    "clustering": Clustering(inmodal_weight=0.7),
 }
 MODELS = {"resnet": lambda: resnet(logit_bias=-1.0), "vit": vit}
 BATCH = 16
@@ -40,14 +46,17 @@ def _gradients(world: World, model: str, objective: str, parts: int) -> dict[str
     for module in encoder.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             torch.nn.init.constant_(module.weight, 0.8)  # the last of a block starts at 0 and would hide the block's gradients
+    if objective == "clustering":
+        encoder.draw_head(6, rng("head"))
     distributed.synchronise_batchnorm(encoder, world)
     if encoder.model.logit_bias is not None:
         encoder.model.logit_bias.requires_grad_(OBJECTIVES[objective].uses_logit_bias)
     raw = next(ToyFeed(batch_size=BATCH, rank=world.rank, world=world.size).batches())
     batch = to_device(raw, encoder, OBJECTIVES[objective].two_views)
+    batch["target"] = torch.tensor([hash64(key) % 6 for key in raw["key"]])
     wrapped = distributed.wrap(encoder, world)
     losses = backward(wrapped, OBJECTIVES[objective], batch, parts, seed=0)
-    found = {name: p.grad.clone() for name, p in encoder.model.named_parameters() if p.grad is not None}
+    found = {name: p.grad.clone() for name, p in parameters(encoder) if p.grad is not None}
     found |= {f"loss {name}": torch.tensor(value) for name, value in
               distributed.sum_over_ranks({k: float(v) / world.size for k, v in losses.items()}, world).items()}
     found |= {f"buffer {name}": b.clone() for name, b in encoder.model.named_buffers() if "running" in name}
@@ -57,7 +66,18 @@ def _gradients(world: World, model: str, objective: str, parts: int) -> dict[str
 def _cases() -> list[tuple[str, str, int]]:
     cases = [("resnet", objective, 1) for objective in OBJECTIVES]
     cases += [("vit", objective, 1) for objective in OBJECTIVES if objective != "siglip-published"]
-    return [*cases, ("vit", "mmcl+ssl", 2)]
+    return [*cases, ("vit", "mmcl+ssl", 2), ("vit", "clustering", 2)]
+
+
+def _cluster(world: World, folder: Path) -> dict[str, int]:
+    """Clusters of a made-up set, and the features they were made of."""
+    feed = ToySet(rank=world.rank, world=world.size)
+    run = CleaningRun(train=lambda *_: None, fresh=resnet, seed=1, pictures=feed.pictures, folder=folder, world=world)
+    encoder, clusters = resnet(), Clusters(DeepClustering(clusters=6), run)
+    keys, feature_ND = embed(encoder, run)
+    encoder.draw_head(6, rng("before"))
+    drawn = clusters.begin(encoder, 0, within=False)
+    return {"keys": keys, "features": feature_ND, "clusters": clusters.by_key, "head": next(iter(drawn)).detach().clone()}
 
 
 def _evaluate(world: World, batch_size: int) -> dict[str, float]:
@@ -101,6 +121,7 @@ def _work(world: World, folder: Path) -> None:
         "gradients": {case: _gradients(world, *case) for case in _cases()},
         "evaluation": [_evaluate(world, batch_size) for batch_size in (3, 100)],
         "analysis": _analyse(world, folder),
+        "clusters": _cluster(world, folder / f"clusters{world.size}"),
         "lines": _train(world, folder / f"train{world.size}"),
     }
     buffers = {name: b for name, b in results["gradients"][_cases()[0]].items() if name.startswith("buffer")}
@@ -141,13 +162,23 @@ def test_gradients_do_not_depend_on_the_number_of_processes(results, case, size)
             assert many[name].norm() < 1e-9, name
 
 
+@pytest.mark.parametrize("objective", ["mmcl+ssl", "clustering"])
 @pytest.mark.parametrize("size", [1, 2, 4])
-def test_encoding_in_parts_gives_the_same_gradient(results, size):
-    whole = results[1][0]["results"]["gradients"]["vit", "mmcl+ssl", 1]
-    parts = results[size][0]["results"]["gradients"]["vit", "mmcl+ssl", 2]
+def test_encoding_in_parts_gives_the_same_gradient(results, size, objective):
+    whole = results[1][0]["results"]["gradients"]["vit", objective, 1]
+    parts = results[size][0]["results"]["gradients"]["vit", objective, 2]
+    assert ("head.weight" in whole) == (objective == "clustering")
     for name, expected in whole.items():
         if expected.norm() > 1e-9:
             assert (parts[name] - expected).norm() / expected.norm() <= 1e-12, name
+
+
+def test_embeddings_and_clusters_are_equal_bit_for_bit_on_all_ranks(results):
+    first, *others = [rank["results"]["clusters"] for size in (1, 2, 4) for rank in results[size]]
+    assert len(others) == 6 and first["keys"] == list(ToySet().samples["key"]) and len(set(first["clusters"].values())) == 6
+    for other in others:
+        assert other["keys"] == first["keys"] and torch.equal(other["features"], first["features"])
+        assert other["clusters"] == first["clusters"] and torch.equal(other["head"], first["head"])
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -73,3 +73,36 @@ class ToyFeed:
             if step == self.stop_at:
                 raise KeyboardInterrupt
             yield {name: value if name == "step" else value[own] for name, value in self.batch(step).items()}
+
+
+@dataclass
+class ToySet:
+    """A data set of `count` made-up samples, seen once an epoch in an order of the epoch's own."""
+
+    count: int = 48
+    batch_size: int = 8
+    epochs: int = 2
+    rank: int = 0
+    world: int = 1
+    stop_at: int | None = None
+    """raise KeyboardInterrupt instead of delivering this step"""
+
+    def __post_init__(self) -> None:
+        self.samples = ToyFeed(batch_size=self.count).batch(0)
+        self.steps = self.epochs * (self.count // self.batch_size)
+
+    def batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
+        rows = self.batch_size // self.world
+        for step in range(start_step, self.steps):
+            if step == self.stop_at:
+                raise KeyboardInterrupt
+            epoch, within = divmod(step, self.count // self.batch_size)
+            order = rng("toy order", epoch).permutation(self.count)
+            at = order[within * self.batch_size :][self.rank * rows : (self.rank + 1) * rows]
+            yield {name: step if name == "step" else value[at] for name, value in self.samples.items()}
+
+    def pictures(self) -> Iterator[dict[str, Any]]:
+        """Every sample once, in batches of 7: this rank's share."""
+        for number in range(self.rank, -(-self.count // 7), self.world):
+            at = slice(7 * number, 7 * number + 7)
+            yield {"number": number, "key": self.samples["key"][at], "image": self.samples["image"][at]}

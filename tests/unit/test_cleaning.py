@@ -23,7 +23,7 @@ def test_objectives():
     def seen(method):
         objectives = []
         model = resnet()
-        assert method.clean(model, run(lambda m, objective: objectives.append(objective))) is model
+        assert method.clean(model, run(lambda m, objective, targets: objectives.append(objective))) is model
         return objectives
 
     assert seen(MMCLFineTune()) == [Contrastive(clip_weight=1, inmodal_weight=0)]
@@ -42,7 +42,7 @@ def test_shrink_and_perturb_is_the_formula_over_all_parameters():
     model, before, fresh = resnet(), resnet(), RESNET.build(77)
     found = {}
 
-    def train(encoder, objective):
+    def train(encoder, objective, targets):
         found.update({name: p.clone() for name, p in encoder.model.named_parameters()})
 
     ShrinkPerturb(shrink_lambda=0.6, perturb_gamma=0.01).clean(model, run(train))
@@ -60,7 +60,7 @@ def test_shrink_and_perturb_happens_once_though_the_stage_is_resumed(tmp_path):
     def cleaned(folder, stop_at=None):
         feed = ToyFeed(steps=8, stop_at=stop_at)
         model = resnet()
-        method.clean(model, run(lambda m, objective: fit(m, objective, TRAINING, feed, folder)))
+        method.clean(model, run(lambda m, objective, targets: fit(m, objective, TRAINING, feed, folder)))
         return model.model.state_dict()
 
     whole = cleaned(tmp_path / "whole")

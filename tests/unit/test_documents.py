@@ -77,7 +77,7 @@ def test_the_cleaning_method(examples: dict[str, ModuleType]) -> None:
     assert isinstance(method, CleaningMethod)
     fitted: list[Objective] = []
 
-    def train(model: Encoder, objective: Objective) -> None:
+    def train(model: Encoder, objective: Objective, targets: object) -> None:
         fitted.append(objective)
 
     def cleaned() -> Encoder:

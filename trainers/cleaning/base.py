@@ -4,13 +4,17 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from datasets import seeding
 from datasets.component import Component
+from trainers.batch import Targets
+from trainers.cleaning.labels import Labels
+from trainers.distributed import World
 from trainers.model import Encoder
 from trainers.objectives.base import Objective
 
@@ -19,7 +23,7 @@ from trainers.objectives.base import Objective
 class CleaningRun:
     """One cleaning stage: `method.clean(encoder, run)` does all of it."""
 
-    train: Callable[[Encoder, Objective], None]
+    train: Callable[[Encoder, Objective, Targets | None], None]
     """trains to the end of the stage's clean pairs, from the newest checkpoint where there is one (`loop.fit`)"""
     fresh: Callable[[], Encoder]
     """makes a freshly initialised model of the same kind"""
@@ -27,10 +31,19 @@ class CleaningRun:
     """of the stage"""
     batches: Callable[[], Iterator[dict[str, Any]]] | None = None
     """the stage's clean batches, for methods that look at data outside `fit`"""
+    pictures: Callable[[], Iterator[dict[str, Any]]] | None = None
+    """all cleaning pictures once, as trained on but not augmented: this rank's share of batches that are the same for any number of
+    ranks, each with "number" (its place among all), "key" and "image" """
+    labels: Labels | None = None
+    """what a stage of labels found, for a method that asks for one (`PseudoLabels`)"""
+    folder: Path | None = None
+    """the stage's own, for what must outlast a kill"""
+    world: World = field(default_factory=World)
+    """the processes that clean together"""
 
-    def fit(self, model: Encoder, objective: Objective) -> Encoder:
-        """Train the model in place; returns it."""
-        self.train(model, objective)
+    def fit(self, model: Encoder, objective: Objective, targets: Targets | None = None) -> Encoder:
+        """Train the model in place; returns it. `targets` are for an objective that classifies (`objectives.clustering`)."""
+        self.train(model, objective, targets)
         return model
 
     def rng(self, purpose: str) -> np.random.Generator:
@@ -45,6 +58,18 @@ class CleaningMethod(Component, ABC):
     `run.fit`, once. After a kill it is called again from the start with the original model; `run.fit` then puts back the newest
     checkpoint, so what was done before `fit` is neither lost nor done twice.
     """
+
+    def parts(self) -> Iterator[CleaningMethod]:
+        """This method and those it is made of, such as the one that follows it."""
+        yield self
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if isinstance(value, CleaningMethod):
+                yield from value.parts()
+
+    def check(self, pairs: int) -> None:
+        """Raise InputError where the method does not fit a cleaning set of that many pairs; asked of each of `parts`."""
+        return
 
     @abstractmethod
     def clean(self, model: Encoder, run: CleaningRun) -> Encoder:

@@ -1,0 +1,52 @@
+"""Cleaning by clusters and by pseudo-labels through Tune: the stages in between are made once and found again."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from ray import tune
+
+from orchestrator.plan import make_plan, stages
+from orchestrator.spec import Compute, Sweep
+from orchestrator.stages import make_data
+from orchestrator.store import Store, read_json, read_lines
+from orchestrator.training import pretrain_all
+from orchestrator.tuning import Upstream, clean_sweep
+from tests.tiny_sweep import BASE
+from trainers import checkpoint
+from trainers.cleaning.deep_clustering import DeepClustering
+from trainers.cleaning.labels import Labels
+from trainers.cleaning.pseudo_labels import PseudoLabels
+from trainers.cleaning.shrink_perturb import ShrinkPerturb
+
+TRAINED = replace(BASE.pretrain, epochs=1)
+METHODS = [DeepClustering(clusters=8), ShrinkPerturb(then=PseudoLabels(labeller=TRAINED))]
+
+
+def test_both_run_and_a_second_time_nothing_is_made(ray_session, tmp_path):
+    store, compute = Store(str(tmp_path)), Compute(store=str(tmp_path))
+    store.prepare()
+    base = replace(BASE, pretrain=TRAINED, prior=TRAINED, clean=replace(BASE.clean, epochs=1, poisons=2))
+    plan = make_plan(Sweep(name="x", base=base, space={"clean.method": tune.grid_search(METHODS)}))
+    inputs = make_data(base, store, lambda line: None)
+    (start,) = pretrain_all([(base, inputs)], store, compute)
+    upstream = {start.fingerprint: Upstream(inputs, str(checkpoint.newest(start.folder)))}
+
+    trials = clean_sweep(plan, upstream, store, compute)
+    assert [trial.status for trial in trials] == ["finished", "finished"], [trial.error for trial in trials]
+    kinds = [artefact.manifest["stage"] for artefact in store.all()]
+    assert kinds.count("pretrain") == 2 and kinds.count("labels") == 1, "prior and labeller are one"
+
+    made = stages(next(experiment for overrides, experiment in plan.grid if overrides["clean.method"] is METHODS[1]))
+    labelled = store.find("labels", made["labels"].fingerprint)
+    labels = Labels.read(labelled.folder / "labels.parquet")
+    summary = read_json(labelled.folder / "summary.json")
+    assert len(labels.by_key) == summary["pictures"] == sum(summary["counts"].values()) == 96 and labels.classes == 4
+    for trial in trials:
+        lines = read_lines(store.find("clean", trial.fingerprint).folder / "metrics.jsonl")
+        assert {"before/mmcl", "before/mmcl_grad_norm", "before/inmodal", "before/inmodal_grad_norm"} <= set(lines[0]["metrics"])
+        assert "train/deep_clustering" in lines[1]["metrics"] and "before/mmcl" not in lines[1]["metrics"]
+
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}
+    assert clean_sweep(plan, upstream, store, compute) == trials
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")} == files

@@ -1,0 +1,65 @@
+"""A class for each cleaning picture, by the key of its sample and never by its place in a file."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from torch import Tensor, nn
+
+from datasets.errors import InputError
+from datasets.storage import sync
+from trainers.model import Encoder
+
+SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int32())])
+CLASSES = b"classes"
+
+
+class Labels:
+    """Classes 0 … classes − 1 by key: the `trainers.batch.Targets` of a whole stage."""
+
+    def __init__(self, by_key: Mapping[str, int], classes: int, where: str) -> None:
+        """`where` is what messages call them."""
+        self.by_key, self.classes, self.where = by_key, classes, where
+
+    def begin(self, encoder: Encoder, epoch: int, within: bool) -> Iterable[nn.Parameter]:
+        return ()
+
+    def of(self, keys: Sequence[str]) -> Tensor:
+        """int64 [B]; InputError naming a key that has no label."""
+        try:
+            return torch.tensor([self.by_key[str(key)] for key in keys])
+        except KeyError as error:
+            raise InputError(f"{self.where} has no label for the sample {error.args[0]!r}.") from None
+
+    def write(self, file: Path) -> None:
+        """As Parquet (key, label; the number of classes in its metadata): aside, synced, renamed."""
+        table = pa.table([pa.array(self.by_key.keys()), pa.array(self.by_key.values(), pa.int32())], schema=SCHEMA)
+        aside = file.with_name(f".{file.name}.tmp")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        with open(aside, "wb") as handle:
+            pq.write_table(table.replace_schema_metadata({CLASSES: str(self.classes)}), handle)
+        sync(aside)
+        os.replace(aside, file)
+
+    @staticmethod
+    def read(file: Path) -> Labels:
+        """InputError naming the file where it cannot be read, has other columns, a key twice or a label that is no class."""
+        try:
+            table = pq.read_table(file)
+        except (OSError, pa.ArrowInvalid) as error:
+            raise InputError(f"the labels {file} cannot be read: {str(error).splitlines()[0]}") from error
+        classes = int((table.schema.metadata or {}).get(CLASSES, b"0"))
+        if not table.schema.equals(SCHEMA) or not classes:
+            raise InputError(f"the labels {file} are no Parquet of {', '.join(SCHEMA.names)} with the number of classes in its metadata.")
+        by_key = dict(zip(table["key"].to_pylist(), table["label"].to_pylist()))
+        if len(by_key) < len(table):
+            raise InputError(f"the labels {file} hold {len(table)} rows for {len(by_key)} keys; each key may stand there once.")
+        for key, label in by_key.items():
+            if label is None or not 0 <= label < classes:
+                raise InputError(f"the labels {file} give {key!r} the label {label}; accepted are 0 to {classes - 1}.")
+        return Labels(by_key, classes, f"the labels {file}")

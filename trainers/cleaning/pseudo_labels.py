@@ -1,0 +1,83 @@
+"""Cleaning with classes from another model: deep clustering whose clusters are a stronger model's zero-shot answers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from datasets import classes
+from datasets.errors import InputError
+from trainers.batch import image_tensor
+from trainers.cleaning.base import CleaningMethod, CleaningRun
+from trainers.cleaning.labels import Labels
+from trainers.distributed import World
+from trainers.evaluate.zeroshot import class_head
+from trainers.model import Encoder, Model
+from trainers.objectives.clustering import Clustering
+from trainers.schedule import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class PseudoLabels(CleaningMethod):
+    """clip_weight·MMCL + inmodal_weight·SSL + weight·CE of a linear head on the picture's features against the class that
+    `labeller` gives the picture.
+
+    The labels are a stage of their own, made once for a labeller and a cleaning set and joined by the samples' keys. The head is
+    drawn once; it has no weight decay, and is no part of the model that is evaluated and exported.
+    """
+
+    labeller: Model | Training
+    """Who says what is on the pictures: an open_clip model with `pretrained`, or a `Pretrain`, which is first trained on the pairs
+    without the poison (as a prior is, and shared with an equal one). It may take pictures of another size."""
+    classes: str | tuple[str, ...] = "auto"
+    """Among which it chooses: `auto` (the test set's), `imagenet1k`, `cifar10`, or names"""
+    templates: str | tuple[str, ...] = "auto"
+    """`auto` (the test set's), `openai`, `simple`, `cifar10`, or texts with {}"""
+    weight: float = 5.0
+    """of the classification"""
+    clip_weight: float = 1.0
+    """of the image-text term"""
+    inmodal_weight: float = 1.0
+    """of the image-image and text-text terms"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.prompts((), ())
+        if isinstance(self.labeller, Model) and not self.labeller.pretrained:
+            raise InputError("labeller.pretrained is not set: give a tag of open_clip's or a checkpoint file, or a Pretrain to train.")
+        self.objective  # noqa: B018 (raises InputError for weights that make no objective)
+
+    @property
+    def objective(self) -> Clustering:
+        """The loss that is trained with."""
+        return Clustering(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight, deep_clustering_weight=self.weight)
+
+    def prompts(self, names: Sequence[str], templates: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Class names and templates to label with, given those of the test set."""
+        return (
+            tuple(names) if self.classes == "auto" else classes.class_names(self.classes),
+            tuple(templates) if self.templates == "auto" else classes.templates(self.templates),
+        )
+
+    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+        assert run.labels is not None, "the labels are made before the cleaning"
+        model.draw_head(run.labels.classes, run.rng("head"))
+        return run.fit(model, self.objective, run.labels)
+
+
+def zero_shot_labels(
+    encoder: Encoder, batches: Iterable[dict[str, Any]], names: tuple[str, ...], templates: tuple[str, ...]
+) -> Labels:
+    """The most similar class of each picture in `batches` ("key", "image"); the first of equal ones."""
+    encoder.eval()
+    by_key: dict[str, int] = {}
+    with torch.no_grad():
+        head_KD = class_head(encoder, names, templates, World(device=encoder.device))
+        for batch in batches:
+            feature_BD = encoder.encode_image(image_tensor(batch["image"], encoder.device))
+            label_B = (feature_BD @ head_KD.T).argmax(dim=1).tolist()
+            by_key |= zip((str(key) for key in batch["key"]), label_B)
+    return Labels(by_key, len(names), "the pseudo-labels")

@@ -1,0 +1,48 @@
+"""What the losses say of a model before its cleaning begins: their values and gradients on the clean pairs."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+
+import torch
+
+from trainers import distributed
+from trainers.backward import backward
+from trainers.batch import Feed, to_device
+from trainers.distributed import World
+from trainers.model import Encoder
+from trainers.objectives.contrastive import MMCL, SSL
+from trainers.schedule import Training
+
+BATCHES, PAIRS = 4, 64
+"""Looked at: so many batches, at most so many pairs of each, whatever the stage's batch size, so that stages can be compared."""
+
+
+def probe(encoder: Encoder, feed: Feed, training: Training, world: World | None = None) -> dict[str, float]:
+    """Means of the MMCL and the in-modal loss over the feed's first batches, and the length of each mean gradient.
+
+    The gradient is that by all parameters; batch normalisation takes the batch's statistics, as in training. Works on a copy: the
+    model and the random state stay as they were. `feed` must give two views.
+    """
+    world = world or World()
+    own = copy.deepcopy(encoder, {id(encoder.tokenize): encoder.tokenize})
+    own.place(world.device, precision=training.precision, channels_last=training.channels_last)
+    distributed.synchronise_batchnorm(own, world)
+    own.train()
+    if own.model.logit_bias is not None:
+        own.model.logit_bias.requires_grad_(False)  # neither loss has it
+    model = distributed.wrap(own, world)
+    rows = PAIRS // world.size
+    raws = list(itertools.islice(feed.batches(), BATCHES))
+    batches = [{name: value[:rows] for name, value in to_device(raw, own, True).items()} for raw in raws]
+    values: dict[str, float] = {}
+    with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
+        for name, objective in (("mmcl", MMCL()), ("inmodal", SSL())):
+            own.zero_grad()
+            losses = [backward(model, objective, batch, 1, seed)["loss"] for seed, batch in enumerate(batches)]
+            gradients = [p.grad for p in own.parameters() if p.grad is not None]
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient.double()) for gradient in gradients]))
+            mean = distributed.sum_over_ranks({"loss": float(torch.stack(losses).mean())}, world)["loss"] / world.size
+            values |= {f"before/{name}": mean, f"before/{name}_grad_norm": float(norm) / len(batches)}
+    return values

@@ -1,0 +1,50 @@
+"""Contrastive losses with a classification of each picture, by a linear head, into the class it was given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+from torch.nn import functional as F
+
+from datasets.errors import InputError
+from trainers.objectives.base import Features, Objective
+from trainers.objectives.contrastive import Contrastive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clustering(Objective):
+    """clip_weight·MMCL + inmodal_weight·SSL + deep_clustering_weight·CE(head(I), target).
+
+    I are the unit features of the pictures themselves (not of the augmented views), the head the encoder's own linear layer,
+    targets those that `CleaningRun.fit` was given.
+    """
+
+    clip_weight: float = 1.0
+    """of the image-text term"""
+    inmodal_weight: float = 1.0
+    """of the image-image and text-text terms together"""
+    deep_clustering_weight: float = 5.0
+    """of the classification"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if min(self.clip_weight, self.inmodal_weight) < 0 or not self.deep_clustering_weight > 0:
+            raise InputError(f"clip_weight is {self.clip_weight}, inmodal_weight {self.inmodal_weight} and deep_clustering_weight "
+                             f"{self.deep_clustering_weight}; the first two must be 0 or more, the last above 0")
+
+    @property
+    def two_views(self) -> bool:
+        return self.inmodal_weight > 0
+
+    def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
+        f = model(batch)
+        classified = F.cross_entropy(f["class_logits"], batch["target"])
+        total, parts = self.deep_clustering_weight * classified, {"deep_clustering": classified}
+        if self.clip_weight or self.inmodal_weight:
+            contrastive = Contrastive(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight)
+            parts |= contrastive.loss(lambda _: f, batch)
+            total = total + parts["loss"]
+        return {**parts, "loss": total}
