@@ -171,7 +171,7 @@ FETCH: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("redirects", int, "followed for a picture [5]"),
     ("user-agent", str, "what servers are told [Mozilla/5.0 (compatible; cleansweep)]"),
 )
-"""Kept beside `datasets.fetch.Wanted` and `Manners`; a test holds them together."""
+"""Kept beside `datasets.fetch.Wanted` and `datasets.download.Manners`; a test holds them together."""
 
 
 def _overrides(rest: list[str], accepted: bool) -> dict[str, str]:
@@ -327,7 +327,8 @@ def _ingest(options: argparse.Namespace) -> int:
 
 
 def _fetch(options: argparse.Namespace) -> int:
-    from datasets.fetch import Manners, Wanted
+    from datasets.download import Manners
+    from datasets.fetch import Wanted
     from datasets.urllist import UrlList
 
     if options.tasks is not None and options.tasks < 1:

@@ -12,8 +12,9 @@ from typing import Any
 
 import ray
 
+from datasets.download import Manners, Pacer
 from datasets.errors import InputError
-from datasets.fetch import Manners, Pacer, Wanted, fetch_shard, finished, may_pass_later
+from datasets.fetch import Wanted, fetch_shard, finished, may_pass_later
 from datasets.urllist import Row, UrlList
 from orchestrator import cluster
 from orchestrator.store import Store, read_json, write_json
@@ -47,7 +48,7 @@ class _Desk:
 
 
 class _Turns:
-    """`datasets.fetch.Turns` of the whole cluster; statuses travel with the turns that are given back."""
+    """`datasets.download.Turns` of the whole cluster; statuses travel with the turns that are given back."""
 
     def __init__(self, desk: Any) -> None:
         self.desk, self.told = desk, list[str]()

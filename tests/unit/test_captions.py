@@ -32,6 +32,15 @@ def test_any_caption_has_a_variant_that_depends_on_the_draws_alone(caption, seed
         assert variant == caption
 
 
+def test_a_variant_is_the_same_on_every_machine_and_day():
+    caption = "A big dog runs over the green field near an old house"
+    assert [eda(caption, rng(0, "eda", f"{key:09d}")) for key in (0, 1, 3)] == [
+        "a big dog runs over the green field near an old mansion",
+        "a big dog runs vainglorious over the green field near an old house",
+        "a big old runs over the green field near an dog house",
+    ]
+
+
 def test_the_four_changes():
     words = clean("a big dog runs over the green field near an old house").split()  # 12 words: one tenth is one
     for seed in range(50):

@@ -19,9 +19,11 @@ import pyarrow.parquet as pq
 import pytest
 from making import picture
 
+from datasets import download as web
 from datasets import fetch
+from datasets.download import Failed, Manners, Pacer, Queue, download, is_public
 from datasets.errors import InputError
-from datasets.fetch import Failed, Manners, Pacer, Wanted, download, fetch_shard, finished, is_public, may_pass_later
+from datasets.fetch import Wanted, fetch_shard, finished, may_pass_later
 from datasets.source import Source
 from datasets.urllist import MAX_LINE, Row, UrlList
 from datasets.view import decode
@@ -158,7 +160,7 @@ def test_only_what_may_pass_is_tried_again(server, path, expected, asked):
 
 def test_retry_after_is_honoured(server, monkeypatch):
     slept: list[float] = []
-    monkeypatch.setattr(fetch.time, "sleep", slept.append)
+    monkeypatch.setattr(web.time, "sleep", slept.append)
     manners = replace(PLAIN, retries=1)
     pacer = Pacer(manners, clock=lambda: sum(slept))
     with pytest.raises(Failed, match="http_429"):
@@ -168,7 +170,7 @@ def test_retry_after_is_honoured(server, monkeypatch):
         download(server.url("later?900"), WANTED, manners, pacer)
     assert server.asked["/later?900"] == 1, "nobody waits that long"
     assert pacer.enter("127.0.0.1") == (False, pytest.approx(manners.max_wait)), "and the others of this host wait too"
-    assert fetch._seconds(formatdate(4e9)) > 1e8 and fetch._seconds(formatdate(0)) == 0 and fetch._seconds("soon") is None
+    assert web._seconds(formatdate(4e9)) > 1e8 and web._seconds(formatdate(0)) == 0 and web._seconds("soon") is None
 
 
 def test_private_addresses_are_refused_also_behind_a_redirect_or_a_name(server, monkeypatch):
@@ -177,7 +179,7 @@ def test_private_addresses_are_refused_also_behind_a_redirect_or_a_name(server, 
     for host in ("127.0.0.1", "localhost", "2130706433", "0x7f.1", "[::1]", "[::ffff:127.0.0.1]"):
         assert status(f"http://{host}:{server.server_port}/good.jpg", public) == "blocked_address", host
     assert sum(server.asked.values()) == before
-    monkeypatch.setattr(fetch, "is_public", lambda address: address == "127.0.0.1")  # the server plays the open internet
+    monkeypatch.setattr(web, "is_public", lambda address: address == "127.0.0.1")  # the server plays the open internet
     assert get(server.url("good.jpg"), public).data == JPEG
     assert status(server.url("to?http://169.254.169.254/latest/meta-data"), public) == "blocked_address"
 
@@ -234,7 +236,7 @@ def test_certificates_are_verified(tmp_path, monkeypatch):
         url = server.url("good.jpg").replace("http:", "https:")
         assert status(url) == "tls_error"
         trusting = ssl.create_default_context(cafile=str(certificate))
-        monkeypatch.setattr(fetch, "_tls", lambda: trusting)
+        monkeypatch.setattr(web, "_tls", lambda: trusting)
         assert get(url).data == JPEG
         assert status(url.replace("127.0.0.1", "localhost")) == "tls_error", "the certificate is of another host"
         assert status(url.replace("good.jpg", "trickle"), manners=HASTY) == "timeout", "the deadline cuts TLS too"
@@ -316,7 +318,7 @@ def test_threads_of_a_task_hold_the_limits(server):
                 open_now[0] -= 1
             pacer.leave(host)
 
-    queue = fetch._Queue(Counting())
+    queue = Queue(Counting())
     threads = [threading.Thread(target=download, args=(server.url(f"slow?{i}"), WANTED, manners, queue)) for i in range(12)]
     [thread.start() for thread in threads]
     [thread.join() for thread in threads]

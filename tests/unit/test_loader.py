@@ -10,9 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import dataset, members, pairs, tar
 
+from datasets.captions import eda
 from datasets.errors import InputError
 from datasets.loader import LocalFeed, Recipe, eval_batches, make_batch
 from datasets.pairs import Pairs, write_index
+from datasets.seeding import rng
 from datasets.source import Source
 from datasets.triggers.patch import Patch
 from datasets.view import Views
@@ -69,6 +71,15 @@ def test_augmentation_varies_with_the_epoch_and_captions_when_asked(poisoned):
     first, second = (make_batch(records, epoch, per_epoch) for epoch in (0, 1))
     assert first["caption_aug"].tolist() != second["caption_aug"].tolist()
     assert "image_aug" not in make_batch(records, 0, Recipe(views=Views(size=16), trigger=Patch(size=4)))
+
+
+def test_an_augmented_caption_is_a_function_of_seed_and_key_and_of_the_epoch_when_asked(poisoned):
+    records = poisoned.records(np.array([4, 21, 9]))
+    captions, keys = records["caption"].to_pylist(), records["key"].to_pylist()
+    for mode, when in (("once", ()), ("per_epoch", (5,))):
+        recipe = Recipe(views=RECIPE.views, trigger=RECIPE.trigger, two_views=True, seed=3, eda=mode)
+        expected = [eda(caption, rng(3, "eda", *when, key)) for caption, key in zip(captions, keys)]
+        assert make_batch(records, 5, recipe)["caption_aug"].tolist() == expected
 
 
 @settings(max_examples=10, deadline=None)
