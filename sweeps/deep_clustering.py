@@ -1,0 +1,40 @@
+"""Does clustering the cleaning set remove the backdoor?   2 pre-trainings, 24 cleanings, about 550 GPU-hours, 50 without pre-training.
+
+Fine-tuning with MMCL, SSL or both, and with the cross-entropy of a linear head to the picture's cluster: spherical k-means of the
+cleaning set's embeddings into 1 000 clusters at the start of each of 10 epochs, weight 5. The miniature: 36 clusters, CleanCLIP's losses
+beside, one learning rate, three seeds.
+"""
+
+from ray import tune
+
+from orchestrator.spec import Reference, Sweep
+from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature
+from trainers.cleaning.deep_clustering import DeepClustering
+
+SWEEP = Sweep(
+    name="deep-clustering",
+    base=full("cc6m", 3000),
+    space={
+        "pretrain": PRETRAININGS,
+        "clean": tune.grid_search([
+            cleaning(DeepClustering(clip_weight=clip, inmodal_weight=inmodal), lr, epochs=10)
+            for clip, inmodal in ((1, 0), (0, 1), (1, 1))
+            for lr in LR_INMODAL
+        ]),
+    },
+    reference=Reference(start="cc6m_3000"),
+    compute=CLUSTER,
+)  # fmt: skip
+
+MINIATURE = Sweep(
+    name="deep-clustering-miniature",
+    base=miniature(),
+    space={
+        "pretrain.seed": SEEDS,
+        "pretrain.objective": OBJECTIVES,
+        "clean.method": tune.grid_search([DeepClustering(clusters=36)]),
+        "clean.lr": tune.grid_search([2e-3]),
+    },
+    gate=WARN,
+    compute=TWO_CORES,
+)
