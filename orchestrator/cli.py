@@ -333,6 +333,8 @@ def _fetch(options: argparse.Namespace) -> int:
 
     if options.tasks is not None and options.tasks < 1:
         raise InputError(f"fetch: --tasks is {options.tasks}; accepted is the number of shards at a time, at least 1.")
+    if "://" in options.out:
+        raise InputError(f"fetch: {options.out} is no folder; shards are written to a local disk or a shared file system.")
     given = {name: value for flag, _, _ in FETCH if (value := getattr(options, name := flag.replace("-", "_"))) is not None}
     given["allow_private"] = options.allow_private
     of = lambda cls: {field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given}

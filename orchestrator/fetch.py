@@ -182,7 +182,7 @@ def _folder(out: Path) -> None:
     """Make it, unless something else lies there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
-        if not (out / NOTE).exists() and any(path.name != ".lock" for path in out.iterdir()):
+        if not (out / NOTE).exists() and any(not path.name.startswith(".") for path in out.iterdir()):
             raise InputError(f"fetch: {out} exists and is not empty; name a new folder, or one that fetch began.")
     except OSError as error:
         raise InputError(f"fetch: {out} cannot be written: {error.strerror}.") from None

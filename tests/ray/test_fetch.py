@@ -105,6 +105,7 @@ def test_mistakes_are_told_in_a_sentence(urls: Path, undisturbed: Path, tmp_path
     for words, said in (
         ((str(tmp_path / "empty.tsv"), str(tmp_path / "o")), "empty.tsv is empty"),
         ((str(urls.with_name("none.tsv")), str(tmp_path / "o")), "none.tsv cannot be read"),
+        ((str(urls), "s3://bucket/shards"), "is no folder"),
         ((str(urls), str(tmp_path / "mine"), *OPTIONS), "mine exists and is not empty"),
         ((str(urls), str(undisturbed), *OPTIONS, "--resize", "64"), "begun with resize = None, now it is 64"),
         ((str(tmp_path / "changed.tsv"), str(undisturbed), *OPTIONS), "another list"),

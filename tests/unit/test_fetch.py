@@ -17,7 +17,9 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from making import picture
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from making import encoded, picture
 
 from datasets import download as web
 from datasets import fetch
@@ -379,6 +381,30 @@ def test_an_open_quote_spoils_its_own_line_only(tmp_path):
     (tmp_path / "list.csv").write_text('caption,url\n"a dog,http://h/1\na cat,http://h/2\n')
     _, rows = rows_of(tmp_path / "list.csv")
     assert rows[0].fault.startswith("no CSV") and rows[1] == Row(3, "http://h/2", "a cat", "")
+
+
+PIECES = [b"http://h/1", b"\t", b"\n", b"\r\n", b",", b'"', b"a dog", b"url", b"\xff", b"\0", b"\xef\xbb\xbf", "é".encode(), b"\r"]
+
+
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(pieces=st.lists(st.sampled_from(PIECES), max_size=30), block_rows=st.integers(1, 4))
+def test_every_line_is_one_row_whatever_is_in_it(tmp_path, pieces, block_rows):
+    text = b"http://h/0\ta cat\n" * 20 + b"".join(pieces)
+    (tmp_path / "list.tsv").write_bytes(text)
+    _, rows = rows_of(tmp_path / "list.tsv", block_rows)
+    assert [row.line for row in rows] == list(range(1, text.count(b"\n") + (not text.endswith(b"\n")) + 1))
+
+
+@settings(max_examples=150, deadline=None)
+@given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP"]), places=st.lists(st.integers(0, 600), min_size=1), data=st.data())
+def test_damaged_pictures_are_counted_and_raise_nothing_else(kind, places, data):
+    damaged = bytearray(encoded(picture(1), kind))
+    for place in places:
+        damaged[place % len(damaged)] = data.draw(st.integers(0, 255))
+    try:
+        assert fetch.picture(bytes(damaged), WANTED).extension in ("jpg", "png", "webp")
+    except Failed as failure:
+        assert failure.status in ("undecodable", "truncated", "not_an_image", "bomb")
 
 
 @pytest.mark.parametrize(
