@@ -1,0 +1,302 @@
+"""What the models make of their training pairs, in pictures: similarities over the epochs, histograms, maps of embeddings.
+
+Everything is drawn from `pairs/…` metrics and the arrays in a stage's folder `analysis/`; a study without them has no such part.
+"""
+
+from collections.abc import Callable, Iterator, Sequence
+from functools import lru_cache
+from html import escape
+from typing import Any
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import MaxNLocator
+
+from orchestrator.report.figures import COLOURS, STYLE, png
+from orchestrator.report.names import called, method_of
+from orchestrator.report.selection import RULES, Point, cleaned_points, panels, start_of
+from orchestrator.report.tables import plain_table
+from orchestrator.store import read_arrays
+from orchestrator.study import StageResult, Study
+
+KINDS = {"clean": "#6F7C87", "poisoned": "#D55E00"}
+"""Pairs and their colours."""
+GROUPS = {"other": "#A9B4BD", "target": "#009E73", "triggered": "#D55E00"}
+"""Pictures and their colours, in the order of their numbers in the arrays."""
+MAX_PANELS = 4
+"""Pre-trainings that have histograms and maps; t-SNE takes seconds each."""
+Arrays = dict[str, np.ndarray]
+
+
+def lines_of(stage: StageResult) -> list[tuple[int, dict[str, float]]]:
+    """(epoch, metrics) where the pairs were looked at, in order."""
+    found = {line["epoch"]: line["metrics"] for line in stage.metrics if "pairs/clean_cosine" in line.get("metrics", {})}
+    return sorted(found.items())
+
+
+def arrays_of(stage: StageResult, epoch: int) -> Arrays:
+    """What was kept of an epoch; nothing where nothing was."""
+    return read_arrays(stage.folder / "analysis" / f"epoch_{epoch:04d}.npz")
+
+
+def before_after(study: Study) -> Iterator[tuple[str, list[tuple[str, StageResult, int]]]]:
+    """For each objective the (name, stage, epoch) of its first analysed pre-training, and of one cleaning that did well on it."""
+    for panel in panels(study)[:MAX_PANELS]:
+        stage = next((s for s in panel.pretrains if lines_of(s)), None)
+        if stage is None:
+            continue
+        start = start_of(study, stage.fingerprint)
+        shown = [("before cleaning" + _result(start), stage, lines_of(stage)[-1][0])]
+        trials = {t.fingerprint: t for t in study.trials if t.pretrain == stage.fingerprint and lines_of(t)}
+        points = [point for trial in trials.values() for point in cleaned_points(trial)]
+        choices = (rule.choose(points, start) for rule in RULES) if points and start else iter(())
+        if point := next(filter(None, choices), None):
+            trial = trials[point.stage.fingerprint]
+            shown.append((f"after {method_of(trial)}{_result(point)}", trial, point.epoch))
+        yield panel.label, shown
+
+
+def _result(point: Point | None) -> str:
+    return f": {point.accuracy:.1f} %, ASR {point.asr:.1f} %" if point else ""
+
+
+# ---- figures --------------------------------------------------------------------------------------------------------------
+
+
+def dynamics(study: Study) -> Figure | None:
+    """Over the epochs: cosines, poisons among the most similar pairs, how well the cosine tells them, modality gap; a line a stage."""
+    labels = {stage.fingerprint: (i, panel.label) for i, panel in enumerate(panels(study)) for stage in panel.pretrains}
+    rows: list[tuple[str, list[tuple[StageResult, str, str]]]] = []
+    drawn = [(s, COLOURS[labels[s.fingerprint][0] % 8], labels[s.fingerprint][1]) for s in study.pretrains if lines_of(s)]
+    if drawn:
+        rows.append(("epoch of pre-training", drawn))
+    names = list(dict.fromkeys(method_of(trial) for trial in study.trials))
+    for panel in panels(study)[:MAX_PANELS]:
+        trials = [t for t in study.trials if panel.holds(t) and len(lines_of(t)) > 1]
+        if trials:
+            shades: list[tuple[StageResult, str, str]] = [(t, COLOURS[names.index(method_of(t)) % 8], method_of(t)) for t in trials]
+            rows.append((f"epoch of cleaning, pre-trained with {panel.label}", shades))
+    if not rows:
+        return None
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(14.5, 3.6 * len(rows)), layout="constrained")
+        for part, (axis, stages) in zip(figure.subfigures(len(rows), squeeze=False).flat, rows):
+            _dynamics_row(part, axis, stages)
+    return figure
+
+
+def _dynamics_row(part: Any, axis: str, stages: list[tuple[StageResult, str, str]]) -> None:
+    metrics = lines_of(stages[0][0])[-1][1]
+    tops = [name for name in metrics if name.startswith("pairs/top") and name.endswith("_poisons")]
+    percent = tops[-1].removeprefix("pairs/top").removesuffix("_poisons") if tops else ""
+    dashes: dict[str, Any] = {"clean": "-", "poisoned": (0, (4, 1.6))}
+    columns: dict[str, tuple[dict[str, Any], float | None]] = {  # title → names of metrics and their dashes, and what chance gives
+        "cosine of picture and caption": ({f"pairs/{kind}_cosine": dash for kind, dash in dashes.items()}, None),
+        f"poisons among the {percent} % most similar, %": (dict.fromkeys(tops[-1:], "-"), metrics.get("pairs/sample_poisons")),
+        "cosine as detector of poisons, AUROC": ({"pairs/auroc": "-"}, 0.5),
+        "modality gap": ({"pairs/modality_gap": "-"}, None),
+    }
+    few = len(stages) <= 12
+    for axes, (title, (names, chance)) in zip(part.subplots(1, len(columns)), columns.items()):
+        for stage, colour, _ in stages:
+            for name, dash in names.items():
+                known = [(epoch, values[name]) for epoch, values in lines_of(stage) if name in values]
+                if known:
+                    style: dict[str, Any] = {"color": colour, "alpha": 0.9 if few else 0.4, "linewidth": 1.6 if few else 1.0}
+                    axes.plot(*zip(*known), linestyle=dash, marker="o", markersize=3 if few else 2, **style, clip_on=False)
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.set_xlabel(axis)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+        axes.margins(x=0.03)
+        if "cosine of" not in title:
+            axes.set_ylim(0, None if chance != 0.5 else 1)
+        if chance is not None:
+            axes.axhline(chance, color="#777777", linestyle=":", linewidth=1.2)
+            axes.text(1, chance, "chance ", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8, color="#666666")
+    handles = {label: Line2D([], [], color=colour, linewidth=1.8, label=label) for _, colour, label in stages}
+    kinds = [Line2D([], [], color="#444444", linestyle=dash, label=f"{kind} pairs") for kind, dash in dashes.items()]
+    part.legend(handles=[*handles.values(), *kinds], loc="outside lower center", ncols=6)
+
+
+def histograms(study: Study) -> Figure | None:
+    """Cosines of clean and poisoned pairs before and after a cleaning, a row an objective."""
+    rows = [(label, [(name, arrays_of(stage, epoch)) for name, stage, epoch in shown]) for label, shown in before_after(study)]
+    rows = [(label, shown) for label, shown in rows if any("histogram/clean" in arrays for _, arrays in shown)]
+    if not rows:
+        return None
+    columns = max(len(shown) for _, shown in rows)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.6 + 4.6 * columns, 2.9 * len(rows) + 0.4), layout="constrained")
+        grid = figure.subplots(len(rows), columns, squeeze=False)
+        for axes_of, (label, shown) in zip(grid, rows):
+            _fill(axes_of, shown, label, histogram)
+            low, high = zip(*(axes.get_xlim() for axes in axes_of[: len(shown)]))
+            for axes in axes_of:
+                axes.set_xlim(min(low), max(high))
+        _legend(figure, KINDS, " pairs")
+    return figure
+
+
+def maps(study: Study) -> Figure | None:
+    """Pictures' embeddings before and after a cleaning, by principal components and by t-SNE; a row an objective."""
+    rows = [(label, [(name, arrays_of(stage, epoch)) for name, stage, epoch in shown]) for label, shown in before_after(study)]
+    rows = [(label, shown) for label, shown in rows if any("map/components" in arrays for _, arrays in shown)]
+    if not rows:
+        return None
+    columns = max(len(shown) for _, shown in rows)
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(0.4 + 3.5 * 2 * columns, 3.4 * len(rows) + 0.4), layout="constrained")
+        grid = figure.subplots(len(rows), 2 * columns, squeeze=False)
+        for axes_of, (label, shown) in zip(grid, rows):
+            _fill(axes_of[:columns], shown, f"{label}, PCA", scatter_pca)
+            _fill(axes_of[columns:], shown, f"{label}, t-SNE", scatter_tsne)
+        _legend(figure, GROUPS, " pictures")
+    return figure
+
+
+def portrait(stage: StageResult, near: bool = True) -> Figure | None:
+    """One stage by itself: cosines over its epochs, the histogram and the maps of its last one; without t-SNE unless `near`."""
+    lines = lines_of(stage)
+    if not lines:
+        return None
+    arrays = arrays_of(stage, lines[-1][0])
+    parts = [(histogram, "cosines"), (scatter_pca, "PCA"), (scatter_tsne, "t-SNE")][: 3 if near else 2]
+    with matplotlib.rc_context(STYLE):
+        figure = Figure(figsize=(14.5 if near else 11, 3.9), layout="constrained")
+        curves, *others = figure.subplots(1, 1 + len(parts))
+        for kind, colour in KINDS.items():
+            known = [(e, v[f"pairs/{kind}_cosine"], v[f"pairs/{kind}_cosine_sd"]) for e, v in lines if f"pairs/{kind}_cosine" in v]
+            if known:
+                x, mean, sd = (np.array(column) for column in zip(*known))
+                curves.plot(x, mean, color=colour, marker="o", markersize=3.5)
+                curves.fill_between(x, mean - sd, mean + sd, color=colour, alpha=0.18, linewidth=0)
+        curves.set_title("mean cosine ± sd", fontsize=10, loc="left")
+        curves.set_xlabel("epoch")
+        curves.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+        for axes, (draw, title) in zip(others, parts):
+            draw(axes, arrays)
+            axes.set_title(f"{title} after epoch {lines[-1][0]}", fontsize=10, loc="left")
+        _legend(figure, {"clean pairs": KINDS["clean"], "poisoned pairs": KINDS["poisoned"]}
+                | {f"{name} pictures": colour for name, colour in GROUPS.items()})  # fmt: skip
+    return figure
+
+
+def _fill(axes_of: Sequence[Axes], shown: list[tuple[str, Arrays]], label: str, draw: Callable[[Axes, Arrays], None]) -> None:
+    for axes in axes_of[len(shown) :]:
+        axes.set_visible(False)
+    for axes, (name, arrays) in zip(axes_of, shown):
+        draw(axes, arrays)
+        axes.set_title(f"{label}\n{name}", fontsize=9.5, loc="left")
+
+
+def histogram(axes: Axes, arrays: Arrays) -> None:
+    """Share of the clean and of the poisoned pairs in each bin of cosine."""
+    used: list[float] = []
+    for kind, colour in KINDS.items():
+        count_N = arrays.get(f"histogram/{kind}", np.zeros(0))
+        if not count_N.sum():
+            continue
+        edges = np.linspace(-1, 1, len(count_N) + 1)
+        axes.stairs(100 * count_N / count_N.sum(), edges, fill=True, color=colour, alpha=0.35)
+        axes.stairs(100 * count_N / count_N.sum(), edges, color=colour, linewidth=1.2)
+        where = np.flatnonzero(count_N)
+        used += [edges[where[0]], edges[where[-1] + 1]]
+    if used:
+        axes.set_xlim(max(-1, min(used) - 0.04), min(1, max(used) + 0.04))
+    axes.set_xlabel("cosine of picture and caption")
+    axes.set_ylabel("% of the pairs")
+
+
+def scatter_pca(axes: Axes, arrays: Arrays) -> None:
+    """The first two principal components."""
+    component_NK = arrays.get("map/components", np.zeros((0, 2)))
+    _dots(axes, component_NK[:, :2], arrays)
+    if len(component_NK):
+        shares = 100 * arrays["map/variance"][:2]
+        axes.set_xlabel(f"{shares[0]:.0f} % of the variance", fontsize=8)
+        axes.set_ylabel(f"{shares[1]:.0f} %", fontsize=8)
+
+
+def scatter_tsne(axes: Axes, arrays: Arrays) -> None:
+    """t-SNE of the principal components; distances between clusters and their sizes mean little there."""
+    component_NK = arrays.get("map/components", np.zeros((0, 2), np.float32))
+    placed = _tsne(component_NK.tobytes(), component_NK.shape) if len(component_NK) > 3 else np.zeros((0, 2))
+    _dots(axes, placed, arrays)
+
+
+@lru_cache(maxsize=64)
+def _tsne(content: bytes, shape: tuple[int, int]) -> np.ndarray:
+    from trainers.evaluate.analysis import tsne
+
+    return tsne(np.frombuffer(content, np.float32).reshape(shape))
+
+
+def _dots(axes: Axes, place_N2: np.ndarray, arrays: Arrays) -> None:
+    for number, colour in enumerate(GROUPS.values()):
+        mine = place_N2[arrays["map/group"] == number] if len(place_N2) else place_N2
+        axes.plot(mine[:, 0], mine[:, 1], linestyle="", marker="o", markersize=3.4, color=colour, alpha=0.75, markeredgewidth=0)
+    axes.set_xticks([])
+    axes.set_yticks([])
+    axes.set_box_aspect(1)
+
+
+def _legend(figure: Figure, colours: dict[str, str], suffix: str = "") -> None:
+    handles = [Line2D([], [], linestyle="", marker="o", color=colour, label=name + suffix) for name, colour in colours.items()]
+    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+
+
+def figures(study: Study) -> dict[str, Figure]:
+    """File name without ending → figure; none where nothing was analysed."""
+    drawn = {"pair_dynamics": dynamics(study), "pair_histograms": histograms(study), "embedding_maps": maps(study)}
+    return {name: figure for name, figure in drawn.items() if figure is not None}
+
+
+# ---- the page -------------------------------------------------------------------------------------------------------------
+
+COLUMNS = {
+    "clean pairs": "pairs/clean_cosine",
+    "poisoned pairs": "pairs/poisoned_cosine",
+    "AUROC": "pairs/auroc",
+    "modality gap": "pairs/modality_gap",
+    "original, triggered": "pairs/original_triggered",
+    "original, twice": "pairs/original_twice",
+    "triggered, target": "pairs/between_target_triggered",
+    "crop": "pairs/crop",
+    "triggered crop": "pairs/triggered_crop",
+}
+TEXT = {
+    "pair_dynamics": "Similarity of pictures and captions over the epochs",
+    "pair_histograms": "How similar pairs are: clean and poisoned ones, as trained on",
+    "embedding_maps": "Embeddings of pictures: of the target class, others, and the same others with the trigger",
+}
+
+
+def html(study: Study, image: Callable[[bytes, str], str]) -> str:
+    """The section of the page; empty where nothing was analysed. `image` embeds a PNG with its alternative text."""
+    drawn = figures(study)
+    if not drawn:
+        return ""
+    parts = [
+        f'<h3>{escape(TEXT[name])}</h3><figure class="full">{image(png(figure), TEXT[name])}</figure>' for name, figure in drawn.items()
+    ]
+    rows = []
+    for label, shown in before_after(study):
+        for name, stage, epoch in shown:
+            metrics = dict(lines_of(stage)).get(epoch, {})
+            rows.append([label, name, called(stage), str(epoch), *(_number(metrics.get(metric)) for metric in COLUMNS.values())])
+    return (
+        "".join(parts)
+        + "<h3>In numbers</h3>"
+        + plain_table(("pre-trained with", "", "stage", "epoch", *COLUMNS), rows)
+        + '<p class="soft">Mean cosines, on a sample of the training pairs. AUROC: the chance that a poisoned pair is more similar than a '
+        "clean one; a detector that removes the most (or the least) similar pairs works where it is far from 0.5. Triggered pictures that "
+        "lie with the target's, away from their originals, are the backdoor. t-SNE keeps neighbours together; its distances and sizes "
+        "mean little.</p>"
+    )
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")
