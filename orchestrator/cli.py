@@ -25,7 +25,7 @@ def run(arguments: list[str]) -> int:
         parser.print_help()
         return 0
     try:
-        options.overrides = _overrides(rest, accepted=options.command in ("plan", "run", "report", "poison", "evaluate"))
+        options.overrides = _overrides(rest, accepted=options.command in ("plan", "run", "report", "poison", "evaluate", "analyse"))
         return options.handler(options)
     except InputError as error:
         print(f"cleansweep: {error}", file=sys.stderr)
@@ -96,6 +96,9 @@ def _parser() -> argparse.ArgumentParser:
     measured.add_argument("--retrieval", action="append", default=[], metavar="NAME=PATH",
                           help="retrieval on Karpathy's JSON with its pictures, or tars of jpg and txt; may be repeated")
     measured.add_argument("--out", help="write the results as CLIP_benchmark's JSON: a list, or a file each where the name holds {dataset}")
+    analysed = with_sweep("analyse", _analyse, "What checkpoints make of the training pairs: similarities as JSON, pictures as PNG.")
+    analysed.add_argument("--checkpoint", required=True, nargs="+", help="as for evaluate; the epochs of a stage one after another")
+    analysed.add_argument("--out", type=Path, help="folder for pictures and arrays [analysis/ in the store]")
     ingested = command("ingest", _ingest, "Pack a folder or CSV of pictures and captions into shards.")
     ingested.add_argument("source", help="folder of pictures, or a CSV/TSV of paths and captions")
     ingested.add_argument("out", help="folder for the shards; must be new or empty")
@@ -303,6 +306,14 @@ def _named_paths(flag: str, given: list[str]) -> dict[str, str]:
             raise InputError(f"--{flag} names {name} twice.")
         found[name] = path
     return found
+
+
+def _analyse(options: argparse.Namespace) -> int:
+    from orchestrator.analyse import analyse_checkpoints
+
+    plan, compute = _load(options)
+    print(json.dumps(analyse_checkpoints(plan, compute, options.checkpoint, options.out), indent=1))
+    return 0
 
 
 def _ingest(options: argparse.Namespace) -> int:

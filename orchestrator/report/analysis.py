@@ -222,7 +222,7 @@ def scatter_pca(axes: Axes, arrays: Arrays) -> None:
 
 def scatter_tsne(axes: Axes, arrays: Arrays) -> None:
     """t-SNE of the principal components; distances between clusters and their sizes mean little there."""
-    component_NK = arrays.get("map/components", np.zeros((0, 2), np.float32))
+    component_NK = arrays.get("map/components", np.zeros((0, 2))).astype(np.float32)
     placed = _tsne(component_NK.tobytes(), component_NK.shape) if len(component_NK) > 3 else np.zeros((0, 2))
     _dots(axes, placed, arrays)
 

@@ -201,7 +201,7 @@ def test_an_analysis_does_not_depend_on_the_number_of_processes(results, size):
         many = rank["results"]["analysis"]
         assert many.keys() == one.keys()
         for name, value in one.items():
-            assert many[name] == pytest.approx(value, rel=1e-6, abs=1e-6), name
+            assert many[name] == pytest.approx(value, rel=1e-6, abs=2e-3 if name == "map/components" else 1e-6), name
 
 
 @pytest.mark.parametrize("size", [2, 4])

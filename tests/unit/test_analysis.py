@@ -117,7 +117,7 @@ def test_maps_keep_the_distances_and_the_order_of_the_groups():
     assert [GROUPS[i] for i in found["map/group"]] == ["other"] * 6 + ["target"] * 3 + ["triggered"] * 6
     rows, kept = np.concatenate([views[v] for v in ("other/image", "target/image", "other/image_triggered")]), found["map/components"]
     assert kept.shape == (15, 4)
-    np.testing.assert_allclose(np.linalg.norm(kept[0] - kept, axis=1), np.linalg.norm(rows[0] - rows, axis=1), atol=1e-5)
+    np.testing.assert_allclose(np.linalg.norm(kept[0] - kept, axis=1), np.linalg.norm(rows[0] - rows, axis=1), atol=2e-3)
     assert found["map/variance"].sum() == pytest.approx(1) and (np.diff(found["map/variance"]) <= 0).all()
     assert embedding_map(views, Analysis(components=2))["map/components"].shape == (15, 2)
     assert embedding_map(views, Analysis(components=0)) == {}

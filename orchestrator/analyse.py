@@ -1,0 +1,89 @@
+"""Looking at stored checkpoints: the analysis of training pairs that a sweep makes after every epoch, made afterwards."""
+
+import re
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets.errors import InputError
+from datasets.loader import Recipe
+from orchestrator import cluster
+from orchestrator.plan import Plan
+from orchestrator.spec import Compute
+from orchestrator.stages import make_data
+from orchestrator.store import Store, slug, write_arrays, write_json
+from orchestrator.study import StageResult
+from trainers.distributed import World
+from trainers.evaluate.analysis import Analysis
+from trainers.evaluate.base import Material
+
+
+def analyse_checkpoints(plan: Plan, compute: Compute, checkpoints: list[str], out: Path | None = None) -> dict[str, dict[str, float]]:
+    """Checkpoint (epoch folder, file or open_clip tag) → its metrics, by the sweep's own analysis or the usual one.
+
+    Pictures, arrays and numbers go to `out`, a folder a stage; without it to the store's `analysis/`.
+    """
+    from orchestrator.workers import load_model
+
+    for checkpoint in checkpoints:
+        if "/" in checkpoint and not Path(checkpoint).exists():
+            raise InputError(f"--checkpoint {checkpoint} does not exist; give an epoch folder, a file or a tag of open_clip's.")
+    store = Store(compute.store)
+    store.prepare()
+    experiment = plan.sweep.base
+    cluster.connect(compute.num_cpus or None)
+    try:
+        inputs = make_data(experiment, store, lambda line: print(line, file=sys.stderr))
+    finally:
+        cluster.shutdown()
+    world = World.current() if compute.gpus_per_worker else World()
+    material = Material(
+        test=tuple,  # an analysis looks at training pairs alone
+        pairs=inputs.pairs(),
+        recipe=Recipe(views=experiment.views, trigger=experiment.poison.trigger, seed=experiment.evaluate.seed),
+        batch_size=experiment.evaluate.batch_size,
+    )
+    analysis = next((e for e in experiment.evaluate.evaluators if isinstance(e, Analysis)), Analysis())
+    out = out or store.root / "analysis" / f"{slug(plan.sweep.name)}-{plan.fingerprint[:12]}"
+    stages: dict[Path, list[dict[str, Any]]] = {}
+    found = {}
+    for number, checkpoint in enumerate(checkpoints):
+        name, epoch = _name(checkpoint, number)
+        encoder = load_model(experiment, checkpoint).place(world.device)
+        values = analysis.measure(encoder, analysis.open(material), world)
+        write_arrays(
+            out / name / "analysis" / f"epoch_{epoch:04d}.npz", {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
+        )
+        found[checkpoint] = {key: value for key, value in values.items() if not isinstance(value, np.ndarray)}
+        stages.setdefault(out / name, []).append({"epoch": epoch, "metrics": found[checkpoint]})
+    for folder, lines in stages.items():
+        write_json(folder / "numbers.json", lines)
+        _draw(StageResult(stage="", name=folder.name, fingerprint="", folder=folder, config={}, metrics=lines))
+    print(f"pictures: {out}", file=sys.stderr)
+    return found
+
+
+def _name(checkpoint: str, number: int) -> tuple[str, int]:
+    """The folder for its pictures and its epoch: of a stage's checkpoint the stage's own, else the file's name and its place."""
+    path = Path(checkpoint).resolve()
+    epoch = re.fullmatch(r"epoch_(\d+)", path.name)
+    return (path.parent.name, int(epoch[1])) if epoch else (slug(path.stem), number)
+
+
+def _draw(stage: StageResult) -> None:
+    """A picture of each checkpoint, and one of all together where there are several."""
+    from orchestrator.report.analysis import portrait
+    from orchestrator.report.figures import png
+
+    shown = {f"epoch_{line['epoch']:04d}": replace(stage, metrics=[line]) for line in stage.metrics}
+    if len(shown) > 1:
+        shown["epochs"] = stage
+    for name, part in shown.items():
+        figure = portrait(part)
+        if figure is not None:
+            aside = stage.folder / f".{name}.png.tmp"
+            aside.write_bytes(png(figure))
+            aside.replace(stage.folder / f"{name}.png")
