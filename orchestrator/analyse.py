@@ -76,7 +76,7 @@ def _name(checkpoint: str, number: int) -> tuple[str, int]:
 def _draw(stage: StageResult) -> None:
     """A picture of each checkpoint, and one of all together where there are several."""
     from orchestrator.report.analysis import portrait
-    from orchestrator.report.figures import png
+    from orchestrator.report.drawing import png
 
     shown = {f"epoch_{line['epoch']:04d}": replace(stage, metrics=[line]) for line in stage.metrics}
     if len(shown) > 1:

@@ -194,6 +194,7 @@ class Tracker:
             if result.status == "stopped":
                 self._client.set_tag(run_id, "cleansweep.stopped", "early, by the scheduler")
             self._json(run_id, _checkpoint(result), "checkpoint.json")
+            self._portrait(run_id, result)
             if status == "RUNNING":
                 self._client.update_run(run_id, status="RUNNING")
                 return
@@ -312,6 +313,14 @@ class Tracker:
     def _json(self, run_id: str, value: Any, name: str) -> None:
         text = json.dumps(value, indent=1, sort_keys=True, default=str, ensure_ascii=False)
         self._client.log_text(run_id, text, name)
+
+    def _portrait(self, run_id: str, result: StageResult) -> None:
+        """What the stage's model makes of its training pairs, as a picture, where that was analysed."""
+        from orchestrator.report.analysis import portrait
+
+        figure = portrait(result, near=not isinstance(result, TrialResult))  # t-SNE takes seconds, and there are hundreds of trials
+        if figure is not None:
+            self._client.log_figure(run_id, figure, "analysis.png")
 
     def _log_last(self, run_id: str, values: Mapping[str, float], step: int) -> None:
         from mlflow.entities import Metric

@@ -4,8 +4,7 @@ Everything is drawn from `pairs/…` metrics and the arrays in a stage's folder 
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from functools import lru_cache
-from html import escape
+from functools import lru_cache, partial
 from typing import Any
 
 import matplotlib
@@ -15,10 +14,10 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.figures import COLOURS, STYLE, png
+from orchestrator.report.drawing import COLOURS, STYLE, look
 from orchestrator.report.names import called, method_of
-from orchestrator.report.selection import RULES, Point, cleaned_points, panels, start_of
-from orchestrator.report.tables import plain_table
+from orchestrator.report.points import Point, arms, cleaned_points, panels, start_of
+from orchestrator.report.selection import RULES
 from orchestrator.store import read_arrays
 from orchestrator.study import StageResult, Study
 
@@ -59,6 +58,12 @@ def before_after(study: Study) -> Iterator[tuple[str, list[tuple[str, StageResul
         yield panel.label, shown
 
 
+def kept(study: Study, what: str) -> list[tuple[str, list[tuple[str, Arrays]]]]:
+    """The same with the arrays of each; objectives of which no stage kept `what` are left out."""
+    found = [(label, [(name, arrays_of(stage, epoch)) for name, stage, epoch in shown]) for label, shown in before_after(study)]
+    return [(label, shown) for label, shown in found if any(what in arrays for _, arrays in shown)]
+
+
 def _result(point: Point | None) -> str:
     return f": {point.accuracy:.1f} %, ASR {point.asr:.1f} %" if point else ""
 
@@ -66,21 +71,17 @@ def _result(point: Point | None) -> str:
 # ---- figures --------------------------------------------------------------------------------------------------------------
 
 
-def dynamics(study: Study) -> Figure | None:
+def dynamics(study: Study) -> Figure:
     """Over the epochs: cosines, poisons among the most similar pairs, how well the cosine tells them, modality gap; a line a stage."""
     labels = {stage.fingerprint: (i, panel.label) for i, panel in enumerate(panels(study)) for stage in panel.pretrains}
-    rows: list[tuple[str, list[tuple[StageResult, str, str]]]] = []
     drawn = [(s, COLOURS[labels[s.fingerprint][0] % 8], labels[s.fingerprint][1]) for s in study.pretrains if lines_of(s)]
-    if drawn:
-        rows.append(("epoch of pre-training", drawn))
-    names = list(dict.fromkeys(method_of(trial) for trial in study.trials))
+    rows: list[tuple[str, list[tuple[StageResult, str, str]]]] = [("epoch of pre-training", drawn)] if drawn else []
+    named, colours = arms(study), look(study)
     for panel in panels(study)[:MAX_PANELS]:
-        trials = [t for t in study.trials if panel.holds(t) and len(lines_of(t)) > 1]
+        trials: list[StageResult] = [t for t in study.trials if panel.holds(t) and lines_of(t)]
         if trials:
-            shades: list[tuple[StageResult, str, str]] = [(t, COLOURS[names.index(method_of(t)) % 8], method_of(t)) for t in trials]
+            shades = [(t, colours[named[t.fingerprint]][0], named[t.fingerprint]) for t in trials]
             rows.append((f"epoch of cleaning, pre-trained with {panel.label}", shades))
-    if not rows:
-        return None
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(14.5, 3.6 * len(rows)), layout="constrained")
         for part, (axis, stages) in zip(figure.subfigures(len(rows), squeeze=False).flat, rows):
@@ -121,12 +122,9 @@ def _dynamics_row(part: Any, axis: str, stages: list[tuple[StageResult, str, str
     part.legend(handles=[*handles.values(), *kinds], loc="outside lower center", ncols=6)
 
 
-def histograms(study: Study) -> Figure | None:
+def histograms(study: Study) -> Figure:
     """Cosines of clean and poisoned pairs before and after a cleaning, a row an objective."""
-    rows = [(label, [(name, arrays_of(stage, epoch)) for name, stage, epoch in shown]) for label, shown in before_after(study)]
-    rows = [(label, shown) for label, shown in rows if any("histogram/clean" in arrays for _, arrays in shown)]
-    if not rows:
-        return None
+    rows = kept(study, "histogram/clean")
     columns = max(len(shown) for _, shown in rows)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.6 + 4.6 * columns, 2.9 * len(rows) + 0.4), layout="constrained")
@@ -140,12 +138,9 @@ def histograms(study: Study) -> Figure | None:
     return figure
 
 
-def maps(study: Study) -> Figure | None:
+def maps(study: Study) -> Figure:
     """Pictures' embeddings before and after a cleaning, by principal components and by t-SNE; a row an objective."""
-    rows = [(label, [(name, arrays_of(stage, epoch)) for name, stage, epoch in shown]) for label, shown in before_after(study)]
-    rows = [(label, shown) for label, shown in rows if any("map/components" in arrays for _, arrays in shown)]
-    if not rows:
-        return None
+    rows = kept(study, "map/components")
     columns = max(len(shown) for _, shown in rows)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(0.4 + 3.5 * 2 * columns, 3.4 * len(rows) + 0.4), layout="constrained")
@@ -248,13 +243,24 @@ def _legend(figure: Figure, colours: dict[str, str], suffix: str = "") -> None:
     figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
 
 
-def figures(study: Study) -> dict[str, Figure]:
-    """File name without ending → figure; none where nothing was analysed."""
-    drawn = {"pair_dynamics": dynamics(study), "pair_histograms": histograms(study), "embedding_maps": maps(study)}
-    return {name: figure for name, figure in drawn.items() if figure is not None}
+TITLES = {
+    "pair_dynamics": "Similarity of pictures and captions over the epochs",
+    "pair_histograms": "How similar pairs are: clean and poisoned ones, as trained on",
+    "embedding_maps": "Embeddings of pictures: of the target class, others, and the same others with the trigger",
+}
 
 
-# ---- the page -------------------------------------------------------------------------------------------------------------
+def figures(study: Study) -> dict[str, Callable[[], Figure]]:
+    """Name → how it is drawn, of `TITLES`; none where nothing was analysed."""
+    found: dict[str, Callable[[], Figure]] = {}
+    if any(lines_of(stage) for stage in [*study.pretrains, *study.trials]):
+        found["pair_dynamics"] = partial(dynamics, study)
+    if kept(study, "histogram/clean"):
+        found["pair_histograms"] = partial(histograms, study)
+    if kept(study, "map/components"):
+        found["embedding_maps"] = partial(maps, study)
+    return found
+
 
 COLUMNS = {
     "clean pairs": "pairs/clean_cosine",
@@ -267,36 +273,15 @@ COLUMNS = {
     "crop": "pairs/crop",
     "triggered crop": "pairs/triggered_crop",
 }
-TEXT = {
-    "pair_dynamics": "Similarity of pictures and captions over the epochs",
-    "pair_histograms": "How similar pairs are: clean and poisoned ones, as trained on",
-    "embedding_maps": "Embeddings of pictures: of the target class, others, and the same others with the trigger",
-}
 
 
-def html(study: Study, image: Callable[[bytes, str], str]) -> str:
-    """The section of the page; empty where nothing was analysed. `image` embeds a PNG with its alternative text."""
-    drawn = figures(study)
-    if not drawn:
-        return ""
-    parts = [
-        f'<h3>{escape(TEXT[name])}</h3><figure class="full">{image(png(figure), TEXT[name])}</figure>' for name, figure in drawn.items()
-    ]
-    rows = []
+def rows(study: Study) -> list[list[str]]:
+    """The figures' stages with their numbers of `COLUMNS`: objective, result, stage, epoch, and those."""
+    found = []
     for label, shown in before_after(study):
         for name, stage, epoch in shown:
             metrics = dict(lines_of(stage)).get(epoch, {})
-            rows.append([label, name, called(stage), str(epoch), *(_number(metrics.get(metric)) for metric in COLUMNS.values())])
-    return (
-        "".join(parts)
-        + "<h3>In numbers</h3>"
-        + plain_table(("pre-trained with", "", "stage", "epoch", *COLUMNS), rows)
-        + '<p class="soft">Mean cosines, on a sample of the training pairs. AUROC: the chance that a poisoned pair is more similar than a '
-        "clean one; a detector that removes the most (or the least) similar pairs works where it is far from 0.5. Triggered pictures that "
-        "lie with the target's, away from their originals, are the backdoor. t-SNE keeps neighbours together; its distances and sizes "
-        "mean little.</p>"
-    )
-
-
-def _number(value: float | None) -> str:
-    return "–" if value is None else f"{value:.3f}".replace("-", "−")
+            values = [metrics.get(metric) for metric in COLUMNS.values()]
+            numbers = ["–" if value is None else f"{value:.3f}".replace("-", "−") for value in values]
+            found.append([label, name, called(stage), str(epoch), *numbers])
+    return found

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from orchestrator.report import analysis
 from orchestrator.report.curves import pretrain_curves, trial_curves
 from orchestrator.report.drawing import pdf, png
 from orchestrator.report.points import panels
@@ -32,7 +33,7 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
             found["published"] = partial(published, study)
     if steps(study):
         found["series"] = partial(series, study)
-    return found
+    return found | analysis.figures(study)
 
 
 class Gallery:

@@ -13,7 +13,7 @@ from orchestrator.report.figures import Gallery
 from orchestrator.report.names import called, duration, flatten, objective_of, percent
 from orchestrator.report.points import panels, plans_cleaning, points_of
 from orchestrator.report.series import series_csv
-from orchestrator.report.shown import along, before_first_step, best_ways, curves, image, scatters
+from orchestrator.report.shown import along, before_first_step, best_ways, curves, image, scatters, similarities
 from orchestrator.report.style import document
 from orchestrator.report.tables import headline, pareto_csv, plain_table, points_csv, summary_html, trials_html
 from orchestrator.study import Study
@@ -69,6 +69,7 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
         _section(f"Along {study.series}", along(study, drawn, found)),
         _section("Over the epochs", curves(study, drawn, found)),
         _section("Before the first step of cleaning", before_first_step(study)),
+        _section("Similarities and embeddings", similarities(study, drawn)),
         _section("Clean and triggered pictures", _samples(study)),
         _section("The poison", _poison(study)),
         _section("All cleanings", (trials_html(study) if study.trials else "<p>None.</p>") if cleaning else ""),

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from orchestrator.report import analysis
 from orchestrator.report.cautions import Caution, beside
 from orchestrator.report.drawing import same_scale
 from orchestrator.report.figures import Gallery
@@ -161,3 +162,19 @@ def _short(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return "–"
     return f"{value:.3g}"
+
+
+def similarities(study: Study, drawn: Gallery) -> str:
+    """What the models make of their training pairs; nothing where that was not analysed."""
+    parts = [
+        f"<h3>{escape(title)}</h3>{figure(drawn.png(name), title, full=True)}" for name, title in analysis.TITLES.items() if name in drawn
+    ]
+    if not parts:
+        return ""
+    said = (
+        "Mean cosines, on a sample of the training pairs. AUROC: the chance that a poisoned pair is more similar than a clean one; far "
+        "from 0.5, leaving out the most (or the least) similar pairs finds the poisons. Triggered pictures that lie with those of the "
+        "target, away from their originals, are the backdoor. t-SNE keeps neighbours together; its distances and sizes mean little."
+    )
+    heads = ("pre-trained with", "", "stage", "epoch", *analysis.COLUMNS)
+    return f'{"".join(parts)}<h3>In numbers</h3>{plain_table(heads, analysis.rows(study))}<p class="soft">{said}</p>'

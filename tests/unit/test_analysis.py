@@ -4,10 +4,12 @@ import itertools
 import json
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from fake_study import fake_study
 from torch import nn
 
 from datasets.errors import InputError
@@ -17,10 +19,17 @@ from datasets.sample import Sample, positions, sample_batches
 from datasets.seeding import rng
 from datasets.triggers.patch import Patch
 from datasets.view import Views
-from orchestrator.plan import stages
-from orchestrator.spec import Experiment
+from orchestrator import cli, cluster
+from orchestrator.analyse import analyse_checkpoints
+from orchestrator.plan import make_plan, stages
+from orchestrator.report import analysis as report
+from orchestrator.report.drawing import png
+from orchestrator.report.page import html, write_report
+from orchestrator.results import load_study
+from orchestrator.spec import Compute, Experiment, Sweep
 from orchestrator.stages import make_cleanset, make_data, seal
 from orchestrator.store import Store, read_arrays, read_lines, verify, write_arrays
+from orchestrator.study import Study
 from orchestrator.workers import Job, clean, pretrain
 from tests.tiny_sweep import BASE, SWEEP
 from tests.unit.making import pairs
@@ -39,6 +48,7 @@ from trainers.evaluate.analysis import (
 from trainers.evaluate.base import Material
 from trainers.model import Encoder, Tokenizer
 
+ROOT = Path(__file__).resolve().parents[2]
 ANALYSIS = Analysis()
 VICTIMS = {3: "a banana", 4: "the banana", 17: "one banana", 22: "a banana"}
 RECIPE = Recipe(views=Views(size=16, crop=(0.3, 0.6), flip=True), trigger=Patch(pattern="white", size=4, location="bottom_right"))
@@ -309,3 +319,52 @@ def test_every_epoch_of_both_stages_is_analysed_and_the_arrays_are_part_of_the_a
         assert arrays["histogram/clean"].sum() == 40 and (np.bincount(arrays["map/group"]) == 15).all()
         ends.append({name: value for name, value in lines[-1 if role == "pretrain" else 0]["metrics"].items() if name.startswith("pairs/")})
     assert ends[0] == pytest.approx(ends[1]), "a cleaning looks at the pairs of the pre-training, and begins where it ended"
+
+
+@pytest.fixture(scope="module")
+def study(trained) -> Study:
+    experiment, store = trained
+    return load_study(make_plan(Sweep(name="tiny", base=experiment)), store)
+
+
+def test_the_report_shows_what_was_analysed_and_is_silent_where_nothing_was(study, tmp_path):
+    page = write_report(study, tmp_path).read_text()
+    for stem in ("pair_dynamics", "pair_histograms", "embedding_maps"):
+        assert (tmp_path / f"{stem}.png").read_bytes()[:4] == b"\x89PNG" and (tmp_path / f"{stem}.pdf").exists()
+        assert report.TITLES[stem] in page
+    assert f"<td>{study.pretrains[0].metrics[-1]['metrics']['pairs/modality_gap']:.3f}</td>" in page
+    assert "after CleanCLIP: " in page and "before cleaning: " in page
+    bare = fake_study(tmp_path)
+    assert report.figures(bare) == {} and "Similarities and embeddings" not in html(bare) and report.portrait(bare.pretrains[0]) is None
+
+
+def test_words_from_outside_are_escaped_and_lost_arrays_cost_their_picture_alone(study, tmp_path):
+    stage = replace(study.pretrains[0], folder=tmp_path, config={"objective": {"class": "x.<script>"}})
+    text = html(replace(study, pretrains=[stage], trials=[]))
+    assert "<script>" not in text and "&lt;script&gt;" in text
+    assert report.TITLES["pair_dynamics"] in text and report.TITLES["embedding_maps"] not in text
+    assert report.portrait(stage) is not None
+
+
+def test_the_same_arrays_give_the_same_picture(study):
+    once, again = (png(report.portrait(study.pretrains[0])) for _ in range(2))
+    assert once == again
+
+
+def test_analyse_gives_for_a_stored_checkpoint_what_was_measured_in_training(trained, study, tmp_path, capsys, monkeypatch):
+    experiment, store = trained
+    monkeypatch.setattr(cluster, "connect", lambda cores: None)  # the data are in the store
+    monkeypatch.setattr(cluster, "shutdown", lambda: None)
+    folder = study.pretrains[0].folder
+    words = ["analyse", str(ROOT / "tests" / "tiny_sweep.py"), "--store", str(store.root), "--out", str(tmp_path), "--checkpoint"]
+    epochs = [str(folder / f"epoch_{epoch:04d}") for epoch in (1, 2)]
+    assert cli.run([*words, *epochs]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert list(found) == epochs and found[epochs[0]]["pairs/clean_n"] == 380, "all that are no victims"
+    drawn = {path.name for path in (tmp_path / folder.name).iterdir()}
+    assert drawn == {"analysis", "numbers.json", "epoch_0001.png", "epoch_0002.png", "epochs.png"}
+    plan = make_plan(Sweep(name="tiny", base=experiment))
+    again = analyse_checkpoints(plan, Compute(store=str(store.root)), epochs[1:])
+    trained_with = {k: v for k, v in study.pretrains[0].metrics[-1]["metrics"].items() if k.startswith("pairs/")}
+    assert again[epochs[1]] == pytest.approx(trained_with), "the sweep's own analysis"
+    assert cli.run([*words, str(tmp_path / "none")]) == 2 and "none does not exist" in capsys.readouterr().err

@@ -58,6 +58,17 @@ def runs(uri: str):
     return client, list(client.search_runs([experiment.experiment_id], max_results=1000))
 
 
+def test_a_stage_whose_pairs_were_analysed_has_a_picture_of_them(uri: str, tmp_path: Path):
+    study = fake_study(tmp_path)
+    for entry in study.pretrains[0].metrics:
+        entry["metrics"] |= {f"pairs/{kind}_{name}": 0.5 for kind in ("clean", "poisoned") for name in ("cosine", "cosine_sd")}
+    parent = log(Tracker(uri, study.name, tmp_path / "files"), study)
+    client, found = runs(uri)
+    pictured = [run for run in found if "analysis.png" in {file.path for file in client.list_artifacts(run.info.run_id)}]
+    assert [run.data.tags["cleansweep.fingerprint"] for run in pictured] == [study.pretrains[0].fingerprint]
+    assert pictured[0].data.metrics["pairs/clean_cosine"] == 0.5 and pictured[0].data.tags["mlflow.parentRunId"] == parent
+
+
 def test_every_stage_is_a_run_once_with_every_epoch_once(uri: str, tmp_path: Path):
     study = fake_study(tmp_path)
     parent = log(Tracker(uri, study.name), study)
