@@ -11,7 +11,7 @@ from typing import Any
 
 from orchestrator.report.cautions import ends
 from orchestrator.report.names import method_of, settings, signed, value_at
-from orchestrator.report.points import CLEANING_SET, Panel, Point, before_cleaning, cleaned_points, mean_interval, panels, repetition
+from orchestrator.report.points import CLEANING_SET, Panel, Point, before_cleaning, cleaned_points, mean_interval, panels, repetitions
 from orchestrator.report.selection import RULE, Choice, Row, Rule, choices
 from orchestrator.study import Study, TrialResult
 
@@ -64,7 +64,8 @@ def claims(studies: Sequence[Study]) -> list[Verdict]:
     study = joined(studies)
     found = [*no_loss(study), *resists(study), *mmcl_alone(study), *five_poisons(study)]
     tried = {verdict.claim for verdict in found}
-    return found + [Verdict(claim=claim, verdict="not tried", reason=WANTED[claim]) for claim in TEXTS if claim not in tried]
+    found += [Verdict(claim=claim, verdict="not tried", reason=WANTED[claim]) for claim in TEXTS if claim not in tried]
+    return sorted(found, key=lambda verdict: verdict.claim)
 
 
 WANTED = {
@@ -153,16 +154,16 @@ def same_setting(study: Study, one: "Bench", other: "Bench") -> str:
     """ASR after the last epoch of the same cleaning, MMCL+SSL minus MMCL, paired by seed: mean and interval by setting."""
     ends_of: list[dict[tuple[str, str], Point]] = []
     for bench in (one, other):
-        found = {}
+        found, seeds = {}, repetitions(study, bench.trials)
         for trial in bench.trials:
             points = cleaned_points(trial)
             if points:
-                found[settings(trial, list(bench.trials), seeds=False), repetition(study, trial)] = points[-1]
+                found[settings(trial, list(bench.trials), seeds=False), seeds[trial.fingerprint]] = points[-1]
         ends_of.append(found)
     by_setting: dict[str, list[float]] = {}
-    for (setting, seeds), point in ends_of[0].items():
-        if (setting, seeds) in ends_of[1]:
-            by_setting.setdefault(setting, []).append(ends_of[1][setting, seeds].asr - point.asr)
+    for (setting, seed), point in ends_of[0].items():
+        if (setting, seed) in ends_of[1]:
+            by_setting.setdefault(setting, []).append(ends_of[1][setting, seed].asr - point.asr)
     told = []
     for setting, gaps in by_setting.items():
         mean, low, high = mean_interval(gaps) or (math.nan,) * 3

@@ -100,7 +100,7 @@ def trial_curves(study: Study, only: Panel | None = None) -> Figure:
                     axes.plot(x, y, color=colour, marker=marker, markersize=3.5, linewidth=1.2, alpha=alpha, clip_on=False)
                 for start in starts_of(study, panel):
                     axes.plot([0], [getattr(start, value)], markersize=15, zorder=4, clip_on=False, **START)
-                epoch_axes(axes, trials)
+                epoch_axes(axes, study.trials)  # the panels share it
                 if value == "accuracy":
                     axes.set_ylim(*limits(accuracies(study)))
             grid[0][column].set_title(f"pre-trained with {panel.label}", fontsize=11, loc="left")

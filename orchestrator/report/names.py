@@ -37,12 +37,6 @@ def hyperparameters(trial: TrialResult) -> dict[str, Any]:
     return found
 
 
-def replicate_of(trial: TrialResult) -> str:
-    """Which repetition of the experiment a trial belongs to: its pre-training and the seeds it was given."""
-    seeds = {path: value for path, value in trial.overrides.items() if is_seed(path)}
-    return json.dumps([trial.pretrain, seeds], sort_keys=True, default=str)
-
-
 def is_seed(path: str) -> bool:
     """Whether a dotted path is a seed rather than a hyper-parameter."""
     return path.rsplit(".", 1)[-1] in ("seed", "evaluation_seed")
@@ -69,12 +63,9 @@ def value_at(stage: StageResult, path: str) -> Any:
     return _scalar(value)
 
 
-def seeds_of(stage: StageResult) -> str:
-    """The seeds of a stage's experiment as text: equal for what was run as one repetition, whatever else differs."""
-    seeds = {path: value for path, value in flatten(stage.config) if is_seed(path) and value is not None}
-    if isinstance(stage, TrialResult):
-        seeds |= {path: value for path, value in stage.overrides.items() if is_seed(path)}
-    return json.dumps(seeds, sort_keys=True, default=str)
+def seeds_of(config: dict[str, Any]) -> dict[str, Any]:
+    """Dotted path → value of every seed in a configuration."""
+    return {path: value for path, value in flatten(config) if is_seed(path) and value is not None}
 
 
 BARE = ("mode", "pattern", "name", "path")

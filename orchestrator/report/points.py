@@ -6,7 +6,7 @@ All shares are in percent.
 import json
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 from orchestrator.report.names import (
@@ -121,10 +121,14 @@ def starts_of(study: Study, panel: Panel) -> list[Point]:
     return [start for stage in panel.pretrains if (start := start_of(study, stage.fingerprint))]
 
 
-def repetition(study: Study, trial: TrialResult) -> str:
-    """The seeds of a trial and of its pre-training: equal for one repetition under two objectives."""
-    stage = next((stage for stage in study.pretrains if stage.fingerprint == trial.pretrain), trial)
-    return seeds_of(replace(trial, config=stage.config))
+def repetitions(study: Study, trials: Sequence[TrialResult]) -> dict[str, str]:
+    """Fingerprint of a trial → the seeds of it and of its pre-training: equal for one repetition under two objectives."""
+    seeds = {stage.fingerprint: seeds_of(stage.config) for stage in study.pretrains}
+    made = {}
+    for trial in trials:
+        own = {path: value for path, value in hyperparameters(trial).items() if is_seed(path)}
+        made[trial.fingerprint] = json.dumps(seeds.get(trial.pretrain, {}) | own, sort_keys=True, default=str)
+    return made
 
 
 def plans_cleaning(study: Study) -> bool:

@@ -28,6 +28,7 @@ from orchestrator.report.drawing import (
 )
 from orchestrator.report.names import settings, value_at
 from orchestrator.report.points import Panel, Point, arms, cleaned_points, front, panels, start_of, starts_of
+from orchestrator.report.published import Mark
 from orchestrator.report.selection import most_accurate
 from orchestrator.study import Study, TrialResult
 
@@ -64,10 +65,11 @@ def zoom(study: Study, panel: Panel) -> Figure:
 
     def draw(axes: Axes, panel: Panel) -> None:
         if same_scale(study):
-            draw_published(axes, study, panel)
+            draw_published(axes, study, panel, inside=box)
         draw_points(axes, study, panel, inside=box)
 
-    figure = _panels([panel], draw, own_handles(study), *box)
+    handles = own_handles(study) + (published_handles(study, [panel]) if same_scale(study) else [])
+    figure = _panels([panel], draw, handles, *box)
     figure.axes[0].set_title(f"enlarged: ASR ≤ {CORNER:.0f} %, {panel.label}", fontsize=11, loc="left")
     return figure
 
@@ -169,8 +171,8 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
         axes.text(0.5, 0.5, "no cleaning was measured", transform=axes.transAxes, ha="center", color="#777777")
 
 
-def draw_published(axes: Axes, study: Study, panel: Panel) -> None:
-    """The published start and fronts of the panel's objective, hollow and under the study's own points."""
+def draw_published(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> None:
+    """The published start and fronts of the panel's objective, hollow and under the study's own points; `inside`: a part."""
     facts = study.published
     if facts is None:
         return
@@ -178,7 +180,8 @@ def draw_published(axes: Axes, study: Study, panel: Panel) -> None:
     for method, cleaned in facts.cleanings.get(panel.objective, {}).items():
         marks = cleaned.front
         axes.plot([m.asr for m in marks], [m.accuracy for m in marks], zorder=1.6, **hollow(study)[method])
-    if start := facts.starts.get(panel.objective):
+    start = facts.starts.get(panel.objective)
+    if start and (inside is None or _within(start, inside)):
         axes.plot([start.asr], [start.accuracy], zorder=1.7, clip_on=False, **HOLLOW_START)
 
 
@@ -279,6 +282,6 @@ def _low_asr(axes: Axes) -> None:
     axes.text(5.5, 0.015, "ASR ≤ 5 %", transform=axes.get_xaxis_transform(), fontsize=8, color="#4A774A", va="bottom", clip_on=True)
 
 
-def _within(point: Point, box: tuple[tuple[float, float], tuple[float, float]]) -> bool:
+def _within(point: Point | Mark, box: tuple[tuple[float, float], tuple[float, float]]) -> bool:
     (x0, x1), (y0, y1) = box
     return x0 <= point.asr <= x1 and y0 <= point.accuracy <= y1

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.report.names import replicate_of, settings
+from orchestrator.report.names import settings
 from orchestrator.report.points import (
     Panel,
     Point,
@@ -19,7 +19,7 @@ from orchestrator.report.points import (
     mean_interval,
     panels,
     points_of,
-    repetition,
+    repetitions,
     start_of,
 )
 from orchestrator.study import StageResult, Study, TrialResult
@@ -154,11 +154,12 @@ def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = Non
 
 def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Choice, ...]:
     """What the rule picks among these trials, in each repetition of which at least one epoch was measured."""
-    repetitions: dict[str, list[TrialResult]] = {}
+    seeds = repetitions(study, trials)
+    groups: dict[tuple[str, str], list[TrialResult]] = {}
     for trial in trials:
-        repetitions.setdefault(replicate_of(trial), []).append(trial)
+        groups.setdefault((trial.pretrain, seeds[trial.fingerprint]), []).append(trial)
     made = []
-    for group in repetitions.values():
+    for (_, repetition), group in groups.items():
         start = start_of(study, group[0].pretrain)
         points = [p for trial in group for p in cleaned_points(trial)]
         if start is None or not points:
@@ -166,7 +167,7 @@ def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Ch
         point = rule.choose(points, start)
         chosen = next((t for t in group if point and t.fingerprint == point.stage.fingerprint), None)
         text = settings(chosen, list(trials)) if chosen else ""
-        made.append(Choice(point=point, start=start, settings=text, trial=chosen, repetition=repetition(study, group[0])))
+        made.append(Choice(point=point, start=start, settings=text, trial=chosen, repetition=repetition))
     return tuple(made)
 
 

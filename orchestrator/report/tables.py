@@ -123,7 +123,9 @@ def summary_html(study: Study) -> str:
         starts = starts_of(study, panel)
         lines = [_start_html(starts)]
         mine = [row for row in rows if row.panel == panel]
-        for rule in RULES:
+        if not mine:
+            lines.append('<tr><td colspan="6" class="none">no cleaning was measured</td></tr>')
+        for rule in RULES if mine else ():
             tag = f'<span class="tag">{"oracle" if rule.oracle else "blind"}</span>'
             lines.append(f'<tr class="rule"><th colspan="6">{escape(rule.text)} {tag}</th></tr>')
             lines += [_row_html(row) for row in mine if row.rule.key == rule.key]

@@ -95,6 +95,14 @@ def test_five_poisons_need_a_control_which_may_come_from_another_sweep(tmp_path)
     assert "even with no poison 3 of 3 seeds are not cleaned" in of(weak, "d").reason.lower()
 
 
+def test_a_model_that_two_sweeps_cleaned_is_one_seed(tmp_path):
+    one = seeded_study(tmp_path)
+    other = replace(one, trials=[replace(t, fingerprint=t.fingerprint[::-1], overrides={**t.overrides}) for t in one.trials])
+    for trial in other.trials:
+        del trial.overrides["pretrain.seed"]  # a sweep that does not vary the seed
+    assert [v.seeds for v in claims([one, other])] == [v.seeds for v in claims([one])] == [3, 3, 3, 3, 0]
+
+
 def test_the_table_is_in_a_report_that_can_judge_and_others_read_not_tried(tmp_path):
     study = seeded_study(tmp_path, seeds=1, lrs=(1e-3,), methods=("CleanCLIP",))
     text = html(study)
