@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from datasets.evalset import EvalSet
 from datasets.loader import Recipe
 from datasets.pairs import Pairs
+from datasets.retrieval import RetrievalSet
 from datasets.sample import Sample
 from datasets.seeding import hash64, rng
 from datasets.triggers.patch import Patch
@@ -25,6 +27,8 @@ from trainers.cleaning.deep_clustering import Clusters, DeepClustering, embed
 from trainers.distributed import World
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.base import Material
+from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import fit
 from trainers.objectives.clustering import Clustering
@@ -93,6 +97,27 @@ def _evaluate(world: World, batch_size: int) -> dict[str, float]:
     return evaluator.measure(encoder, batches, world)
 
 
+def _probe_and_retrieve(world: World, batch_size: int) -> dict[str, float]:
+    """A linear probe and retrieval over this rank's share of made-up pictures, three captions for every second one."""
+    total = ToyFeed(batch_size=23).batch(0)
+    words = [caption.split()[1] for caption in total["caption"]]
+
+    def share(target: object) -> list[dict]:
+        mine = range(world.rank, 23, world.size)
+        chunks = [list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size)]
+        captions = [f"{word} thing {i}" + "\na thing\nthe same" * (i % 2) for i, word in enumerate(words)]
+        return [
+            {"image": total["image"][rows], "image_triggered": total["image_aug"][rows], "key": total["key"][rows], "target": target,
+             "label": [sorted(set(words)).index(words[i]) for i in rows], "caption": [captions[i] for i in rows]}
+            for rows in chunks
+        ]
+
+    probe = LinearProbe(train=EvalSet(path="made up"), grid=(1.0, 10.0), held_out=0.3)
+    retrieval = Retrieval(data=RetrievalSet(path="made up"), chunk=5, text_batch=7)
+    found = probe.measure(resnet(), [batch | {"train": True} for batch in share(1)] + share(1), world)
+    return found | retrieval.measure(resnet(), share("red"), world)
+
+
 def _analyse(world: World, folder: Path) -> dict:
     data = Pairs(folder / "pairs" / "index.arrow", [str(folder / "pairs" / "00000.tar")], folder / "pairs" / "plan.parquet")
     recipe = Recipe(views=Views(size=32), trigger=Patch(size=6))
@@ -120,6 +145,7 @@ def _work(world: World, folder: Path) -> None:
     results = {
         "gradients": {case: _gradients(world, *case) for case in _cases()},
         "evaluation": [_evaluate(world, batch_size) for batch_size in (3, 100)],
+        "probe": [_probe_and_retrieve(world, batch_size) for batch_size in (3, 100)],
         "analysis": _analyse(world, folder),
         "clusters": _cluster(world, folder / f"clusters{world.size}"),
         "lines": _train(world, folder / f"train{world.size}"),
@@ -191,6 +217,13 @@ def test_counts_do_not_depend_on_processes_or_batch_size(results):
     measured = [m for size in (1, 2, 4) for rank in results[size] for m in rank["results"]["evaluation"]]
     assert len(measured) == 14 and all(m == measured[0] for m in measured)
     assert measured[0]["zeroshot/n"] == 23 and measured[0]["asr/n"] == 23 - len(range(2, 23, 4))
+
+
+def test_probe_and_retrieval_do_not_depend_on_processes_or_batch_size(results):
+    measured = [m for size in (1, 2, 4) for rank in results[size] for m in rank["results"]["probe"]]
+    assert len(measured) == 14 and all(m == measured[0] for m in measured)
+    assert measured[0]["probe/train_n"] == measured[0]["probe/n"] == measured[0]["retrieval/images"] == 23
+    assert measured[0]["retrieval/captions"] == 23 + 2 * 11 and 0 < measured[0]["retrieval_asr/n"] < 23
 
 
 @pytest.mark.parametrize("size", [2, 4])

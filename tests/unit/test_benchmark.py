@@ -2,15 +2,22 @@
 
 import json
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from datasets.evalset import EvalSet
+from datasets.retrieval import RetrievalSet
 from orchestrator.cli import run
+from orchestrator.plan import stages
+from tests.tiny_sweep import BASE
 from tests.unit.test_named import TEN, cifar, save
 from tests.unit.test_retrieval import karpathy
 from trainers.checkpoint import export
+from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.retrieval import Retrieval
 from trainers.model import Encoder, TinyCLIP
 
 SWEEP = "tests/tiny_sweep.py"
@@ -71,6 +78,24 @@ def test_zero_shot_probe_and_retrieval_in_one_call(evaluate, tmp_path, monkeypat
     code, again, err = evaluate("--on", f"own={tmp_path}/own/test", "--out", out, "--poison.trigger.size", "8")
     assert code == 0 and "made in" not in err  # the stage is there already
     assert again == [own] == [json.loads((tmp_path / "own_zeroshot_classification.json").read_text())]
+
+
+def test_sets_of_evaluators_are_stages_and_enter_by_content(tmp_path):
+    for place in ("here", "there"):
+        cifar(tmp_path / place, "cifar-10", TEN, binary=True)
+        karpathy(tmp_path / place)
+
+    def made(place):
+        train = EvalSet(path=str(tmp_path / place), name="cifar10", split="train")
+        evaluators = (LinearProbe(train=train), Retrieval(data=RetrievalSet(path=str(tmp_path / place))))
+        return stages(replace(BASE, evaluate=replace(BASE.evaluate, evaluators=evaluators)))
+
+    one, other = made("here"), made("there")
+    assert one["pretrain"].fingerprint == other["pretrain"].fingerprint != stages(BASE)["pretrain"].fingerprint
+    assert dict(one["pretrain"].inputs)["set_1"] == one["set_1"].fingerprint and str(tmp_path) not in str(one)
+    cifar(tmp_path / "third", "cifar-10", TEN | {"data_batch_1": [0, 0]}, binary=True)
+    karpathy(tmp_path / "third")
+    assert made("third")["pretrain"].fingerprint != one["pretrain"].fingerprint
 
 
 def test_mistakes_are_one_sentence(evaluate, tmp_path):

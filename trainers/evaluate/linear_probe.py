@@ -92,27 +92,36 @@ class LinearProbe(Evaluator):
         self, own: list[tuple[str, int, np.ndarray]], model: Encoder, world: World
     ) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
         """((weights [K, D], bias [K]), facts), the same on all ranks; a class without training pictures has bias −∞."""
-        everything = distributed.gather_lists(own, world)
-        fitted = _fit(self, sorted(everything, key=lambda row: row[0])) if world.main else None  # sorted: not by rank or batch
+        rows = sorted(distributed.gather_lists(own, world), key=lambda row: row[0])  # by key, not by rank or batch
+        held_N = _held_out(self, rows)  # on all ranks, so that all of them raise
+        fitted = _fit(self, rows, held_N) if world.main else None
         weight_KD, bias_K, facts = distributed.from_main(fitted, world)
         return (torch.from_numpy(weight_KD).to(model.device), torch.from_numpy(bias_K).to(model.device)), facts
 
 
-def _fit(probe: LinearProbe, rows: list[tuple[str, int, np.ndarray]]) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
-    from sklearn.exceptions import ConvergenceWarning
-    from sklearn.linear_model import LogisticRegression
-
+def _held_out(probe: LinearProbe, rows: list[tuple[str, int, np.ndarray]]) -> np.ndarray:
+    """bool [N]: the pictures that C is chosen on, the same share of each class, so that none is missing from the others."""
     label_N = np.array([label for _, label, _ in rows])
     if len(set(label_N.tolist())) < 2:
         raise InputError(f"the linear probe's training set {probe.train.path} has pictures of fewer than two classes.")
-    feature_ND = np.stack([feature for _, _, feature in rows])
     hashes = np.array([hash64(probe.seed, "held-out", key) for key, _, _ in rows], np.uint64)
     held_N = np.zeros(len(rows), bool)
-    for label in np.unique(label_N):  # of each class, so that none is missing from what is trained on
+    for label in np.unique(label_N):
         of_class = np.flatnonzero(label_N == label)
         held_N[of_class[np.argsort(hashes[of_class], kind="stable")[: int(probe.held_out * len(of_class))]]] = True
     if not held_N.any():
         raise InputError(f"the linear probe's training set {probe.train.path} is too small to hold out {probe.held_out:.0%} of each class.")
+    return held_N
+
+
+def _fit(
+    probe: LinearProbe, rows: list[tuple[str, int, np.ndarray]], held_N: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, dict[str, float]]:
+    from sklearn.exceptions import ConvergenceWarning
+    from sklearn.linear_model import LogisticRegression
+
+    label_N = np.array([label for _, label, _ in rows])
+    feature_ND = np.stack([feature for _, _, feature in rows])
 
     def fit(strength: float, among_N: np.ndarray) -> LogisticRegression:
         return LogisticRegression(C=strength, max_iter=probe.max_iter).fit(feature_ND[among_N], label_N[among_N])
