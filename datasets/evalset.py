@@ -5,6 +5,7 @@ from __future__ import annotations
 import glob
 import io
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -287,8 +288,9 @@ def _folder_labels(folders: list[str], names: tuple[str, ...], synsets: Mapping[
     """Class folder → index: by name, index or synset; else, where none is known and there are as many as names, in order."""
     known = {folder: _index(folder, names, synsets) for folder in folders}
     missing = [folder for folder, index in known.items() if index is None]
-    if len(missing) == len(folders) == len(names) and not synsets:
-        return {folder: i for i, folder in enumerate(folders)}  # e.g. synset folders n01440764 …, sorted
+    others = synsets and any(re.fullmatch(r"n\d{8}", folder) for folder in missing)  # synsets, but not of these classes
+    if len(missing) == len(folders) == len(names) and not others:
+        return {folder: i for i, folder in enumerate(folders)}
     if missing:
         kinds = "a class, its index or its synset" if synsets else "a class or its index"
         raise InputError(

@@ -280,6 +280,19 @@ def test_imagenet_folders_by_synset_and_v2_by_number(tmp_path):
         EvalSet(path=str(tmp_path / "val"), classes="imagenet1k").load()
 
 
+def test_a_thousand_other_synsets_are_not_taken_in_their_order(tmp_path):
+    for index in range(1000):
+        folder = tmp_path / f"n0{index:07d}"
+        folder.mkdir()
+        (folder / "a.png").write_bytes(b"")
+    with pytest.raises(InputError, match="'n00000000' is no class"):
+        EvalSet(path=str(tmp_path), classes="imagenet1k").load()
+    for folder in tmp_path.iterdir():
+        folder.rename(tmp_path / f"class {folder.name}")
+    labels = EvalSet(path=str(tmp_path), classes="imagenet1k", verify="none").load().table["label"].to_pylist()
+    assert labels == list(range(1000))  # names that say nothing: in their order, as many as there are classes
+
+
 def test_the_200_classes_of_imagenet_r_are_the_only_candidates(tmp_path):
     chosen = [*range(600, 799), 954]
     for index in chosen:

@@ -35,7 +35,7 @@ class LinearProbe(Evaluator):
 
     train: EvalSet
     """Pictures to train on, with the test set's classes; mostly another `split` of the same set."""
-    grid: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
+    grid: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
     """Values of C (inverse strength of the L2 penalty) to choose from, rising."""
     held_out: float = 0.2
     """Share of the training pictures, by the hash of their keys, that the choice of C is made on."""
@@ -141,7 +141,7 @@ def _fit(
         "probe/C": chosen,
         "probe/C_at_end": float(len(probe.grid) > 1 and chosen in (probe.grid[0], probe.grid[-1])),
         "probe/converged": float(model.n_iter_.max() < probe.max_iter),
-        "probe/train_n": float(len(rows)),
+        "probe/train_n": len(rows),
     }
     return weight_KD, bias_K, facts
 
