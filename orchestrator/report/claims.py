@@ -167,7 +167,7 @@ def same_setting(study: Study, one: "Bench", other: "Bench") -> str:
     told = []
     for setting, gaps in by_setting.items():
         mean, low, high = mean_interval(gaps) or (math.nan,) * 3
-        interval = f" [{low:.1f}, {high:.1f}]" if math.isfinite(low) else ""
+        interval = f" [{low:.1f}, {high:.1f}]".replace("-", "−") if math.isfinite(low) else ""
         higher = f"higher in {sum(gap > 0 for gap in gaps)} of {len(gaps)} seeds"
         told.append(f"{setting or 'as given'}: {signed(mean, 'points')}{interval}, {higher}")
     return "ASR after the same cleaning, MMCL+SSL model minus MMCL model: " + "; ".join(told) + "." if told else ""
@@ -226,6 +226,9 @@ def five_poisons(study: Study) -> list[Verdict]:
         measured = mean_interval([choice.asr for choice in row.reached])
         without = mean_interval([cleaned[c.repetition].asr for c in row.choices if cleaned[c.repetition].point])
         seen = f"With no poison, cleaned by the same method: ASR {without[0]:.1f} %." if without else ""
+        pairs = value_at(bench.trials[0], "clean.pairs")
+        if isinstance(pairs, int) and pairs > 0:
+            seen += f" {POISONS} of {pairs} pairs are {100 * POISONS / pairs:.2g} % of the cleaning set; the study's five were 0.005 %."
         fine = "cleaned in every seed without poison, in none with five"
         measure = "lowest ASR with five poisons at half of the accuracy or more, %"
         made.append(_verdict("d", bench, row, against, fine, measure, measured, seen))

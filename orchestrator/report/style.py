@@ -40,7 +40,8 @@ tr.rule th { padding-top: .9rem; font-weight: 600 } tr.start td { background: #f
 .beside { font-size: .88rem; border-left: 3px solid #d08700; padding: .1rem 0 .1rem .6rem; margin: .2rem 0 .6rem }
 .beside p { margin: .15rem 0 }
 b.yes { color: var(--green) } b.no { color: var(--red) } b.none { color: var(--soft) }
-table.claims td { min-width: 4rem } table.claims td:last-child { min-width: 22rem }
+table.claims small { white-space: normal } table.claims td:nth-child(2) { min-width: 9rem }
+table.claims td:nth-child(3) { min-width: 9rem } table.claims td:last-child { min-width: 20rem }
 .samples { display: grid; grid-template-columns: repeat(auto-fill, minmax(240px, 1fr)); gap: 1rem }
 .samples div { font-size: .85rem } .samples img { width: 48%; max-width: 160px; image-rendering: pixelated }
 .samples p { margin: .2rem 0; overflow-wrap: anywhere }

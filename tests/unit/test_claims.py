@@ -88,7 +88,8 @@ def test_five_poisons_need_a_control_which_may_come_from_another_sweep(tmp_path)
     assert [of(part, "d").verdict for part in parts] == ["not tried", "not tried"]
     verdict = next(v for v in claims(parts) if v.claim == "d")
     assert (verdict.verdict, verdict.seeds) == ("shown", 3) and verdict.low > 5
-    assert verdict.where == "MMCL, cleaned with 600 pairs of which 5 are poisons" and "With no poison" in verdict.seen
+    assert verdict.where == "MMCL, cleaned with 600 pairs of which 5 are poisons"
+    assert "With no poison" in verdict.seen and "0.83 % of the cleaning set; the study's five were 0.005 %" in verdict.seen
     short = seeded_study(tmp_path, poisons=(0, 5), methods=("CleanCLIP",))
     assert "lowest ASR lies at the end of its grid" in of(short, "d").reason
     weak = seeded_study(tmp_path, lrs=WIDE, poisons=(0, 5), methods=("CleanCLIP",), strength=(0.3, 0.3))
