@@ -23,9 +23,7 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Stu
     )  # fmt: skip
     for _, experiment in plan.upstream:
         made = stages(experiment)
-        if "prior" in made and made["prior"].fingerprint not in [prior.fingerprint for prior in study.priors]:
-            prior = read_stage(store, made["prior"], encode(unpoisoned(experiment, "prior")), StageResult)
-            study.priors += [prior] if prior else []
+        _read_unpoisoned(study, made, store, experiment)
         if not study.poison:
             _read_poison(study, made, store, experiment)
         result = read_stage(store, made["pretrain"], encode(experiment), StageResult)
@@ -38,6 +36,7 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Stu
     for overrides, error, status in _trials(plan, store, trials):
         experiment = trial_experiment(sweep, overrides)
         made = stages(experiment)
+        _read_unpoisoned(study, made, store, experiment)
         result = read_stage(store, made["clean"], encode(experiment), TrialResult)
         if result is None and status != "failed":
             refused = sweep.gate.action == "stop" and study.gates.get(made["pretrain"].fingerprint, {}).get("passed") is False
@@ -130,6 +129,14 @@ def decode_overrides(plan: Plan, encoded: dict[str, Any]) -> dict[str, Any]:
 
 def _trial_folder(store: Store, sweep: str) -> Path:
     return store.root / "sweep" / f".trials-{sweep[:12]}"
+
+
+def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store, experiment: Experiment) -> None:
+    """Add the trainings without the poison that this experiment has and the study does not hold yet."""
+    for role in ("prior", "labeller"):
+        if role in made and made[role].fingerprint not in [known.fingerprint for known in study.priors]:
+            result = read_stage(store, made[role], encode(unpoisoned(experiment, role)), StageResult)
+            study.priors += [result] if result else []
 
 
 def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment: Experiment) -> None:
