@@ -98,7 +98,9 @@ def clean(job: Job, report: Report | None = None) -> None:
         def feed(two_views: bool) -> Any:
             return _feed(job, world, pairs, spec, two_views, views)
 
-        before = {} if read_lines(Path(job.folder) / METRICS) else probe(encoder, feed(True), spec, world)
+        begun = bool(read_lines(Path(job.folder) / METRICS))
+        few = replace(job, compute=replace(job.compute, loader_workers=0))  # batches are not worth starting processes for
+        before = {} if begun else probe(encoder, _feed(few, world, pairs, spec, True, views), spec, world)
         around = _surroundings(job, world, report)
         measure = around.pop("measure")
 
