@@ -65,7 +65,7 @@ def kept(study: Study, what: str) -> list[tuple[str, list[tuple[str, Arrays]]]]:
 
 
 def _result(point: Point | None) -> str:
-    return f": {point.accuracy:.1f} %, ASR {point.asr:.1f} %" if point else ""
+    return f",\naccuracy {point.accuracy:.1f} %, ASR {point.asr:.1f} %" if point else ""
 
 
 # ---- figures --------------------------------------------------------------------------------------------------------------
