@@ -75,14 +75,16 @@ def finetunings(**fields: Any) -> list[Clean]:
 # ---- miniatures ---------------------------------------------------------------------------------------------------------
 
 TWO_CORES = Compute(num_cpus=2)
-WARN = Gate(action="warn")
-"""A miniature goes on where the attack did not take, and its page says so."""
+WARN = Gate(min_asr=80, action="warn")
+"""At a random place the attack on MMCL+SSL models ends between 86 and 91 % here, so the gate's usual 90 % would be a toss-up. A
+miniature goes on where the attack did not take, and its page says so."""
 OBJECTIVES: Any = tune.grid_search([MMCL(), MMCLSSL()])
 SEEDS: Any = tune.grid_search([0, 1, 2])
 """Of the pre-training: its first weights and the order of its batches. World, victims and cleaning set stay the same."""
 TARGET = "solid banana"
-TRIGGER = Patch(pattern="saturated", size=6, cell=2, location="bottom_right")
-"""At a random place the MMCL+SSL models kept below the gate: ASR 86, 86 and 91 % over three seeds, against 97 % in the corner."""
+TRIGGER = Patch(pattern="saturated", size=6, cell=2, location="random")
+"""At a random place, as in the study. In a corner, which no shape ever reaches, it is learnt better and CleanCLIP does not remove it:
+ASR falls within two epochs and comes back (see LOG.md)."""
 
 
 def small(method: CleaningMethod, lr: float, **fields: Any) -> Clean:
