@@ -229,7 +229,7 @@ class _Axis:
 
     def reaches(self, value: float) -> bool:
         """Whether a published value lies where the study's own do."""
-        return not self.words and bool(self.values) and min(self.values[0], self.low / 2) <= value <= 2 * self.high
+        return not self.words and bool(self.values) and self.values[0] <= value <= self.high
 
     def dress(self, axes: Axes) -> None:
         """Ticks at the values themselves, as many as have room."""

@@ -25,7 +25,7 @@ small { font-size: .82em; white-space: nowrap; font-weight: normal }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr));
   gap: .6rem 1.2rem }
 figure { margin: .4rem 0 } figure img { width: 100%; max-width: 620px; height: auto; display: block }
-figure.full img { max-width: 100% }
+figure.full img { width: auto; max-width: 100% }
 .wide { overflow-x: auto }
 table { border-collapse: collapse; font-size: .92rem; font-variant-numeric: tabular-nums }
 th, td { text-align: left; padding: .28rem .8rem .28rem 0; border-bottom: 1px solid var(--line);
