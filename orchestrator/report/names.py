@@ -198,6 +198,9 @@ def _method(component: dict[str, Any]) -> str:
         return f"{_words(name)} + {_method(component['then'])}"
     if name == "CleanCLIP" and _losses(component) in ("MMCL+SSL", "CleanCLIP"):
         return name  # with a weight of 0 it is no longer CleanCLIP, and is called by its loss
+    if name in ("DeepClustering", "PseudoLabels"):  # the losses beside the classification are those of CleanCLIP unless said
+        beside = {"MMCL+SSL": "", "no loss": " alone"}.get(losses := _losses(component), f" + {losses}")
+        return _words(name) + beside
     return _losses(component)
 
 

@@ -206,6 +206,10 @@ def test_an_empty_study_has_an_empty_table():
         ({"class": "a.FineTune", "clip_weight": 1.0, "inmodal_weight": 1.0}, "MMCL+SSL"),
         ({"class": "a.ShrinkPerturb", "then": {"class": "a.CleanCLIP", "clip_weight": 1, "inmodal_weight": 1}},
          "shrink-perturb + CleanCLIP"),
+        ({"class": "a.DeepClustering", "clip_weight": 1.0, "inmodal_weight": 1.0, "weight": 5.0}, "deep-clustering"),
+        ({"class": "a.DeepClustering", "clip_weight": 0.0, "inmodal_weight": 1.0, "weight": 5.0}, "deep-clustering + SSL"),
+        ({"class": "a.ShrinkPerturb", "then": {"class": "a.PseudoLabels", "clip_weight": 0, "inmodal_weight": 0}},
+         "shrink-perturb + pseudo-labels alone"),
         ({"class": "a.SomethingNew", "x": 1}, "SomethingNew"),
     ],
 )  # fmt: skip
