@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import shutil
+import threading
 import time
 from collections import Counter
 from collections.abc import Callable
+from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +25,9 @@ NOTE = "fetch.json"
 """In the folder: what its shards are made from."""
 SUMMARY = "summary.json"
 TOLD_S = 5.0
+"""Between two lines of progress."""
+TOGETHER_S = 0.02
+"""What the threads of a task ask within this time goes to the desk in one call."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -32,13 +37,11 @@ class _Desk:
     def __init__(self, manners: Manners) -> None:
         self.pacer, self.counts = Pacer(manners), Counter[str]()
 
-    def enter(self, host: str) -> tuple[bool, float]:
-        return self.pacer.enter(host)
-
-    def leave(self, host: str, told: list[str]) -> None:
-        if host:
+    def turns(self, asked: list[str], left: list[str], told: list[str]) -> list[tuple[bool, float]]:
+        for host in left:
             self.pacer.leave(host)
         self.counts.update(told)
+        return [self.pacer.enter(host) for host in asked]
 
     def pause(self, host: str, seconds: float) -> None:
         self.pacer.pause(host, seconds)
@@ -48,28 +51,67 @@ class _Desk:
 
 
 class _Turns:
-    """`datasets.download.Turns` of the whole cluster; statuses travel with the turns that are given back."""
+    """`datasets.download.Turns` of the whole cluster, for the threads of a task: what they ask and tell travels together, for a
+    call to the desk costs as much as a third of a picture."""
 
     def __init__(self, desk: Any) -> None:
-        self.desk, self.told = desk, list[str]()
+        self.desk, self._lock, self._wake, self._closed = desk, threading.Lock(), threading.Event(), False
+        self._asked: list[tuple[str, Future]] = []
+        self._left: list[str] = []
+        self._told: list[str] = []
+        self._thread = threading.Thread(target=self._run, name="turns", daemon=True)
+        self._thread.start()
 
     def enter(self, host: str) -> tuple[bool, float]:
-        return ray.get(self.desk.enter.remote(host))
+        answer: Future = Future()
+        with self._lock:
+            self._asked.append((host, answer))
+        self._wake.set()
+        return answer.result()
 
     def leave(self, host: str) -> None:
-        told, self.told = self.told, []
-        self.desk.leave.remote(host, told)
+        with self._lock:
+            self._left.append(host)
+        self._wake.set()
 
     def pause(self, host: str, seconds: float) -> None:
         ray.get(self.desk.pause.remote(host, seconds))
+
+    def tell(self, status: str) -> None:
+        with self._lock:
+            self._told.append(status)
+
+    def close(self) -> None:
+        """Send what is left."""
+        self._closed = True
+        self._wake.set()
+        self._thread.join()
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            self._wake.wait()
+            time.sleep(TOGETHER_S)
+            self._wake.clear()
+            last = self._closed
+            with self._lock:
+                (asked, self._asked), (left, self._left), (told, self._told) = (self._asked, []), (self._left, []), (self._told, [])
+            try:
+                answers = ray.get(self.desk.turns.remote([host for host, _ in asked], left, told))
+            except Exception as error:  # raised where it is waited for
+                for _, answer in asked:
+                    answer.set_exception(error)
+            else:
+                for (_, answer), given in zip(asked, answers):
+                    answer.set_result(given)
 
 
 def _fetch(number: int, rows: list[Row], folder: str, wanted: Wanted, manners: Manners, desk: Any, again: bool) -> dict[str, Any]:
     turns = _Turns(desk)
     try:
-        return fetch_shard(number, rows, folder, wanted, manners, turns, lambda status: turns.told.append(status), again)
+        return fetch_shard(number, rows, folder, wanted, manners, turns, turns.tell, again)
     finally:
-        turns.leave("")
+        turns.close()
 
 
 def fetch_list(
