@@ -145,7 +145,7 @@ class Pacer:
 
 
 class Queue:
-    """The turns of one task: of its threads that want the same host, one asks at a time."""
+    """The turns of one task: of its threads that have to wait for the same host, one asks at a time."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns, self._guard = turns, threading.Lock()
@@ -153,13 +153,16 @@ class Queue:
 
     @contextlib.contextmanager
     def turn(self, host: str) -> Iterator[None]:
-        with self._guard:
-            lock = self._locks[host]
-        with lock:
-            granted = False
-            while not granted:
-                granted, seconds = self.turns.enter(host)
-                time.sleep(seconds)
+        granted, seconds = self.turns.enter(host)
+        if not granted:
+            with self._guard:
+                lock = self._locks[host]
+            with lock:
+                while not granted:
+                    granted, seconds = self.turns.enter(host)
+                    if not granted:
+                        time.sleep(seconds)
+        time.sleep(seconds)
         try:
             yield
         finally:
