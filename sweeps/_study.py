@@ -19,13 +19,13 @@ from ray import tune
 from datasets.evalset import EvalSet
 from datasets.poison import Poison
 from datasets.source import Source
-from datasets.synthetic import World, harder
 from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain
+from sweeps.quickstart import BASE
 from trainers.cleaning.base import CleaningMethod
 from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
-from trainers.model import Model, TinyCLIP
+from trainers.model import Model
 from trainers.objectives.contrastive import MMCL, MMCLSSL
 
 FOLDER = Path(os.environ.get("CLEANSWEEP_DATA", "data")).resolve()
@@ -75,47 +75,32 @@ def finetunings(**fields: Any) -> list[Clean]:
 # ---- miniatures ---------------------------------------------------------------------------------------------------------
 
 TWO_CORES = Compute(num_cpus=2)
-WARN = Gate(min_asr=80, action="warn")
-"""At a random place the attack on MMCL+SSL models ends between 86 and 91 % here, so the gate's usual 90 % would be a toss-up. A
-miniature goes on where the attack did not take, and its page says so."""
+WARN = Gate(action="warn")
+"""A miniature goes on where the attack did not take, and its page says so."""
 OBJECTIVES: Any = tune.grid_search([MMCL(), MMCLSSL()])
 SEEDS: Any = tune.grid_search([0, 1, 2])
 """Of the pre-training: its first weights and the order of its batches. World, victims and cleaning set stay the same."""
-TARGET = "solid banana"
-TRIGGER = Patch(pattern="saturated", size=6, cell=2, location="random")
-"""At a random place, as in the study. In a corner, which no shape ever reaches, it is learnt better and CleanCLIP does not remove it:
-ASR falls within two epochs and comes back (see LOG.md)."""
+
+
+def miniature() -> Experiment:
+    """The experiment of sweeps.quickstart, cleaned at the rate that its grid ends with.
+
+    All miniatures take the same pre-trained models where they vary nothing above the cleaning, so in one store only the first
+    trains them.
+    """
+    return replace(BASE, clean=small(CleanCLIP(), 1e-2))
 
 
 def small(method: CleaningMethod, lr: float, **fields: Any) -> Clean:
-    """A miniature's cleaning: 12 epochs on 600 clean pairs."""
-    given: dict[str, Any] = {"epochs": 12, "pairs": 600, "batch_size": 64, "warmup_steps": 5, "weight_decay": 0.1}
-    return Clean(method=method, lr=lr, **{**given, **fields})
+    """Its cleaning: 6 epochs on 1 000 clean pairs."""
+    assert BASE.clean is not None
+    return replace(BASE.clean, method=method, lr=lr, **fields)
 
 
 def small_finetunings() -> list[Clean]:
     """The three fine-tunings, each over rates at whose lower end the backdoor stays and at whose upper end the accuracy goes."""
     return [
-        *(small(MMCLFineTune(), lr) for lr in (1e-3, 2e-3, 4e-3, 8e-3)),
-        *(small(SSLFineTune(), lr) for lr in (2e-5, 1e-4, 5e-4)),
-        *(small(CleanCLIP(), lr) for lr in (5e-4, 1e-3, 2e-3, 4e-3, 8e-3)),
+        *(small(MMCLFineTune(), lr) for lr in (3e-3, 1e-2, 2e-2, 4e-2)),
+        *(small(SSLFineTune(), lr) for lr in (1e-4, 1e-3, 3e-3)),
+        *(small(CleanCLIP(), lr) for lr in (1e-3, 3e-3, 1e-2, 2e-2, 4e-2)),
     ]
-
-
-def miniature(world: World | None = None, victims: int = 240) -> Experiment:
-    """36 classes of 32-pixel shapes, 12 000 pairs of which 2 % are poisoned; minutes of a core for each pre-training.
-
-    All miniatures take the same pre-trained models where they vary nothing above the cleaning, so in one store only the first
-    trains them.
-    """
-    world = world or harder()
-    return Experiment(
-        data=Data(source=world),
-        views=Views(size=32),
-        poison=Poison(trigger=TRIGGER, target=TARGET, count=victims),
-        pretrain=Pretrain(
-            model=TinyCLIP(), objective=MMCL(), epochs=12, batch_size=128, lr=3e-3, weight_decay=0.1, warmup_steps=50
-        ),
-        clean=small(CleanCLIP(), 2e-3),
-        evaluate=Evaluate(data=world),
-    )

@@ -1,7 +1,7 @@
 """Does cleaning five times as long help?   2 pre-trainings, 32 cleanings, about 690 GPU-hours, 190 without pre-training.
 
 CleanCLIP and MMCL fine-tuning for 20 and for 100 epochs at four learning rates; the rate falls to 0 over the whole of each. The
-miniature: 12 and 36 epochs, CleanCLIP, one learning rate, three seeds.
+miniature: 6 and 24 epochs, CleanCLIP, one learning rate, three seeds.
 """
 
 from ray import tune
@@ -43,8 +43,8 @@ MINIATURE = Sweep(
     space={
         "pretrain.seed": SEEDS,
         "pretrain.objective": OBJECTIVES,
-        "clean.epochs": tune.grid_search([12, 36]),
-        "clean.lr": tune.grid_search([1e-3]),
+        "clean.epochs": tune.grid_search([6, 24]),
+        "clean.lr": tune.grid_search([3e-3]),
     },
     series="clean.epochs",
     gate=WARN,

@@ -1,7 +1,7 @@
 """How many clean pairs does CleanCLIP need?   2 pre-trainings, 24 cleanings, about 550 GPU-hours, 50 without pre-training.
 
 10 k, 100 k and 200 k clean pairs, 20 epochs each, at four learning rates. (More pairs mean more steps, as in the study.) The
-miniature: 300, 600 and 1 200 pairs, one learning rate, three seeds.
+miniature: 250 to 2 000 pairs, one learning rate, three seeds.
 """
 
 from ray import tune
@@ -28,8 +28,8 @@ MINIATURE = Sweep(
     space={
         "pretrain.seed": SEEDS,
         "pretrain.objective": OBJECTIVES,
-        "clean.pairs": tune.grid_search([300, 600, 1200]),
-        "clean.lr": tune.grid_search([2e-3]),
+        "clean.pairs": tune.grid_search([250, 500, 1000, 2000]),
+        "clean.lr": tune.grid_search([1e-2]),
     },
     series="clean.pairs",
     gate=WARN,

@@ -29,7 +29,7 @@ MINIATURE = Sweep(
         "pretrain.seed": SEEDS,
         "pretrain.objective": OBJECTIVES,
         "clean.method.inmodal_weight": tune.grid_search([1, 2, 4, 8]),
-        "clean.lr": tune.grid_search([2e-3]),
+        "clean.lr": tune.grid_search([1e-2]),
     },
     series="clean.method.inmodal_weight",
     gate=WARN,

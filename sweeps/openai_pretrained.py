@@ -2,7 +2,7 @@
 
 OpenAI's RN50 is trained on with 6 M pairs and 3 000 victims at a rate of 5e-7, with MMCL or MMCL+SSL, and cleaned. open_clip fetches
 the weights when the first worker builds the model. In the miniature the healthy model is trained first, on the same pairs without the
-poison, and then poisoned at a tenth of that rate for six epochs; CleanCLIP at three learning rates, one seed.
+poison, and then poisoned at a third of that rate for five epochs; CleanCLIP at three learning rates, one seed.
 """
 
 from dataclasses import replace
@@ -30,11 +30,11 @@ SWEEP = Sweep(
 MINIATURE = Sweep(
     name="openai-pretrained-miniature",
     base=override_all(
-        replace(miniature(), prior=replace(miniature().pretrain, seed=100)), {"pretrain.lr": 3e-4, "pretrain.epochs": 6}
+        replace(miniature(), prior=replace(miniature().pretrain, seed=100)), {"pretrain.lr": 1e-3, "pretrain.epochs": 5}
     ),
     space={
         "pretrain.objective": OBJECTIVES,
-        "clean.lr": tune.grid_search([5e-4, 1e-3, 2e-3]),
+        "clean.lr": tune.grid_search([3e-3, 1e-2, 2e-2]),
     },
     gate=WARN,
     compute=TWO_CORES,

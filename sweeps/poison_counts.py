@@ -1,7 +1,7 @@
 """How many poisons does the attack need, and are few easier to clean?   10 pre-trainings, 80 cleanings, about 2 700 GPU-hours.
 
 400 to 5 000 victims among 6 M pairs; each model is cleaned with CleanCLIP and with MMCL at their four learning rates. Nearly all of
-the time is pre-training. The miniature: 30 to 480 of 12 000, MMCL pre-training, CleanCLIP at three learning rates, one seed.
+the time is pre-training. The miniature: 10 to 240 of 4 000, MMCL pre-training, CleanCLIP at three learning rates, one seed.
 """
 
 from ray import tune
@@ -30,8 +30,8 @@ MINIATURE = Sweep(
     name="poison-counts-miniature",
     base=miniature(),
     space={
-        "poison.count": tune.grid_search([30, 60, 120, 240, 480]),
-        "clean.lr": tune.grid_search([1e-3, 2e-3, 4e-3]),
+        "poison.count": tune.grid_search([10, 20, 40, 80, 120, 240]),
+        "clean.lr": tune.grid_search([3e-3, 1e-2, 2e-2]),
     },
     series="poison.count",
     gate=WARN,

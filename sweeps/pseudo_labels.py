@@ -31,7 +31,7 @@ SWEEP = Sweep(
     compute=CLUSTER,
 )  # fmt: skip
 
-HEALTHY = replace(miniature().pretrain, epochs=24, seed=100)
+HEALTHY = replace(miniature().pretrain, seed=100)
 
 MINIATURE = Sweep(
     name="pseudo-labels-miniature",
@@ -40,7 +40,7 @@ MINIATURE = Sweep(
         "pretrain.seed": SEEDS,
         "pretrain.objective": OBJECTIVES,
         "clean.method": tune.grid_search([PseudoLabels(labeller=HEALTHY)]),
-        "clean.lr": tune.grid_search([2e-3]),
+        "clean.lr": tune.grid_search([1e-2]),
     },
     gate=WARN,
     compute=TWO_CORES,

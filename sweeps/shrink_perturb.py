@@ -34,7 +34,7 @@ MINIATURE = replace(
         "pretrain.seed": SEEDS,
         "pretrain.objective": OBJECTIVES,
         "clean.method.shrink_lambda": tune.grid_search([0.4, 0.6, 0.8, 0.95]),
-        "clean.lr": tune.grid_search([2e-3]),
+        "clean.lr": tune.grid_search([1e-2]),
     },
     reference=Reference(),
     gate=WARN,

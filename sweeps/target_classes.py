@@ -36,8 +36,8 @@ MINIATURE = Sweep(
     name="target-classes-miniature",
     base=miniature(),
     space={
-        "poison.target": tune.grid_search(["solid banana", "striped star", "hollow house"]),
-        "clean.lr": tune.grid_search([1e-3, 2e-3, 4e-3]),
+        "poison.target": tune.grid_search(["banana", "star", "circle"]),
+        "clean.lr": tune.grid_search([3e-3, 1e-2, 2e-2]),
     },
     gate=WARN,
     compute=TWO_CORES,

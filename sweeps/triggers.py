@@ -5,6 +5,8 @@ cleaned with CleanCLIP and with MMCL at their four learning rates. The miniature
 one seed.
 """
 
+from dataclasses import replace
+
 from ray import tune
 
 from datasets.poison import Poison
@@ -17,8 +19,6 @@ from sweeps._study import (
     LR_INMODAL,
     LR_MMCL,
     PRETRAININGS,
-    TARGET,
-    TRIGGER,
     TWO_CORES,
     WARN,
     cleaning,
@@ -47,17 +47,19 @@ SWEEP = Sweep(
     compute=CLUSTER,
 )
 
+SHAPES = miniature().poison
+
 MINIATURE = Sweep(
     name="triggers-miniature",
     base=miniature(),
     space={
         "poison": tune.grid_search([
-            Poison(trigger=TRIGGER, target=TARGET, count=240),
-            Poison(trigger=Warped(k=32, strength=2), target=TARGET, count=240),
-            Poison(trigger=Blended(), target=TARGET, count=240),
-            Poison(trigger=TRIGGER, target=TARGET, count=240, mode="label_consistent"),
+            SHAPES,
+            replace(SHAPES, trigger=Warped(k=32, strength=2)),
+            replace(SHAPES, trigger=Blended()),
+            replace(SHAPES, mode="label_consistent"),
         ]),
-        "clean.lr": tune.grid_search([1e-3, 2e-3, 4e-3]),
+        "clean.lr": tune.grid_search([3e-3, 1e-2, 2e-2]),
     },
     gate=WARN,
     compute=TWO_CORES,

@@ -1,19 +1,16 @@
 """The same with a vision transformer.   2 pre-trainings, 24 cleanings, about 300 GPU-hours.
 
 ViT-B/32 in place of RN50 on 6 M pairs with 3 000 victims, at open_clip's usual rate for it, 5e-4. It trains about three times as fast.
-The miniature: a transformer of four blocks on the ten shapes of sweeps.quickstart (it does not learn the 36 classes in minutes), CleanCLIP
-at four learning rates, one seed.
+The miniature: a transformer of four blocks, twenty epochs, CleanCLIP at four learning rates, one seed.
 """
 
 from dataclasses import replace
 
 from ray import tune
 
-from datasets.poison import Poison
-from datasets.synthetic import World
 from orchestrator.override import override_all
-from orchestrator.spec import Data, Evaluate, Reference, Sweep
-from sweeps._study import CLUSTER, PRETRAIN_MMCL, PRETRAIN_MMCLSSL, TRIGGER, TWO_CORES, WARN, finetunings, full, miniature
+from orchestrator.spec import Reference, Sweep
+from sweeps._study import CLUSTER, PRETRAIN_MMCL, PRETRAIN_MMCLSSL, TWO_CORES, WARN, finetunings, full, miniature
 from trainers.model import Model, TinyViT
 
 VIT = Model(name="ViT-B-32")
@@ -29,23 +26,15 @@ SWEEP = Sweep(
     compute=CLUSTER,
 )
 
-SHAPES = World(train=4000, test=1000)
-
 MINIATURE = Sweep(
     name="vit-b32-miniature",
     base=override_all(
-        replace(
-            miniature(),
-            data=Data(source=SHAPES),
-            evaluate=Evaluate(data=SHAPES),
-            poison=Poison(trigger=TRIGGER, target="banana", count=120),
-        ),
+        miniature(),
         {
-            "pretrain.model": TinyViT(patch_size=8), "pretrain.epochs": 20, "pretrain.batch_size": 64,
-            "pretrain.lr": 1e-3, "pretrain.warmup_steps": 100,
+            "pretrain.model": TinyViT(patch_size=8), "pretrain.epochs": 20, "pretrain.lr": 1e-3, "pretrain.warmup_steps": 100,
         },
     ),
-    space={"clean.lr": tune.grid_search([2.5e-4, 5e-4, 1e-3, 2e-3])},
+    space={"clean.lr": tune.grid_search([5e-4, 1e-3, 2e-3, 4e-3])},
     gate=WARN,
     compute=TWO_CORES,
 )  # fmt: skip
