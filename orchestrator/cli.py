@@ -196,7 +196,8 @@ def _overrides(rest: list[str], accepted: bool) -> dict[str, str]:
 
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     """The plan and the compute of the command line's sweep."""
-    from orchestrator.plan import load_sweep, make_plan
+    from orchestrator.loading import load_sweep
+    from orchestrator.plan import make_plan
 
     sweep = load_sweep(options.sweep, options.overrides, options.miniature)
     given = {flag.replace("-", "_"): getattr(options, flag.replace("-", "_")) for flag, _, _ in COMPUTE}
@@ -247,7 +248,8 @@ def _report(options: argparse.Namespace) -> int:
 
 
 def _claims(options: argparse.Namespace) -> int:
-    from orchestrator.plan import load_sweep, make_plan
+    from orchestrator.loading import load_sweep
+    from orchestrator.plan import make_plan
     from orchestrator.report.claims_table import claims_text
     from orchestrator.run import judge_claims
     from orchestrator.store import Store

@@ -115,7 +115,7 @@ def _synonyms() -> str:
 
 def _mlflow(root: str, uri: str) -> str:
     from orchestrator.run import tracking_uri
-    from orchestrator.tracking import absolute_uri, redacted, why_unusable
+    from orchestrator.tracking_server import absolute_uri, redacted, why_unusable
 
     chosen = absolute_uri(tracking_uri(uri, Store(root)))
     why = why_unusable(chosen)

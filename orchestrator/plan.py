@@ -1,9 +1,6 @@
 """From a sweep to its stages: what must exist, in which order, under which fingerprints. Nothing here starts Ray."""
 
-import importlib
-import importlib.util
 import itertools
-import sys
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from pathlib import Path
@@ -19,7 +16,7 @@ from datasets.source import Source
 from datasets.synthetic import World
 from orchestrator.cleanset import read_keys
 from orchestrator.fingerprint import encode, fingerprint
-from orchestrator.override import from_text, override, override_all
+from orchestrator.override import override, override_all
 from orchestrator.report.names import flatten
 from orchestrator.report.published import load_published
 from orchestrator.spec import Clean, Experiment, Pretrain, Sweep
@@ -440,66 +437,3 @@ def encode_space(space: Any, path: str) -> Any:
         samplers.append({"name": type(sampler).__name__, **fields})
         sampler = getattr(sampler, "sampler", None)
     return {**described, "samplers": samplers}
-
-
-# ---- loading ------------------------------------------------------------------------------------------------------------
-
-
-def load_sweep(name: str, overrides: dict[str, str] | None = None, miniature: bool = False) -> Sweep:
-    """The `SWEEP` of a module (`sweeps.quickstart`) or a file (`my/sweep.py`), with the command line's overrides in place.
-
-    `miniature` takes its `MINIATURE` instead: the same sweep over the procedural world, for two cores and minutes.
-    """
-    module = _import(name)
-    wanted = "MINIATURE" if miniature else "SWEEP"
-    sweep = getattr(module, wanted, None)
-    if not isinstance(sweep, Sweep):
-        raise InputError(f"{name} has no {wanted} = Sweep(...); see sweeps/{'main_cc3m' if miniature else 'quickstart'}.py for an example.")
-    base = sweep.base
-    for path in overrides or {}:
-        for varied in sweep.space:
-            if f"{path}.".startswith(f"{varied}.") or f"{varied}.".startswith(f"{path}."):
-                raise InputError(f"--{path}: the sweep {sweep.name} varies {varied} itself; change its space in {name}.")
-    base = override_all(base, {path: from_text(base, path, text) for path, text in (overrides or {}).items()})
-    return replace(sweep, base=base, doc=sweep.doc or (module.__doc__ or "").strip())
-
-
-def _import(name: str) -> Any:
-    if name.endswith(".py") or "/" in name:
-        path = Path(name).expanduser().resolve()
-        if not path.is_file():
-            raise InputError(f"{path}: no such sweep file.")
-        spec = importlib.util.spec_from_file_location(f"cleansweep_sweep_{path.stem}", path)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        sys.modules[spec.name] = module
-        _execute(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
-        _pickle_by_value(module)
-        return module
-    if "" not in sys.path and str(Path.cwd()) not in sys.path:
-        sys.path.append(str(Path.cwd()))
-    found: list[Any] = []
-    _execute(lambda: found.append(importlib.import_module(name)), name)
-    return found[0]
-
-
-def _pickle_by_value(module: Any) -> None:
-    """Components defined in a sweep's own file must reach workers that cannot import it."""
-    from ray import cloudpickle
-
-    cloudpickle.register_pickle_by_value(module)
-
-
-def _execute(load: Any, name: str) -> None:
-    try:
-        load()
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
-    except ModuleNotFoundError as error:
-        if error.name and name.startswith(error.name):
-            shipped = sorted(p.stem for p in Path(__file__).parent.parent.joinpath("sweeps").glob("[a-z]*.py"))
-            names = ", ".join(f"sweeps.{stem}" for stem in shipped)
-            raise InputError(f"there is no sweep {name!r}. Shipped: {names}; or give the path of a .py file.") from error
-        raise InputError(f"{name}: {error}") from error
-    except (TypeError, SyntaxError, NameError, AttributeError, ImportError) as error:
-        raise InputError(f"{name} cannot be read as a sweep: {error}") from error

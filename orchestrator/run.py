@@ -224,7 +224,7 @@ def evaluate_checkpoint(plan: Plan, compute: Compute, checkpoint: str) -> dict[s
 
 def open_ui(root: str, uri: str, port: int) -> int:
     """Serve MLflow's UI on loopback until interrupted."""
-    from orchestrator.tracking import serve
+    from orchestrator.tracking_server import serve
 
     store = Store(root)
     if not uri and not (store.root / "mlflow.db").exists():

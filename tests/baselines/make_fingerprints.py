@@ -3,7 +3,8 @@
 import json
 from pathlib import Path
 
-from orchestrator.plan import load_sweep, make_plan, stages
+from orchestrator.loading import load_sweep
+from orchestrator.plan import make_plan, stages
 
 FILE = Path(__file__).with_name("golden_fingerprints.json")
 SWEEPS = ("sweeps.quickstart",)

@@ -14,8 +14,9 @@ from ray import tune
 from datasets.errors import InputError
 from orchestrator import cli
 from orchestrator.fingerprint import encode
+from orchestrator.loading import load_sweep
 from orchestrator.override import get, override
-from orchestrator.plan import encode_space, load_sweep, make_plan, stages
+from orchestrator.plan import encode_space, make_plan, stages
 from orchestrator.spec import Compute, Sweep
 from sweeps.quickstart import BASE, SWEEP
 from tests.baselines.make_fingerprints import FILE, fingerprints

@@ -17,8 +17,8 @@ from datasets.seeding import rng
 from datasets.triggers.base import Trigger
 from orchestrator.cli import COMPUTE, _parser
 from orchestrator.fingerprint import fingerprint
+from orchestrator.loading import load_sweep
 from orchestrator.override import override
-from orchestrator.plan import load_sweep
 from trainers.cleaning.base import CleaningMethod, CleaningRun
 from trainers.evaluate.base import Evaluator
 from trainers.model import Encoder, TinyCLIP

@@ -15,7 +15,8 @@ from fake_study import fake_study, line
 from datasets.errors import InputError
 from orchestrator import tracking
 from orchestrator.study import Study
-from orchestrator.tracking import Tracker, TrackingError, absolute_uri, redacted, ui_command
+from orchestrator.tracking import Tracker, TrackingError
+from orchestrator.tracking_server import absolute_uri, redacted, serve, ui_command, views
 
 
 @pytest.fixture(scope="module")
@@ -185,7 +186,7 @@ def test_the_view_is_stored_and_selects_this_study(uri: str, tmp_path: Path):
     tags = tracker._client.get_experiment_by_name(study.name).tags
     key = path.split("viewStateShareKey=")[1]
     assert study.fingerprint in tags[f"mlflow.sharedViewState.{key}"]
-    assert tracking.views(uri) == {"quickstart": path}
+    assert views(uri) == {"quickstart": path}
 
 
 def test_an_unreachable_server_is_named_quickly():
@@ -250,7 +251,7 @@ def test_the_pages_are_served_on_loopback_only(tmp_path: Path):
     command = ui_command(f"sqlite:///{tmp_path / 'mlflow.db'}", 5099)
     assert command[command.index("--host") + 1] == "127.0.0.1" and command[command.index("--workers") + 1] == "1"
     with pytest.raises(InputError, match="no tracking database"):
-        tracking.serve(f"sqlite:///{tmp_path / 'none.db'}")
+        serve(f"sqlite:///{tmp_path / 'none.db'}")
 
 
 def test_checking_leaves_a_users_settings_alone(uri: str, monkeypatch):

@@ -1,0 +1,72 @@
+"""A sweep by its name: the module or file that defines it, with the command line's overrides in place."""
+
+import importlib
+import importlib.util
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+from orchestrator.override import from_text, override_all
+from orchestrator.spec import Sweep
+
+
+def load_sweep(name: str, overrides: dict[str, str] | None = None, miniature: bool = False) -> Sweep:
+    """The `SWEEP` of a module (`sweeps.quickstart`) or a file (`my/sweep.py`), with the command line's overrides in place.
+
+    `miniature` takes its `MINIATURE` instead: the same sweep over the procedural world, for two cores and minutes.
+    """
+    module = _import(name)
+    wanted = "MINIATURE" if miniature else "SWEEP"
+    sweep = getattr(module, wanted, None)
+    if not isinstance(sweep, Sweep):
+        raise InputError(f"{name} has no {wanted} = Sweep(...); see sweeps/{'main_cc3m' if miniature else 'quickstart'}.py for an example.")
+    base = sweep.base
+    for path in overrides or {}:
+        for varied in sweep.space:
+            if f"{path}.".startswith(f"{varied}.") or f"{varied}.".startswith(f"{path}."):
+                raise InputError(f"--{path}: the sweep {sweep.name} varies {varied} itself; change its space in {name}.")
+    base = override_all(base, {path: from_text(base, path, text) for path, text in (overrides or {}).items()})
+    return replace(sweep, base=base, doc=sweep.doc or (module.__doc__ or "").strip())
+
+
+def _import(name: str) -> Any:
+    if name.endswith(".py") or "/" in name:
+        path = Path(name).expanduser().resolve()
+        if not path.is_file():
+            raise InputError(f"{path}: no such sweep file.")
+        spec = importlib.util.spec_from_file_location(f"cleansweep_sweep_{path.stem}", path)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        sys.modules[spec.name] = module
+        _execute(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
+        _pickle_by_value(module)
+        return module
+    if "" not in sys.path and str(Path.cwd()) not in sys.path:
+        sys.path.append(str(Path.cwd()))
+    found: list[Any] = []
+    _execute(lambda: found.append(importlib.import_module(name)), name)
+    return found[0]
+
+
+def _pickle_by_value(module: Any) -> None:
+    """Components defined in a sweep's own file must reach workers that cannot import it."""
+    from ray import cloudpickle
+
+    cloudpickle.register_pickle_by_value(module)
+
+
+def _execute(load: Any, name: str) -> None:
+    try:
+        load()
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    except ModuleNotFoundError as error:
+        if error.name and name.startswith(error.name):
+            shipped = sorted(p.stem for p in Path(__file__).parent.parent.joinpath("sweeps").glob("[a-z]*.py"))
+            names = ", ".join(f"sweeps.{stem}" for stem in shipped)
+            raise InputError(f"there is no sweep {name!r}. Shipped: {names}; or give the path of a .py file.") from error
+        raise InputError(f"{name}: {error}") from error
+    except (TypeError, SyntaxError, NameError, AttributeError, ImportError) as error:
+        raise InputError(f"{name} cannot be read as a sweep: {error}") from error
