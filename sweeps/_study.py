@@ -100,7 +100,7 @@ def small(method: CleaningMethod, lr: float, **fields: Any) -> Clean:
 def small_finetunings() -> list[Clean]:
     """The three fine-tunings, each over rates at whose lower end the backdoor stays and at whose upper end the accuracy goes."""
     return [
-        *(small(MMCLFineTune(), lr) for lr in (3e-3, 1e-2, 2e-2, 4e-2)),
+        *(small(MMCLFineTune(), lr) for lr in (1e-3, 3e-3, 1e-2, 2e-2)),
         *(small(SSLFineTune(), lr) for lr in (1e-4, 1e-3, 3e-3)),
-        *(small(CleanCLIP(), lr) for lr in (1e-3, 3e-3, 1e-2, 2e-2, 4e-2)),
+        *(small(CleanCLIP(), lr) for lr in (1e-3, 3e-3, 6e-3, 1e-2, 2e-2)),
     ]
