@@ -9,7 +9,7 @@ STAMP  := $(VENV)/.installed
 BASELINES = $(filter-out make_synonyms,$(basename $(notdir $(wildcard tests/baselines/make_*.py))))
 
 # main_cc3m first: most others find its pre-trained models in the store.
-STUDY = main_cc3m main_cc6m inmodal_weight weight_decay shrink_perturb deep_clustering pseudo_labels cleaning_epochs cleaning_set_size \
+STUDY = main_cc3m main_cc6m learning_rates inmodal_weight weight_decay shrink_perturb deep_clustering pseudo_labels cleaning_epochs cleaning_set_size \
         poisoned_cleaning_set poison_counts triggers target_classes vit_b32 openai_pretrained pretraining_dynamics
 
 # One thread a process: processes side by side beat threads, and a few more threads than cores cost tenfold.

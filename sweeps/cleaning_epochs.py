@@ -1,4 +1,4 @@
-"""Does cleaning five times as long help?   2 pre-trainings, 32 cleanings, about 690 GPU-hours, 190 without pre-training.
+"""Does cleaning five times as long help?   2 pre-trainings, 32 cleanings, about 660 GPU-hours, 160 without pre-training.
 
 CleanCLIP and MMCL fine-tuning for 20 and for 100 epochs at four learning rates; the rate falls to 0 over the whole of each. The
 miniature: 6 and 24 epochs, CleanCLIP, one learning rate, three seeds.

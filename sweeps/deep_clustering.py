@@ -1,4 +1,4 @@
-"""Does clustering the cleaning set remove the backdoor?   2 pre-trainings, 24 cleanings, about 550 GPU-hours, 50 without pre-training.
+"""Does clustering the cleaning set remove the backdoor?   2 pre-trainings, 24 cleanings, about 530 GPU-hours, 30 without pre-training.
 
 Fine-tuning with MMCL, SSL or both, and with the cross-entropy of a linear head to the picture's cluster: spherical k-means of the
 cleaning set's embeddings into 1 000 clusters at the start of each of 10 epochs, weight 5. The miniature: 30 clusters, CleanCLIP's losses

@@ -1,7 +1,7 @@
-"""How many poisons left in the cleaning set keep the backdoor?   2 pre-trainings, 64 cleanings, about 620 GPU-hours, 120 without them.
+"""How many poisons left in the cleaning set keep the backdoor?   2 pre-trainings, 64 cleanings, about 370 GPU-hours, 120 without them.
 
-CleanCLIP on 100 k pairs of which 0, 1, 2, 3, 4, 5, 10 or 25 are victims, at four learning rates. (The study's released series for 1
-and 2 poisons hold those of 10 and 25, so no published mark is drawn for them.) The miniature: 0 to 25 of 1 000 pairs, two learning
+CleanCLIP on 100 k pairs of which 0, 1, 2, 3, 4, 5, 10 or 25 are victims, at four learning rates. (On CC3M the study has
+results for 5, 10 and 25.) The miniature: 0 to 25 of 1 000 pairs, two learning
 rates, three seeds.
 """
 

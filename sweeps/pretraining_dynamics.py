@@ -2,6 +2,9 @@
 
 Accuracy, ASR, the cosine of clean and of poisoned pairs, and the share of poisons among the best-matched pairs, after every epoch of
 pre-training with MMCL and with MMCL+SSL on 6 M pairs with 3 000 victims. The miniature: one seed.
+
+What is measured belongs to a pre-training's identity, so this one trains its own models. For those of another sweep there is `cleansweep
+analyse`, which takes any stored epochs.
 """
 
 from dataclasses import replace

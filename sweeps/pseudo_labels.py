@@ -1,4 +1,4 @@
-"""Do labels from a stronger model remove the backdoor?   2 pre-trainings, 24 cleanings, about 550 GPU-hours, 50 without pre-training.
+"""Do labels from a stronger model remove the backdoor?   2 pre-trainings, 24 cleanings, about 530 GPU-hours, 30 without pre-training.
 
 As sweeps.deep_clustering, but a picture's label is what SigLIP ViT-L/16 takes it for, zero-shot among the classes of the evaluation:
 an upper bound, for a defender who has such a model would not clean this one. In the miniature the stronger model is trained on the

@@ -15,7 +15,7 @@ from datasets.triggers.patch import Patch
 from orchestrator.spec import Evaluate, Sweep
 from sweeps._study import CLUSTER, FOLDER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 
-SETS = [EvalSet(path=str(FOLDER / name), layout="folder") for name in ("cifar100", "caltech101")]
+SETS = [EvalSet(path=str(FOLDER / name), name=name) for name in ("cifar100", "caltech101")]
 
 SWEEP = Sweep(
     name="target-classes",
