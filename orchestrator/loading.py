@@ -28,7 +28,8 @@ def load_sweep(name: str, overrides: dict[str, str] | None = None, miniature: bo
             if f"{path}.".startswith(f"{varied}.") or f"{varied}.".startswith(f"{path}."):
                 raise InputError(f"--{path}: the sweep {sweep.name} varies {varied} itself; change its space in {name}.")
     base = override_all(base, {path: from_text(base, path, text) for path, text in (overrides or {}).items()})
-    return replace(sweep, base=base, doc=sweep.doc or (module.__doc__ or "").strip())
+    doc = sweep.doc or (module.__doc__ or "").strip()
+    return replace(sweep, base=base, doc=f"The miniature of: {doc}" if miniature else doc)
 
 
 def _import(name: str) -> Any:
