@@ -1,13 +1,13 @@
 """How much in-modal weight does CleanCLIP need?   2 pre-trainings, 40 cleanings, about 580 GPU-hours, 80 without pre-training.
 
 CleanCLIP with in-modal weights of 1 to 8 at four learning rates, on both pre-trainings of sweeps.main_cc6m (which are found, not
-made again). The miniature: four weights, one learning rate, three seeds.
+made again). The miniature: four weights, one learning rate, one seed.
 """
 
 from ray import tune
 
 from orchestrator.spec import Reference, Sweep
-from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, full, miniature
+from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
 
 SWEEP = Sweep(
     name="inmodal-weight",
@@ -26,7 +26,6 @@ MINIATURE = Sweep(
     name="inmodal-weight-miniature",
     base=miniature(),
     space={
-        "pretrain.seed": SEEDS,
         "pretrain.objective": OBJECTIVES,
         "clean.method.inmodal_weight": tune.grid_search([1, 2, 4, 8]),
         "clean.lr": tune.grid_search([1e-2]),

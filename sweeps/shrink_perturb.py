@@ -1,7 +1,7 @@
 """Does it help to shrink and perturb the weights first?   2 pre-trainings, 40 cleanings, about 580 GPU-hours, 80 without pre-training.
 
 Shrink λ from 0.2 to 0.95 with γ = 1e-4, once before the first step of CleanCLIP, at four learning rates. The miniature: four λ,
-one learning rate, three seeds.
+one learning rate, one seed.
 """
 
 from dataclasses import replace
@@ -10,7 +10,7 @@ from ray import tune
 
 from orchestrator.override import override
 from orchestrator.spec import Reference, Sweep
-from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, full, miniature
+from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
 from trainers.cleaning.shrink_perturb import ShrinkPerturb
 
 SWEEP = Sweep(
@@ -31,7 +31,6 @@ MINIATURE = replace(
     name="shrink-perturb-miniature",
     base=override(miniature(), "clean.method", ShrinkPerturb()),
     space={
-        "pretrain.seed": SEEDS,
         "pretrain.objective": OBJECTIVES,
         "clean.method.shrink_lambda": tune.grid_search([0.4, 0.6, 0.8, 0.95]),
         "clean.lr": tune.grid_search([1e-2]),

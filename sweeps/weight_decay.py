@@ -2,13 +2,13 @@
 
 MMCL, SSL and CleanCLIP fine-tuning at the middle of their learning rates with weight decay from 0.1 to 100. (In the study's own
 program the stored optimiser came back with its old weight decay, so its sweep of this kind varied nothing.) The miniature: CleanCLIP,
-four decays, three seeds.
+four decays, one seed.
 """
 
 from ray import tune
 
 from orchestrator.spec import Reference, Sweep
-from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature
+from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, cleaning, full, miniature
 from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
 
 DECAYS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -33,7 +33,6 @@ MINIATURE = Sweep(
     name="weight-decay-miniature",
     base=miniature(),
     space={
-        "pretrain.seed": SEEDS,
         "pretrain.objective": OBJECTIVES,
         "clean.weight_decay": tune.grid_search([0.1, 1, 10, 100]),
     },
