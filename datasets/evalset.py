@@ -114,11 +114,11 @@ class EvalSet(Component):
         """What determines the set's content, without absolute paths; for pictures in folders their names and sizes."""
         official = self._official()
         if isinstance(official, Arrays):
-            return Source(urls=tuple(map(str, official.files)), format="webdataset").identity()
+            return [*Source(urls=tuple(map(str, official.files)), format="webdataset").identity(), self._words()]
         if isinstance(official, Files):
             lengths = [length for _, length in official.spans] if official.spans else sizes(official.folder, official.files)
             digest = hash64(*official.names, *zip(official.files, lengths, official.labels))
-            return [{"name": "pictures", "size": len(official.files), "digest": f"{digest:016x}"}]
+            return [{"name": "pictures", "size": len(official.files), "digest": f"{digest:016x}"}, self._words()]
         if self._layout() == "folder":
             pictures = self._folder_pictures()
             named = list(zip(pictures, sizes(self._root(), pictures)))
@@ -130,7 +130,13 @@ class EvalSet(Component):
             if file.exists():
                 text = file.read_bytes()
                 own.append({"name": name, "size": len(text), "digest": f"{hash64(text):016x}"})
-        return own
+        return [*own, self._words()]
+
+    def _words(self) -> dict:
+        """Digest of the class names and prompts, for what `imagenet1k` or `openai` stands for can change; names that the set's own
+        files and folders give are part of those."""
+        names, texts = self._names(lambda: ()), templates(self._templates())
+        return {"name": "names and templates", "size": len(names) + len(texts), "digest": f"{hash64(names, texts):016x}"}
 
     def _official(self) -> Files | Arrays | None:
         """The set's own files, where it has a name and they are there."""

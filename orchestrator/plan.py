@@ -1,9 +1,9 @@
 """From a sweep to its stages: what must exist, in which order, under which fingerprints. Nothing here starts Ray."""
 
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
-from pathlib import Path
 from typing import Any
 
 from datasets.captions import synonym_digest
@@ -30,6 +30,8 @@ VERSION = {"world": 1, "index": 1, "testset": 1, "poison": 1, "pretrain": 1, "cl
 
 NEUTRAL = {"checkpoint_every_steps"}
 """Fields that change how a stage runs and not what it makes."""
+LABELLING = {"labeller", "classes", "templates"}
+"""Fields of `PseudoLabels` that its stage of labels is made from."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +132,7 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             Stage(
                 "clean",
                 clean.method.label,
-                {key: value for key, value in _encode(clean, "clean").items() if key not in _cleanset_fields(clean)},
+                {key: value for key, value in _encode_cleaning(clean).items() if key not in _cleanset_fields(clean)},
                 inputs,
             ),
         )
@@ -198,7 +200,11 @@ def labelling(experiment: Experiment) -> PseudoLabels | None:
 
 
 def _labels_stage(method: PseudoLabels, cleanset: Stage, test: Stage, labeller: Stage | None) -> Stage:
-    config: dict[str, Any] = {"classes": encode(method.classes), "templates": encode(method.templates)}
+    config: dict[str, Any] = {
+        "classes": encode(method.classes),
+        "templates": encode(method.templates),
+        "prompts": fingerprint(method.prompts((), ())),
+    }  # the digest: what a name stands for can change
     inputs = [("cleanset", cleanset.fingerprint)]
     if "auto" in (method.classes, method.templates):
         inputs.append(("testset", test.fingerprint))
@@ -234,17 +240,16 @@ def check(experiment: Experiment) -> None:
         clean.check(clean.epochs * (pairs // clean.batch_size), 1)
         for part in clean.method.parts():
             part.check(pairs)
-    _check_weights(experiment.pretrain.model, "pretrain.model")
+    _check_model(experiment.pretrain.model, "pretrain.model")
     method = labelling(experiment)
     if method is not None:
-        if isinstance(method.labeller, Model):
-            _check_weights(method.labeller, "labeller")
-        elif not isinstance(method.labeller, Pretrain):
+        if not isinstance(method.labeller, (Model, Pretrain)):
             raise InputError(f"labeller is a {type(method.labeller).__name__}; accepted: a Model with pretrained, or a Pretrain.")
         labeller = method.labeller if isinstance(method.labeller, Model) else method.labeller.model
+        _check_model(labeller, "labeller" if labeller is method.labeller else "labeller.model")
         experiment.poison.trigger.check(labeller.image_size)
     if experiment.prior is not None:
-        _check_weights(experiment.prior.model, "prior.model")
+        _check_model(experiment.prior.model, "prior.model")
         if getattr(experiment.pretrain.model, "pretrained", None):
             raise InputError("pretrain.model.pretrained is set, but pretrain starts from the prior: set prior.model.pretrained instead.")
         if blank(experiment.prior.model) != experiment.pretrain.model:
@@ -258,10 +263,11 @@ def blank(model: Model | TinyCLIP) -> Model | TinyCLIP:
     return replace(model, pretrained=None) if isinstance(model, Model) else model
 
 
-def _check_weights(model: Model | TinyCLIP, where: str) -> None:
-    pretrained = model.pretrained if isinstance(model, Model) else None
-    if pretrained and Path(pretrained).exists() and not Path(pretrained).is_absolute():
-        raise InputError(f"{where}.pretrained is {pretrained!r}: give the absolute path, workers have other working folders.")
+def _check_model(model: Model | TinyCLIP, where: str) -> None:
+    if isinstance(model, Model):
+        model.check(where)
+        if model.file is not None and not model.file.is_absolute():
+            raise InputError(f"{where}.pretrained is {model.pretrained!r}: give the absolute path, workers have other working folders.")
 
 
 IDENTITIES: dict[Component | str, Any] = {}
@@ -309,15 +315,30 @@ def set_identity(source: Source | EvalSet | RetrievalSet | World) -> Any:
 
 def _weights(model: Model | TinyCLIP) -> Any:
     """Size and hash of the checkpoint that pre-training starts from; None without one, or for a tag of open_clip's."""
-    path = Path(model.pretrained) if isinstance(model, Model) and model.pretrained else None
-    if path is None or not path.exists():
+    path = model.file if isinstance(model, Model) else None
+    if path is None:
         return None
     file = path / WEIGHTS if path.is_dir() else path
     return {"size": file.stat().st_size, "sha256": sha256(file)}
 
 
 def _encode(component: Component, where: str) -> Any:
-    return {key: value for key, value in encode(component, where).items() if key not in NEUTRAL}
+    return _without(encode(component, where), lambda key, owner: key in NEUTRAL)
+
+
+def _encode_cleaning(clean: Clean) -> Any:
+    """Its configuration, less what the stage of labels is made from: that enters by the labels."""
+    labels = {f"{type(part).__module__}.{type(part).__qualname__}" for part in clean.method.parts() if isinstance(part, PseudoLabels)}
+    return _without(_encode(clean, "clean"), lambda key, owner: owner.get("class") in labels and key in LABELLING)
+
+
+def _without(value: Any, drop: Callable[[str, dict[str, Any]], bool]) -> Any:
+    """Nested plain values without the entries, at whatever depth, for which `drop(key, the dictionary it is in)`."""
+    if isinstance(value, list):
+        return [_without(item, drop) for item in value]
+    if isinstance(value, dict):
+        return {key: _without(item, drop) for key, item in value.items() if not drop(key, value)}
+    return value
 
 
 # ---- sweeps -------------------------------------------------------------------------------------------------------------

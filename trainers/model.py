@@ -11,6 +11,7 @@ import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -47,23 +48,39 @@ class Model(Component):
         size = _config(self.name)["vision_cfg"].get("image_size", 224)
         return size if isinstance(size, int) else size[0]
 
+    @property
+    def file(self) -> Path | None:
+        """The checkpoint file or folder that it starts from; None without one, or for a tag of open_clip's."""
+        path = Path(self.pretrained) if self.pretrained else None
+        return path if path is not None and path.exists() else None
+
+    def check(self, where: str = "model") -> None:
+        """InputError for an unknown name or tag, and for a tokenizer whose package is not installed; nothing is built or fetched."""
+        import open_clip
+
+        text = _config(self.name).get("text_cfg", {})
+        tags = open_clip.list_pretrained_tags_by_model(self.name)
+        if self.pretrained and self.file is None and self.pretrained not in tags:
+            raise InputError(f"{where}.pretrained is {self.pretrained!r}: no file or folder of that name, and no tag of {self.name} "
+                             f"(its tags: {', '.join(tags) or 'none'})")
+        if (text.get("hf_tokenizer_name") or text.get("hf_model_name")) and find_spec("transformers") is None:
+            raise InputError(f"{where} is {self.name}, whose captions are read by the package transformers, which is not installed: "
+                             "install cleansweep with its extra `labels`")
+
     def build(self, seed: int) -> Encoder:
         """The model with weights drawn from `seed`, or loaded if `pretrained` is set. The global generator stays as it was.
 
-        Raises InputError for an unknown name, tag or checkpoint, and for a checkpoint of another architecture.
+        Raises InputError for what `check` refuses, an unreadable checkpoint, and one of another architecture.
         """
         import open_clip
 
+        self.check()
         config = _config(self.name)
         if self.logit_bias is not None:
             config["init_logit_bias"] = self.logit_bias
         extra = {} if self.logit_bias is None else {"init_logit_bias": self.logit_bias}
-        path = Path(self.pretrained) if self.pretrained and Path(self.pretrained).exists() else None
+        path = self.file
         tag = None if path else self.pretrained
-        tags = open_clip.list_pretrained_tags_by_model(self.name)
-        if tag is not None and tag not in tags:
-            raise InputError(f"model.pretrained is {tag!r}: no file or folder of that name, and no tag of {self.name} "
-                             f"(its tags: {', '.join(tags) or 'none'})")
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
             try:

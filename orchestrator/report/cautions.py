@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report.names import called, hyperparameters, is_seed, short_paths, value_text
-from orchestrator.report.points import panels, points_of
+from orchestrator.report.names import called, hyperparameters, is_seed, short_paths, value_at, value_text
+from orchestrator.report.points import cleaned_points, panels, points_of, repetitions
 from orchestrator.report.selection import Choice, Row, table
 from orchestrator.study import StageResult, Study, TrialResult
 
@@ -66,16 +66,24 @@ def cautions(study: Study) -> list[Caution]:
 
 
 def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
-    """The chosen trial's numbers that are the smallest or largest of those tried."""
-    assert choice.trial
-    names = short_paths(list(dict.fromkeys(path for trial in row.trials for path in hyperparameters(trial))))
-    for path, value in hyperparameters(choice.trial).items():
-        if is_seed(path) or not _number(value):
+    """The chosen trial's numbers that are the smallest or largest of those tried.
+
+    A value counts as tried where it gave a point in the choice's own repetition: in a trial that is alike in all other fields
+    or, where no two are (their values were drawn, or vary together), in any.
+    """
+    chosen = choice.trial
+    assert chosen
+    given = {trial.fingerprint: hyperparameters(trial) for trial in row.trials}
+    names = short_paths(list(dict.fromkeys(path for found in given.values() for path in found)))
+    seeds = repetitions(study, row.trials)
+    near = [t for t in row.trials if t.pretrain == chosen.pretrain and seeds[t.fingerprint] == choice.repetition and cleaned_points(t)]
+    for path, value in given[chosen.fingerprint].items():
+        if is_seed(path) or not _number(value) or len({str(found.get(path)) for found in given.values()}) < 2:
             continue
-        tried = sorted({v for t in row.trials if _number(v := hyperparameters(t).get(path))})  # type: ignore[type-var]
-        if len(tried) < 2:
-            continue
-        range_ = _range(study, path)
+        others = [other for other in names if other != path and not is_seed(other)]
+        alike = [t for t in near if all(value_at(t, other) == value_at(chosen, other) for other in others)]
+        tried = _tried(alike, path) if len(_tried(alike, path)) > 1 else _tried(near, path)
+        range_ = _range(study, chosen, path)
         if range_:
             if not MARGIN <= _share(value, *range_) <= 1 - MARGIN:
                 bounds = f"{value_text(range_[0])} … {value_text(range_[1])}"
@@ -83,12 +91,18 @@ def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
         elif value in (tried[0], tried[-1]):
             end = "smallest" if value == tried[0] else "largest"
             within = f"{value_text(tried[0])} … {value_text(tried[-1])}" if len(tried) > 2 else "of two values"
-            yield End(setting=f"{names[path]} = {value_text(value)}, the {end} tried ({within})", drawn=False)
+            text = f"the {end} tried ({within})" if len(tried) > 1 else "the only one that gave a point"
+            yield End(setting=f"{names[path]} = {value_text(value)}, {text}", drawn=False)
 
 
-def _range(study: Study, path: str) -> tuple[float, float] | None:
-    """Bounds of a space that is drawn from; None for a grid."""
-    space = study.config.get("space")
+def _tried(trials: list[TrialResult], path: str) -> list[float]:
+    return sorted({value for trial in trials if _number(value := value_at(trial, path))})
+
+
+def _range(study: Study, trial: TrialResult, path: str) -> tuple[float, float] | None:
+    """Bounds of the space that the trial's value was drawn from; None for a grid. Sweeps that were joined have a space each."""
+    spaces = study.config.get("spaces", {})
+    space = spaces.get(trial.fingerprint, study.config.get("space"))
     described = space.get(path) if isinstance(space, dict) else None
     if not isinstance(described, dict) or not _number(described.get("lower")) or not _number(described.get("upper")):
         return None
@@ -120,7 +134,7 @@ def _broken(study: Study) -> Iterator[Caution]:
     for stage in stages:
         label = where.get(stage.pretrain if isinstance(stage, TrialResult) else stage.fingerprint)
         concerned = (label,) if label else ()
-        bad = sorted({k for line in stage.metrics for k, v in line.get("metrics", {}).items() if not _finite(v)})
+        bad = _not_finite(stage)
         if stage.status == "failed":
             reason = (stage.error or "no reason was recorded").strip().splitlines()[0]
             yield Caution(text=f"{called(stage)} failed: {reason}", panels=concerned)
@@ -173,8 +187,16 @@ def _few_seeds(study: Study, rows: list[Row]) -> Iterator[Caution]:
         )
 
 
-def _finite(value: Any) -> bool:
-    return not isinstance(value, float) or math.isfinite(value)
+def diverged(stage: StageResult) -> bool:
+    """Whether its training left the finite numbers, which ends it."""
+    said = stage.error or "" if stage.status == "failed" else ""
+    return bool(_not_finite(stage)) or any(words in said for words in ("FloatingPointError", "diverged", "not finite"))
+
+
+def _not_finite(stage: StageResult) -> list[str]:
+    """The metrics that are no finite number in some epoch."""
+    metrics = (line.get("metrics", {}) for line in stage.metrics)
+    return sorted({name for found in metrics for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)})
 
 
 def _number(value: Any) -> bool:

@@ -2,14 +2,18 @@
 
 A claim is `shown`, `not shown` (tried, and the criterion is not met; the reason says why) or `not tried`. Every criterion
 wants at least three seeds whose attack gate passed, and all of their trials at an end. Nothing weaker counts as shown.
+
+A trial is at its end when it has run to its last epoch, or when it diverged: that too is what its setting leads to, and the reason
+says so. One that failed otherwise or that a scheduler stopped is not, nor is a seed without a point or with every second trial diverged.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from orchestrator.report.cautions import ends
+from orchestrator.report.cautions import diverged, ends
 from orchestrator.report.names import method_of, settings, signed, value_at
 from orchestrator.report.points import CLEANING_SET, Panel, Point, before_cleaning, cleaned_points, mean_interval, panels, repetitions
 from orchestrator.report.selection import RULE, Choice, Row, Rule, choices
@@ -20,7 +24,7 @@ SEEDS = 3
 POISONS = 5
 CLEANCLIP = ("CleanCLIP", "MMCL+SSL")
 TEXTS = {
-    "a": "CleanCLIP on an MMCL model reaches ASR ≤ 5 % at no loss of accuracy",
+    "a": "CleanCLIP on an MMCL model reaches ASR ≤ 5 % at ≤ 1 point of accuracy lost",
     "b": "on an MMCL+SSL model CleanCLIP costs accuracy that it does not cost on an MMCL model",
     "c": "cleaning with MMCL alone never reaches ASR ≤ 10 %",
     "d": "five poisons left in the cleaning set are enough to prevent cleaning",
@@ -62,7 +66,7 @@ class Verdict:
 def claims(studies: Sequence[Study]) -> list[Verdict]:
     """The verdicts of several sweeps taken together: trials of one pre-training are compared whichever sweep ran them."""
     study = joined(studies)
-    found = [*no_loss(study), *resists(study), *mmcl_alone(study), *five_poisons(study)]
+    found = [*little_lost(study), *resists(study), *mmcl_alone(study), *five_poisons(study)]
     tried = {verdict.claim for verdict in found}
     found += [Verdict(claim=claim, verdict="not tried", reason=WANTED[claim]) for claim in TEXTS if claim not in tried]
     return sorted(found, key=lambda verdict: verdict.claim)
@@ -87,16 +91,14 @@ def joined(studies: Sequence[Study]) -> Study:
     pretrains = {stage.fingerprint: stage for study in studies for stage in study.pretrains}
     trials = {trial.fingerprint: trial for study in studies for trial in study.trials}
     gates = {key: gate for study in studies for key, gate in study.gates.items()}
-    space: dict[str, Any] = {}
-    for study in studies:
-        space |= study.config["space"] if isinstance(study.config.get("space"), dict) else {}
+    spaces = {trial.fingerprint: study.config.get("space") for study in reversed(studies) for trial in study.trials}
     return Study(
-        name=" + ".join(study.name for study in studies), doc="", fingerprint="", config={"space": space},
+        name=" + ".join(study.name for study in studies), doc="", fingerprint="", config={"spaces": spaces},
         pretrains=list(pretrains.values()), trials=list(trials.values()), gates=gates, missing=sum(s.missing for s in studies),
     )  # fmt: skip
 
 
-def no_loss(study: Study) -> list[Verdict]:
+def little_lost(study: Study) -> list[Verdict]:
     """(a) In every seed the most accurate point with ASR ≤ 5 % lies at most 1 point of accuracy below its start.
 
     Estimate: change of accuracy, points, over the seeds that have such a point.
@@ -145,7 +147,9 @@ def resists(study: Study) -> list[Verdict]:
         where = f"{other.panel.label} against {bench.panel.label}{bench.cleaning}"
         fine = "the interval of the difference lies above 0, and no choice at the end of its grid"
         measure = "share of accuracy kept at ASR ≤ 5 %, MMCL minus MMCL+SSL, points"
-        verdict = _verdict("b", bench, rows[1], against, fine, measure, measured, same_setting(study, other, bench))
+        verdict = _verdict(
+            "b", bench, rows[1], against, fine, measure, measured, same_setting(study, other, bench), other.diverged
+        )
         made.append(replace(verdict, where=where, seeds=len(pairs)))
     return made
 
@@ -231,7 +235,7 @@ def five_poisons(study: Study) -> list[Verdict]:
             seen += f" {POISONS} of {pairs} pairs are {100 * POISONS / pairs:.2g} % of the cleaning set; the study's five were 0.005 %."
         fine = "cleaned in every seed without poison, in none with five"
         measure = "lowest ASR with five poisons at half of the accuracy or more, %"
-        made.append(_verdict("d", bench, row, against, fine, measure, measured, seen))
+        made.append(_verdict("d", bench, row, against, fine, measure, measured, seen, controls[0].diverged))
     return made
 
 
@@ -256,7 +260,9 @@ class Bench:
     panel: Panel
     trials: tuple[TrialResult, ...]
     left: tuple[str, ...]
-    """What stands against any claim: seeds left out, trials still running."""
+    """What stands against any claim: seeds left out or without a point, trials that are not at their end."""
+    diverged: tuple[str, ...]
+    """What is said of trials that count as tried although they diverged."""
     cleaning: str
     """Of the cleaning set, for the reader: ", 600 pairs, 5 poisons"."""
 
@@ -284,14 +290,35 @@ def _benches(study: Study, objective: str, methods: Sequence[str], poisons: int)
         for trials in groups.values():
             failed = {t.pretrain for t in trials if not (study.gates.get(t.pretrain) or {}).get("passed")}
             kept = tuple(trial for trial in trials if trial.pretrain not in failed)
-            running = sum(trial.status == "running" for trial in kept)
             left = [f"the attack gate was not passed by {len(failed)} of {len({t.pretrain for t in trials})} models"] if failed else []
-            left += [f"{running + study.missing} trials have not finished"] if running + study.missing else []
+            left += _unfinished(study, kept)
+            broken = sum(map(diverged, kept))
+            told = (f"{broken} of {len(kept)} trials diverged and count as tried",) if broken else ()
             pairs = value_at(trials[0], "clean.pairs")
             cleaning = f", cleaned with {pairs} pairs" if pairs else ""
             cleaning += f" of which {poisons} are poisons" if poisons else ""
-            made.append(Bench(study=study, panel=panel, trials=kept or tuple(trials), left=tuple(left), cleaning=cleaning))
+            made.append(
+                Bench(study=study, panel=panel, trials=kept or tuple(trials), left=tuple(left), diverged=told, cleaning=cleaning)
+            )
     return made
+
+
+def _unfinished(study: Study, trials: Sequence[TrialResult]) -> Iterator[str]:
+    """What keeps these trials from being all that was to be tried."""
+    status = Counter(trial.status for trial in trials if not diverged(trial))
+    if running := status["running"] + study.missing:
+        yield f"{running} trials have not finished"
+    if status["failed"]:
+        yield f"{status['failed']} of {len(trials)} trials failed"
+    if status["stopped"]:
+        yield f"{status['stopped']} of {len(trials)} trials were stopped by the scheduler"
+    seeds, by_seed = repetitions(study, trials), dict[tuple[str, str], list[TrialResult]]()
+    for trial in trials:
+        by_seed.setdefault((trial.pretrain, seeds[trial.fingerprint]), []).append(trial)
+    if empty := sum(not any(map(cleaned_points, group)) for group in by_seed.values()):
+        yield f"no point was measured in {empty} of {len(by_seed)} seeds"
+    if half := sum(2 * sum(map(diverged, group)) >= len(group) for group in by_seed.values()):
+        yield f"half of the trials or more diverged in {half} of {len(by_seed)} seeds"
 
 
 def _partner(study: Study, bench: Bench) -> Bench | None:
@@ -327,12 +354,12 @@ def _at_end(study: Study, row: Row) -> str:
 
 def _verdict(
     claim: str, bench: Bench, row: Row, against: list[str], fine: str, measure: str,
-    measured: tuple[float, float, float] | None, seen: str,
+    measured: tuple[float, float, float] | None, seen: str, diverged: Sequence[str] = (),
 ) -> Verdict:  # fmt: skip
     points = [choice.point or choice.start for choice in row.choices]
     images = points[0].metrics.get("zeroshot/n") if points else None
     mean, low, high = measured or (None, None, None)
-    reason = "; ".join(dict.fromkeys(against)) or fine
+    reason = "; ".join(dict.fromkeys([*(against or [fine]), *bench.diverged, *diverged]))
     return Verdict(
         claim=claim, verdict="not shown" if against else "shown", reason=f"{reason[0].upper()}{reason[1:]}.",
         where=bench.panel.label + bench.cleaning,

@@ -31,6 +31,8 @@ def test_cleaning_without_loss_is_shown_with_n_seeds_and_interval(tmp_path):
         (lambda study: study.gates[study.pretrains[0].fingerprint].update(passed=False), "gate was not passed by 1 of 3 models"),
         (lambda study: study.gates.clear(), "gate was not passed by 3 of 3 models"),
         (lambda study: setattr(study.trials[0], "status", "running"), "1 trials have not finished"),
+        (lambda study: setattr(study.trials[0], "status", "failed"), "1 of 12 trials failed"),
+        (lambda study: setattr(study.trials[0], "status", "stopped"), "1 of 12 trials were stopped by the scheduler"),
         (lambda study: setattr(study, "missing", 4), "4 trials have not finished"),
     ],
 )
@@ -39,6 +41,34 @@ def test_what_stands_against_a_claim_is_said(tmp_path, change, why):
     change(study)
     verdict = of(study, "a")
     assert verdict.verdict == "not shown" and why in verdict.reason
+
+
+@pytest.mark.parametrize("error", ["OSError: no space", "training diverged at step 1: loss is nan"])
+def test_a_fourth_seed_without_a_point_stands_against_every_claim(tmp_path, error):
+    study = seeded_study(tmp_path, seeds=4, lrs=WIDE, poisons=(0, 5))
+    for trial in study.trials:
+        if trial.overrides["clean.lr"] == WIDE[-1]:
+            for line in trial.metrics:
+                line["metrics"]["asr/top1"] = 99.0  # no grid ends where it is best
+    assert [of(study, claim).verdict for claim in "acd"] == ["shown"] * 3
+    for trial in study.trials:
+        if trial.overrides["pretrain.seed"] == 3:
+            trial.status, trial.error, trial.metrics = "failed", error, []
+    for claim in "abcd":
+        verdict = of(study, claim)
+        assert verdict.verdict == "not shown" and "o point was measured in 1 of 4 seeds" in verdict.reason
+    assert of(study, "a").seeds == 3
+
+
+def test_a_diverged_trial_counts_as_tried_and_is_said_half_a_grid_of_them_does_not(tmp_path):
+    study = seeded_study(tmp_path, lrs=WIDE, methods=("CleanCLIP",))
+    mine = [t for t in study.trials if t.pretrain == study.pretrains[0].fingerprint]
+    for trial in mine[:2]:
+        trial.status, trial.error = "failed", "training diverged at step 3: loss is nan"
+    verdict = of(study, "a")
+    assert verdict.verdict == "shown" and verdict.reason.endswith("; 2 of 18 trials diverged and count as tried.")
+    mine[2].status, mine[2].error = mine[0].status, mine[0].error
+    assert of(study, "a").verdict == "not shown" and "half of the trials or more diverged in 1 of 3" in of(study, "a").reason.lower()
 
 
 def test_two_seeds_or_a_loss_show_nothing(tmp_path):
@@ -57,6 +87,17 @@ def test_a_grid_that_stops_early_does_not_show_that_mmcl_ssl_resists(tmp_path):
     verdict = of(wide, "b")
     assert (verdict.verdict, verdict.seeds) == ("shown", 3) and verdict.low > 0
     assert verdict.where == "MMCL against MMCL+SSL, cleaned with 600 pairs"
+
+
+def test_a_wider_grid_of_another_sweep_hides_no_end(tmp_path):
+    short, wide = (seeded_study(tmp_path, lrs=lrs, strength=(1.0, 0.9)) for lrs in (WIDE[:4], WIDE))
+    for trial in wide.trials:  # it decays weights more, and cleans worse
+        trial.fingerprint = trial.fingerprint[::-1]
+        trial.overrides["clean.weight_decay"] = 0.5
+        for line in trial.metrics[1:]:
+            line["metrics"]["asr/top1"] = 60.0
+    verdict = next(v for v in claims([short, wide]) if v.claim == "b")
+    assert verdict.verdict == "not shown" and "MMCL+SSL (lr = 0.004, the largest tried (0.0005 … 0.004)" in verdict.reason
 
 
 def test_no_difference_is_not_shown_and_the_same_setting_is_told(tmp_path):

@@ -1,12 +1,14 @@
 """The three layouts of evaluation sets, and class names."""
 
 import numpy as np
+import open_clip
 import pytest
 from PIL import Image
 
 from datasets.classes import CIFAR10, class_names, fill, target_index, templates
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
+from datasets.prompts import NAMES
 from datasets.source import INDEX_SCHEMA, read_bytes
 from datasets.synthetic import TEMPLATES, tiny
 from datasets.view import decode
@@ -82,7 +84,8 @@ def test_clip_benchmark_layout(tmp_path, format):
     assert table["label"].to_pylist() == [i % 4 for i in range(30)]
     assert set(table["drop"].to_pylist()) == {""} and set(table["caption"].to_pylist()) == {""}
     assert len(first_pixels(table, urls)) == 30
-    assert [part["name"] for part in evalset.identity()] == ["0.tar", "classnames.txt", "zeroshot_classification_templates.txt"]
+    names = ["0.tar", "classnames.txt", "zeroshot_classification_templates.txt", "names and templates"]
+    assert [part["name"] for part in evalset.identity()] == names
     (tmp_path / "test" / "classnames.txt").write_text("banana\ncircle\n")
     with pytest.raises(InputError, match="s0000002"):
         evalset.load()
@@ -101,6 +104,22 @@ def test_what_is_no_set(tmp_path):
     (tmp_path / "cat" / "a.png").write_bytes(b"broken")
     with pytest.raises(InputError, match="no usable picture"):
         EvalSet(path=str(tmp_path)).load()
+
+
+@pytest.mark.parametrize(("named", "of"), [("imagenet1k", "IMAGENET_CLASSNAMES"), ("cifar10", "cifar10")])
+def test_the_identity_holds_what_names_of_lists_stand_for(tmp_path, monkeypatch, named, of):
+    for i in range(2):
+        save(tmp_path / str(i) / "a.png")
+    evalset = EvalSet(path=str(tmp_path), classes=named, templates="simple")
+    before = evalset.identity()
+    with monkeypatch.context() as patched:
+        if named == "cifar10":
+            patched.setitem(NAMES, of, ("aeroplane", *NAMES[of][1:]))
+        else:
+            patched.setattr(open_clip, of, ["a fish", *getattr(open_clip, of)[1:]])
+        assert evalset.identity()[:-1] == before[:-1] and evalset.identity() != before
+    monkeypatch.setattr(open_clip, "SIMPLE_IMAGENET_TEMPLATES", open_clip.SIMPLE_IMAGENET_TEMPLATES[:6])
+    assert evalset.identity()[-1] != before[-1]
 
 
 def test_classes_of_imagenet_and_cifar():

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from datasets.errors import InputError
+from datasets.prompts import NAMES
 from datasets.seeding import rng
 from orchestrator.override import override_all
 from orchestrator.plan import labelling, stages
@@ -123,11 +124,55 @@ def test_an_equal_prior_and_labeller_are_one_stage_and_labels_are_shared():
 
 
 def test_a_checkpoint_is_known_by_its_content(tmp_path):
-    prints = []
+    made = []
     for name, data in (("a", b"1"), ("b", b"1"), ("c", b"2")):
         (tmp_path / name).write_bytes(data)
-        prints.append(stages(with_method(PseudoLabels(labeller=Model(name="RN50", pretrained=str(tmp_path / name)))))["labels"])
-    assert prints[0].fingerprint == prints[1].fingerprint != prints[2].fingerprint
+        method = PseudoLabels(labeller=Model(name="RN50", pretrained=str(tmp_path / name)))
+        made.append(stages(with_method(ShrinkPerturb(then=method))))
+    for role in ("labels", "clean"):
+        assert made[0][role].fingerprint == made[1][role].fingerprint != made[2][role].fingerprint
+
+
+def test_what_the_labels_are_made_from_enters_a_cleaning_by_them_alone():
+    before = stages(with_method(METHOD))
+    saved_often = replace(METHOD, labeller=replace(TRAINED, checkpoint_every_steps=7))
+    assert stages(with_method(saved_often)) == before
+    assert not {"labeller", "classes", "templates"} & set(before["clean"].config["method"])
+    assert stages(with_method(replace(METHOD, weight=1.0)))["clean"].config != before["clean"].config
+    other = stages(with_method(replace(METHOD, templates="simple")))["clean"]
+    assert other.config == before["clean"].config and other.fingerprint != before["clean"].fingerprint
+
+
+def test_a_list_that_was_edited_makes_new_labels(monkeypatch):
+    def labels(method):
+        return stages.__wrapped__(with_method(method))["labels"].fingerprint
+
+    methods = METHOD, replace(METHOD, classes="cifar10")
+    before = [labels(method) for method in methods]
+    monkeypatch.setitem(NAMES, "cifar10", ("aeroplane", *NAMES["cifar10"][1:]))
+    after = [labels(method) for method in methods]
+    assert after[0] == before[0] and after[1] != before[1]
+
+
+SIGLIP = Model(name="ViT-L-16-SigLIP-256", pretrained="webli")
+
+
+@pytest.mark.parametrize(("fields", "said"), [
+    ({"clean.method": PseudoLabels(labeller=SIGLIP)}, r"labeller is ViT-L-16-SigLIP-256.* transformers.*extra `labels`"),
+    ({"clean.method": PseudoLabels(labeller=replace(TRAINED, model=SIGLIP))}, "labeller.model is ViT-L-16-SigLIP-256"),
+    ({"pretrain.model": SIGLIP, "views.size": 256}, "pretrain.model is ViT-L-16-SigLIP-256"),
+    ({"clean.method": PseudoLabels(labeller=replace(SIGLIP, pretrained="laion"))}, r"labeller.pretrained is 'laion'.*webli"),
+    ({"pretrain.model": Model(name="RN50", pretrained="laion"), "views.size": 224}, "pretrain.model.pretrained is 'laion'"),
+])
+def test_a_model_that_cannot_be_made_is_refused_before_anything_is_trained(fields, said, monkeypatch):
+    monkeypatch.setattr("trainers.model.find_spec", lambda package: None)
+    with pytest.raises(InputError, match=said):
+        stages(override_all(BASE, fields))
+
+
+def test_with_its_tokenizer_installed_it_is_accepted(monkeypatch):
+    monkeypatch.setattr("trainers.model.find_spec", lambda package: True)
+    assert stages(with_method(PseudoLabels(labeller=SIGLIP)))["labels"].name == SIGLIP.name
 
 
 @pytest.mark.parametrize(("build", "said"), [

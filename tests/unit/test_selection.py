@@ -170,6 +170,25 @@ def test_a_best_point_at_the_end_of_its_grid_is_said(best, end):
     assert (len(said) == 1 and end in said[0]) if end else not said
 
 
+def test_a_value_whose_trial_gave_no_point_was_not_tried():
+    study = grid(1e-3, 2e-3, 4e-3, best=2e-3)
+    study.trials[-1].metrics = []
+    assert any("lr = 0.002, the largest tried (of two values)" in text for text in warnings(study))
+    study.trials[0].metrics = []
+    assert any("lr = 0.002, the only one that gave a point" in text for text in warnings(study))
+
+
+def test_ends_are_sought_among_trials_alike_in_the_other_fields():
+    study = grid(1e-3, 2e-3, 4e-3, best=4e-3)
+    for decay, one in [(0.1, one) for one in study.trials] + [(0.5, one) for one in grid(4e-3, 8e-3, 16e-3, best=0).trials]:
+        one.overrides |= {"clean.weight_decay": decay}
+        one.pretrain = study.pretrains[0].fingerprint
+        if decay == 0.5:
+            one.fingerprint = one.fingerprint[::-1]
+            study.trials.append(one)
+    assert any("lr = 0.004, the largest tried (0.001 … 0.004)" in text for text in warnings(study))
+
+
 def test_seeds_and_words_have_no_ends():
     study = grid(1e-3, best=1e-3)
     for number, one in enumerate([*study.trials, *grid(1e-3, best=1e-3).trials]):
