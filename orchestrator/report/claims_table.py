@@ -25,11 +25,12 @@ def claims_html(found: Sequence[Verdict]) -> str:
         lines += [_line(verdict) for verdict in found if verdict.claim == claim]
     return (
         f'<div class="wide"><table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-        '<p class="soft">Each criterion was fixed before any result: at least three seeds, the attack gate passed, all trials at an end. '
-        "(a) every seed loses at most 1 point at ASR ≤ 5 %. (b) The share of accuracy kept at ASR ≤ 5 %, MMCL minus MMCL+SSL, paired by "
-        "seed, has a 95 % interval above 0, and no choice lies at the end of its grid. (c) No point has ASR ≤ 10 %, and the lowest does "
-        "not lie at the end of its grid. (d) Without poison every seed has a point with ASR ≤ 5 % that keeps half of the accuracy; with "
-        "five none has, and the lowest ASR does not lie at the end of its grid. <i>Not shown</i> is not the contrary shown.</p>"
+        '<p class="soft">Each criterion was fixed before any result: at least three seeds, the attack gate passed, every trial run to its '
+        "end or diverged. (a) Every seed loses at most 1 point at ASR ≤ 5 %. (b) The share of accuracy kept at ASR ≤ 5 %, MMCL minus "
+        "MMCL+SSL, paired by seed, has a 95 % interval above 0, and no choice lies at the end of its grid. (c) No point has ASR ≤ 10 %, "
+        "and the lowest does not lie at the end of its grid. (d) Without poison every seed has a point with ASR ≤ 5 % that keeps half of "
+        "the accuracy; with five none has, and the lowest ASR does not lie at the end of its grid. <i>Not shown</i> is not the contrary "
+        "shown.</p>"
     )
 
 

@@ -10,14 +10,15 @@ from orchestrator.report.cautions import cautions
 from orchestrator.report.claims import claims
 from orchestrator.report.claims_table import claims_html
 from orchestrator.report.figures import Gallery
-from orchestrator.report.names import called, duration, flatten, objective_of, percent
+from orchestrator.report.names import called, duration, flatten, percent
 from orchestrator.report.points import panels, plans_cleaning, points_of
 from orchestrator.report.series import series_csv
 from orchestrator.report.shown import along, before_first_step, best_ways, curves, image, scatters, similarities
 from orchestrator.report.style import document
-from orchestrator.report.tables import headline, pareto_csv, plain_table, points_csv, summary_html, trials_html
+from orchestrator.report.tables import headline, pareto_csv, plain_table, points_csv, pretrain_names, summary_html, trials_html
 from orchestrator.study import Study
 
+MAX_CONFIGS = 40
 MAX_SAMPLES = 24
 """Pairs of pictures on the sample sheet."""
 
@@ -188,11 +189,11 @@ def _run(study: Study) -> str:
     }
     if study.trials:
         facts["cleaning, all trials added up"] = duration(sum(trial.seconds for trial in study.trials))
-    heads = ("name", "objective", "epochs", "time", "state", "fingerprint")
+    names = pretrain_names(study)
+    heads = ("pre-training", "epochs", "time", "state", "fingerprint")
     lines = [
         (
-            stage.name,
-            objective_of(stage),
+            names[stage.fingerprint],
             str(max((p.epoch for p in points_of(stage)), default=0)),
             duration(stage.seconds),
             stage.status,
@@ -200,11 +201,13 @@ def _run(study: Study) -> str:
         )
         for stage in study.pretrains
     ]
+    first = f", the first {MAX_CONFIGS} of {len(stages)}" if len(stages) > MAX_CONFIGS else ""
+    single = "".join(_json(called(stage), stage.config) for stage in stages[:MAX_CONFIGS])
     return (
         _facts(facts)
         + plain_table(heads, lines)
         + _json("Configuration of the study", study.config)
-        + "".join(_json(f"Configuration of {called(s)}", s.config) for s in stages[:40])
+        + f"<details><summary>Configuration of each stage{first}</summary>{single}</details>"
     )
 
 

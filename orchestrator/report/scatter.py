@@ -136,12 +136,17 @@ def _panels(
     return figure
 
 
+def few_trials(study: Study, panel: Panel) -> bool:
+    """Whether a line can join the epochs of each trial without hiding the others."""
+    return sum(panel.holds(trial) for trial in study.trials) <= MANY
+
+
 def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> None:
     """Every trial and epoch of a panel, its fronts and its uncleaned models; `inside` draws a part, and cuts at its edges."""
     _low_asr(axes)
     named, styles = arms(study), look(study)
     trials = [trial for trial in study.trials if panel.holds(trial)]
-    few, clip = len(trials) <= MANY, inside is not None
+    few, clip = few_trials(study, panel), inside is not None
     for trial in trials:
         colour, marker = styles[named[trial.fingerprint]]
         points = cleaned_points(trial)
@@ -232,7 +237,7 @@ def best_three(study: Study, panel: Panel) -> Figure:
         axes.set_ylim(*limits(seen))
         axes.set_xlabel(ASR_AXIS)
         axes.set_ylabel(ACCURACY_AXIS)
-        axes.set_title(f"pre-trained with {panel.label}", fontsize=11, loc="left")
+        axes.set_title(f"pre-trained with {panel.label}", fontsize=11, loc="left", pad=16)  # numbers of epochs stand above the axes
         if not chosen:
             axes.text(0.5, 0.5, "no cleaning was measured", transform=axes.transAxes, ha="center", color="#777777")
         legend(figure, [*handles, Line2D([], [], markersize=15, label="before cleaning", **START)])

@@ -12,6 +12,7 @@ from orchestrator.report.drawing import same_scale
 from orchestrator.report.figures import Gallery
 from orchestrator.report.names import percent, value_at
 from orchestrator.report.points import CLEANING_SET, mean_interval, panels, points_of
+from orchestrator.report.scatter import few_trials
 from orchestrator.report.tables import plain_table
 from orchestrator.study import StageResult, Study
 
@@ -49,7 +50,9 @@ def scatters(study: Study, drawn: Gallery, found: list[Caution]) -> str:
     if not parts:
         return "<p>No cleaning was measured.</p>"
     said = (
-        "A dot is one trial after one epoch of cleaning; thin lines join its epochs, and steps are Pareto fronts, one for each seed: "
+        "A mark is one trial after one epoch of cleaning"
+        + ("; thin lines join its epochs" if any(few_trials(study, panel) for panel in panels(study)) else "")
+        + ". Steps are Pareto fronts, one for each seed: "
         "no point beats those on it (pareto.csv). Good is top left. The accuracy axis covers the range in use, the same in all panels; "
         "a grey box is shown enlarged. Numbers: points.csv."
     )

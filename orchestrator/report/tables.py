@@ -18,6 +18,7 @@ from orchestrator.report.names import (
     percent,
     settings,
     signed,
+    value_at,
 )
 from orchestrator.report.points import ACCURACY, ASR, Point, mean_interval, panels, plans_cleaning, points_of, starts_of
 from orchestrator.report.selection import RULES, Choice, Row, fronts, table
@@ -231,7 +232,7 @@ def _loss(points: float) -> str:
 
 def trials_html(study: Study) -> str:
     """Every trial with its settings, last epoch, time and state."""
-    objectives = {stage.fingerprint: objective_of(stage) for stage in study.pretrains}
+    sources = pretrain_names(study)
     lines: list[tuple[str, ...]] = []
     for trial in study.trials:
         points = points_of(trial)
@@ -240,7 +241,7 @@ def trials_html(study: Study) -> str:
         state = trial.status if not trial.error else f"{trial.status}: {trial.error.strip().splitlines()[0]}"
         cells = (
             method_of(trial),
-            objectives.get(trial.pretrain, trial.pretrain[:8]),
+            sources.get(trial.pretrain, trial.pretrain[:8]),
             settings(trial, among) or "as given",
             str(last.epoch) if last else "–",
             percent(last.accuracy if last else None),
@@ -253,6 +254,16 @@ def trials_html(study: Study) -> str:
     return plain_table(
         ("cleaning", "pre-training", "setting", "epochs", "accuracy", "ASR", "time", "state", "fingerprint"), lines
     )
+
+
+def pretrain_names(study: Study) -> dict[str, str]:
+    """Fingerprint of a pre-training → its panel, and its seed where there are several: "MMCL, seed 1"."""
+    names = {}
+    for panel in panels(study):
+        for stage in panel.pretrains:
+            seed = value_at(stage, "pretrain.seed") if len(panel.pretrains) > 1 else None
+            names[stage.fingerprint] = panel.label if seed is None else f"{panel.label}, seed {seed}"
+    return names
 
 
 def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
