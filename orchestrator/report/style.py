@@ -49,7 +49,7 @@ dl { display: grid; grid-template-columns: minmax(9rem, max-content) 1fr; gap: .
   font-size: .92rem; margin: .4rem 0 }
 dt { color: var(--soft) } dd { margin: 0; overflow-wrap: anywhere }
 pre { background: #f5f6f7; padding: .8rem; overflow-x: auto; font-size: .8rem; line-height: 1.4 }
-summary { cursor: pointer }
+summary { cursor: pointer } details details { margin-left: 1.2rem }
 @media (max-width: 560px) { dl { grid-template-columns: 1fr } dd { margin-bottom: .35rem } }
 """
 
