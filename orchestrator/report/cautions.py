@@ -77,12 +77,16 @@ def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
     names = short_paths(list(dict.fromkeys(path for found in given.values() for path in found)))
     seeds = repetitions(study, row.trials)
     near = [t for t in row.trials if t.pretrain == chosen.pretrain and seeds[t.fingerprint] == choice.repetition and cleaned_points(t)]
+    values = [
+        {path: found[path] if path in (found := given[t.fingerprint]) else value_at(t, path) for path in names}
+        for t in [chosen, *near]
+    ]
     for path, value in given[chosen.fingerprint].items():
         if is_seed(path) or not _number(value) or len({str(found.get(path)) for found in given.values()}) < 2:
             continue
         others = [other for other in names if other != path and not is_seed(other)]
-        alike = [t for t in near if all(value_at(t, other) == value_at(chosen, other) for other in others)]
-        tried = _tried(alike, path) if len(_tried(alike, path)) > 1 else _tried(near, path)
+        alike = [found for found in values if all(found[other] == values[0][other] for other in others)]
+        tried = _tried(alike, path) if len(_tried(alike, path)) > 1 else _tried(values, path)
         range_ = _range(study, chosen, path)
         if range_:
             if not MARGIN <= _share(value, *range_) <= 1 - MARGIN:
@@ -95,8 +99,8 @@ def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
             yield End(setting=f"{names[path]} = {value_text(value)}, {text}", drawn=False)
 
 
-def _tried(trials: list[TrialResult], path: str) -> list[float]:
-    return sorted({value for trial in trials if _number(value := value_at(trial, path))})
+def _tried(found: list[dict[str, Any]], path: str) -> list[float]:
+    return sorted({values[path] for values in found if _number(values[path])})
 
 
 def _range(study: Study, trial: TrialResult, path: str) -> tuple[float, float] | None:
