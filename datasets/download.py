@@ -51,7 +51,8 @@ class Manners(Component):
     timeout: float = 10.0
     """Seconds to connect, and to wait for the next bytes."""
     deadline: float = 30.0
-    """Seconds for one attempt at a picture, with its redirects, however busily its server sends."""
+    """Seconds for one attempt at a picture, with its redirects, however busily its server sends. They are counted while a host's
+    name is looked up, but cannot end that: the system's resolver has a limit of its own."""
     retries: int = 2
     """Further attempts after what may pass: timeouts, 5xx, 429, 408, connections reset or cut."""
     backoff: float = 1.0
@@ -173,16 +174,17 @@ class Queue:
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet, also when it wraps another."""
+    """Whether an IP address is one of the open internet. One that wraps an IPv4 address is as public as that where everyone
+    unwraps it alike (mapped, NAT64's own prefix), and else not at all."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
             return is_public(str(ip.ipv4_mapped))
         if ip in ipaddress.IPv6Network("64:ff9b::/96"):  # NAT64
             return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
-        if ip.sixtofour is not None or ip.teredo is not None:
+        if ip.sixtofour is not None or ip.teredo is not None or ip.is_site_local:
             return False
-    return ip.is_global and not ip.is_multicast
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved  # all of ::/8 and with it other wrappings, too
 
 
 class _Guarded:

@@ -30,7 +30,7 @@ from datasets.download import Failed, Manners, Queue, Turns, check_range, downlo
 from datasets.errors import InputError
 from datasets.ingest import pack
 from datasets.shards import write_tar
-from datasets.storage import Reader
+from datasets.storage import Reader, sync
 from datasets.tar import samples
 from datasets.urllist import Row
 from datasets.view import MAX_PIXELS
@@ -54,6 +54,8 @@ ROW_SCHEMA = pa.schema(
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"), (b"BM", "BMP"))
 _LATER = {"timeout", "reset", "refused", "unreachable", "unknown_host", "tls_error", "truncated", "empty", "bad_response", "redirect_limit"}
 _MAX_SCANS = 100
+_WHOLE = ".whole-"
+"""Begins the name of a folder with a shard's new files."""
 _DECODING = threading.Semaphore(2)  # decoded pictures are large, and threads are many
 
 
@@ -155,8 +157,10 @@ def fetch_shard(
 
     A key is the row's place in the list, so it depends on no server. With `again`, a finished shard keeps what it has
     and only those of its rows are fetched that failed for a reason which may have gone by. `tell` gets each status.
+    The files change together: a process that dies leaves the old ones, or what `settle` makes the new ones of.
     """
     folder, stem = Path(folder), f"{number:05d}"
+    _put(folder, stem)
     work = folder / f".work-{uuid.uuid4().hex}"
     records: list[dict[str, Any]] = []
     todo: list[int] = []
@@ -203,18 +207,39 @@ def fetch_shard(
         stats = _stats(records, tar)
         with open(work / f"{stem}_stats.json", "w", encoding="utf-8") as file:
             json.dump(stats, file, indent=1, ensure_ascii=False)
-            file.flush()
-            os.fsync(file.fileno())
-        if tar is None:
-            (folder / f"{stem}.tar").unlink(missing_ok=True)
-        for name in (f"{stem}.tar", f"{stem}.parquet", f"{stem}_stats.json"):
-            if (work / name).exists():
-                os.replace(work / name, folder / name)
+        (work / "spool").unlink()
+        for path in (work / f"{stem}.parquet", work / f"{stem}_stats.json", work):
+            sync(path)
+        os.replace(work, folder / f"{_WHOLE}{stem}")  # from here on they are the shard's
+        _put(folder, stem)
     except OSError as error:
         raise InputError(f"fetch: {folder} cannot be written: {error.strerror or error}.") from error
     finally:
         shutil.rmtree(work, ignore_errors=True)
     return stats
+
+
+def _put(folder: Path, stem: str) -> None:
+    """Give the shard the files that were made for it, if there are any: the statistics last, that a death may come in between."""
+    new, stats = folder / f"{_WHOLE}{stem}", f"{stem}_stats.json"
+    if not new.is_dir():
+        return
+    if (new / stats).exists():
+        if json.loads((new / stats).read_bytes())["tar"] is None:
+            (folder / f"{stem}.tar").unlink(missing_ok=True)
+        for name in (f"{stem}.tar", f"{stem}.parquet", stats):
+            if (new / name).exists():
+                os.replace(new / name, folder / name)
+    new.rmdir()
+
+
+def settle(folder: str | Path) -> None:
+    """End what killed processes were about: files of a shard that they had whole get their place, others are removed. Not while
+    shards are being fetched into the folder."""
+    for new in Path(folder).glob(f"{_WHOLE}*"):
+        _put(Path(folder), new.name.removeprefix(_WHOLE))
+    for work in Path(folder).glob(".work-*"):
+        shutil.rmtree(work, ignore_errors=True)
 
 
 def _fetch_row(row: Row, wanted: Wanted, manners: Manners, queue: Queue) -> Picture:

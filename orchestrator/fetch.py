@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
 from collections import Counter
@@ -16,7 +15,7 @@ import ray
 
 from datasets.download import Manners, Pacer
 from datasets.errors import InputError
-from datasets.fetch import Wanted, fetch_shard, finished, may_pass_later
+from datasets.fetch import Wanted, fetch_shard, finished, may_pass_later, settle
 from datasets.urllist import Row, UrlList
 from orchestrator import cluster
 from orchestrator.store import Store, read_json, write_json
@@ -136,14 +135,14 @@ def fetch_list(
     _folder(out)
     with Store(out).locked(out / ".lock", f"fetch: {out}", wait_s=0):
         _claim(urls, out, wanted)
-        _sweep(out)
+        settle(out)
         stats = {number: found for number in range(urls.blocks) if (found := finished(out, number)) is not None}
         todo = [number for number in range(urls.blocks) if number not in stats]
         again = [number for number, found in stats.items() if any(map(may_pass_later, found["status_dict"]))] if retry_failed else []
         if todo or again:
             cluster.connect(num_cpus)
             _run(urls, out, wanted, manners, todo, again, tasks, say, stats)
-            _sweep(out)  # of workers that were killed while others went on
+            settle(out)  # of workers that were killed while others went on
         counts = Counter[str]()
         for found in stats.values():
             counts.update(found["status_dict"])
@@ -228,12 +227,6 @@ def _folder(out: Path) -> None:
             raise InputError(f"fetch: {out} exists and is not empty; name a new folder, or one that fetch began.")
     except OSError as error:
         raise InputError(f"fetch: {out} cannot be written: {error.strerror}.") from None
-
-
-def _sweep(out: Path) -> None:
-    """Remove what killed tasks left half-written."""
-    for work in out.glob(".work-*"):
-        shutil.rmtree(work, ignore_errors=True)
 
 
 def _claim(urls: UrlList, out: Path, wanted: Wanted) -> None:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import json
+import os
 import socket
 import ssl
 import tarfile
@@ -25,7 +27,7 @@ from datasets import download as web
 from datasets import fetch
 from datasets.download import Failed, Manners, Pacer, Queue, download, is_public
 from datasets.errors import InputError
-from datasets.fetch import Wanted, fetch_shard, finished, may_pass_later
+from datasets.fetch import Wanted, fetch_shard, finished, may_pass_later, settle
 from datasets.source import Source
 from datasets.urllist import MAX_LINE, Row, UrlList
 from datasets.view import decode
@@ -203,7 +205,11 @@ def test_the_address_that_was_checked_is_the_one_connected_to(server, monkeypatc
     [("8.8.8.8", True), ("2606:4700::1111", True), ("10.1.2.3", False), ("172.16.0.1", False), ("192.168.1.1", False),
      ("100.64.0.1", False), ("169.254.169.254", False), ("0.0.0.0", False), ("224.0.0.1", False), ("255.255.255.255", False),
      ("::1", False), ("fe80::1%eth0", False),
-     ("fd00::1", False), ("::ffff:10.0.0.1", False), ("::ffff:8.8.8.8", True), ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False)],
+     ("fd00::1", False), ("::ffff:10.0.0.1", False), ("::ffff:8.8.8.8", True), ("64:ff9b::7f00:1", False), ("2002:7f00:1::", False),
+     ("64:ff9b::808:808", True), ("64:ff9b:1::7f00:1", False), ("64:ff9b:1::808:808", False), ("::127.0.0.1", False), ("::8.8.8.8", False),
+     ("::ffff:0:127.0.0.1", False), ("::ffff:0:8.8.8.8", False), ("fec0::1", False), ("feff::1", False), ("ff02::1", False),
+     ("240.0.0.1", False), ("::ffff:240.0.0.1", False), ("4000::1", False), ("2001:db8::1", False), ("2001:0:4136:e378::1", False),
+     ("::", False), ("2a00:1450:4001::200e", True)],
 )  # fmt: skip
 def test_public_addresses(address, public):
     assert is_public(address) is public
@@ -506,6 +512,41 @@ def test_failures_can_be_tried_again_and_successes_stay(server, tmp_path):
     for file in (tmp_path / "b").iterdir():
         assert file.read_bytes() == (tmp_path / "a" / file.name).read_bytes(), "as if they had come at once"
     assert may_pass_later("http_500") and not may_pass_later("bomb") and not may_pass_later("success")
+
+
+def test_wherever_a_second_attempt_is_killed_no_success_is_lost(server, tmp_path, monkeypatch):
+    class Killed(BaseException):
+        pass
+
+    real, left = os.replace, 0
+
+    def replace_or_die(*places):
+        nonlocal left
+        left -= 1
+        if left < 0:
+            raise Killed
+        real(*places)
+
+    outcomes = []
+    for replacements in range(6):
+        folder = tmp_path / str(replacements)
+        rows = make_rows(server, f"numbered?{replacements}", f"at_last?500x1&{replacements}")
+        old = shard(rows, folder)
+        monkeypatch.setattr(os, "replace", replace_or_die)
+        left = replacements
+        with contextlib.suppress(Killed):
+            shard(rows, folder, again=True)
+        monkeypatch.setattr(os, "replace", real)
+        settle(folder)
+        stats = finished(folder, 7)
+        assert stats is not None, "a whole set, the old or the new one"
+        outcomes.append(stats["successes"])
+        with tarfile.open(folder / "00007.tar") as archive:
+            assert len(archive.getnames()) == 3 * stats["successes"]
+        assert sorted(p.name for p in folder.iterdir()) == ["00007.parquet", "00007.tar", "00007_stats.json"]
+        assert pq.read_table(folder / "00007.parquet")["status"].to_pylist().count("success") == stats["successes"]
+        assert old["successes"] == 1
+    assert outcomes == [1, 1, 2, 2, 2, 2], "written aside, then put in place as a whole"
 
 
 def test_a_folder_that_cannot_be_written(server, tmp_path):
