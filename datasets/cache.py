@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import inspect
 import os
 import stat
 import tempfile
@@ -24,10 +25,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from datasets import loader
 from datasets.errors import InputError
 from datasets.loader import ahead, canonical_views
 from datasets.pairs import Pairs
-from datasets.storage import sync
+from datasets.source import file_of
+from datasets.storage import changed_at, sync
 
 BUDGET_BYTES = 64 << 30
 """Of a cache folder: beyond it the files that were used longest ago are removed when a new one is made."""
@@ -35,6 +38,8 @@ SPARE_BYTES = 1 << 30
 """Of the disk, left free."""
 CHUNK = 64
 """Pictures decoded at once."""
+LOOKED_UP = 4096
+"""Records looked up at once."""
 AGAIN = "read from the shards in every epoch"
 POLL_S = 0.1
 """How often one looks whether another process is done."""
@@ -97,11 +102,14 @@ def decoded(
 ) -> Decoded | None:
     """The views of `pairs`, from `folder`; whoever comes first decodes them there, and others wait for it.
 
-    `identity` determines the samples and their order. None, with a line said, where they cannot be kept: the disk is too
+    `identity` determines the samples and their order; that it may know files by their names and sizes alone does no harm here,
+    for files that were changed since are decoded anew. None, with a line said, where they cannot be kept: the disk is too
     full, or the folder cannot be written. InputError for a picture that cannot be decoded, as from the shards.
     """
     count = len(pairs)
-    digest = hashlib.sha256("|".join([identity, str(count), str(size), decoder()]).encode()).hexdigest()
+    if not count:  # nothing to map
+        return None
+    digest = hashlib.sha256("|".join([identity, str(count), str(size), decoder(), _changes(pairs)]).encode()).hexdigest()
     path = folder / f"{digest[:24]}-{size}px.views"
     try:
         while True:
@@ -118,6 +126,19 @@ def decoded(
     except OSError as error:
         say(f"NOTE decoded pictures cannot be kept in {folder} ({error.strerror or error}): they are {AGAIN}.")
         return None
+
+
+def _changes(pairs: Pairs) -> str:
+    """A digest of when the files that hold the pictures were last changed."""
+    digest, seen = hashlib.sha256(), set[str]()
+    for start in range(0, len(pairs), LOOKED_UP):
+        records = pairs.records(np.arange(start, min(start + LOOKED_UP, len(pairs))))
+        for place in zip(*(records[name].to_pylist() for name in ("url", "offset", "member"))):
+            file = file_of(*place)
+            if file not in seen:
+                seen.add(file)
+                digest.update(b"%d " % changed_at(file))
+    return digest.hexdigest()
 
 
 def _write(pairs: Pairs, size: int, file: BinaryIO, path: Path, threads: int) -> None:
@@ -217,5 +238,6 @@ def _bytes(count: int, size: int) -> int:
 def decoder() -> str:
     """What, with a picture's bytes, determines its canonical view: the code and the libraries that decode and resize it."""
     here = Path(__file__).parent
-    code = hashlib.sha256(b"".join((here / name).read_bytes() for name in ("view.py", "resize.py"))).hexdigest()
-    return " ".join([code, *(metadata.version(name) for name in ("simplejpeg", "pillow", "torch", "numpy"))])
+    code = inspect.getsource(loader.canonical_views) + "".join((here / name).read_text("utf-8") for name in ("view.py", "resize.py"))
+    digest = hashlib.sha256(code.encode()).hexdigest()
+    return " ".join([digest, *(metadata.version(name) for name in ("simplejpeg", "pillow", "torch", "numpy"))])

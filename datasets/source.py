@@ -297,13 +297,19 @@ def read_bytes(url: str, offset: int, length: int, member: str) -> bytes:
         return _read_cell(url, offset, member.removeprefix(_PARQUET_CELL))
     try:
         if offset == 0:  # inside a tar a header comes first, so this is a file of its own
-            return _read_file(_file_place(_folder(url), member))
+            return _read_file(file_of(url, offset, member))
         data = read_range(url, offset, length) if is_remote(url) else _reader(url).read(offset, length)
     except OSError as error:
         raise InputError(f"{url}: {member} cannot be read: {error}") from None
     if len(data) < length:
         raise InputError(f"{url} ends before byte {offset + length}: it has changed since it was indexed.")
     return data
+
+
+def file_of(url: str, offset: int, member: str) -> str:
+    """The file that holds the picture of one index row whose shard is `url`."""
+    own = offset == 0 and not member.startswith(_PARQUET_CELL)
+    return _file_place(_folder(url), member) if own else url
 
 
 _reader = functools.lru_cache(maxsize=256)(Reader)  # eviction closes it when its last user lets go

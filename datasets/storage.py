@@ -129,6 +129,14 @@ def size_of(url: str) -> int:
         return -1
 
 
+def changed_at(url: str) -> int:
+    """When a local file was last changed, in nanoseconds; -1 for others and where there is none."""
+    try:
+        return -1 if is_remote(url) else os.stat(url).st_mtime_ns
+    except OSError:
+        return -1
+
+
 def read_range(url: str, offset: int, length: int) -> bytes:
     """`length` bytes from `offset` of a URI, as one ranged request."""
     system, path = filesystem(url)

@@ -14,14 +14,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from making import pairs
+from making import encoded, pairs, tar
 from test_loader import RECIPE, broken_set, same
 
 from datasets import cache
 from datasets.cache import Decoded, cache_folder, decoded
 from datasets.errors import InputError
+from datasets.evalset import EvalSet
 from datasets.loader import LocalFeed, Recipe, eval_batches
-from datasets.pairs import Pairs
+from datasets.pairs import Pairs, write_index
+from datasets.source import Source, read_bytes
 from datasets.view import Views
 from trainers.loop import fit
 from trainers.model import TinyCLIP
@@ -88,6 +90,36 @@ def test_what_determines_the_views_names_the_file(poisoned, tmp_path, monkeypatc
     others = {kept(poisoned, tmp_path, "other").path, kept(poisoned, tmp_path, size=8).path}
     monkeypatch.setattr(cache, "decoder", lambda: "another decoder")
     assert len({first.path, kept(poisoned, tmp_path).path} | others) == 4
+
+
+@pytest.mark.parametrize("layout", ["folder", "tar"])
+def test_a_file_replaced_by_another_of_its_size_is_decoded_anew(tmp_path, layout):
+    pictures = [encoded(np.full((20, 20, 3), colour, np.uint8), "BMP") for colour in ((255, 0, 0), (0, 0, 255))]
+    where = tmp_path / "set" / "0.tar" if layout == "tar" else tmp_path / "set" / "banana" / "0.bmp"
+    where.parent.mkdir(parents=True)
+
+    def put(data: bytes) -> None:
+        if layout == "tar":
+            tar(where, [("0.jpg", data), ("0.txt", b"a thing")])
+        else:
+            where.write_bytes(data)
+
+    put(pictures[0])
+    if layout == "tar":
+        table, urls = Source(urls=str(where)).index_shard(0, str(where)), [str(where)]
+    else:
+        table, urls, *_ = EvalSet(path=str(tmp_path / "set")).load()
+    write_index([table], tmp_path / "index.arrow")
+    data = Pairs(tmp_path / "index.arrow", urls)
+    (tmp_path / "cache").mkdir()
+    red, again = kept(data, tmp_path / "cache"), kept(data, tmp_path / "cache")
+    assert red.path == again.path and red[np.array([0])].max(axis=(0, 1, 2)).tolist() == [255, 0, 0]
+    before = where.stat()
+    put(pictures[1])
+    os.utime(where, ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    read_bytes.__globals__["_reader"].cache_clear()
+    assert where.stat().st_size == before.st_size
+    assert kept(data, tmp_path / "cache")[np.array([0])].max(axis=(0, 1, 2)).tolist() == [0, 0, 255]
 
 
 def test_two_that_start_together_decode_once(poisoned, tmp_path, monkeypatch):
