@@ -75,41 +75,50 @@ def _make(
 def pretrain_all(wanted: list[tuple[Experiment, Inputs]], store: Store, compute: Compute) -> list[Artefact]:
     """Every pre-trained model, in order: those that are missing are made side by side, as many as the cluster has room for.
 
-    A failure is raised when those that run have ended, so that none is lost.
+    A failure, be it a death of the process that waits for one of them, is raised when those that run have ended, so that none is
+    lost.
     """
     import ray
+    from ray.exceptions import RayError
 
     missing = {
-        stage.fingerprint: (experiment, inputs)
+        stage.fingerprint: (stage, experiment, inputs)
         for experiment, inputs in wanted
         if store.find((stage := stages(experiment)["pretrain"]).kind, stage.fingerprint) is None
     }
-    room = _room(compute)
+    room = _room(compute, ray.cluster_resources())
     if len(missing) > 1 and room > 1:
-        task = ray.remote(num_cpus=0, max_retries=0)(_apart)  # the workers of its Ray Train hold the cores
+        # the workers of its Ray Train hold the cores; one that is started again goes on from the last checkpoint
+        task = ray.remote(num_cpus=0, max_retries=compute.retries)(_apart)
         waiting = list(missing.values())
-        running: list[Any] = []
+        running: dict[Any, Stage] = {}
         failures: list[Exception] = []
         while waiting or running:
             while waiting and len(running) < room and not failures:
-                running.append(task.remote(*waiting.pop(0), str(store.root), compute, dict(planning.IDENTITIES)))
+                stage, experiment, inputs = waiting.pop(0)
+                running[task.remote(experiment, inputs, str(store.root), compute, dict(planning.IDENTITIES))] = stage
             if not running:
                 break
-            (done, *_), running = ray.wait(running, num_returns=1)
-            failure = ray.get(done)
-            failures += [failure] if failure else []
+            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            stage = running.pop(done)
+            try:
+                failure = ray.get(done)
+                failures += [failure] if failure else []
+            except RayError as death:
+                try:
+                    raise_failure(stage, store.work(stage.kind, stage.fingerprint), death)
+                except (InputError, StageError) as error:
+                    failures.append(error)
         if failures:
             raise failures[0]
     return [pretrain_stage(experiment, inputs, store, compute) for experiment, inputs in wanted]
 
 
-def _room(compute: Compute) -> int:
-    """How many pre-trainings the whole cluster can run at a time."""
-    import ray
-
-    has = ray.cluster_resources()
-    needs = {"CPU": compute.workers * compute.cpus_per_worker, "GPU": compute.workers * compute.gpus_per_worker}
-    return int(min(has.get(name, 0.0) / need for name, need in needs.items() if need))
+def _room(compute: Compute, has: dict[str, float]) -> int:
+    """How many pre-trainings a cluster of these resources can run at a time, the CPUs of their feeds counted; at least 1."""
+    cpus = compute.cpus_per_worker + (compute.feed_cpus if compute.feed == "ray" else 0)
+    needs = {"CPU": compute.workers * cpus, "GPU": compute.workers * compute.gpus_per_worker}
+    return max(1, int(min(has.get(name, 0.0) / need for name, need in needs.items() if need) + 1e-9))
 
 
 def _apart(

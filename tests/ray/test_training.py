@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from dataclasses import replace
 
+import psutil
 import pytest
 
 from orchestrator.override import override_all
@@ -31,6 +34,30 @@ def test_one_of_several_pretrainings_diverges_and_the_others_are_kept(ray_sessio
 
     (artefact,) = pretrain_all([(experiments[0], inputs)], store, Compute(store=str(tmp_path)))
     assert artefact.fingerprint == good, "found, not made again"
+
+
+def test_the_process_of_one_is_killed_and_the_others_are_kept(ray_session, tmp_path):
+    store = Store(str(tmp_path))
+    store.prepare()
+    experiments = [override_all(BASE, {"pretrain.seed": seed}) for seed in (0, 1)]
+    wanted = [(experiment, make_data(BASE, store, lambda line: None)) for experiment in experiments]
+
+    def kill() -> None:
+        victim = None
+        while victim is None:
+            time.sleep(0.05)
+            victim = next((p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::_apart")), None)
+        victim.kill()
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    with pytest.raises(StageError, match="pretrain mmcl .* failed near step .* the same command continues"):
+        pretrain_all(wanted, store, Compute(store=str(tmp_path), retries=0))
+    thread.join()
+    kept = [store.find("pretrain", stages(experiment)["pretrain"].fingerprint) for experiment in experiments]
+    assert sum(artefact is not None for artefact in kept) == 1, "its sibling went on"
+    made = pretrain_all(wanted, store, Compute(store=str(tmp_path)))
+    assert len({artefact.fingerprint for artefact in made}) == 2
 
 
 def test_a_prior_is_trained_once_without_the_poison_and_the_pretrainings_start_from_it(ray_session, tmp_path):
