@@ -177,8 +177,8 @@ def raise_failure(stage: Stage, folder: Path, cause: BaseException | None) -> No
         lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [type(cause).__name__]
         progress: dict[str, Any] = read_json(folder / "progress.json") or {}
         raise StageError(
-            f"{stage} failed near step {progress.get('step', 0)}: {lines[-1][:400].rstrip('.')}. Its checkpoints are kept; the same command "
-            "continues from them."
+            f"{stage} failed near step {progress.get('step', 0)}: {lines[-1][:400].rstrip('.')}. Its checkpoints are kept; the same "
+            "command continues from them."
         ) from cause
 
 
