@@ -71,6 +71,8 @@ def coerce(value: Any, hint: Any, path: str) -> Any:
             return float(value)
         if option is str and isinstance(value, str):
             return value
+        if origin is dict and isinstance(value, dict):
+            return value
         if origin is tuple and isinstance(value, (tuple, list)):
             return _tuple(tuple(value), typing.get_args(option), path)
         if dataclasses.is_dataclass(option) and isinstance(value, typing.cast(type, option)):
@@ -103,6 +105,8 @@ def _describe(hint: Any) -> str:
             parts.append("a tuple of " + " and ".join(_describe(a) for a in typing.get_args(option) if a is not Ellipsis))
         elif option in names:
             parts.append(names[option])
+        elif origin is dict:
+            parts.append("a dictionary")
         else:
             parts.append(f"a {getattr(option, '__name__', option)} component")
     return " or ".join(parts)

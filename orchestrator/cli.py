@@ -20,12 +20,14 @@ OVERRIDES = (
 def run(arguments: list[str]) -> int:
     """Run one command; the exit code is 0 only when all it was asked for is done."""
     parser = _parser()
-    options, rest = parser.parse_known_args(arguments)
-    if options.command is None:
-        parser.print_help()
-        return 0
     try:
-        options.overrides = _overrides(rest, accepted=options.command in ("plan", "run", "report", "poison", "evaluate", "analyse"))
+        options, rest = parser.parse_known_args(arguments)
+        if options.command is None:
+            parser.print_help()
+            return 0
+        if getattr(options, "store", None) == "":
+            raise InputError("--store is empty; accepted: the folder for all results.")
+        options.overrides = _overrides(rest, options.command)
         return options.handler(options)
     except InputError as error:
         print(f"cleansweep: {error}", file=sys.stderr)
@@ -50,8 +52,34 @@ def run(arguments: list[str]) -> int:
         return 1
 
 
+class _Parser(argparse.ArgumentParser):
+    """One that says a mistake as every other is said."""
+
+    def error(self, message: str) -> Any:
+        raise InputError(f"{message.removeprefix('argument ')}; see `{self.prog} --help`.")
+
+
+def _whole(text: str) -> int:
+    try:
+        return int(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+
+
+def _number(text: str) -> float:
+    try:
+        if (value := float(text)) == value:  # nan is equal to nothing
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number")
+
+
+_KINDS: dict[Any, Callable[[str], Any]] = {int: _whole, float: _number, str: str}
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser("cleansweep", description=DESCRIPTION, allow_abbrev=False)
+    parser = _Parser("cleansweep", description=DESCRIPTION, allow_abbrev=False)
     commands = parser.add_subparsers(dest="command", metavar="command")
 
     def command(name: str, handler: Callable[[Any], int], text: str, **options: Any) -> argparse.ArgumentParser:
@@ -67,7 +95,7 @@ def _parser() -> argparse.ArgumentParser:
         return added
 
     planned = with_sweep("plan", _plan, "Show the stages of a sweep: what is stored, what would run, what it would cost.")
-    planned.add_argument("--samples-per-second", type=float, help="training rate to estimate with")
+    planned.add_argument("--samples-per-second", type=_number, help="training rate to estimate with")
     planned.add_argument("--json", action="store_true", help="print the plan as JSON")
     ran = with_sweep("run", _run, "Run a sweep to its end. What exists is not made again; an interrupted run continues.")
     ran.add_argument("--gate", choices=("stop", "warn"), help="what to do when the attack did not take [the sweep's own]")
@@ -83,7 +111,7 @@ def _parser() -> argparse.ArgumentParser:
     ui = command("ui", _ui, "Open MLflow on this machine (loopback only).")
     ui.add_argument("--store", default="store")
     ui.add_argument("--tracking-uri", default="")
-    ui.add_argument("--port", type=int, default=5000)
+    ui.add_argument("--port", type=_whole, default=5000)
     poisoned = with_sweep("poison", _poison, "Write the sweep's poisoned shards as files.")
     poisoned.add_argument("--out", required=True, help="folder for the shards; continued if it was begun")
     measured = with_sweep("evaluate", _evaluate, "Zero-shot accuracy and attack success of a checkpoint, as JSON.")
@@ -102,26 +130,26 @@ def _parser() -> argparse.ArgumentParser:
     ingested = command("ingest", _ingest, "Pack a folder or CSV of pictures and captions into shards.")
     ingested.add_argument("source", help="folder of pictures, or a CSV/TSV of paths and captions")
     ingested.add_argument("out", help="folder for the shards; must be new or empty")
-    ingested.add_argument("--shard-size", type=int, default=1000, help="samples in a shard")
+    ingested.add_argument("--shard-size", type=_whole, default=1000, help="samples in a shard")
     ingested.add_argument("--image-key", default="image")
     ingested.add_argument("--caption-key", default="caption")
     ingested.add_argument("--delimiter", default="auto")
     ingested.add_argument("--captions", default="txt", help="of a folder: txt (a file beside each picture) | folder (its name)")
-    ingested.add_argument("--resize", type=int, help="shrink pictures to this shorter side in pixels, as JPEG")
+    ingested.add_argument("--resize", type=_whole, help="shrink pictures to this shorter side in pixels, as JPEG")
     ingested.add_argument("--label-key", default="label")
     ingested.add_argument("--classes", default="none", help="none | folder: the top folder is the class")
     fetched = command("fetch", _fetch, "Fetch a list of web addresses and captions (CC3M, CC12M) into shards.")
     fetched.add_argument("list", help="TSV or CSV of addresses and captions, with or without a header line")
     fetched.add_argument("out", help="folder for the shards, seen by all nodes; continued if fetch began it")
     for flag, kind, text in FETCH:
-        fetched.add_argument(f"--{flag}", type=kind, default=None, help=text)
+        fetched.add_argument(f"--{flag}", type=_KINDS[kind], default=None, help=text)
     fetched.add_argument("--url-column", default="", help="name, or number from 1 [found by its addresses]")
     fetched.add_argument("--caption-column", default="", help="name, or number from 1 [by name, or the only other one]")
     fetched.add_argument("--delimiter", default="auto")
     fetched.add_argument("--allow-private", action="store_true", help="connect to private and loopback addresses too")
     fetched.add_argument("--retry-failed", action="store_true", help="try again what failed and may have gone by")
-    fetched.add_argument("--tasks", type=int, help="shards at a time in the cluster [one a core]")
-    fetched.add_argument("--num-cpus", type=int, help="cores of a Ray started here [all]")
+    fetched.add_argument("--tasks", type=_whole, help="shards at a time in the cluster [one a core]")
+    fetched.add_argument("--num-cpus", type=_whole, help="cores of a Ray started here [all]")
     doctor = command("doctor", _doctor, "Check this machine: versions, cores, disk, GPU, store, tracking server.")
     doctor.add_argument("--store", default="store")
     doctor.add_argument("--tracking-uri", default="")
@@ -131,7 +159,7 @@ def _parser() -> argparse.ArgumentParser:
 def _compute_flags(parser: argparse.ArgumentParser) -> None:
     group = parser.add_argument_group("where it runs (never changes a result)")
     for flag, kind, text in COMPUTE:
-        group.add_argument(f"--{flag}", type=kind, default=None, help=text)
+        group.add_argument(f"--{flag}", type=_KINDS[kind], default=None, help=text)
 
 
 COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
@@ -152,6 +180,10 @@ COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("num-cpus", int, "cores of a Ray started here [all]"),
 )
 """Kept beside `spec.Compute` so that --help need not import it; a test holds the two together."""
+
+
+EXPERIMENT = ("data", "views", "poison", "pretrain", "evaluate", "clean", "prior", "eda")
+"""The fields of `spec.Experiment`, in the same way."""
 
 
 FETCH: tuple[tuple[str, Callable[[str], Any], str], ...] = (
@@ -177,13 +209,16 @@ FETCH: tuple[tuple[str, Callable[[str], Any], str], ...] = (
 """Kept beside `datasets.fetch.Wanted` and `datasets.download.Manners`; a test holds them together."""
 
 
-def _overrides(rest: list[str], accepted: bool) -> dict[str, str]:
+def _overrides(rest: list[str], command: str) -> dict[str, str]:
     """`--a.b value` and `--a.b=value` pairs; anything else is a mistake."""
+    accepted = command in ("plan", "run", "report", "poison", "evaluate", "analyse")
     found: dict[str, str] = {}
     words = iter(rest)
     for word in words:
         name, equals, value = word.partition("=")
-        if not accepted or not name.startswith("--") or "." not in name:
+        if accepted and not word.startswith("-"):
+            raise InputError(f"unknown argument {word!r}: {command} takes one sweep; see `cleansweep {command} --help`.")
+        if not accepted or not name.startswith("--") or ("." not in name and name[2:] not in EXPERIMENT):
             raise InputError(f"unknown argument {word!r}; see `cleansweep --help`.")
         if not equals:
             try:
@@ -208,6 +243,9 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
 def _plan(options: argparse.Namespace) -> int:
     from orchestrator.show import plan_rows, plan_text
 
+    rate = options.samples_per_second
+    if rate is not None and not 0 < rate < float("inf"):
+        raise InputError(f"--samples-per-second is {rate:g}; accepted: a number above 0.")
     plan, compute = _load(options)
     rows = plan_rows(plan, compute, options.samples_per_second)
     print(json.dumps(rows, indent=1) if options.json else plan_text(plan, compute, rows))

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from datasets.errors import InputError
 from orchestrator.plan import Plan
 from orchestrator.results import load_study
 from orchestrator.store import NOTES, Store, read_json
@@ -77,7 +78,10 @@ class Follower:
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_S):
-            study = load_study(self._plan, self._store)
+            try:
+                study = load_study(self._plan, self._store)
+            except InputError:  # an artefact was damaged meanwhile: the end of the run says so
+                return
             self._tell(study)
             if self._mirror is not None:
                 try:

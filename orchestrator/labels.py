@@ -14,11 +14,10 @@ from orchestrator import plan as planning
 from orchestrator.cluster import user_error
 from orchestrator.plan import labelling, stages, unpoisoned
 from orchestrator.spec import Compute, Experiment
-from orchestrator.stages import Inputs, make_cleanset, make_stage
+from orchestrator.stages import Inputs, last_checkpoint, make_cleanset, make_stage
 from orchestrator.store import Store, write_json
 from orchestrator.training import StageError, unpoisoned_stage
 from orchestrator.workers import load_model, whole_pictures
-from trainers import checkpoint
 from trainers.cleaning.labels import Labels
 from trainers.cleaning.pseudo_labels import zero_shot_labels
 from trainers.distributed import World
@@ -43,7 +42,7 @@ def make_labels(experiment: Experiment, inputs: Inputs, store: Store, gpus: floa
         else:
             trained = store.find("pretrain", stages(experiment)["labeller"].fingerprint)
             assert trained is not None, "the labeller is trained before it labels"
-            encoder = load_model(unpoisoned(experiment, "labeller"), str(checkpoint.newest(trained.folder)))
+            encoder = load_model(unpoisoned(experiment, "labeller"), str(last_checkpoint(trained)))
         encoder.place(World.current().device if gpus else torch.device("cpu"))
         names, templates = method.prompts(inputs.class_names, inputs.templates)
         pairs = inputs.pairs(make_cleanset(experiment, inputs, store))

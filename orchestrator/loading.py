@@ -3,6 +3,7 @@
 import importlib
 import importlib.util
 import sys
+import traceback
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -37,6 +38,8 @@ def _import(name: str) -> Any:
         path = Path(name).expanduser().resolve()
         if not path.is_file():
             raise InputError(f"{path}: no such sweep file.")
+        if path.suffix != ".py":
+            raise InputError(f"{path} is no sweep file; accepted: a .py file, or a module such as sweeps.quickstart.")
         spec = importlib.util.spec_from_file_location(f"cleansweep_sweep_{path.stem}", path)
         assert spec is not None and spec.loader is not None
         module = importlib.util.module_from_spec(spec)
@@ -61,13 +64,22 @@ def _pickle_by_value(module: Any) -> None:
 def _execute(load: Any, name: str) -> None:
     try:
         load()
-    except InputError as error:
-        raise InputError(f"{name}: {error}") from error
     except ModuleNotFoundError as error:
-        if error.name and name.startswith(error.name):
+        if error.name and f"{name}.".startswith(f"{error.name}."):
             shipped = sorted(p.stem for p in Path(__file__).parent.parent.joinpath("sweeps").glob("[a-z]*.py"))
             names = ", ".join(f"sweeps.{stem}" for stem in shipped)
             raise InputError(f"there is no sweep {name!r}. Shipped: {names}; or give the path of a .py file.") from error
-        raise InputError(f"{name}: {error}") from error
-    except (TypeError, SyntaxError, NameError, AttributeError, ImportError) as error:
-        raise InputError(f"{name} cannot be read as a sweep: {error}") from error
+        raise InputError(f"{_where(error, name)}: {error}") from error
+    except InputError as error:
+        raise InputError(f"{_where(error, name)}: {error}") from error
+    except (Exception, SystemExit) as error:  # a sweep is a program and may raise anything
+        told = f"{type(error).__name__}: {error}".splitlines()[0]
+        raise InputError(f"{_where(error, name)} cannot be read as a sweep: {told}") from error
+
+
+def _where(error: BaseException, name: str) -> str:
+    """The sweep, and the line of the file under way that it came to; of a helper that it imports the helper's own."""
+    if isinstance(error, SyntaxError) and error.filename:
+        return f"{error.filename}, line {error.lineno}"
+    read = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
+    return f"{read[-1].filename}, line {read[-1].lineno}" if read else name

@@ -1,5 +1,6 @@
 """Reading a sweep back from the store."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,7 @@ from orchestrator.fingerprint import encode
 from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment, unpoisoned
 from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Gate
-from orchestrator.store import Store, commit, read_json, read_lines, write_json
+from orchestrator.store import METRICS, Artefact, Store, commit, metrics_of, part, read_json, read_lines, write_json
 from orchestrator.study import StageResult, Study, TrialResult
 
 
@@ -30,7 +31,7 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Stu
         if result is None:
             continue
         study.pretrains.append(result)
-        verdict = judge(result.folder, sweep.gate)
+        verdict = judge(store.find("pretrain", result.fingerprint), sweep.gate)
         if verdict is not None:
             study.gates[result.fingerprint] = verdict
     for overrides, error, status in _trials(plan, store, trials):
@@ -57,10 +58,13 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Stu
 
 
 def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
-    """The stage's result from its artefact or its working folder; None where there is neither."""
+    """The stage's result from its artefact or its working folder; None where there is neither.
+
+    InputError for an artefact whose metrics were lost or broken: without them it would pass for a stage that measured nothing.
+    """
     found = store.find(stage.kind, stage.fingerprint)
     folder = found.folder if found else store.work(stage.kind, stage.fingerprint)
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = metrics_of(found) if found else read_lines(folder / METRICS)
     if not found and not lines:
         return None
     return kind(
@@ -76,12 +80,11 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
     )
 
 
-def judge(pretrained: Path, gate: Gate) -> dict[str, Any] | None:
+def judge(pretrained: Artefact | None, gate: Gate) -> dict[str, Any] | None:
     """The attack gate's verdict on a finished pre-training; None before it has finished."""
     from trainers.evaluate.gate import attack_gate
 
-    facts = read_json(pretrained / "gate.json")
-    return None if facts is None else attack_gate(**facts, threshold=gate.min_asr)
+    return None if pretrained is None else attack_gate(**json.loads(part(pretrained, "gate.json")), threshold=gate.min_asr)
 
 
 def encode_sweep(plan: Plan) -> dict[str, Any]:
@@ -114,7 +117,7 @@ def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
 
 def spent(folder: Path) -> float:
     """Seconds of training over all attempts, as the last line of metrics tells."""
-    lines = read_lines(folder / "metrics.jsonl")
+    lines = read_lines(folder / METRICS)
     return lines[-1]["seconds"] if lines else 0.0
 
 
@@ -145,21 +148,17 @@ def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment:
     if poison is None or index is None:
         return
     tested = store.find("testset", made["testset"].fingerprint)
-    tests = read_json(tested.folder / "summary.json") if tested else {"kept": None, "drops": {}}
-    read = read_json(index.folder / "summary.json")
+    tests = json.loads(part(tested, "summary.json")) if tested else {"kept": None, "drops": {}}
+    read = json.loads(part(index, "summary.json"))
     study.data_hash = index.manifest["files"]["index.arrow"]
     study.poison = {
         **encode(experiment.poison, "poison"),
-        **read_json(poison.folder / "summary.json"),
+        **json.loads(part(poison, "summary.json")),
         "samples": read["samples"],
         "kept": read["kept"],
         "drops": read["drops"],
         "test_pictures": tests["kept"],
         "test_drops": tests["drops"],
     }
-    for i, entry in enumerate(read_json(poison.folder / "samples.json") or []):
-        study.samples.append({**entry, **{kind: _sample(poison.folder, i, kind) for kind in ("clean", "triggered")}})
-
-
-def _sample(folder: Path, number: int, kind: str) -> bytes:
-    return (folder / "samples" / f"{number}-{kind}.png").read_bytes()
+    for i, entry in enumerate(json.loads(part(poison, "samples.json"))):
+        study.samples.append({**entry, **{kind: part(poison, f"samples/{i}-{kind}.png") for kind in ("clean", "triggered")}})

@@ -1,5 +1,6 @@
 """The driver: make every stage of a sweep in order, follow what runs, keep MLflow in step, and tell what came of it."""
 
+import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
@@ -17,13 +18,16 @@ from orchestrator.report.claims import Verdict
 from orchestrator.report.claims_table import write_claims
 from orchestrator.report.page import write_report
 from orchestrator.results import decode_overrides, judge, load_study
-from orchestrator.spec import Compute
-from orchestrator.stages import make_data, make_stage, training_source
-from orchestrator.store import Store, read_json, slug, write_json
+from orchestrator.spec import Compute, Experiment
+from orchestrator.stages import Inputs, last_checkpoint, make_cleanset, make_data, make_stage, training_source
+from orchestrator.store import Store, part, slug, write_json
 from orchestrator.study import Study
 from orchestrator.tracking import Tracker, TrackingError
 from orchestrator.training import pretrain_all
 from orchestrator.tuning import Trial, Upstream, clean_sweep
+
+CLEANSET = [["clean", name] for name in ("pairs", "choice", "seed", "poisons", "keys")]
+"""Fields that a cleaning set depends on."""
 
 
 def tracking_uri(given: str, store: Store) -> str:
@@ -47,6 +51,7 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
     tracker.check()
     with store.locked(store.root / "sweep" / f".lock-{plan.fingerprint[:12]}", f"sweep {plan.sweep.name}", wait_s=30):
         trials = _recorded(plan, store)
+        load_study(plan, store, trials)  # what is damaged is said before anything is computed
         failures: list[str] = []
         if trials is None:
             try:
@@ -77,8 +82,9 @@ def _make(
     if cluster.has_gpu() and not (compute.gpus_per_worker or compute.trial_gpus):
         say("NOTE the cluster has GPUs and none is asked for: see --gpus-per-worker and --trial-gpus.")
     wanted = [(experiment, make_data(experiment, store, say)) for _, experiment in plan.upstream]
+    _choose_cleansets(plan, wanted, store)
     upstream = {
-        artefact.fingerprint: Upstream(inputs, str(last_checkpoint(artefact.folder)))
+        artefact.fingerprint: Upstream(inputs, str(last_checkpoint(artefact)))
         for (_, inputs), artefact in zip(wanted, pretrain_all(wanted, store, compute))
     }
     failures = []
@@ -90,13 +96,26 @@ def _make(
     return clean_sweep(plan, upstream, store, compute), failures
 
 
+def _choose_cleansets(plan: Plan, wanted: list[tuple[Experiment, Inputs]], store: Store) -> None:
+    """Make every cleaning set that is known before the trials are, so that a mistake in one is told before hours of pre-training."""
+    inputs = {stages(experiment)["pretrain"].fingerprint: found for experiment, found in wanted}
+    if plan.grid is None and any(path.split(".")[:2] in CLEANSET for path in plan.sweep.space):
+        return  # drawn: the base's own may never be used
+    known: set[str] = set()
+    for _, experiment in plan.upstream if plan.grid is None else plan.grid:
+        made = stages(experiment)
+        if "cleanset" in made and made["cleanset"].fingerprint not in known:
+            known.add(made["cleanset"].fingerprint)
+            make_cleanset(experiment, inputs[made["pretrain"].fingerprint], store)
+
+
 def _gate_failures(plan: Plan, store: Store, say: Callable[[str], None] = lambda line: None) -> list[tuple[str, str]]:
     """(fingerprint, message) of the pre-trainings that the gate stops; those it only warns of are said."""
     failures = []
     for _, experiment in plan.upstream:
         stage = stages(experiment)["pretrain"]
         found = store.find(stage.kind, stage.fingerprint)
-        verdict = judge(found.folder, plan.sweep.gate) if found else None
+        verdict = judge(found, plan.sweep.gate)
         if verdict is None or verdict["passed"]:
             continue
         message = f"attack gate of {stage}: {' '.join(verdict['reasons'])}"
@@ -121,17 +140,12 @@ def _values(trial: Trial) -> str:
     return ", ".join(f"{path}={value}" for path, value in shown.items())
 
 
-def last_checkpoint(folder: Path) -> Path:
-    """The newest epoch folder of a pre-training."""
-    return max(folder.glob("epoch_*"), key=lambda path: int(path.name.split("_")[1]))
-
-
 def _recorded(plan: Plan, store: Store) -> list[Trial] | None:
     """The trials of a sweep that ran to its end; None when there is something left to do."""
     found = store.find("sweep", plan.fingerprint)
     if found is None:
         return None
-    entries = read_json(found.folder / "trials.json")
+    entries = json.loads(part(found, "trials.json"))
     if any(e["status"] == "finished" and store.find("clean", e["fingerprint"]) is None for e in entries):
         return None  # an artefact was removed by hand
     return [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None) for e in entries]
@@ -209,17 +223,18 @@ def write_poisoned(plan: Plan, compute: Compute, out: Path) -> dict[str, Any]:
         )
 
 
-def evaluate_checkpoint(plan: Plan, compute: Compute, checkpoint: str) -> dict[str, float]:
+def evaluate_checkpoint(plan: Plan, compute: Compute, weights: str) -> dict[str, float]:
     """Metrics of a checkpoint (epoch folder, file or open_clip tag) under the sweep's test set and trigger."""
     from orchestrator.workers import Job, evaluate, load_model
 
+    experiment = plan.sweep.base
+    model = load_model(experiment, weights)  # first, so that a mistake is told before data are prepared
     store = Store(compute.store)
     store.prepare()
-    experiment = plan.sweep.base
     with _ray(compute):
         inputs = make_data(experiment, store, lambda line: print(line, file=sys.stderr))
     job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker)
-    return evaluate(job, load_model(experiment, checkpoint))
+    return evaluate(job, model)
 
 
 def open_ui(root: str, uri: str, port: int) -> int:

@@ -1,16 +1,18 @@
 """What people read in the terminal about plans and stores."""
 
 import json
+from contextlib import suppress
 from typing import Any
 
 import pyarrow.ipc as ipc
+from pyarrow import ArrowInvalid
 
 from datasets.errors import InputError
 from datasets.synthetic import World
 from orchestrator.fingerprint import encode
 from orchestrator.plan import VERSION, Plan, Stage, clean_pairs, stages, unpoisoned
 from orchestrator.spec import Compute, Experiment
-from orchestrator.store import MANIFEST, Artefact, Store, read_json, read_lines, verify
+from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, metrics_of, part, read_json, verify
 
 
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
@@ -69,7 +71,7 @@ def _kept(experiment: Experiment, store: Store) -> int | None:
         return experiment.data.subset
     index = store.find("index", stages(experiment)["index"].fingerprint)
     if index is not None:
-        return read_json(index.folder / "summary.json")["kept"]
+        return json.loads(part(index, "summary.json"))["kept"]
     return experiment.data.source.train if isinstance(experiment.data.source, World) else None
 
 
@@ -79,7 +81,7 @@ def _measured_rate(stage: Stage, experiment: Experiment, stored: list[Artefact])
     for artefact in reversed(stored):
         same = artefact.manifest["stage"] == stage.kind and artefact.manifest["name"] == stage.name
         if same and (stage.kind == "clean" or artefact.manifest["config"].get("pretrain", {}).get("model") == model):
-            lines = read_lines(artefact.folder / "metrics.jsonl")
+            lines = metrics_of(artefact)
             rates = [line["metrics"].get("train/samples_per_second") for line in lines[1:]]
             if rates and rates[-1]:
                 return rates[-1], f"{artefact.folder.name}"
@@ -141,7 +143,7 @@ def show(root: str, prefix: str | None, check: bool) -> int:
     damaged = 0
     for artefact in found:
         print(_artefact(artefact) if prefix else _artefact_line(artefact))
-        wrong = verify(artefact) if check else []
+        wrong = verify(artefact) if check else _lost(artefact)
         damaged += bool(wrong)
         for name in wrong:
             print(f"  DAMAGED {name}: missing, or its hash is not the manifest's")
@@ -151,14 +153,28 @@ def show(root: str, prefix: str | None, check: bool) -> int:
     if prefix is None:
         if not found:
             print(f"store {store.root} holds no finished artefact")
-        for folder in sorted(store.root.glob("*/.work-*")):
+        for folder in filter(begun, sorted(store.root.glob("*/.work-*"))):
             print(f"{folder.parent.name:9} unfinished {folder.name[6:]}  (the same command continues it)")
     return 1 if damaged else 0
 
 
+def _lost(artefact: Artefact) -> list[str]:
+    """What is found to be damaged without reading every file."""
+    gone = [name for name in artefact.manifest["files"] if not (artefact.folder / name).is_file()]
+    return gone if METRICS in gone or METRICS not in artefact.manifest["files"] or _metrics(artefact) else [*gone, METRICS]
+
+
+def _metrics(artefact: Artefact) -> list[dict[str, Any]]:
+    """The lines of its metrics; none where there are none, or only damaged ones."""
+    try:
+        return metrics_of(artefact) if METRICS in artefact.manifest["files"] else []
+    except InputError:
+        return []
+
+
 def _artefact_line(artefact: Artefact) -> str:
     m = artefact.manifest
-    lines = read_lines(artefact.folder / "metrics.jsonl")
+    lines = _metrics(artefact)
     told = ""
     if lines:
         metrics = lines[-1]["metrics"]
@@ -171,11 +187,10 @@ def _artefact(artefact: Artefact) -> str:
     for name in ("summary.json", "gate.json", "trials.json"):
         if (artefact.folder / name).exists():
             parts.append(f"{name}: {json.dumps(read_json(artefact.folder / name), indent=1)}")
-    parts += [json.dumps(line) for line in read_lines(artefact.folder / "metrics.jsonl")]
+    parts += [json.dumps(line) for line in _metrics(artefact)]
     index = artefact.folder / "index.arrow"
-    if index.exists():
-        with ipc.open_file(str(index)) as reader:
-            parts.append(f"index.arrow: {reader.schema.names}")
+    with suppress(OSError, ArrowInvalid), ipc.open_file(str(index)) as reader:
+        parts.append(f"index.arrow: {reader.schema.names}")
     parts.append(f"folder: {artefact.folder}")
     return "\n".join(parts)
 

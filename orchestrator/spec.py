@@ -206,6 +206,12 @@ class Sweep:
     doc: str = ""
 
     def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.name.strip() or {"/", "\\", "\n"} & set(self.name):
+            raise InputError(f"Sweep.name is {self.name!r}; accepted: one line without / and \\, for it names the report's folder.")
+        for path in self.space:
+            if not isinstance(path, str):
+                raise InputError(f"Sweep.space has the key {path!r}; accepted are dotted paths, as text.")
         for name, accepted in (("search", ("grid", "optuna")), ("scheduler", ("fifo", "asha"))):
             if getattr(self, name) not in accepted:
                 raise InputError(f"Sweep.{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")

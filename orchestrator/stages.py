@@ -1,6 +1,8 @@
 """Making each stage of an experiment: the data stages here, the training ones through `training` and `tuning`."""
 
 import io
+import json
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
@@ -27,7 +29,8 @@ from orchestrator import cleanset
 from orchestrator.meter import meter
 from orchestrator.plan import Stage, further_sets, stages
 from orchestrator.spec import Experiment
-from orchestrator.store import Artefact, Store, read_json, write_json
+from orchestrator.store import Artefact, Store, damage, part, require_files, write_json
+from trainers.model import WEIGHTS
 
 SHEET = 8
 """Victims on the sample sheet."""
@@ -97,7 +100,7 @@ def make_data(experiment: Experiment, store: Store, say: Callable[[str], None]) 
     source = training_source(experiment, store)
     urls = source.shards()
     ensure("index", lambda folder: _index(source, folder, say))
-    summary = read_json(found["index"].folder / "summary.json")
+    summary = json.loads(part(found["index"], "summary.json"))
     dropped = 1 - summary["kept"] / max(1, summary["samples"])
     if dropped > experiment.data.max_dropped:
         raise InputError(
@@ -127,6 +130,7 @@ def make_data(experiment: Experiment, store: Store, say: Callable[[str], None]) 
     )
     ensure("poison", lambda folder: _poison(experiment, inputs, folder))
     folder = found["poison"].folder
+    part(found["poison"], "summary.json")  # of which the gate's facts are part
     rows = folder / "rows.npy"
     return replace(inputs, plan=str(folder / "plan.parquet"), rows=str(rows) if rows.exists() else None)
 
@@ -144,7 +148,7 @@ def training_source(experiment: Experiment, store: Store) -> Source:
 def make_stage(
     store: Store, stage: Stage, make: Callable[[Path], None], say: Callable[[str], None] = lambda line: None
 ) -> Artefact:
-    """The artefact of the stage: found, or made in its working folder and sealed."""
+    """The artefact of the stage: found, or made in its working folder and sealed. InputError where a file of it was lost."""
     found = store.find(stage.kind, stage.fingerprint)
     if found is None:
         with store.working(stage.kind, stage.fingerprint) as folder:
@@ -156,7 +160,16 @@ def make_stage(
                 say(f"{stage}: made in {time.monotonic() - start:.1f} s")
             else:
                 store.discard(stage.kind, stage.fingerprint)
-    return found
+    return require_files(found)
+
+
+def last_checkpoint(artefact: Artefact) -> Path:
+    """The last epoch folder of a finished training; InputError where its weights were lost."""
+    weights = [name for name in artefact.manifest["files"] if re.fullmatch(rf"epoch_\d+/{WEIGHTS}", name)]
+    file = artefact.folder / max(weights, key=lambda name: int(name[len("epoch_") : name.index("/")]))
+    if not file.is_file():
+        raise damage(file)
+    return file.parent
 
 
 def seal(store: Store, stage: Stage, seconds: float) -> Artefact:
@@ -175,15 +188,15 @@ def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
 
 def make_set(tests: EvalSet | RetrievalSet, stage: Stage, store: Store, limit: float, say: Callable[[str], None]) -> MadeSet:
     """The set, its stage found or made; at least the share `limit` of its pictures must be usable."""
-    folder = make_stage(store, stage, lambda folder: _testset(tests, folder, limit), say).folder
-    classes = read_json(folder / "classes.json")
+    found = make_stage(store, stage, lambda folder: _testset(tests, folder, limit), say)
+    folder, classes = found.folder, json.loads(part(found, "classes.json"))
     return MadeSet(
         index=str(folder / "index.arrow"),
         urls=tuple(tests.shards(folder)),
         class_names=tuple(classes["names"]),
         templates=tuple(classes["templates"]),
         numbers=tuple(classes.get("numbers", range(len(classes["names"])))),
-        dropped=tuple(read_json(folder / "summary.json")["drops"].items()),
+        dropped=tuple(json.loads(part(found, "summary.json"))["drops"].items()),
     )
 
 

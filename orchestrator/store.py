@@ -15,12 +15,12 @@ import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -29,6 +29,7 @@ from datasets.storage import sync
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
+METRICS = "metrics.jsonl"
 NOTES = "notes.txt"
 """Lines of a stage's processes that the driver is to say."""
 SCRATCH = (LOCK, NOTES, "progress.json", "failed.json")
@@ -106,17 +107,28 @@ class Store:
         Raises InputError when another process holds it for longer than `wait_s` seconds.
         """
         folder = self.work(stage, fingerprint)
-        with self.locked(folder / LOCK, f"{stage} {fingerprint[:12]}", wait_s):
+        with self.locked(folder / LOCK, f"{stage} {fingerprint[:12]}", wait_s) as handle:
             folder.mkdir(parents=True, exist_ok=True)  # who held the lock before may have renamed or removed it
-            yield folder
+            try:
+                yield folder
+            except BaseException:
+                if _same(handle, folder / LOCK) and begun(folder) == []:  # nothing to continue, so nothing to leave
+                    (folder / LOCK).unlink()
+                    with suppress(OSError):  # who waits for the lock has put a new one there meanwhile
+                        folder.rmdir()
+                raise
 
     @contextmanager
-    def locked(self, path: Path, what: str, wait_s: float) -> Iterator[None]:
+    def locked(self, path: Path, what: str, wait_s: float) -> Iterator[IO[str]]:
         """Hold the lock file, which a process that dies lets go of; InputError after `wait_s` seconds of waiting."""
         deadline = time.monotonic() + wait_s
         while True:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(path, "w") as handle:
+            try:
+                opened = open(path, "w")  # noqa: SIM115 (closed below)
+            except FileNotFoundError:
+                continue  # its folder was renamed away or removed since
+            with opened as handle:
                 try:
                     fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError as error:
@@ -126,8 +138,8 @@ class Store:
                             "command again."
                         ) from error
                 else:
-                    if path.exists() and os.path.samestat(os.fstat(handle.fileno()), path.stat()):
-                        yield
+                    if _same(handle, path):
+                        yield handle
                         return
                     continue  # it was renamed away or removed between opening and locking
             time.sleep(0.5)
@@ -168,9 +180,54 @@ class Store:
         shutil.rmtree(self.work(stage, fingerprint), ignore_errors=True)
 
 
+def _same(handle: IO[str], path: Path) -> bool:
+    """Whether the open file is the one that has this path now."""
+    try:
+        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
+    except FileNotFoundError:
+        return False
+
+
+def begun(folder: Path) -> list[str]:
+    """What a working folder holds beside its lock."""
+    return [path.name for path in folder.iterdir() if path.name != LOCK]
+
+
 def _belongs(path: Path) -> bool:
     """Whether a file of a working folder is part of the artefact; a manifest there is of a sealing that was killed."""
     return path.is_file() and path.name not in (MANIFEST, LOCK) and not path.name.endswith(".tmp")
+
+
+def part(artefact: Artefact, name: str) -> bytes:
+    """A small file of the artefact; InputError where it was lost or is no longer what the stage wrote."""
+    try:
+        data = (artefact.folder / name).read_bytes()
+    except OSError:
+        raise damage(artefact.folder / name) from None
+    if hashlib.sha256(data).hexdigest() != artefact.manifest["files"].get(name):
+        raise damage(artefact.folder / name)
+    return data
+
+
+def metrics_of(artefact: Artefact) -> list[dict[str, Any]]:
+    """The lines of a finished training's metrics; InputError where the file is damaged."""
+    return [json.loads(line) for line in part(artefact, METRICS).splitlines()]
+
+
+def require_files(artefact: Artefact) -> Artefact:
+    """The artefact; InputError where one of its files is gone."""
+    for name in artefact.manifest["files"]:
+        if not (artefact.folder / name).is_file():
+            raise damage(artefact.folder / name)
+    return artefact
+
+
+def damage(path: Path) -> InputError:
+    """What to say of an artefact's file that is lost or broken."""
+    what = "is not as its stage wrote it" if path.exists() else "is missing"
+    return InputError(
+        f"{path} {what}: this finished stage is damaged. `cleansweep show --verify` lists all damage; delete the folder to make it anew."
+    )
 
 
 def verify(artefact: Artefact) -> list[str]:
@@ -191,22 +248,28 @@ def read_json(path: Path) -> Any:
 
 
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file; a last line still being written is left out."""
+    """The objects of a JSON-lines file that a stage is writing; a last line that is not whole yet is left out."""
     try:
         lines = path.read_text().splitlines(keepends=True)
+        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
     except OSError:
         return []
-    return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({error}); delete its folder to begin the stage anew.") from None
 
 
 def write_json(path: Path, value: Any) -> None:
     """Write aside, sync, rename."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "w") as handle:
-        json.dump(value, handle, indent=1, sort_keys=True)
-        handle.flush()
-        os.fsync(handle.fileno())
-    aside.replace(path)
+    try:
+        with open(aside, "w") as handle:
+            json.dump(value, handle, indent=1, sort_keys=True)
+            handle.flush()
+            os.fsync(handle.fileno())
+        aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

@@ -14,10 +14,9 @@ from orchestrator.cluster import user_error
 from orchestrator.plan import Stage, stages, unpoisoned
 from orchestrator.results import spent
 from orchestrator.spec import Compute, Experiment
-from orchestrator.stages import Inputs, seal
+from orchestrator.stages import Inputs, last_checkpoint, seal
 from orchestrator.store import Artefact, Store, read_json
 from orchestrator.workers import FAILED, Job, pretrain
-from trainers import checkpoint
 
 
 class StageError(RuntimeError):
@@ -35,7 +34,7 @@ def pretrain_stage(experiment: Experiment, inputs: Inputs, store: Store, compute
         return found
     start = None
     if experiment.prior is not None:
-        start = checkpoint.newest(unpoisoned_stage(experiment, "prior", inputs, store, compute).folder)
+        start = last_checkpoint(unpoisoned_stage(experiment, "prior", inputs, store, compute))
     return _make(stage, experiment, inputs, store, compute, "" if start is None else str(start))
 
 

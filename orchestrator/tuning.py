@@ -19,8 +19,8 @@ from orchestrator.plan import Plan, grid_values, stages, trial_experiment
 from orchestrator.results import remember_trial, remembered_trials, spent
 from orchestrator.spec import Compute, Experiment, Sweep
 from orchestrator.stages import Inputs, make_cleanset, seal
-from orchestrator.store import Store, read_json, read_lines
-from orchestrator.workers import FAILED, METRICS, Job, clean
+from orchestrator.store import METRICS, Store, metrics_of, read_json, read_lines
+from orchestrator.workers import FAILED, Job, clean
 
 
 @dataclass(frozen=True)
@@ -188,7 +188,7 @@ def _trial(config: dict[str, Any], context: Context) -> None:
                 found = seal(store, stage, spent(folder))
             else:
                 store.discard(stage.kind, stage.fingerprint)
-    tune.report(told(read_lines(found.folder / METRICS)))
+    tune.report(told(metrics_of(found)))
 
 
 def told(lines: list[dict[str, Any]]) -> dict[str, float]:
@@ -255,7 +255,7 @@ def _optuna(space: dict[str, Any], plan: Plan, store: Store) -> tuple[list[Trial
             waiting.append(point)
         else:
             known.append(outcome)
-            values.append((point, told(read_lines(found.folder / METRICS))[sweep.metric]))
+            values.append((point, told(metrics_of(found))[sweep.metric]))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     searcher = OptunaSearch(
         space=OptunaSearch.convert_search_space(drawn),

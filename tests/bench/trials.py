@@ -20,9 +20,8 @@ from datasets.synthetic import tiny
 from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator.plan import make_plan
-from orchestrator.run import last_checkpoint
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
-from orchestrator.stages import make_data
+from orchestrator.stages import last_checkpoint, make_data
 from orchestrator.store import Store
 from orchestrator.training import pretrain_stage
 from orchestrator.tuning import Upstream, clean_sweep
@@ -65,7 +64,7 @@ def run(size: str, rounds: int) -> list[Row]:
         store.prepare()
         inputs = make_data(BASE, store, lambda line: None)
         artefact = pretrain_stage(BASE, inputs, store, COMPUTE)
-        upstream = {artefact.fingerprint: Upstream(inputs, str(last_checkpoint(artefact.folder)))}
+        upstream = {artefact.fingerprint: Upstream(inputs, str(last_checkpoint(artefact)))}
         rates = itertools.count(1)  # each sweep has learning rates of its own, so that nothing is found in the store
 
         def timed(work: Any, count: int) -> dict[str, float]:

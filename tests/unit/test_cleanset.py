@@ -6,12 +6,15 @@ from types import SimpleNamespace
 import numpy as np
 import pyarrow as pa
 import pytest
+from ray import tune
 
 from datasets.errors import InputError
+from orchestrator import run as driver
 from orchestrator import stages as making
 from orchestrator.cleanset import choose_rows, read_keys, require
 from orchestrator.override import override, override_all
-from orchestrator.plan import IDENTITIES, clean_pairs, stages
+from orchestrator.plan import IDENTITIES, clean_pairs, make_plan, stages
+from orchestrator.spec import Compute, Sweep
 from orchestrator.stages import make_cleanset
 from orchestrator.store import Store
 from sweeps.quickstart import BASE
@@ -156,3 +159,21 @@ def test_a_plan_refuses_it_before_anything_runs(fields, said):
 def test_a_file_of_too_few_keys_is_refused_by_the_plan(tmp_path):
     with pytest.raises(InputError, match="holds 5 keys, fewer than one batch of 64"):
         stages(override(BASE, "clean.keys", keys_file(tmp_path, KEYS[:5])))
+
+
+@pytest.mark.parametrize("drawn", [False, True])
+def test_a_set_that_cannot_be_is_found_before_anything_is_trained(tmp_path, monkeypatch, drawn):
+    found = pairs(tmp_path / "data", plan={3: "a banana"})
+    inputs = SimpleNamespace(index=found.index, plan=found.plan, pairs=lambda: found)
+    unknown = keys_file(tmp_path, [f"{i:09d}" for i in range(10, 20)] + ["nobody"])
+    space = {"clean.lr": tune.loguniform(1e-4, 1e-2)} if drawn else {"clean.keys": tune.grid_search(["", unknown])}
+    base = replace(BASE, clean=clean(pairs=8, keys=unknown if drawn else ""))
+    trained = []
+    monkeypatch.setattr(driver, "make_data", lambda *_: inputs)
+    monkeypatch.setattr(driver, "pretrain_all", lambda *_: trained.append(1) or [])
+    monkeypatch.setattr(driver.cluster, "require_resources", lambda *_: None)
+    monkeypatch.setattr(driver.cluster, "has_gpu", lambda: False)
+    store = Store(tmp_path / "store")
+    with pytest.raises(InputError, match=r"1 of 11 keys.*'nobody' \(unknown\)"):
+        driver._make(make_plan(Sweep(name="x", base=base, space=space)), store, Compute(), print)
+    assert not trained and not list(store.root.glob("cleanset/.work-*"))

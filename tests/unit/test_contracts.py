@@ -17,7 +17,7 @@ from orchestrator.fingerprint import encode
 from orchestrator.loading import load_sweep
 from orchestrator.override import get, override
 from orchestrator.plan import encode_space, make_plan, stages
-from orchestrator.spec import Compute, Sweep
+from orchestrator.spec import Compute, Experiment, Sweep
 from sweeps.quickstart import BASE, SWEEP
 from tests.baselines.make_fingerprints import FILE, fingerprints
 
@@ -137,6 +137,7 @@ def test_spaces_have_a_stable_text():
 def test_the_command_lines_compute_flags_are_the_fields_of_compute():
     fields = {f.name: type(f.default) for f in dataclasses.fields(Compute)}
     assert {flag.replace("-", "_"): kind for flag, kind, _ in cli.COMPUTE} == fields
+    assert tuple(f.name for f in dataclasses.fields(Experiment)) == cli.EXPERIMENT
 
 
 def python(program: str, timeout: float = 60) -> str:
@@ -179,6 +180,18 @@ def test_plan_does_not_start_ray(tmp_path):
         (["plan", "sweeps.quickstart", "--wokers", "2"], "--wokers"),
         (["plan", "sweeps.quickstart", "--clean.method.inmodal_weight", "4"], "varies clean.method itself"),
         (["plan", "sweeps.quickstart", "--clean.warmup_steps", "5000"], "warmup"),
+        (["plan", "sweeps.quickstart", "--eda", "daily"], "once, per_epoch"),
+        (["plan", "sweeps.quickstart", "--clean", "None"], "varies clean"),
+        (["plan", "sweeps.quickstart", "--samples-per-second", "0"], "above 0"),
+        (["plan", "sweeps.quickstart", "sweeps.main_cc3m"], "plan takes one sweep"),
+        (["plan", "sweeps.quickstart", "--store", ""], "--store is empty"),
+        (["plan"], "sweep"),
+        (["plan", "/etc/passwd"], "a .py file"),
+        (["plan", ""], "ValueError"),
+        (["plan", "sweeps.quickstart", "--workers", "x"], "--workers: 'x' is no whole number"),
+        (["ingest", "a", "b", "--resize", "big"], "--resize: 'big' is no whole number"),
+        (["fetch", "a", "b", "--rate", "nan"], "--rate: 'nan' is no number"),
+        (["run", "sweeps.quickstart", "--gate", "ajar"], "--gate: invalid choice: 'ajar'"),
         (["plan", "sweeps.quickstart", "--workers", "0"], "at least 1"),
         (["plan", "sweeps.quickstart", "--trial-gpus", "2"], "at most one GPU"),
         (["plan", "sweeps.quickstart", "--workers", "2", "--gpus-per-worker", "0.5"], "cannot share a GPU"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datasets.errors import InputError
-from orchestrator.store import Store, read_lines, slug, verify
+from orchestrator.store import Store, read_lines, slug, verify, write_json
 
 FP = "ab" * 32
 
@@ -75,6 +75,35 @@ def test_a_half_written_line_is_left_out(tmp_path):
     path.write_text('{"epoch": 0}\n{"epoch": 1')
     assert read_lines(path) == [{"epoch": 0}]
     assert read_lines(tmp_path / "absent") == []
+
+
+def test_what_ends_in_an_error_with_nothing_made_leaves_no_folder(tmp_path):
+    store = Store(tmp_path)
+    for made in ((), ("half",)):
+        with pytest.raises(ValueError), store.working("clean", FP) as folder:
+            for name in made:
+                (folder / name).write_text("")
+            raise ValueError
+        assert folder.exists() == bool(made)
+
+
+def test_a_lock_that_another_holds_meanwhile_is_left_alone(tmp_path):
+    store = Store(tmp_path)
+    with pytest.raises(ValueError), store.working("clean", FP) as folder:
+        store.discard("clean", FP)
+        with store.working("clean", FP, wait_s=0) as other:  # a new folder with a new lock
+            assert other == folder
+        raise ValueError
+    assert (folder / ".lock").exists()
+
+
+def test_nothing_stays_of_a_file_that_cannot_be_written(tmp_path):
+    (tmp_path / "out.json").mkdir()
+    with pytest.raises(OSError):
+        write_json(tmp_path / "out.json", 1)
+    with pytest.raises(TypeError):
+        write_json(tmp_path / "other.json", object())
+    assert [path.name for path in tmp_path.iterdir()] == ["out.json"]
 
 
 def test_slug():

@@ -23,9 +23,9 @@ from datasets.view import Views
 from orchestrator.follow import Follower
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain
 from orchestrator.stages import Inputs
-from orchestrator.store import MANIFEST, NOTES, read_lines
+from orchestrator.store import MANIFEST, METRICS, NOTES, read_lines
 from orchestrator.study import Study, TrialResult
-from orchestrator.workers import METRICS, Job, clean
+from orchestrator.workers import Job, clean
 from trainers.checkpoint import export
 from trainers.cleaning.finetune import CleanCLIP
 from trainers.model import WEIGHTS, TinyCLIP

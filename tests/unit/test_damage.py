@@ -1,0 +1,79 @@
+"""A finished stage that lost part of its folder is refused by name, and never taken for one that measured nothing."""
+
+import json
+
+import pytest
+
+from datasets.errors import InputError
+from orchestrator.plan import make_plan, stages
+from orchestrator.results import load_study
+from orchestrator.show import show
+from orchestrator.stages import last_checkpoint, make_stage, seal
+from orchestrator.store import METRICS, Store
+from tests.tiny_sweep import SWEEP
+from tests.unit.fake_study import line
+
+PLAN = make_plan(SWEEP)
+FACTS = {
+    "metrics": {"asr/top1": 97.0, "asr/floor": 1.0, "zeroshot/top1": 80.0}, "target": "banana", "class_names": ["apple", "banana"],
+    "captions_with_target": 5, "captions": 5, "visibility": {"visible": 1.0},
+}  # fmt: skip
+
+
+@pytest.fixture
+def store(tmp_path):
+    """Holds the sweep's pre-training and its first cleaning."""
+    store = Store(tmp_path)
+    for kind in ("pretrain", "clean"):
+        stage = stages(PLAN.grid[0][1])[kind]
+        with store.working(kind, stage.fingerprint) as folder:
+            (folder / METRICS).write_text("".join(json.dumps(line(epoch, 80.0, 97.0)) + "\n" for epoch in range(3)))
+            (folder / "gate.json").write_text(json.dumps(FACTS))
+            for epoch in ("epoch_0001", "epoch_0002"):
+                (folder / epoch).mkdir()
+                (folder / epoch / "open_clip_model.safetensors").write_text("")
+            seal(store, stage, 1.0)
+    return store
+
+
+def test_a_whole_one_is_read(store):
+    study = load_study(PLAN, store)
+    assert len(study.pretrains) == len(study.gates) == 1 and len(study.trials[0].metrics) == 3
+
+
+@pytest.mark.parametrize("harm", [
+    lambda path: path.unlink(),
+    lambda path: path.write_text(""),
+    lambda path: path.write_text(path.read_text()[:-40]),
+    lambda path: path.write_text("".join(path.read_text().splitlines(keepends=True)[:-1])),
+    lambda path: path.write_text("not JSON\n"),
+    lambda path: path.write_text(json.dumps({"epoch": 0}) + "\n"),
+])
+@pytest.mark.parametrize(("kind", "name"), [("pretrain", METRICS), ("clean", METRICS), ("pretrain", "gate.json")])
+def test_lost_or_broken_metrics_are_refused_and_listed(store, capsys, harm, kind, name):
+    [file] = store.root.glob(f"{kind}/*-*/{name}")
+    harm(file)
+    with pytest.raises(InputError, match=f"{name} is .*show --verify.*delete the folder") as error:
+        load_study(PLAN, store)
+    assert str(file) in str(error.value)
+    assert show(str(store.root), None, True) == 1
+    if name == METRICS:
+        assert show(str(store.root), None, False) == 1
+        assert capsys.readouterr().out.count(f"DAMAGED {METRICS}") == 2
+
+
+def test_the_last_checkpoint_is_never_an_earlier_one(store):
+    pretrained = store.find("pretrain", stages(SWEEP.base)["pretrain"].fingerprint)
+    assert last_checkpoint(pretrained).name == "epoch_0002"
+    (pretrained.folder / "epoch_0002" / "open_clip_model.safetensors").unlink()
+    with pytest.raises(InputError, match="epoch_0002/open_clip_model.safetensors is missing"):
+        last_checkpoint(pretrained)
+
+
+def test_a_data_stage_without_one_of_its_files_is_not_used(tmp_path):
+    stage = stages(SWEEP.base)["poison"]
+    store = Store(tmp_path)
+    found = make_stage(store, stage, lambda folder: (folder / "rows.npy").touch())
+    (found.folder / "rows.npy").unlink()
+    with pytest.raises(InputError, match="rows.npy is missing"):
+        make_stage(store, stage, lambda folder: None)
