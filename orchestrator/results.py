@@ -137,9 +137,14 @@ def _trial_folder(store: Store, sweep: str) -> Path:
 def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store, experiment: Experiment) -> None:
     """Add the trainings without the poison that this experiment has and the study does not hold yet."""
     for role in ("prior", "labeller"):
-        if role in made and made[role].fingerprint not in [known.fingerprint for known in study.priors]:
+        if role not in made:
+            continue
+        result = next((known for known in study.priors if known.fingerprint == made[role].fingerprint), None)
+        if result is None:
             result = read_stage(store, made[role], encode(unpoisoned(experiment, role)), StageResult)
             study.priors += [result] if result else []
+        if result and role not in result.role:
+            result.role = f"{result.role} and {role}" if result.role else role
 
 
 def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment: Experiment) -> None:

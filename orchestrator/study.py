@@ -27,6 +27,8 @@ class StageResult:
     """finished | running | stopped | failed"""
     error: str | None = None
     commit: str = ""
+    role: str = ""
+    """Of a training without the poison what it is for: prior, labeller, or both."""
 
 
 @dataclass(kw_only=True)

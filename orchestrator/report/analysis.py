@@ -3,28 +3,34 @@
 Everything is drawn from `pairs/…` metrics and the arrays in a stage's folder `analysis/`; a study without them has no such part.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache, partial
 from typing import Any
 
 import matplotlib
 import numpy as np
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.drawing import COLOURS, STYLE, look
-from orchestrator.report.names import called, method_of
-from orchestrator.report.points import Point, arms, cleaned_points, panels, start_of
+from orchestrator.report.drawing import COLOURS, STYLE, columns_of, legend, look, wrapped
+from orchestrator.report.names import called, method_of, percent
+from orchestrator.report.points import Point, arms, cleaned_points, panels, points_of, start_of
 from orchestrator.report.selection import RULES
 from orchestrator.store import read_arrays
 from orchestrator.study import StageResult, Study
 
-KINDS = {"clean": "#6F7C87", "poisoned": "#D55E00"}
+KINDS = {"clean": "#0072B2", "poisoned": "#D55E00"}
 """Pairs and their colours."""
-GROUPS = {"other": "#A9B4BD", "target": "#009E73", "triggered": "#D55E00"}
-"""Pictures and their colours, in the order of their numbers in the arrays."""
+LINES: dict[str, Any] = {"clean": "-", "poisoned": (0, (4, 1.6))}
+"""Pairs and their dashes, where colours tell models apart."""
+GROUPS = {"other": ("#A9B4BD", "o"), "target": ("#009E73", "^"), "triggered": ("#882255", "s")}
+"""Pictures, their colours and marks, in the order of their numbers in the arrays."""
+WIDE, ROW = 10.8, 3.35
+"""Inches: the width of the page, and the height of a row of small figures without its legend."""
 MAX_PANELS = 4
 """Pre-trainings that have histograms and maps; t-SNE takes seconds each."""
 Arrays = dict[str, np.ndarray]
@@ -75,51 +81,68 @@ def dynamics(study: Study) -> Figure:
     """Over the epochs: cosines, poisons among the most similar pairs, how well the cosine tells them, modality gap; a line a stage."""
     labels = {stage.fingerprint: (i, panel.label) for i, panel in enumerate(panels(study)) for stage in panel.pretrains}
     drawn = [(s, COLOURS[labels[s.fingerprint][0] % 8], labels[s.fingerprint][1]) for s in study.pretrains if lines_of(s)]
-    rows: list[tuple[str, list[tuple[StageResult, str, str]]]] = [("epoch of pre-training", drawn)] if drawn else []
+    rows: list[tuple[str, list[tuple[StageResult, str, str]]]] = [("Pre-training", drawn)] if drawn else []
     named, colours = arms(study), look(study)
     for panel in panels(study)[:MAX_PANELS]:
         trials: list[StageResult] = [t for t in study.trials if panel.holds(t) and lines_of(t)]
         if trials:
             shades = [(t, colours[named[t.fingerprint]][0], named[t.fingerprint]) for t in trials]
-            rows.append((f"epoch of cleaning, pre-trained with {panel.label}", shades))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(14.5, 3.6 * len(rows)), layout="constrained")
-        for part, (axis, stages) in zip(figure.subfigures(len(rows), squeeze=False).flat, rows):
-            _dynamics_row(part, axis, stages)
+            rows.append((wrapped(f"Cleaning, pre-trained with {panel.label}", WIDE - 0.5, 11), shades))
+    legends = [_legend_of(stages) for _, stages in rows]
+    heights = [ROW + 0.24 * lines for _, _, lines in legends]
+    with matplotlib.rc_context(STYLE):  # placed by hand: legends inside of a figure are no part of matplotlib's own layouts
+        top = tall = sum(heights)
+        figure = Figure(figsize=(WIDE, tall))
+        for (title, stages), (handles, columns, _), height in zip(rows, legends, heights):
+            figure.text(0.06 / WIDE, (top - 0.12) / tall, title, va="top", fontsize=11)
+            sides = {"left": 0.6 / WIDE, "right": 1 - 0.15 / WIDE, "top": (top - 0.85) / tall, "bottom": (top - ROW + 0.6) / tall}
+            _dynamics_row(np.ravel(figure.add_gridspec(1, 4, wspace=0.27, **sides).subplots()), stages)
+            place = (0.5, (top - ROW + 0.15) / tall)
+            figure.legend(handles=handles, loc="upper center", bbox_to_anchor=place, borderaxespad=0, ncols=columns)
+            top -= height
     return figure
 
 
-def _dynamics_row(part: Any, axis: str, stages: list[tuple[StageResult, str, str]]) -> None:
+def _legend_of(stages: list[tuple[StageResult, str, str]]) -> tuple[list[Line2D], int, int]:
+    """Its entries, how many columns they take, and how many lines of text."""
+    named = {label: colour for _, colour, label in stages}
+    handles = [Line2D([], [], color=colour, linewidth=1.8, label=label) for label, colour in named.items()]
+    handles += [Line2D([], [], color="#444444", linestyle=dash, label=f"{kind} pairs") for kind, dash in LINES.items()]
+    return handles, *columns_of(handles, WIDE)
+
+
+def _dynamics_row(grid: Iterable[Axes], stages: list[tuple[StageResult, str, str]]) -> None:
     metrics = lines_of(stages[0][0])[-1][1]
     tops = [name for name in metrics if name.startswith("pairs/top") and name.endswith("_poisons")]
-    percent = tops[-1].removeprefix("pairs/top").removesuffix("_poisons") if tops else ""
-    dashes: dict[str, Any] = {"clean": "-", "poisoned": (0, (4, 1.6))}
+    share = tops[-1].removeprefix("pairs/top").removesuffix("_poisons") if tops else ""
     columns: dict[str, tuple[dict[str, Any], float | None]] = {  # title → names of metrics and their dashes, and what chance gives
-        "cosine of picture and caption": ({f"pairs/{kind}_cosine": dash for kind, dash in dashes.items()}, None),
-        f"poisons among the {percent} % most similar, %": (dict.fromkeys(tops[-1:], "-"), metrics.get("pairs/sample_poisons")),
-        "cosine as detector of poisons, AUROC": ({"pairs/auroc": "-"}, 0.5),
+        "cosine of\npicture and caption": ({f"pairs/{kind}_cosine": dash for kind, dash in LINES.items()}, None),
+        f"poisons among the\n{share} % most similar, %": (dict.fromkeys(tops[-1:], "-"), metrics.get("pairs/sample_poisons")),
+        "cosine as detector\nof poisons, AUROC": ({"pairs/auroc": "-"}, 0.5),
         "modality gap": ({"pairs/modality_gap": "-"}, None),
     }
     few = len(stages) <= 12
-    for axes, (title, (names, chance)) in zip(part.subplots(1, len(columns)), columns.items()):
+    for axes, (title, (names, chance)) in zip(grid, columns.items()):
+        highest = chance or 0.0
         for stage, colour, _ in stages:
             for name, dash in names.items():
                 known = [(epoch, values[name]) for epoch, values in lines_of(stage) if name in values]
                 if known:
+                    highest = max(highest, *(value for _, value in known))
                     style: dict[str, Any] = {"color": colour, "alpha": 0.9 if few else 0.4, "linewidth": 1.6 if few else 1.0}
                     axes.plot(*zip(*known), linestyle=dash, marker="o", markersize=3 if few else 2, **style, clip_on=False)
-        axes.set_title(title, fontsize=10, loc="left")
-        axes.set_xlabel(axis)
-        axes.xaxis.set_major_locator(MaxNLocator(nbins="auto", integer=True))
+        axes.set_title(title, fontsize=9.5, loc="left")
+        axes.set_xlabel("epoch")
+        axes.tick_params(labelsize=9)
+        axes.xaxis.set_major_locator(MaxNLocator(nbins=6, integer=True))
         axes.margins(x=0.03)
-        if "cosine of" not in title:
-            axes.set_ylim(0, None if chance != 0.5 else 1)
+        if "AUROC" in title:
+            axes.set_ylim(0, 1)
+        elif "cosine" not in title:
+            axes.set_ylim(0, 1.08 * highest or 1)
         if chance is not None:
             axes.axhline(chance, color="#777777", linestyle=":", linewidth=1.2)
             axes.text(1, chance, "chance ", transform=axes.get_yaxis_transform(), ha="right", va="bottom", fontsize=8, color="#666666")
-    handles = {label: Line2D([], [], color=colour, linewidth=1.8, label=label) for _, colour, label in stages}
-    kinds = [Line2D([], [], color="#444444", linestyle=dash, label=f"{kind} pairs") for kind, dash in dashes.items()]
-    part.legend(handles=[*handles.values(), *kinds], loc="outside lower center", ncols=6)
 
 
 def histograms(study: Study) -> Figure:
@@ -130,11 +153,11 @@ def histograms(study: Study) -> Figure:
         figure = Figure(figsize=(0.6 + 4.6 * columns, 2.9 * len(rows) + 0.4), layout="constrained")
         grid = figure.subplots(len(rows), columns, squeeze=False)
         for axes_of, (label, shown) in zip(grid, rows):
-            _fill(axes_of, shown, label, histogram)
+            _fill(axes_of, shown, label, histogram, 4.0)
             low, high = zip(*(axes.get_xlim() for axes in axes_of[: len(shown)]))
             for axes in axes_of:
                 axes.set_xlim(min(low), max(high))
-        _legend(figure, KINDS, " pairs")
+        legend(figure, _pairs())
     return figure
 
 
@@ -143,12 +166,12 @@ def maps(study: Study) -> Figure:
     rows = kept(study, "map/components")
     columns = max(len(shown) for _, shown in rows)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.4 + 3.5 * 2 * columns, 3.4 * len(rows) + 0.4), layout="constrained")
+        figure = Figure(figsize=(0.4 + 2.7 * 2 * columns, 3.3 * len(rows) + 0.4), layout="constrained")
         grid = figure.subplots(len(rows), 2 * columns, squeeze=False)
         for axes_of, (label, shown) in zip(grid, rows):
-            _fill(axes_of[:columns], shown, f"{label}, PCA", scatter_pca)
-            _fill(axes_of[columns:], shown, f"{label}, t-SNE", scatter_tsne)
-        _legend(figure, GROUPS, " pictures")
+            _fill(axes_of[:columns], shown, f"{label}, PCA", scatter_pca, 2.5)
+            _fill(axes_of[columns:], shown, f"{label}, t-SNE", scatter_tsne, 2.5)
+        legend(figure, _pictures())
     return figure
 
 
@@ -174,17 +197,18 @@ def portrait(stage: StageResult, near: bool = True) -> Figure | None:
         for axes, (draw, title) in zip(others, parts):
             draw(axes, arrays)
             axes.set_title(f"{title} after epoch {lines[-1][0]}", fontsize=10, loc="left")
-        _legend(figure, {"clean pairs": KINDS["clean"], "poisoned pairs": KINDS["poisoned"]}
-                | {f"{name} pictures": colour for name, colour in GROUPS.items()})  # fmt: skip
+        legend(figure, [*_pairs(), *_pictures()])
     return figure
 
 
-def _fill(axes_of: Sequence[Axes], shown: list[tuple[str, Arrays]], label: str, draw: Callable[[Axes, Arrays], None]) -> None:
+def _fill(
+    axes_of: Sequence[Axes], shown: list[tuple[str, Arrays]], label: str, draw: Callable[[Axes, Arrays], None], inches: float
+) -> None:
     for axes in axes_of[len(shown) :]:
         axes.set_visible(False)
     for axes, (name, arrays) in zip(axes_of, shown):
         draw(axes, arrays)
-        axes.set_title(f"{label}\n{name}", fontsize=9.5, loc="left")
+        axes.set_title(wrapped(f"{label}\n{name}", inches, 9.5), fontsize=9.5, loc="left")
 
 
 def histogram(axes: Axes, arrays: Arrays) -> None:
@@ -230,17 +254,20 @@ def _tsne(content: bytes, shape: tuple[int, int]) -> np.ndarray:
 
 
 def _dots(axes: Axes, place_N2: np.ndarray, arrays: Arrays) -> None:
-    for number, colour in enumerate(GROUPS.values()):
+    for number, (colour, mark) in enumerate(GROUPS.values()):
         mine = place_N2[arrays["map/group"] == number] if len(place_N2) else place_N2
-        axes.plot(mine[:, 0], mine[:, 1], linestyle="", marker="o", markersize=3.4, color=colour, alpha=0.75, markeredgewidth=0)
+        axes.plot(mine[:, 0], mine[:, 1], linestyle="", marker=mark, markersize=3.4, color=colour, alpha=0.75, markeredgewidth=0)
     axes.set_xticks([])
     axes.set_yticks([])
     axes.set_box_aspect(1)
 
 
-def _legend(figure: Figure, colours: dict[str, str], suffix: str = "") -> None:
-    handles = [Line2D([], [], linestyle="", marker="o", color=colour, label=name + suffix) for name, colour in colours.items()]
-    figure.legend(handles=handles, loc="outside lower center", ncols=len(handles))
+def _pairs() -> list[Artist]:
+    return [Patch(facecolor=colour, alpha=0.6, label=f"{name} pairs") for name, colour in KINDS.items()]
+
+
+def _pictures() -> list[Artist]:
+    return [Line2D([], [], linestyle="", marker=mark, color=colour, label=f"{name} pictures") for name, (colour, mark) in GROUPS.items()]
 
 
 TITLES = {
@@ -262,26 +289,35 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
     return found
 
 
-COLUMNS = {
-    "clean pairs": "pairs/clean_cosine",
-    "poisoned pairs": "pairs/poisoned_cosine",
-    "AUROC": "pairs/auroc",
+MEASURES = {
+    "cosine, clean pairs": "pairs/clean_cosine",
+    "cosine, poisoned pairs": "pairs/poisoned_cosine",
+    "AUROC of the cosine": "pairs/auroc",
     "modality gap": "pairs/modality_gap",
-    "original, triggered": "pairs/original_triggered",
-    "original, twice": "pairs/original_twice",
-    "triggered, target": "pairs/between_target_triggered",
-    "crop": "pairs/crop",
-    "triggered crop": "pairs/triggered_crop",
+    "cosine, picture and itself triggered": "pairs/original_triggered",
+    "cosine, picture and itself triggered twice": "pairs/original_twice",
+    "cosine, triggered and target pictures": "pairs/between_target_triggered",
+    "cosine, picture and a crop of it": "pairs/crop",
+    "cosine, triggered picture and a crop of it": "pairs/triggered_crop",
 }
+"""What a table says: metric."""
 
 
-def rows(study: Study) -> list[list[str]]:
-    """The figures' stages with their numbers of `COLUMNS`: objective, result, stage, epoch, and those."""
+def tables(study: Study) -> list[tuple[list[str], list[list[str]]]]:
+    """The figures' models with their numbers of `MEASURES`: for each objective heads and rows, a column a model."""
     found = []
     for label, shown in before_after(study):
-        for name, stage, epoch in shown:
-            metrics = dict(lines_of(stage)).get(epoch, {})
-            values = [metrics.get(metric) for metric in COLUMNS.values()]
-            numbers = ["–" if value is None else f"{value:.3f}".replace("-", "−") for value in values]
-            found.append([label, name, called(stage), str(epoch), *numbers])
+        metrics = [dict(lines_of(stage)).get(epoch, {}) for _, stage, epoch in shown]
+        points = [next((p for p in points_of(stage) if p.epoch == epoch), None) for _, stage, epoch in shown]
+        rows = [
+            ["model, epoch", *(f"{called(stage)}, {epoch}" for _, stage, epoch in shown)],
+            ["accuracy", *(percent(point.accuracy if point else None) for point in points)],
+            ["ASR", *(percent(point.asr if point else None) for point in points)],
+        ]
+        rows += [[said, *(_number(values.get(metric)) for values in metrics)] for said, metric in MEASURES.items()]
+        found.append(([f"pre-trained with {label}", *(name.split(",\n")[0] for name, _, _ in shown)], rows))
     return found
+
+
+def _number(value: float | None) -> str:
+    return "–" if value is None else f"{value:.3f}".replace("-", "−")

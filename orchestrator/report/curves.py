@@ -21,6 +21,7 @@ from orchestrator.report.drawing import (
     legend,
     limits,
     look,
+    wrapped,
 )
 from orchestrator.report.points import Panel, arms, cleaned_points, panels, points_of, start_of, starts_of
 from orchestrator.study import Study
@@ -103,7 +104,7 @@ def trial_curves(study: Study, only: Panel | None = None) -> Figure:
                 epoch_axes(axes, study.trials)  # the panels share it
                 if value == "accuracy":
                     axes.set_ylim(*limits(accuracies(study)))
-            grid[0][column].set_title(f"pre-trained with {panel.label}", fontsize=11, loc="left")
+            grid[0][column].set_title(wrapped(f"pre-trained with {panel.label}", 3.9, 11), fontsize=11, loc="left", pad=9)
             grid[1][column].set_xlabel("epoch of cleaning")
         grid[0][0].set_ylabel(ACCURACY_AXIS)
         grid[1][0].set_ylabel(ASR_AXIS)

@@ -4,12 +4,14 @@ Matplotlib without a display.
 """
 
 import io
+import textwrap
 from collections.abc import Sequence
 from typing import Any
 
 import matplotlib
 
 matplotlib.use("Agg")
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
@@ -86,17 +88,36 @@ HOLLOW_START: dict[str, Any] = {
 }  # fmt: skip
 
 
-def legend(figure: Figure, handles: Sequence[Line2D]) -> None:
-    """Below the panels, in as many columns as fit the figure's width."""
-    inches = [0.6 + 0.085 * len(str(handle.get_label())) for handle in handles]  # at 10 points a letter is about .085
-    for columns in range(len(handles), 0, -1):
-        rows, larger = divmod(len(handles), columns)  # the first columns are those with one more
+LETTER = 0.085
+"""About the width of a letter of 10 points, in inches."""
+
+
+def wrapped(text: str, inches: float, points: float = 10) -> str:
+    """The text in lines that fit this width: the layout makes room below and above an axis, never beside it."""
+    letters = max(12, int(inches / (LETTER * points / 10)))
+    return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
+
+
+def columns_of(handles: Sequence[Artist], inches: float) -> tuple[int, int]:
+    """As many columns of a legend as fit this width, and the lines of text of the tallest; labels are wrapped."""
+    for handle in handles:
+        handle.set_label(wrapped(str(handle.get_label()), inches - 0.6))
+    labels = [str(handle.get_label()).splitlines() or [""] for handle in handles]
+    widths = [0.6 + LETTER * max(map(len, lines)) for lines in labels]
+    for columns in range(len(labels), 0, -1):
+        rows, larger = divmod(len(labels), columns)  # the first columns are those with one more
         bounds = [i * rows + min(i, larger) for i in range(columns + 1)]
-        used = sum(max(inches[a:b]) for a, b in zip(bounds, bounds[1:]))
-        if used <= figure.get_figwidth() or columns == 1:
-            figure.set_figheight(figure.get_figheight() + 0.22 * (-(-len(handles) // columns) - 1))
-            figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
-            return
+        parts = list(zip(bounds, bounds[1:]))
+        if sum(max(widths[a:b]) for a, b in parts) <= inches or columns == 1:
+            return columns, max(sum(map(len, labels[a:b])) for a, b in parts)
+    return 1, 0
+
+
+def legend(figure: Figure, handles: Sequence[Artist]) -> None:
+    """Below the panels, in as many columns as fit the figure's width, which grows taller by what that takes."""
+    columns, lines = columns_of(handles, figure.get_figwidth())
+    figure.set_figheight(figure.get_figheight() + 0.23 * max(0, lines - 1))
+    figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
 
 
 def own_handles(study: Study, size: float = 7) -> list[Line2D]:

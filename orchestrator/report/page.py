@@ -13,7 +13,7 @@ from orchestrator.report.figures import Gallery
 from orchestrator.report.names import called, duration, flatten, percent
 from orchestrator.report.points import panels, plans_cleaning, points_of
 from orchestrator.report.series import series_csv
-from orchestrator.report.shown import along, before_first_step, best_ways, curves, image, scatters, similarities
+from orchestrator.report.shown import along, before_first_step, best_ways, curves, image, most_shown, scatters, similarities
 from orchestrator.report.style import document
 from orchestrator.report.tables import headline, pareto_csv, plain_table, points_csv, pretrain_names, summary_html, trials_html
 from orchestrator.study import Study
@@ -64,7 +64,7 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
             _section("The claims of the study", _claims(study)),
             _section("Accuracy against attack success", scatters(study, drawn, found)),
             _section("What one would keep", _selection(study)),
-            _section("The best three", best_ways(study, drawn, found) if study.trials else ""),
+            _section(_best_title(study), best_ways(study, drawn, found) if study.trials else ""),
         ]
     sections += [
         _section(f"Along {study.series}", along(study, drawn, found)),
@@ -78,6 +78,10 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
         _section("What this page does not show", _caveats(cleaning)),
     ]
     return document(study.name, "".join(sections))
+
+
+def _best_title(study: Study) -> str:
+    return {1: "The one trial", 2: "The two trials"}.get(most_shown(study), "The best three")
 
 
 def _claims(study: Study) -> str:
@@ -180,32 +184,41 @@ def _facts(values: dict[str, Any]) -> str:
 
 
 def _run(study: Study) -> str:
-    stages = [*study.pretrains, *study.trials]
+    stages = [*study.priors, *study.pretrains, *study.trials]
     facts = {
         "study fingerprint": study.fingerprint,
         "data": study.data_hash or None,
         "commit": study.commit or None,
         "pre-training": duration(sum(stage.seconds for stage in study.pretrains)),
     }
+    if study.priors:
+        facts["training without the poison"] = duration(sum(stage.seconds for stage in study.priors))
     if study.trials:
         facts["cleaning, all trials added up"] = duration(sum(trial.seconds for trial in study.trials))
     names = pretrain_names(study)
-    heads = ("pre-training", "epochs", "time", "state", "fingerprint")
-    lines = [
-        (
-            names[stage.fingerprint],
-            str(max((p.epoch for p in points_of(stage)), default=0)),
-            duration(stage.seconds),
-            stage.status,
-            stage.fingerprint[:12],
+    heads = ("pre-training", "epochs", "accuracy", "ASR", "time", "state", "fingerprint")
+    lines = []
+    for stage in [*study.priors, *study.pretrains]:
+        points = points_of(stage)
+        last = points[-1] if points else None
+        lines.append(
+            (
+                names.get(stage.fingerprint) or f"{stage.role}: {stage.name}",
+                str(last.epoch if last else 0),
+                percent(last.accuracy if last else None),
+                percent(last.asr if last else None) + (" (floor)" if stage in study.priors else ""),
+                duration(stage.seconds),
+                stage.status,
+                stage.fingerprint[:12],
+            )
         )
-        for stage in study.pretrains
-    ]
+    said = "A prior or a labeller is trained on the same pairs without the poison: its ASR is the floor, what the trigger does by itself."
     first = f", the first {MAX_CONFIGS} of {len(stages)}" if len(stages) > MAX_CONFIGS else ""
     single = "".join(_json(called(stage), stage.config) for stage in stages[:MAX_CONFIGS])
     return (
         _facts(facts)
         + plain_table(heads, lines)
+        + (f'<p class="soft">{said}</p>' if study.priors else "")
         + _json("Configuration of the study", study.config)
         + f"<details><summary>Configuration of each stage{first}</summary>{single}</details>"
     )

@@ -12,9 +12,8 @@ from matplotlib.patches import Rectangle
 from orchestrator.report.drawing import (
     ACCURACY_AXIS,
     ASR_AXIS,
-    COLOURS,
+    DASHES,
     HOLLOW_START,
-    MARKERS,
     START,
     STYLE,
     accuracies,
@@ -25,6 +24,7 @@ from orchestrator.report.drawing import (
     own_handles,
     published_accuracies,
     same_scale,
+    wrapped,
 )
 from orchestrator.report.names import settings, value_at
 from orchestrator.report.points import Panel, Point, arms, cleaned_points, front, panels, start_of, starts_of
@@ -36,6 +36,8 @@ CORNER = 12.0
 """ASR up to which the crowded corner is shown enlarged, percent."""
 MANY = 24
 """With more trials, lines from epoch to epoch hide the dots."""
+GREYS = ["#111111", "#555555", "#888888"]
+"""Of the ranks of the best trials: colours that no method has."""
 
 
 def scatter(study: Study, only: Panel | None = None) -> Figure:
@@ -70,7 +72,7 @@ def zoom(study: Study, panel: Panel) -> Figure:
 
     handles = own_handles(study) + (published_handles(study, [panel]) if same_scale(study) else [])
     figure = _panels([panel], draw, handles, *box)
-    figure.axes[0].set_title(f"enlarged: ASR ≤ {CORNER:.0f} %, {panel.label}", fontsize=11, loc="left")
+    figure.axes[0].set_title(wrapped(f"enlarged: ASR ≤ {CORNER:.0f} %, {panel.label}", 4.3, 11), fontsize=11, loc="left", pad=9)
     return figure
 
 
@@ -92,7 +94,7 @@ def published(study: Study) -> Figure:
         (-3, 103), limits(published_accuracies(study)),
     )  # fmt: skip
     for axes, panel in zip(figure.axes, shown):
-        axes.set_title(f"published: pre-trained with {panel.objective}", fontsize=11, loc="left")
+        axes.set_title(f"published: pre-trained with {panel.objective}", fontsize=11, loc="left", pad=9)
     return figure
 
 
@@ -120,7 +122,7 @@ def _panels(
         figure = Figure(figsize=(0.6 + 4.6 * columns, 4.1 * rows + 0.9), layout="constrained")
         grid = figure.subplots(rows, columns, squeeze=False, sharex=True, sharey=True)
         for axes, panel in zip(grid.flat, shown):
-            axes.set_title(f"pre-trained with {panel.label}", fontsize=11, loc="left")
+            axes.set_title(wrapped(f"pre-trained with {panel.label}", 4.3, 11), fontsize=11, loc="left", pad=9)
             draw(axes, panel)
         for axes in list(grid.flat)[len(shown) :]:
             axes.set_visible(False)
@@ -165,9 +167,9 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
     for stage in panel.pretrains:
         mine = [trial for trial in trials if trial.pretrain == stage.fingerprint]
         for arm in dict.fromkeys(named[trial.fingerprint] for trial in mine):
-            best = front([p for trial in mine if named[trial.fingerprint] == arm for p in cleaned_points(trial)])
-            if len(best) > 1:
-                x, y = [p.asr for p in best], [p.accuracy for p in best]
+            edge = front([p for trial in mine if named[trial.fingerprint] == arm for p in cleaned_points(trial)])
+            if len(edge) > 1:
+                x, y = [p.asr for p in edge], [p.accuracy for p in edge]
                 axes.step(x, y, where="post", color=styles[arm][0], linewidth=1.3, alpha=0.75, zorder=2.5)
     for start in starts_of(study, panel):
         if inside is None or _within(start, inside):
@@ -206,55 +208,60 @@ def published_handles(study: Study, shown: Sequence[Panel]) -> list[Line2D]:
 def best_three(study: Study, panel: Panel) -> Figure:
     """The ways of the three trials with the most accurate models at ASR ≤ 5 %, epochs numbered.
 
+    Marks have the method's colour and shape, as everywhere; the lines' greys and dashes tell the ranks.
+
     Where fewer than three have such a model, those with the lowest ASR follow, and the legend says so.
     """
-    named, chosen = arms(study), _best(study, panel)
+    named, styles, chosen = arms(study), look(study), best(study, panel)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(5.2, 5.0), layout="constrained")
         axes = figure.subplots()
         _low_asr(axes)
         handles, seen = [], []
-        for number, (trial, best) in enumerate(chosen):
+        for number, (trial, point) in enumerate(chosen):
             points = cleaned_points(trial)
             start = start_of(study, trial.pretrain)
             way = ([start] if start else []) + points
             x, y = [p.asr for p in way], [p.accuracy for p in way]
             seen += y
-            colour, marker = COLOURS[number], MARKERS[number]
-            axes.plot(x, y, color=colour, marker=marker, markersize=5, linewidth=1.3, alpha=0.85, clip_on=False, zorder=3)
-            if best:
-                axes.plot([best.asr], [best.accuracy], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=colour, zorder=3)
-            _number_epochs(axes, points, colour, above=number % 2 == 0)
+            grey, (colour, marker) = GREYS[number], styles[named[trial.fingerprint]]
+            style: dict[str, Any] = {"color": grey, "linestyle": DASHES[number], "linewidth": 1.4}
+            style |= {"marker": marker, "markersize": 6, "markerfacecolor": colour, "markeredgecolor": grey, "markeredgewidth": 0.7}
+            axes.plot(x, y, **style, clip_on=False, zorder=3)
+            if point:
+                axes.plot([point.asr], [point.accuracy], marker="o", markersize=13, markerfacecolor="none", markeredgecolor=grey, zorder=3)
+            _number_epochs(axes, points, grey, above=number % 2 == 0)
             if start:
                 axes.plot([start.asr], [start.accuracy], markersize=16, zorder=4, clip_on=False, **START)
             alike = [t for t in study.trials if panel.holds(t) and named[t.fingerprint] == named[trial.fingerprint]]
             name = f"{named[trial.fingerprint]}: {settings(trial, alike) or 'as given'}"
             if len(panel.pretrains) > 1 and "seed" not in name:
                 name += _seed(study, trial)
-            label = name if best else f"{name} (never at ASR ≤ 5 %)"
-            handles.append(Line2D([], [], color=colour, marker=marker, markersize=5, label=label))
+            label = f"{number + 1}. {name}" + ("" if point else " (never at ASR ≤ 5 %)")
+            handles.append(Line2D([], [], label=label, **style))
         axes.set_xlim(-3, 103)
         axes.set_ylim(*limits(seen))
         axes.set_xlabel(ASR_AXIS)
         axes.set_ylabel(ACCURACY_AXIS)
-        axes.set_title(f"pre-trained with {panel.label}", fontsize=11, loc="left", pad=16)  # numbers of epochs stand above the axes
+        title = wrapped(f"pre-trained with {panel.label}", 4.3, 11)
+        axes.set_title(title, fontsize=11, loc="left", pad=16)  # numbers of epochs stand above the axes
         if not chosen:
             axes.text(0.5, 0.5, "no cleaning was measured", transform=axes.transAxes, ha="center", color="#777777")
         legend(figure, [*handles, Line2D([], [], markersize=15, label="before cleaning", **START)])
     return figure
 
 
-def _best(study: Study, panel: Panel) -> list[tuple[TrialResult, Point | None]]:
+def best(study: Study, panel: Panel) -> list[tuple[TrialResult, Point | None]]:
     """Up to three trials with their best point at ASR ≤ 5 %, the best first; then those that came lowest."""
     ranked = []
     for trial in study.trials:
         points = cleaned_points(trial)
         if panel.holds(trial) and points:
-            best = most_accurate(5)(points, points[0])
-            key = (0, -best.accuracy, best.asr) if best else (1, min(p.asr for p in points), 0.0)
-            ranked.append((key, trial.fingerprint, trial, best))
+            point = most_accurate(5)(points, points[0])
+            key = (0, -point.accuracy, point.asr) if point else (1, min(p.asr for p in points), 0.0)
+            ranked.append((key, trial.fingerprint, trial, point))
     ranked.sort(key=lambda entry: entry[:2])
-    return [(trial, best) for _, _, trial, best in ranked[:3]]
+    return [(trial, point) for _, _, trial, point in ranked[:3]]
 
 
 def _seed(study: Study, trial: TrialResult) -> str:

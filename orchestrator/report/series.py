@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.report.drawing import ACCURACY_AXIS, COLOURS, MARKERS, START, STYLE, legend, limits
+from orchestrator.report.drawing import ACCURACY_AXIS, COLOURS, MARKERS, START, STYLE, legend, limits, wrapped
 from orchestrator.report.names import value_at, value_text
 from orchestrator.report.points import Panel, Point, arms, mean_interval, panels, start_of
 from orchestrator.report.published import Cleaned, Mark
@@ -112,7 +112,7 @@ def series(study: Study) -> Figure:
                 if line := _published(axes, axis, study, panel, what, found):
                     handles.setdefault(str(line.get_label()), line)
                 axis.dress(axes)
-            grid[0][column].set_title(f"pre-trained with {panel.label}", fontsize=11, loc="left")
+            grid[0][column].set_title(wrapped(f"pre-trained with {panel.label}", 4.0, 11), fontsize=11, loc="left", pad=16)
             grid[1][column].set_xlabel(study.series)
         grid[0][0].set_ylim(*limits(tall))
         grid[1][0].set_ylim(-3, 103)

@@ -12,7 +12,7 @@ from orchestrator.report.drawing import same_scale
 from orchestrator.report.figures import Gallery
 from orchestrator.report.names import percent, value_at
 from orchestrator.report.points import CLEANING_SET, mean_interval, panels, points_of
-from orchestrator.report.scatter import few_trials
+from orchestrator.report.scatter import best, few_trials
 from orchestrator.report.tables import plain_table
 from orchestrator.study import StageResult, Study
 
@@ -73,20 +73,34 @@ def scatters(study: Study, drawn: Gallery, found: list[Caution]) -> str:
 def best_ways(study: Study, drawn: Gallery, found: list[Caution]) -> str:
     """The three best trials of each panel."""
     parts = [
-        figure(drawn.png(f"best_three_{number}"), f"Best three: {panel.label}", beside(panel.label, found))
+        figure(drawn.png(f"best_three_{number}"), f"Best trials: {panel.label}", beside(panel.label, found))
         for number, panel in enumerate(panels(study), 1)
     ]
+    chosen = (
+        "The three trials whose most accurate model with ASR ≤ 5 % (circled) is the most accurate: an oracle's choice."
+        if most_shown(study) == 3 else "Every trial, with its most accurate model at ASR ≤ 5 % circled, where it has one."
+    )  # fmt: skip
     return (
-        f'<div class="panels">{"".join(parts)}</div><p class="soft">The three trials whose most accurate model with ASR ≤ 5 % (circled) '
-        "is the most accurate: an oracle's choice. Numbers are epochs of cleaning.</p>"
+        f'<div class="panels">{"".join(parts)}</div><p class="soft">{chosen} Numbers are epochs of cleaning; lines join the epochs, the '
+        "darkest is the best trial's.</p>"
     )
+
+
+def most_shown(study: Study) -> int:
+    """Trials in the fullest panel of `best_ways`: three, or fewer where fewer were measured."""
+    return max((len(best(study, panel)) for panel in panels(study)), default=0)
 
 
 def along(study: Study, drawn: Gallery, found: list[Caution]) -> str:
     """The series: the best models over the values of one hyper-parameter."""
     if "series" not in drawn:
         return ""
-    said = list(dict.fromkeys(text for panel in panels(study) for text in beside(panel.label, found)))
+    told: dict[str, list[str]] = {}
+    for panel in panels(study):
+        for text in beside(panel.label, found):
+            told.setdefault(text, []).append(panel.label)
+    everywhere = len(panels(study))
+    said = [text if len(labels) == everywhere else f"{', '.join(labels)}: {text}" for text, labels in told.items()]
     note = (
         f'<p class="soft">Each point is an oracle\'s choice among the trials with this value of {escape(study.series)}; bars are 95 % '
         "intervals over seeds (Student). <i>none</i>: no repetition has such a model, and the line has a gap; 2/3: two of three "
@@ -146,7 +160,8 @@ def before_first_step(study: Study) -> str:
                     kept.setdefault(name, metrics.get(name))
     sets = {key[1:] for key in found}
     lines = []
-    for key, metrics in found.items():
+    order = list(dict.fromkeys(labels.values()))
+    for key, metrics in sorted(found.items(), key=lambda item: order.index(labels[item[0][0]]) if item[0][0] in labels else len(order)):
         pretrain, given = key[0], key[1:]
         seed = value_at(stages[pretrain], "pretrain.seed") if pretrain in stages else None
         numbers = [_short(metrics.get(name)) for name, _ in BEFORE]
@@ -164,7 +179,7 @@ def before_first_step(study: Study) -> str:
 def _short(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value):
         return "–"
-    return f"{value:.3g}"
+    return f"{value:#.3g}".rstrip(".")
 
 
 def similarities(study: Study, drawn: Gallery) -> str:
@@ -179,5 +194,5 @@ def similarities(study: Study, drawn: Gallery) -> str:
         "from 0.5, leaving out the most (or the least) similar pairs finds the poisons. Triggered pictures that lie with those of the "
         "target, away from their originals, are the backdoor. t-SNE keeps neighbours together; its distances and sizes mean little."
     )
-    heads = ("pre-trained with", "", "stage", "epoch", *analysis.COLUMNS)
-    return f'{"".join(parts)}<h3>In numbers</h3>{plain_table(heads, analysis.rows(study))}<p class="soft">{said}</p>'
+    tables = "<br>".join(plain_table(heads, rows) for heads, rows in analysis.tables(study))
+    return f'{"".join(parts)}<h3>In numbers</h3>{tables}<p class="soft">{said}</p>'

@@ -10,12 +10,14 @@ from pathlib import Path
 
 import pytest
 from fake_study import fake_study
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
 from orchestrator.report.drawing import look
+from orchestrator.report.figures import figures
 from orchestrator.report.page import html, write_report
 from orchestrator.report.points import panels
-from orchestrator.report.scatter import scatter
+from orchestrator.report.scatter import best_three, scatter
 from orchestrator.report.tables import headline, points_csv, summary_text
 from orchestrator.study import Study
 
@@ -175,3 +177,42 @@ def test_broken_numbers_do_not_break_the_page(tmp_path):
     study.gates[study.pretrains[0].fingerprint] |= {"asr": math.nan, "threshold": None}
     study.poison = {"drops": {}, "visibility": {"a": math.nan, "b": None, "c": {"d": 3}}, "counts": [1, 2]}
     assert "the attack took. ASR –" in html(study)
+
+
+def test_figures_of_many_pretrainings_with_long_names_are_laid_out(tmp_path):
+    study = fake_study(tmp_path)  # pytest makes an error of matplotlib's warning that it could not lay a figure out
+    words = "a trigger that is told in very many words indeed and goes on"
+    several = [
+        replace(stage, fingerprint=f"{number}{stage.fingerprint[1:]}", config=stage.config | {"poison": {"target": f"{words} {number}"}})
+        for number in range(5) for stage in study.pretrains
+    ]  # fmt: skip
+    trials = [replace(trial, pretrain=several[0].fingerprint, name=words) for trial in study.trials]
+    many = replace(study, pretrains=several, trials=trials)
+    for name, draw in figures(many).items():
+        figure = draw()
+        canvas = FigureCanvasAgg(figure)
+        canvas.draw()
+        renderer = canvas.get_renderer()
+        panels_in = [axes.get_window_extent(renderer) for axes in figure.axes if axes.get_visible()]
+        for shown in figure.legends:
+            box = shown.get_window_extent(renderer)
+            assert box.x0 >= 0 and box.x1 <= figure.bbox.x1 + 1, f"{name}: the legend is cut"
+            assert not any(box.overlaps(panel) for panel in panels_in), f"{name}: the legend lies on a panel"
+
+
+def test_the_best_trials_wear_their_methods_colours_and_are_counted(tmp_path):
+    study = fake_study(tmp_path)
+    styles = look(study)
+    worn = {(line.get_markerfacecolor(), line.get_marker()) for line in best_three(study, panels(study)[0]).axes[0].lines[:2:2]}
+    assert worn == {styles["CleanCLIP"]}
+    assert "The best three" in html(study)
+    fewer = html(replace(study, trials=study.trials[:2]))
+    assert "The two trials" in fewer and "The best three" not in fewer and "The three trials" not in fewer
+
+
+def test_trainings_without_the_poison_are_told_with_what_they_reached(tmp_path):
+    study = fake_study(tmp_path)
+    prior = replace(study.pretrains[0], name="MMCL unpoisoned", fingerprint="e" * 64, role="prior", seconds=7384.0)
+    page = html(replace(study, priors=[prior]))
+    assert "<td>prior: MMCL unpoisoned</td>" in page and "98.8&nbsp;% (floor)" in page
+    assert "training without the poison</dt><dd>2 h 03 min" in page and "without the poison" not in html(study)
