@@ -96,7 +96,8 @@ def dynamics(study: Study) -> Figure:
         for (title, stages), (handles, columns, _), height in zip(rows, legends, heights):
             figure.text(0.06 / WIDE, (top - 0.12) / tall, title, va="top", fontsize=11)
             sides = {"left": 0.6 / WIDE, "right": 1 - 0.15 / WIDE, "top": (top - 0.85) / tall, "bottom": (top - ROW + 0.6) / tall}
-            _dynamics_row(np.ravel(figure.add_gridspec(1, 4, wspace=0.27, **sides).subplots()), stages)
+            grid = figure.add_gridspec(1, 4, wspace=0.27, **sides)
+            _dynamics_row([figure.add_subplot(grid[0, column]) for column in range(4)], stages)
             place = (0.5, (top - ROW + 0.15) / tall)
             figure.legend(handles=handles, loc="upper center", bbox_to_anchor=place, borderaxespad=0, ncols=columns)
             top -= height
