@@ -123,12 +123,13 @@ def _told(value: Any, path: str) -> str:
 def settings(trial: TrialResult, among: list[TrialResult], seeds: bool = True) -> str:
     """The hyper-parameters of a trial that differ among the given ones, as "lr 0.001, inmodal_weight 2".
 
-    A trial without others of its method is told by every number it was given.
+    Trials of several sweeps are compared by what they ran with, whether their own sweep varied it or not. A trial without others
+    of its method is told by every number it was given.
     """
-    mine, others = hyperparameters(trial), [hyperparameters(other) for other in among]
+    mine = hyperparameters(trial)
     names = short_paths(list(mine))
     if len(among) > 1:
-        shown = [path for path in mine if len({str(other.get(path)) for other in others}) > 1]
+        shown = [path for path in mine if path != "clean" and len({str(value_at(other, path)) for other in among}) > 1]
     else:
         shown = [p for p, v in trial.overrides.items() if isinstance(v, (bool, int, float, str))]
     return ", ".join(f"{names[path]} {value_text(mine[path])}" for path in shown if seeds or not is_seed(path))
