@@ -159,7 +159,7 @@ def _line(axes: Axes, axis: "_Axis", mine: Sequence[Step], what: str, number: in
                 xytext=(0, 10 * number), textcoords="offset points",
             )  # fmt: skip
     axes.errorbar(x, y, yerr=[down, up], fmt="none", ecolor=style["color"], elinewidth=1, capsize=2.5, zorder=2)
-    (line,) = axes.plot(x, y, **style, zorder=3)
+    (line,) = axes.plot(x, y, **style, zorder=3, clip_on=False)
     return line
 
 
