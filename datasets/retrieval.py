@@ -107,13 +107,13 @@ class RetrievalSet(Component):
         assert file is not None
         try:
             entries = json.loads(file.read_bytes())["images"]
-            found = [_picture(entry) for entry in entries if entry["split"] == self.split]
             splits = sorted({str(entry["split"]) for entry in entries})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(
                 f"{file} is not Karpathy's JSON (images, each with filename, split, and sentences with raw): "
                 f"{type(error).__name__}: {error}."
             ) from None
+        found = [_picture(entry, f"{file}: images[{i}]") for i, entry in enumerate(entries) if entry["split"] == self.split]
         if not found:
             raise InputError(f"{file} has no picture of the split {self.split!r}; it has {', '.join(splits) or 'none at all'}.")
         return found
@@ -132,8 +132,17 @@ class RetrievalSet(Component):
         )
 
 
-def _picture(entry: dict[str, Any]) -> tuple[str, list[str]]:
-    place = "/".join(part for part in (str(entry.get("filepath", "")), str(entry["filename"])) if part)
+def _picture(entry: dict[str, Any], where: str) -> tuple[str, list[str]]:
+    """(path, captions) of an entry; InputError that names it."""
+    name, folder = entry.get("filename"), entry.get("filepath", "")
+    if not isinstance(name, str) or not name or not isinstance(folder, str):
+        raise InputError(f"{where} has filename {name!r} and filepath {folder!r}; accepted is text.")
+    place = "/".join(part for part in (folder, name) if part)
     if place.startswith("/") or ".." in place.split("/"):
-        raise ValueError(f"the picture {place!r} lies outside the folder")
-    return place, [str(sentence["raw"]) for sentence in entry["sentences"]]
+        raise InputError(f"{where}: the picture {place!r} lies outside the folder.")
+    sentences = entry.get("sentences")
+    held = [one.get("raw") if isinstance(one, dict) else None for one in sentences] if isinstance(sentences, list) else [None]
+    captions = [caption for caption in held if isinstance(caption, str)]
+    if len(captions) < len(held):
+        raise InputError(f"{where} ({place}) has a caption that is no text; accepted is a list of sentences, each with raw.")
+    return place, captions

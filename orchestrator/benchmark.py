@@ -72,6 +72,10 @@ def evaluate_on(
     if strange is not None:
         raise InputError(f"--linear-probe {strange}: it is tested on --on {strange}=…, which is not given.")
     store, experiment = Store(compute.store), plan.sweep.base
+    pairs = {name: RetrievalSet(path=path) for name, path in retrieval.items()}
+    for flag, split, sets in (("--on", "test", on), ("--linear-probe", "train", probes), ("--retrieval", "", pairs)):
+        for name, given in sets.items():  # before anything is written
+            _stage(flag, name, given if isinstance(given, RetrievalSet) else _evalset(name, given, split))
     store.prepare()
     limit = 1 - experiment.data.max_dropped
     tests = {name: _open("--on", name, _evalset(name, path, "test"), store, limit, say) for name, path in on.items()}
@@ -80,7 +84,6 @@ def evaluate_on(
         train = _evalset(name, path, "train")
         trains[name] = train, _open("--linear-probe", name, train, store, limit, say)
         same_classes(tests[name], train, trains[name][1])
-    pairs = {name: RetrievalSet(path=path) for name, path in retrieval.items()}
     found = {name: _open("--retrieval", name, one, store, limit, say) for name, one in pairs.items()}
 
     world = start(compute.cpus_per_worker, compute.gpus_per_worker)
@@ -94,11 +97,11 @@ def evaluate_on(
             say(f"NOTE {name}: no attack success rate: {refused}")
         zero_shot = ZeroShotASR(class_names=made.class_names, templates=made.templates, target=target)
         evaluators: list[tuple[str, Evaluator]] = [(CLASSIFICATION, zero_shot)]
-        sets: dict[EvalSet | RetrievalSet, MadeSet] = {}
+        further: dict[EvalSet | RetrievalSet, MadeSet] = {}
         if name in trains:
             evaluators.append((PROBE, LinearProbe(train=trains[name][0])))
-            sets[trains[name][0]] = trains[name][1]
-        for task, metrics in run(made, evaluators, sets, target, target is not None):
+            further[trains[name][0]] = trains[name][1]
+        for task, metrics in run(made, evaluators, further, target, target is not None):
             records.append(record(name, experiment, checkpoint, task, metrics, refused, made))
     for name, made in found.items():
         word = re.sub(r"@\d+$", "", experiment.poison.target)
@@ -116,13 +119,12 @@ def record(
 ) -> dict[str, Any]:  # fmt: skip
     """One result in CLIP_benchmark's form, shares as fractions; with ours: the attack, intervals, n, what was dropped."""
     shares = {name: metrics[own] / 100 for name, own in _FIELDS[task].items() if own in metrics}
-    if made is not None and len(made.class_names) < 5:
-        shares.pop("acc5", None)
+    if made is not None and task != RETRIEVAL:  # almost every class is among the first k of few
+        shares = {name: share for name, share in shares.items() if name not in trivial(len(made.class_names))}
     whole = {name: metrics[own] for name, own in _WHOLE[task].items() if own in metrics}
-    model = experiment.pretrain.model
     return {
         "dataset": dataset,
-        "model": model.name if isinstance(model, Model) else type(model).__name__,
+        "model": model_name(experiment),
         "pretrained": checkpoint,
         "task": task,
         "metrics": shares | whole,
@@ -133,22 +135,39 @@ def record(
     }
 
 
+def trivial(classes: int) -> set[str]:
+    """Shares that say next to nothing of so many classes, for at most one of them is not among the first k."""
+    return {f"{what}{k}" for what in ("acc", "asr") for k in (5, 10) if k >= classes - 1}
+
+
 def write_records(records: list[dict[str, Any]], out: str) -> None:
     """All as a list in one file; a file each where the name holds `{dataset}` (and `{task}`, `{model}`)."""
-    if "{" not in out:
-        return write_json(Path(out), records)
+    places = out_places(out, [(entry["dataset"], entry["task"]) for entry in records], records[0]["model"])
+    for place, entry in zip(places, records):
+        write_json(place, entry if "{" in out else records)
+
+
+def out_places(out: str, results: list[tuple[str, str]], model: str) -> list[Path]:
+    """The file of each (data set, task), or one for all; InputError where it could not be written there."""
     try:
-        places = [
-            out.format(dataset=entry["dataset"].replace("/", "_"), task=entry["task"], model=entry["model"].replace("/", "_"))
-            for entry in records
-        ]
-    except (KeyError, IndexError, ValueError):
+        named = [out.format(dataset=name.replace("/", "_"), task=task, model=model.replace("/", "_")) for name, task in results]
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError):
         raise InputError(f"--out {out}: in braces accepted are {{dataset}}, {{task}} and {{model}}.") from None
+    places = [Path(name) for name in (named if "{" in out else [out])]
     if len(set(places)) < len(places):
         raise InputError(f"--out {out} gives several results one name; use {{dataset}} and {{task}}.")
-    for place, entry in zip(places, records):
-        write_json(Path(place), entry)
-    return None
+    for place in places:
+        if not place.parent.is_dir():
+            raise InputError(f"--out {out}: the folder {place.parent} does not exist.")
+        if place.is_dir():
+            raise InputError(f"--out {out}: {place} is a folder; give the name of a file.")
+    return places
+
+
+def model_name(experiment: Experiment) -> str:
+    """What CLIP_benchmark calls the model."""
+    model = experiment.pretrain.model
+    return model.name if isinstance(model, Model) else type(model).__name__
 
 
 def _evalset(name: str, path: str, split: str) -> EvalSet:
@@ -158,20 +177,36 @@ def _evalset(name: str, path: str, split: str) -> EvalSet:
 def _open(
     flag: str, name: str, tests: EvalSet | RetrievalSet, store: Store, limit: float, say: Callable[[str], None]
 ) -> MadeSet:
+    stage = _stage(flag, name, tests)
     try:
-        return make_set(tests, Stage("testset", label(tests), set_identity(tests)), store, limit, say)
+        return make_set(tests, stage, store, limit, say)
     except InputError as error:
-        known = f" (No set is known by the name {name}; known are {', '.join(SETS)}.)"
-        unknown = isinstance(tests, EvalSet) and not tests.name
-        raise InputError(f"{flag} {name}: {error}{known if unknown else ''}") from error
+        raise _of(flag, name, tests, error) from error
+
+
+def _stage(flag: str, name: str, tests: EvalSet | RetrievalSet) -> Stage:
+    try:
+        return Stage("testset", label(tests), set_identity(tests))
+    except InputError as error:
+        raise _of(flag, name, tests, error) from error
+
+
+def _of(flag: str, name: str, tests: EvalSet | RetrievalSet, error: InputError) -> InputError:
+    """The error of the set; where its files are not what was looked for, that may be for its name."""
+    unexplained = any(text in str(error) for text in ("is none of:", "hold no picture", "is auto, but"))
+    known = f" (No set is known by the name {name}; known are {', '.join(SETS)}.)"
+    return InputError(f"{flag} {name}: {error}{known if unexplained and isinstance(tests, EvalSet) and not tests.name else ''}")
 
 
 def _target(experiment: Experiment, made: MadeSet) -> tuple[int | None, str]:
     """(place of the attack's target among the set's classes, ""), or (None, why there is none)."""
     try:
-        return target_index(made.class_names, experiment.poison.target, made.numbers), ""
+        target = target_index(made.class_names, experiment.poison.target, made.numbers)
     except InputError as error:
         return None, str(error)
+    if (made.pairs().labels() == target).all():
+        return None, f"every picture is of the target {experiment.poison.target!r} itself."
+    return target, ""
 
 
 def _unanswered(metrics: dict[str, Any], word: str) -> str:

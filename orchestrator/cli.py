@@ -313,13 +313,16 @@ def _poison(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from orchestrator.benchmark import CLASSIFICATION, evaluate_on, record, write_records
+    from orchestrator.benchmark import CLASSIFICATION, PROBE, RETRIEVAL, evaluate_on, model_name, out_places, record, write_records
     from orchestrator.run import evaluate_checkpoint
 
     given = {flag: _named_paths(flag, getattr(options, flag.replace("-", "_"))) for flag in ("on", "retrieval", "linear-probe")}
-    if options.out and not Path(options.out).parent.is_dir():
-        raise InputError(f"--out {options.out}: the folder {Path(options.out).parent} does not exist.")
     plan, compute = _load(options)
+    own = getattr(plan.sweep.base.evaluate.data, "name", "") or "test"
+    tasks = {"on": CLASSIFICATION, "linear-probe": PROBE, "retrieval": RETRIEVAL}
+    expected = [(name, task) for flag, task in tasks.items() for name in given[flag]]
+    if options.out:  # before anything is measured
+        out_places(options.out, expected or [(own, CLASSIFICATION)], model_name(plan.sweep.base))
     result: Any
     if any(given.values()):
         say = lambda line: print(line, file=sys.stderr)
@@ -327,7 +330,6 @@ def _evaluate(options: argparse.Namespace) -> int:
         records = result
     else:
         result = evaluate_checkpoint(plan, compute, options.checkpoint)
-        own = getattr(plan.sweep.base.evaluate.data, "name", "") or "test"
         records = [record(own, plan.sweep.base, options.checkpoint, CLASSIFICATION, result)]
     if options.out:
         write_records(records, options.out)

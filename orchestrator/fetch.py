@@ -154,6 +154,8 @@ def fetch_list(
         }
         assert sum(counts.values()) == len(urls), "every row has a status"
         write_json(out / SUMMARY, summary)
+        if blocked := counts["blocked_address"]:
+            say(f"NOTE {blocked} rows lead to private, loopback or link-local addresses and were blocked; --allow-private allows them.")
         return summary
 
 

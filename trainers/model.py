@@ -7,9 +7,10 @@ from __future__ import annotations
 
 import difflib
 import json
+import logging
 import math
-from collections.abc import Mapping, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -81,7 +82,7 @@ class Model(Component):
         extra = {} if self.logit_bias is None else {"init_logit_bias": self.logit_bias}
         path = self.file
         tag = None if path else self.pretrained
-        with torch.random.fork_rng(devices=[]):
+        with torch.random.fork_rng(devices=[]), nullcontext() if tag else _unwarned():
             torch.manual_seed(seed % 2**63)
             try:
                 model = open_clip.create_model(self.name, pretrained=tag, pretrained_text=False,
@@ -321,9 +322,13 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
     """
     file = Path(path)
     if file.is_dir():
+        epochs = sorted(place.parent.name for place in file.glob(f"epoch_*/{WEIGHTS}"))
+        if epochs and not (file / WEIGHTS).is_file():
+            raise InputError(f"checkpoint {file} is the folder of a whole stage: give one of its epoch folders: {', '.join(epochs)}")
         file = file / WEIGHTS
     if not file.is_file():
-        raise InputError(f"checkpoint {file} does not exist")
+        tags = "" if "/" in str(path) else "; open_clip's tags are accepted where the experiment's model is one of its own"
+        raise InputError(f"checkpoint {file} does not exist{tags}")
     try:
         if file.suffix == ".safetensors":
             saved: Any = load_file(file)
@@ -331,8 +336,13 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
             saved = torch.load(file, map_location="cpu", weights_only=True)
         saved = saved.get("state_dict", saved)
         state: dict[str, Tensor] = {name.removeprefix("module."): value for name, value in saved.items()}
-    except Exception as error:  # many types, none documented: whatever it is, the file is no checkpoint of tensors
-        raise InputError(f"checkpoint {file} cannot be read as a file of tensors: {str(error).splitlines()[0]}") from error
+        if not all(isinstance(value, Tensor) for value in state.values()):
+            raise TypeError
+    except Exception as error:  # many types, none documented; and torch's own text advises to unpickle whatever there is
+        raise InputError(
+            f"checkpoint {file} cannot be read as a file of tensors; accepted are an epoch folder, a .safetensors file, and a .pt "
+            "file that holds a state dict of tensors, alone or under state_dict (nothing else is unpickled)"
+        ) from error
     own = encoder.model.state_dict()
     for scalar in ("logit_scale", "logit_bias"):  # saved as [1] by some versions and as a scalar by others
         if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel() == 1:
@@ -348,6 +358,17 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
     if beside.is_file():  # a pretrained tag may normalise pictures otherwise than the architecture's default
         preprocess = json.loads(beside.read_text()).get("preprocess_cfg", {})
         encoder.normalise_by(preprocess.get("mean", MEAN), preprocess.get("std", STD))
+
+
+@contextmanager
+def _unwarned() -> Iterator[None]:
+    """Without open_clip's warning that a model has no pretrained weights, where none were asked for."""
+    hush = lambda record: "No pretrained weights" not in record.getMessage()
+    logging.getLogger().addFilter(hush)
+    try:
+        yield
+    finally:
+        logging.getLogger().removeFilter(hush)
 
 
 def _config(name: str) -> dict[str, Any]:

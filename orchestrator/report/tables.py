@@ -275,7 +275,7 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def summary_text(study: Study, report: Path | str | None = None, ui: str = "cleansweep ui") -> str:
     """The result for a terminal, at most 100 columns wide; `ui` is the command that opens MLflow."""
-    out = [f"{study.name}: {len(study.pretrains)} pre-trainings, {_count(study)}", ""]
+    out = [f"{study.name}: {_number_of(len(study.pretrains), 'pre-training')}, {_count(study)}", ""]
     rows = table(study)
     for panel in panels(study):
         starts = starts_of(study, panel)
@@ -291,7 +291,7 @@ def summary_text(study: Study, report: Path | str | None = None, ui: str = "clea
             if not (a and b and lost):
                 out.append(_clip(f"  {row.method[:23]:<24}{short:<20}{'none':>9}"))
                 continue
-            few = f"{len(row.reached)}/{len(row.choices)} seeds"
+            few = f"{len(row.reached)}/{_number_of(len(row.choices), 'seed')}"
             epoch = str(row.reached[0].point.epoch) if len(row.choices) == 1 and row.reached[0].point else few
             change = signed(-lost[0], "pt")
             numbers = f"{percent(a[0]):>9}{percent(b[0]):>9}{change:>13}"
@@ -319,7 +319,11 @@ SHORT = {
 def _count(study: Study) -> str:
     states = [trial.status for trial in study.trials]
     said = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
-    return f"{len(states)} cleanings" + (f" ({', '.join(said)})" if said else "")
+    return _number_of(len(states), "cleaning") + (f" ({', '.join(said)})" if said else "")
+
+
+def _number_of(count: int, what: str) -> str:
+    return f"{count} {what}{'' if count == 1 else 's'}"
 
 
 def _clip(line: str) -> str:

@@ -66,6 +66,7 @@ def test_zero_shot_probe_and_retrieval_in_one_call(evaluate, tmp_path, monkeypat
         ("own", "zeroshot_classification"), ("own", "linear_probe"), ("cifar10", "zeroshot_classification"), ("coco", "zeroshot_retrieval")
     ]  # fmt: skip
     assert {r["model"] for r in records} == {"TinyCLIP"} and {r["language"] for r in records} == {"en"}
+    assert not {"asr5", "asr10"} & own["metrics"].keys()  # of three classes
     assert own["metrics"]["n"] == 15 and own["metrics"]["asr_n"] == 10 and 0 <= own["metrics"]["asr1"] <= 1 and "acc5" not in own["metrics"]
     assert own["metrics"]["mean_per_class_recall"] == pytest.approx(own["metrics"]["acc1"])  # as many of each
     assert probe["metrics"]["acc1"] == 1 and probe["metrics"]["train_n"] == 36 and probe["metrics"]["asr_n"] == 10
@@ -107,6 +108,7 @@ def test_mistakes_are_one_sentence(evaluate, tmp_path):
         (("--on", "cifar10"), "write NAME=PATH"),
         (("--on", "a=x", "--on", "a=y"), "--on names a twice"),
         (("--on", f"cifar10={tmp_path}/none"), "--on cifar10: evalset.path .* does not exist; nothing is downloaded"),
+        (("--on", f"cifar-1O={tmp_path}/none"), r"evalset.path .*/none does not exist\.$"),
         (("--on", f"cifar-1O={tmp_path}/empty"), "No set is known by the name cifar-1O; known are imagenet1k"),
         (("--on", f"cifar10={tmp_path}/ten"), "--on cifar10: .*the folder 'unicorn' is no class"),
         (("--on", f"own={tmp_path}/own", "--linear-probe", f"own={tmp_path}/other"), "classes of .* are not the 2 of the test set .lake."),
@@ -114,7 +116,24 @@ def test_mistakes_are_one_sentence(evaluate, tmp_path):
         (("--retrieval", f"coco={tmp_path}/empty"), "--retrieval coco: .* holds neither"),
         (("--on", f"own={tmp_path}/own", "--out", "/no/such/place.json"), "the folder /no/such does not exist"),
         (("--on", f"own={tmp_path}/own", "--out", str(tmp_path / "{set}.json")), "in braces accepted are"),
+        (("--on", f"own={tmp_path}/own", "--out", str(tmp_path / "empty")), "empty is a folder"),
+        (("--on", f"own={tmp_path}/own", "--on", f"other={tmp_path}/other", "--out", str(tmp_path / "{task}.json")), "several results"),
     ):
-        code, _, err = evaluate(*arguments)
+        code, _, err = evaluate(*arguments, "--store", str(tmp_path / f"store {words}".replace("/", "")))
         assert code == 2 and "Traceback" not in err, arguments
         assert re.search(words, err), (words, err)
+        if "--out" in arguments or str(tmp_path / "none") in str(arguments):
+            assert not [path for path in tmp_path.iterdir() if words.replace("/", "") in path.name], "said before anything is written"
+
+
+def test_where_every_picture_is_the_targets_accuracy_is_measured_all_the_same(evaluate, tmp_path):
+    colours(tmp_path / "own", ("banana",), 3)
+    (tmp_path / "own" / "classnames.txt").write_text("banana\nsea\n")
+    code, [found], err = evaluate("--on", f"own={tmp_path}/own", "--poison.trigger.size", "8")
+    assert code == 0 and found["metrics"]["n"] == 3 and "asr1" not in found["metrics"]
+    assert "every picture is of the target 'banana' itself" in found["asr_refused"] and "NOTE own: no attack success rate" in err
+
+
+def test_a_checkpoint_that_is_none_is_told_before_data_are_prepared(evaluate, tmp_path):
+    code, _, err = evaluate("--checkpoint", str(tmp_path / "nothing.pt"))
+    assert code == 2 and "nothing.pt does not exist" in err and not (tmp_path / "store").exists()

@@ -164,7 +164,7 @@ def test_more_clusters_than_pairs_are_refused_also_behind_another_method():
         with pytest.raises(InputError, match="clusters is 1001, more than the 1000 pairs"):
             stages(override_all(BASE, {"clean.method": method}))
     stages(override_all(BASE, {"clean.method": DeepClustering(clusters=1000)}))
-    with pytest.raises(InputError, match="clusters is 1 "):
+    with pytest.raises(InputError, match="clean.method.clusters is 1; "):
         DeepClustering(clusters=1)
     with pytest.raises(InputError, match="deep_clustering_weight"):
         DeepClustering(weight=0)

@@ -113,8 +113,24 @@ def test_unreadable_checkpoints_are_refused(tmp_path):
     with pytest.raises(InputError, match="bad.safetensors cannot be read"):
         load_weights(resnet(), tmp_path / "bad.safetensors")
     torch.save({"state_dict": resnet()}, tmp_path / "code.pt")  # a pickled object: never unpickled
-    with pytest.raises(InputError, match="code.pt cannot be read"):
-        load_weights(resnet(), tmp_path / "code.pt")
+    torch.save({"state_dict": {"epoch": 3}}, tmp_path / "count.pt")
+    for name in ("code.pt", "count.pt"):
+        with pytest.raises(InputError, match=f"{name} cannot be read.*accepted are an epoch folder") as error:
+            load_weights(resnet(), tmp_path / name)
+        assert "weights_only" not in str(error.value)
+
+
+def test_what_is_no_checkpoint_says_what_one_would_be(tmp_path):
+    saved(resnet(), tmp_path / "stage")
+    with pytest.raises(InputError, match="give one of its epoch folders: epoch_0001"):
+        load_weights(resnet(), tmp_path / "stage")
+    with pytest.raises(InputError, match="open_clip's tags are accepted where"):
+        load_weights(resnet(), "openai")
+
+
+def test_a_model_from_scratch_is_not_warned_of(caplog):
+    vit_from_scratch = Model(name="ViT-S-32-alt").build(0)
+    assert vit_from_scratch.image_size == 224 and "No pretrained weights" not in caplog.text
 
 
 def test_forward_gives_unit_features_of_what_the_batch_holds():

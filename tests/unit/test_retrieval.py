@@ -51,6 +51,22 @@ def test_karpathys_json(tmp_path, below, images):
     assert data.identity() != before and data.load().table["drop"].to_pylist() == ["", "no_image", ""]
 
 
+@pytest.mark.parametrize(("changes", "said"), [
+    ({"sentences": [{"raw": "a dog"}, {"raw": 7}]}, r"images\[1\] \(1.jpg\) has a caption that is no text"),
+    ({"sentences": None}, r"images\[1\] \(1.jpg\) has a caption that is no text"),
+    ({"filename": None}, r"images\[1\] has filename None"),
+    ({"filename": "../x.jpg"}, r"images\[1\]: the picture '../x.jpg' lies outside"),
+])
+def test_a_mistake_in_karpathys_json_names_its_entry(tmp_path, changes, said):
+    karpathy(tmp_path)
+    file = tmp_path / "dataset_coco.json"
+    held = json.loads(file.read_text())
+    held["images"][1] |= changes
+    file.write_text(json.dumps(held))
+    with pytest.raises(InputError, match=said):
+        RetrievalSet(path=str(tmp_path)).load()
+
+
 def test_clip_benchmarks_tars(tmp_path):
     captions = ["one\n two  things\n\n123", "three", "…"]
     samples = [(f"{i:04d}", {"jpg": encoded(picture(i)), "txt": text}) for i, text in enumerate(captions)]
@@ -72,7 +88,7 @@ def test_what_is_no_retrieval_set(tmp_path):
     with pytest.raises(InputError, match="none of its pictures exists; 1.jpg was looked for in /nowhere"):
         RetrievalSet(path=str(tmp_path), images="/nowhere").load()
     file = tmp_path / "dataset_coco.json"
-    for text in ("{", "[]", '{"images": [{"split": "test"}]}', '{"images": 3}'):
+    for text in ("{", "[]", '{"images": 3}'):
         file.write_text(text)
         with pytest.raises(InputError, match="is not Karpathy's JSON"):
             RetrievalSet(path=str(file)).load()

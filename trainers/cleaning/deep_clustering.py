@@ -41,8 +41,9 @@ class DeepClustering(CleaningMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.clusters < 2 or self.iterations < 1:
-            raise InputError(f"clusters is {self.clusters} and iterations {self.iterations}; at least 2 and 1")
+        for name, least in (("clusters", 2), ("iterations", 1)):
+            if getattr(self, name) < least:
+                raise InputError(f"clean.method.{name} is {getattr(self, name)}; it must be at least {least}.")
         self.objective  # noqa: B018 (raises InputError for weights that make no objective)
 
     @property
