@@ -277,26 +277,27 @@ def summary_text(study: Study, report: Path | str | None = None, ui: str = "clea
     """The result for a terminal, at most 100 columns wide; `ui` is the command that opens MLflow."""
     out = [f"{study.name}: {_number_of(len(study.pretrains), 'pre-training')}, {_count(study)}", ""]
     rows = table(study)
+    wide = max([24, *(min(len(row.method) + 1, 40) for row in rows)])
     for panel in panels(study):
         starts = starts_of(study, panel)
         out.append(_clip(f"pre-trained with {panel.label}"))
-        out.append(f"  {'':<24}{'':<20}{'accuracy':>9}{'ASR':>9}{'change':>13}  {'epoch':<6}")
+        out.append(f"  {'':<{wide}}{'':<20}{'accuracy':>9}{'ASR':>9}{'change':>13}  {'epoch':<6}")
         if starts:
             accuracy = sum(s.accuracy for s in starts) / len(starts)
             asr = sum(s.asr for s in starts) / len(starts)
-            out.append(f"  {'before cleaning':<24}{'':<20}{percent(accuracy):>9}{percent(asr):>9}")
+            out.append(f"  {'before cleaning':<{wide}}{'':<20}{percent(accuracy):>9}{percent(asr):>9}")
         for row in (row for row in rows if row.panel == panel and row.rule.key in SHORT):
             short = SHORT[row.rule.key]
             a, b, lost = row.over(lambda c: c.accuracy), row.over(lambda c: c.asr), row.over(lambda c: c.drop)
             if not (a and b and lost):
-                out.append(_clip(f"  {row.method[:23]:<24}{short:<20}{'none':>9}"))
+                out.append(_clip(f"  {row.method[: wide - 1]:<{wide}}{short:<20}{'none':>9}"))
                 continue
             few = f"{len(row.reached)}/{_number_of(len(row.choices), 'seed')}"
             epoch = str(row.reached[0].point.epoch) if len(row.choices) == 1 and row.reached[0].point else few
             change = signed(-lost[0], "pt")
             numbers = f"{percent(a[0]):>9}{percent(b[0]):>9}{change:>13}"
             setting = f"  {row.reached[0].settings}" if len(row.choices) == 1 else ""
-            out.append(_clip(f"  {row.method[:23]:<24}{short:<20}{numbers}  {epoch}{setting}"))
+            out.append(_clip(f"  {row.method[: wide - 1]:<{wide}}{short:<20}{numbers}  {epoch}{setting}"))
         out.append("")
     for warning in warnings(study):
         out += textwrap.wrap(f"! {warning}", WIDTH, subsequent_indent="  ", break_long_words=True)
