@@ -42,7 +42,7 @@ MINIATURE = Sweep(
         "pretrain.seed": SEEDS,
         "pretrain.objective": OBJECTIVES,
         "clean.method": tune.grid_search([MMCLFineTune(), CleanCLIP()]),
-        "clean.lr": tune.grid_search([1e-3, 2e-3, 4e-3, 8e-3]),
+        "clean.lr": tune.grid_search([2e-3, 4e-3, 8e-3]),
     },
     reference=SWEEP.reference,
     gate=Gate(min_asr=80, action="warn"),
