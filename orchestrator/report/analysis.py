@@ -167,7 +167,7 @@ def maps(study: Study) -> Figure:
     rows = kept(study, "map/components")
     columns = max(len(shown) for _, shown in rows)
     with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(0.4 + 2.7 * 2 * columns, 3.3 * len(rows) + 0.4), layout="constrained")
+        figure = Figure(figsize=(0.4 + 2.7 * 2 * columns, 3.8 * len(rows) + 0.7), layout="constrained")
         grid = figure.subplots(len(rows), 2 * columns, squeeze=False)
         for axes_of, (label, shown) in zip(grid, rows):
             _fill(axes_of[:columns], shown, f"{label}, PCA", scatter_pca, 2.5)
