@@ -137,7 +137,7 @@ def test_the_best_three_are_those_of_the_rule_and_the_others_are_called_what_the
     study = seeded_study(tmp_path)
     first, second = (best_three(study, panel) for panel in panels(study))
     labels = [text.get_text() for text in first.legends[0].get_texts()]
-    assert labels == [f"CleanCLIP: lr 0.002, seed {seed}" for seed in (2, 1, 0)] + ["before cleaning"]
+    assert labels == [f"{rank}. CleanCLIP: lr 0.002, seed {seed}" for rank, seed in enumerate((2, 1, 0), 1)] + ["before cleaning"]
     assert {"1", "6"} <= {text.get_text() for text in first.axes[0].texts}
     assert all("never at ASR ≤ 5 %" in text.get_text() for text in second.legends[0].get_texts()[:3])
 
