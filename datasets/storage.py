@@ -7,6 +7,7 @@ import glob
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
@@ -116,6 +117,18 @@ def sync(path: str | os.PathLike[str]) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def write_whole(path: Path, content: bytes) -> Path:
+    """Write aside, sync, rename: `path` is whole or as it was, and nothing half-written stays after a failure."""
+    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        aside.write_bytes(content)
+        sync(aside)
+        return aside.replace(path)
+    except BaseException:
+        aside.unlink(missing_ok=True)
+        raise
 
 
 def size_of(url: str) -> int:

@@ -10,6 +10,7 @@ import numpy as np
 
 from datasets.errors import InputError
 from datasets.loader import Recipe
+from datasets.storage import write_whole
 from orchestrator import cluster
 from orchestrator.plan import Plan
 from orchestrator.spec import Compute
@@ -84,6 +85,4 @@ def _draw(stage: StageResult) -> None:
     for name, part in shown.items():
         figure = portrait(part)
         if figure is not None:
-            aside = stage.folder / f".{name}.png.tmp"
-            aside.write_bytes(png(figure))
-            aside.replace(stage.folder / f"{name}.png")
+            write_whole(stage.folder / f"{name}.png", png(figure))

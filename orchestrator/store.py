@@ -6,6 +6,7 @@ survives a kill so that the next attempt continues there, and is renamed when ev
 
 import fcntl
 import hashlib
+import io
 import json
 import os
 import re
@@ -25,7 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from datasets.errors import InputError
-from datasets.storage import sync
+from datasets.storage import sync, write_whole
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -260,28 +261,16 @@ def read_lines(path: Path) -> list[dict[str, Any]]:
 
 def write_json(path: Path, value: Any) -> None:
     """Write aside, sync, rename."""
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with open(aside, "w") as handle:
-            json.dump(value, handle, indent=1, sort_keys=True)
-            handle.flush()
-            os.fsync(handle.fileno())
-        aside.replace(path)
-    except BaseException:
-        aside.unlink(missing_ok=True)
-        raise
+    write_whole(path, json.dumps(value, indent=1, sort_keys=True).encode())
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     """Write arrays of numbers as .npz, aside, sync, rename; equal arrays give equal bytes."""
     assert all(array.dtype.kind in "biuf" for array in arrays.values()), "anything else would be pickled"
     path.parent.mkdir(parents=True, exist_ok=True)
-    aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    with open(aside, "wb") as handle:
-        np.savez_compressed(handle, **arrays)  # type: ignore[arg-type]
-        handle.flush()
-        os.fsync(handle.fileno())
-    aside.replace(path)
+    content = io.BytesIO()
+    np.savez_compressed(content, **arrays)  # type: ignore[arg-type]
+    write_whole(path, content.getvalue())
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:

@@ -22,6 +22,7 @@ from datasets.errors import InputError
 from datasets.loader import Batch, LocalFeed, Recipe, ahead, eval_batches, make_batch
 from datasets.pairs import Pairs
 from datasets.seeding import hash64
+from datasets.storage import write_whole
 from orchestrator.plan import blank, further_sets
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
@@ -291,13 +292,7 @@ def _append(path: Path, line: dict[str, Any], report: Report | None) -> None:
     """Add a line of metrics unless this epoch has one already: an attempt that died after writing it repeats it exactly."""
     lines = read_lines(path)
     if line["epoch"] not in {entry["epoch"] for entry in lines}:
-        text = "".join(json.dumps(entry) + "\n" for entry in [*lines, line])
-        aside = path.with_suffix(".tmp")
-        with open(aside, "w") as handle:
-            handle.write(text)
-            handle.flush()
-            os.fsync(handle.fileno())
-        aside.replace(path)
+        write_whole(path, "".join(json.dumps(entry) + "\n" for entry in [*lines, line]).encode())
     if report is not None:
         report(line)
 

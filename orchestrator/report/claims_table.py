@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from html import escape
 from pathlib import Path
 
+from datasets.storage import write_whole
 from orchestrator.report.claims import PUBLISHED, TEXTS, Verdict, as_json, claims
 from orchestrator.report.style import document
 from orchestrator.study import Study
@@ -88,7 +89,5 @@ def write_claims(studies: Sequence[Study], folder: Path) -> tuple[list[Verdict],
         ("claims.json", json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n"),
         ("claims.html", document(f"Claims: {names}", body)),
     ):
-        aside = folder / f".{name}.tmp"
-        aside.write_text(text, encoding="utf-8", newline="")
-        aside.replace(folder / name)
+        write_whole(folder / name, text.encode())
     return found, folder / "claims.html"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from datasets.storage import write_whole
 from orchestrator.report import analysis
 from orchestrator.report.curves import pretrain_curves, trial_curves
 from orchestrator.report.drawing import pdf, png
@@ -62,7 +63,5 @@ class Gallery:
             self._png.setdefault(name, png(figure))
             figure.set_layout_engine("none")  # it is laid out; doing it again would take most of the time
             for ending, content in (("png", self._png[name]), ("pdf", pdf(figure))):
-                aside = out / f".{name}.{ending}.tmp"
-                aside.write_bytes(content)
-                written.append(aside.replace(out / f"{name}.{ending}"))
+                written.append(write_whole(out / f"{name}.{ending}", content))
         return written

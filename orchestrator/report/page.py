@@ -6,6 +6,7 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from datasets.storage import write_whole
 from orchestrator.report.cautions import cautions
 from orchestrator.report.claims import claims
 from orchestrator.report.claims_table import claims_html
@@ -47,9 +48,7 @@ def write_report(study: Study, out: Path) -> Path:
     if study.series:
         files["series.csv"] = series_csv(study)
     for name, text in {**files, "report.html": html(study, drawn)}.items():
-        aside = out / f".{name}.tmp"
-        aside.write_text(text, encoding="utf-8", newline="")
-        aside.replace(out / name)
+        write_whole(out / name, text.encode())
     return out / "report.html"
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import io
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from datasets.errors import InputError
-from datasets.storage import sync
+from datasets.storage import write_whole
 from trainers.model import Encoder
 
 SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int32())])
@@ -39,12 +39,10 @@ class Labels:
     def write(self, file: Path) -> None:
         """As Parquet (key, label; the number of classes in its metadata): aside, synced, renamed."""
         table = pa.table([pa.array(self.by_key.keys()), pa.array(self.by_key.values(), pa.int32())], schema=SCHEMA)
-        aside = file.with_name(f".{file.name}.tmp")
+        content = io.BytesIO()
+        pq.write_table(table.replace_schema_metadata({CLASSES: str(self.classes)}), content)
         file.parent.mkdir(parents=True, exist_ok=True)
-        with open(aside, "wb") as handle:
-            pq.write_table(table.replace_schema_metadata({CLASSES: str(self.classes)}), handle)
-        sync(aside)
-        os.replace(aside, file)
+        write_whole(file, content.getvalue())
 
     @staticmethod
     def read(file: Path) -> Labels:
