@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.errors import InputError
-from datasets.seeding import rng
+from datasets.seeding import hash64, rng
 from datasets.source import INDEX_SCHEMA
 
 BATCH_ROWS = 1 << 20
@@ -72,6 +72,15 @@ def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
             size -= BATCH_ROWS
     if size:
         yield pa.concat_tables(waiting).combine_chunks()
+
+
+def smallest_hashes(keys: pa.ChunkedArray, rows: np.ndarray, count: int, *salt: object) -> np.ndarray:
+    """The `count` of `rows` whose keys hash smallest under the salt, rising: nested in the count, independent of order."""
+    hashes = np.empty(len(rows), np.uint64)
+    for start in range(0, len(rows), 65536):  # in parts, so that only some keys are Python strings at a time
+        part = keys.take(pa.array(rows[start : start + 65536])).to_pylist()
+        hashes[start : start + len(part)] = [hash64(*salt, key) for key in part]
+    return np.sort(rows[np.argsort(hashes, kind="stable")[:count]])
 
 
 class Pairs:

@@ -17,6 +17,7 @@ import pyarrow.compute as pc
 from datasets.classes import fill, target_index
 from datasets.component import Component
 from datasets.errors import InputError
+from datasets.pairs import smallest_hashes
 from datasets.seeding import hash64
 from datasets.seeding import rng as make_rng
 from datasets.triggers.base import Trigger
@@ -93,7 +94,7 @@ def make_plan(poison: Poison, index: pa.Table, templates: Sequence[str], class_n
         raise InputError(
             f"poison asks for {count} victims, but of {n_kept} samples only {len(rows)} {which} ({name!r}, {poison.mode})."
         )
-    rows = _smallest(index["key"], rows, count, poison.seed)
+    rows = smallest_hashes(index["key"], rows, count, poison.seed)
     keys = index["key"].take(rows).to_pylist()
     before = index["caption"].take(rows).to_pylist()
     if consistent:
@@ -120,12 +121,3 @@ def names_class(captions: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 def _draw(n: int, *parts: object) -> int:
     return int(make_rng(*parts).integers(n))
-
-
-def _smallest(keys: pa.ChunkedArray, rows: np.ndarray, count: int, seed: int) -> np.ndarray:
-    """The `count` of `rows` whose keys hash lowest, in ascending order of row."""
-    hashes = np.empty(len(rows), np.uint64)
-    for start in range(0, len(rows), 65536):  # in parts, so that only some keys are Python strings at a time
-        part = keys.take(rows[start : start + 65536]).to_pylist()
-        hashes[start : start + len(part)] = [hash64(seed, key) for key in part]
-    return np.sort(rows[np.argpartition(hashes, count - 1)[:count]])

@@ -1,14 +1,13 @@
 """Which pairs a cleaning gets: clean ones by default, checked; victims of the poison plan only where they are asked for."""
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.errors import InputError
-from datasets.seeding import hash64
+from datasets.pairs import smallest_hashes
 from orchestrator.spec import Clean
 
 NAMED = 5
@@ -51,8 +50,8 @@ def choose_rows(clean: Clean, index: pa.Table, kept: np.ndarray, victims: np.nda
     if clean.choice == "last":
         chosen = free[len(free) - wanted :]
     else:
-        chosen = smallest_hashes(index["key"], free, wanted, (clean.seed, "clean"))
-    left = smallest_hashes(index["key"], victims, clean.poisons, (clean.seed, "poisons"))
+        chosen = smallest_hashes(index["key"], free, wanted, clean.seed, "clean")
+    left = smallest_hashes(index["key"], victims, clean.poisons, clean.seed, "poisons")
     return np.union1d(chosen, left)
 
 
@@ -67,14 +66,6 @@ def require(rows: np.ndarray, index: pa.Table, victims: np.ndarray, clean: Clean
             "exactly as many victims as clean.poisons says."
         )
     return np.sort(rows)
-
-
-def smallest_hashes(keys: pa.ChunkedArray, rows: np.ndarray, count: int, salt: tuple[Any, ...]) -> np.ndarray:
-    """The `count` rows whose keys hash smallest, in index order: nested in the count, independent of order."""
-    hashes = np.fromiter(
-        (hash64(*salt, key) for key in keys.take(pa.array(rows)).to_pylist()), dtype=np.uint64, count=len(rows)
-    )
-    return np.sort(rows[np.argsort(hashes, kind="stable")[:count]])
 
 
 def _rows_of(clean: Clean, index: pa.Table, kept: np.ndarray, victims: np.ndarray) -> np.ndarray:

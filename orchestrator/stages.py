@@ -18,7 +18,7 @@ from datasets.classes import target_index
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.loader import Recipe, make_batch
-from datasets.pairs import Pairs, write_index
+from datasets.pairs import Pairs, smallest_hashes, write_index
 from datasets.poison import make_plan
 from datasets.retrieval import RetrievalSet
 from datasets.seeding import rng
@@ -232,7 +232,7 @@ def _poison(experiment: Experiment, inputs: Inputs, folder: Path) -> None:
         kept = Pairs(inputs.index, list(inputs.urls)).rows
         if data.subset > len(kept):
             raise InputError(f"data.subset is {data.subset}, but only {len(kept)} samples are kept.")
-        rows = cleanset.smallest_hashes(index["key"], kept, data.subset, (data.seed, "subset"))
+        rows = smallest_hashes(index["key"], kept, data.subset, data.seed, "subset")
         np.save(folder / "rows.npy", rows)
         outside = np.ones(len(index), dtype=bool)
         outside[rows] = False
