@@ -61,8 +61,6 @@ def clean_sweep(plan: Plan, upstream: dict[str, Upstream], store: Store, compute
     context = Context(plan.sweep, str(store.root), compute, upstream, dict(planning.IDENTITIES), plan.fingerprint)
     if plan.grid is not None:
         wanted = [(o, e) for o, e in plan.grid if stages(e)["pretrain"].fingerprint in upstream]
-        for _, experiment in wanted:
-            make_cleanset(experiment, upstream[stages(experiment)["pretrain"].fingerprint].inputs, store)
         if all(_done(store, experiment) for _, experiment in wanted):
             return [_outcome(overrides, experiment, store, None, False) for overrides, experiment in wanted]
     for experiment in _kinds(plan):
