@@ -35,7 +35,14 @@ PRETRAIN_MMCL = Pretrain(
     model=Model(name="RN50"), objective=MMCL(), epochs=64, batch_size=2048, lr=1e-3, weight_decay=0.1, warmup_steps=10_000
 )
 PRETRAIN_MMCLSSL = replace(PRETRAIN_MMCL, objective=MMCLSSL(), batch_size=1024)
-PRETRAININGS: Any = tune.grid_search([PRETRAIN_MMCL, PRETRAIN_MMCLSSL])
+
+
+def pretrainings(**fields: Any) -> Any:
+    """Both of them as a grid, with other fields where given."""
+    return tune.grid_search([replace(stage, **fields) for stage in (PRETRAIN_MMCL, PRETRAIN_MMCLSSL)])
+
+
+PRETRAININGS: Any = pretrainings()
 
 LR_MMCL = (1e-4, 5e-4, 1e-3, 5e-3)
 LR_INMODAL = (5e-5, 1e-4, 5e-4, 1e-3)
@@ -63,12 +70,12 @@ def cleaning(method: CleaningMethod, lr: float, **fields: Any) -> Clean:
     return Clean(method=method, lr=lr, **{**given, "batch_size": 128 if isinstance(method, MMCLFineTune) else 64, **fields})
 
 
-def finetunings(**fields: Any) -> list[Clean]:
-    """The study's three fine-tunings, each over its learning rates."""
+def finetunings(*methods: CleaningMethod) -> list[Clean]:
+    """The study's three fine-tunings, or those given, each over its learning rates."""
     return [
-        *(cleaning(MMCLFineTune(), lr, **fields) for lr in LR_MMCL),
-        *(cleaning(SSLFineTune(), lr, **fields) for lr in LR_INMODAL),
-        *(cleaning(CleanCLIP(), lr, **fields) for lr in LR_INMODAL),
+        cleaning(method, lr)
+        for method in methods or (MMCLFineTune(), SSLFineTune(), CleanCLIP())
+        for lr in (LR_MMCL if isinstance(method, MMCLFineTune) else LR_INMODAL)
     ]
 
 

@@ -11,7 +11,7 @@ from ray import tune
 
 from orchestrator.override import override_all
 from orchestrator.spec import Reference, Sweep
-from sweeps._study import CLUSTER, OBJECTIVES, PRETRAIN_MMCL, PRETRAIN_MMCLSSL, TWO_CORES, WARN, finetunings, full, miniature
+from sweeps._study import CLUSTER, OBJECTIVES, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
 from trainers.model import Model
 
 OPENAI = Model(name="RN50", pretrained="openai")
@@ -20,7 +20,7 @@ SWEEP = Sweep(
     name="openai-pretrained",
     base=full("cc6m", 3000),
     space={
-        "pretrain": tune.grid_search([replace(stage, model=OPENAI, lr=5e-7) for stage in (PRETRAIN_MMCL, PRETRAIN_MMCLSSL)]),
+        "pretrain": pretrainings(model=OPENAI, lr=5e-7),
         "clean": tune.grid_search(finetunings()),
     },
     reference=Reference(start="openai_rn50_cc6m_3000"),

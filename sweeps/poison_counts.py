@@ -7,7 +7,7 @@ the time is pre-training. The miniature: 10 to 240 of 4 000, MMCL pre-training, 
 from ray import tune
 
 from orchestrator.spec import Reference, Sweep
-from sweeps._study import CLUSTER, LR_INMODAL, LR_MMCL, PRETRAININGS, TWO_CORES, WARN, cleaning, full, miniature
+from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
 
 SWEEP = Sweep(
@@ -16,10 +16,7 @@ SWEEP = Sweep(
     space={
         "poison.count": tune.grid_search([400, 800, 1500, 3000, 5000]),
         "pretrain": PRETRAININGS,
-        "clean": tune.grid_search([
-            *(cleaning(MMCLFineTune(), lr) for lr in LR_MMCL),
-            *(cleaning(CleanCLIP(), lr) for lr in LR_INMODAL),
-        ]),
+        "clean": tune.grid_search(finetunings(MMCLFineTune(), CleanCLIP())),
     },
     series="poison.count",
     reference=Reference(start="cc6m_3000"),

@@ -14,17 +14,7 @@ from datasets.triggers.blended import Blended
 from datasets.triggers.patch import Patch
 from datasets.triggers.warped import Warped
 from orchestrator.spec import Reference, Sweep
-from sweeps._study import (
-    CLUSTER,
-    LR_INMODAL,
-    LR_MMCL,
-    PRETRAININGS,
-    TWO_CORES,
-    WARN,
-    cleaning,
-    full,
-    miniature,
-)
+from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
 
 SWEEP = Sweep(
@@ -38,10 +28,7 @@ SWEEP = Sweep(
             Poison(trigger=Patch(), target="banana", count=3000, mode="label_consistent"),
         ]),
         "pretrain": PRETRAININGS,
-        "clean": tune.grid_search([
-            *(cleaning(MMCLFineTune(), lr) for lr in LR_MMCL),
-            *(cleaning(CleanCLIP(), lr) for lr in LR_INMODAL),
-        ]),
+        "clean": tune.grid_search(finetunings(MMCLFineTune(), CleanCLIP())),
     },
     reference=Reference(start="cc6m_warped_3000"),
     compute=CLUSTER,

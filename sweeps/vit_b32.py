@@ -4,13 +4,11 @@ ViT-B/32 in place of RN50 on 6 M pairs with 3 000 victims, at open_clip's usual 
 The miniature: a transformer of four blocks, twenty epochs, CleanCLIP at four learning rates, one seed.
 """
 
-from dataclasses import replace
-
 from ray import tune
 
 from orchestrator.override import override_all
 from orchestrator.spec import Reference, Sweep
-from sweeps._study import CLUSTER, PRETRAIN_MMCL, PRETRAIN_MMCLSSL, TWO_CORES, WARN, finetunings, full, miniature
+from sweeps._study import CLUSTER, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
 from trainers.model import Model, TinyViT
 
 VIT = Model(name="ViT-B-32")
@@ -19,7 +17,7 @@ SWEEP = Sweep(
     name="vit-b32",
     base=full("cc6m", 3000),
     space={
-        "pretrain": tune.grid_search([replace(stage, model=VIT, lr=5e-4) for stage in (PRETRAIN_MMCL, PRETRAIN_MMCLSSL)]),
+        "pretrain": pretrainings(model=VIT, lr=5e-4),
         "clean": tune.grid_search(finetunings()),
     },
     reference=Reference(start="cc6m_vit_3000"),
