@@ -146,14 +146,19 @@ class Store:
             time.sleep(0.5)
 
     def seal(
-        self, stage: str, name: str, fingerprint: str, *, config: Any, inputs: dict[str, str], seconds: float
+        self, stage: str, name: str, fingerprint: str, *, config: Any, inputs: dict[str, str], seconds: float, spent: str = ""
     ) -> Artefact:
-        """Turn the working folder into the artefact: hash and sync every file, write the manifest, rename."""
+        """Turn the working folder into the artefact: hash and sync every file, write the manifest, rename.
+
+        spent: pattern of the files that only going on with the stage would need; they go once it is an artefact.
+        """
         folder = self.work(stage, fingerprint)
         for scratch in SCRATCH:
             if scratch != LOCK:  # held to the end: who comes meanwhile must not begin anew in this folder
                 (folder / scratch).unlink(missing_ok=True)
-        files = {str(path.relative_to(folder)): sha256(path) for path in sorted(folder.rglob("*")) if _belongs(path)}
+        left_out = set(folder.glob(spent)) if spent else set()
+        belonging = [path for path in sorted(folder.rglob("*")) if _belongs(path) and path not in left_out]
+        files = {str(path.relative_to(folder)): sha256(path) for path in belonging}
         manifest = {
             "format": 1,
             "stage": stage,
@@ -172,7 +177,8 @@ class Store:
         if final.exists():  # an artefact whose manifest was damaged: keep it aside rather than delete it
             final.rename(final.with_name(f".replaced-{final.name}-{time.time_ns()}"))
         folder.rename(final)
-        (final / LOCK).unlink(missing_ok=True)
+        for path in (final / LOCK, *(final / path.relative_to(folder) for path in left_out)):
+            path.unlink(missing_ok=True)
         sync(final.parent)
         return Artefact(final, manifest)
 

@@ -8,12 +8,11 @@ from ray import tune
 
 from orchestrator.plan import make_plan, stages
 from orchestrator.spec import Compute, Sweep
-from orchestrator.stages import make_data
+from orchestrator.stages import last_checkpoint, make_data
 from orchestrator.store import Store, read_json, read_lines
 from orchestrator.training import pretrain_all
 from orchestrator.tuning import Upstream, clean_sweep
 from tests.tiny_sweep import BASE
-from trainers import checkpoint
 from trainers.cleaning.deep_clustering import DeepClustering
 from trainers.cleaning.labels import Labels
 from trainers.cleaning.pseudo_labels import PseudoLabels
@@ -30,7 +29,7 @@ def test_both_run_and_a_second_time_nothing_is_made(ray_session, tmp_path):
     plan = make_plan(Sweep(name="x", base=base, space={"clean.method": tune.grid_search(METHODS)}))
     inputs = make_data(base, store, lambda line: None)
     (start,) = pretrain_all([(base, inputs)], store, compute)
-    upstream = {start.fingerprint: Upstream(inputs, str(checkpoint.newest(start.folder)))}
+    upstream = {start.fingerprint: Upstream(inputs, str(last_checkpoint(start)))}
 
     trials = clean_sweep(plan, upstream, store, compute)
     assert [trial.status for trial in trials] == ["finished", "finished"], [trial.error for trial in trials]

@@ -12,6 +12,7 @@ from orchestrator.stages import last_checkpoint, make_stage, seal
 from orchestrator.store import METRICS, Store
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
+from trainers.checkpoint import STATE
 
 PLAN = make_plan(SWEEP)
 FACTS = {
@@ -32,11 +33,13 @@ def store(tmp_path):
             for epoch in ("epoch_0001", "epoch_0002"):
                 (folder / epoch).mkdir()
                 (folder / epoch / "open_clip_model.safetensors").write_text("")
+            (folder / "epoch_0002" / STATE).write_text("")
             seal(store, stage, 1.0)
     return store
 
 
 def test_a_whole_one_is_read(store):
+    assert not list(store.root.rglob(STATE)), "a finished training keeps no state of its optimiser"
     study = load_study(PLAN, store)
     assert len(study.pretrains) == len(study.gates) == 1 and len(study.trials[0].metrics) == 3
 

@@ -35,6 +35,17 @@ def test_sealed_artefacts_are_found_with_their_manifest(tmp_path):
     assert verify(found) == ["weights"]
 
 
+def test_what_only_an_unfinished_stage_needs_goes_when_it_is_sealed(tmp_path):
+    store = Store(tmp_path)
+    with store.working("clean", FP) as folder:
+        for name in ("epoch_0002/weights", "epoch_0002/state", "other/state"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(name)
+        sealed = store.seal("clean", "m", FP, config={}, inputs={}, seconds=1.0, spent="epoch_*/state")
+    assert list(sealed.manifest["files"]) == ["epoch_0002/weights", "other/state"] and verify(sealed) == []
+    assert not (sealed.folder / "epoch_0002" / "state").exists()
+
+
 def test_another_fingerprint_with_the_same_start_is_not_taken_for_it(tmp_path):
     store = Store(tmp_path)
     make(store)
