@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.report.cautions import diverged, ends
-from orchestrator.report.names import method_of, settings, signed, value_at
+from orchestrator.report.names import method_of, number_of, settings, signed, value_at
 from orchestrator.report.points import CLEANING_SET, Panel, Point, before_cleaning, cleaned_points, mean_interval, panels, repetitions
 from orchestrator.report.selection import RULE, Choice, Row, Rule, choices
 from orchestrator.study import Study, TrialResult
@@ -108,9 +108,9 @@ def little_lost(study: Study) -> list[Verdict]:
         row = bench.row(RULE["acc_at_asr_le_5"])
         against = bench.against(row)
         if missing := len(row.choices) - len(row.reached):
-            against.append(f"no model with ASR ≤ 5 % in {missing} of {len(row.choices)} seeds")
+            against.append(f"no model with ASR ≤ 5 % in {missing} of {number_of(len(row.choices), 'seed')}")
         if lost := sum(choice.drop > 1 + 1e-9 for choice in row.reached):
-            against.append(f"more than 1 point lost in {lost} of {len(row.reached)} seeds")
+            against.append(f"more than 1 point lost in {lost} of {number_of(len(row.reached), 'seed')}")
         measured = mean_interval([-choice.drop for choice in row.reached])
         fine = "at most 1 point lost in every seed"
         at_end = _at_end(study, row)
@@ -138,7 +138,7 @@ def resists(study: Study) -> list[Verdict]:
         against += [reason for side in (other, bench) for reason in side.left]
         for row in rows:
             if missing := len(row.choices) - len(row.reached):
-                against.append(f"no model with ASR ≤ 5 % on {row.panel.label} in {missing} of {len(row.choices)} seeds")
+                against.append(f"no model with ASR ≤ 5 % on {row.panel.label} in {missing} of {number_of(len(row.choices), 'seed')}")
             if at_end := _at_end(study, row):
                 against.append(f"chosen at the end of its grid on {row.panel.label} ({at_end})")
         measured = mean_interval(gaps)
@@ -172,7 +172,7 @@ def same_setting(study: Study, one: "Bench", other: "Bench") -> str:
     for setting, gaps in by_setting.items():
         mean, low, high = mean_interval(gaps) or (math.nan,) * 3
         interval = f" [{low:.1f}, {high:.1f}]".replace("-", "−") if math.isfinite(low) else ""
-        higher = f"higher in {sum(gap > 0 for gap in gaps)} of {len(gaps)} seeds"
+        higher = f"higher in {sum(gap > 0 for gap in gaps)} of {number_of(len(gaps), 'seed')}"
         told.append(f"{setting or 'as given'}: {signed(mean, 'points')}{interval}, {higher}")
     return "ASR after the same cleaning, MMCL+SSL model minus MMCL model: " + "; ".join(told) + "." if told else ""
 
@@ -194,7 +194,7 @@ def mmcl_alone(study: Study) -> list[Verdict]:
             against, under = bench.against(row), [choice for choice in row.reached if choice.asr <= 10]
             seen = ""
             if under:
-                against.append(f"ASR ≤ 10 % was reached in {len(under)} of {len(row.choices)} seeds")
+                against.append(f"ASR ≤ 10 % was reached in {len(under)} of {number_of(len(row.choices), 'seed')}")
                 best = bench.row(RULE["acc_at_asr_le_10"]).reached
                 kept = mean_interval([_kept(choice) for choice in best])
                 seen = f"Where it was reached, {kept[0]:.0f} % of the accuracy was kept at best." if kept else ""
@@ -222,9 +222,9 @@ def five_poisons(study: Study) -> list[Verdict]:
         row = replace(row, choices=tuple(c for c in row.choices if c.repetition in cleaned))
         against = bench.against(row) + [reason for reason in controls[0].left if reason not in bench.left]
         if failed := sum(cleaned[choice.repetition].point is None for choice in row.choices):
-            against.append(f"even with no poison {failed} of {len(row.choices)} seeds are not cleaned")
+            against.append(f"even with no poison nothing is cleaned in {failed} of {number_of(len(row.choices), 'seed')}")
         if under := sum(choice.asr <= 5 for choice in row.reached):
-            against.append(f"ASR ≤ 5 % at half of the accuracy or more in {under} of {len(row.choices)} seeds all the same")
+            against.append(f"ASR ≤ 5 % at half of the accuracy or more in {under} of {number_of(len(row.choices), 'seed')} all the same")
         elif at_end := _at_end(study, row):
             against.append(f"the lowest ASR lies at the end of its grid ({at_end})")
         measured = mean_interval([choice.asr for choice in row.reached])
@@ -316,9 +316,9 @@ def _unfinished(study: Study, trials: Sequence[TrialResult]) -> Iterator[str]:
     for trial in trials:
         by_seed.setdefault((trial.pretrain, seeds[trial.fingerprint]), []).append(trial)
     if empty := sum(not any(map(cleaned_points, group)) for group in by_seed.values()):
-        yield f"no point was measured in {empty} of {len(by_seed)} seeds"
+        yield f"no point was measured in {empty} of {number_of(len(by_seed), 'seed')}"
     if half := sum(2 * sum(map(diverged, group)) >= len(group) for group in by_seed.values()):
-        yield f"half of the trials or more diverged in {half} of {len(by_seed)} seeds"
+        yield f"half of the trials or more diverged in {half} of {number_of(len(by_seed), 'seed')}"
 
 
 def _partner(study: Study, bench: Bench) -> Bench | None:

@@ -218,3 +218,8 @@ def _scalar(value: Any) -> Any:
     if isinstance(value, dict) and "class" in value:
         return _method(value)
     return json.dumps(value, default=str)
+
+
+def number_of(count: int, what: str) -> str:
+    """"1 seed", "3 seeds"."""
+    return f"{count} {what}{'' if count == 1 else 's'}"

@@ -14,6 +14,7 @@ from orchestrator.report.names import (
     duration,
     hyperparameters,
     method_of,
+    number_of,
     objective_of,
     percent,
     settings,
@@ -275,7 +276,7 @@ def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 def summary_text(study: Study, report: Path | str | None = None, ui: str = "cleansweep ui") -> str:
     """The result for a terminal, at most 100 columns wide; `ui` is the command that opens MLflow."""
-    out = [f"{study.name}: {_number_of(len(study.pretrains), 'pre-training')}, {_count(study)}", ""]
+    out = [f"{study.name}: {number_of(len(study.pretrains), 'pre-training')}, {_count(study)}", ""]
     rows = table(study)
     wide = max([24, *(min(len(row.method) + 1, 40) for row in rows)])
     for panel in panels(study):
@@ -292,7 +293,7 @@ def summary_text(study: Study, report: Path | str | None = None, ui: str = "clea
             if not (a and b and lost):
                 out.append(_clip(f"  {row.method[: wide - 1]:<{wide}}{short:<20}{'none':>9}"))
                 continue
-            few = f"{len(row.reached)}/{_number_of(len(row.choices), 'seed')}"
+            few = f"{len(row.reached)}/{number_of(len(row.choices), 'seed')}"
             epoch = str(row.reached[0].point.epoch) if len(row.choices) == 1 and row.reached[0].point else few
             change = signed(-lost[0], "pt")
             numbers = f"{percent(a[0]):>9}{percent(b[0]):>9}{change:>13}"
@@ -320,11 +321,7 @@ SHORT = {
 def _count(study: Study) -> str:
     states = [trial.status for trial in study.trials]
     said = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
-    return _number_of(len(states), "cleaning") + (f" ({', '.join(said)})" if said else "")
-
-
-def _number_of(count: int, what: str) -> str:
-    return f"{count} {what}{'' if count == 1 else 's'}"
+    return number_of(len(states), "cleaning") + (f" ({', '.join(said)})" if said else "")
 
 
 def _clip(line: str) -> str:

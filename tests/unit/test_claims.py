@@ -134,7 +134,7 @@ def test_five_poisons_need_a_control_which_may_come_from_another_sweep(tmp_path)
     short = seeded_study(tmp_path, poisons=(0, 5), methods=("CleanCLIP",))
     assert "lowest ASR lies at the end of its grid" in of(short, "d").reason
     weak = seeded_study(tmp_path, lrs=WIDE, poisons=(0, 5), methods=("CleanCLIP",), strength=(0.3, 0.3))
-    assert "even with no poison 3 of 3 seeds are not cleaned" in of(weak, "d").reason.lower()
+    assert "even with no poison nothing is cleaned in 3 of 3 seeds" in of(weak, "d").reason.lower()
 
 
 def test_a_model_that_two_sweeps_cleaned_is_one_seed(tmp_path):
