@@ -76,15 +76,15 @@ def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
     given = {trial.fingerprint: hyperparameters(trial) for trial in row.trials}
     names = short_paths(list(dict.fromkeys(path for found in given.values() for path in found)))
     seeds = repetitions(study, row.trials)
-    near = [t for t in row.trials if t.pretrain == chosen.pretrain and seeds[t.fingerprint] == choice.repetition and cleaned_points(t)]
+    own = [t for t in row.trials if t.pretrain == chosen.pretrain and seeds[t.fingerprint] == choice.repetition]
 
     def ran_with(trial: TrialResult, path: str) -> Any:
         found = given[trial.fingerprint]
         return found[path] if path in found else value_at(trial, path)  # another sweep, which did not vary it
 
-    values = [{path: ran_with(trial, path) for path in names} for trial in [chosen, *near]]
-    for path, value in given[chosen.fingerprint].items():
-        if is_seed(path) or not _number(value) or len({str(ran_with(trial, path)) for trial in row.trials}) < 2:
+    values = [{path: ran_with(trial, path) for path in names} for trial in [chosen, *filter(cleaned_points, own)]]
+    for path, value in values[0].items():
+        if is_seed(path) or not _number(value) or len({str(ran_with(trial, path)) for trial in own}) < 2:
             continue
         others = [other for other in names if other != path and not is_seed(other)]
         alike = [found for found in values if all(found[other] == values[0][other] for other in others)]

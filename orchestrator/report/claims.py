@@ -89,9 +89,12 @@ def as_json(found: Sequence[Verdict]) -> list[dict[str, Any]]:
 def joined(studies: Sequence[Study]) -> Study:
     """One study of all their stages, each once; series are dropped, so that a method's best is sought over all its settings."""
     pretrains = {stage.fingerprint: stage for study in studies for stage in study.pretrains}
-    trials = {trial.fingerprint: trial for study in studies for trial in study.trials}
+    trials: dict[str, TrialResult] = {}
+    for trial in (trial for study in studies for trial in study.trials):
+        known = trials.get(trial.fingerprint, trial)  # one sweep may vary what another sets once
+        trials[trial.fingerprint] = replace(trial, overrides={**known.overrides, **trial.overrides})
     gates = {key: gate for study in studies for key, gate in study.gates.items()}
-    spaces = {trial.fingerprint: study.config.get("space") for study in reversed(studies) for trial in study.trials}
+    spaces = {trial.fingerprint: study.config.get("space") for study in studies for trial in study.trials}
     return Study(
         name=" + ".join(study.name for study in studies), doc="", fingerprint="", config={"spaces": spaces},
         pretrains=list(pretrains.values()), trials=list(trials.values()), gates=gates, missing=sum(s.missing for s in studies),

@@ -71,6 +71,27 @@ def test_a_diverged_trial_counts_as_tried_and_is_said_half_a_grid_of_them_does_n
     assert of(study, "a").verdict == "not shown" and "half of the trials or more diverged in 1 of 3" in of(study, "a").reason.lower()
 
 
+def test_an_end_of_the_grid_is_seen_whichever_sweep_is_named_first(tmp_path):
+    """The second sweep holds the same trials and does not vary the rate."""
+    one = seeded_study(tmp_path, lrs=WIDE[:4], strength=(1.0, 0.9))
+    other = replace(one, trials=[replace(t, overrides={k: v for k, v in t.overrides.items() if k != "clean.lr"}) for t in one.trials])
+    found = [next(v for v in claims(order) if v.claim == "b") for order in ([one, other], [other, one])]
+    assert "end of its grid" in found[0].reason + found[0].seen and found[0].verdict == found[1].verdict == "not shown"
+    assert found[0].reason == found[1].reason
+
+
+def test_what_one_seed_alone_varied_makes_no_ends_in_the_others(tmp_path):
+    study = seeded_study(tmp_path, lrs=WIDE, strength=(1.0, 0.9))
+    before = of(study, "b")
+    for trial in study.trials:
+        trial.overrides["clean.weight_decay"] = 0.1
+    for trial in [t for t in study.trials if t.overrides["pretrain.seed"] == 0]:
+        heavy = replace(trial, fingerprint=trial.fingerprint[::-1], overrides={**trial.overrides, "clean.weight_decay": 0.5})
+        heavy.metrics = [{**line, "metrics": {**line["metrics"], "asr/top1": 60.0}} for line in trial.metrics]
+        study.trials.append(heavy)
+    assert "weight_decay = 0.1, the only one" not in of(study, "b").reason and before.seeds == of(study, "b").seeds == 3
+
+
 def test_two_seeds_or_a_loss_show_nothing(tmp_path):
     assert "Fewer than 3 seeds" in of(seeded_study(tmp_path, seeds=2), "a").reason
     worse = seeded_study(tmp_path, strength=(0.9, 0.6))  # ASR ≤ 5 % only where accuracy suffers
