@@ -295,6 +295,9 @@ def _benches(study: Study, objective: str, methods: Sequence[str], poisons: int)
             kept = tuple(trial for trial in trials if trial.pretrain not in failed)
             left = [f"the attack gate was not passed by {len(failed)} of {len({t.pretrain for t in trials})} models"] if failed else []
             left += _unfinished(study, kept)
+            models, repeated = {t.pretrain for t in kept}, set(repetitions(study, kept).values())
+            if len(models) < SEEDS <= len(repeated):
+                left.append(f"the {len(repeated)} seeds are of {number_of(len(models), 'pre-training')}: of the cleaning, not of the attack")
             broken = sum(map(diverged, kept))
             told = (f"{broken} of {len(kept)} trials diverged and count as tried",) if broken else ()
             pairs = value_at(trials[0], "clean.pairs")

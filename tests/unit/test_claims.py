@@ -92,6 +92,19 @@ def test_what_one_seed_alone_varied_makes_no_ends_in_the_others(tmp_path):
     assert "weight_decay = 0.1, the only one" not in of(study, "b").reason and before.seeds == of(study, "b").seeds == 3
 
 
+def test_seeds_of_the_cleaning_alone_are_not_seeds_of_the_attack(tmp_path):
+    study = seeded_study(tmp_path, seeds=1)
+    once = list(study.trials)
+    for seed in (1, 2):
+        study.trials += [
+            replace(t, fingerprint=f"{seed}{t.fingerprint[1:]}", overrides={**t.overrides, "clean.seed": seed}) for t in once
+        ]
+    for trial in once:
+        trial.overrides["clean.seed"] = 0
+    for claim in "abc":
+        assert "he 3 seeds are of 1 pre-training: of the cleaning" in of(study, claim).reason, claim
+
+
 def test_two_seeds_or_a_loss_show_nothing(tmp_path):
     assert "Fewer than 3 seeds" in of(seeded_study(tmp_path, seeds=2), "a").reason
     worse = seeded_study(tmp_path, strength=(0.9, 0.6))  # ASR ≤ 5 % only where accuracy suffers
