@@ -51,7 +51,7 @@ class Mirror:
                 result.status, result.error = "failed", "it did not finish"
         self._sweep = self._tracker.sweep_run(study)
         self.sync(study)
-        files = sorted(path for path in report.parent.iterdir() if path.is_file())
+        files = sorted(path for path in report.parent.iterdir() if path.is_file() and not path.name.startswith("."))
         self._tracker.finish_sweep(self._sweep, study, files, "FAILED" if failed else "FINISHED")
         self._tracker.view(study)
         self._tracker.close_stale(self._sweep)
@@ -79,9 +79,9 @@ class Follower:
     def _follow(self) -> None:
         while not self._stop.wait(POLL_S):
             try:
-                study = load_study(self._plan, self._store)
-            except InputError:  # an artefact was damaged meanwhile: the end of the run says so
-                return
+                study = load_study(self._plan, self._store, live=True)
+            except (InputError, OSError):  # an artefact was damaged meanwhile: the end of the run says so
+                continue
             self._tell(study)
             if self._mirror is not None:
                 try:

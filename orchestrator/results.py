@@ -8,14 +8,15 @@ from orchestrator.fingerprint import encode
 from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment, unpoisoned
 from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Gate
-from orchestrator.store import METRICS, Artefact, Store, commit, metrics_of, part, read_json, read_lines, write_json
+from orchestrator.store import FAILED, METRICS, Artefact, Store, commit, metrics_of, part, read_json, read_lines, write_json
 from orchestrator.study import StageResult, Study, TrialResult
 
 
-def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Study:
+def load_study(plan: Plan, store: Store, trials: list[Any] | None = None, *, live: bool = False) -> Study:
     """Everything the store holds of the sweep: finished stages, and the lines of those that are not.
 
     `trials` are those Tune ran (`tuning.Trial`); without them the sweep's own record is used, or its grid.
+    `live`: the sweep is under way, so a trial that failed may be tried again and counts as running.
     """
     sweep = plan.sweep
     study = Study(
@@ -38,6 +39,9 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None) -> Stu
         experiment = trial_experiment(sweep, overrides)
         made = stages(experiment)
         _read_unpoisoned(study, made, store, experiment)
+        if trials is None and not live:
+            failed = read_json(store.work("clean", made["clean"].fingerprint) / FAILED)
+            error, status = (failed["error"], "failed") if failed else (error, status)
         result = read_stage(store, made["clean"], encode(experiment), TrialResult)
         if result is None and status != "failed":
             refused = sweep.gate.action == "stop" and study.gates.get(made["pretrain"].fingerprint, {}).get("passed") is False

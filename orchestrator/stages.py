@@ -174,7 +174,7 @@ def last_checkpoint(artefact: Artefact) -> Path:
 
 
 def seal(store: Store, stage: Stage, seconds: float) -> Artefact:
-    """Seal the stage's working folder under its identity, without the optimiser's state: two thirds of a training's bytes."""
+    """Seal the stage's working folder under its identity, without the state that only going on with the training needs."""
     return store.seal(
         stage.kind,
         stage.name,

@@ -33,7 +33,9 @@ LOCK = ".lock"
 METRICS = "metrics.jsonl"
 NOTES = "notes.txt"
 """Lines of a stage's processes that the driver is to say."""
-SCRATCH = (LOCK, NOTES, "progress.json", "failed.json")
+FAILED = "failed.json"
+"""Why the stage failed: {"kind", "error", "rank"}."""
+SCRATCH = (LOCK, NOTES, "progress.json", FAILED)
 """Files of a working folder that are not part of the artefact."""
 
 
@@ -209,7 +211,7 @@ def part(artefact: Artefact, name: str) -> bytes:
     """A small file of the artefact; InputError where it was lost or is no longer what the stage wrote."""
     try:
         data = (artefact.folder / name).read_bytes()
-    except OSError:
+    except FileNotFoundError:
         raise damage(artefact.folder / name) from None
     if hashlib.sha256(data).hexdigest() != artefact.manifest["files"].get(name):
         raise damage(artefact.folder / name)

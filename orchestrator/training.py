@@ -15,8 +15,8 @@ from orchestrator.plan import Stage, stages, unpoisoned
 from orchestrator.results import spent
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs, last_checkpoint, seal
-from orchestrator.store import Artefact, Store, read_json
-from orchestrator.workers import FAILED, Job, pretrain
+from orchestrator.store import FAILED, Artefact, Store, read_json
+from orchestrator.workers import Job, pretrain
 
 
 class StageError(RuntimeError):

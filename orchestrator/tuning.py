@@ -19,8 +19,8 @@ from orchestrator.plan import Plan, grid_values, stages, trial_experiment
 from orchestrator.results import remember_trial, remembered_trials, spent
 from orchestrator.spec import Compute, Experiment, Sweep
 from orchestrator.stages import Inputs, make_cleanset, seal
-from orchestrator.store import METRICS, Store, metrics_of, read_json, read_lines
-from orchestrator.workers import FAILED, Job, clean
+from orchestrator.store import FAILED, METRICS, Store, metrics_of, read_json, read_lines
+from orchestrator.workers import Job, clean
 
 
 @dataclass(frozen=True)

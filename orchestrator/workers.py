@@ -26,7 +26,7 @@ from datasets.storage import write_whole
 from orchestrator.plan import blank, further_sets
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
-from orchestrator.store import MANIFEST, METRICS, NOTES, read_json, read_lines, write_arrays, write_json
+from orchestrator.store import FAILED, MANIFEST, METRICS, NOTES, read_json, read_lines, write_arrays, write_json
 from trainers.batch import Targets
 from trainers.cleaning.base import CleaningRun
 from trainers.cleaning.labels import Labels
@@ -39,7 +39,6 @@ from trainers.model import Encoder, Model, load_weights
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
 
-FAILED = "failed.json"
 PROGRESS = "progress.json"
 WHOLE = 256
 """Pictures that are embedded or labelled at a time."""

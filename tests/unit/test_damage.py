@@ -6,10 +6,11 @@ import pytest
 
 from datasets.errors import InputError
 from orchestrator.plan import make_plan, stages
+from orchestrator.report.cautions import diverged
 from orchestrator.results import load_study
 from orchestrator.show import show
 from orchestrator.stages import last_checkpoint, make_stage, seal
-from orchestrator.store import METRICS, Store
+from orchestrator.store import FAILED, METRICS, Store, write_json
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
 from trainers.checkpoint import STATE
@@ -42,6 +43,16 @@ def test_a_whole_one_is_read(store):
     assert not list(store.root.rglob(STATE)), "a finished training keeps no state of its optimiser"
     study = load_study(PLAN, store)
     assert len(study.pretrains) == len(study.gates) == 1 and len(study.trials[0].metrics) == 3
+
+
+def test_a_trial_that_failed_is_known_to_have_failed_once_its_sweep_is_over(store):
+    trial = stages(PLAN.grid[1][1])["clean"]
+    with store.working("clean", trial.fingerprint) as folder:
+        (folder / METRICS).write_text(json.dumps(line(0, 80.0, 97.0)) + "\n")
+        write_json(folder / FAILED, {"kind": "stage", "error": "training diverged at step 3: loss is nan", "rank": 0})
+    failed = load_study(PLAN, store).trials[1]
+    assert (failed.status, failed.error, diverged(failed)) == ("failed", "training diverged at step 3: loss is nan", True)
+    assert load_study(PLAN, store, live=True).trials[1].status == "running", "Tune may try it again"
 
 
 @pytest.mark.parametrize("harm", [

@@ -35,12 +35,16 @@ def test_sealed_artefacts_are_found_with_their_manifest(tmp_path):
     assert verify(found) == ["weights"]
 
 
-def test_what_only_an_unfinished_stage_needs_goes_when_it_is_sealed(tmp_path):
+def test_what_only_an_unfinished_stage_needs_goes_when_it_is_sealed(tmp_path, monkeypatch):
     store = Store(tmp_path)
     with store.working("clean", FP) as folder:
         for name in ("epoch_0002/weights", "epoch_0002/state", "other/state"):
             (folder / name).parent.mkdir(exist_ok=True)
             (folder / name).write_text(name)
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(Path, "rename", lambda *_: (_ for _ in ()).throw(KeyboardInterrupt))
+            store.seal("clean", "m", FP, config={}, inputs={}, seconds=1.0, spent="epoch_*/state")
+        assert (folder / "epoch_0002" / "state").exists(), "whoever goes on after a kill needs it"
         sealed = store.seal("clean", "m", FP, config={}, inputs={}, seconds=1.0, spent="epoch_*/state")
     assert list(sealed.manifest["files"]) == ["epoch_0002/weights", "other/state"] and verify(sealed) == []
     assert not (sealed.folder / "epoch_0002" / "state").exists()
