@@ -161,6 +161,8 @@ def fetch_shard(
     """
     folder, stem = Path(folder), f"{number:05d}"
     _put(folder, stem)
+    if not again and (made := finished(folder, number)):
+        return made  # by an attempt whose process died after it
     work = folder / f".work-{uuid.uuid4().hex}"
     records: list[dict[str, Any]] = []
     todo: list[int] = []

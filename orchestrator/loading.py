@@ -34,6 +34,8 @@ def load_sweep(name: str, overrides: dict[str, str] | None = None, miniature: bo
 
 
 def _import(name: str) -> Any:
+    if not name.strip():
+        raise InputError("the sweep's name is empty; accepted: a .py file, or a module such as sweeps.quickstart.")
     if name.endswith(".py") or "/" in name:
         path = Path(name).expanduser().resolve()
         if not path.is_file():

@@ -99,7 +99,7 @@ def _make(
 def _choose_cleansets(plan: Plan, wanted: list[tuple[Experiment, Inputs]], store: Store) -> None:
     """Make every cleaning set that is known before the trials are, so that a mistake in one is told before hours of pre-training."""
     inputs = {stages(experiment)["pretrain"].fingerprint: found for experiment, found in wanted}
-    if plan.grid is None and any(path.split(".")[:2] in CLEANSET for path in plan.sweep.space):
+    if plan.grid is None and any(path.split(".")[:2] in [["clean"], *CLEANSET] for path in plan.sweep.space):
         return  # drawn: the base's own may never be used
     known: set[str] = set()
     for _, experiment in plan.upstream if plan.grid is None else plan.grid:

@@ -187,7 +187,7 @@ def test_plan_does_not_start_ray(tmp_path):
         (["plan", "sweeps.quickstart", "--store", ""], "--store is empty"),
         (["plan"], "sweep"),
         (["plan", "/etc/passwd"], "a .py file"),
-        (["plan", ""], "ValueError"),
+        (["plan", ""], "the sweep's name is empty"),
         (["plan", "sweeps.quickstart", "--workers", "x"], "--workers: 'x' is no whole number"),
         (["ingest", "a", "b", "--resize", "big"], "--resize: 'big' is no whole number"),
         (["fetch", "a", "b", "--rate", "nan"], "--rate: 'nan' is no number"),

@@ -473,6 +473,11 @@ def test_a_shard_holds_the_successes_and_its_table_every_row(server, tmp_path):
     assert set(index["drop"].to_pylist()) == {""} and index["caption"].to_pylist() == ["thing number 0", "thing number 2", "thing number 6"]
 
 
+def test_a_finished_shard_is_not_fetched_anew(server, tmp_path):
+    first = shard(make_rows(server, "good.jpg"), tmp_path)
+    assert shard(make_rows(server, "status?404"), tmp_path) == first, "its process died after the shard was whole"
+
+
 def test_duplicate_addresses_are_two_samples(server, tmp_path):
     assert shard(make_rows(server, "good.jpg", "good.jpg"), tmp_path)["successes"] == 2
 
