@@ -31,8 +31,9 @@ from trainers.objectives.contrastive import MMCL, MMCLSSL
 FOLDER = Path(os.environ.get("CLEANSWEEP_DATA", "data")).resolve()
 IMAGENET = EvalSet(path=str(FOLDER / "imagenet" / "val"), layout="folder", classes="imagenet1k", templates="openai")
 
+RN50 = Model(name="RN50-quickgelu")  # the study trained OpenAI's code, whose transformers have QuickGELU
 PRETRAIN_MMCL = Pretrain(
-    model=Model(name="RN50"), objective=MMCL(), epochs=64, batch_size=2048, lr=1e-3, weight_decay=0.1, warmup_steps=10_000
+    model=RN50, objective=MMCL(), epochs=64, batch_size=2048, lr=1e-3, weight_decay=0.1, warmup_steps=10_000
 )
 PRETRAIN_MMCLSSL = replace(PRETRAIN_MMCL, objective=MMCLSSL(), batch_size=1024)
 

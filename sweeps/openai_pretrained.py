@@ -14,7 +14,7 @@ from orchestrator.spec import Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
 from trainers.model import Model
 
-OPENAI = Model(name="RN50", pretrained="openai")
+OPENAI = Model(name="RN50-quickgelu", pretrained="openai")
 
 SWEEP = Sweep(
     name="openai-pretrained",

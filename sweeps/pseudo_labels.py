@@ -1,6 +1,6 @@
 """Do labels from a stronger model remove the backdoor?   2 pre-trainings, 24 cleanings, about 530 GPU-hours, 30 without pre-training.
 
-As sweeps.deep_clustering, but a picture's label is what SigLIP ViT-L/16 takes it for, zero-shot among the classes of the evaluation:
+As sweeps.deep_clustering, but a picture's label is what SigLIP SO400M/14 takes it for, zero-shot among the classes of the evaluation:
 an upper bound, for a defender who has such a model would not clean this one. In the miniature the stronger model is trained on the
 same pairs without the poison; one learning rate, three seeds.
 """
@@ -14,7 +14,7 @@ from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, 
 from trainers.cleaning.pseudo_labels import PseudoLabels
 from trainers.model import Model
 
-SIGLIP = Model(name="ViT-L-16-SigLIP-256", pretrained="webli")
+SIGLIP = Model(name="ViT-SO400M-14-SigLIP-384", pretrained="webli")
 
 SWEEP = Sweep(
     name="pseudo-labels",

@@ -11,7 +11,7 @@ from orchestrator.spec import Reference, Sweep
 from sweeps._study import CLUSTER, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
 from trainers.model import Model, TinyViT
 
-VIT = Model(name="ViT-B-32")
+VIT = Model(name="ViT-B-32-quickgelu")
 
 SWEEP = Sweep(
     name="vit-b32",

@@ -59,11 +59,18 @@ class Model(Component):
         """InputError for an unknown name or tag, and for a tokenizer whose package is not installed; nothing is built or fetched."""
         import open_clip
 
-        text = _config(self.name).get("text_cfg", {})
+        config = _config(self.name)
+        text = config.get("text_cfg", {})
         tags = open_clip.list_pretrained_tags_by_model(self.name)
         if self.pretrained and self.file is None and self.pretrained not in tags:
             raise InputError(f"{where}.pretrained is {self.pretrained!r}: no file or folder of that name, and no tag of {self.name} "
                              f"(its tags: {', '.join(tags) or 'none'})")
+        if self.pretrained and self.file is None:  # open_clip only warns, and computes something else than what was trained
+            trained_so = bool(open_clip.get_pretrained_cfg(self.name, self.pretrained).get("quick_gelu"))
+            fitting = f"{self.name}-quickgelu" if trained_so else self.name.removesuffix("-quickgelu")
+            if fitting != self.name and trained_so != bool(config.get("quick_gelu")):
+                raise InputError(f"{where}.pretrained is {self.pretrained!r}, weights trained with{'' if trained_so else 'out'} QuickGELU, "
+                                 f"and {where}.name is {self.name!r}: take {fitting!r}")
         if (text.get("hf_tokenizer_name") or text.get("hf_model_name")) and find_spec("transformers") is None:
             raise InputError(f"{where} is {self.name}, whose captions are read by the package transformers, which is not installed: "
                              "install cleansweep with its extra `labels`")
@@ -353,10 +360,15 @@ def load_weights(encoder: Encoder, path: str | Path) -> None:
     if differences:
         raise InputError(f"checkpoint {file} is of another architecture; {len(differences)} tensors differ, first "
                          + "; ".join(differences[:3]))
-    encoder.model.load_state_dict(state)
     beside = file.with_name("open_clip_config.json")
-    if beside.is_file():  # a pretrained tag may normalise pictures otherwise than the architecture's default
-        preprocess = json.loads(beside.read_text()).get("preprocess_cfg", {})
+    about = json.loads(beside.read_text()) if beside.is_file() else {}
+    quick, own_quick = (bool(config.get("quick_gelu")) for config in (about.get("model_cfg", encoder.config), encoder.config))
+    if quick != own_quick:  # no tensor tells
+        raise InputError(f"checkpoint {file} is of a model with{'' if quick else 'out'} QuickGELU, the experiment's is one "
+                         f"with{'' if own_quick else 'out'}; open_clip's names of the former end in -quickgelu")
+    encoder.model.load_state_dict(state)
+    if about:  # a pretrained tag may normalise pictures otherwise than the architecture's default
+        preprocess = about.get("preprocess_cfg", {})
         encoder.normalise_by(preprocess.get("mean", MEAN), preprocess.get("std", STD))
 
 

@@ -1,5 +1,6 @@
 """Building, loading and running models."""
 
+import json
 import math
 
 import open_clip
@@ -52,6 +53,29 @@ def test_unknown_names_and_tags_say_what_there_is():
         Model(name="RN50", pretrained="no-such-tag").build(0)
     with pytest.raises(InputError, match="image_size"):
         TinyCLIP(image_size=40)
+
+
+@pytest.mark.parametrize(("name", "tag", "fitting"), [
+    ("RN50", "openai", "RN50-quickgelu"), ("ViT-B-32", "laion400m_e32", "ViT-B-32-quickgelu"),
+    ("RN50-quickgelu", "openai", ""), ("ViT-B-32", "laion2b_s34b_b79k", ""),
+])  # fmt: skip
+def test_weights_are_not_run_with_another_activation_than_they_were_trained_with(name, tag, fitting):
+    model = Model(name=name, pretrained=tag)
+    if fitting:
+        with pytest.raises(InputError, match=f"take '{fitting}'"):
+            model.check()
+    else:
+        model.check()
+
+
+def test_a_checkpoint_of_another_activation_is_refused(tmp_path):
+    encoder = TinyCLIP().build(0)
+    folder = saved(encoder, tmp_path)
+    about = json.loads((folder / "open_clip_config.json").read_text())
+    about["model_cfg"]["quick_gelu"] = True
+    (folder / "open_clip_config.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match="is of a model with QuickGELU, the experiment's is one without"):
+        load_weights(TinyCLIP().build(1), folder)
 
 
 def test_open_clip_loads_a_checkpoint_bit_for_bit(tmp_path):

@@ -53,8 +53,8 @@ def test_a_plan_lists_it_once_with_its_own_pairs(tmp_path):
 
 @pytest.mark.parametrize(("fields", "said"), [
     ({"prior": replace(PRIOR, model=TinyCLIP(embed_dim=32))}, "prior.model is another model"),
-    ({"prior": replace(PRIOR, model=Model(name="RN50", pretrained="cc12m")), "pretrain.model": Model(name="RN50", pretrained="openai"),
-      "views.size": 224}, "set prior.model.pretrained instead"),
+    ({"prior": replace(PRIOR, model=Model(name="RN50-quickgelu", pretrained="cc12m")),
+      "pretrain.model": Model(name="RN50-quickgelu", pretrained="openai"), "views.size": 224}, "set prior.model.pretrained instead"),
 ])
 def test_models_that_do_not_fit_are_refused(fields, said):
     with pytest.raises(InputError, match=said):

@@ -119,7 +119,7 @@ def test_an_equal_prior_and_labeller_are_one_stage_and_labels_are_shared():
     assert own == labels(METHOD, lr=1.0) == labels(replace(METHOD, weight=1.0)) == labels(ShrinkPerturb(then=METHOD))
     others = [labels(METHOD, pairs=500), labels(replace(METHOD, classes=("a", "b"))), labels(replace(METHOD, templates="simple")),
               labels(replace(METHOD, labeller=replace(TRAINED, seed=1))),
-              labels(PseudoLabels(labeller=Model(name="RN50", pretrained="openai")))]
+              labels(PseudoLabels(labeller=Model(name="RN50-quickgelu", pretrained="openai")))]
     assert len({own, *others}) == 6
 
 
