@@ -76,10 +76,21 @@ def test_poisons_that_match_perfectly_are_all_on_top():
     assert found["pairs/clean_cosine"] == pytest.approx(0) and found["pairs/clean_cosine_sd"] == pytest.approx(0.5 / math.sqrt(3), rel=0.02)
     assert found["pairs/sample_poisons"] == 10 and (found["pairs/clean_n"], found["pairs/poisoned_n"]) == (90, 10)
     assert [found[f"pairs/top{x}_poisons"] for x in (1, 5, 10)] == [100, 100, 100]
+    assert [found[f"pairs/tpr_at_fpr{x}"] for x in (1, 5, 10)] == [100, 100, 100]
     assert found["histogram/poisoned"][-1] == 10 and found["histogram/poisoned"].sum() == 10
     assert (found["histogram/clean"] == np.histogram(np.linspace(-0.5, 0.5, 90), EDGES)[0]).all()
     turned = pair_similarity(features_of(np.ones(90), np.linspace(-0.5, 0.5, 10)), ANALYSIS)
-    assert turned["pairs/auroc"] == 0 and turned["pairs/top10_poisons"] == 0
+    assert turned["pairs/auroc"] == 0 and turned["pairs/top10_poisons"] == turned["pairs/tpr_at_fpr10"] == 0
+
+
+def test_poisons_caught_at_a_rate_of_false_alarms_do_not_depend_on_the_mix():
+    clean, poisoned = np.linspace(0, 0.9, 91), np.array([0.5, 0.805, 0.95, 0.95])
+    for times in (1, 5):
+        found = pair_similarity(features_of(clean, np.tile(poisoned, times)), ANALYSIS)
+        assert (found["pairs/tpr_at_fpr1"], found["pairs/tpr_at_fpr10"]) == (50, 50)
+        assert pair_similarity(features_of(np.tile(clean, times), poisoned), ANALYSIS)["pairs/tpr_at_fpr5"] == 50
+    more = pair_similarity(features_of(clean, poisoned), Analysis(top=(20.0,)))
+    assert more["pairs/tpr_at_fpr20"] == 75
 
 
 def test_the_top_is_cut_exactly_and_ties_take_no_side():

@@ -46,7 +46,7 @@ class Analysis(Evaluator):
     sample: Sample = field(default_factory=Sample)
     """which pairs"""
     top: tuple[float, ...] = (1.0, 5.0, 10.0)
-    """percent of the pairs, the most similar ones, among which poisons are counted"""
+    """percent of the pairs, the most similar ones, among which poisons are counted; and of the clean pairs, for tpr_at_fpr"""
     components: int = 50
     """principal components of the pictures' features that are kept for maps; 0 keeps none"""
 
@@ -120,6 +120,8 @@ def pair_similarity(features: Features, analysis: Analysis) -> Values:
         values["pairs/sample_poisons"] = 100 * float(poisoned_N.mean())
         for percent in analysis.top:
             values[f"pairs/top{percent:g}_poisons"] = 100 * share_of_top(cosine_N, poisoned_N, percent)
+            threshold = np.quantile(cosines["clean"], 1 - percent / 100, method="higher")
+            values[f"pairs/tpr_at_fpr{percent:g}"] = 100 * float((cosines["poisoned"] > threshold).mean())
     return values
 
 
