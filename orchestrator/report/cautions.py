@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.report.names import called, hyperparameters, is_seed, short_paths, value_at, value_text
-from orchestrator.report.points import cleaned_points, panels, points_of, repetitions
+from orchestrator.report.points import CLEANING_SET, cleaned_points, panels, points_of, repetitions
 from orchestrator.report.selection import Choice, Row, table
 from orchestrator.study import StageResult, Study, TrialResult
 
@@ -37,6 +37,7 @@ class End:
     setting: str
     """`lr = 0.004, the largest tried (0.001 … 0.004)`"""
     drawn: bool
+    path: str
 
 
 def warnings(study: Study, gates: bool = True) -> list[str]:
@@ -93,12 +94,12 @@ def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
         if range_:
             if not MARGIN <= _share(value, *range_) <= 1 - MARGIN:
                 bounds = f"{value_text(range_[0])} … {value_text(range_[1])}"
-                yield End(setting=f"{names[path]} = {value_text(value)}, drawn from {bounds}", drawn=True)
+                yield End(setting=f"{names[path]} = {value_text(value)}, drawn from {bounds}", drawn=True, path=path)
         elif value in (tried[0], tried[-1]):
             end = "smallest" if value == tried[0] else "largest"
             within = f"{value_text(tried[0])} … {value_text(tried[-1])}" if len(tried) > 2 else "of two values"
             text = f"the {end} tried ({within})" if len(tried) > 1 else "the only one that gave a point"
-            yield End(setting=f"{names[path]} = {value_text(value)}, {text}", drawn=False)
+            yield End(setting=f"{names[path]} = {value_text(value)}, {text}", drawn=False, path=path)
 
 
 def _tried(found: list[dict[str, Any]], path: str) -> list[float]:
@@ -165,11 +166,18 @@ def _missed(rows: list[Row]) -> Iterator[Caution]:
 
 
 def _ends(study: Study, rows: list[Row]) -> Iterator[Caution]:
+    """Of each row, and of the series' grid among all values of a method: in a row of its own each would be the only one.
+
+    A series of what a cleaning is given (its pairs, its poisons) is never chosen from, nor is one of before the cleaning.
+    """
+    series = study.series if study.series.startswith("clean.") and study.series not in CLEANING_SET else ""
+    judged = [(row, "") for row in rows] + [(row, series) for row in (table(study, series) if series else ())]
     found: dict[End, dict[tuple[str, str], None]] = {}
-    for row in rows:
+    for row, only in judged:
         for choice in row.reached if row.rule.oracle else ():
             for end in ends(study, row, choice):
-                found.setdefault(end, {})[row.panel.label, row.method] = None
+                if only in ("", end.path):
+                    found.setdefault(end, {})[row.panel.label, row.method] = None
     for end, where in found.items():
         space = "range" if end.drawn else "grid"
         text = f"Chosen at the end of its {space}: {end.setting}; a wider {space} may change it. This holds for"

@@ -171,9 +171,12 @@ def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Ch
     return tuple(made)
 
 
-def table(study: Study) -> list[Row]:
-    """Every pre-training × cleaning method × rule, including those that nothing fits."""
-    named, rows = arms(study), []
+def table(study: Study, ignoring: str = "") -> list[Row]:
+    """Every pre-training × cleaning method × rule, including those that nothing fits.
+
+    `ignoring` is a dotted path whose values share a row: a series' own.
+    """
+    named, rows = arms(study, ignoring), []
     for panel in panels(study):
         for method in dict.fromkeys(named.values()):
             trials = tuple(t for t in study.trials if named[t.fingerprint] == method and panel.holds(t))

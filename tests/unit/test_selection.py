@@ -1,6 +1,7 @@
 """What is chosen, by whom, at what cost, and what a reader is warned of."""
 
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -187,6 +188,27 @@ def test_ends_are_sought_among_trials_alike_in_the_other_fields():
             one.fingerprint = one.fingerprint[::-1]
             study.trials.append(one)
     assert any("lr = 0.004, the largest tried (0.001 … 0.004)" in text for text in warnings(study))
+
+
+@pytest.mark.parametrize(("path", "best", "said"), [
+    ("clean.weight_decay", 100, "weight_decay = 100, the largest tried (1 … 100)"),
+    ("clean.weight_decay", 1, "weight_decay = 1, the smallest tried (1 … 100)"),
+    ("clean.weight_decay", 10, None),
+    ("clean.pairs", 100, None),
+    ("clean.poisons", 1, None),
+])  # fmt: skip
+def test_the_ends_of_a_series_are_sought_among_all_its_values_but_not_of_what_a_cleaning_is_given(path, best, said):
+    study = grid(1e-3, 2e-3, 4e-3, best=2e-3)
+    study.series, plain, study.trials = path, study.trials, []
+    for value in (1, 10, 100):
+        for one in plain:
+            asr = 3 if value == best else 60
+            made = replace(one, fingerprint=hash64_hex(one.fingerprint, value), overrides=one.overrides | {path: value})
+            made.metrics = [line(1, one.metrics[0]["metrics"]["zeroshot/top1"], asr)]
+            study.trials.append(made)
+    found = [text for text in warnings(study) if "wider grid" in text]
+    assert len({row.method for row in table(study)}) == 3, "a row for each value"
+    assert (len(found) == 1 and said in found[0] and found[0].endswith("CleanCLIP on MMCL.")) if said else not found
 
 
 def test_seeds_and_words_have_no_ends():
