@@ -1,12 +1,15 @@
 """The train loop: schedule, decay, reports, kill and resume, failure."""
 
 import json
+import shutil
 
 import pytest
 import torch
 
 from tests.parity.toys import ToyFeed, resnet, vit
 from trainers import loop
+from trainers.checkpoint import STATE
+from trainers.model import load_weights
 from trainers.objectives.base import Objective
 from trainers.objectives.contrastive import MMCL, MMCLSSL
 from trainers.schedule import Training
@@ -52,13 +55,21 @@ def test_an_epoch_is_reported_with_means_over_its_steps(tmp_path):
     assert encoder.training and sorted(p.name for p in tmp_path.iterdir()) == ["epoch_0002"]
 
 
-def test_the_rate_warms_up_in_every_stage(tmp_path):
-    """A stage that starts from another's weights counts its own steps, with a fresh optimiser."""
-    first, _ = trained(tmp_path / "one")
-    lines: list[dict] = []
-    loop.fit(first, MMCL(), training(epochs=4), ToyFeed(steps=4), tmp_path / "two", report=lines.append)
-    rates = [line["metrics"]["train/lr"] for line in lines[1:]]
-    assert rates == pytest.approx([0.005, 0.01, 0.01, 0.005])
+def test_the_rate_warms_up_in_every_stage_and_its_optimiser_is_fresh(tmp_path):
+    """A stage that starts from another's weights counts its own steps, and takes no moments from beside the weights."""
+    trained(tmp_path / "one")
+    held = tmp_path / "one" / "epoch_0002"
+    bare = shutil.copytree(held, tmp_path / "bare")
+    (bare / STATE).unlink()
+    ends = []
+    for start in (held, bare):
+        encoder, lines = resnet(), []
+        load_weights(encoder, start)
+        loop.fit(encoder, MMCL(), training(epochs=4), ToyFeed(steps=4), tmp_path / f"from {start.name}", report=lines.append)
+        rates = [line["metrics"]["train/lr"] for line in lines[1:]]
+        assert rates == pytest.approx([0.005, 0.01, 0.01, 0.005])
+        ends.append(weights(encoder))
+    assert (held / STATE).is_file() and equal(*ends)
 
 
 def test_weight_decay_acts(tmp_path):

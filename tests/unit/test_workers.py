@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +27,7 @@ from orchestrator.stages import Inputs
 from orchestrator.store import MANIFEST, METRICS, NOTES, read_lines
 from orchestrator.study import Study, TrialResult
 from orchestrator.workers import Job, clean
-from trainers.checkpoint import export
+from trainers.checkpoint import STATE, export
 from trainers.cleaning.finetune import CleanCLIP
 from trainers.model import WEIGHTS, TinyCLIP
 from trainers.objectives.contrastive import MMCL
@@ -83,6 +84,16 @@ def test_a_cleaning_from_decoded_pictures_is_the_same_and_needs_no_shard_again(j
     for other in (kept, again):
         assert other[0] == shards[0] and all(np.array_equal(other[1][name], value) for name, value in shards[1].items())
     assert not (tmp_path / "kept" / NOTES).exists()
+
+
+def test_a_cleaning_takes_no_optimiser_state_from_the_checkpoint_that_it_starts_from(job, tmp_path):
+    outcome(job, tmp_path / "first")
+    held = tmp_path / "first" / "epoch_0001"
+    bare = shutil.copytree(held, tmp_path / "bare")
+    (bare / STATE).unlink()
+    ours, theirs = (outcome(replace(job, checkpoint=str(start)), tmp_path / f"from {start.name}") for start in (held, bare))
+    assert (held / STATE).is_file() and ours[0] == theirs[0] and len(ours[0]) == 2
+    assert all(np.array_equal(ours[1][name], value) for name, value in theirs[1].items())
 
 
 def test_without_room_the_stage_says_so_and_goes_on(job, tmp_path, monkeypatch):
