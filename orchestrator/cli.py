@@ -13,8 +13,10 @@ from datasets.errors import InputError
 DESCRIPTION = "Backdoors in CLIP: poison, pre-train, clean in sweeps, compare accuracy with attack success."
 OVERRIDES = (
     "Any field of the sweep's experiment can be overridden by its dotted path, e.g. --clean.lr 1e-3 or "
-    "--pretrain.epochs=5; `plan` prints the fields."
+    "--pretrain.epochs=5; `plan` prints the fields. Where the sweep varies a whole component, each of its values that has the field "
+    "gets it."
 )
+SEEDS = "repeat every pre-training of the sweep with these seeds, in place of its own"
 
 
 def run(arguments: list[str]) -> int:
@@ -56,7 +58,8 @@ class _Parser(argparse.ArgumentParser):
     """One that says a mistake as every other is said."""
 
     def error(self, message: str) -> Any:
-        raise InputError(f"{message.removeprefix('argument ')}; see `{self.prog} --help`.")
+        message = message.removeprefix("argument ").replace("expected one argument", "it needs a value, which begins with no dash")
+        raise InputError(f"{message}; see `{self.prog} --help`.")
 
 
 def _whole(text: str) -> int:
@@ -75,6 +78,13 @@ def _number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number")
 
 
+def _seed_list(text: str) -> list[int]:
+    seeds = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds; accepted: whole numbers from 0 up, each once, e.g. 0,1,2")
+    return seeds
+
+
 _KINDS: dict[Any, Callable[[str], Any]] = {int: _whole, float: _number, str: str}
 
 
@@ -91,6 +101,7 @@ def _parser() -> argparse.ArgumentParser:
         added = command(name, handler, text, epilog=OVERRIDES)
         added.add_argument("sweep", help="module (sweeps.quickstart) or .py file that holds a SWEEP")
         added.add_argument("--miniature", action="store_true", help="its MINIATURE: small, over the procedural world")
+        added.add_argument("--seeds", type=_seed_list, metavar="0,1,2", help=SEEDS)
         _compute_flags(added)
         return added
 
@@ -104,9 +115,11 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--store", default="store")
     shown.add_argument("--verify", action="store_true", help="check every file against the hash in its manifest")
     with_sweep("report", _report, "Write the report of a sweep from what the store holds.")
-    claimed = command("claims", _claims, "Judge the claims of the study by what the store holds of several sweeps, taken together.")
+    claimed = command("claims", _claims, "Judge the claims of the study by what the store holds of several sweeps, taken together.",
+                      epilog=OVERRIDES)
     claimed.add_argument("sweep", nargs="+", help="modules or .py files, as for `run`")
     claimed.add_argument("--miniature", action="store_true", help="their MINIATURE")
+    claimed.add_argument("--seeds", type=_seed_list, metavar="0,1,2", help=SEEDS)
     claimed.add_argument("--store", default="store")
     ui = command("ui", _ui, "Open MLflow on this machine (loopback only).")
     ui.add_argument("--store", default="store")
@@ -211,13 +224,14 @@ FETCH: tuple[tuple[str, Callable[[str], Any], str], ...] = (
 
 def _overrides(rest: list[str], command: str) -> dict[str, str]:
     """`--a.b value` and `--a.b=value` pairs; anything else is a mistake."""
-    accepted = command in ("plan", "run", "report", "poison", "evaluate", "analyse")
+    accepted = command in ("plan", "run", "report", "claims", "poison", "evaluate", "analyse")
     found: dict[str, str] = {}
     words = iter(rest)
     for word in words:
         name, equals, value = word.partition("=")
         if accepted and not word.startswith("-"):
-            raise InputError(f"unknown argument {word!r}: {command} takes one sweep; see `cleansweep {command} --help`.")
+            takes = "takes one sweep" if command != "claims" else "takes its sweeps first"
+            raise InputError(f"unknown argument {word!r}: {command} {takes}; see `cleansweep {command} --help`.")
         if not accepted or not name.startswith("--") or ("." not in name and name[2:] not in EXPERIMENT):
             raise InputError(f"unknown argument {word!r}; see `cleansweep --help`.")
         if not equals:
@@ -234,7 +248,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     from orchestrator.loading import load_sweep
     from orchestrator.plan import make_plan
 
-    sweep = load_sweep(options.sweep, options.overrides, options.miniature)
+    sweep = load_sweep(options.sweep, options.overrides, options.miniature, options.seeds)
     given = {flag.replace("-", "_"): getattr(options, flag.replace("-", "_")) for flag, _, _ in COMPUTE}
     compute = dataclasses.replace(sweep.compute, **{name: value for name, value in given.items() if value is not None})
     return make_plan(sweep), compute
@@ -292,7 +306,7 @@ def _claims(options: argparse.Namespace) -> int:
     from orchestrator.run import judge_claims
     from orchestrator.store import Store
 
-    plans = [make_plan(load_sweep(name, None, options.miniature)) for name in options.sweep]
+    plans = [make_plan(load_sweep(name, options.overrides, options.miniature, options.seeds)) for name in options.sweep]
     found, page = judge_claims(plans, Store(options.store))
     print(f"{claims_text(found)}\n\nclaims: {page}")
     return 0

@@ -1,36 +1,108 @@
-"""A sweep by its name: the module or file that defines it, with the command line's overrides in place."""
+"""A sweep by its name: the module or file that defines it, with the command line's overrides and seeds in place."""
 
 import importlib
 import importlib.util
 import sys
 import traceback
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
-from orchestrator.override import from_text, override_all
-from orchestrator.spec import Sweep
+from orchestrator.override import from_text, get, has, override, override_all
+from orchestrator.plan import grid_values
+from orchestrator.spec import Experiment, Sweep
+
+SEED = "pretrain.seed"
 
 
-def load_sweep(name: str, overrides: dict[str, str] | None = None, miniature: bool = False) -> Sweep:
+def load_sweep(
+    name: str, overrides: dict[str, str] | None = None, miniature: bool = False, seeds: Sequence[int] | None = None
+) -> Sweep:
     """The `SWEEP` of a module (`sweeps.quickstart`) or a file (`my/sweep.py`), with the command line's overrides in place.
 
     `miniature` takes its `MINIATURE` instead: the same sweep over the procedural world, for two cores and minutes.
+    `seeds` repeats each of its pre-trainings with these.
     """
     module = _import(name)
     wanted = "MINIATURE" if miniature else "SWEEP"
     sweep = getattr(module, wanted, None)
     if not isinstance(sweep, Sweep):
         raise InputError(f"{name} has no {wanted} = Sweep(...); see sweeps/{'main_cc3m' if miniature else 'quickstart'}.py for an example.")
-    base = sweep.base
-    for path in overrides or {}:
-        for varied in sweep.space:
-            if f"{path}.".startswith(f"{varied}.") or f"{varied}.".startswith(f"{path}."):
-                raise InputError(f"--{path}: the sweep {sweep.name} varies {varied} itself; change its space in {name}.")
-    base = override_all(base, {path: from_text(base, path, text) for path, text in (overrides or {}).items()})
+    if seeds and SEED in (overrides or {}):
+        raise InputError(f"--seeds and --{SEED} both name the seed of the pre-trainings; give one of them.")
+    sweep = _overridden(sweep, overrides or {}, name)
+    sweep = _repeated(sweep, seeds) if seeds else sweep
     doc = sweep.doc or (module.__doc__ or "").strip()
-    return replace(sweep, base=base, doc=f"The miniature of: {doc}" if miniature else doc)
+    return replace(sweep, doc=f"The miniature of: {doc}" if miniature else doc)
+
+
+def _overridden(sweep: Sweep, overrides: dict[str, str], name: str) -> Sweep:
+    """The sweep with the fields set: in its base and, below a path that it varies, in each value of that grid that has them."""
+    below: dict[str, dict[str, str]] = {}
+    for path, text in overrides.items():
+        above = [varied for varied in sweep.space if path.startswith(f"{varied}.") and grid_values(sweep.space[varied]) is not None]
+        for varied in sweep.space:
+            if f"{varied}.".startswith(f"{path}.") or (path.startswith(f"{varied}.") and varied not in above):
+                other = " or give --seeds" if path == SEED else ""
+                raise InputError(f"--{path}: the sweep {sweep.name} varies {varied} itself; change its space in {name}{other}.")
+        if above:
+            below.setdefault(max(above, key=len), {})[path] = text
+    space = {varied: {"grid_search": _changed(sweep, varied, texts, name)} for varied, texts in below.items()}
+    only_there = {path for texts in below.values() for path in texts if not has(sweep.base, path)}
+    base = _set(sweep.base, {path: text for path, text in overrides.items() if path not in only_there})
+    return replace(sweep, base=base, space=sweep.space | space)
+
+
+def _changed(sweep: Sweep, varied: str, texts: dict[str, str], name: str) -> list[Any]:
+    """The values of the grid at `varied`, with the fields set in those that have them.
+
+    InputError for a field that none has, and for one that the grid itself varies: set, it would make values alike, or give a class
+    what tells it from another (a fine-tuning without the in-modal term gets one).
+    """
+    values = [override(sweep.base, varied, value) for value in grid_values(sweep.space[varied]) or []]
+    changed = [_set(value, {path: text for path, text in texts.items() if has(value, path)}) for value in values]
+    for path in texts:
+        holders = [value for value in values if has(value, path)]
+        if not holders:
+            _explain(values, varied, path)
+        found = {get(value, path) for value in holders}
+        classes = {type(get(value, path.rpartition(".")[0])) for value in holders}
+        if len(found) > 1 and (len(classes) > 1 or len(set(changed)) < len(set(values))):
+            told = ", ".join(map(str, dict.fromkeys(get(value, path) for value in holders)))
+            raise InputError(
+                f"--{path}: the sweep {sweep.name} varies it itself, in its grid of {varied} ({told}); change its space in {name}."
+            )
+    return [get(value, varied) for value in changed]
+
+
+def _explain(values: list[Experiment], varied: str, path: str) -> None:
+    """InputError for a field that no value of the grid has, by the first of them; the others are told after it."""
+    said = []
+    for value in values:
+        try:
+            get(value, path)
+        except InputError as error:
+            said.append(str(error))
+    others = [text.removeprefix(f"{path}: ").split()[0] for text in dict.fromkeys(said)][1:]
+    more = f" Nor have the other values of the sweep's grid of {varied}: {', '.join(others)}." if others else ""
+    raise InputError(f"--{said[0]}{more}" if said else f"--{path}: the sweep's grid of {varied} is empty.")
+
+
+def _set(experiment: Experiment, texts: dict[str, str]) -> Experiment:
+    return override_all(experiment, {path: from_text(experiment, path, text) for path, text in texts.items()})
+
+
+def _repeated(sweep: Sweep, seeds: Sequence[int]) -> Sweep:
+    """The sweep with each of its pre-trainings repeated with these seeds, in place of those that it varies itself."""
+    stages = grid_values(sweep.space["pretrain"]) if "pretrain" in sweep.space else None
+    if SEED in sweep.space or stages is None:
+        grid: dict[str, Any] = {SEED: {"grid_search": list(seeds)}}
+        return replace(sweep, space=sweep.space | grid if SEED in sweep.space else grid | sweep.space)
+    stages = [override(sweep.base, "pretrain", stage).pretrain for stage in stages]  # which refuses what is no Pretrain
+    again = dict.fromkeys(replace(stage, seed=seed) for seed in seeds for stage in stages)
+    return replace(sweep, space=sweep.space | {"pretrain": {"grid_search": list(again)}})
 
 
 def _import(name: str) -> Any:

@@ -31,6 +31,15 @@ def get(experiment: Any, path: str) -> Any:
     return experiment
 
 
+def has(experiment: Any, path: str) -> bool:
+    """Whether the dotted path names a field here."""
+    try:
+        get(experiment, path)
+    except InputError:
+        return False
+    return True
+
+
 def from_text(experiment: Any, path: str, text: str) -> Any:
     """The value that the text on the command line means for the field at the path; text fields take it as it stands."""
     parent, _, name = path.rpartition(".")

@@ -10,7 +10,8 @@ from pyarrow import ArrowInvalid
 from datasets.errors import InputError
 from datasets.synthetic import World
 from orchestrator.fingerprint import encode
-from orchestrator.plan import VERSION, Plan, Stage, clean_pairs, stages, unpoisoned
+from orchestrator.plan import VERSION, Plan, Stage, clean_pairs, grid_values, stages, unpoisoned
+from orchestrator.report.names import number_of
 from orchestrator.spec import Compute, Experiment
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, metrics_of, part, read_json, verify
 
@@ -30,7 +31,7 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
             if stage.kind == "clean":
                 row["name"] = " ".join([stage.name, *_tried(overrides), "on", stages(experiment)["pretrain"].name])
     if plan.grid is None and plan.sweep.base.clean is not None:
-        draws = plan.sweep.num_samples * max(1, len(plan.upstream))
+        draws = _draws(plan)
         pairs = plan.sweep.base.clean.epochs * clean_pairs(plan.sweep.base.clean)
         rows["drawn"] = {
             "stage": "clean", "name": f"{draws} drawn trials", "fingerprint": "", "stored": False,
@@ -38,6 +39,10 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
         }  # fmt: skip
     order = {kind: i for i, kind in enumerate(VERSION)}
     return sorted(rows.values(), key=lambda row: order[row["stage"]])
+
+
+def _draws(plan: Plan) -> int:
+    return plan.sweep.num_samples * max(1, len(plan.upstream))
 
 
 def _tried(overrides: dict[str, Any]) -> list[str]:
@@ -100,31 +105,50 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
             f"{_number(row['pairs']):>13} {_duration(row['hours']):>9}"
         )
     left = [row for row in rows if not row["stored"]]
-    lines += ["", f"{len(rows)} stages, {len(rows) - len(left)} stored, {len(left)} to make."]
-    trained = sum(row["pairs"] or 0 for row in left)
-    if trained:
+    trained = {stages(experiment)["pretrain"].fingerprint for _, experiment in plan.upstream}
+    cleaned = [row for row in rows if row["stage"] == "clean" and row["fingerprint"]]
+    number = len(cleaned) if plan.grid is not None or sweep.base.clean is None else _draws(plan)
+    lines += ["", f"{number_of(len(trained), 'pre-training')}, {number_of(number, 'cleaning')}."]
+    lines.append(f"{len(rows)} stages, {len(rows) - len(left)} stored, {len(left)} to make.")
+    pairs = sum(row["pairs"] or 0 for row in left)
+    if pairs:
         known = [row["hours"] for row in left if row["hours"] is not None]
         about = f" About {_duration(sum(known))} of one process." if known else ""
-        lines.append(f"Pairs to train on: {_number(trained)}.{about}")
+        lines.append(f"Pairs to train on: {_number(pairs)}.{about}")
         if any(row["pairs"] and row["hours"] is None for row in left):
             lines.append("Stages without a time: none like them is stored yet; --samples-per-second gives a rate.")
     if any(row["stage"] == "pretrain" and row["pairs"] is None and not row["stored"] for row in rows):
         lines.append("The number of pairs is known once the shards are indexed.")
     lines += ["", "fields (override with --path value):"]
-    lines += [f"  {line}" for line in _fields(encode(sweep.base), "", set(sweep.space))]
+    varied = {path: [encode(value, path) for value in grid_values(space) or []] for path, space in sweep.space.items()}
+    lines += [f"  {line}" for line in _fields(encode(sweep.base), "", varied)]
     return "\n".join(lines)
 
 
-def _fields(node: Any, path: str, varied: set[str]) -> list[str]:
+VARIED = "(varied by the sweep)"
+
+
+def _fields(node: Any, path: str, varied: dict[str, list[Any]]) -> list[str]:
+    """A line for each field; of a component that the sweep varies those in which its values agree."""
     if path in varied:
-        return [f"{path} = (varied by the sweep)"]
+        node = _common(varied[path]) if varied[path] and all(isinstance(value, dict) for value in varied[path]) else VARIED
     if isinstance(node, dict):
         lines = [] if not path or "class" not in node else [f"{path}: {node['class'].rpartition('.')[2]}"]
         for name, value in node.items():
             if name != "class":
                 lines += _fields(value, f"{path}.{name}" if path else name, varied)
         return lines
-    return [f"{path} = {json.dumps(node, ensure_ascii=False)}"]
+    return [f"{path} = {VARIED if node is VARIED else json.dumps(node, ensure_ascii=False)}"]
+
+
+def _common(values: list[Any]) -> Any:
+    """Nested plain values as one: what all that have it agree in, VARIED elsewhere."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    if not all(isinstance(value, dict) for value in values):
+        return VARIED
+    keys = dict.fromkeys(key for value in values for key in value)
+    return {key: _common([value[key] for value in values if key in value]) for key in keys}
 
 
 def show(root: str, prefix: str | None, check: bool) -> int:

@@ -7,6 +7,10 @@ The study is that of how CleanCLIP's success depends on the pre-training objecti
 GPU-hours in the sweeps' docstrings are estimates for an A100 of 40 GB. The study pre-trained on 6 M pairs in 24–28 h (MMCL) and
 36–40 h (MMCL+SSL) on eight of them: 200 and 300 GPU-hours, half of it on 3 M. At that rate a cleaning of 100 k pairs and 20 epochs
 takes 1.1 h (MMCL) or 1.6 h (with the in-modal term), and 0.3 h more for testing 50 000 pictures twice after every epoch.
+
+At full size a sweep has one seed. `--seeds 0,1,2` repeats all of it for each of these seeds of the pre-training, for
+three times the hours; a claim wants as many. Miniatures whose differences are to be judged vary `pretrain.seed` themselves (SEEDS), and
+`--seeds` takes its place.
 """
 
 import os
