@@ -50,32 +50,34 @@ ACCURACY_AXIS, ASR_AXIS = "zero-shot accuracy, %", "attack success rate (ASR), %
 
 
 def look(study: Study) -> dict[str, tuple[str, str]]:
-    """Arm → (colour, marker), the same in every figure of a study.
+    """Arm → (colour, marker), the same in every figure of a study; the study's own methods have theirs in every study.
 
     A method has one marker; its arms (cleaning sets, values of the series) have shades from dark to bright.
     """
     named = arms(study)
     method = {named[trial.fingerprint]: method_of(trial) for trial in study.trials}
-    kinds = list(dict.fromkeys(method.values()))
-    if len(kinds) == len(method):
-        return {arm: (COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]) for i, arm in enumerate(method)}
+    kinds = list(dict.fromkeys([*METHODS.values(), *method.values()]))
+    if len(set(method.values())) == len(method):
+        return {arm: _mark(kinds.index(kind)) for arm, kind in method.items()}
     shades = matplotlib.colormaps["viridis"]
     found = {}
-    for kind in kinds:
+    for kind in dict.fromkeys(method.values()):
         mine = [arm for arm in method if method[arm] == kind]
         for number, arm in enumerate(mine):
             colour = matplotlib.colors.to_hex(shades(0.9 * number / max(1, len(mine) - 1)))
-            found[arm] = (colour, MARKERS[kinds.index(kind) % len(MARKERS)])
+            found[arm] = (colour, _mark(kinds.index(kind))[1])
     return found
+
+
+def _mark(number: int) -> tuple[str, str]:
+    return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
 
 
 def hollow(study: Study) -> dict[str, dict[str, Any]]:
     """Published method → the style of its marks: hollow, in the colour of the study's own method where it has it."""
     own, styles = look(study), {}
-    colours, markers = ([value for value in values if value not in {e[i] for e in own.values()}] or values
-                        for i, values in enumerate((COLOURS, MARKERS)))  # fmt: skip
     for number, method in enumerate(METHODS.values()):
-        colour, marker = own.get(method) or (colours[number % len(colours)], markers[number % len(markers)])
+        colour, marker = own.get(method) or _mark(number)
         styles[method] = {
             "linestyle": "", "marker": marker, "markersize": 6.5, "markerfacecolor": "none",
             "markeredgecolor": colour, "markeredgewidth": 1.1,

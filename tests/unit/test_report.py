@@ -15,6 +15,7 @@ from PIL import Image
 
 from orchestrator.report.drawing import look
 from orchestrator.report.figures import figures
+from orchestrator.report.names import method_of
 from orchestrator.report.page import html, write_report
 from orchestrator.report.points import panels
 from orchestrator.report.scatter import best_three, scatter
@@ -205,6 +206,8 @@ def test_the_best_trials_wear_their_methods_colours_and_are_counted(tmp_path):
     styles = look(study)
     worn = {(line.get_markerfacecolor(), line.get_marker()) for line in best_three(study, panels(study)[0]).axes[0].lines[:2:2]}
     assert worn == {styles["CleanCLIP"]}
+    alone = replace(study, trials=[trial for trial in study.trials if method_of(trial) == "CleanCLIP"])
+    assert set(look(alone).values()) == {styles["CleanCLIP"]}, "as in every other study"
     assert "The best three" in html(study)
     fewer = html(replace(study, trials=study.trials[:2]))
     assert "The two trials" in fewer and "The best three" not in fewer and "The three trials" not in fewer
