@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import time
+from collections.abc import Callable
 from dataclasses import replace
 
 import psutil
@@ -36,20 +37,43 @@ def test_one_of_several_pretrainings_diverges_and_the_others_are_kept(ray_sessio
     assert artefact.fingerprint == good, "found, not made again"
 
 
+def kill_one(ready: Callable[[], bool] = lambda: True) -> None:
+    """Kill the process that waits for one of the pre-trainings."""
+    victim = None
+    while victim is None or not ready():
+        time.sleep(0.05)
+        victim = next((p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::_apart")), None)
+    victim.kill()
+
+
+def test_one_that_is_killed_in_its_middle_is_started_again_and_goes_on(ray_session, tmp_path):
+    store = Store(str(tmp_path))
+    store.prepare()
+    experiments = [override_all(BASE, {"pretrain.seed": seed}) for seed in (0, 1)]
+    wanted = [(experiment, make_data(BASE, store, lambda line: None)) for experiment in experiments]
+    finished: list[int] = []
+
+    def kill() -> None:
+        kill_one(ready=lambda: bool(list(tmp_path.glob("pretrain/*/epoch_0001"))))
+        finished.append(len(list(tmp_path.glob("pretrain/*/manifest.json"))))
+
+    thread = threading.Thread(target=kill, daemon=True)
+    thread.start()
+    made = pretrain_all(wanted, store, Compute(store=str(tmp_path), retries=1))
+    thread.join()
+    assert finished[0] < 2, "one was killed before both had ended"
+    for artefact in made:
+        lines = read_lines(artefact.folder / "metrics.jsonl")
+        assert [line["epoch"] for line in lines] == list(range(BASE.pretrain.epochs + 1))
+
+
 def test_the_process_of_one_is_killed_and_the_others_are_kept(ray_session, tmp_path):
     store = Store(str(tmp_path))
     store.prepare()
     experiments = [override_all(BASE, {"pretrain.seed": seed}) for seed in (0, 1)]
     wanted = [(experiment, make_data(BASE, store, lambda line: None)) for experiment in experiments]
 
-    def kill() -> None:
-        victim = None
-        while victim is None:
-            time.sleep(0.05)
-            victim = next((p for p in psutil.Process().children(recursive=True) if p.name().startswith("ray::_apart")), None)
-        victim.kill()
-
-    thread = threading.Thread(target=kill, daemon=True)
+    thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
     with pytest.raises(StageError, match="pretrain mmcl-.* failed near step .* the same command continues"):
         pretrain_all(wanted, store, Compute(store=str(tmp_path), retries=0))
