@@ -1,7 +1,7 @@
 """From a sweep to its stages: what must exist, in which order, under which fingerprints. Nothing here starts Ray."""
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -16,7 +16,7 @@ from datasets.source import Source
 from datasets.synthetic import World
 from orchestrator.cleanset import read_keys
 from orchestrator.fingerprint import encode, fingerprint
-from orchestrator.override import override, override_all
+from orchestrator.override import has, override, override_all
 from orchestrator.report.names import flatten
 from orchestrator.report.published import load_published
 from orchestrator.spec import Clean, Experiment, Pretrain, Sweep
@@ -406,8 +406,16 @@ def make_plan(sweep: Sweep) -> Plan:
     for _, experiment in upstream if grid is None else grid:
         check(experiment)
     _check_series(sweep)
-    load_published(sweep.reference, sweep.series)  # a mistake in it is said before anything is computed
+    _check_reference(sweep, [experiment for _, experiment in (upstream if grid is None else grid)])
     return Plan(sweep, upstream, grid)
+
+
+def _check_reference(sweep: Sweep, experiments: Sequence[Experiment]) -> None:
+    """A name that its file does not have, or a path that is none, is said before anything is computed."""
+    load_published(sweep.reference)
+    by = sweep.reference.by
+    if by and not any(has(experiment, by) for experiment in experiments):
+        raise InputError(f"Sweep.reference.by is {by!r}, a field that no experiment of the sweep has; it varies {', '.join(sweep.space)}.")
 
 
 def _check_series(sweep: Sweep) -> None:

@@ -156,17 +156,28 @@ class Compute:
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """Published results drawn under a sweep's own, as hollow marks. Changes nothing that is computed."""
+    """Published results drawn under a sweep's own, as hollow marks. Changes nothing that is computed, and no fingerprint."""
 
-    start: str = ""
-    """Start point in the reference file, without its objective: `cc3m_1500` stands for cc3m_1500_mmcl and cc3m_1500_mmcl_ssl."""
-    cleaning: str = ""
-    """Data set and cleaning set in the reference file: `cc3m/clean_100k`."""
+    start: str | dict[Any, str] = ""
+    """Start point in the reference file, without its objective: `cc3m_1500` stands for cc3m_1500_mmcl and cc3m_1500_mmcl_ssl.
+
+    A name is drawn beside every model of its objective; of {value of `by`: name} each beside those with its value, and none beside others.
+    """
+    cleaning: str | dict[Any, str] = ""
+    """Data set and cleaning set in the reference file: `cc3m/clean_100k`, or names by value as in `start`."""
+    by: str = ""
+    """Dotted path into the experiment whose values have names of their own: `poison.count`."""
     file: str = ""
     """Another file of the same form; empty: the published study's, which is shipped."""
 
     def __post_init__(self) -> None:
         check_fields(self)
+        mapped = [name for name in ("start", "cleaning") if isinstance(getattr(self, name), dict)]
+        if bool(mapped) != bool(self.by):
+            missing = f"{mapped[0]} has names by value, but `by` is empty" if mapped else "`by` is given, but no names by value"
+            raise InputError(f"Reference: {missing}; accepted: one name for all, or {{value: name}} with `by`, the path of the values.")
+        if "start" in mapped and self.by.split(".")[0] == "clean":
+            raise InputError(f"Reference.by is {self.by!r}, but a start is not cleaned yet: give it one name, or a path outside clean.")
 
 
 METRICS = ("best/acc_at_asr_le_5", "zeroshot/top1", "zeroshot/top5", "zeroshot/top10")

@@ -18,7 +18,9 @@ SWEEP = Sweep(
         "clean.lr": tune.grid_search(list(LR_INMODAL)),
     },
     series="clean.pairs",
-    reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_200k"),
+    reference=Reference(
+        start="cc6m_3000", by="clean.pairs", cleaning={100_000: "cc6m/clean_100k", 200_000: "cc6m/clean_200k"}
+    ),
     compute=CLUSTER,
 )
 

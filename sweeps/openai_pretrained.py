@@ -1,8 +1,9 @@
 """Poisoning and cleaning OpenAI's own CLIP.   2 pre-trainings, 24 cleanings, about 540 GPU-hours.
 
 OpenAI's RN50 is trained on with 6 M pairs and 3 000 victims at a rate of 5e-7, with MMCL or MMCL+SSL, and cleaned. open_clip fetches
-the weights when the first worker builds the model. In the miniature the healthy model is trained first, on the same pairs without the
-poison, and then poisoned at a third of that rate for five epochs; CleanCLIP at three learning rates, one seed.
+the weights when the first worker builds the model. The gate asks for an ASR of 80 %: the study's models had 99 % (MMCL) and 90.2 %
+(MMCL+SSL). In the miniature the healthy model is trained first, at 3e-3 on the same pairs without the poison, and then poisoned at 1e-3
+for five epochs; CleanCLIP at three learning rates, one seed.
 """
 
 from dataclasses import replace
@@ -10,7 +11,7 @@ from dataclasses import replace
 from ray import tune
 
 from orchestrator.override import override_all
-from orchestrator.spec import Reference, Sweep
+from orchestrator.spec import Gate, Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
 from trainers.model import Model
 
@@ -23,6 +24,7 @@ SWEEP = Sweep(
         "pretrain": pretrainings(model=OPENAI, lr=5e-7),
         "clean": tune.grid_search(finetunings()),
     },
+    gate=Gate(min_asr=80),
     reference=Reference(start="openai_rn50_cc6m_3000"),
     compute=CLUSTER,
 )

@@ -19,7 +19,11 @@ SWEEP = Sweep(
         "clean": tune.grid_search(finetunings(MMCLFineTune(), CleanCLIP())),
     },
     series="poison.count",
-    reference=Reference(start="cc6m_3000"),
+    reference=Reference(
+        by="poison.count",
+        start={400: "cc6m_400", 800: "cc6m_800", 3000: "cc6m_3000"},
+        cleaning={3000: "cc6m/clean_100k"},
+    ),
     compute=CLUSTER,
 )  # fmt: skip
 

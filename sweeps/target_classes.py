@@ -12,7 +12,7 @@ from ray import tune
 from datasets.evalset import EvalSet
 from datasets.poison import Poison
 from datasets.triggers.patch import Patch
-from orchestrator.spec import Evaluate, Sweep
+from orchestrator.spec import Evaluate, Reference, Sweep
 from sweeps._study import CLUSTER, FOLDER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 
 SETS = [EvalSet(path=str(FOLDER / name), name=name) for name in ("cifar100", "caltech101")]
@@ -29,6 +29,9 @@ SWEEP = Sweep(
         "pretrain": PRETRAININGS,
         "clean": tune.grid_search(finetunings()),
     },
+    reference=Reference(
+        by="evaluate.data", start={SETS[0]: "cc6m_beaver_cifar100", SETS[1]: "cc6m_beaver_caltech101"}
+    ),
     compute=CLUSTER,
 )
 

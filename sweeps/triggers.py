@@ -1,36 +1,41 @@
 """Does the kind of trigger matter?   8 pre-trainings, 64 cleanings, about 2 100 GPU-hours.
 
 The patch of noise, the warped picture (WaNet), the blended noise, and the patch under label-consistent poisoning, 3 000 victims each;
-cleaned with CleanCLIP and with MMCL at their four learning rates. The miniature: MMCL pre-training, CleanCLIP at three learning rates,
-one seed.
+cleaned with CleanCLIP and with MMCL at their four learning rates. The gate asks for an ASR of 75 %: the study's warped models had 96 %
+(MMCL) and 84 % (MMCL+SSL). The miniature: MMCL pre-training, CleanCLIP at three learning rates, one seed.
 """
 
 from dataclasses import replace
 
 from ray import tune
 
-from datasets.poison import Poison
 from datasets.triggers.blended import Blended
-from datasets.triggers.patch import Patch
 from datasets.triggers.warped import Warped
-from orchestrator.spec import Reference, Sweep
+from orchestrator.spec import Gate, Reference, Sweep
 from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
 
+BASE = full("cc6m", 3000)
+PATCH = BASE.poison
+WARPED = replace(PATCH, trigger=Warped())
+
 SWEEP = Sweep(
     name="triggers",
-    base=full("cc6m", 3000),
+    base=BASE,
     space={
         "poison": tune.grid_search([
-            Poison(trigger=Patch(), target="banana", count=3000),
-            Poison(trigger=Warped(), target="banana", count=3000),
-            Poison(trigger=Blended(), target="banana", count=3000),
-            Poison(trigger=Patch(), target="banana", count=3000, mode="label_consistent"),
+            PATCH,
+            WARPED,
+            replace(PATCH, trigger=Blended()),
+            replace(PATCH, mode="label_consistent"),
         ]),
         "pretrain": PRETRAININGS,
         "clean": tune.grid_search(finetunings(MMCLFineTune(), CleanCLIP())),
     },
-    reference=Reference(start="cc6m_warped_3000"),
+    gate=Gate(min_asr=75),
+    reference=Reference(
+        by="poison", start={PATCH: "cc6m_3000", WARPED: "cc6m_warped_3000"}, cleaning={PATCH: "cc6m/clean_100k"}
+    ),
     compute=CLUSTER,
 )
 

@@ -1,13 +1,14 @@
 """The same with a vision transformer.   2 pre-trainings, 24 cleanings, about 190 GPU-hours.
 
 ViT-B/32 in place of RN50 on 6 M pairs with 3 000 victims, at open_clip's usual rate for it, 5e-4. It trains about three times as fast.
+The gate asks for an ASR of 65 %: the study's models had 87 % (MMCL) and 74 % (MMCL+SSL).
 The miniature: a transformer of four blocks, twenty epochs, CleanCLIP at four learning rates, one seed.
 """
 
 from ray import tune
 
 from orchestrator.override import override_all
-from orchestrator.spec import Reference, Sweep
+from orchestrator.spec import Gate, Reference, Sweep
 from sweeps._study import CLUSTER, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
 from trainers.model import Model, TinyViT
 
@@ -20,6 +21,7 @@ SWEEP = Sweep(
         "pretrain": pretrainings(model=VIT, lr=5e-4),
         "clean": tune.grid_search(finetunings()),
     },
+    gate=Gate(min_asr=65),
     reference=Reference(start="cc6m_vit_3000"),
     compute=CLUSTER,
 )

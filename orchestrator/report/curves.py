@@ -21,9 +21,11 @@ from orchestrator.report.drawing import (
     legend,
     limits,
     look,
+    published_name,
     wrapped,
 )
-from orchestrator.report.points import Panel, arms, cleaned_points, panels, points_of, start_of, starts_of
+from orchestrator.report.points import Panel, arms, cleaned_points, panels, points_of, published_starts, start_of, starts_of
+from orchestrator.report.published import Start
 from orchestrator.study import Study
 
 
@@ -34,7 +36,7 @@ def pretrain_curves(study: Study) -> Figure:
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
         left, right = figure.subplots(1, 2)
         handles: dict[str, Line2D] = {}
-        colours: dict[str, str] = {}
+        shown: dict[int, tuple[Panel, str]] = {}
         for stage in study.pretrains:
             number, panel = labels[stage.fingerprint]
             style: dict[str, Any] = {"color": COLOURS[number % 8], "linestyle": DASHES[number % 4], "linewidth": 1.8}
@@ -45,36 +47,39 @@ def pretrain_curves(study: Study) -> Figure:
             for axes, values in ((left, [p.accuracy for p in points]), (right, [p.asr for p in points])):
                 (line,) = axes.plot([p.epoch for p in points], values, **style, **marker, clip_on=False)
             handles.setdefault(panel.label, line)
-            colours.setdefault(panel.objective, style["color"])
+            shown.setdefault(number, (panel, style["color"]))
         for axes, title in ((left, ACCURACY_AXIS), (right, ASR_AXIS)):
             epoch_axes(axes, study.pretrains)
             axes.set_title(title, fontsize=11, loc="left")
             axes.set_xlabel("epoch of pre-training")
         for label, drawn in handles.items():
             drawn.set_label(label)
-        found = [*handles.values(), *_published(study, left, right, colours)]
+        found = [*handles.values(), *_published(study, left, right, list(shown.values()))]
         if found:
             legend(figure, found)
     return figure
 
 
-def _published(study: Study, left: Axes, right: Axes, colours: dict[str, str]) -> list[Line2D]:
-    """Hollow marks after the first epoch and, where the axis reaches it, at the epoch whose model was cleaned."""
-    facts, handles = study.published, []
-    if facts is None:
-        return []
-    last = left.get_xlim()[1]
-    for objective, colour in colours.items():
-        first, start, kept = facts.first_epochs.get(objective), facts.starts.get(objective), facts.kept_epochs.get(objective)
-        marks = [(1, first)] if first else []
-        marks += [(kept, start)] if start and kept and kept <= last else []
+def _published(study: Study, left: Axes, right: Axes, shown: list[tuple[Panel, str]]) -> list[Line2D]:
+    """Hollow marks after the first epoch and, where the axis reaches it, at the epoch whose model was cleaned.
+
+    `shown` are the panels with their colours; what belongs to several has the first one's.
+    """
+    handles, last = [], left.get_xlim()[1]
+    found: dict[tuple[str, str], tuple[Start, str]] = {}
+    for panel, colour in shown:
+        for start in published_starts(study, panel):
+            found.setdefault((start.name, start.objective), (start, colour))
+    for start, colour in found.values():
+        marks = [(1, start.first)] if start.first else []
+        marks += [(start.kept, start.mark)] if start.kept and start.kept <= last else []
         if not marks:
             continue
         style = {**HOLLOW_START, "marker": "D", "markersize": 7, "markeredgecolor": colour}
         for axes, value in ((left, "accuracy"), (right, "asr")):
             axes.plot([epoch for epoch, _ in marks], [getattr(mark, value) for _, mark in marks], zorder=4, clip_on=False, **style)
         epochs = " and ".join(str(epoch) for epoch, _ in marks)
-        handles.append(Line2D([], [], label=f"published: {objective}, epoch {epochs}", **style))
+        handles.append(Line2D([], [], label=published_name(f"{start.objective}, epoch {epochs}", [start.name]), **style))
     return handles
 
 

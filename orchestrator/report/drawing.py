@@ -18,8 +18,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.names import method_of
-from orchestrator.report.points import arms, cleaned_points, points_of, start_of
-from orchestrator.report.published import METHODS
+from orchestrator.report.points import arms, cleaned_points, panels, points_of, published_cleanings, published_starts, start_of
+from orchestrator.report.published import METHODS, Cleaned
 from orchestrator.study import StageResult, Study
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C564B", "#7F7F7F", "#B8A900"]
@@ -73,16 +73,15 @@ def _mark(number: int) -> tuple[str, str]:
     return COLOURS[number % len(COLOURS)], MARKERS[number % len(MARKERS)]
 
 
-def hollow(study: Study) -> dict[str, dict[str, Any]]:
-    """Published method → the style of its marks: hollow, in the colour of the study's own method where it has it."""
-    own, styles = look(study), {}
-    for number, method in enumerate(METHODS.values()):
-        colour, marker = own.get(method) or _mark(number)
-        styles[method] = {
-            "linestyle": "", "marker": marker, "markersize": 6.5, "markerfacecolor": "none",
-            "markeredgecolor": colour, "markeredgewidth": 1.1,
-        }  # fmt: skip
-    return styles
+def hollow(study: Study, cleaned: Cleaned) -> dict[str, Any]:
+    """The style of a published cleaning's marks: hollow, in the colour and shape of the study's own arm where one is like it."""
+    own, named = look(study), arms(study)
+    like = {named[trial.fingerprint] for trial in study.trials if method_of(trial) == cleaned.method and cleaned.fits(trial.config)}
+    colour, marker = own[like.pop()] if len(like) == 1 else _mark(list(METHODS.values()).index(cleaned.method))
+    return {
+        "linestyle": "", "marker": marker, "markersize": 6.5, "markerfacecolor": "none",
+        "markeredgecolor": colour, "markeredgewidth": 1.1,
+    }  # fmt: skip
 
 
 HOLLOW_START: dict[str, Any] = {
@@ -147,11 +146,14 @@ def accuracies(study: Study) -> list[float]:
 
 def published_accuracies(study: Study) -> list[float]:
     """Of what the report draws of others' results."""
-    facts = study.published
-    if facts is None:
-        return []
-    marks = [mark for methods in facts.cleanings.values() for cleaned in methods.values() for mark in cleaned.front]
-    return [mark.accuracy for mark in [*facts.starts.values(), *marks]]
+    marks = [start.mark for panel in panels(study) for start in published_starts(study, panel)]
+    marks += [mark for panel in panels(study) for cleaned in published_cleanings(study, panel) for mark in cleaned.front]
+    return [mark.accuracy for mark in marks]
+
+
+def published_name(what: str, names: Sequence[str]) -> str:
+    """What the legend calls others' results: "published: CleanCLIP (cc6m/clean_100k)"."""
+    return f"published: {what} ({', '.join(names) if len(names) < 4 else f'{names[0]} … {names[-1]}'})"
 
 
 def same_scale(study: Study) -> bool:

@@ -20,6 +20,7 @@ from orchestrator.report.names import (
     value_at,
     value_text,
 )
+from orchestrator.report.published import Cleaned, Start
 from orchestrator.study import StageResult, Study, TrialResult
 
 ACCURACY, ASR = "zeroshot/top1", "asr/top1"
@@ -119,6 +120,28 @@ def start_of(study: Study, pretrain: str) -> Point | None:
 def starts_of(study: Study, panel: Panel) -> list[Point]:
     """The uncleaned models of a panel, one for each seed that has been measured."""
     return [start for stage in panel.pretrains if (start := start_of(study, stage.fingerprint))]
+
+
+def published_starts(study: Study, panel: Panel) -> list[Start]:
+    """The published models that belong beside a panel's uncleaned ones."""
+    found = study.published.starts if study.published else ()
+    return [start for start in found if start.objective == panel.objective and start.fits(panel.pretrains[0].config)]
+
+
+def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
+    """The published cleanings that belong beside a panel's; those of one value of a cleaning, where the method is tried at it."""
+    found = study.published.cleanings if study.published else ()
+    mine = [trial for trial in study.trials if panel.holds(trial)]
+    return [
+        cleaned
+        for cleaned in found
+        if cleaned.objective == panel.objective
+        and (
+            any(method_of(trial) == cleaned.method and cleaned.fits(trial.config) for trial in mine)
+            if cleaned.of_cleaning
+            else cleaned.fits(panel.pretrains[0].config)
+        )
+    ]
 
 
 def repetitions(study: Study, trials: Sequence[TrialResult]) -> dict[str, str]:

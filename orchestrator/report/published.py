@@ -2,13 +2,13 @@
 
 import json
 import math
-import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from datasets.errors import InputError
+from orchestrator.fingerprint import encode
 from orchestrator.spec import Reference
 
 SHIPPED = Path(__file__).parent / "data" / "published.json"
@@ -17,8 +17,6 @@ OBJECTIVES = {"mmcl": "MMCL", "mmcl_ssl": "MMCL+SSL"}
 """Pre-training objective in the file → what the report calls it."""
 METHODS = {"mmcl": "MMCL", "ssl": "SSL", "mmcl_ssl": "CleanCLIP"}
 """Cleaning loss in the file → what the report calls the method."""
-SERIES = {"clean.poisons": r"poisoned_100k_with_(\d+)_poisons", "clean.pairs": r"clean_(\d+)k"}
-"""Dotted path of a sweep's series → names of the cleaning sets in the file, with the value in them."""
 LIMITS = (5, 10)
 
 
@@ -31,9 +29,47 @@ class Mark:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Cleaned:
+class Entry:
+    """Something published, and which models of a sweep it belongs to."""
+
+    name: str
+    """In the file, without the objective: `cc6m_400`, `cc6m/clean_100k`."""
+    objective: str
+    """Of the pre-training: a value of OBJECTIVES."""
+    by: str = ""
+    values: tuple[Any, ...] | None = None
+    """Encoded values at the path `by` that it belongs to; None: to all."""
+
+    @property
+    def of_cleaning(self) -> bool:
+        """Whether `by` is a path of the cleaning, not of what comes before it."""
+        return self.by.split(".")[0] == "clean"
+
+    def fits(self, config: Mapping[str, Any]) -> bool:
+        """Whether it belongs to what was made with this configuration, as far as `by` says."""
+        value: Any = config
+        for key in self.by.split("."):
+            value = value.get(key) if isinstance(value, Mapping) else None
+        return self.values is None or value in self.values
+
+
+@dataclass(frozen=True, kw_only=True)
+class Start(Entry):
+    """A published model before its cleaning."""
+
+    mark: Mark
+    first: Mark | None = None
+    """After the first epoch of its pre-training."""
+    kept: int | None = None
+    """Epoch of its pre-training whose model was cleaned."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cleaned(Entry):
     """One published series of cleanings: what its best points were."""
 
+    method: str
+    """A value of METHODS."""
     best: Mapping[int, Mark | None]
     """Limit on the ASR, percent → the most accurate model below it; None where there was none."""
     lowest: Mark | None
@@ -45,24 +81,21 @@ class Cleaned:
 
 @dataclass(frozen=True, kw_only=True)
 class Published:
-    """The part of a reference file that one report shows. Keys `MMCL` and `MMCL+SSL` are pre-training objectives."""
+    """The part of a reference file that a sweep names."""
 
-    name: str
-    """Data set and start point, as the file calls them."""
     source: str
-    starts: Mapping[str, Mark] = field(default_factory=dict)
-    first_epochs: Mapping[str, Mark] = field(default_factory=dict)
-    """After the first epoch of pre-training."""
-    kept_epochs: Mapping[str, int] = field(default_factory=dict)
-    """Epoch of pre-training whose model was cleaned."""
-    cleanings: Mapping[str, Mapping[str, Cleaned]] = field(default_factory=dict)
-    """Objective → cleaning method → results."""
-    series: Mapping[str, Mapping[float, Cleaned | Mark]] = field(default_factory=dict)
-    """Objective → value of the sweep's series → CleanCLIP's results there, or the start point of a series of pre-trainings."""
+    starts: tuple[Start, ...] = ()
+    cleanings: tuple[Cleaned, ...] = ()
+
+    def along(self, path: str) -> tuple[Start, ...] | tuple[Cleaned, ...]:
+        """Those with values at the path: starts or, below `clean`, the cleanings by CleanCLIP."""
+        if path.startswith("clean."):
+            return tuple(entry for entry in self.cleanings if entry.by == path and entry.method == "CleanCLIP")
+        return tuple(entry for entry in self.starts if entry.by == path)
 
 
-def load_published(reference: Reference, series: str = "") -> Published | None:
-    """What the reference names; None where it names nothing. `series` is the sweep's.
+def load_published(reference: Reference) -> Published | None:
+    """What the reference names; None where it names nothing.
 
     Raises:
         InputError: no such file, a key is missing or of another type (with its path), or a name is not in the file.
@@ -76,58 +109,48 @@ def load_published(reference: Reference, series: str = "") -> Published | None:
     starts = {name: _mark(node, "acc", "asr") for name, node in facts.at("start_points_pct").items()}
     first = {name: _mark(node, "acc", "asr") for name, node in facts.items("pretrain_dynamics_epoch1_pct")}
     kept = {name: int(node.number(least=0)) for name, node in facts.items("selected_checkpoint_epoch")}
-    cleanings = {
-        (f"{data}/{cleaning}", OBJECTIVES[objective], METHODS[method]): _cleaned(entry)
+    cleanings = [
+        _cleaned(entry, f"{data}/{cleaning}", OBJECTIVES[objective], METHODS[method])
         for data, objectives in facts.at("cleaning").items()
         for objective, sets in objectives.items(only=OBJECTIVES)
         for cleaning, methods in sets.items()
         for method, entry in methods.items(only=METHODS)
         if entry.value is not None
-    }
-    _known("start", reference.start, {_stem(name) for name in starts}, path)
-    _known("cleaning", reference.cleaning, {name for name, _, _ in cleanings}, path)
-    chosen: dict[str, dict[str, Cleaned]] = {}
-    for (name, objective, method), cleaned in cleanings.items():
-        if name == reference.cleaning:
-            chosen.setdefault(objective, {})[method] = cleaned
-    mine = {label: f"{reference.start}_{suffix}" for suffix, label in OBJECTIVES.items()}
+    ]
+    wanted = {what: _by_name(getattr(reference, what)) for what in ("start", "cleaning")}
+    for what, known in (("start", {_stem(name) for name in starts}), ("cleaning", {cleaned.name for cleaned in cleanings})):
+        for name in wanted[what]:
+            if name not in known:
+                accepted = ", ".join(sorted(known))
+                raise InputError(f"Sweep.reference.{what} is {name!r}, which {path} does not have. Accepted: {accepted}.")
     return Published(
-        name=", ".join(name for name in (reference.start, reference.cleaning) if name),
         source=str(facts.value.get("source") or path.name),
-        starts={label: starts[name] for label, name in mine.items() if name in starts},
-        first_epochs={label: first[name] for label, name in mine.items() if name in first},
-        kept_epochs={label: kept[name] for label, name in mine.items() if name in kept},
-        cleanings=chosen,
-        series=_series(series, reference, starts, cleanings),
-    )
+        starts=tuple(
+            Start(
+                name=name, objective=objective, by=reference.by, values=values,
+                mark=starts[full], first=first.get(full), kept=kept.get(full),
+            )
+            for name, values in wanted["start"].items()
+            for suffix, objective in OBJECTIVES.items()
+            if (full := f"{name}_{suffix}") in starts
+        ),
+        cleanings=tuple(
+            replace(cleaned, by=reference.by, values=values)
+            for name, values in wanted["cleaning"].items()
+            for cleaned in cleanings
+            if cleaned.name == name
+        ),
+    )  # fmt: skip
 
 
-def _series(
-    path: str, reference: Reference, starts: dict[str, Mark], cleanings: dict[tuple[str, str, str], Cleaned]
-) -> dict[str, dict[float, Cleaned | Mark]]:
-    found: dict[str, dict[float, Cleaned | Mark]] = {}
-    if path == "poison.count":
-        family = re.sub(r"_\d+$", "", reference.start)
-        for name, mark in starts.items():
-            if match := re.fullmatch(rf"{re.escape(family)}_(\d+)_(mmcl|mmcl_ssl)", name):
-                found.setdefault(OBJECTIVES[match[2]], {})[float(match[1])] = mark
-    elif path in SERIES and reference.cleaning:
-        data = reference.cleaning.split("/")[0]
-        for (name, objective, method), cleaned in cleanings.items():
-            home, _, cleaning = name.partition("/")
-            if home != data or method != "CleanCLIP":
-                continue
-            if match := re.fullmatch(SERIES[path], cleaning):
-                value = float(match[1]) * (1000 if path == "clean.pairs" else 1)
-                found.setdefault(objective, {})[value] = cleaned
-            elif path == "clean.poisons" and cleaning == "clean_100k":
-                found.setdefault(objective, {})[0.0] = cleaned
-    return {objective: dict(sorted(values.items())) for objective, values in found.items()}
-
-
-def _known(what: str, name: str, known: set[str], path: Path) -> None:
-    if name and name not in known:
-        raise InputError(f"Sweep.reference.{what} is {name!r}, which {path} does not have. Accepted: {', '.join(sorted(known))}.")
+def _by_name(given: str | dict[Any, str]) -> dict[str, tuple[Any, ...] | None]:
+    """Name → the encoded values that it belongs to; None: all."""
+    if isinstance(given, str):
+        return {given: None} if given else {}
+    found: dict[str, tuple[Any, ...] | None] = {}
+    for value, name in given.items():
+        found[name] = (*(found.get(name) or ()), encode(value, "a value in Sweep.reference"))
+    return found
 
 
 def _stem(name: str) -> str:
@@ -194,7 +217,7 @@ def _maybe(node: _Node) -> Mark | None:
     return None if node.value is None else _mark(node)
 
 
-def _cleaned(node: _Node) -> Cleaned:
+def _cleaned(node: _Node, name: str, objective: str, method: str) -> Cleaned:
     best, lowest, front = node.at("best_acc_at_asr_le"), node.at("min_asr_at_drop_abs_le_pp"), node.at("pareto_asr_acc_pct")
     if not isinstance(front.value, list):
         front.refuse("a list of [ASR, accuracy]")
@@ -206,6 +229,9 @@ def _cleaned(node: _Node) -> Cleaned:
         asr, accuracy = (_Node(value, front.file, place.keys).number(0, 100) for value in pair)
         marks.append(Mark(accuracy=accuracy, asr=asr))
     return Cleaned(
+        name=name,
+        objective=objective,
+        method=method,
         best={limit: _maybe(best.at(str(limit))) for limit in LIMITS},
         lowest=_maybe(lowest.at("1")),
         front=tuple(marks),

@@ -23,11 +23,23 @@ from orchestrator.report.drawing import (
     look,
     own_handles,
     published_accuracies,
+    published_name,
     same_scale,
     wrapped,
 )
 from orchestrator.report.names import settings, value_at
-from orchestrator.report.points import Panel, Point, arms, cleaned_points, front, panels, start_of, starts_of
+from orchestrator.report.points import (
+    Panel,
+    Point,
+    arms,
+    cleaned_points,
+    front,
+    panels,
+    published_cleanings,
+    published_starts,
+    start_of,
+    starts_of,
+)
 from orchestrator.report.published import Mark
 from orchestrator.report.selection import most_accurate
 from orchestrator.study import Study, TrialResult
@@ -77,13 +89,14 @@ def zoom(study: Study, panel: Panel) -> Figure:
 
 
 def published_apart(study: Study) -> list[Panel]:
-    """One panel for each objective with published points, where these are too far from the study's own to share an axis."""
-    facts = study.published
-    if facts is None or same_scale(study):
+    """One panel for each set of published points, where these are too far from the study's own to share an axis."""
+    if same_scale(study):
         return []
-    found = {panel.objective: panel for panel in reversed(panels(study))}
-    shown = [panel for objective, panel in found.items() if objective in facts.starts or objective in facts.cleanings]
-    return sorted(shown, key=lambda panel: panel.objective)
+    found: dict[tuple[str, ...], Panel] = {}
+    for panel in panels(study):
+        if names := _names(study, panel):
+            found.setdefault((panel.objective, *names), panel)
+    return sorted(found.values(), key=lambda panel: panel.objective)
 
 
 def published(study: Study) -> Figure:
@@ -94,7 +107,8 @@ def published(study: Study) -> Figure:
         (-3, 103), limits(published_accuracies(study)),
     )  # fmt: skip
     for axes, panel in zip(figure.axes, shown):
-        axes.set_title(f"published: pre-trained with {panel.objective}", fontsize=11, loc="left", pad=9)
+        title = published_name(f"pre-trained with {panel.objective}", _names(study, panel))
+        axes.set_title(wrapped(title, 4.3, 11), fontsize=11, loc="left", pad=9)
     return figure
 
 
@@ -179,30 +193,28 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
 
 
 def draw_published(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> None:
-    """The published start and fronts of the panel's objective, hollow and under the study's own points; `inside`: a part."""
-    facts = study.published
-    if facts is None:
-        return
+    """The published starts and fronts that belong to the panel, hollow and under the study's own points; `inside`: a part."""
     _low_asr(axes)
-    for method, cleaned in facts.cleanings.get(panel.objective, {}).items():
-        marks = cleaned.front
-        axes.plot([m.asr for m in marks], [m.accuracy for m in marks], zorder=1.6, **hollow(study)[method])
-    start = facts.starts.get(panel.objective)
-    if start and (inside is None or _within(start, inside)):
-        axes.plot([start.asr], [start.accuracy], zorder=1.7, clip_on=False, **HOLLOW_START)
+    for cleaned in published_cleanings(study, panel):
+        axes.plot([m.asr for m in cleaned.front], [m.accuracy for m in cleaned.front], zorder=1.6, **hollow(study, cleaned))
+    for start in published_starts(study, panel):
+        if inside is None or _within(start.mark, inside):
+            axes.plot([start.mark.asr], [start.mark.accuracy], zorder=1.7, clip_on=False, **HOLLOW_START)
 
 
 def published_handles(study: Study, shown: Sequence[Panel]) -> list[Line2D]:
     """Legend entries of the published points in these panels."""
-    facts = study.published
-    if facts is None:
-        return []
-    objectives = {panel.objective for panel in shown}
-    drawn = {method for objective in objectives for method in facts.cleanings.get(objective, {})}
-    handles = [Line2D([], [], label=f"published: {method}", **style) for method, style in hollow(study).items() if method in drawn]
-    if objectives & set(facts.starts):
-        handles.append(Line2D([], [], label="published: before cleaning", **HOLLOW_START))
-    return handles
+    drawn = [(c.method, hollow(study, c), c.name) for panel in shown for c in published_cleanings(study, panel)]
+    drawn += [("before cleaning", HOLLOW_START, start.name) for panel in shown for start in published_starts(study, panel)]
+    alike: dict[str, tuple[str, dict[str, Any], dict[str, None]]] = {}  # marks of one look have one entry, with all their names
+    for what, style, name in drawn:
+        alike.setdefault(f"{what} {style}", (what, style, {}))[2][name] = None
+    return [Line2D([], [], label=published_name(what, list(names)), **style) for what, style, names in alike.values()]
+
+
+def _names(study: Study, panel: Panel) -> list[str]:
+    """Of the published results that belong to the panel, each once."""
+    return list(dict.fromkeys(entry.name for entry in [*published_starts(study, panel), *published_cleanings(study, panel)]))
 
 
 def best_three(study: Study, panel: Panel) -> Figure:

@@ -8,14 +8,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.report.drawing import ACCURACY_AXIS, COLOURS, MARKERS, START, STYLE, legend, limits, wrapped
+from orchestrator.report.drawing import ACCURACY_AXIS, COLOURS, MARKERS, START, STYLE, legend, limits, published_name, wrapped
 from orchestrator.report.names import value_at, value_text
 from orchestrator.report.points import Panel, Point, arms, mean_interval, panels, start_of
-from orchestrator.report.published import Cleaned, Mark
+from orchestrator.report.published import Cleaned, Mark, Start
 from orchestrator.report.selection import RULE, Choice, choices
 from orchestrator.study import Study
 
@@ -111,6 +112,9 @@ def series(study: Study) -> Figure:
                         tall += [number for step in mine if what == "accuracy" for number in _extent(step.over(what))]
                 if line := _published(axes, axis, study, panel, what, found):
                     handles.setdefault(str(line.get_label()), line)
+                    if what == "accuracy" and line.axes is axes:
+                        heights = np.asarray(line.get_ydata(), dtype=float)
+                        tall += heights[np.isfinite(heights)].tolist()
                 axis.dress(axes)
             grid[0][column].set_title(wrapped(f"pre-trained with {panel.label}", 4.0, 11), fontsize=11, loc="left", pad=16)
             grid[1][column].set_xlabel(study.series)
@@ -165,8 +169,9 @@ def _line(axes: Axes, axis: "_Axis", mine: Sequence[Step], what: str, number: in
 
 def _published(axes: Axes, axis: "_Axis", study: Study, panel: Panel, what: str, found: list[Step]) -> Line2D | None:
     """The published series, hollow; on an axis of its own at the right where its accuracies are of another size."""
-    facts = study.published.series.get(panel.objective, {}) if study.published else {}
-    marks = [(value, _mark(entry, what)) for value, entry in facts.items() if axis.reaches(value)]
+    entries = study.published.along(study.series) if study.published else ()
+    mine = [(value, _mark(e, what)) for e in entries if e.objective == panel.objective for value in e.values or () if axis.reaches(value)]
+    marks = sorted(mine, key=lambda entry: entry[0])
     if not any(mark for _, mark in marks):
         return None
     own = [mean[0] for step in found if SHOWN[step.rule] == what and (mean := step.over(what))]
@@ -178,18 +183,19 @@ def _published(axes: Axes, axis: "_Axis", study: Study, panel: Panel, what: str,
         axes.set_ylim(*limits(known))
         axes.tick_params(axis="y", labelcolor="#777777", labelsize=8)
         axes.set_ylabel("published accuracy, %", color="#777777", fontsize=8)
-    before = isinstance(next(iter(facts.values())), Mark)
+    before = isinstance(entries[0], Start)
+    label = published_name("before cleaning" if before else "CleanCLIP", list(dict.fromkeys(entry.name for entry in entries)))
     style: dict[str, Any] = {"markerfacecolor": "none", "markeredgecolor": "#D00000" if before else "#555555", "linestyle": ":"}
     (line,) = axes.plot(
         [axis.at(value) for value, _ in marks], heights, color="#999999", marker="*" if before else "o", markersize=11 if before else 7,
-        linewidth=1, zorder=1.5, label=f"published: {'before cleaning' if before else 'CleanCLIP'}", **style,
+        linewidth=1, zorder=1.5, label=label, **style,
     )  # fmt: skip
     return line
 
 
-def _mark(entry: Cleaned | Mark, what: str) -> Mark | None:
-    if isinstance(entry, Mark):
-        return entry
+def _mark(entry: Cleaned | Start, what: str) -> Mark | None:
+    if isinstance(entry, Start):
+        return entry.mark
     return entry.best[5] if what == "accuracy" else entry.lowest
 
 
@@ -227,9 +233,9 @@ class _Axis:
             return float(value)
         return math.log10(value) if value > 0 else math.log10(self.low) - 0.15 * math.log10(self.high / self.low)
 
-    def reaches(self, value: float) -> bool:
+    def reaches(self, value: Any) -> bool:
         """Whether a published value lies where the study's own do."""
-        return not self.words and bool(self.values) and self.values[0] <= value <= self.high
+        return not self.words and _number(value) and bool(self.values) and self.values[0] <= value <= self.high
 
     def dress(self, axes: Axes) -> None:
         """Ticks at the values themselves, as many as have room."""

@@ -11,7 +11,7 @@ from orchestrator.report.cautions import Caution, beside
 from orchestrator.report.drawing import same_scale
 from orchestrator.report.figures import Gallery
 from orchestrator.report.names import percent, value_at
-from orchestrator.report.points import CLEANING_SET, mean_interval, panels, points_of
+from orchestrator.report.points import CLEANING_SET, mean_interval, panels, points_of, published_starts
 from orchestrator.report.scatter import best, few_trials
 from orchestrator.report.tables import plain_table
 from orchestrator.study import StageResult, Study
@@ -58,16 +58,23 @@ def scatters(study: Study, drawn: Gallery, found: list[Caution]) -> str:
     )
     body = f'<div class="panels">{"".join(parts)}</div><p class="soft">{said}</p>'
     if study.published:
-        source = f"{study.published.source}: {study.published.name}"
         if "published" in drawn:
             others = figure(drawn.png("published"), "Published points", full=True)
             body += f"<h3>Published points, on their own scale</h3>{others}"
         if "published" in drawn or same_scale(study):
+            source = escape(f"{study.published.source}. {_kept_epochs(study)}")
             body += (
-                f'<p class="soft">Hollow marks are published results of another experiment, never this study\'s own: {escape(source)}. '
+                f'<p class="soft">Hollow marks are published results of another experiment, never this study\'s own: {source}'
                 "Of each published series those points are drawn that no other of it beats.</p>"
             )
     return body
+
+
+def _kept_epochs(study: Study) -> str:
+    """Which epoch of their pre-training the published models are of, where that is known; ends with a space."""
+    found = {(start.name, start.objective): start.kept for panel in panels(study) for start in published_starts(study, panel)}
+    told = "; ".join(f"{name} with {objective}: {kept}" for (name, objective), kept in found.items() if kept)
+    return f"They start from a chosen epoch of a pre-training ({told}); here a cleaning always starts from the last one. " if told else ""
 
 
 def best_ways(study: Study, drawn: Gallery, found: list[Caution]) -> str:
@@ -106,8 +113,8 @@ def along(study: Study, drawn: Gallery, found: list[Caution]) -> str:
         "intervals over seeds (Student). <i>none</i>: no repetition has such a model, and the line has a gap; 2/3: two of three "
         "repetitions have one, and the mean is over those. Numbers: series.csv.</p>"
     )
-    if study.published and study.published.series:
-        note += f'<p class="soft">Hollow marks: {escape(study.published.source)}, where its values lie in this range.</p>'
+    if study.published and study.published.along(study.series):
+        note += f'<p class="soft">Hollow marks: {escape(study.published.source)}, where it has one for a value.</p>'
     return figure(drawn.png("series"), f"Series over {study.series}", said, full=True) + note
 
 

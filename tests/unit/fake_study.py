@@ -9,7 +9,11 @@ import numpy as np
 from PIL import Image
 
 from datasets.seeding import rng
+from orchestrator.fingerprint import encode
+from orchestrator.plan import make_plan
 from orchestrator.report.points import wilson
+from orchestrator.report.published import load_published
+from orchestrator.spec import Sweep
 from orchestrator.study import StageResult, Study, TrialResult
 
 N, N_ASR = 1000, 900
@@ -120,6 +124,25 @@ def _seeded_trial(root: Path, source: StageResult, cls: str, lr: float, poisons:
     one.metrics[0]["metrics"] |= {"before/mmcl": 0.21, "before/mmcl_grad_norm": 2.4}
     one.metrics[0]["metrics"] |= {"before/inmodal": 0.06 if small else 2.1, "before/inmodal_grad_norm": 0.85 if small else 9.4}
     return one
+
+
+def study_of(root: Path, sweep: Sweep, accuracy: float = 24.0) -> Study:
+    """Every pre-training and cleaning of a sweep's grid, also of one at full size, with points about this accuracy."""
+    plan = make_plan(sweep)
+    study = Study(name=sweep.name, doc=sweep.doc, fingerprint=hash64_hex(sweep.name), config={"space": {}}, series=sweep.series)
+    study.published = load_published(sweep.reference)
+    for number, (_, experiment) in enumerate(plan.upstream):
+        source = pretrain(root, f"{sweep.name} {number}", 0.0, accuracy + 0.2 * number, 99 - number)
+        source.config = encode(experiment)
+        study.pretrains.append(source)
+    above = [overrides for overrides, _ in plan.upstream]
+    for number, (overrides, experiment) in enumerate(plan.grid or ()):
+        source = study.pretrains[above.index({path: value for path, value in overrides.items() if not path.startswith("clean")})]
+        share = (number % 9) / 8
+        one = trial(root, source, "CleanCLIP", (1.0, 1.0), number, (accuracy * (1 - share / 3), 97 * (1 - share)))
+        one.config, one.overrides = encode(experiment), overrides
+        study.trials.append(one)
+    return study
 
 
 def hash64_hex(*parts: object) -> str:

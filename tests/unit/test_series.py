@@ -9,7 +9,7 @@ import pytest
 from fake_study import fake_study, hash64_hex, seeded_study
 
 from orchestrator.report.cautions import beside, cautions
-from orchestrator.report.drawing import hollow, look, same_scale
+from orchestrator.report.drawing import look, same_scale
 from orchestrator.report.figures import figures
 from orchestrator.report.page import html
 from orchestrator.report.points import arms, cleaned_points, front, panels
@@ -70,14 +70,15 @@ def test_a_series_before_cleaning_shows_the_uncleaned_models(tmp_path):
         for trial in study.trials:
             if trial.pretrain == stage.fingerprint:
                 trial.config["poison"] = {"count": count}
-    study.series, study.published = "poison.count", load_published(Reference(start="cc6m_3000"), "poison.count")
+    counts = Reference(by="poison.count", start={400: "cc6m_400", 3000: "cc6m_3000"})
+    study.series, study.published = "poison.count", load_published(counts)
     assert [panel.label for panel in panels(study)] == ["MMCL, count 40", "MMCL+SSL, count 40", "MMCL, count 4000", "MMCL+SSL, count 4000"]
     assert [panel.label for panel in panels(study, ignoring=study.series)] == ["MMCL", "MMCL+SSL"]
     figure = series(study)
     stars = [line for line in figure.axes[0].lines if line.get_marker() == "*"]
     assert [list(line.get_xdata()) for line in stars] == [[math.log10(40), math.log10(4000)]]
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["CleanCLIP", "before cleaning", "published: before cleaning"]
+    assert labels == ["CleanCLIP", "before cleaning", "published: before cleaning (cc6m_400, cc6m_3000)"]
 
 
 def test_a_wide_axis_counts_in_decades_with_zero_apart_and_words_stand_side_by_side():
@@ -97,14 +98,14 @@ def test_published_points_are_hollow_underneath_and_named_apart(tmp_path):
     assert own and "published" in figures(study)
     for line in (line for axes in published(study).axes for line in axes.lines):
         assert line.get_markerfacecolor() == "none"
-    near = replace(study.published, cleanings={}, starts={"MMCL": replace(study.published.starts["MMCL"], accuracy=70.0)})
-    study.published = near
+    start = study.published.starts[0]
+    study.published = replace(study.published, cleanings=(), starts=(replace(start, mark=replace(start.mark, accuracy=70.0)),))
     figure = scatter(study)
     labels = [text.get_text() for text in figure.legends[0].get_texts()]
-    assert labels == ["CleanCLIP", "MMCL", "before cleaning", "published: before cleaning"] and "published" not in figures(study)
+    assert labels == ["CleanCLIP", "MMCL", "before cleaning", "published: before cleaning (cc3m_1500)"]
+    assert "published" not in figures(study)
     (mark,) = [line for line in figure.axes[0].lines if line.get_markerfacecolor() == "none"]
     assert list(mark.get_ydata()) == [70.0] and mark.get_zorder() < 2
-    assert all(style["markerfacecolor"] == "none" for style in hollow(study).values())
 
 
 def test_the_crowded_corner_is_enlarged_where_there_is_one(tmp_path):
