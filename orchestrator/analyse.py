@@ -8,12 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from datasets.errors import InputError
 from datasets.loader import Recipe
 from datasets.storage import write_whole
 from orchestrator import cluster
 from orchestrator.plan import Plan
-from orchestrator.spec import Compute
+from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import make_data
 from orchestrator.store import Store, slug, write_arrays, write_json
 from orchestrator.study import StageResult
@@ -22,39 +21,28 @@ from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.base import Material
 
 
-def analyse_checkpoints(plan: Plan, compute: Compute, checkpoints: list[str], out: Path | None = None) -> dict[str, dict[str, float]]:
-    """Checkpoint (epoch folder, file or open_clip tag) → its metrics, by the sweep's own analysis or the usual one.
+def analyse_checkpoints(experiments: dict[str, Experiment], compute: Compute, out: Path) -> dict[str, dict[str, float]]:
+    """Checkpoint (epoch folder, file or open_clip tag) → its metrics, by the analysis of its experiment or the usual one.
 
-    Pictures, arrays and numbers go to `out`, a folder a stage; without it to the store's `analysis/`.
+    Pictures, arrays and numbers go to `out`, a folder a stage.
     """
     from orchestrator.workers import load_model
 
-    for checkpoint in checkpoints:
-        if "/" in checkpoint and not Path(checkpoint).exists():
-            raise InputError(f"--checkpoint {checkpoint} does not exist; give an epoch folder, a file or a tag of open_clip's.")
     store = Store(compute.store)
     store.prepare()
-    experiment = plan.sweep.base
     cluster.connect(compute.num_cpus or None)
     try:
-        inputs = make_data(experiment, store, lambda line: print(line, file=sys.stderr))
+        materials = {one: _material(one, store) for one in dict.fromkeys(experiments.values())}
     finally:
         cluster.shutdown()
     world = World.current() if compute.gpus_per_worker else World()
-    material = Material(
-        test=tuple,  # an analysis looks at training pairs alone
-        pairs=inputs.pairs(),
-        recipe=Recipe(views=experiment.views, trigger=experiment.poison.trigger, seed=experiment.evaluate.seed),
-        batch_size=experiment.evaluate.batch_size,
-    )
-    analysis = next((e for e in experiment.evaluate.evaluators if isinstance(e, Analysis)), Analysis())
-    out = out or store.root / "analysis" / f"{slug(plan.sweep.name)}-{plan.fingerprint[:12]}"
     stages: dict[Path, list[dict[str, Any]]] = {}
     found = {}
-    for number, checkpoint in enumerate(checkpoints):
+    for number, (checkpoint, experiment) in enumerate(experiments.items()):
         name, epoch = _name(checkpoint, number)
+        analysis = next((e for e in experiment.evaluate.evaluators if isinstance(e, Analysis)), Analysis())
         encoder = load_model(experiment, checkpoint).place(world.device)
-        values = analysis.measure(encoder, analysis.open(material), world)
+        values = analysis.measure(encoder, analysis.open(materials[experiment]), world)
         write_arrays(
             out / name / "analysis" / f"epoch_{epoch:04d}.npz", {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
         )
@@ -65,6 +53,22 @@ def analyse_checkpoints(plan: Plan, compute: Compute, checkpoints: list[str], ou
         _draw(StageResult(stage="", name=folder.name, fingerprint="", folder=folder, config={}, metrics=lines))
     print(f"pictures: {out}", file=sys.stderr)
     return found
+
+
+def analysis_folder(plan: Plan, store: Store) -> Path:
+    """Where the analyses made for a sweep lie, unless another place is named."""
+    return store.root / "analysis" / f"{slug(plan.sweep.name)}-{plan.fingerprint[:12]}"
+
+
+def _material(experiment: Experiment, store: Store) -> Material:
+    """The pairs that the experiment trains on; its data are found or made."""
+    inputs = make_data(experiment, store, lambda line: print(line, file=sys.stderr))
+    return Material(
+        test=tuple,  # an analysis looks at training pairs alone
+        pairs=inputs.pairs(),
+        recipe=Recipe(views=experiment.views, trigger=experiment.poison.trigger, seed=experiment.evaluate.seed),
+        batch_size=experiment.evaluate.batch_size,
+    )
 
 
 def _name(checkpoint: str, number: int) -> tuple[str, int]:

@@ -12,7 +12,7 @@ from datasets.evalset import EvalSet
 from datasets.loader import Batch, Recipe, eval_batches
 from datasets.named import SETS, canonical_name
 from datasets.retrieval import RetrievalSet
-from orchestrator.plan import Plan, Stage, label, set_identity
+from orchestrator.plan import Stage, label, set_identity
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import MadeSet, make_set, same_classes
 from orchestrator.store import Store, write_json
@@ -54,7 +54,7 @@ _WHOLE = {
 
 
 def evaluate_on(
-    plan: Plan,
+    experiment: Experiment,
     compute: Compute,
     checkpoint: str,
     on: dict[str, str],
@@ -71,7 +71,7 @@ def evaluate_on(
     strange = next((name for name in probes if name not in on), None)
     if strange is not None:
         raise InputError(f"--linear-probe {strange}: it is tested on --on {strange}=…, which is not given.")
-    store, experiment = Store(compute.store), plan.sweep.base
+    store = Store(compute.store)
     pairs = {name: RetrievalSet(path=path) for name, path in retrieval.items()}
     for flag, split, sets in (("--on", "test", on), ("--linear-probe", "train", probes), ("--retrieval", "", pairs)):
         for name, given in sets.items():  # before anything is written

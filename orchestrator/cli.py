@@ -128,7 +128,8 @@ def _parser() -> argparse.ArgumentParser:
     poisoned = with_sweep("poison", _poison, "Write the sweep's poisoned shards as files.")
     poisoned.add_argument("--out", required=True, help="folder for the shards; continued if it was begun")
     measured = with_sweep("evaluate", _evaluate, "Zero-shot accuracy and attack success of a checkpoint, as JSON.")
-    measured.add_argument("--checkpoint", required=True, help="epoch folder, .safetensors or .pt file, or open_clip tag")
+    measured.add_argument("--checkpoint", required=True, help="epoch folder, .safetensors or .pt file, or open_clip tag; measured as the "
+                          "experiment of the sweep whose stage made it, or else the one that overrides choose")
     measured.add_argument("--on", action="append", default=[], metavar="NAME=PATH",
                           help="measure on this set instead of the sweep's own; a known name (cifar10, imagenetv2, …) says what to look "
                           "for at the path, else class folders, labels.csv or tars; may be repeated")
@@ -249,9 +250,13 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     from orchestrator.plan import make_plan
 
     sweep = load_sweep(options.sweep, options.overrides, options.miniature, options.seeds)
+    return make_plan(sweep), _compute(options, sweep)
+
+
+def _compute(options: argparse.Namespace, sweep: Any) -> Any:
+    """The sweep's compute with the command line's flags on top."""
     given = {flag.replace("-", "_"): getattr(options, flag.replace("-", "_")) for flag, _, _ in COMPUTE}
-    compute = dataclasses.replace(sweep.compute, **{name: value for name, value in given.items() if value is not None})
-    return make_plan(sweep), compute
+    return dataclasses.replace(sweep.compute, **{name: value for name, value in given.items() if value is not None})
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -328,23 +333,27 @@ def _poison(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from orchestrator.benchmark import CLASSIFICATION, PROBE, RETRIEVAL, evaluate_on, model_name, out_places, record, write_records
+    from orchestrator.loading import load_sweep
     from orchestrator.run import evaluate_checkpoint
+    from orchestrator.targets import GIVEN, OWN, experiments_of
 
     given = {flag: _named_paths(flag, getattr(options, flag.replace("-", "_"))) for flag in ("on", "retrieval", "linear-probe")}
-    plan, compute = _load(options)
-    own = getattr(plan.sweep.base.evaluate.data, "name", "") or "test"
+    sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
+    compute, checkpoint = _compute(options, sweep), options.checkpoint
+    matters = GIVEN if any(given.values()) else OWN
+    experiment = experiments_of(sweep, options.overrides, [checkpoint], matters, compute.store, _aside)[checkpoint]
+    own = getattr(experiment.evaluate.data, "name", "") or "test"
     tasks = {"on": CLASSIFICATION, "linear-probe": PROBE, "retrieval": RETRIEVAL}
     expected = [(name, task) for flag, task in tasks.items() for name in given[flag]]
     if options.out:  # before anything is measured
-        out_places(options.out, expected or [(own, CLASSIFICATION)], model_name(plan.sweep.base))
+        out_places(options.out, expected or [(own, CLASSIFICATION)], model_name(experiment))
     result: Any
     if any(given.values()):
-        say = lambda line: print(line, file=sys.stderr)
-        result = evaluate_on(plan, compute, options.checkpoint, given["on"], given["retrieval"], given["linear-probe"], say)
+        result = evaluate_on(experiment, compute, checkpoint, given["on"], given["retrieval"], given["linear-probe"], _aside)
         records = result
     else:
-        result = evaluate_checkpoint(plan, compute, options.checkpoint)
-        records = [record(own, plan.sweep.base, options.checkpoint, CLASSIFICATION, result)]
+        result = evaluate_checkpoint(experiment, compute, checkpoint)
+        records = [record(own, experiment, checkpoint, CLASSIFICATION, result)]
     if options.out:
         write_records(records, options.out)
     print(json.dumps(result, indent=1))
@@ -365,11 +374,23 @@ def _named_paths(flag: str, given: list[str]) -> dict[str, str]:
 
 
 def _analyse(options: argparse.Namespace) -> int:
-    from orchestrator.analyse import analyse_checkpoints
+    from orchestrator.analyse import analyse_checkpoints, analysis_folder
+    from orchestrator.loading import load_sweep, narrowed
+    from orchestrator.plan import make_plan
+    from orchestrator.store import Store
+    from orchestrator.targets import OWN, experiments_of
 
-    plan, compute = _load(options)
-    print(json.dumps(analyse_checkpoints(plan, compute, options.checkpoint, options.out), indent=1))
+    sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
+    compute = _compute(options, sweep)
+    experiments = experiments_of(sweep, options.overrides, options.checkpoint, OWN, compute.store, _aside)
+    out = options.out or analysis_folder(make_plan(narrowed(sweep, options.overrides)), Store(compute.store))
+    print(json.dumps(analyse_checkpoints(experiments, compute, out), indent=1))
     return 0
+
+
+def _aside(line: str) -> None:
+    """Say a line beside the results."""
+    print(line, file=sys.stderr)
 
 
 def _ingest(options: argparse.Namespace) -> int:

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from datasets.component import Component
 from datasets.errors import InputError
-from orchestrator.override import from_text, get, has, override, override_all
+from orchestrator.override import from_text, get, has, override, override_all, parse
 from orchestrator.plan import grid_values
 from orchestrator.spec import Experiment, Sweep
 
@@ -32,13 +33,48 @@ def load_sweep(
         raise InputError(f"{name} has no {wanted} = Sweep(...); see sweeps/{'main_cc3m' if miniature else 'quickstart'}.py for an example.")
     if seeds and SEED in (overrides or {}):
         raise InputError(f"--seeds and --{SEED} both name the seed of the pre-trainings; give one of them.")
-    sweep = _overridden(sweep, overrides or {}, name)
+    sweep = overridden(sweep, overrides or {}, name)
     sweep = _repeated(sweep, seeds) if seeds else sweep
     doc = sweep.doc or (module.__doc__ or "").strip()
     return replace(sweep, doc=f"The miniature of: {doc}" if miniature else doc)
 
 
-def _overridden(sweep: Sweep, overrides: dict[str, str], name: str) -> Sweep:
+def narrowed(sweep: Sweep, overrides: dict[str, str]) -> Sweep:
+    """The sweep with the fields set, as `overridden`, where a path that it varies chooses among the values of the grid.
+
+    Those stay that the text names, or whose field has the value; where none has, those that have the field, set in them.
+    """
+    space, rest = dict(sweep.space), {}
+    for path, text in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+        varied = max((one for one in space if f"{path}.".startswith(f"{one}.")), key=len, default="")
+        values = grid_values(space[varied]) if varied else None
+        if values is None:
+            rest[path] = text
+            continue
+        field = path[len(varied) + 1 :]
+        named = [value for value in values if _is(value, field, text)]
+        if not (named or field) and isinstance(values[0], Component):
+            accepted = ", ".join(dict.fromkeys(type(value).__name__ for value in values))
+            raise InputError(f"--{path} {text}: the sweep {sweep.name} has no such one; it has {accepted}.")
+        if named or field:
+            space[varied] = {"grid_search": named or [value for value in values if has(value, field)] or values}
+        else:
+            del space[varied]
+        rest |= {} if named else {path: text}
+    return overridden(replace(sweep, space=space, series=sweep.series if space == sweep.space else ""), rest, sweep.name)
+
+
+def _is(value: Any, field: str, text: str) -> bool:
+    """Whether the field of the value (the value itself without one) is what the text says: equal, or a component of that name."""
+    if field and not has(value, field):
+        return False
+    value = get(value, field) if field else value
+    if isinstance(value, Component):
+        return text.lower() == type(value).__name__.lower()
+    return text == value or parse(text) == value
+
+
+def overridden(sweep: Sweep, overrides: dict[str, str], name: str) -> Sweep:
     """The sweep with the fields set: in its base and, below a path that it varies, in each value of that grid that has them."""
     below: dict[str, dict[str, str]] = {}
     for path, text in overrides.items():

@@ -223,11 +223,10 @@ def write_poisoned(plan: Plan, compute: Compute, out: Path) -> dict[str, Any]:
         )
 
 
-def evaluate_checkpoint(plan: Plan, compute: Compute, weights: str) -> dict[str, float]:
-    """Metrics of a checkpoint (epoch folder, file or open_clip tag) under the sweep's test set and trigger."""
+def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) -> dict[str, float]:
+    """Metrics of a checkpoint (epoch folder, file or open_clip tag) under the experiment's test set and trigger."""
     from orchestrator.workers import Job, evaluate, load_model
 
-    experiment = plan.sweep.base
     model = load_model(experiment, weights)  # first, so that a mistake is told before data are prepared
     store = Store(compute.store)
     store.prepare()

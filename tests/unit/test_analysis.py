@@ -374,8 +374,7 @@ def test_analyse_gives_for_a_stored_checkpoint_what_was_measured_in_training(tra
     assert list(found) == epochs and found[epochs[0]]["pairs/clean_n"] == 380, "all that are no victims"
     drawn = {path.name for path in (tmp_path / folder.name).iterdir()}
     assert drawn == {"analysis", "numbers.json", "epoch_0001.png", "epoch_0002.png", "epochs.png"}
-    plan = make_plan(Sweep(name="tiny", base=experiment))
-    again = analyse_checkpoints(plan, Compute(store=str(store.root)), epochs[1:])
+    again = analyse_checkpoints({epochs[1]: experiment}, Compute(store=str(store.root)), tmp_path / "own")
     trained_with = {k: v for k, v in study.pretrains[0].metrics[-1]["metrics"].items() if k.startswith("pairs/")}
     assert again[epochs[1]] == pytest.approx(trained_with), "the sweep's own analysis"
     assert cli.run([*words, str(tmp_path / "none")]) == 2 and "none does not exist" in capsys.readouterr().err
