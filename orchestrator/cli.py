@@ -324,10 +324,13 @@ def _ui(options: argparse.Namespace) -> int:
 
 
 def _poison(options: argparse.Namespace) -> int:
+    from orchestrator.loading import load_sweep
     from orchestrator.run import write_poisoned
+    from orchestrator.targets import POISONED, experiment_of
 
-    plan, compute = _load(options)
-    print(json.dumps(write_poisoned(plan, compute, Path(options.out).resolve()), indent=1))
+    sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
+    experiment = experiment_of(sweep, options.overrides, POISONED)
+    print(json.dumps(write_poisoned(experiment, _compute(options, sweep), Path(options.out).resolve()), indent=1))
     return 0
 
 

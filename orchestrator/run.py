@@ -201,15 +201,14 @@ def report_folder(plan: Plan, store: Store) -> Path:
     return store.root / "reports" / f"{slug(plan.sweep.name)}-{plan.fingerprint[:12]}"
 
 
-def write_poisoned(plan: Plan, compute: Compute, out: Path) -> dict[str, Any]:
-    """Write the poisoned shards of the sweep's base experiment to `out`; continues a run that was stopped."""
+def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[str, Any]:
+    """Write the experiment's poisoned shards to `out`; continues a run that was stopped."""
     from orchestrator.streaming import poison_shards
 
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "poison.json").exists())):
         raise InputError(f"--out {out} exists and is not a folder of poisoned shards; name a new or an empty one.")
     store = Store(compute.store)
     store.prepare()
-    experiment = plan.sweep.base
     with _ray(compute):
         inputs = make_data(experiment, store, print)
         return poison_shards(

@@ -1,4 +1,4 @@
-"""Which experiment of a sweep a checkpoint is measured by: `evaluate` and `analyse` need its trigger, target, data and model.
+"""Which experiment of a sweep is meant: `poison` needs one, `evaluate` and `analyse` the one that a checkpoint is measured by.
 
 A checkpoint of the store tells by the stage that made it; any other must be told by overrides, where it makes a difference.
 """
@@ -24,8 +24,18 @@ OWN = ("data", "views", "poison", "evaluate", "pretrain.model")
 """Fields by which a model is measured on the experiment's own sets."""
 GIVEN = ("views", "poison.trigger", "poison.target", "evaluate.seed", "pretrain.model")
 """The same on sets that the user names."""
+POISONED = ("data", "views", "poison", "evaluate")
+"""Fields on which poisoned shards depend."""
 MADE = ("pretrain", "clean", "prior", "labeller")
 """Roles of the stages that make checkpoints."""
+
+
+def experiment_of(sweep: Sweep, overrides: dict[str, str], matters: tuple[str, ...]) -> Experiment:
+    """The sweep's experiment, the overrides in place; InputError where several differ in what matters."""
+    wanted = [experiment for _, experiment in make_plan(narrowed(sweep, overrides)).upstream]
+    if _alike(wanted, matters):
+        return wanted[0]
+    raise InputError(f"the sweep {sweep.name} varies {_choice(wanted, matters)}.")
 
 
 def experiments_of(
@@ -84,13 +94,18 @@ def _experiment(
                 changed = "".join(f", with --{path} {overrides[path]}" for path in later)
                 say(f"{checkpoint}: {_told(makers, among)}{changed}")
                 return override_all(makers[0], later)
+    raise InputError(
+        f"--checkpoint {checkpoint} does not tell which experiment of the sweep {sweep.name} to measure it by, which varies "
+        f"{_choice(wanted, matters)}.{trouble}"
+    )
+
+
+def _choice(wanted: list[Experiment], matters: tuple[str, ...]) -> str:
+    """In what the experiments differ, and how to choose among them."""
     varied = {path: _texts(wanted, path) for path in _varied(wanted, matters)}
     listed = " and ".join(f"{path} ({', '.join(texts)})" for path, texts in varied.items())
     example = " ".join(f"--{path} {shlex.quote(texts[0])}" for path, texts in varied.items())
-    raise InputError(
-        f"--checkpoint {checkpoint} does not tell which experiment of the sweep {sweep.name} to measure it by, which varies {listed}: "
-        f"choose one, e.g. {example}.{trouble}"
-    )
+    return f"{listed}: choose one, e.g. {example}"
 
 
 def _experiments(plan: Plan, store: Store) -> list[Experiment]:

@@ -236,6 +236,16 @@ def test_a_value_that_is_not_on_the_grid_is_taken_where_it_can_be_written(sweep,
         target(sweep("counts"), store, str(tmp_path), pretrain="none")
 
 
+def test_the_shards_of_one_poison_are_written_and_which_is_asked_for(sweep, monkeypatch, tmp_path, capsys):
+    written = []
+    monkeypatch.setattr("orchestrator.run.write_poisoned", lambda experiment, compute, out: written.append(experiment.poison.count) or {})
+    command = ["poison", sweep("counts"), "--out", str(tmp_path / "out")]
+    assert run(command) == 2 and not written
+    assert "varies poison.count (20, 5, 10): choose one, e.g. --poison.count 20" in capsys.readouterr().err
+    assert run([*command, "--poison.count", "5"]) == run([*command, "--poison.count", "7"]) == 0 and written == [5, 7]
+    assert run(["poison", sweep("seeds"), "--out", str(tmp_path / "out")]) == 0 and written[2] == BASE.poison.count
+
+
 def test_where_nothing_that_matters_varies_any_checkpoint_goes_and_nothing_is_read(sweep, store, tmp_path, monkeypatch):
     monkeypatch.setattr("orchestrator.targets.stages", lambda experiment: pytest.fail("the shards may be on another machine"))
     for checkpoint in (str(tmp_path), "laion2b", made(store, warped(BASE))):
