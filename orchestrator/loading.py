@@ -45,16 +45,27 @@ def narrowed(sweep: Sweep, overrides: dict[str, str]) -> Sweep:
     Those stay that the text names, or whose field has the value; where none has, those that have the field, set in them.
     """
     space, rest = dict(sweep.space), {}
-    for path, text in sorted(overrides.items(), key=lambda item: item[0].count(".")):
+
+    def at(path: str) -> tuple[str, list[Any], list[Any]]:
+        """The varied path that it lies at or below, the values of its grid, and what these have at the path."""
         varied = max((one for one in space if f"{path}.".startswith(f"{one}.")), key=len, default="")
-        values = grid_values(space[varied]) if varied else None
-        if values is None:
+        values = (grid_values(space[varied]) if varied else None) or []
+        field = path[len(varied) + 1 :]
+        return varied, values, [get(value, field) if field else value for value in values if not field or has(value, field)]
+
+    def components_first(path: str) -> tuple[int, bool]:
+        return path.count("."), not any(isinstance(value, Component) for value in at(path)[2])
+
+    for path in sorted(overrides, key=components_first):
+        text = overrides[path]
+        varied, values, there = at(path)
+        if not values:
             rest[path] = text
             continue
         field = path[len(varied) + 1 :]
         named = [value for value in values if _is(value, field, text)]
-        if not (named or field) and isinstance(values[0], Component):
-            accepted = ", ".join(dict.fromkeys(type(value).__name__ for value in values))
+        if not named and any(isinstance(value, Component) for value in there):
+            accepted = ", ".join(dict.fromkeys(type(value).__name__ for value in there))
             raise InputError(f"--{path} {text}: the sweep {sweep.name} has no such one; it has {accepted}.")
         if named or field:
             space[varied] = {"grid_search": named or [value for value in values if has(value, field)] or values}
@@ -105,11 +116,15 @@ def _changed(sweep: Sweep, varied: str, texts: dict[str, str], name: str) -> lis
             _explain(values, varied, path)
         found = {get(value, path) for value in holders}
         classes = {type(get(value, path.rpartition(".")[0])) for value in holders}
-        if len(found) > 1 and (len(classes) > 1 or len(set(changed)) < len(set(values))):
+        alone = {_set(value, {path: texts[path]}) if has(value, path) else value for value in values}
+        if len(found) > 1 and (len(classes) > 1 or len(alone) < len(set(values))):
             told = ", ".join(map(str, dict.fromkeys(get(value, path) for value in holders)))
             raise InputError(
                 f"--{path}: the sweep {sweep.name} varies it itself, in its grid of {varied} ({told}); change its space in {name}."
             )
+    if len(set(changed)) < len(set(values)):
+        together = " and ".join(f"--{path}" for path in texts)
+        raise InputError(f"{together} together make values of the sweep's grid of {varied} alike; change its space in {name}.")
     return [get(value, varied) for value in changed]
 
 

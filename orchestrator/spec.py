@@ -166,7 +166,7 @@ class Reference:
     cleaning: str | dict[Any, str] = ""
     """Data set and cleaning set in the reference file: `cc3m/clean_100k`, or names by value as in `start`."""
     by: str = ""
-    """Dotted path into the experiment whose values have names of their own: `poison.count`."""
+    """Dotted path into the experiment whose values have names of their own: `poison.count`. Other fields are not compared."""
     file: str = ""
     """Another file of the same form; empty: the published study's, which is shipped."""
 

@@ -47,13 +47,15 @@ def experiments_of(
     stage made the checkpoint, which is said. InputError where there is none and the overrides do not choose.
     """
     chosen: dict[tuple[str, ...], Experiment] = {}
+    found = {}
     for checkpoint in checkpoints:
         if "/" in checkpoint and not Path(checkpoint).exists():
             raise InputError(f"--checkpoint {checkpoint} does not exist; give an epoch folder, a file or a tag of open_clip's.")
         made = origin(checkpoint)
         if made not in chosen:
             chosen[made] = _experiment(sweep, overrides, checkpoint, matters, Store(store), say)
-    return {checkpoint: chosen[origin(checkpoint)] for checkpoint in checkpoints}
+        found[checkpoint] = chosen[made]
+    return found
 
 
 def origin(checkpoint: str) -> tuple[str, ...]:

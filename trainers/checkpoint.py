@@ -2,8 +2,8 @@
 
     <folder>/epoch_0003/  open_clip_model.safetensors  weights under open_clip's names
                           open_clip_config.json        its model and preprocessing configuration
-                          state.safetensors            AdamW's tensors, and a head's weights; in the newest checkpoint of an
-                                               unfinished training only
+                          state.safetensors            AdamW's tensors, and a head's weights; in the newest checkpoint of
+                                                       an unfinished training only
                           meta.json                    step, epoch, seconds, metric sums of the epoch under way, last report
     <folder>/step_00000250/  the same, within an epoch; removed by the next one
 

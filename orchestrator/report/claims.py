@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.report.cautions import diverged, ends
-from orchestrator.report.names import method_of, number_of, settings, signed, value_at
+from orchestrator.report.names import method_of, number_of, seeds_of, settings, signed, value_at
 from orchestrator.report.points import CLEANING_SET, Panel, Point, before_cleaning, cleaned_points, mean_interval, panels, repetitions
 from orchestrator.report.selection import RULE, Choice, Row, Rule, choices
 from orchestrator.study import Study, TrialResult
@@ -295,10 +295,10 @@ def _benches(study: Study, objective: str, methods: Sequence[str], poisons: int)
             kept = tuple(trial for trial in trials if trial.pretrain not in failed)
             left = [f"the attack gate was not passed by {len(failed)} of {len({t.pretrain for t in trials})} models"] if failed else []
             left += _unfinished(study, kept)
-            models, repeated = {t.pretrain for t in kept}, set(repetitions(study, kept).values())
-            if len(models) < SEEDS <= len(repeated):
-                few = number_of(len(models), "pre-training")
-                left.append(f"the {len(repeated)} seeds are of {few}: of the cleaning, not of the attack")
+            models, repeated = _attacks(study, kept), set(repetitions(study, kept).values())
+            if models < SEEDS <= len(repeated):
+                few = number_of(models, "pre-training")
+                left.append(f"the {len(repeated)} seeds are of {few}: of the cleaning or the evaluation, not of the attack")
             broken = sum(map(diverged, kept))
             told = (f"{broken} of {len(kept)} trials diverged and count as tried",) if broken else ()
             pairs = value_at(trials[0], "clean.pairs")
@@ -344,6 +344,13 @@ def _partner(study: Study, bench: Bench) -> Bench | None:
 def _story(panel: Panel, without: str) -> Any:
     """A panel's configuration without its cleaning, its seeds and the named path."""
     return before_cleaning(panel.pretrains[0].config, without)
+
+
+def _attacks(study: Study, trials: Sequence[TrialResult]) -> int:
+    """How many trainings the trials start from; those that differ in a seed of the evaluation alone are one."""
+    started = {trial.pretrain for trial in trials}
+    seeds = [seeds_of(stage.config) for stage in study.pretrains if stage.fingerprint in started]
+    return len({tuple(sorted((p, v) for p, v in found.items() if not p.startswith(("evaluate.", "clean.")))) for found in seeds})
 
 
 def _given(trial: TrialResult, path: str) -> str:

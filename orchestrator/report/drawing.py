@@ -49,12 +49,13 @@ STYLE: dict[Any, Any] = {
 ACCURACY_AXIS, ASR_AXIS = "zero-shot accuracy, %", "attack success rate (ASR), %"
 
 
-def look(study: Study) -> dict[str, tuple[str, str]]:
+def look(study: Study, ignoring: str = "") -> dict[str, tuple[str, str]]:
     """Arm → (colour, marker), the same in every figure of a study; the study's own methods have theirs in every study.
 
     A method has one marker; its arms (cleaning sets, values of the series) have shades from dark to bright.
+    `ignoring` is a dotted path that does not split a method into arms.
     """
-    named = arms(study)
+    named = arms(study, ignoring)
     method = {named[trial.fingerprint]: method_of(trial) for trial in study.trials}
     kinds = list(dict.fromkeys([*METHODS.values(), *method.values()]))
     if len(set(method.values())) == len(method):

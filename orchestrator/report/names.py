@@ -39,7 +39,7 @@ def hyperparameters(trial: TrialResult) -> dict[str, Any]:
 
 def is_seed(path: str) -> bool:
     """Whether a dotted path is a seed rather than a hyper-parameter."""
-    return path.rsplit(".", 1)[-1] in ("seed", "evaluation_seed")
+    return path.rsplit(".", 1)[-1] == "seed"
 
 
 def short_paths(paths: list[str]) -> dict[str, str]:

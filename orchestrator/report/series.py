@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.report.drawing import ACCURACY_AXIS, COLOURS, MARKERS, START, STYLE, legend, limits, published_name, wrapped
+from orchestrator.report.drawing import ACCURACY_AXIS, START, STYLE, legend, limits, look, published_name, wrapped
 from orchestrator.report.names import value_at, value_text
 from orchestrator.report.points import Panel, Point, arms, mean_interval, panels, start_of
 from orchestrator.report.published import Cleaned, Mark, Start
@@ -95,7 +95,7 @@ def series(study: Study) -> Figure:
     found = steps(study)
     shown = list({step.panel.label: step.panel for step in found}.values())
     methods = list(dict.fromkeys(step.method for step in found if step.method))
-    axis = _Axis([step.value for step in found])
+    axis, styles = _Axis([step.value for step in found]), look(study, study.series)
     columns = max(1, len(shown))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.0 + 4.4 * columns, 6.4), layout="constrained")
@@ -107,7 +107,7 @@ def series(study: Study) -> Figure:
                 for number, method in enumerate([*methods, ""]):
                     mine = [s for s in found if s.panel == panel and s.method == method and s.rule == rule]
                     if mine:
-                        drawn = _line(axes, axis, mine, what, number, len(methods))
+                        drawn = _line(axes, axis, mine, what, number, len(methods), styles.get(method))
                         handles.setdefault(method or "before cleaning", drawn)
                         tall += [number for step in mine if what == "accuracy" for number in _extent(step.over(what))]
                 if line := _published(axes, axis, study, panel, what, found):
@@ -129,6 +129,14 @@ def series(study: Study) -> Figure:
     return figure
 
 
+def shows_published(study: Study) -> bool:
+    """Whether the figure has a published mark: one of this study's objectives, at a value between its own."""
+    entries = study.published.along(study.series) if study.published else ()
+    objectives = {panel.objective for panel in panels(study)}
+    axis = _Axis([step.value for step in steps(study)])
+    return any(axis.reaches(value) for entry in entries if entry.objective in objectives for value in entry.values or ())
+
+
 def _extent(found: tuple[float, float, float] | None) -> list[float]:
     """A mean and the ends of its interval, as far as the axis follows them."""
     if found is None:
@@ -137,11 +145,13 @@ def _extent(found: tuple[float, float, float] | None) -> list[float]:
     return [mean, max(low, mean - 5, 0), min(high, mean + 5, 100)] if math.isfinite(low) else [mean]
 
 
-def _line(axes: Axes, axis: "_Axis", mine: Sequence[Step], what: str, number: int, methods: int) -> Line2D:
-    """One method's means, with a bar for each interval and a gap where no repetition has a model."""
-    style: dict[str, Any] = {"color": COLOURS[number % 8], "marker": MARKERS[number % 8], "markersize": 5.5, "linewidth": 1.4}
-    if not mine[0].method:
-        style = {**START, "markersize": 13}
+def _line(
+    axes: Axes, axis: "_Axis", mine: Sequence[Step], what: str, number: int, methods: int, worn: tuple[str, str] | None
+) -> Line2D:
+    """One method's means, with a bar for each interval and a gap where no repetition has a model; without a method the start."""
+    style: dict[str, Any] = {**START, "markersize": 13}
+    if worn:
+        style = {"color": worn[0], "marker": worn[1], "markersize": 5.5, "linewidth": 1.4}
     shift = 0 if methods < 2 or not mine[0].method else axis.gap * 0.12 * (number - (methods - 1) / 2)
     x, y, down, up = [], [], [], []
     for step in mine:

@@ -13,6 +13,7 @@ from orchestrator.report.figures import Gallery
 from orchestrator.report.names import percent, value_at
 from orchestrator.report.points import CLEANING_SET, mean_interval, panels, points_of, published_starts
 from orchestrator.report.scatter import best, few_trials
+from orchestrator.report.series import shows_published
 from orchestrator.report.tables import plain_table
 from orchestrator.study import StageResult, Study
 
@@ -113,7 +114,7 @@ def along(study: Study, drawn: Gallery, found: list[Caution]) -> str:
         "intervals over seeds (Student). <i>none</i>: no repetition has such a model, and the line has a gap; 2/3: two of three "
         "repetitions have one, and the mean is over those. Numbers: series.csv.</p>"
     )
-    if study.published and study.published.along(study.series):
+    if study.published and shows_published(study):
         note += f'<p class="soft">Hollow marks: {escape(study.published.source)}, where it has one for a value.</p>'
     return figure(drawn.png("series"), f"Series over {study.series}", said, full=True) + note
 

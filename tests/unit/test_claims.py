@@ -105,6 +105,16 @@ def test_seeds_of_the_cleaning_alone_are_not_seeds_of_the_attack(tmp_path):
         assert "he 3 seeds are of 1 pre-training: of the cleaning" in of(study, claim).reason, claim
 
 
+def test_seeds_of_the_evaluation_alone_are_not_seeds_of_the_attack(tmp_path):
+    study = seeded_study(tmp_path)
+    for stage in study.pretrains:
+        stage.config["evaluate"] = {"seed": stage.config["pretrain"].pop("seed")}
+    for trial in study.trials:
+        trial.overrides["evaluate.seed"] = trial.overrides.pop("pretrain.seed")
+    for claim in "abc":
+        assert "he 3 seeds are of 1 pre-training" in of(study, claim).reason, claim
+
+
 def test_two_seeds_or_a_loss_show_nothing(tmp_path):
     assert "Fewer than 3 seeds" in of(seeded_study(tmp_path, seeds=2), "a").reason
     worse = seeded_study(tmp_path, strength=(0.9, 0.6))  # ASR ≤ 5 % only where accuracy suffers

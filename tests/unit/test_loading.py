@@ -96,6 +96,14 @@ def test_what_cannot_be_set_below_a_varied_path(load, overrides, said):
         load(WHOLE, overrides)
 
 
+def test_fields_that_only_together_make_values_alike(load):
+    pair = [replace(BASE.clean, lr=1e-3, batch_size=16), replace(BASE.clean, lr=3e-3, batch_size=8)]
+    sweep = replace(SWEEP, space={"clean": tune.grid_search(pair)})
+    assert [stage.lr for stage in grid(load(sweep, {"clean.batch_size": "4"}), "clean")] == [1e-3, 3e-3]
+    with pytest.raises(InputError, match="--clean.batch_size and --clean.lr together make values of the sweep's grid of clean alike"):
+        load(sweep, {"clean.batch_size": "4", "clean.lr": "1"})
+
+
 def test_a_drawn_space_keeps_what_is_below_it(load):
     drawn = replace(SWEEP, space={"clean.method": tune.choice([MMCLFineTune(), CleanCLIP()])})
     with pytest.raises(InputError, match="varies clean.method itself"):

@@ -216,6 +216,11 @@ def test_a_foreign_checkpoint_must_be_told_by_overrides(sweep, store, tmp_path):
     assert target(sweep("triggers"), store, foreign, poison__mode="label_consistent").poison.trigger == BASE.poison.trigger
     with pytest.raises(InputError, match="varies poison.mode"):
         target(sweep("triggers"), store, foreign, poison__trigger="Patch")
+    with pytest.raises(InputError, match="--poison.trigger Sig: .* it has Patch, Warped"):
+        target(sweep("triggers"), store, foreign, poison__trigger="Sig")
+    words = {"poison__trigger": "warped", "poison__mode": "label_consistent"}
+    found = [target(sweep("triggers"), store, foreign, **dict(order)).poison for order in (words.items(), reversed(words.items()))]
+    assert found[0] == found[1] and (found[0].trigger, found[0].mode) == (Warped(k=8), "label_consistent")
     assert target(sweep("triggers"), store, foreign, poison__trigger__k="16").poison.trigger == Warped(k=16), "only one has a k"
     assert target(sweep("targets"), store, foreign, poison__target="circle").poison.target == "circle"
     with pytest.raises(InputError, match="model.pt.* does not exist"):
