@@ -1,9 +1,9 @@
 """Poisoning and cleaning OpenAI's own CLIP.   2 pre-trainings, 24 cleanings, about 540 GPU-hours.
 
 OpenAI's RN50 is trained on with 6 M pairs and 3 000 victims at a rate of 5e-7, with MMCL or MMCL+SSL, and cleaned. open_clip fetches
-the weights when the first worker builds the model. The gate asks for an ASR of 80 %: the study's models had 99 % (MMCL) and 90.2 %
-(MMCL+SSL). In the miniature the healthy model is trained first, at 3e-3 on the same pairs without the poison, and then poisoned at 1e-3
-for five epochs; CleanCLIP at three learning rates, one seed.
+the weights when the first worker builds the model. At full size the gate asks for an ASR of 80 %: the study's models had 99 % (MMCL)
+and 90.2 % (MMCL+SSL). In the miniature the healthy model is trained first, at 3e-3 on the same pairs without the poison, and then
+poisoned at 1e-3 for five epochs; CleanCLIP at three learning rates, one seed.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
 """Does the kind of trigger matter?   8 pre-trainings, 64 cleanings, about 2 100 GPU-hours.
 
 The patch of noise, the warped picture (WaNet), the blended noise, and the patch under label-consistent poisoning, 3 000 victims each;
-cleaned with CleanCLIP and with MMCL at their four learning rates. The gate asks for an ASR of 75 %: the study's warped models had 96 %
-(MMCL) and 84 % (MMCL+SSL). The miniature: MMCL pre-training, CleanCLIP at three learning rates, one seed.
+cleaned with CleanCLIP and with MMCL at their four learning rates. At full size the gate asks for an ASR of 75 %: the study's warped
+models had 96 % (MMCL) and 84 % (MMCL+SSL). The miniature: MMCL pre-training, CleanCLIP at three learning rates, one seed.
 """
 
 from dataclasses import replace

@@ -1,8 +1,8 @@
 """The same with a vision transformer.   2 pre-trainings, 24 cleanings, about 190 GPU-hours.
 
 ViT-B/32 in place of RN50 on 6 M pairs with 3 000 victims, at open_clip's usual rate for it, 5e-4. It trains about three times as fast.
-The gate asks for an ASR of 65 %: the study's models had 87 % (MMCL) and 74 % (MMCL+SSL).
-The miniature: a transformer of four blocks, twenty epochs, CleanCLIP at four learning rates, one seed.
+At full size the gate asks for an ASR of 65 %: the study's models had 87 % (MMCL) and 74 % (MMCL+SSL). The miniature: a transformer of
+four blocks, twenty epochs, CleanCLIP at four learning rates, one seed.
 """
 
 from ray import tune

@@ -293,7 +293,8 @@ def _benches(study: Study, objective: str, methods: Sequence[str], poisons: int)
         for trials in groups.values():
             failed = {t.pretrain for t in trials if not (study.gates.get(t.pretrain) or {}).get("passed")}
             kept = tuple(trial for trial in trials if trial.pretrain not in failed)
-            left = [f"the attack gate was not passed by {len(failed)} of {len({t.pretrain for t in trials})} models"] if failed else []
+            of = number_of(len({t.pretrain for t in trials}), "model")
+            left = [f"the attack gate was not passed by {len(failed)} of {of}"] if failed else []
             left += _unfinished(study, kept)
             models, repeated = _attacks(study, kept), set(repetitions(study, kept).values())
             if models < SEEDS <= len(repeated):

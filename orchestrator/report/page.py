@@ -112,7 +112,7 @@ def _gates(study: Study) -> str:
             blocks.append(f'<div class="gate">{escape(text)}</div>')
         for stage in panel.pretrains:
             gate = study.gates.get(stage.fingerprint)
-            name = escape(called(stage))
+            name = escape(f"{panel.label} ({stage.fingerprint[:6]})")
             if gate is None:
                 blocks.append(f'<div class="gate failed"><b>{name}: the attack gate was not evaluated.</b></div>')
             elif not gate.get("passed"):
