@@ -247,10 +247,19 @@ def _overrides(rest: list[str], command: str) -> dict[str, str]:
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
     """The plan and the compute of the command line's sweep."""
     from orchestrator.loading import load_sweep
-    from orchestrator.plan import make_plan
 
     sweep = load_sweep(options.sweep, options.overrides, options.miniature, options.seeds)
-    return make_plan(sweep), _compute(options, sweep)
+    return _planned(options.sweep, sweep), _compute(options, sweep)
+
+
+def _planned(name: str, sweep: Any) -> Any:
+    """The sweep's plan; an error says of which sweep it is."""
+    from orchestrator.plan import make_plan
+
+    try:
+        return make_plan(sweep)
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
 
 
 def _compute(options: argparse.Namespace, sweep: Any) -> Any:
@@ -306,12 +315,11 @@ def _report(options: argparse.Namespace) -> int:
 
 def _claims(options: argparse.Namespace) -> int:
     from orchestrator.loading import load_sweep
-    from orchestrator.plan import make_plan
     from orchestrator.report.claims_table import claims_text
     from orchestrator.run import judge_claims
     from orchestrator.store import Store
 
-    plans = [make_plan(load_sweep(name, options.overrides, options.miniature, options.seeds)) for name in options.sweep]
+    plans = [_planned(name, load_sweep(name, options.overrides, options.miniature, options.seeds)) for name in options.sweep]
     found, page = judge_claims(plans, Store(options.store))
     print(f"{claims_text(found)}\n\nclaims: {page}")
     return 0
@@ -385,6 +393,8 @@ def _analyse(options: argparse.Namespace) -> int:
 
     sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
     compute = _compute(options, sweep)
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is a file; give the name of a folder.")
     experiments = experiments_of(sweep, options.overrides, options.checkpoint, OWN, compute.store, _aside)
     out = options.out or analysis_folder(make_plan(narrowed(sweep, options.overrides)), Store(compute.store))
     print(json.dumps(analyse_checkpoints(experiments, compute, out), indent=1))

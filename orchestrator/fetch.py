@@ -155,7 +155,8 @@ def fetch_list(
         assert sum(counts.values()) == len(urls), "every row has a status"
         write_json(out / SUMMARY, summary)
         if blocked := counts["blocked_address"]:
-            say(f"NOTE {blocked} rows lead to private, loopback or link-local addresses and were blocked; --allow-private allows them.")
+            told = f"NOTE {blocked} rows lead to private, loopback or link-local addresses and were blocked; "
+            say(f"{told}--allow-private, with a new folder, allows them.")
         return summary
 
 

@@ -50,7 +50,7 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None, *, liv
         if result is None:
             result = TrialResult(
                 stage="clean", name=made["clean"].name, fingerprint=made["clean"].fingerprint,
-                folder=store.work("clean", made["clean"].fingerprint), config=encode(experiment),
+                folder=store.work("clean", made["clean"].fingerprint), config=encode(experiment), status=status,
             )  # fmt: skip
         assert isinstance(result, TrialResult)
         result.overrides = overrides

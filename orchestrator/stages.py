@@ -29,7 +29,7 @@ from orchestrator import cleanset
 from orchestrator.meter import meter
 from orchestrator.plan import Stage, further_sets, stages
 from orchestrator.spec import Experiment
-from orchestrator.store import Artefact, Store, damage, part, require_files, write_json
+from orchestrator.store import Artefact, Store, damage, part, require_files, sha256, write_json
 from trainers.checkpoint import STATE
 from trainers.model import WEIGHTS
 
@@ -165,10 +165,11 @@ def make_stage(
 
 
 def last_checkpoint(artefact: Artefact) -> Path:
-    """The last epoch folder of a finished training; InputError where its weights were lost."""
+    """The last epoch folder of a finished training; InputError where its weights were lost or changed."""
     weights = [name for name in artefact.manifest["files"] if re.fullmatch(rf"epoch_\d+/{WEIGHTS}", name)]
-    file = artefact.folder / max(weights, key=lambda name: int(name[len("epoch_") : name.index("/")]))
-    if not file.is_file():
+    last = max(weights, key=lambda name: int(name[len("epoch_") : name.index("/")]))
+    file = artefact.folder / last
+    if not file.is_file() or sha256(file) != artefact.manifest["files"][last]:
         raise damage(file)
     return file.parent
 

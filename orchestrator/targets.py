@@ -13,6 +13,7 @@ from typing import Any
 
 from datasets.component import Component
 from datasets.errors import InputError
+from orchestrator.fingerprint import encode
 from orchestrator.loading import narrowed, overridden
 from orchestrator.override import get, override_all
 from orchestrator.plan import Plan, make_plan, stages, trial_experiment
@@ -44,7 +45,8 @@ def experiments_of(
     """Checkpoint → the experiment of the sweep to measure it by, the overrides in place.
 
     Where the fields that matter are the same in all of the sweep's experiments, that is any of them. Else it is the one whose
-    stage made the checkpoint, which is said. InputError where there is none and the overrides do not choose.
+    stage made the checkpoint, which is said. InputError where there is none and the overrides do not choose. That a model was
+    trained with another trigger or target than it is measured with is said too.
     """
     chosen: dict[tuple[str, ...], Experiment] = {}
     found = {}
@@ -55,7 +57,27 @@ def experiments_of(
         if made not in chosen:
             chosen[made] = _experiment(sweep, overrides, checkpoint, matters, Store(store), say)
         found[checkpoint] = chosen[made]
+        trained = _poison_of(checkpoint)
+        measured = encode(found[checkpoint].poison, "poison")
+        for field in ("trigger", "target") if trained else ():
+            if trained[field] != measured[field]:
+                say(f"NOTE {checkpoint} was trained with {field} {trained[field]} and is measured with {measured[field]}.")
     return found
+
+
+def _poison_of(checkpoint: str) -> dict[str, Any]:
+    """The poison that a checkpoint of a store was trained with, by the manifests of its stages; empty where they do not tell."""
+    path = Path(checkpoint).resolve()
+    for folder in (path, *path.parents)[:3]:
+        manifest = read_json(folder / MANIFEST)
+        store = Store(folder.parent.parent)
+        for before in ("pretrain", "poison"):  # of a cleaning first its pre-training
+            if isinstance(manifest, dict) and before in manifest.get("inputs", {}):
+                made = store.find(before, manifest["inputs"][before])
+                manifest = made.manifest if made else None
+        if isinstance(manifest, dict) and manifest.get("stage") == "poison":
+            return manifest["config"]["poison"]
+    return {}
 
 
 def origin(checkpoint: str) -> tuple[str, ...]:

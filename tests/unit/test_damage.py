@@ -11,6 +11,7 @@ from orchestrator.results import load_study
 from orchestrator.show import show
 from orchestrator.stages import last_checkpoint, make_stage, seal
 from orchestrator.store import FAILED, METRICS, Store, write_json
+from orchestrator.tuning import Trial
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
 from trainers.checkpoint import STATE
@@ -55,6 +56,12 @@ def test_a_trial_that_failed_is_known_to_have_failed_once_its_sweep_is_over(stor
     assert load_study(PLAN, store, live=True).trials[1].status == "running", "Tune may try it again"
 
 
+def test_a_trial_that_failed_before_its_first_line_is_not_counted_as_finished(store):
+    ran = [Trial(PLAN.grid[1][0], stages(PLAN.grid[1][1])["clean"].fingerprint, "failed", "it broke")]
+    (failed,) = load_study(PLAN, store, ran).trials
+    assert (failed.status, failed.error, failed.metrics) == ("failed", "it broke", [])
+
+
 @pytest.mark.parametrize("harm", [
     lambda path: path.unlink(),
     lambda path: path.write_text(""),
@@ -79,6 +86,9 @@ def test_lost_or_broken_metrics_are_refused_and_listed(store, capsys, harm, kind
 def test_the_last_checkpoint_is_never_an_earlier_one(store):
     pretrained = store.find("pretrain", stages(SWEEP.base)["pretrain"].fingerprint)
     assert last_checkpoint(pretrained).name == "epoch_0002"
+    (pretrained.folder / "epoch_0002" / "open_clip_model.safetensors").write_text("changed")
+    with pytest.raises(InputError, match="epoch_0002/open_clip_model.safetensors is not as its stage wrote it"):
+        last_checkpoint(pretrained)
     (pretrained.folder / "epoch_0002" / "open_clip_model.safetensors").unlink()
     with pytest.raises(InputError, match="epoch_0002/open_clip_model.safetensors is missing"):
         last_checkpoint(pretrained)

@@ -260,6 +260,17 @@ def test_where_nothing_that_matters_varies_any_checkpoint_goes_and_nothing_is_re
     assert target(sweep("counts"), store, str(tmp_path), matters=GIVEN).poison.trigger == BASE.poison.trigger, "no pairs are looked at"
 
 
+def test_a_model_that_was_trained_with_another_trigger_is_measured_and_that_is_said(sweep, store):
+    other = warped(BASE)
+    poisoned = stages(other)["poison"]
+    with store.working("poison", poisoned.fingerprint):
+        seal(store, poisoned, 1.0)
+    for kind in ("pretrain", "clean"):
+        said: list[str] = []
+        target(sweep("seeds"), store, made(store, other, kind), said=said)
+        assert len(said) == 1 and said[0].startswith("NOTE ") and "Warped" in said[0].split(" and is measured with ")[0]
+
+
 def test_other_commands_do_not_override_what_the_sweep_varies(sweep):
     with pytest.raises(InputError, match="varies poison.count itself"):
         load_sweep(sweep("counts"), {"poison.count": "5"})
