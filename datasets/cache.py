@@ -30,7 +30,7 @@ from datasets.errors import InputError
 from datasets.loader import ahead, canonical_views
 from datasets.pairs import Pairs
 from datasets.source import file_of
-from datasets.storage import changed_at, sync
+from datasets.storage import changed_at, is_at, sync
 
 BUDGET_BYTES = 64 << 30
 """Of a cache folder: beyond it the files that were used longest ago are removed when a new one is made."""
@@ -166,12 +166,12 @@ def _claim(path: Path) -> Iterator[BinaryIO | None]:
         try:
             with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                mine = _is(path, file)
+                mine = is_at(file, path)
             if mine:
                 file.truncate(0)  # of a process that was killed
             yield file if mine else None
         finally:
-            if mine and _is(path, file):
+            if mine and is_at(file, path):
                 path.unlink()
 
 
@@ -197,16 +197,9 @@ def _remove_unused(path: Path) -> bool:
     """Remove the file unless a process has it open; whether it did."""
     with suppress(BlockingIOError, FileNotFoundError, PermissionError), open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is(path, file):
+        if is_at(file, path):
             path.unlink()
             return True
-    return False
-
-
-def _is(path: Path, file: BinaryIO) -> bool:
-    """Whether the open file still bears this name."""
-    with suppress(FileNotFoundError):
-        return os.path.samestat(os.fstat(file.fileno()), path.stat())
     return False
 
 

@@ -17,6 +17,7 @@ from orchestrator.plan import Plan, stages
 from orchestrator.report.claims import Verdict
 from orchestrator.report.claims_table import write_claims
 from orchestrator.report.page import write_report
+from orchestrator.report.points import CLEANING_SET
 from orchestrator.results import decode_overrides, judge, load_study
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs, last_checkpoint, make_cleanset, make_data, make_stage, training_source
@@ -26,8 +27,8 @@ from orchestrator.tracking import Tracker, TrackingError
 from orchestrator.training import pretrain_all
 from orchestrator.tuning import Trial, Upstream, clean_sweep
 
-CLEANSET = [["clean", name] for name in ("pairs", "choice", "seed", "poisons", "keys")]
-"""Fields that a cleaning set depends on."""
+CHOOSES = {"clean", "clean.seed", *CLEANING_SET}
+"""Paths on which a cleaning set depends."""
 
 
 def tracking_uri(given: str, store: Store) -> str:
@@ -99,7 +100,7 @@ def _make(
 def _choose_cleansets(plan: Plan, wanted: list[tuple[Experiment, Inputs]], store: Store) -> None:
     """Make every cleaning set that is known before the trials are, so that a mistake in one is told before hours of pre-training."""
     inputs = {stages(experiment)["pretrain"].fingerprint: found for experiment, found in wanted}
-    if plan.grid is None and any(path.split(".")[:2] in [["clean"], *CLEANSET] for path in plan.sweep.space):
+    if plan.grid is None and CHOOSES & plan.sweep.space.keys():
         return  # drawn: the base's own may never be used
     known: set[str] = set()
     for _, experiment in plan.upstream if plan.grid is None else plan.grid:

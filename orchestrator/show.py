@@ -13,7 +13,7 @@ from orchestrator.fingerprint import encode
 from orchestrator.plan import VERSION, Plan, Stage, clean_pairs, grid_values, stages, unpoisoned
 from orchestrator.report.names import number_of
 from orchestrator.spec import Compute, Experiment
-from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, metrics_of, part, read_json, verify
+from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, metrics_of, missing, part, read_json, verify
 
 
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
@@ -184,7 +184,7 @@ def show(root: str, prefix: str | None, check: bool) -> int:
 
 def _lost(artefact: Artefact) -> list[str]:
     """What is found to be damaged without reading every file."""
-    gone = [name for name in artefact.manifest["files"] if not (artefact.folder / name).is_file()]
+    gone = missing(artefact)
     return gone if METRICS in gone or METRICS not in artefact.manifest["files"] or _metrics(artefact) else [*gone, METRICS]
 
 

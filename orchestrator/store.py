@@ -26,7 +26,7 @@ from typing import IO, Any
 import numpy as np
 
 from datasets.errors import InputError
-from datasets.storage import sync, write_whole
+from datasets.storage import is_at, sync, write_whole
 
 MANIFEST = "manifest.json"
 LOCK = ".lock"
@@ -115,7 +115,7 @@ class Store:
             try:
                 yield folder
             except BaseException:
-                if _same(handle, folder / LOCK) and begun(folder) == []:  # nothing to continue, so nothing to leave
+                if is_at(handle, folder / LOCK) and begun(folder) == []:  # nothing to continue, so nothing to leave
                     (folder / LOCK).unlink()
                     with suppress(OSError):  # who waits for the lock has put a new one there meanwhile
                         folder.rmdir()
@@ -141,7 +141,7 @@ class Store:
                             "command again."
                         ) from error
                 else:
-                    if _same(handle, path):
+                    if is_at(handle, path):
                         yield handle
                         return
                     continue  # it was renamed away or removed between opening and locking
@@ -189,14 +189,6 @@ class Store:
         shutil.rmtree(self.work(stage, fingerprint), ignore_errors=True)
 
 
-def _same(handle: IO[str], path: Path) -> bool:
-    """Whether the open file is the one that has this path now."""
-    try:
-        return os.path.samestat(os.fstat(handle.fileno()), path.stat())
-    except FileNotFoundError:
-        return False
-
-
 def begun(folder: Path) -> list[str]:
     """What a working folder holds beside its lock."""
     return [path.name for path in folder.iterdir() if path.name != LOCK]
@@ -225,10 +217,14 @@ def metrics_of(artefact: Artefact) -> list[dict[str, Any]]:
 
 def require_files(artefact: Artefact) -> Artefact:
     """The artefact; InputError where one of its files is gone."""
-    for name in artefact.manifest["files"]:
-        if not (artefact.folder / name).is_file():
-            raise damage(artefact.folder / name)
+    for name in missing(artefact):
+        raise damage(artefact.folder / name)
     return artefact
+
+
+def missing(artefact: Artefact) -> list[str]:
+    """Its files that are gone."""
+    return [name for name in artefact.manifest["files"] if not (artefact.folder / name).is_file()]
 
 
 def damage(path: Path) -> InputError:

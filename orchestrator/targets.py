@@ -67,24 +67,33 @@ def experiments_of(
 
 def _poison_of(checkpoint: str) -> dict[str, Any]:
     """The poison that a checkpoint of a store was trained with, by the manifests of its stages; empty where they do not tell."""
-    path = Path(checkpoint).resolve()
-    for folder in (path, *path.parents)[:3]:
-        manifest = read_json(folder / MANIFEST)
-        store = Store(folder.parent.parent)
+    for folder in _folders(checkpoint):
+        manifest = _manifest(folder)
         for before in ("pretrain", "poison"):  # of a cleaning first its pre-training
-            if isinstance(manifest, dict) and before in manifest.get("inputs", {}):
-                made = store.find(before, manifest["inputs"][before])
-                manifest = made.manifest if made else None
-        if isinstance(manifest, dict) and manifest.get("stage") == "poison":
+            if before in manifest.get("inputs", {}):
+                made = Store(folder.parent.parent).find(before, manifest["inputs"][before])
+                manifest = made.manifest if made else {}
+        if manifest.get("stage") == "poison":
             return manifest["config"]["poison"]
     return {}
 
 
+def _folders(checkpoint: str) -> tuple[Path, ...]:
+    """Where the manifest of the stage that made it may lie: a checkpoint is a file, its epoch's folder, or the stage's."""
+    path = Path(checkpoint).resolve()
+    return (path, *path.parents)[:3]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a training in this folder; empty where there is none."""
+    found = read_json(folder / MANIFEST)
+    return found if isinstance(found, dict) and found.get("stage") in ("pretrain", "clean") else {}
+
+
 def origin(checkpoint: str) -> tuple[str, ...]:
     """Fingerprint (or its first digits) of the stage in whose folder the checkpoint lies, and of the pre-training before it."""
-    for folder in (Path(checkpoint).resolve(), *Path(checkpoint).resolve().parents)[:3]:  # a file, its epoch, the stage
-        manifest = read_json(folder / MANIFEST)
-        if isinstance(manifest, dict) and manifest.get("stage") in ("pretrain", "clean"):
+    for folder in _folders(checkpoint):
+        if manifest := _manifest(folder):
             before = manifest["inputs"].get("pretrain")
             return (manifest["fingerprint"], before) if before else (manifest["fingerprint"],)
         work = re.fullmatch(r"\.work-([0-9a-f]{12})", folder.name)

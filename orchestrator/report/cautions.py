@@ -5,7 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator.report.names import called, hyperparameters, is_seed, short_paths, value_at, value_text
+from orchestrator.report.names import called, hyperparameters, is_number, is_seed, short_paths, value_at, value_text
 from orchestrator.report.points import CLEANING_SET, cleaned_points, panels, points_of, repetitions
 from orchestrator.report.selection import Choice, Row, table
 from orchestrator.study import StageResult, Study, TrialResult
@@ -85,7 +85,7 @@ def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
 
     values = [{path: ran_with(trial, path) for path in names} for trial in [chosen, *filter(cleaned_points, own)]]
     for path, value in values[0].items():
-        if is_seed(path) or not _number(value) or len({str(ran_with(trial, path)) for trial in own}) < 2:
+        if is_seed(path) or not is_number(value) or len({str(ran_with(trial, path)) for trial in own}) < 2:
             continue
         others = [other for other in names if other != path and not is_seed(other)]
         alike = [found for found in values if all(found[other] == values[0][other] for other in others)]
@@ -103,7 +103,7 @@ def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
 
 
 def _tried(found: list[dict[str, Any]], path: str) -> list[float]:
-    return sorted({values[path] for values in found if _number(values[path])})
+    return sorted({values[path] for values in found if is_number(values[path])})
 
 
 def _range(study: Study, trial: TrialResult, path: str) -> tuple[float, float] | None:
@@ -111,7 +111,7 @@ def _range(study: Study, trial: TrialResult, path: str) -> tuple[float, float] |
     spaces = study.config.get("spaces", {})
     space = spaces.get(trial.fingerprint, study.config.get("space"))
     described = space.get(path) if isinstance(space, dict) else None
-    if not isinstance(described, dict) or not _number(described.get("lower")) or not _number(described.get("upper")):
+    if not isinstance(described, dict) or not is_number(described.get("lower")) or not is_number(described.get("upper")):
         return None
     return float(described["lower"]), float(described["upper"])
 
@@ -211,7 +211,3 @@ def _not_finite(stage: StageResult) -> list[str]:
     """The metrics that are no finite number in some epoch."""
     metrics = (line.get("metrics", {}) for line in stage.metrics)
     return sorted({name for found in metrics for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)})
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)

@@ -220,6 +220,11 @@ def _scalar(value: Any) -> Any:
     return json.dumps(value, default=str)
 
 
+def is_number(value: Any) -> bool:
+    """Whether a value is a number rather than a word or a truth."""
+    return isinstance(value, (int, float)) and not isinstance(value, bool)
+
+
 def number_of(count: int, what: str) -> str:
     """"1 seed", "3 seeds"."""
     return f"{count} {what}{'' if count == 1 else 's'}"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from orchestrator.report.drawing import ACCURACY_AXIS, START, STYLE, legend, limits, look, published_name, wrapped
-from orchestrator.report.names import value_at, value_text
+from orchestrator.report.names import is_number, value_at, value_text
 from orchestrator.report.points import Panel, Point, arms, mean_interval, panels, start_of
 from orchestrator.report.published import Cleaned, Mark, Start
 from orchestrator.report.selection import RULE, Choice, choices
@@ -131,10 +131,14 @@ def series(study: Study) -> Figure:
 
 def shows_published(study: Study) -> bool:
     """Whether the figure has a published mark: one of this study's objectives, at a value between its own."""
-    entries = study.published.along(study.series) if study.published else ()
-    objectives = {panel.objective for panel in panels(study)}
     axis = _Axis([step.value for step in steps(study)])
-    return any(axis.reaches(value) for entry in entries if entry.objective in objectives for value in entry.values or ())
+    return any(_along(study, panel, axis) for panel in panels(study))
+
+
+def _along(study: Study, panel: Panel, axis: "_Axis") -> list[tuple[Any, Cleaned | Start]]:
+    """(value, published entry) of the panel's objective, where the axis reaches."""
+    entries = study.published.along(study.series) if study.published else ()
+    return [(value, e) for e in entries if e.objective == panel.objective for value in e.values or () if axis.reaches(value)]
 
 
 def _extent(found: tuple[float, float, float] | None) -> list[float]:
@@ -179,11 +183,11 @@ def _line(
 
 def _published(axes: Axes, axis: "_Axis", study: Study, panel: Panel, what: str, found: list[Step]) -> Line2D | None:
     """The published series, hollow; on an axis of its own at the right where its accuracies are of another size."""
-    entries = study.published.along(study.series) if study.published else ()
-    mine = [(value, _mark(e, what)) for e in entries if e.objective == panel.objective for value in e.values or () if axis.reaches(value)]
-    marks = sorted(mine, key=lambda entry: entry[0])
-    if not any(mark for _, mark in marks):
+    mine = sorted(_along(study, panel, axis), key=lambda entry: entry[0])
+    marks = [(value, _mark(entry, what)) for value, entry in mine]
+    if study.published is None or not any(mark for _, mark in marks):
         return None
+    entries = study.published.along(study.series)
     own = [mean[0] for step in found if SHOWN[step.rule] == what and (mean := step.over(what))]
     heights = [getattr(mark, what) if mark else math.nan for _, mark in marks]
     known = [height for height in heights if math.isfinite(height)]
@@ -212,12 +216,8 @@ def _mark(entry: Cleaned | Start, what: str) -> Mark | None:
 def _ordered(values: Any) -> list[Any]:
     """Each value once, numbers by size before words as they came."""
     distinct = list(dict.fromkeys(value for value in values if value is not None))
-    numbers = sorted(value for value in distinct if _number(value))
-    return numbers + [value for value in distinct if not _number(value)]
-
-
-def _number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool)
+    numbers = sorted(value for value in distinct if is_number(value))
+    return numbers + [value for value in distinct if not is_number(value)]
 
 
 class _Axis:
@@ -225,8 +225,8 @@ class _Axis:
 
     def __init__(self, values: Sequence[Any]):
         self.values = _ordered(values)
-        self.words = not all(_number(value) for value in self.values)
-        positive = [value for value in self.values if _number(value) and value > 0]
+        self.words = not all(is_number(value) for value in self.values)
+        positive = [value for value in self.values if is_number(value) and value > 0]
         self.log = not self.words and len(positive) > 1 and positive[-1] > LOG_FROM * positive[0] and self.values[0] >= 0
         self.low: float
         self.high: float
@@ -245,7 +245,7 @@ class _Axis:
 
     def reaches(self, value: Any) -> bool:
         """Whether a published value lies where the study's own do."""
-        return not self.words and _number(value) and bool(self.values) and self.values[0] <= value <= self.high
+        return not self.words and is_number(value) and bool(self.values) and self.values[0] <= value <= self.high
 
     def dress(self, axes: Axes) -> None:
         """Ticks at the values themselves, as many as have room."""
