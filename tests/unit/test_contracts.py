@@ -12,7 +12,7 @@ import pytest
 from ray import tune
 
 from datasets.errors import InputError
-from orchestrator import cli
+from orchestrator import arguments, cli
 from orchestrator.fingerprint import encode
 from orchestrator.loading import load_sweep
 from orchestrator.override import get, override
@@ -136,8 +136,8 @@ def test_spaces_have_a_stable_text():
 
 def test_the_command_lines_compute_flags_are_the_fields_of_compute():
     fields = {f.name: type(f.default) for f in dataclasses.fields(Compute)}
-    assert {flag.replace("-", "_"): kind for flag, kind, _ in cli.COMPUTE} == fields
-    assert tuple(f.name for f in dataclasses.fields(Experiment)) == cli.EXPERIMENT
+    assert {flag.replace("-", "_"): kind for flag, kind, _ in arguments.COMPUTE} == fields
+    assert tuple(f.name for f in dataclasses.fields(Experiment)) == arguments.EXPERIMENT
 
 
 def python(program: str, timeout: float = 60) -> str:

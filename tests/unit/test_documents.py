@@ -15,7 +15,7 @@ import torch
 
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
-from orchestrator.cli import COMPUTE, _parser
+from orchestrator.arguments import COMPUTE, parser
 from orchestrator.fingerprint import fingerprint
 from orchestrator.loading import load_sweep
 from orchestrator.override import override
@@ -115,7 +115,7 @@ def test_the_sweep_of_the_readme_loads(tmp_path: Path) -> None:
 
 
 def test_the_readme_names_commands_flags_and_targets_that_exist() -> None:
-    commands = _parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
+    commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
     assert set(commands) <= set(re.findall(r"cleansweep (\w+)", README)), "a command is not in the README"
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
     for name in re.findall(r"cleansweep (\w+)", shell):

@@ -573,11 +573,11 @@ def test_options_out_of_range(options, said):
 def test_the_command_lines_flags_are_the_fields():
     from dataclasses import fields
 
-    from orchestrator import cli
+    from orchestrator import arguments
 
-    flags = {flag.replace("-", "_") for flag, _, _ in cli.FETCH}
+    flags = {flag.replace("-", "_") for flag, _, _ in arguments.FETCH}
     assert flags | {"allow_private"} == {field.name for cls in (Wanted, Manners) for field in fields(cls)}
-    for flag, _, text in cli.FETCH:
+    for flag, _, text in arguments.FETCH:
         default = next(getattr(cls(), name) for cls in (Wanted, Manners) if hasattr(cls(), name := flag.replace("-", "_")))
         shown = text[text.index("[") + 1 : -1]
         if default is not None and flag != "max-bytes":
