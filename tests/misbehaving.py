@@ -16,7 +16,12 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
+from datasets.download import Manners
+from datasets.fetch import Wanted
 from tests.unit.making import encoded, picture
+
+WANTED = Wanted(allow_private=True, max_bytes=1_000_000)
+PLAIN = Manners(retries=0, backoff=0.01, host_rate=0, host_connections=0)
 
 
 def png(width: int, height: int) -> bytes:

@@ -2,24 +2,17 @@
 
 from __future__ import annotations
 
-import contextlib
 import ipaddress
-import json
-import os
 import socket
 import ssl
-import tarfile
 import threading
-from collections import Counter
-from collections.abc import Iterator
 from dataclasses import replace
 from email.utils import formatdate
 from pathlib import Path
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from making import encoded, picture
 
@@ -27,21 +20,11 @@ from datasets import download as web
 from datasets import fetch
 from datasets.download import Failed, Manners, Pacer, Queue, download, is_public
 from datasets.errors import InputError
-from datasets.fetch import Wanted, fetch_shard, finished, may_pass_later, settle
-from datasets.source import Source
-from datasets.urllist import MAX_LINE, Row, UrlList
+from datasets.fetch import Wanted
 from datasets.view import decode
-from tests.misbehaving import BODIES, JPEG, Server, png, serving
+from tests.misbehaving import BODIES, JPEG, PLAIN, WANTED, png, serving
 
-WANTED = Wanted(allow_private=True, max_bytes=1_000_000)
-PLAIN = Manners(retries=0, backoff=0.01, host_rate=0, host_connections=0)
 HASTY = replace(PLAIN, timeout=0.3, deadline=0.6)
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with serving() as running:
-        yield running
 
 
 def get(url: str, wanted: Wanted = WANTED, manners: Manners = PLAIN) -> fetch.Picture:
@@ -333,74 +316,6 @@ def test_threads_of_a_task_hold_the_limits(server):
     assert high == [3] and open_now == [0]
 
 
-# ---- lists ---------------------------------------------------------------------------------------------
-
-
-def rows_of(path: Path, block_rows: int = 3, **options: str) -> tuple[UrlList, list[Row]]:
-    urls = UrlList(path, block_rows=block_rows, **options)
-    rows = [row for number in range(urls.blocks) for row in urls.block(number)]
-    assert len(rows) == len(urls)
-    assert all(len(urls.block(number)) == block_rows for number in range(urls.blocks - 1))
-    return urls, rows
-
-
-@pytest.mark.parametrize(
-    ("name", "text", "first_line", "options"),
-    [
-        ("cc3m.tsv", 'a "big" dog\thttp://h/1\na cat, here\thttps://h/2\n', 1, {}),
-        ("cc12m.tsv", 'http://h/1\ta "big" dog\nhttps://h/2\ta cat, here\n', 1, {}),
-        ("crlf.tsv", 'a "big" dog\thttp://h/1\r\na cat, here\thttps://h/2', 1, {}),
-        ("named.csv", 'TEXT,id,URL\n"a ""big"" dog",1,http://h/1\n"a cat, here",2,https://h/2\n', 2, {}),
-        ("bom.csv", '\ufeffcaption,url\n"a ""big"" dog",http://h/1\n"a cat, here",https://h/2\n', 2, {}),
-        ("given.csv", 'x;y;z\nhttp://h/1;"a ""big"" dog";no\nhttps://h/2;a cat, here;no\n', 2, {"caption_column": "y", "delimiter": ";"}),
-        ("numbers.tsv", 'x\thttp://h/1\ta "big" dog\nhttp://o\thttps://h/2\ta cat, here', 1, {"url_column": "2", "caption_column": "3"}),
-    ],
-)
-def test_lists_of_many_forms(tmp_path, name, text, first_line, options):
-    (tmp_path / name).write_bytes(text.encode())
-    urls, rows = rows_of(tmp_path / name, **options)
-    assert [row[1:] for row in rows] == [("http://h/1", 'a "big" dog', ""), ("https://h/2", "a cat, here", "")]
-    assert [row.line for row in rows] == [first_line, first_line + 1]
-
-
-def test_bad_lines_are_rows_with_their_number_and_reason(tmp_path):
-    good = b"a dog\thttp://h/%d"
-    lines = [good % 1, b"alone", b"a\tb\thttp://h/3", b"\xff\xfe dog\thttp://h/4", b"", b"nul\0\thttp://h/6", b"x" * (MAX_LINE + 5000)]
-    lines += [good % 1, b'"a\thttp://h/9\r', b"no address\tx", b"x" * MAX_LINE, good % 12]
-    (tmp_path / "list.tsv").write_bytes(b"\n".join(lines) + b"\n")
-    for block_rows in (1, 3, 5, 12, 100):
-        urls, rows = rows_of(tmp_path / "list.tsv", block_rows)
-        assert [row.line for row in rows] == list(range(1, 13)) and urls.blocks == -(-12 // block_rows)
-        assert {row.line: row.fault for row in rows if row.fault} == {
-            2: "1 columns instead of 2",
-            3: "3 columns instead of 2",
-            4: "not UTF-8 at byte 1",
-            5: "empty",
-            6: "holds a NUL byte",
-            7: f"longer than {MAX_LINE} bytes",
-            11: "1 columns instead of 2",
-        }
-        assert [row.url for row in rows if not row.fault] == ["http://h/1", "http://h/1", "http://h/9", "x", "http://h/12"]
-
-
-def test_an_open_quote_spoils_its_own_line_only(tmp_path):
-    (tmp_path / "list.csv").write_text('caption,url\n"a dog,http://h/1\na cat,http://h/2\n')
-    _, rows = rows_of(tmp_path / "list.csv")
-    assert rows[0].fault.startswith("no CSV") and rows[1] == Row(3, "http://h/2", "a cat", "")
-
-
-PIECES = [b"http://h/1", b"\t", b"\n", b"\r\n", b",", b'"', b"a dog", b"url", b"\xff", b"\0", b"\xef\xbb\xbf", "é".encode(), b"\r"]
-
-
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-@given(pieces=st.lists(st.sampled_from(PIECES), max_size=30), block_rows=st.integers(1, 4))
-def test_every_line_is_one_row_whatever_is_in_it(tmp_path, pieces, block_rows):
-    text = b"http://h/0\ta cat\n" * 20 + b"".join(pieces)
-    (tmp_path / "list.tsv").write_bytes(text)
-    _, rows = rows_of(tmp_path / "list.tsv", block_rows)
-    assert [row.line for row in rows] == list(range(1, text.count(b"\n") + (not text.endswith(b"\n")) + 1))
-
-
 @settings(max_examples=150, deadline=None)
 @given(kind=st.sampled_from(["JPEG", "PNG", "GIF", "WEBP", "BMP"]), places=st.lists(st.integers(0, 600), min_size=1), data=st.data())
 def test_damaged_pictures_are_counted_and_raise_nothing_else(kind, places, data):
@@ -411,153 +326,6 @@ def test_damaged_pictures_are_counted_and_raise_nothing_else(kind, places, data)
         assert fetch.picture(bytes(damaged), WANTED).extension in ("jpg", "png", "webp")
     except Failed as failure:
         assert failure.status in ("undecodable", "truncated", "not_an_image", "bomb")
-
-
-@pytest.mark.parametrize(
-    ("content", "options", "said"),
-    [
-        (b"", {}, "is empty"),
-        (b"\n\n", {}, "2 × empty"),
-        (b"a dog\nhttp://h/1\n", {}, "no web address .* beside a caption"),
-        (bytes(range(256)) * 99, {}, "can be used: .* NUL"),
-        (b"\x1f\x8b\x08" + bytes(99), {}, "compressed"),
-        ("a\thttp://h\n".encode("utf-16"), {}, "UTF-16"),
-        (b"x" * 5_000_000, {}, "longer than"),
-        (b"http://h/1\ta\tb\n", {}, "--caption-column"),
-        (b"http://h/1\ta\n", {"url_column": "2"}, "no line has a web address"),
-        (b"http://h/1\ta\n", {"url_column": "1", "caption_column": "1"}, "the same column"),
-        (b"url\tcaption\nhttp://h/1\ta\n", {"caption_column": "words"}, "no column 'words' .*'url', 'caption'"),
-        (b"http://h/1\ta\n", {"caption_column": "3"}, "no column '3'"),
-        (b"http://h/1\ta\n", {"delimiter": "ab"}, "--delimiter"),
-        (b"url,caption,x\nhttp://h/1,a\nhttp://h/2,a\n", {}, "header line has 3 columns"),
-    ],
-)
-def test_what_is_no_list_is_refused_in_a_sentence(tmp_path, content, options, said):
-    (tmp_path / "list.tsv").write_bytes(content)
-    with pytest.raises(InputError, match=said):
-        UrlList(tmp_path / "list.tsv", block_rows=3, **options)
-    with pytest.raises(InputError, match="cannot be read"):
-        UrlList(tmp_path, block_rows=3)
-
-
-# ---- shards --------------------------------------------------------------------------------------------
-
-
-def make_rows(server: Server, *paths: str, **captions: str) -> list[Row]:
-    return [Row(i + 1, server.url(path), captions.get(f"c{i}", f"thing number {i}"), "") for i, path in enumerate(paths)]
-
-
-def shard(rows: list[Row], folder: Path, wanted: Wanted = WANTED, **options) -> dict:
-    return fetch_shard(7, rows, folder, wanted, PLAIN, Pacer(PLAIN), **options)
-
-
-def test_a_shard_holds_the_successes_and_its_table_every_row(server, tmp_path):
-    paths = ["good.jpg", "status?404", "png.jpg", *4 * ["good.jpg"]]
-    rows = make_rows(server, *paths, c3="", c4="12!", c5="short")
-    rows.append(Row(8, "", "", "2 columns instead of 1"))
-    told = Counter[str]()
-    stats = shard(rows, tmp_path, replace(WANTED, min_caption_length=6), tell=lambda status: told.update([status]))
-    expected = {"bad_line": 1, "empty_caption": 1, "http_404": 1, "no_letters": 1, "short_caption": 1, "success": 3}
-    assert stats["status_dict"] == expected == dict(told) and stats["count"] == 8 == sum(expected.values())
-    assert stats["bad_lines"] == {"8": "2 columns instead of 1"} and stats == finished(tmp_path, 7)
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["00007.parquet", "00007.tar", "00007_stats.json"]
-    with tarfile.open(tmp_path / "00007.tar") as archive:
-        members = {m.name: archive.extractfile(m).read() for m in archive}
-        assert all(m.mtime == 0 for m in archive)
-    assert list(members) == [f"00007000{i}.{kind}" for i, image in ((0, "jpg"), (2, "png"), (6, "jpg")) for kind in (image, "txt", "json")]
-    fields = json.loads(members["000070002.json"])
-    table = pq.read_table(tmp_path / "00007.parquet").to_pylist()
-    assert fields == {k: v for k, v in table[2].items() if k != "line"} and len(table) == 8
-    assert fields["url"] == rows[2].url and fields["status"] == "success" and fields["original_width"] == 32 and len(fields["sha256"]) == 64
-    index = Source(urls=str(tmp_path)).index_shard(0, str(tmp_path / "00007.tar"))
-    assert set(index["drop"].to_pylist()) == {""} and index["caption"].to_pylist() == ["thing number 0", "thing number 2", "thing number 6"]
-
-
-def test_a_finished_shard_is_not_fetched_anew(server, tmp_path):
-    first = shard(make_rows(server, "good.jpg"), tmp_path)
-    assert shard(make_rows(server, "status?404"), tmp_path) == first, "its process died after the shard was whole"
-
-
-def test_duplicate_addresses_are_two_samples(server, tmp_path):
-    assert shard(make_rows(server, "good.jpg", "good.jpg"), tmp_path)["successes"] == 2
-
-
-def test_a_shard_depends_on_neither_threads_nor_time(server, tmp_path):
-    rows = make_rows(server, *[f"numbered?{i}" for i in range(10)], "status?404", "short", "html.jpg")
-    for name, threads in (("a", 1), ("b", 8)):
-        manners = replace(PLAIN, threads=threads)
-        fetch_shard(0, rows, tmp_path / name, WANTED, manners, Pacer(manners))
-    for file in (tmp_path / "a").iterdir():
-        assert file.read_bytes() == (tmp_path / "b" / file.name).read_bytes(), file.name
-
-
-def test_a_shard_without_a_success_has_no_tar(server, tmp_path):
-    assert shard(make_rows(server, "status?404"), tmp_path)["tar"] is None
-    assert finished(tmp_path, 7) and not (tmp_path / "00007.tar").exists()
-
-
-def test_only_a_whole_shard_is_finished(server, tmp_path):
-    shard(make_rows(server, "good.jpg"), tmp_path)
-    (tmp_path / "00007.tar").write_bytes(b"cut")
-    assert finished(tmp_path, 7) is None
-    (tmp_path / "00007_stats.json").write_text("{")
-    assert finished(tmp_path, 7) is None and finished(tmp_path, 8) is None
-
-
-def test_failures_can_be_tried_again_and_successes_stay(server, tmp_path):
-    paths = ["numbered?1", "at_last?500x1&again", "html.jpg", "numbered?2", "status?404&again"]
-    rows = make_rows(server, *paths)
-    first = shard(rows, tmp_path / "a")
-    assert first["status_dict"] == {"http_404": 1, "http_500": 1, "not_an_image": 1, "success": 2}
-    asked = Counter(server.asked)
-    second = shard(rows, tmp_path / "a", again=True)
-    assert second["status_dict"] == {"http_404": 1, "not_an_image": 1, "success": 3}
-    assert {path for path in server.asked if server.asked[path] > asked[path]} == {"/at_last?500x1&again", "/status?404&again"}
-    shard(rows, tmp_path / "b")
-    for file in (tmp_path / "b").iterdir():
-        assert file.read_bytes() == (tmp_path / "a" / file.name).read_bytes(), "as if they had come at once"
-    assert may_pass_later("http_500") and not may_pass_later("bomb") and not may_pass_later("success")
-
-
-def test_wherever_a_second_attempt_is_killed_no_success_is_lost(server, tmp_path, monkeypatch):
-    class Killed(BaseException):
-        pass
-
-    real, left = os.replace, 0
-
-    def replace_or_die(*places):
-        nonlocal left
-        left -= 1
-        if left < 0:
-            raise Killed
-        real(*places)
-
-    outcomes = []
-    for replacements in range(6):
-        folder = tmp_path / str(replacements)
-        rows = make_rows(server, f"numbered?{replacements}", f"at_last?500x1&{replacements}")
-        old = shard(rows, folder)
-        monkeypatch.setattr(os, "replace", replace_or_die)
-        left = replacements
-        with contextlib.suppress(Killed):
-            shard(rows, folder, again=True)
-        monkeypatch.setattr(os, "replace", real)
-        settle(folder)
-        stats = finished(folder, 7)
-        assert stats is not None, "a whole set, the old or the new one"
-        outcomes.append(stats["successes"])
-        with tarfile.open(folder / "00007.tar") as archive:
-            assert len(archive.getnames()) == 3 * stats["successes"]
-        assert sorted(p.name for p in folder.iterdir()) == ["00007.parquet", "00007.tar", "00007_stats.json"]
-        assert pq.read_table(folder / "00007.parquet")["status"].to_pylist().count("success") == stats["successes"]
-        assert old["successes"] == 1
-    assert outcomes == [1, 1, 2, 2, 2, 2], "written aside, then put in place as a whole"
-
-
-def test_a_folder_that_cannot_be_written(server, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    with pytest.raises(InputError, match="cannot be written"):
-        shard(make_rows(server, "good.jpg"), tmp_path / "file" / "out")
 
 
 @pytest.mark.parametrize(
