@@ -12,7 +12,8 @@ from datasets.evalset import EvalSet
 from datasets.loader import Batch, Recipe, eval_batches
 from datasets.named import SETS, canonical_name
 from datasets.retrieval import RetrievalSet
-from orchestrator.plan import Stage, label, set_identity
+from orchestrator.identity import set_identity
+from orchestrator.plan import Stage, label
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import MadeSet, make_set, same_classes
 from orchestrator.store import Store, write_json

@@ -10,8 +10,8 @@ import torch
 from datasets.component import Component
 from datasets.errors import InputError
 from datasets.loader import Recipe
-from orchestrator import plan as planning
 from orchestrator.cluster import user_error
+from orchestrator.identity import IDENTITIES
 from orchestrator.plan import labelling, stages, unpoisoned
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs, last_checkpoint, make_cleanset, make_stage
@@ -77,7 +77,7 @@ def prepare_labels(experiment: Experiment, inputs: Inputs, store: Store, compute
         unpoisoned_stage(experiment, "labeller", inputs, store, compute)
     task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=compute.retries)(_apart)
     try:
-        ray.get(task.remote(experiment, inputs, str(store.root), compute, dict(planning.IDENTITIES)))
+        ray.get(task.remote(experiment, inputs, str(store.root), compute, dict(IDENTITIES)))
     except ray.exceptions.RayError as error:
         mistake = user_error(error)
         if mistake is not None:
@@ -89,6 +89,6 @@ def _apart(
     experiment: Experiment, inputs: Inputs, store: str, compute: Compute, identities: dict[Component | str, Any]
 ) -> None:
     """`make_labels` in a process of its own, which may have a GPU."""
-    planning.IDENTITIES.update(identities)
+    IDENTITIES.update(identities)
     torch.set_num_threads(max(1, int(compute.trial_cpus)))
     make_labels(experiment, inputs, Store(store), compute.trial_gpus)

@@ -1,7 +1,7 @@
 """From a sweep to its stages: what must exist, in which order, under which fingerprints. Nothing here starts Ray."""
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -14,25 +14,26 @@ from datasets.evalset import EvalSet
 from datasets.retrieval import RetrievalSet
 from datasets.source import Source
 from datasets.synthetic import World
-from orchestrator.cleanset import read_keys
 from orchestrator.fingerprint import encode, fingerprint
+from orchestrator.identity import (
+    clean_pairs,
+    cleanset_fields,
+    cleanset_identity,
+    encode_cleaning,
+    encode_evaluator,
+    encode_stage,
+    set_identity,
+    weights_identity,
+)
 from orchestrator.override import has, override, override_all
 from orchestrator.report.names import flatten
 from orchestrator.report.published import load_published
-from orchestrator.spec import Clean, Experiment, Pretrain, Sweep
-from orchestrator.store import sha256
+from orchestrator.spec import Experiment, Pretrain, Sweep
 from trainers.cleaning.pseudo_labels import PseudoLabels
-from trainers.evaluate.base import Evaluator
-from trainers.model import WEIGHTS, Model, TinyCLIP
+from trainers.model import Model, TinyCLIP
 
 VERSION = {"world": 1, "index": 1, "testset": 1, "poison": 1, "pretrain": 1, "cleanset": 1, "labels": 1, "clean": 1, "sweep": 1}
 """Raised when a change of the code changes what a stage makes, so that older artefacts are not taken for it."""
-
-NEUTRAL = {"checkpoint_every_steps"}
-"""Fields that change how a stage runs and not what it makes."""
-LABELLING = {"labeller", "classes", "templates"}
-"""Fields of `PseudoLabels` that its stage of labels is made from."""
-
 
 @dataclass(frozen=True)
 class Stage:
@@ -104,12 +105,12 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             "pretrain",
             experiment.pretrain.objective.label,
             {
-                "weights": _weights(experiment.pretrain.model),
+                "weights": weights_identity(experiment.pretrain.model),
                 "eda": [experiment.eda, synonym_digest()],
-                "pretrain": _encode(experiment.pretrain, "pretrain"),
+                "pretrain": encode_stage(experiment.pretrain, "pretrain"),
                 "evaluate": {
                     "seed": experiment.evaluate.seed,
-                    "evaluators": [_encode_evaluator(evaluator) for evaluator in experiment.evaluate.evaluators],
+                    "evaluators": [encode_evaluator(evaluator) for evaluator in experiment.evaluate.evaluators],
                 },
             },
             (("poison", poison.fingerprint), *prior, *further),
@@ -117,7 +118,7 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     )
     if experiment.clean is not None:
         clean = experiment.clean
-        name, chosen = _cleanset(clean)
+        name, chosen = cleanset_identity(clean)
         cleanset = add("cleanset", Stage("cleanset", name, chosen, (("poison", poison.fingerprint),)))
         inputs = (("cleanset", cleanset.fingerprint), ("pretrain", pretrain.fingerprint))
         method = labelling(experiment)
@@ -132,7 +133,7 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             Stage(
                 "clean",
                 clean.method.label,
-                {key: value for key, value in _encode_cleaning(clean).items() if key not in _cleanset_fields(clean)},
+                {key: value for key, value in encode_cleaning(clean).items() if key not in cleanset_fields(clean)},
                 inputs,
             ),
         )
@@ -147,12 +148,6 @@ def further_sets(experiment: Experiment) -> tuple[EvalSet | RetrievalSet, ...]:
 def label(tests: EvalSet | RetrievalSet) -> str:
     """What the stage of a set is called."""
     return (tests.name if isinstance(tests, EvalSet) else "retrieval") or "test"
-
-
-def _encode_evaluator(evaluator: Evaluator) -> Any:
-    """Its configuration; the sets that it names enter as stages, whose identity is their content."""
-    fields = encode(evaluator, "evaluate.evaluators")
-    return {name: value for name, value in fields.items() if getattr(evaluator, name, None) not in evaluator.sets()}
 
 
 def unpoisoned(experiment: Experiment, role: str) -> Experiment:
@@ -178,9 +173,9 @@ def _unpoisoned_stage(experiment: Experiment, role: str, index: Stage, test: Sta
     own = unpoisoned(experiment, role)
     config = {
         "unpoisoned": True,
-        "weights": _weights(own.pretrain.model),
+        "weights": weights_identity(own.pretrain.model),
         "eda": [own.eda, synonym_digest()],
-        "pretrain": _encode(own.pretrain, role),
+        "pretrain": encode_stage(own.pretrain, role),
         "views": encode(own.views, "views"),
         "subset": [own.data.subset, own.data.seed],
         "evaluate": {
@@ -211,7 +206,7 @@ def _labels_stage(method: PseudoLabels, cleanset: Stage, test: Stage, labeller: 
     if labeller is not None:
         return Stage("labels", labeller.name, config, (*inputs, ("labeller", labeller.fingerprint)))
     assert isinstance(method.labeller, Model)
-    weights = _weights(method.labeller)
+    weights = weights_identity(method.labeller)
     model = replace(method.labeller, pretrained=None) if weights else method.labeller
     return Stage("labels", model.name, {**config, "model": encode(model), "weights": weights}, tuple(inputs))
 
@@ -268,77 +263,6 @@ def _check_model(model: Model | TinyCLIP, where: str) -> None:
         model.check(where)
         if model.file is not None and not model.file.is_absolute():
             raise InputError(f"{where}.pretrained is {model.pretrained!r}: give the absolute path, workers have other working folders.")
-
-
-IDENTITIES: dict[Component | str, Any] = {}
-"""Digests of the files of the sources seen so far, and of files of keys; a trial gets the driver's, so that it need not read
-them again."""
-
-
-def clean_pairs(clean: Clean) -> int:
-    """Size of the cleaning set: `pairs`, or the number of keys in the file."""
-    return _keys(clean.keys)[0] if clean.keys else clean.pairs
-
-
-def _cleanset(clean: Clean) -> tuple[str, dict[str, Any]]:
-    """Name and configuration of the cleaning set's stage."""
-    name = f"{clean_pairs(clean)}" + (f" with {clean.poisons} poisons" if clean.poisons else "")
-    poisons = {"poisons": clean.poisons} if clean.poisons else {}
-    if clean.keys:
-        return name, {"keys": _keys(clean.keys)[1], **poisons}
-    drawn = clean.choice == "random" or clean.poisons
-    return name, {"pairs": clean.pairs, "choice": clean.choice, "seed": clean.seed if drawn else None, **poisons}
-
-
-def _cleanset_fields(clean: Clean) -> set[str]:
-    """Fields of the cleaning that the cleaning set alone depends on."""
-    return {"poisons", "keys"} | ({"pairs", "choice"} if clean.keys else set())
-
-
-def _keys(path: str) -> tuple[int, str]:
-    """Number and digest of the keys in a file."""
-    if path not in IDENTITIES:
-        keys = read_keys(path)
-        IDENTITIES[path] = (len(keys), fingerprint(sorted(keys)))
-    return IDENTITIES[path]
-
-
-def set_identity(source: Source | EvalSet | RetrievalSet | World) -> Any:
-    """What determines the samples: for files their names, sizes and digests, and never the place they lie at."""
-    if isinstance(source, World):
-        return encode(source)
-    if source not in IDENTITIES:
-        IDENTITIES[source] = source.identity()
-    config = {key: value for key, value in encode(source).items() if key not in ("urls", "path", "images")}
-    return {**config, "files": IDENTITIES[source]}
-
-
-def _weights(model: Model | TinyCLIP) -> Any:
-    """Size and hash of the checkpoint that pre-training starts from; None without one, or for a tag of open_clip's."""
-    path = model.file if isinstance(model, Model) else None
-    if path is None:
-        return None
-    file = path / WEIGHTS if path.is_dir() else path
-    return {"size": file.stat().st_size, "sha256": sha256(file)}
-
-
-def _encode(component: Component, where: str) -> Any:
-    return _without(encode(component, where), lambda key, owner: key in NEUTRAL)
-
-
-def _encode_cleaning(clean: Clean) -> Any:
-    """Its configuration, less what the stage of labels is made from: that enters by the labels."""
-    labels = {f"{type(part).__module__}.{type(part).__qualname__}" for part in clean.method.parts() if isinstance(part, PseudoLabels)}
-    return _without(_encode(clean, "clean"), lambda key, owner: owner.get("class") in labels and key in LABELLING)
-
-
-def _without(value: Any, drop: Callable[[str, dict[str, Any]], bool]) -> Any:
-    """Nested plain values without the entries, at whatever depth, for which `drop(key, the dictionary it is in)`."""
-    if isinstance(value, list):
-        return [_without(item, drop) for item in value]
-    if isinstance(value, dict):
-        return {key: _without(item, drop) for key, item in value.items() if not drop(key, value)}
-    return value
 
 
 # ---- sweeps -------------------------------------------------------------------------------------------------------------

@@ -10,7 +10,8 @@ from pyarrow import ArrowInvalid
 from datasets.errors import InputError
 from datasets.synthetic import World
 from orchestrator.fingerprint import encode
-from orchestrator.plan import VERSION, Plan, Stage, clean_pairs, grid_values, stages, unpoisoned
+from orchestrator.identity import clean_pairs
+from orchestrator.plan import VERSION, Plan, Stage, grid_values, stages, unpoisoned
 from orchestrator.report.names import number_of
 from orchestrator.spec import Compute, Experiment
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, metrics_of, missing, part, read_json, verify

@@ -9,8 +9,8 @@ from typing import Any
 
 from datasets.component import Component
 from datasets.errors import InputError
-from orchestrator import plan as planning
 from orchestrator.cluster import user_error
+from orchestrator.identity import IDENTITIES
 from orchestrator.plan import Stage, stages, unpoisoned
 from orchestrator.results import spent
 from orchestrator.spec import Compute, Experiment
@@ -95,7 +95,7 @@ def pretrain_all(wanted: list[tuple[Experiment, Inputs]], store: Store, compute:
         while waiting or running:
             while waiting and len(running) < room and not failures:
                 stage, experiment, inputs = waiting.pop(0)
-                running[task.remote(experiment, inputs, str(store.root), compute, dict(planning.IDENTITIES))] = stage
+                running[task.remote(experiment, inputs, str(store.root), compute, dict(IDENTITIES))] = stage
             if not running:
                 break
             (done, *_), _ = ray.wait(list(running), num_returns=1)
@@ -124,7 +124,7 @@ def _apart(
     experiment: Experiment, inputs: Inputs, store: str, compute: Compute, identities: dict[Component | str, Any]
 ) -> Exception | None:
     """`pretrain_stage` in a process of its own; the failure it met, without the traceback that Ray would wrap it in."""
-    planning.IDENTITIES.update(identities)
+    IDENTITIES.update(identities)
     try:
         pretrain_stage(experiment, inputs, Store(store), compute)
     except (InputError, StageError) as error:

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets.component import Component
-from orchestrator import plan as planning
 from orchestrator.cluster import interruptible, user_error
+from orchestrator.identity import IDENTITIES
 from orchestrator.labels import make_labels, prepare_labels
 from orchestrator.override import override
 from orchestrator.plan import Plan, grid_values, stages, trial_experiment
@@ -58,7 +58,7 @@ class Trial:
 
 def clean_sweep(plan: Plan, upstream: dict[str, Upstream], store: Store, compute: Compute) -> list[Trial]:
     """Run every trial of the sweep that the store does not hold yet, over the pre-trainings in `upstream`."""
-    context = Context(plan.sweep, str(store.root), compute, upstream, dict(planning.IDENTITIES), plan.fingerprint)
+    context = Context(plan.sweep, str(store.root), compute, upstream, dict(IDENTITIES), plan.fingerprint)
     if plan.grid is not None:
         wanted = [(o, e) for o, e in plan.grid if stages(e)["pretrain"].fingerprint in upstream]
         if all(_done(store, experiment) for _, experiment in wanted):
@@ -143,7 +143,7 @@ def _trial(config: dict[str, Any], context: Context) -> None:
     """One trial, in a process that may have run others."""
     from ray import tune
 
-    planning.IDENTITIES.update(context.identities)
+    IDENTITIES.update(context.identities)
     overrides = {path: config[path] for path in context.sweep.space}
     experiment = trial_experiment(context.sweep, overrides)
     assert experiment.clean is not None

@@ -12,8 +12,9 @@ from datasets.errors import InputError
 from orchestrator import run as driver
 from orchestrator import stages as making
 from orchestrator.cleanset import choose_rows, read_keys, require
+from orchestrator.identity import IDENTITIES, clean_pairs
 from orchestrator.override import override, override_all
-from orchestrator.plan import IDENTITIES, clean_pairs, make_plan, stages
+from orchestrator.plan import make_plan, stages
 from orchestrator.spec import Compute, Sweep
 from orchestrator.stages import make_cleanset
 from orchestrator.store import Store

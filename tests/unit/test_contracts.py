@@ -81,9 +81,9 @@ def test_files_are_known_by_content_and_name_and_not_by_place(tmp_path):
     at = [stages(override(BASE, "data.source", Source(urls=str(tmp_path / f / "0.tar"))))["index"].fingerprint for f in "ab"]
     assert at[0] == at[1]
     tar(tmp_path / "b" / "0.tar", members(5, 2))
-    import orchestrator.plan as planning
+    from orchestrator.identity import IDENTITIES
 
-    planning.IDENTITIES.clear()
+    IDENTITIES.clear()
     stages.cache_clear()
     assert stages(override(BASE, "data.source", Source(urls=str(tmp_path / "b" / "0.tar"))))["index"].fingerprint != at[0]
 

@@ -1,0 +1,101 @@
+"""What a stage's result is determined by: configurations without what changes no result, files by their content.
+
+The identities of files are kept, and travel with a stage to the process that makes it, where the files may not be.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+from datasets.component import Component
+from datasets.evalset import EvalSet
+from datasets.retrieval import RetrievalSet
+from datasets.source import Source
+from datasets.synthetic import World
+from orchestrator.cleanset import read_keys
+from orchestrator.fingerprint import encode, fingerprint
+from orchestrator.spec import Clean
+from orchestrator.store import sha256
+from trainers.cleaning.pseudo_labels import PseudoLabels
+from trainers.evaluate.base import Evaluator
+from trainers.model import WEIGHTS, Model, TinyCLIP
+
+IDENTITIES: dict[Component | str, Any] = {}
+"""Digests of the files of the sources seen so far, and of files of keys; a trial gets the driver's, so that it need not read
+them again."""
+
+NEUTRAL = {"checkpoint_every_steps"}
+"""Fields that change how a stage runs and not what it makes."""
+LABELLING = {"labeller", "classes", "templates"}
+"""Fields of `PseudoLabels` that its stage of labels is made from."""
+
+
+def encode_evaluator(evaluator: Evaluator) -> Any:
+    """Its configuration; the sets that it names enter as stages, whose identity is their content."""
+    fields = encode(evaluator, "evaluate.evaluators")
+    return {name: value for name, value in fields.items() if getattr(evaluator, name, None) not in evaluator.sets()}
+
+
+def clean_pairs(clean: Clean) -> int:
+    """Size of the cleaning set: `pairs`, or the number of keys in the file."""
+    return _keys(clean.keys)[0] if clean.keys else clean.pairs
+
+
+def cleanset_identity(clean: Clean) -> tuple[str, dict[str, Any]]:
+    """Name and configuration of the cleaning set's stage."""
+    name = f"{clean_pairs(clean)}" + (f" with {clean.poisons} poisons" if clean.poisons else "")
+    poisons = {"poisons": clean.poisons} if clean.poisons else {}
+    if clean.keys:
+        return name, {"keys": _keys(clean.keys)[1], **poisons}
+    drawn = clean.choice == "random" or clean.poisons
+    return name, {"pairs": clean.pairs, "choice": clean.choice, "seed": clean.seed if drawn else None, **poisons}
+
+
+def cleanset_fields(clean: Clean) -> set[str]:
+    """Fields of the cleaning that the cleaning set alone depends on."""
+    return {"poisons", "keys"} | ({"pairs", "choice"} if clean.keys else set())
+
+
+def _keys(path: str) -> tuple[int, str]:
+    """Number and digest of the keys in a file."""
+    if path not in IDENTITIES:
+        keys = read_keys(path)
+        IDENTITIES[path] = (len(keys), fingerprint(sorted(keys)))
+    return IDENTITIES[path]
+
+
+def set_identity(source: Source | EvalSet | RetrievalSet | World) -> Any:
+    """What determines the samples: for files their names, sizes and digests, and never the place they lie at."""
+    if isinstance(source, World):
+        return encode(source)
+    if source not in IDENTITIES:
+        IDENTITIES[source] = source.identity()
+    config = {key: value for key, value in encode(source).items() if key not in ("urls", "path", "images")}
+    return {**config, "files": IDENTITIES[source]}
+
+
+def weights_identity(model: Model | TinyCLIP) -> Any:
+    """Size and hash of the checkpoint that pre-training starts from; None without one, or for a tag of open_clip's."""
+    path = model.file if isinstance(model, Model) else None
+    if path is None:
+        return None
+    file = path / WEIGHTS if path.is_dir() else path
+    return {"size": file.stat().st_size, "sha256": sha256(file)}
+
+
+def encode_stage(component: Component, where: str) -> Any:
+    return _without(encode(component, where), lambda key, owner: key in NEUTRAL)
+
+
+def encode_cleaning(clean: Clean) -> Any:
+    """Its configuration, less what the stage of labels is made from: that enters by the labels."""
+    labels = {f"{type(part).__module__}.{type(part).__qualname__}" for part in clean.method.parts() if isinstance(part, PseudoLabels)}
+    return _without(encode_stage(clean, "clean"), lambda key, owner: owner.get("class") in labels and key in LABELLING)
+
+
+def _without(value: Any, drop: Callable[[str, dict[str, Any]], bool]) -> Any:
+    """Nested plain values without the entries, at whatever depth, for which `drop(key, the dictionary it is in)`."""
+    if isinstance(value, list):
+        return [_without(item, drop) for item in value]
+    if isinstance(value, dict):
+        return {key: _without(item, drop) for key, item in value.items() if not drop(key, value)}
+    return value
