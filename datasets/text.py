@@ -1,0 +1,95 @@
+"""The one way in which text that a user brings is read: captions, class names, templates, tables, keys and JSON.
+
+Text is UTF-8, with or without a byte order mark, or UTF-16 with one. Nothing is guessed and nothing is replaced silently: what is
+neither raises `NotText`, which says where. A reader of a single file lets it through, since it is an `InputError`; a reader of samples
+catches it and counts the sample.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+
+_BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+class NotText(InputError):
+    """Bytes that are not text, or not JSON, where text was wanted."""
+
+
+def decode_text(data: bytes, where: str) -> str:
+    """The bytes as text without a byte order mark. `NotText` names `where`, the line and the byte that is not text."""
+    encoding = "utf-8"
+    for mark, name in _BOMS:
+        if data.startswith(mark):
+            encoding, data = name, data[len(mark) :]
+    try:
+        return data.decode(encoding)
+    except UnicodeDecodeError as error:
+        line = data[: error.start].decode(encoding, "replace").count("\n") + 1
+        raise NotText(
+            f"{where} is not text in {encoding.upper()}: line {line}, byte 0x{data[error.start]:02x}. Accepted are UTF-8, with or without a "
+            "byte order mark, and UTF-16 with one; save the file as UTF-8."
+        ) from None
+
+
+def read_text(path: str | Path) -> str:
+    """A text file's content. `InputError` names a file that does not exist, cannot be read or is not text."""
+    try:
+        data = Path(path).read_bytes()
+    except FileNotFoundError:
+        raise InputError(f"{path} does not exist.") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{path} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
+    return decode_text(data, str(path))
+
+
+def lines_of(text: str) -> list[str]:
+    """The lines that hold anything, stripped; they may end in LF, CRLF or CR."""
+    return [line.strip() for line in _LINE_END.split(text) if line.strip()]
+
+
+def parse_json(data: bytes | str, where: str) -> Any:
+    """The value of a JSON text. `NotText` names `where` and the place, also where the text is empty or nested too deep.
+
+    Half of a surrogate pair, which scrapers leave where they cut a text, becomes U+FFFD: no encoder could write it again.
+    """
+    text = decode_text(data, where) if isinstance(data, bytes) else data
+    try:
+        return _whole_characters(json.loads(text))
+    except json.JSONDecodeError as error:
+        raise NotText(f"{where} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
+    except RecursionError:
+        raise NotText(f"{where} is JSON that is nested too deep.") from None
+    except ValueError as error:  # a number of thousands of digits
+        raise NotText(f"{where} is JSON that cannot be read: {error}.") from None
+
+
+def read_json(path: str | Path) -> Any:
+    """The value of a JSON file. `InputError` as `read_text` and `parse_json` raise it."""
+    return parse_json(read_text(path), str(path))
+
+
+def whole_characters(text: str) -> str:
+    """The text with half surrogate pairs replaced by U+FFFD."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
+    return text
+
+
+def _whole_characters(value: Any) -> Any:
+    if isinstance(value, str):
+        return whole_characters(value)
+    if isinstance(value, list):
+        return [_whole_characters(item) for item in value]
+    if isinstance(value, dict):
+        return {whole_characters(key): _whole_characters(item) for key, item in value.items()}
+    return value
