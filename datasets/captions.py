@@ -10,11 +10,15 @@ from __future__ import annotations
 import gzip
 import hashlib
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
+
+from datasets.seeding import hash64
+from datasets.text import NotText, decode_text
 
 TABLE = Path(__file__).parent / "data" / "synonyms.txt.gz"
 _SUFFIXES = {
@@ -35,6 +39,46 @@ _STOP_WORDS = (
 )
 STOP_WORDS = frozenset(_STOP_WORDS.split())
 """EDA's list: these words get no synonym."""
+
+
+class Caption(NamedTuple):
+    """A caption as it was found."""
+
+    text: str | None
+    """Stripped; None without one."""
+    fault: str = ""
+    """Why there is no text: `no_caption`, or `caption_not_text` for bytes or a value that is none."""
+
+    def drop_reason(self, min_length: int = 0) -> str:
+        """Why the sample is unusable, or ""."""
+        return self.fault or clean_drop_reason(self.text or "", min_length)
+
+
+NO_CAPTION = Caption(None, "no_caption")
+NOT_TEXT = Caption(None, "caption_not_text")
+
+
+def as_caption(value: object) -> Caption:
+    """What a cell or a json field holds, as a caption: text, bytes of text (`datasets.text`), or nothing."""
+    if isinstance(value, bytes):
+        try:
+            value = decode_text(value, "the caption")
+        except NotText:
+            return NOT_TEXT  # counted by the reader
+    if isinstance(value, str):
+        return Caption(value.strip())
+    return NO_CAPTION if value is None else NOT_TEXT
+
+
+def chosen(captions: Sequence[Caption], choice: str, key: str) -> Sequence[Caption]:
+    """Of a picture's several captions the `first`, one drawn by its key (`random`), or all (`each`).
+
+    The first two look among those that hold any text. At least one comes back.
+    """
+    usable = [caption for caption in captions if caption.text]
+    if choice == "each" or not usable:
+        return captions[: None if choice == "each" else 1] or (NO_CAPTION,)
+    return (usable[hash64("caption", key) % len(usable) if choice == "random" else 0],)
 
 
 def clean_drop_reason(caption: str, min_length: int = 0) -> str:

@@ -28,7 +28,7 @@ from datasets.view import DecodeError, decode
 
 _LAYOUTS = ("auto", "folder", "labels_csv", "clip_benchmark")
 _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
-_CAPTION_DROPS = ("no_caption", "empty_caption", "no_letters", "short_caption")
+_CAPTION_DROPS = ("no_caption", "caption_not_text", "empty_caption", "no_letters", "short_caption")
 _OWN_TAR = "pictures.tar"
 
 

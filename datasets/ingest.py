@@ -17,9 +17,13 @@ import numpy as np
 from PIL import Image
 
 from datasets import tables
-from datasets.captions import clean_drop_reason
+from datasets.addresses import file_place, read_file
+from datasets.captions import NO_CAPTION, NOT_TEXT, Caption, as_caption, chosen
+from datasets.dropped import dropped_csv
 from datasets.errors import InputError
 from datasets.shards import write_tar
+from datasets.source import EXTENSIONS
+from datasets.storage import is_remote, size_of
 from datasets.view import DecodeError, decode
 
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
@@ -28,9 +32,14 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 @dataclass(frozen=True)
 class _Pair:
-    picture: str
+    picture: str | bytes
+    """Path or bytes; an empty path: there is none."""
     name: str
-    caption: str | None
+    """What the picture is called where it comes from."""
+    file: str
+    """What it stands in: the table's name, or the picture's own."""
+    line: int | None
+    caption: Caption
     label: int
 
 
@@ -54,8 +63,8 @@ def ingest(
     out: str | Path,
     *,
     shard_size: int = 1000,
-    image_key: str = "image",
-    caption_key: str = "caption",
+    image_key: str = "auto",
+    caption_key: str = "auto",
     label_key: str = "label",
     delimiter: str = "auto",
     captions: str = "txt",
@@ -64,24 +73,27 @@ def ingest(
     resize: int | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> dict:
-    """Pack a folder of pictures, or the pairs of a CSV or TSV, into shards in the new folder `out`.
+    """Pack a folder of pictures, or the pairs of a CSV, TSV or Parquet file, into shards in the new folder `out`.
 
-    Folder: all pictures in it and below, in order of their paths. `captions`: `txt` (the sibling file of that
+    Folder: all pictures in it and below, links followed, in order of their paths. `captions`: `txt` (the sibling file of that
     extension) or `folder` (the name of the picture's folder, `_` and `-` as spaces). `classes`: `folder` numbers the
-    top folders in order of name, as `cls` members and `classnames.txt`; `none` writes no labels. A CSV has a header
-    line and paths relative to itself; a `label_key` column of numbers becomes `cls` members.
+    top folders in order of name, as `cls` members and `classnames.txt`; `none` writes no labels. A table is read as `Source` reads it,
+    with its keys: a CSV has a header line, paths are relative to the table, a `label_key` column of numbers becomes `cls` members, and
+    of a Parquet column of lists of captions `captions` takes the `first`, a `random` one or `each`.
 
     With `resize`, pictures whose shorter side is longer than that many pixels are shrunk to it (bicubic) and packed as
     JPEG of quality 95. Others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG; a key is the
-    shard in 5 digits and the place in 4. Pairs that cannot be used are counted by reason. The shards are a function of
-    the input alone. All is written
+    shard in 5 digits and the place in 4. Pairs that cannot be used, a caption's file without a picture among them, are counted by
+    reason and listed in `dropped.csv`. The shards are a function of the input alone. All is written
     aside and renamed, so `out` is whole or not there. `progress(done, all)` is called along the way.
 
-    Returns what `manifest.json` holds: {n, dropped {reason: count}, shards {name: {n, bytes, sha256}}, classes, …}.
+    Returns what `manifest.json` holds: {n, dropped {reason: count}, passed_over (other files of the folder), columns {image, caption},
+    shards {name: {n, bytes, sha256}}, classes, …}.
     Raises `InputError` for a source without pictures, or an `out` that exists and is not empty.
     """
     source_path, out = Path(source_path).absolute(), Path(out).absolute()
-    for field, value, accepted in (("captions", captions, ("txt", "folder")), ("classes", classes, ("none", "folder"))):
+    choices = ("txt", "folder", *(choice for choice in tables.CHOICES if choice != "one"))
+    for field, value, accepted in (("captions", captions, choices), ("classes", classes, ("none", "folder"))):
         if value not in accepted:
             raise InputError(f"ingest: {field} is {value!r}; accepted are {', '.join(accepted)}.")
     if not 1 <= shard_size <= 10_000:
@@ -91,18 +103,22 @@ def ingest(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"ingest: {out} exists and is not empty; name a new folder.")
     names: list[str] = []
+    notes: dict[str, object] = {}
+    pairs: Iterable[_Pair]
     if source_path.is_dir():
+        if captions not in ("txt", "folder"):
+            raise InputError(f"ingest: captions is {captions!r}, but {source_path} is a folder; accepted are txt, folder.")
         if out.is_relative_to(source_path):
             raise InputError(f"ingest: {out} lies inside {source_path}, which is being packed; name a folder elsewhere.")
-        pairs, names = _from_folder(source_path, captions, classes)
+        pairs, names, notes["passed_over"] = _from_folder(source_path, captions, classes)
+        total = len(pairs)
     elif source_path.is_file():
-        if captions != "txt" or classes != "none":
+        if captions == "folder" or classes != "none":
             raise InputError(f"ingest: captions and classes go by folders, but {source_path} is a table.")
-        rows = tables.csv_rows(str(source_path), delimiter, image_key, caption_key, label_key)
-        pairs = [_Pair(str(source_path.parent / path), path, caption, label) for path, caption, label in rows]
+        pairs, total = _from_table(source_path, tables.Keys(image_key, caption_key, label_key, ""), delimiter, captions, notes)
     else:
         raise InputError(f"ingest: {source_path} does not exist.")
-    if not pairs:
+    if not total:
         raise InputError(f"ingest: {source_path} holds no pictures ({', '.join(_PICTURES)}).")
 
     aside = out.with_name(f".{out.name}.tmp")
@@ -110,14 +126,21 @@ def ingest(
     try:
         aside.mkdir(parents=True)
         dropped: Counter[str] = Counter()
-        usable = _usable(pairs, min_caption_length, resize, dropped, progress)
-        shards = dict(_write_shards(usable, aside, shard_size))
+        with dropped_csv(aside / "dropped.csv") as add:
+
+            def leave_out(pair: _Pair, reason: str) -> None:
+                dropped[reason] += 1
+                add(_printable(pair.name), _printable(pair.file), pair.line, reason)
+
+            usable = _usable(pairs, total, min_caption_length, resize, leave_out, progress)
+            shards = dict(_write_shards(usable, aside, shard_size))
         if not shards:
             reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
-            raise InputError(f"ingest: none of the {len(pairs)} pairs of {source_path} can be used: {reasons}.")
+            raise InputError(f"ingest: none of the {sum(dropped.values())} pairs of {source_path} can be used: {reasons}.")
         manifest = {
             "n": sum(shard["n"] for shard in shards.values()),
             "dropped": dict(sorted(dropped.items())),
+            **notes,
             "shard_size": shard_size,
             "classes": names,
             "shards": shards,
@@ -138,49 +161,112 @@ def ingest(
     return manifest
 
 
-def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair], list[str]]:
-    """The folder's pictures with captions and labels, and the names of the classes."""
-    paths = []
-    for parent, below, files in os.walk(folder):
-        below[:] = sorted(name for name in below if not name.startswith("."))
-        paths += [Path(parent, f) for f in files if f.lower().endswith(_PICTURES) and not f.startswith(".")]
-    paths.sort(key=lambda path: path.relative_to(folder).parts)
+def _from_table(
+    path: Path, keys: tables.Keys, delimiter: str, captions: str, notes: dict[str, object]
+) -> tuple[Iterable[_Pair], int]:
+    """The table's pairs and how many rows it has; the columns that are read go to `notes`."""
+    if path.suffix.lower() in (".json", ".jsonl"):
+        raise InputError(
+            f"ingest: {path} is JSON; a CSV, TSV or Parquet file is read. Write one with the columns image and caption; of COCO's "
+            "captions a line for each annotation: the file_name of the image that it names, and its caption."
+        )
+    if path.suffix.lower() in EXTENSIONS["webdataset"]:
+        raise InputError(f"ingest: {path} is a shard already; name it in source.urls.")
+    found = lambda keys: notes.update(columns={"image": keys.image, "caption": keys.caption})
+    folder = str(path.parent)
+
+    def pairs(rows: Iterable[tables.Row], choice: str) -> Iterator[_Pair]:
+        for row in rows:
+            if row.path and row.path.startswith(("http://", "https://")):
+                raise InputError(f"ingest: {path}: {row.path} is a web address; `cleansweep fetch {path} FOLDER` downloads such a list.")
+            name = row.path or row.key or f"{path.stem}-{row.line - 1:08d}"
+            picture = row.data if row.data is not None else file_place(folder, row.path) if row.path else ""
+            for caption in chosen(row.captions, choice, name):
+                yield _Pair(picture, name, path.name, row.line, caption, row.label)
+
+    if path.suffix.lower() in EXTENSIONS["parquet"]:
+        choice = "one" if captions == "txt" else captions
+        return pairs(tables.parquet_rows(str(path), keys, choice, found=found), choice), tables.open_parquet(str(path)).metadata.num_rows
+    listed = list(pairs(tables.csv_rows(str(path), delimiter, keys, found), "one"))
+    return listed, len(listed)
+
+
+def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair], list[str], int]:
+    """The folder's pictures with captions and labels, the names of the classes, and how many other files there are."""
+    files = sorted(_files(folder), key=lambda path: path.relative_to(folder).parts)
+    paths = [path for path in files if path.name.lower().endswith(_PICTURES)]
+    without = {path.with_suffix("") for path in paths}
+    alone = [path for path in files if captions == "txt" and path.suffix == ".txt" and path.with_suffix("") not in without]
     tops = sorted({path.relative_to(folder).parts[0] for path in paths if path.parent != folder})
+    if classes == "folder" and (bad := next((top for top in tops if top != _printable(top)), None)):
+        raise InputError(f"ingest: the folder {_printable(bad)!r} has a name that is not UTF-8, so it names no class; rename it.")
     number = {top: i for i, top in enumerate(tops)} if classes == "folder" else {}
-    pairs = []
+    pairs, used = [], set[Path]()
     for path in paths:
         relative = path.relative_to(folder)
-        caption: str | None = None
+        caption = NO_CAPTION
         if captions == "folder":
-            caption = " ".join(path.parent.name.replace("_", " ").replace("-", " ").split())
+            name = path.parent.name
+            caption = NOT_TEXT if name != _printable(name) else Caption(" ".join(name.replace("_", " ").replace("-", " ").split()))
         elif (text := path.with_suffix(".txt")).is_file():
-            caption = text.read_bytes().decode("utf-8-sig", "replace").strip()
-        pairs.append(_Pair(str(path), relative.as_posix(), caption, number.get(relative.parts[0], -1)))
-    return pairs, tops if classes == "folder" else []
+            used.add(text)
+            caption = as_caption(text.read_bytes())
+        pairs.append(_Pair(str(path), relative.as_posix(), relative.as_posix(), None, caption, number.get(relative.parts[0], -1)))
+    for path in alone:
+        relative = path.relative_to(folder)
+        pairs.append(_Pair("", relative.as_posix(), relative.as_posix(), None, NO_CAPTION, -1))
+    return pairs, tops if classes == "folder" else [], len(files) - len(paths) - len(used) - len(alone)
+
+
+def _files(folder: Path) -> Iterator[Path]:
+    """The files in a folder and below that are not hidden. Links to folders are followed, but not round in circles."""
+
+    def fail(error: OSError) -> None:
+        raise error
+
+    for parent, below, files in os.walk(folder, onerror=fail, followlinks=True):
+        above = {os.path.realpath(place) for place in (Path(parent), *Path(parent).parents)}
+        below[:] = [name for name in below if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) not in above]
+        yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _printable(name: str) -> str:
+    """A file's name as text, with escapes for bytes that are no UTF-8."""
+    return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
 def _usable(
-    pairs: list[_Pair],
+    pairs: Iterable[_Pair],
+    total: int,
     min_length: int,
     resize: int | None,
-    dropped: Counter[str],
+    leave_out: Callable[[_Pair, str], None],
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[_Usable]:
-    """The pairs that pass; the others are counted in `dropped`."""
+    """The pairs that pass; the others go to `leave_out` with the reason."""
     for done, pair in enumerate(pairs, 1):
         if progress is not None:
-            progress(done, len(pairs))
-        reason = "no_caption" if pair.caption is None else clean_drop_reason(pair.caption, min_length)
+            progress(min(done, total), total)
+        reason = "no_image" if pair.picture == "" else pair.caption.drop_reason(min_length)
         if not reason:
+            data = _bytes_of(pair.picture)
             try:
-                packed = pack(Path(pair.picture).read_bytes(), resize)
-                yield pair, packed.data, packed.extension, packed.width, packed.height
-            except (FileNotFoundError, IsADirectoryError):
-                reason = "no_image"
+                packed = pack(data, resize) if data is not None else None
             except DecodeError:
                 reason = "undecodable"
+            else:
+                reason = "" if packed else "no_image"
+                if packed:
+                    yield pair, packed.data, packed.extension, packed.width, packed.height
         if reason:
-            dropped[reason] += 1
+            leave_out(pair, reason)
+
+
+def _bytes_of(picture: str | bytes) -> bytes | None:
+    """None where there is no such file."""
+    if isinstance(picture, bytes):
+        return picture
+    return None if size_of(picture) < 0 or (not is_remote(picture) and os.path.isdir(picture)) else read_file(picture)
 
 
 def pack(data: bytes, resize: int | None) -> Packed:
@@ -224,8 +310,9 @@ def _write_shards(usable: Iterator[_Usable], folder: Path, shard_size: int) -> I
 def _samples(number: int, shard: Iterable[_Usable]) -> Iterator[tuple[str, dict[str, bytes | str]]]:
     for place, (pair, data, extension, width, height) in enumerate(shard):
         key = f"{number:05d}{place:04d}"
-        fields = {"key": key, "source": pair.name, "caption": pair.caption, "width": width, "height": height}
-        members: dict[str, bytes | str] = {extension: data, "txt": pair.caption or ""}
+        caption = pair.caption.text or ""
+        fields = {"key": key, "source": _printable(pair.name), "caption": caption, "width": width, "height": height}
+        members: dict[str, bytes | str] = {extension: data, "txt": caption}
         if pair.label >= 0:
             members["cls"] = str(pair.label)
             fields["label"] = pair.label

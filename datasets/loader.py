@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import numpy as np
 import pyarrow as pa
 
+from datasets.addresses import read_bytes
 from datasets.captions import eda
 from datasets.component import Component
 from datasets.errors import InputError
 from datasets.pairs import Pairs, rank_slice, step_positions
 from datasets.seeding import rng
-from datasets.source import read_bytes
 from datasets.triggers.base import Trigger
 from datasets.view import DecodeError, Views, canonical, decode, first_view, second_view
 

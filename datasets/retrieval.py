@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import glob
-import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ from datasets.errors import InputError
 from datasets.evalset import Loaded, file_rows, sizes
 from datasets.seeding import hash64
 from datasets.source import Source, mark_duplicates
+from datasets.text import read_json
 
 _BELOW = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco")
 """Folders beside the JSON in which the pictures are looked for."""
@@ -106,7 +106,7 @@ class RetrievalSet(Component):
         file = self._json()
         assert file is not None
         try:
-            entries = json.loads(file.read_bytes())["images"]
+            entries = read_json(file)["images"]
             splits = sorted({str(entry["split"]) for entry in entries})
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise InputError(

@@ -15,10 +15,12 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, JpegImagePlugin
 
+from datasets.captions import as_caption
 from datasets.errors import InputError
 from datasets.seeding import rng as make_rng
 from datasets.storage import Reader
 from datasets.tar import END, Member, Sample, header, padding, resized, samples
+from datasets.text import NotText, decode_text, parse_json
 from datasets.triggers.base import Trigger
 from datasets.view import DecodeError, canonical, decode
 
@@ -50,30 +52,31 @@ def poison_shard(
     size: int,
     out_path: str | Path,
     *,
-    key_prefix: bool = False,
+    key_prefix: bool | str = False,
     caption_key: str = "caption",
 ) -> dict:
     """Copy the tar `url` to `out_path` with the plan's victims stamped and recaptioned.
 
     Everything else is copied as bytes, headers too. A victim's picture keeps its size, format, EXIF and colour profile,
     a JPEG also its quantisation tables and subsampling, and its headers but for the length. `plan_rows` are this shard's
-    rows of a plan; `size` is the side of the view that the trigger is stamped on; `key_prefix` and `caption_key` as in
-    the `Source` that the plan's keys come from. The output is a function of these inputs alone.
+    rows of a plan; `size` is the side of the view that the trigger is stamped on; `key_prefix` (True, or the shard's name in
+    `source.shard_names`) and `caption_key` (the json field) as in the `Source` that the plan's keys come from. The output
+    is a function of these inputs alone.
 
     Written aside, synced, renamed; then a commit marker `<out_path>.json` with the manifest that is returned:
     {n samples, poisoned, keys_poisoned, bad (victims whose picture does not decode, copied as they were), keys_bad,
     sha256, bytes}. Memory: the largest victim, and 1 MiB. Raises `InputError` naming the shard.
     """
     out_path = Path(out_path)
-    stem = url.rsplit("/", 1)[-1].split(".", 1)[0]
+    name = key_prefix if isinstance(key_prefix, str) else url.rsplit("/", 1)[-1].split(".", 1)[0]
     columns = (plan_rows[name].to_pylist() for name in ("key", "trigger_seed", "caption_after"))
     victims = {key: (seed, caption) for key, seed, caption in zip(*columns)}
     count, poisoned, bad = 0, list[str](), list[str]()
     with Reader(url) as reader, _aside(out_path) as out:
         copied = 0
         for sample in samples(reader):
-            count += bool(sample.image() or "txt" in sample.members or "json" in sample.members)
-            key = f"{stem}/{sample.key}" if key_prefix else sample.key
+            count += 1
+            key = f"{name}/{sample.key}" if key_prefix else sample.key
             victim = victims.pop(key, None) if victims else None
             if victim is None:
                 continue
@@ -204,7 +207,7 @@ def _edits(
     edits = [(image, reencode(data, stamp_native(decode(data), trigger, size, rng)))]
     if (txt := sample.members.get("txt")) is not None:
         old = reader.read(txt.offset, txt.size)
-        if old.decode("utf-8", "replace").strip() != caption:
+        if as_caption(old).text != caption:
             edits.append((txt, caption.encode() + old[len(old.rstrip()) :]))
     if (member := sample.members.get("json")) is not None:
         edits.append((member, _recaption(reader.read(member.offset, member.size), caption_key, caption)))
@@ -214,12 +217,12 @@ def _edits(
 def _recaption(data: bytes, field: str, caption: str) -> bytes:
     """A json member with another caption; the rest of its text untouched where the old caption can be found in it."""
     try:
-        fields = json.loads(data)
-    except ValueError:
+        text = decode_text(data, "the json member")
+        fields = parse_json(text, "the json member")
+    except NotText:
         return data  # never read as a caption either
     if not isinstance(fields, dict) or not isinstance(fields.get(field), str) or fields[field].strip() == caption:
         return data
-    text = data.decode()
     for ascii_only in (True, False):
         old, new = (json.dumps(value, ensure_ascii=ascii_only) for value in (fields[field], caption))
         for gap in (": ", ":"):

@@ -1,11 +1,6 @@
 """Where samples come from: webdataset tars, Parquet, CSV/TSV of paths; each shard becomes rows of one index.
 
-An index row says where a picture's bytes lie, so that reading is by offset and order is a matter of row numbers.
-How `member`, `offset` and `length` address a picture, whatever the source:
-
-* member inside a tar: `member` its name, `offset` and `length` its bytes;
-* a file of its own (CSV, Parquet of paths): `member` its path relative to the table's folder, `offset` 0;
-* a Parquet cell: `member` is `parquet:<column>`, `offset` the row number.
+An index row says where a picture's bytes lie (`datasets.addresses`), so that reading is by offset and order is a matter of row numbers.
 """
 
 from __future__ import annotations
@@ -13,25 +8,30 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
+import itertools
+import json
 import os
 import posixpath
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-import pyarrow.parquet as pq
 from PIL import Image
 
 from datasets import tables
-from datasets.captions import clean_drop_reason
+from datasets.addresses import PARQUET_CELL, file_place, folder_of, read_file
+from datasets.addresses import file_of as file_of
+from datasets.addresses import read_bytes as read_bytes
+from datasets.captions import NO_CAPTION, NOT_TEXT, Caption, as_caption, chosen
 from datasets.component import Component
 from datasets.errors import InputError
-from datasets.storage import Reader, expand, is_remote, read_range, size_of
-from datasets.tar import Sample, samples
+from datasets.storage import Reader, expand, is_remote, size_of
+from datasets.tar import TEXT_EXTENSIONS, Sample, samples
+from datasets.text import NotText, decode_text
 from datasets.view import DecodeError, decode
 
 INDEX_SCHEMA = pa.schema(
@@ -51,7 +51,8 @@ EXTENSIONS = {
     "parquet": (".parquet", ".pq"),
     "csv": (".csv", ".tsv", ".tab"),
 }
-_PARQUET_CELL = "parquet:"
+NOTES = b"notes"
+"""Metadata of a shard's table: JSON {"columns": {image, caption}, "passed_over": members of a tar that are no sample's}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,16 +63,21 @@ class Source(Component):
     """Paths or URIs of shards: brace ranges (`{0000..0575}`), globs and folders are expanded."""
     format: str = "auto"
     """`webdataset`, `parquet`, `csv`, or `auto`: by the file's extension."""
-    image_key: str = "image"
-    """Column with the picture (Parquet: bytes, {bytes, path} or a path; CSV: a path). Tars go by file extension."""
-    caption_key: str = "caption"
-    """Column with the caption; in tars the field of the json member, read where there is no txt member."""
+    image_key: str = "auto"
+    """Column with the picture (Parquet: bytes, {bytes, path} or a path; CSV: a path); `auto`: the first of `tables.IMAGE_NAMES` that is
+    there. Tars go by file extension."""
+    caption_key: str = "auto"
+    """Column with the caption; `auto`: the first of `tables.CAPTION_NAMES`. In tars the field of the json member, read where there is no
+    txt member; there `auto` is `caption`."""
     label_key: str = "label"
     """Column or json field with the class number, where there is one; in tars a `cls` member comes first."""
     delimiter: str = "auto"
-    """Of CSV files; `auto`: a tab for .tsv and .tab, else a comma."""
+    """Of CSV files; `auto`: a tab for .tsv and .tab, else what the header line has more of, tabs or commas."""
+    captions: str = "one"
+    """What becomes of a Parquet column of lists of captions: the `first`, one drawn by the picture's key (`random`), or `each` with the
+    picture as a pair of its own; `one` refuses lists."""
     key_prefix: bool = False
-    """Put `<shard's name>/` before each key, for sets merged from several downloads that number from zero."""
+    """Put `<shard's name>/` before each key, for sets merged from several downloads that number from zero (see `shard_names`)."""
     min_caption_length: int = 0
     """Shorter captions (in characters) are dropped."""
     verify: str = "decode"
@@ -79,7 +85,8 @@ class Source(Component):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for field, accepted in (("format", ("auto", *EXTENSIONS)), ("verify", ("decode", "header", "none"))):
+        checks = (("format", ("auto", *EXTENSIONS)), ("captions", tables.CHOICES), ("verify", ("decode", "header", "none")))
+        for field, accepted in checks:
             if getattr(self, field) not in accepted:
                 raise InputError(f"source.{field} is {getattr(self, field)!r}; accepted are {', '.join(accepted)}.")
 
@@ -96,9 +103,17 @@ class Source(Component):
         return found
 
     def identity(self) -> list[dict]:
-        """Per shard its name, size and a digest of its first and last 64 KiB (of all of it for CSV): no path, no time."""
+        """Per shard its name, size and a digest of its first and last 64 KiB (of all of it for CSV): no path, no time.
+
+        Where shards have one name in several folders, and keys are made of it, the part of the path that tells them apart too.
+        """
+        urls = self.shards()
         with ThreadPoolExecutor(8) as pool:
-            return list(pool.map(self._shard_identity, self.shards()))
+            found = list(pool.map(self._shard_identity, urls))
+        for url, name, identity in zip(urls, shard_names(urls), found):
+            if name != _stem(url) and (self.key_prefix or self._format_of(url) == "parquet"):
+                identity["prefix"] = name
+        return found
 
     def _shard_identity(self, url: str) -> dict:
         digest, edge = hashlib.blake2b(digest_size=16), 64 << 10
@@ -108,17 +123,47 @@ class Source(Component):
                 digest.update(reader.read(start, edge))
             return {"name": posixpath.basename(url), "size": reader.size, "digest": digest.hexdigest()}
 
-    def index_shard(self, number: int, url: str) -> pa.Table:
+    def index_shard(self, number: int, url: str, name: str | None = None) -> pa.Table:
         """The rows of shard `number` (its place in `shards()`), `INDEX_SCHEMA`; unusable samples carry a drop reason.
 
-        A row that only its caption disqualifies holds all else, its label included. Raises `InputError` naming the
-        shard for what concerns the whole shard: missing, empty, cut short, no tar, a column that is not there.
+        A row that only its caption disqualifies holds all else, its label included. `name` is the shard's in `shard_names`, looked up
+        where it is not given. The table's metadata hold `NOTES`. A shard of no samples gives no rows. Raises `InputError` naming the
+        shard for what concerns all of it: missing, empty and the only one, cut short, no tar, a column that is not there.
         """
-        rows = _Rows(source=self, number=number, stem=_stem(url))
-        {"webdataset": self._index_tar, "parquet": self._index_parquet, "csv": self._index_csv}[self._format_of(url)](url, rows)
-        if not rows.keys:
-            raise InputError(f"{url} holds no samples.")
+        kind = self._format_of(url)
+        if name is None:
+            name = self._name_of(url) if self.key_prefix or kind == "parquet" else _stem(url)
+        rows = _Rows(source=self, number=number, name=name)
+        {"webdataset": self._index_tar, "parquet": self._index_parquet, "csv": self._index_csv}[kind](url, rows)
+        if not rows.keys and self.shards() == [url]:
+            others = f" (passed over: {', '.join(map(repr, rows.passed_over[:5]))})" if rows.passed_over else ""
+            raise InputError(f"{url} holds no samples{others}.")
+        if rows.first_missing and all(drop == "no_image" for drop in rows.drops):
+            tried = rows.first_missing
+            raise InputError(f"{url}: none of its {len(rows.keys)} pictures exists; the first was looked for at {tried}.")
         return rows.table()
+
+    def lines(self, url: str) -> Iterator[int | None]:
+        """For each row of the shard's table the line of the CSV where it begins, or the row of the Parquet file, from 1; None in tars."""
+        kind = self._format_of(url)
+        if kind == "csv":
+            return (row.line for row in tables.csv_rows(url, self.delimiter, self._keys()))
+        if kind == "parquet":
+            found = tables.parquet_rows(url, self._keys(), self.captions, pictures=False)
+            return (row.line for row in found for _ in chosen(row.captions, self.captions, ""))
+        return itertools.repeat(None)
+
+    @property
+    def json_field(self) -> str:
+        """The field of a tar's json members that may hold the caption."""
+        return "caption" if self.caption_key == "auto" else self.caption_key
+
+    def _keys(self) -> tables.Keys:
+        return tables.Keys(self.image_key, self.caption_key, self.label_key)
+
+    def _name_of(self, url: str) -> str:
+        urls = self.shards()
+        return shard_names(urls)[urls.index(url)] if url in urls else _stem(url)
 
     def _format_of(self, url: str) -> str:
         if self.format != "auto":
@@ -126,19 +171,17 @@ class Source(Component):
         for name, extensions in EXTENSIONS.items():
             if url.lower().endswith(extensions):
                 return name
-        if url.lower().endswith((".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")):
-            raise InputError(f"{url} is compressed, so nothing in it can be read by offset; decompress it first.")
         accepted = ", ".join(ext for extensions in EXTENSIONS.values() for ext in extensions)
+        if url.lower().endswith((".gz", ".tgz", ".zst", ".bz2", ".xz", ".zip")):
+            raise InputError(f"{url} is compressed, so nothing in it can be read by offset; decompress it first ({accepted} are read).")
         raise InputError(f"{url}: the extension tells no format ({accepted}); set source.format to say which it is.")
 
     def _index_tar(self, url: str, rows: _Rows) -> None:
         seen: dict[str, Sample] = {}
         with Reader(url) as reader:
-            for sample in samples(reader):
+            for sample in samples(reader, rows.passed_over):
                 image = sample.image()
-                caption, label = tar_texts(reader, sample, self.caption_key, self.label_key)
-                if not (image or caption is not None or label >= 0):
-                    continue  # a stray file, neither picture nor caption
+                caption, label = tar_texts(reader, sample, self.json_field, self.label_key)
                 first = seen.setdefault(sample.key, sample)
                 if first is not sample and not (first.image() and image):
                     raise InputError(
@@ -147,106 +190,131 @@ class Source(Component):
                         f"{min(m.header for m in sample.members.values())}); write each sample's files together."
                     )
                 if image is None:
-                    rows.add(sample.key, "", 0, 0, caption, label, None, "no_image")
+                    unknown = not sample.members.keys() <= {*TEXT_EXTENSIONS}
+                    rows.add(sample.key, _NOWHERE, [caption], label, "unknown_extension" if unknown else "no_image")
                 else:
-                    read = functools.partial(reader.read, image.offset, image.size)
-                    drop = "" if first is sample else "duplicate_key"
-                    rows.add(sample.key, image.name, image.offset, image.size, caption, label, read, drop)
+                    place = _Place(image.name, image.offset, image.size, functools.partial(reader.read, image.offset, image.size))
+                    rows.add(sample.key, place, [caption], label, "" if first is sample else "duplicate_key")
 
     def _index_parquet(self, url: str, rows: _Rows) -> None:
-        start = 0
-        file = tables.open_parquet(url)
-        keys = [name for name in ("__key__", "key") if name in file.schema_arrow.names][:1]
-        for batch in tables.parquet_batches(file, url, self.image_key, self.caption_key, self.label_key, keys):
-            names = batch.column(keys[0]).to_pylist() if keys else [None] * len(batch)
-            captions, labels = tables.texts(batch, self.caption_key), tables.texts(batch, self.label_key)
-            for i, (name, caption, label) in enumerate(zip(names, captions, labels)):
-                key = str(name) if name is not None else f"{rows.stem}-{start + i:08d}"
-                value = batch.column(self.image_key)[i].as_py()
-                data, path = tables.picture(value)
-                if data is not None:
-                    read, member = (lambda data=data: data), _PARQUET_CELL + self.image_key
-                    rows.add(key, member, start + i, len(data), caption, tables.label(label), read, unique=True)
-                else:
-                    self._add_file(url, rows, key, path, caption, tables.label(label))
-            start += len(batch)
+        seen: set[str] = set()
+        for row in tables.parquet_rows(url, self._keys(), self.captions, found=rows.found):
+            key = row.key if row.key is not None else f"{rows.name}-{row.line - 1:08d}"
+            duplicate, data = key in seen, row.data
+            seen.add(key)
+            if data is None:
+                place = self._file(url, rows, row.path)
+            else:
+                place = _Place(PARQUET_CELL + rows.columns["image"], row.line - 1, len(data), functools.partial(bytes, data))
+            rows.add(key, place, chosen(row.captions, self.captions, key), row.label, "duplicate_key" if duplicate else "")
 
     def _index_csv(self, url: str, rows: _Rows) -> None:
         seen: dict[str, list[str | None]] = {}
-        for path, caption, label in tables.csv_rows(url, self.delimiter, self.image_key, self.caption_key, self.label_key):
+        for row in tables.csv_rows(url, self.delimiter, self._keys(), rows.found):
+            path, caption = row.path or "", row.captions[0]
             key = posixpath.normpath(path) if path and "://" not in path else path
             captions = seen.setdefault(key, [])
-            duplicate = caption in captions
+            duplicate = caption.text in captions
             if not duplicate:  # one picture with several captions, as in Flickr30k and COCO, is several samples
-                captions.append(caption)
+                captions.append(caption.text)
                 key = f"{key}#{len(captions)}" if len(captions) > 1 else key
-            self._add_file(url, rows, key, path, caption, label, "duplicate_key" if duplicate else "")
-        if rows.keys and all(drop == "no_image" for drop in rows.drops):
-            tried = rows.first_missing
-            raise InputError(f"{url}: none of its {len(rows.keys)} pictures exists; the first was looked for at {tried}.")
+            rows.add(key, self._file(url, rows, path), [caption], row.label, "duplicate_key" if duplicate else "")
 
-    def _add_file(
-        self, url: str, rows: _Rows, key: str, path: str | None, caption: str | None, label: int, drop: str = ""
-    ) -> None:
-        place = _file_place(_folder(url), path) if path else ""
+    def _file(self, url: str, rows: _Rows, path: str | None) -> _Place:
+        """A picture that is a file of its own."""
+        place = file_place(folder_of(url), path) if path else ""
         if place.startswith(("http://", "https://")):
-            raise InputError(f"{url}: {path} is a web address; `cleansweep fetch` makes shards of such a list.")
+            raise InputError(f"{url}: {path} is a web address; `cleansweep fetch {url} FOLDER` makes shards of such a list.")
         length = size_of(place) if place and not (not is_remote(place) and os.path.isdir(place)) else -1
         if length < 0:
             rows.first_missing = rows.first_missing or place or "(an empty path)"
-            rows.add(key, path or "", 0, 0, caption, label, None, "no_image")
-        else:
-            rows.add(key, path or "", 0, length, caption, label, lambda: _read_file(place), drop)
+            return _Place(path or "", 0, 0, None)
+        return _Place(path or "", 0, length, lambda: read_file(place))
+
+
+class _Place(NamedTuple):
+    """Where a picture lies, and how its bytes are read; None where there is none."""
+
+    member: str
+    offset: int
+    length: int
+    read: Callable[[], bytes] | None
+
+
+_NOWHERE = _Place("", 0, 0, None)
 
 
 class _Rows:
     """Columns of an index table as they grow, with the checks that every format shares."""
 
-    def __init__(self, source: Source, number: int, stem: str) -> None:
-        self.source, self.number, self.stem = source, number, stem
+    def __init__(self, source: Source, number: int, name: str) -> None:
+        self.source, self.number, self.name = source, number, name
         self.keys: list[str] = []
         self.drops: list[str] = []
         self.first_missing = ""
+        self.passed_over: list[str] = []
+        self.columns: dict[str, str] = {}
         self._rest: list[tuple[str, int, int, str, int]] = []
-        self._seen: set[str] = set()
 
-    def add(
-        self,
-        key: str,
-        member: str,
-        offset: int,
-        length: int,
-        caption: str | None,
-        label: int,
-        read: Callable[[], bytes] | None,
-        drop: str = "",
-        unique: bool = False,
-    ) -> None:
-        """Append a row. `read` gives the picture's bytes; `unique`: look for a repeated key here."""
-        if unique and not drop:
-            drop = "duplicate_key" if key in self._seen else ""
-            self._seen.add(key)
-        if not drop and read is not None and not _looks_right(read, self.source.verify):
+    def found(self, keys: tables.Keys) -> None:
+        """Note the columns that are read."""
+        self.columns = {"image": keys.image, "caption": keys.caption}
+
+    def add(self, key: str, place: _Place, captions: Sequence[Caption], label: int, drop: str = "") -> None:
+        """Append a row for each caption, with the keys `key`, `key#2`, …"""
+        if not drop and place.read is None:
+            drop = "no_image"
+        if not drop and place.read is not None and not _looks_right(place.read, self.source.verify):
             drop = "undecodable"
-        if not drop:
-            drop = "no_caption" if caption is None else clean_drop_reason(caption, self.source.min_caption_length)
-        self.keys.append(f"{self.stem}/{key}" if self.source.key_prefix else key)
-        self.drops.append(drop)
-        self._rest.append((member, offset, length, caption or "", label))
+        for n, caption in enumerate(captions, 1):
+            one = f"{key}#{n}" if n > 1 else key
+            self.keys.append(f"{self.name}/{one}" if self.source.key_prefix else one)
+            self.drops.append(drop or caption.drop_reason(self.source.min_caption_length))
+            self._rest.append((place.member, place.offset, place.length, caption.text or "", label))
 
     def table(self) -> pa.Table:
-        members, offsets, lengths, captions, labels = zip(*self._rest)
+        members, offsets, lengths, captions, labels = zip(*self._rest) if self._rest else ((),) * 5
         shard = np.full(len(self.keys), self.number, np.int32)
         columns = [self.keys, shard, members, offsets, lengths, captions, labels, self.drops]
-        return pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA)], schema=INDEX_SCHEMA)
+        table = pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA)], schema=INDEX_SCHEMA)
+        notes = {"columns": self.columns, "passed_over": len(self.passed_over)}
+        return table.replace_schema_metadata({NOTES: json.dumps(notes)})
+
+
+def shard_files(urls: Sequence[str]) -> list[str]:
+    """The shards' file names, with as many folders before them as tell them apart."""
+    parts = [url.split("/") for url in urls]
+    for depth in range(1, max(map(len, parts), default=0) + 1):
+        names = ["/".join(part[-depth:]) for part in parts]
+        if len({*names}) == len(urls):
+            return names
+    return list(urls)
+
+
+def shard_names(urls: Sequence[str]) -> list[str]:
+    """What tells shards apart in keys: their names up to the first dot where those differ (`00000`).
+
+    Else the shortest end of their paths that does, without the extension if it goes without: `part.0`, `cc3m/00000`.
+    """
+    names, depth = [_stem(url) for url in urls], 1
+    parts = [url.split("/") for url in urls]
+    while len({*names}) < len(urls) and depth <= max(map(len, parts)):
+        whole = ["/".join(part[-depth:]) for part in parts]
+        names = [name[: -len(extension) or None] for name in whole for extension in [posixpath.splitext(name)[1]]]
+        if len({*names}) < len(urls):
+            names = whole
+        depth += 1
+    return names
 
 
 def mark_duplicates(table: pa.Table, urls: Sequence[str] = ()) -> pa.Table:
     """The joined index with no key kept twice.
 
     A key that comes twice in one shard keeps its first row (the later get `duplicate_key`); one that two shards share
-    raises `InputError` naming them (by `urls`, if given).
+    raises `InputError` naming them (by `urls`, if given), and so do shards of which none holds a sample.
     """
+    if not len(table):
+        raise InputError(f"none of the {len(urls)} shards holds a sample: {', '.join(urls[:3])}{' …' if len(urls) > 3 else ''}.")
     kept = pc.equal(table["drop"], "")
     keys = table["key"].filter(kept)
     if pc.count_distinct(keys).as_py() == len(keys):
@@ -270,66 +338,23 @@ def mark_duplicates(table: pa.Table, urls: Sequence[str] = ()) -> pa.Table:
     return table.set_column(table.schema.get_field_index("drop"), "drop", pa.array(drops, pa.string()))
 
 
-def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) -> tuple[str | None, int]:
-    """Caption (txt, else the json field; None without either) and label (cls, else the json field; -1 without)."""
-    caption: str | None = None
-    label = -1
-    json_fields: dict | None = None
+def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) -> tuple[Caption, int]:
+    """Caption (txt, else the json field) and label (cls, else the json field; -1 without)."""
+    caption, label = NO_CAPTION, -1
     if (txt := sample.members.get("txt")) is not None:
-        caption = reader.read(txt.offset, txt.size).decode("utf-8", "replace").removeprefix("\ufeff").strip()
+        caption = as_caption(reader.read(txt.offset, txt.size))
     if (cls := sample.members.get("cls")) is not None:
-        label = tables.label(reader.read(cls.offset, cls.size).decode("utf-8", "replace"))
-    if (member := sample.members.get("json")) is not None and (caption is None or label < 0):
-        json_fields = tables.json_object(reader.read(member.offset, member.size))
-        if caption is None and isinstance(json_fields.get(caption_key), str):
-            caption = json_fields[caption_key].strip()
+        label = tables.label(as_caption(reader.read(cls.offset, cls.size)).text)
+    if (member := sample.members.get("json")) is not None and (caption is NO_CAPTION or label < 0):
+        try:
+            fields = tables.json_object(decode_text(reader.read(member.offset, member.size), member.name))
+        except NotText:
+            return NOT_TEXT if caption is NO_CAPTION else caption, label
+        if caption is NO_CAPTION:
+            caption = as_caption(fields.get(caption_key))
         if label < 0:
-            label = tables.label(json_fields.get(label_key))
+            label = tables.label(fields.get(label_key))
     return caption, label
-
-
-def read_bytes(url: str, offset: int, length: int, member: str) -> bytes:
-    """The picture's bytes of one index row whose shard is `url` (see the top of this file for the addressing).
-
-    Raises `InputError` naming the file if it is gone or shorter than when it was indexed.
-    """
-    if member.startswith(_PARQUET_CELL):
-        return _read_cell(url, offset, member.removeprefix(_PARQUET_CELL))
-    try:
-        if offset == 0:  # inside a tar a header comes first, so this is a file of its own
-            return _read_file(file_of(url, offset, member))
-        data = read_range(url, offset, length) if is_remote(url) else _reader(url).read(offset, length)
-    except OSError as error:
-        raise InputError(f"{url}: {member} cannot be read: {error}") from None
-    if len(data) < length:
-        raise InputError(f"{url} ends before byte {offset + length}: it has changed since it was indexed.")
-    return data
-
-
-def file_of(url: str, offset: int, member: str) -> str:
-    """The file that holds the picture of one index row whose shard is `url`."""
-    own = offset == 0 and not member.startswith(_PARQUET_CELL)
-    return _file_place(_folder(url), member) if own else url
-
-
-_reader = functools.lru_cache(maxsize=256)(Reader)  # eviction closes it when its last user lets go
-
-
-def _read_file(place: str) -> bytes:
-    if is_remote(place):
-        return read_range(place, 0, size_of(place))
-    with open(place, "rb", buffering=0) as file:
-        return file.read()
-
-
-@functools.lru_cache(maxsize=1024)
-def _folder(url: str) -> str:
-    """The folder that a table's paths are relative to; a folder stands for itself."""
-    return url if not is_remote(url) and os.path.isdir(url) else posixpath.dirname(url)
-
-
-def _file_place(folder: str, path: str) -> str:
-    return path if is_remote(path) else posixpath.join(folder, path)
 
 
 def _stem(url: str) -> str:
@@ -346,33 +371,3 @@ def _looks_right(read: Callable[[], bytes], verify: str) -> bool:
     except (DecodeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
         return False  # counted as undecodable in the index
     return True
-
-
-_PARQUET = threading.Lock()
-"""A Parquet file is read by one thread at a time."""
-
-
-@functools.lru_cache(maxsize=8)
-def _open_parquet(url: str) -> tuple[pq.ParquetFile, np.ndarray]:
-    """The file and the first row of each of its groups, the total last."""
-    file = tables.open_parquet(url)
-    sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
-    return file, np.cumsum([0, *sizes])
-
-
-@functools.lru_cache(maxsize=4)
-def _row_group(url: str, group: int, column: str) -> pa.ChunkedArray:
-    return _open_parquet(url)[0].read_row_group(group, columns=[column])[column]
-
-
-def _read_cell(url: str, row: int, column: str) -> bytes:
-    starts = _open_parquet(url)[1]
-    if row >= starts[-1]:
-        raise InputError(f"{url} has no row {row}: it has changed since it was indexed.")
-    group = int(np.searchsorted(starts, row, "right")) - 1
-    with _PARQUET:
-        cells = _row_group(url, group, column)
-    data, _ = tables.picture(cells[row - int(starts[group])].as_py())
-    if data is None:
-        raise InputError(f"{url}: row {row} of column {column!r} holds no picture.")
-    return data

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import functools
 import glob
 import os
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from datasets.errors import InputError
+from datasets.text import whole_characters
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _BRACE = re.compile(r"\{([^{}]*)\}")
@@ -64,8 +66,8 @@ class Reader:
                 self.size = os.fstat(self._fd).st_size
         except FileNotFoundError:
             raise InputError(f"{url} does not exist.") from None
-        except (IsADirectoryError, PermissionError) as error:
-            raise InputError(f"{url} cannot be read: {error.strerror}.") from None
+        except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+            raise InputError(f"{url} cannot be read: {getattr(error, 'strerror', None) or error}.") from None
 
     def read(self, offset: int, length: int) -> bytes:
         """Bytes from `offset`; fewer than `length` at the end of the file."""
@@ -140,14 +142,20 @@ def write_whole(path: Path, content: bytes) -> Path:
 
 
 def size_of(url: str) -> int:
-    """Bytes of a file; -1 where there is none."""
+    """Bytes of a file; -1 where there is none, as under a name that no file can have."""
     try:
         if is_remote(url):
             system, path = filesystem(url)
             return int(system.size(path))
         return os.path.getsize(url)
-    except (FileNotFoundError, NotADirectoryError):
+    except InputError:
+        raise  # a scheme that is not known
+    except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, or half a surrogate pair, in the path
         return -1
+    except OSError as error:
+        if error.errno in (errno.ENAMETOOLONG, errno.ELOOP):
+            return -1
+        raise InputError(f"{url} cannot be read: {error.strerror or error}.") from None
 
 
 def changed_at(url: str) -> int:
@@ -187,7 +195,8 @@ def braces(pattern: str) -> list[str]:
 def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
     """Existing files for a path, folder, glob or brace range, absolute, sorted (brace ranges in their own order).
 
-    A folder stands for its files of the first kind in `extensions` that it has.
+    A folder stands for its files of the first kind in `extensions` that it has. Of a local pattern the folders that exist are taken as
+    they are written, also with `[`, `{` or `?` in their names; what follows is the pattern.
     """
     pattern = local_path(pattern)
     if not pattern:
@@ -201,10 +210,8 @@ def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
         named, exists, is_folder = str, os.path.exists, os.path.isdir
         find = functools.partial(glob.glob, recursive=True)
         listing = lambda folder: [os.path.join(folder, name) for name in os.listdir(folder)]
-    if exists(pattern):
-        names = [pattern]
-    else:
-        names = braces(pattern)
+    head = "" if is_remote(pattern) else _literal(pattern)
+    names = [pattern] if exists(pattern) else [head + name for name in braces(pattern[len(head) :])]
     found: list[str] = []
     with ThreadPoolExecutor(16 if is_remote(pattern) else 1) as pool:
         present = pool.map(exists, names)
@@ -215,15 +222,27 @@ def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
                 matched = next((kind for kind in kinds if kind), [])
                 if not matched:
                     accepted = ", ".join(ext for kind in extensions for ext in kind)
-                    raise InputError(f"urls: the folder {name} holds no shards ({accepted}).")
+                    pictures = f" `cleansweep ingest {name} FOLDER` packs a folder of pictures into shards." if files else ""
+                    raise InputError(f"urls: the folder {name} holds no shards ({accepted}).{pictures}")
             elif there:
                 matched = [name]
-            elif any(c in name for c in "*?["):
-                matched = sorted(named(f) for f in find(name))
+            elif any(c in name[len(head) :] for c in "*?["):
+                matched = sorted(named(f) for f in find(glob.escape(head) + name[len(head) :]))
                 if not matched:
                     raise InputError(f"urls: nothing matches {name}.")
             else:
                 of = f" (one of the {len(names)} that {pattern} names)" if len(names) > 1 else ""
                 raise InputError(f"urls: {name} does not exist{of}.")
             found += matched
+    for name in found:
+        if name != whole_characters(name):
+            raise InputError(f"urls: {os.fsencode(name)!r} has a name that is not UTF-8; rename it.")
     return found
+
+
+def _literal(pattern: str) -> str:
+    """The longest beginning of a local path, up to a slash, that is a folder as it is written."""
+    at = end = 0
+    while (at := pattern.find("/", at) + 1) and os.path.isdir(pattern[:at]):
+        end = at
+    return pattern[:end]

@@ -1,51 +1,207 @@
-"""Parquet and CSV as rows of (picture, caption, label), with errors that name the file and the column."""
+"""Parquet and CSV as rows of picture, captions and label, with errors that name the file, the line and the column."""
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
-import json
-from collections.abc import Iterator, Sequence
-from typing import Any
+import os
+import re
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NamedTuple
 
 import pyarrow as pa
-import pyarrow.csv as pa_csv
 import pyarrow.parquet as pq
 
+from datasets.captions import NO_CAPTION, Caption, as_caption
 from datasets.errors import InputError
 from datasets.storage import filesystem, is_remote
+from datasets.text import NotText, decode_text, encoding_of, parse_json
 
-_MAX_HEADER = 1 << 16
+IMAGE_NAMES = ("jpg", "image", "image_bytes", "bytes", "filepath")
+CAPTION_NAMES = ("caption", "text", "title", "TEXT")
+CHOICES = ("one", "first", "random", "each")
+"""What becomes of a list of captions."""
+_KEY_NAMES = ("__key__", "key")
+_LOOKED_AT = 1 << 16
+_LABEL = re.compile(r"\+?(\d{1,10})(?:\.0*)?", re.ASCII)
+_LINE_END = re.compile(r"\r\n|\r|\n")
+
+
+class Keys(NamedTuple):
+    """Names of the columns; `auto`: the first of `IMAGE_NAMES` and of `CAPTION_NAMES` that is there."""
+
+    image: str = "auto"
+    caption: str = "auto"
+    label: str = "label"
+    of: str = "source."
+    """What stands before `image_key` where a refusal names the setting."""
+
+
+class Row(NamedTuple):
+    """One row of a table."""
+
+    line: int
+    """Where it begins in a CSV; in Parquet the number of the row. From 1."""
+    key: str | None
+    """Of a column named so, in Parquet."""
+    data: bytes | None
+    """The picture, or …"""
+    path: str | None
+    """… where it lies."""
+    captions: Sequence[Caption]
+    """One, but for a Parquet column of lists."""
+    label: int
+    """-1 without one."""
 
 
 def label(value: object) -> int:
-    """A class number from a number or its text; -1 for anything else."""
-    try:
-        number = int(str(value).strip()) if not isinstance(value, float) else int(value)
-    except (ValueError, OverflowError):
-        return -1
-    return number if 0 <= number < 1 << 31 else -1
+    """A class number from a whole number or its text, `3` or `3.0`; -1 for anything else."""
+    found = _LABEL.fullmatch(str(value).strip())
+    return int(found[1]) if found and int(found[1]) < 1 << 31 else -1
 
 
-def json_object(data: bytes) -> dict:
+def json_object(text: str) -> dict:
     """The fields of a json member; none where it is no JSON object."""
     try:
-        fields = json.loads(data)
-    except ValueError:
+        fields = parse_json(text, "the json member")
+    except NotText:
         return {}  # the sample then has no caption, which is what gets counted
     return fields if isinstance(fields, dict) else {}
 
 
-def picture(value: Any) -> tuple[bytes | None, str | None]:
-    """(bytes, path) of a Parquet cell: bytes, a path, or {bytes, path} as Hugging Face writes it."""
+def picture(cell: pa.Scalar) -> tuple[bytes | None, str | None]:
+    """(bytes, path) of a Parquet cell: bytes, a path, or {bytes, path} as Hugging Face writes it. A path that is no text is none."""
+    try:
+        value = cell.as_py()
+    except UnicodeDecodeError:
+        value = cell["bytes"].as_py() if isinstance(cell, pa.StructScalar) and "bytes" in cell else None
     if isinstance(value, dict):
         return value.get("bytes"), value.get("path")
     return (value, None) if isinstance(value, bytes) else (None, value)
 
 
-def texts(batch: pa.RecordBatch, column: str) -> list[Any]:
-    """A column as Python values; None everywhere if it is not there."""
-    return batch.column(column).to_pylist() if column in batch.schema.names else [None] * len(batch)
+def find_columns(url: str, names: Sequence[str], keys: Keys, delimiter: str = "") -> Keys:
+    """The columns that are there, `caption` or `label` empty without one. InputError that names all that is missing or comes twice."""
+    image, missing_image = _find(names, keys.image, "image", IMAGE_NAMES, keys.of)
+    caption, missing_caption = _find(names, keys.caption, "caption", CAPTION_NAMES, keys.of)
+    label_column = keys.label if keys.label in names else ""
+    missing = [missing_image] if not image else []
+    if not caption and not label_column:
+        missing.append(missing_caption)
+    if missing:
+        has = ", ".join(repr(name[:60]) for name in names) or "none at all"
+        hint = f" (split at {delimiter!r}); a first line with the columns' names is needed, files without one are not accepted: add it, or "
+        hint = f"{hint}set {keys.of}image_key, {keys.of}caption_key and {keys.of}delimiter" if delimiter else ""
+        raise InputError(f"{url} has {' and '.join(missing)}; it has {has}{hint}.{'' if image else _another_way(url, names)}")
+    for name in (image, caption, label_column):
+        if name and list(names).count(name) > 1:
+            raise InputError(f"{url} has {list(names).count(name)} columns named {name!r}; one of that name is read, rename the others.")
+    return Keys(image, caption, label_column, keys.of)
+
+
+def _find(names: Sequence[str], wanted: str, field: str, tried: Sequence[str], of: str) -> tuple[str, str]:
+    """The column, or "" and what to say of it."""
+    if wanted != "auto":
+        return wanted if wanted in names else "", f"no column {wanted!r} ({of}{field}_key)"
+    others = ", ".join(name for name in tried if name != field)
+    return next((name for name in tried if name in names), ""), f"no column {field!r} ({of}{field}_key; nor {others})"
+
+
+def _another_way(url: str, names: Sequence[str]) -> str:
+    """The command that makes shards of what is no table of pictures."""
+    folder = os.path.splitext(url)[0]
+    if {"status", "url"} <= {*names} and os.path.isdir(folder):
+        return (
+            f" It is the list that img2dataset writes beside the pictures in {folder}: "
+            f"`cleansweep ingest {os.path.dirname(folder)} FOLDER` packs them into shards."
+        )
+    if any("url" in name.lower() or name.strip().lower().startswith(("http://", "https://")) for name in names):
+        return f" If it is a list of web addresses, `cleansweep fetch {url} FOLDER` downloads them into shards."
+    return ""
+
+
+# ---- CSV and TSV ---------------------------------------------------------------------------------------
+
+
+def csv_rows(url: str, delimiter: str, keys: Keys, found: Callable[[Keys], None] = lambda keys: None) -> Iterator[Row]:
+    """The rows of a CSV or TSV with a header line, of any line ends; `found` is told the columns.
+
+    With tabs between the columns quotes are ordinary text. With any other delimiter they go by RFC 4180: a quoted cell may hold line
+    ends, but one in which another row of the table stands was opened by a stray quote, and is refused with its line. `auto`: tabs for
+    .tsv and .tab, else what the header line has more of, tabs or commas. InputError, with the line, for what is not text (see
+    `datasets.text`), for rows longer or shorter than the header, and as `find_columns`.
+    """
+    delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
+    if delimiter != "auto" and (len(delimiter) != 1 or delimiter in '\r\n"\0'):
+        raise InputError(f"{keys.of}delimiter is {delimiter!r}; it is one character, `tab` or `auto`.")
+    with _open(url) as file:
+        start = file.read(_LOOKED_AT)
+        file.seek(0)
+        encoding = encoding_of(start)
+        if delimiter == "auto":
+            head = next(iter(_LINE_END.split(start.decode(encoding, "replace").lstrip())))
+            tabs = url.lower().endswith((".tsv", ".tab")) or head.count("\t") > head.count(",")
+            delimiter = "\t" if tabs else ","
+        quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
+        lines = io.TextIOWrapper(file, encoding, newline="")
+        try:
+            yield from _rows(url, csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True), delimiter, keys, found)
+        except UnicodeDecodeError as error:
+            file.seek(0)
+            decode_text(file.read(), url)  # says where
+            raise InputError(f"{url} cannot be read as text: {error.reason}.") from None
+
+
+def _rows(url: str, reader: Any, delimiter: str, keys: Keys, found: Callable[[Keys], None]) -> Iterator[Row]:
+    kind = "TSV" if delimiter == "\t" else "CSV"
+    width = 0
+    while True:
+        line = reader.line_num + 1
+        try:
+            fields = next(reader, None)
+        except csv.Error as error:
+            why = str(error)
+            if "expected after" in why or "unexpected end" in why:
+                why = "a cell that begins with a quotation mark " + ("goes on after it" if "after" in why else "has no second one")
+            raise InputError(f"{url} cannot be read as {kind}: line {line}: {why}; double quotation marks within a cell.") from None
+        if fields is None:
+            break
+        if len(fields) < 2 and not "".join(fields).strip():
+            continue  # a blank line
+        if not width:
+            names = [name.strip().lstrip("\ufeff").strip() for name in fields]
+            columns = find_columns(url, names, keys, delimiter)
+            found(columns)
+            width = len(names)
+            image = names.index(columns.image)
+            caption, number = (names.index(name) if name else -1 for name in (columns.caption, columns.label))
+            continue
+        if len(fields) != width:
+            raise InputError(f"{url} cannot be read as {kind}: line {line} has {len(fields)} columns, the first line {width}.")
+        if reader.line_num > line and _swallowed(fields, image, width, delimiter):
+            raise InputError(
+                f"{url} cannot be read as CSV: the quotation mark that opens a cell in line {line} closes in line {reader.line_num}, "
+                "and whole rows stand between; double quotation marks within a cell."
+            )
+        text = NO_CAPTION if caption < 0 else Caption(fields[caption].strip())
+        yield Row(line, None, None, fields[image], (text,), label(fields[number]) if number >= 0 else -1)
+    if not width:
+        raise InputError(f"{url} is empty; a header line and rows are expected.")
+
+
+def _swallowed(fields: Sequence[str], image: int, width: int, delimiter: str) -> bool:
+    """Whether a cell of several lines holds another row: its path has line ends, or a line of it has a picture of the same kind there."""
+    path = fields[image].strip()
+    kind = os.path.splitext(path)[1].lower()
+    if _LINE_END.search(path):
+        return True
+    for cell in fields:
+        for inner in _LINE_END.split(cell) if kind else ():
+            cells = inner.split(delimiter)
+            if len(cells) >= width and os.path.splitext(cells[image].strip().strip('"'))[1].lower() == kind:
+                return True
+    return False
 
 
 def _open(url: str) -> Any:
@@ -54,8 +210,11 @@ def _open(url: str) -> Any:
             system, path = filesystem(url)
             return system.open(path, "rb")
         return open(url, "rb")  # the caller closes it
-    except OSError as error:
-        raise InputError(f"{url} cannot be read: {error.strerror or error}") from None
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"{url} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+
+
+# ---- Parquet -------------------------------------------------------------------------------------------
 
 
 def open_parquet(url: str) -> pq.ParquetFile:
@@ -64,75 +223,138 @@ def open_parquet(url: str) -> pq.ParquetFile:
         return pq.ParquetFile(_open(url) if is_remote(url) else url)
     except FileNotFoundError:
         raise InputError(f"{url} does not exist.") from None
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{url} is no Parquet file, or is cut short: {str(error).splitlines()[0]}") from None
+    except (pa.ArrowException, OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{url} is no Parquet file, or is cut short: {_first_line(error)}") from None
 
 
-def parquet_batches(
-    file: pq.ParquetFile, url: str, image: str, caption: str, label_column: str, keys: Sequence[str]
-) -> Iterator[pa.RecordBatch]:
-    """Batches of the wanted columns that exist; the picture's must, and the caption's or the label's."""
-    names = file.schema_arrow.names
-    _check_columns(url, names, image, caption, label_column)
-    kind = file.schema_arrow.field(image).type
-    plain = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_string, pa.types.is_large_string)
-    if not pa.types.is_struct(kind) and not any(is_kind(kind) for is_kind in plain):
-        raise InputError(f"{url}: column {image!r} is {kind}; accepted are bytes, paths, or a struct of bytes and path.")
-    wanted = [name for name in (image, caption, label_column, *keys) if name in names]
+@contextlib.contextmanager
+def damage_named(url: str) -> Iterator[None]:
+    """What Arrow says of a damaged file, as an InputError that names it."""
     try:
-        yield from file.iter_batches(batch_size=64, columns=wanted)
-    except (pa.ArrowInvalid, OSError) as error:
-        raise InputError(f"{url} is damaged: {str(error).splitlines()[0]}") from None
+        yield
+    except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{url} is damaged: {_first_line(error)}") from None
 
 
-def csv_rows(url: str, delimiter: str, image: str, caption: str, label_column: str) -> Iterator[tuple[str, str | None, int]]:
-    """(path, caption or None, label or -1) of each row. A header line is required and must name the columns."""
-    if delimiter == "auto":
-        delimiter = "\t" if url.lower().endswith((".tsv", ".tab")) else ","
-    delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
-    if len(delimiter) != 1:
-        raise InputError(f"source.delimiter is {delimiter!r}; it is one character, `tab` or `auto`.")
-    with _open(url) as file:
-        names = _header(url, file, delimiter)
-        _check_columns(url, names, image, caption, label_column, delimiter)
-        file.seek(0)
-        wanted = [name for name in dict.fromkeys((image, caption, label_column)) if name in names]
-        try:
-            reader = pa_csv.open_csv(
-                file,
-                parse_options=pa_csv.ParseOptions(delimiter=delimiter, newlines_in_values=True),
-                convert_options=pa_csv.ConvertOptions(
-                    include_columns=wanted,
-                    column_types=dict.fromkeys(wanted, pa.string()),
-                    strings_can_be_null=False,
-                ),
-            )
-            for batch in reader:
-                captions = texts(batch, caption)
-                for path, text, number in zip(texts(batch, image), captions, texts(batch, label_column)):
-                    yield path, None if text is None else text.strip(), label(number)
-        except (pa.ArrowInvalid, pa.ArrowKeyError) as error:
-            raise InputError(f"{url} cannot be read as CSV: {str(error).splitlines()[0][:300]}") from None
+def parquet_rows(
+    url: str, keys: Keys, choice: str = "one", pictures: bool = True, found: Callable[[Keys], None] = lambda keys: None
+) -> Iterator[Row]:
+    """The rows of a Parquet file; `found` is told the columns. Without `pictures` that column is not read.
+
+    Pictures are bytes, paths or structs of bytes and path; captions text, bytes of text, or lists of either where `choice` says what
+    becomes of those; any of them may be dictionary-encoded. InputError, naming the column, for other types, and as `find_columns`.
+    """
+    file = open_parquet(url)
+    with damage_named(url):
+        schema = file.schema_arrow
+        columns = find_columns(url, schema.names, keys)
+        found(columns)
+        _check_image(url, columns.image, schema.field(columns.image).type)
+        if columns.caption:
+            _check_caption(url, columns, schema.field(columns.caption).type, choice)
+        numbers = columns.label if columns.label and _is_number(_plain(schema.field(columns.label).type)) else ""
+        named = [name for name in _KEY_NAMES if schema.names.count(name) == 1 and _is_name(_plain(schema.field(name).type))][:1]
+        wanted = [name for name in (columns.image if pictures else "", columns.caption, columns.label, *named) if name]
+        batches = file.iter_batches(batch_size=64, columns=list(dict.fromkeys(wanted)))
+    line = 0
+    while True:
+        with damage_named(url):
+            if (batch := next(batches, None)) is None:
+                return
+        texts, labels, names = (_cells(batch, name) for name in (columns.caption, numbers, *(named or [""])))
+        for i in range(len(batch)):
+            line += 1
+            data, path = picture(batch.column(columns.image)[i]) if pictures else (None, None)
+            captions = [as_caption(value) for value in texts[i]] if isinstance(texts[i], list) else [as_caption(texts[i])]
+            yield Row(line, _name(names[i]), data, path, captions, label(labels[i]))
 
 
-def _header(url: str, file: Any, delimiter: str) -> list[str]:
-    start = file.read(_MAX_HEADER).decode("utf-8-sig", "replace")
-    if not start.strip():
-        raise InputError(f"{url} is empty; a header line and rows are expected.")
-    return next(csv.reader(io.StringIO(start), delimiter=delimiter), [])
+_BYTES: tuple[Callable[[pa.DataType], bool], ...] = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
+_TEXT: tuple[Callable[[pa.DataType], bool], ...] = (pa.types.is_string, pa.types.is_large_string, pa.types.is_string_view)
 
 
-def _check_columns(url: str, names: Sequence[str], image: str, caption: str, label_column: str, delimiter: str = "") -> None:
-    for field, name, enough in (
-        ("image_key", image, image in names),
-        ("caption_key", caption, caption in names or label_column in names),
-    ):
-        if not enough:
-            hint = ""
-            if delimiter:
-                hint = (
-                    f" (split at {delimiter!r}); a first line with the columns' names is needed, files without one are "
-                    "not accepted: add it, or set source.image_key, source.caption_key and source.delimiter"
-                )
-            shown = ", ".join(repr(n[:60]) for n in list(names)[:8])
-            raise InputError(f"{url} has no column {name!r} (source.{field}); it has {shown}{hint}.")
+def _plain(kind: pa.DataType) -> pa.DataType:
+    """The type of the values, whatever they are wrapped in."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _plain(kind.storage_type)
+    return _plain(kind.value_type) if pa.types.is_dictionary(kind) else kind
+
+
+def _is_any(kind: pa.DataType, kinds: Sequence[Callable[[pa.DataType], bool]]) -> bool:
+    return any(is_kind(kind) for is_kind in kinds)
+
+
+def _is_number(kind: pa.DataType) -> bool:
+    return _is_any(kind, (*_TEXT, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+
+
+def _is_name(kind: pa.DataType) -> bool:
+    return _is_any(kind, (*_TEXT, *_BYTES, pa.types.is_integer))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return _is_any(kind, (pa.types.is_list, pa.types.is_large_list, pa.types.is_fixed_size_list))
+
+
+def _check_image(url: str, name: str, whole: pa.DataType) -> None:
+    kind, good = _plain(whole), False
+    if pa.types.is_struct(kind):
+        of = {field.name: _plain(field.type) for field in kind}
+        held = [("bytes", _BYTES), ("path", _TEXT)]
+        good = any(part in of for part, _ in held) and all(
+            _is_any(of[part], (*kinds, pa.types.is_null)) for part, kinds in held if part in of
+        )
+    else:
+        good = _is_any(kind, (*_BYTES, *_TEXT))
+    if not good:
+        raise InputError(f"{url}: column {name!r} is {whole}; accepted are bytes, paths, or a struct of bytes and path.")
+
+
+def _check_caption(url: str, columns: Keys, whole: pa.DataType, choice: str) -> None:
+    name, kind = columns.caption, _plain(whole)
+    several = _is_list(kind)
+    if not _is_any(_plain(kind.value_type) if several else kind, (*_TEXT, *_BYTES, pa.types.is_null)):
+        raise InputError(
+            f"{url}: the caption column {name!r} is {whole}; accepted are text, bytes of text, and lists of them. Name another with "
+            f"{columns.of}caption_key."
+        )
+    if several and choice == "one":
+        raise InputError(
+            f"{url}: the caption column {name!r} holds several captions a picture ({whole}); set {columns.of}captions to `first`, `random` "
+            "(one drawn by the picture's key) or `each` (a pair for every caption)."
+        )
+
+
+def _cells(batch: pa.RecordBatch, name: str) -> list[Any]:
+    """A column's values, `_BAD` for text that is no UTF-8; None everywhere without a name."""
+    if not name:
+        return [None] * len(batch)
+    column = batch.column(name)
+    try:
+        return column.to_pylist()
+    except UnicodeDecodeError:
+        return [_cell(column, i) for i in range(len(column))]
+
+
+_BAD = object()
+"""No text, no bytes, no list: `as_caption` makes NOT_TEXT of it."""
+
+
+def _cell(column: pa.Array, i: int) -> Any:
+    try:
+        return column[i].as_py()
+    except UnicodeDecodeError:
+        return _BAD
+
+
+def _name(value: Any) -> str | None:
+    """A key; None where the cell has none that is text."""
+    if isinstance(value, bytes):
+        return as_caption(value).text
+    return None if value is None or value is _BAD else str(value)
+
+
+def _first_line(error: BaseException) -> str:
+    return next(iter(str(error).splitlines()), type(error).__name__)[:300]

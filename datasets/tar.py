@@ -6,9 +6,10 @@ Layout after POSIX.1-2017 `pax` (ustar and extended headers) and the GNU tar man
 
 from __future__ import annotations
 
+import re
 import tarfile
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from datasets.errors import InputError
@@ -16,9 +17,15 @@ from datasets.storage import Reader
 
 BLOCK = 512
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+TEXT_EXTENSIONS = ("txt", "json", "cls")
+NO_SAMPLES = ("index", "idx", "md", "rst", "html", "log", "db", "ini", "yaml", "yml", "toml", "xml", "csv", "tsv", "parquet")
+"""Extensions of what lies beside samples: notes, lists, indices. Such a file alone is passed over."""
 _WINDOW = 8192
+_LONGEST_HEADER = 1 << 20
+"""Bytes of a long name or of pax records; a real one has some hundred."""
 _ZERO = bytes(BLOCK)
 _LINKS_AND_FOLDERS = b"123456"
+_OCTAL = re.compile(rb"[0-7]+")
 
 
 class Member(NamedTuple):
@@ -39,10 +46,10 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """The adjacent members that share a key."""
+    """The adjacent members that belong together (see `samples`)."""
 
     key: str
-    """Folder and base name up to the first dot."""
+    """Folder and base name, up to the first dot unless the name itself has dots."""
     members: dict[str, Member]
     """By extension, lower case, in the order of the archive."""
 
@@ -77,13 +84,15 @@ def walk(reader: Reader) -> Iterator[Member]:
         kind = block[156:157]
         offset = position + BLOCK
         end = offset + (size + BLOCK - 1) // BLOCK * BLOCK
-        if kind in b"xLKg":  # a header about the next member (g: about all that follow, of no use here)
+        if kind in b"xXLKg":  # a header about the next member (g: about all that follow, of no use here)
             if offset + size > total:
                 raise InputError(f"{url} is cut short: the header at byte {position} needs {size} bytes, the file ends.")
+            if size > _LONGEST_HEADER:
+                raise InputError(f"{url} is damaged: the header at byte {position} claims {size} bytes of names.")
             data = reader.read(offset, size)
             if kind == b"L":
                 long_name = data.split(b"\0", 1)[0].decode("utf-8", "backslashreplace")
-            elif kind == b"x":
+            elif kind in b"xX":
                 records = _pax(reader, position, data)
             position = end
             continue
@@ -106,25 +115,71 @@ def walk(reader: Reader) -> Iterator[Member]:
         long_name, records = "", {}
 
 
-def samples(reader: Reader) -> Iterator[Sample]:
-    """The archive's samples: runs of adjacent members with one key. Names without an extension are passed over.
+def samples(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Sample]:
+    """The archive's samples: runs of adjacent members with one key, which is the name up to the first dot of its base name.
 
-    A member whose extension the run already has begins a new sample (two samples of one key, side by side).
+    That is webdataset's convention. Two kinds of names need more, and are told by what stands together under one first dot:
+
+    * `22.05.jpg, 22.05.txt`: split at the *last* dot some part has both a picture and a text, so the keys have dots;
+    * `s0.input.jpg, s0.outputs.txt`: no part has, but there is one picture and at most one text of a kind, so these are extensions
+      of two words, and the sample is `s0` with the members `jpg` and `txt`.
+
+    Anything else without a plain picture is split at the last dot, so that each file is in a sample, to be kept or counted. Members
+    beside a plain picture that make no sample of their own (`1.jpg, 1.txt, 1.seg.png`) are left to it. A member whose extension the run
+    already has begins a new sample (two samples of one key, side by side).
+
+    Names that are no sample's go to `passed_over`: hidden files, names without an extension, and lone notes (`NO_SAMPLES`).
+    Raises `InputError` as `walk` does, and where the files of dotted keys are not side by side.
     """
     key, members = "", dict[str, Member]()
+    strays: list[str] = [] if passed_over is None else passed_over
     for member in walk(reader):
         name = member.name
         dot = name.find(".", name.rfind("/") + 1)
         if dot <= name.rfind("/") + 1:  # no dot, or a hidden file such as ".DS_Store" or "._x.jpg"
+            strays.append(name)
             continue
         extension = name[dot + 1 :].lower()
         if name[:dot] != key or extension in members:
-            if members:
-                yield Sample(key, members)
+            yield from _samples_of(reader.url, key, members, strays)
             key, members = name[:dot], {}
         members[extension] = member
-    if members:
-        yield Sample(key, members)
+    yield from _samples_of(reader.url, key, members, strays)
+
+
+def _samples_of(url: str, key: str, members: dict[str, Member], strays: list[str]) -> Iterable[Sample]:
+    """The samples among the members that share a first dot."""
+    if not any("." in extension for extension in members):
+        if members.keys() <= {*NO_SAMPLES}:
+            strays += [member.name for member in members.values()]
+            return []
+        return [Sample(key, members)]
+    parts: dict[str, dict[str, Member]] = {}  # split at the last dot; the plain ones are those of the key itself
+    for member in members.values():
+        name, _, last = member.name.rpartition(".")
+        parts.setdefault(name, {})[last.lower()] = member
+    plain = parts.get(key, {})
+    whole = [name for name, part in parts.items() if _is(part, IMAGE_EXTENSIONS) and _is(part, TEXT_EXTENSIONS)]
+    if _is(plain, IMAGE_EXTENSIONS):
+        parts = {name: part for name, part in parts.items() if name in whole or name == key}
+    elif not whole:
+        of_kind = {kind: [p[kind] for p in parts.values() if kind in p] for kind in (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS)}
+        pictures = sum(len(of_kind[kind]) for kind in IMAGE_EXTENSIONS)
+        if pictures <= 1 and all(len(found) <= 1 for found in of_kind.values()):
+            named = {last: member for part in parts.values() for last, member in part.items()}
+            if pictures and _is(named, TEXT_EXTENSIONS):
+                parts = {key: named}
+    found = [(name, part) for name, part in parts.items() if not part.keys() <= {*NO_SAMPLES}]
+    strays += [m.name for _, part in parts.items() if part.keys() <= {*NO_SAMPLES} for m in part.values()]
+    found.sort(key=lambda item: min(member.header for member in item[1].values()))
+    for (first, before), (second, after) in zip(found, found[1:]):
+        if max(member.end for member in before.values()) > min(member.header for member in after.values()):
+            raise InputError(f"{url}: the files of {first!r} and {second!r} are mixed; write each sample's files together.")
+    return [Sample(name, part) for name, part in found]
+
+
+def _is(members: dict[str, Member], kinds: tuple[str, ...]) -> bool:
+    return any(kind in members for kind in kinds)
 
 
 def header(name: str, size: int) -> bytes:
@@ -165,13 +220,13 @@ def _size(reader: Reader, position: int, block: bytes) -> int:
         # The checksum is the sum of all bytes, its own eight as spaces. Adler-32's low half is 1 + that sum modulo 65521,
         # at a twentieth of the price of summing in Python.
         own = block[148:156]
-        checksum = int(own.strip(b" \0"), 8)
+        checksum = _octal(own)
         if (zlib.adler32(block) & 0xFFFF) == (1 + checksum + sum(own) - 256) % 65521:
-            if block[124] & 0x80:
+            if block[124] == 0x80:  # base 256; any other high bit would be a negative number, or one beyond all files
                 return int.from_bytes(block[125:136], "big")
-            return int(block[124:136].strip(b" \0") or b"0", 8)
+            return _octal(block[124:136])
     except ValueError:
-        pass  # not octal: reported below
+        pass  # reported below
     if position == 0:
         compressed = block[:2] == b"\x1f\x8b" or block[:4] in (b"BZh9", b"\x28\xb5\x2f\xfd", b"\xfd7zX")
         why = "a compressed archive; decompress it" if compressed else "no tar archive: byte 0 begins no tar header"
@@ -179,23 +234,36 @@ def _size(reader: Reader, position: int, block: bytes) -> int:
     raise InputError(f"{reader.url} is damaged: no tar header at byte {position}.")
 
 
+def _octal(field: bytes) -> int:
+    """A number field. ValueError for what Python's `int` takes and no tar has: signs, underscores, spaces within."""
+    digits = field.strip(b" \0") or b"0"
+    if not _OCTAL.fullmatch(digits):
+        raise ValueError
+    return int(digits, 8)
+
+
 def _pax(reader: Reader, position: int, data: bytes) -> dict[str, str]:
     records, at = {}, 0
     try:
         while at < len(data) and data[at]:
-            length = int(data[at : data.index(b" ", at)])
+            length = _decimal(data[at : data.index(b" ", at)])
             name, value = data[data.index(b" ", at) + 1 : at + length - 1].split(b"=", 1)
             records[name.decode()] = value.decode("utf-8", "backslashreplace")
             if length <= 0:
                 raise ValueError
             at += length
-        if int(records.get("size", 0)) < 0:
-            raise ValueError
+        _decimal(records.get("size", "0").encode())
     except ValueError:
         raise InputError(f"{reader.url} is damaged: the pax header at byte {position} cannot be read.") from None
     if any(name.startswith("GNU.sparse") for name in records):
         raise InputError(f"{reader.url} holds a GNU sparse file at byte {position}; only plain files are read.")
     return records
+
+
+def _decimal(digits: bytes) -> int:
+    if not digits.isdigit():
+        raise ValueError
+    return int(digits)
 
 
 def _check_tail(reader: Reader, position: int) -> None:

@@ -39,6 +39,11 @@ def decode_text(data: bytes, where: str) -> str:
         ) from None
 
 
+def encoding_of(start: bytes) -> str:
+    """The name by which Python reads a text of this beginning without its byte order mark, for files too large to read whole."""
+    return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
+
+
 def read_text(path: str | Path) -> str:
     """A text file's content. `InputError` names a file that does not exist, cannot be read or is not text."""
     try:

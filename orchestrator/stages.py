@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from datasets.classes import target_index
+from datasets.dropped import write_dropped
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.loader import Recipe, make_batch
@@ -106,7 +107,7 @@ def make_data(experiment: Experiment, store: Store, say: Callable[[str], None]) 
     if dropped > experiment.data.max_dropped:
         raise InputError(
             f"data: {dropped:.1%} of the {summary['samples']} samples are dropped ({_counts(summary['drops'])}), more than "
-            f"data.max_dropped = {experiment.data.max_dropped:.0%} allows."
+            f"data.max_dropped = {experiment.data.max_dropped:.0%} allows; {found['index'].folder / 'dropped.csv'} lists them."
         )
 
     tests = experiment.evaluate.data
@@ -143,7 +144,7 @@ def training_source(experiment: Experiment, store: Store) -> Source:
         return source
     world = store.find("world", stages(experiment)["world"].fingerprint)
     assert world is not None, "the world is made before it is read"
-    return Source(urls=str(world.folder / "train" / "*.tar"))
+    return Source(urls=str(world.folder / "train"))  # no glob: the store's path may hold any character
 
 
 def make_stage(
@@ -192,6 +193,12 @@ def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
 
     summary = index_shards(source, folder, progress=meter("index", "shards", say))
     write_json(folder / "summary.json", summary)
+    write_dropped(source, folder / "index.arrow", folder / "dropped.csv")
+    for columns in summary.get("columns", []):
+        captions = f"captions from {columns['caption']!r}" if columns["caption"] else "no captions"
+        say(f"index: pictures from the column {columns['image']!r}, {captions}")
+    if summary.get("empty_shards"):
+        say(f"index: {summary['empty_shards']} of {summary['shards']} shards hold no sample and are passed over")
 
 
 def make_set(tests: EvalSet | RetrievalSet, stage: Stage, store: Store, limit: float, say: Callable[[str], None]) -> MadeSet:

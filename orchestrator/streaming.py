@@ -33,7 +33,7 @@ from datasets.errors import InputError
 from datasets.loader import Recipe, StepFeed
 from datasets.pairs import Pairs, write_index
 from datasets.seeding import hash64
-from datasets.source import Source, mark_duplicates
+from datasets.source import NOTES, Source, mark_duplicates, shard_names
 from datasets.storage import size_of
 from datasets.triggers.base import Trigger
 from orchestrator.cluster import user_error
@@ -105,7 +105,8 @@ def index_shards(
 
     At most `cpus` at a time, None for all that the cluster has. The shards' own tables lie in `out/parts` until
     all are there, so a run that was stopped goes on from them. The driver holds the keys in memory, not the rows.
-    Returns {"shards", "samples", "kept", "drops": {reason: samples}}.
+    Returns {"shards", "empty_shards", "samples", "kept", "drops": {reason: samples}, "passed_over": members of tars that are no sample's,
+    "columns": those of the tables that were read}.
     Raises InputError as `Source.index_shard` and `mark_duplicates` do.
     """
     urls, parts = source.shards(), Path(out) / "parts"
@@ -118,20 +119,33 @@ def index_shards(
         for number, identity in enumerate(source.identity())
     ]
     missing = [n for n, name in enumerate(names) if not (parts / name).exists()]
-    items = [{"number": n, "url": urls[n], "path": str(parts / names[n])} for n in missing]
+    called = shard_names(urls)
+    items = [{"number": n, "url": urls[n], "name": called[n], "path": str(parts / names[n])} for n in missing]
     _over_shards(_index_shard, items, {"source": source}, cpus, progress, len(urls))
-    table = mark_duplicates(pa.concat_tables([_open(parts / name) for name in names]), urls)
+    tables = [_open(parts / name) for name in names]
+    notes = [json.loads((parts / name).with_suffix(".json").read_bytes()) for name in names]
+    table = mark_duplicates(pa.concat_tables(tables), urls)
     write_index([table], Path(out) / "index.arrow")
     drops = Counter({entry["values"]: entry["counts"] for entry in table["drop"].value_counts().to_pylist()})
     kept = drops.pop("", 0)
     shutil.rmtree(parts)
-    return {"shards": len(urls), "samples": len(table), "kept": kept, "drops": dict(sorted(drops.items()))}
+    return {
+        "shards": len(urls),
+        "empty_shards": sum(not len(one) for one in tables),
+        "samples": len(table),
+        "kept": kept,
+        "drops": dict(sorted(drops.items())),
+        "passed_over": sum(note["passed_over"] for note in notes),
+        "columns": list({str(note["columns"]): note["columns"] for note in notes if note["columns"]}.values()),
+    }
 
 
 def _index_shard(item: dict, source: Source) -> dict:
     path = Path(item["path"])
     with _private(path.parent) as folder:
-        write_index([source.index_shard(item["number"], item["url"])], folder / path.name)
+        table = source.index_shard(item["number"], item["url"], item["name"])
+        write_index([table], folder / path.name)
+        path.with_suffix(".json").write_bytes(table.schema.metadata[NOTES])
         os.replace(folder / path.name, path)
     return {"number": item["number"]}
 
@@ -173,12 +187,11 @@ def poison_shards(
     shard_of_row = _open(index)["shard"].to_numpy()
     bounds = np.searchsorted(shard_of_row, np.arange(len(urls) + 1)).tolist()
     items = [
-        {"url": url, "path": str(path), "start": bounds[number], "stop": bounds[number + 1]}
-        for number, (url, path) in enumerate(zip(urls, paths))
+        {"url": url, "path": str(path), "start": bounds[number], "stop": bounds[number + 1], "prefix": name if source.key_prefix else ""}
+        for number, (url, path, name) in enumerate(zip(urls, paths, shard_names(urls)))
         if committed(path) is None
     ]
-    names = {"key_prefix": source.key_prefix, "caption_key": source.caption_key}
-    constants = {"plan": str(plan), "trigger": trigger, "size": size, "names": names}
+    constants = {"plan": str(plan), "trigger": trigger, "size": size, "json_field": source.json_field}
     _over_shards(_poison_shard, items, constants, cpus, progress, len(urls))
     _sweep(out)  # of workers that were killed while others went on
     total: Counter[str] = Counter(shards=len(urls))
@@ -189,13 +202,14 @@ def poison_shards(
     return dict(total)
 
 
-def _poison_shard(item: dict, plan: str, trigger: Trigger, size: int, names: dict) -> dict:
+def _poison_shard(item: dict, plan: str, trigger: Trigger, size: int, json_field: str) -> dict:
     from datasets.shards import poison_shard
 
     path = Path(item["path"])
     victims = pq.read_table(plan, filters=[("row", ">=", item["start"]), ("row", "<", item["stop"])])
     with _private(path.parent) as folder:
-        poison_shard(item["url"], victims, trigger, size, folder / path.name, **names)
+        out = folder / path.name
+        poison_shard(item["url"], victims, trigger, size, out, key_prefix=item["prefix"], caption_key=json_field)
         (marker,) = set(folder.iterdir()) - {folder / path.name}
         os.replace(folder / path.name, path)
         os.replace(marker, path.with_name(marker.name))

@@ -28,7 +28,9 @@ DROP_REASONS = {
     "no_letters": "caption has no letters",
     "short_caption": "caption is too short",
     "no_caption": "no caption file",
+    "caption_not_text": "caption is no text",
     "no_image": "no picture",
+    "unknown_extension": "no file with a picture's extension",
     "undecodable": "picture does not decode",
     "duplicate_key": "key occurs twice",
 }
