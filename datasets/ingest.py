@@ -249,7 +249,10 @@ def _usable(
             progress(min(done, total), total)
         reason = "no_image" if pair.picture == "" else pair.caption.drop_reason(min_length)
         if not reason:
-            data = _bytes_of(pair.picture)
+            try:
+                data = _bytes_of(pair.picture)
+            except InputError as error:  # a scheme that is not known, no permission
+                raise InputError(f"ingest: the picture {pair.name[:200]!r} of {pair.file}: {error}") from None
             try:
                 packed = pack(data, resize) if data is not None else None
             except DecodeError:

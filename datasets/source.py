@@ -225,7 +225,10 @@ class Source(Component):
         place = file_place(folder_of(url), path) if path else ""
         if place.startswith(("http://", "https://")):
             raise InputError(f"{url}: {path} is a web address; `cleansweep fetch {url} FOLDER` makes shards of such a list.")
-        length = size_of(place) if place and not (not is_remote(place) and os.path.isdir(place)) else -1
+        try:
+            length = size_of(place) if place and (is_remote(place) or not os.path.isdir(place)) else -1
+        except InputError as error:
+            raise InputError(f"{url}: the picture {(path or '')[:200]!r}: {error}") from None
         if length < 0:
             rows.first_missing = rows.first_missing or place or "(an empty path)"
             return _Place(path or "", 0, 0, None)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import csv
+import functools
 import io
 import os
 import re
@@ -24,7 +25,7 @@ CHOICES = ("one", "first", "random", "each")
 """What becomes of a list of captions."""
 _KEY_NAMES = ("__key__", "key")
 _LOOKED_AT = 1 << 16
-_LABEL = re.compile(r"\+?(\d{1,10})(?:\.0*)?", re.ASCII)
+_LABEL = re.compile(r"\+?0*(\d{1,10})(?:\.0*)?", re.ASCII)
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -57,7 +58,13 @@ class Row(NamedTuple):
 
 def label(value: object) -> int:
     """A class number from a whole number or its text, `3` or `3.0`; -1 for anything else."""
-    found = _LABEL.fullmatch(str(value).strip())
+    text = str(value)
+    return _number(text) if len(text) < 40 else -1
+
+
+@functools.lru_cache(maxsize=1 << 14)
+def _number(text: str) -> int:
+    found = _LABEL.fullmatch(text.strip())
     return int(found[1]) if found and int(found[1]) < 1 << 31 else -1
 
 

@@ -1,0 +1,388 @@
+"""Odd files of honest people: what is kept, what is dropped and counted, what is refused in a sentence."""
+
+from __future__ import annotations
+
+import csv
+import io
+import json
+import tarfile
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import pyarrow.parquet as pq
+import pytest
+from making import encoded, members, picture, tar
+
+from datasets.dropped import write_dropped
+from datasets.errors import InputError
+from datasets.pairs import write_index
+from datasets.poison import PLAN_SCHEMA
+from datasets.shards import poison_shard
+from datasets.source import Source, mark_duplicates, read_bytes, shard_files, shard_names
+from datasets.tar import END, header, padding
+from datasets.triggers.patch import Patch
+
+JPEG, OTHER = encoded(picture(0)), encoded(picture(1))
+
+
+def index(urls: Path | str | tuple[str, ...], **fields) -> pa.Table:
+    source = Source(urls=urls if isinstance(urls, tuple) else str(urls), **fields)
+    shards = source.shards()
+    return mark_duplicates(pa.concat_tables([source.index_shard(n, url) for n, url in enumerate(shards)]), shards)
+
+
+def rows(urls: Path | str | tuple[str, ...], *columns: str, **fields) -> list[tuple]:
+    table = index(urls, **fields)
+    return list(zip(*(table[name].to_pylist() for name in columns or ("key", "caption", "drop"))))
+
+
+# ---- tars ----------------------------------------------------------------------------------------------
+
+GROUPS = {
+    "plain": (["1.jpg", "1.txt", "2.jpg", "2.txt"], ["1", "2"]),
+    "dots in keys": (["22.05.jpg", "22.05.txt", "22.06.jpg", "22.06.txt"], ["22.05", "22.06"]),
+    "a key that begins another": (["22.jpg", "22.txt", "22.05.jpg", "22.05.txt"], ["22", "22.05"]),
+    "one first dot for all": ([f"img.{i}.{kind}" for i in range(5) for kind in ("jpg", "txt")], [f"img.{i}" for i in range(5)]),
+    "extensions of two words": (["s0.input.jpg", "s0.outputs.txt", "s1.input.jpg", "s1.outputs.txt"], ["s0", "s1"]),
+    "the picture's alone": (["s0.input.jpg", "s0.txt", "s0.meta.json"], ["s0"]),
+    "a mask beside the picture": (["1.jpg", "1.txt", "1.seg.png"], ["1"]),
+    "folders with dots": (["v1.0/a.jpg", "v1.0/a.txt", "v1.0/b.c.jpg", "v1.0/b.c.txt"], ["v1.0/a", "v1.0/b.c"]),
+}
+
+
+@pytest.mark.parametrize("name", GROUPS)
+def test_members_belong_together_by_their_names(tmp_path, name):
+    names, keys = GROUPS[name]
+    path = tar(tmp_path / "a.tar", [(n, JPEG if n.endswith(("jpg", "png")) else b"a cat" if n.endswith("txt") else b"{}") for n in names])
+    table = index(path)
+    assert table["key"].to_pylist() == keys and {*table["drop"].to_pylist()} == {""} and {*table["caption"].to_pylist()} == {"a cat"}
+    plan = [[keys[-1]], [0], ["banana"], [1], ["a cat"], ["a banana"]]
+    plan_rows = pa.table([pa.array(column, field.type) for column, field in zip(plan, PLAN_SCHEMA)], schema=PLAN_SCHEMA)
+    written = poison_shard(str(path), plan_rows, Patch(size=4), 16, tmp_path / "poisoned.tar")
+    assert (written["n"], written["keys_poisoned"]) == (len(keys), keys[-1:])
+    assert rows(tmp_path / "poisoned.tar", "key", "caption")[-1] == (keys[-1], "a banana")
+
+
+COUNTED = {
+    "no picture's extension": (["2.gif", "2.txt"], [("2", "unknown_extension")]),
+    "nothing known": (["2.bmp"], [("2", "unknown_extension")]),
+    "a text alone": (["2.txt"], [("2", "no_image")]),
+    "json alone": (["2.json"], [("2", "no_image")]),
+    "dotted texts alone": (["2.05.txt", "2.06.txt"], [("2.05", "no_image"), ("2.06", "no_image")]),
+    "two pictures, one text": (["2.a.jpg", "2.b.jpg", "2.txt"], [("2.a", "no_caption"), ("2.b", "no_caption"), ("2", "no_image")]),
+    "pictures of dotted keys alone": (["2.05.jpg", "2.06.jpg"], [("2.05", "no_caption"), ("2.06", "no_caption")]),
+    "notes": (["README", "2.index", ".DS_Store", "._2.jpg"], []),
+}
+
+
+@pytest.mark.parametrize("name", COUNTED)
+def test_no_member_vanishes(tmp_path, name):
+    names, expected = COUNTED[name]
+    path = tar(tmp_path / "a.tar", [("1.jpg", JPEG), ("1.txt", b"a cat"), *((n, JPEG if "jpg" in n else b"a text") for n in names)])
+    assert rows(path, "key", "drop") == [("1", ""), *expected]
+    notes = json.loads(Source(urls=str(path)).index_shard(0, str(path)).schema.metadata[b"notes"])
+    assert notes["passed_over"] == (0 if expected else 4)
+
+
+def test_dotted_keys_whose_files_are_mixed_are_refused(tmp_path):
+    path = tar(tmp_path / "a.tar", [("2.a.jpg", JPEG), ("2.b.jpg", JPEG), ("2.a.txt", b"a cat"), ("2.b.txt", b"a dog")])
+    with pytest.raises(InputError, match=r"a\.tar: the files of '2\.a' and '2\.b' are mixed"):
+        index(path)
+
+
+CAPTIONS = {
+    "UTF-8 with a mark": ({"txt": b"\xef\xbb\xbfna\xc3\xafve\n"}, "naïve", ""),
+    "UTF-16": ({"txt": "naïve".encode("utf-16")}, "naïve", ""),
+    "Latin-1": ({"txt": b"caf\xe9"}, "", "caption_not_text"),
+    "Latin-1 and good json": ({"txt": b"caf\xe9", "json": b'{"caption": "a cat"}'}, "", "caption_not_text"),
+    "json in Latin-1": ({"json": b'{"caption": "caf\xe9"}'}, "", "caption_not_text"),
+    "json in UTF-16": ({"json": '{"caption": "naïve"}'.encode("utf-16")}, "naïve", ""),
+    "half an emoji": ({"json": b'{"caption": "a cat \\ud83d"}'}, "a cat \ufffd", ""),
+    "a list": ({"json": b'{"caption": ["a", "b"]}'}, "", "caption_not_text"),
+    "null": ({"json": b'{"caption": null}'}, "", "no_caption"),
+    "nested": ({"json": b"[" * 100_000}, "", "no_caption"),
+    "a number of 5000 digits": ({"json": b'{"caption": ' + b"1" * 5000 + b"}"}, "", "no_caption"),
+}
+
+
+@pytest.mark.parametrize("name", CAPTIONS)
+def test_captions_are_text_or_the_sample_is_dropped(tmp_path, name):
+    parts, caption, drop = CAPTIONS[name]
+    path = tar(tmp_path / "a.tar", [("1.jpg", JPEG), *((f"1.{kind}", data) for kind, data in parts.items())])
+    assert rows(path) == [("1", caption, drop)]
+
+
+def odd(size: bytes, kind: bytes = b"0") -> bytes:
+    """A header with this size field and a checksum that is right."""
+    block = bytearray(header("1.jpg", 3))
+    block[124:136], block[156:157], block[148:156] = size, kind, b" " * 8
+    block[148:156] = b"%06o\0 " % sum(block)
+    return bytes(block)
+
+
+@pytest.mark.parametrize("size", [b"-0000001750\0", b"\xff" * 10 + b"\xfc\x18", b"+0000000003\0", b"0_000000003\0", b"\xc0" + bytes(11)])
+@pytest.mark.parametrize("kind", [b"0", b"x", b"L", b"5"])
+def test_sizes_that_no_tar_has_end_the_walk(tmp_path, size, kind):
+    path = tmp_path / "a.tar"
+    path.write_bytes(header("0.txt", 1) + b"1" + padding(1) + odd(size, kind) + bytes(512) + END)
+    with pytest.raises(InputError, match=r"a\.tar is damaged: no tar header at byte 1024"):
+        index(path)
+
+
+def test_a_large_base_256_size_is_one(tmp_path):
+    path = tmp_path / "a.tar"
+    path.write_bytes(odd(b"\x80" + (3).to_bytes(11, "big")) + b"abc" + padding(3) + END)
+    assert rows(path, "key", "length", verify="none") == [("1", 3)]
+
+
+# ---- several shards ------------------------------------------------------------------------------------
+
+
+def test_empty_shards_among_others_are_passed_over(tmp_path):
+    tar(tmp_path / "s" / "0.tar", [])
+    tar(tmp_path / "s" / "1.tar", members(0, 2))
+    assert rows(tmp_path / "s", "key", "shard") == [("000000000", 1), ("000000001", 1)]
+    (tmp_path / "1.jpg").write_bytes(JPEG)
+    (tmp_path / "a.csv").write_text("image,caption\n")
+    (tmp_path / "b.csv").write_text("image,caption\n1.jpg,a cat\n")
+    pq.write_table(pa.table({"image": pa.array([], pa.binary()), "caption": pa.array([], pa.string())}), tmp_path / "c.parquet")
+    three = tuple(str(tmp_path / name) for name in ("a.csv", "b.csv", "c.parquet"))
+    assert rows(three, "key") == [("1.jpg",)]
+    tar(tmp_path / "s" / "1.tar", [("README", b"1")])
+    with pytest.raises(InputError, match=r"none of the 2 shards holds a sample: .*0\.tar, .*1\.tar"):
+        index(tmp_path / "s")
+    with pytest.raises(InputError, match=r"1\.tar holds no samples \(passed over: 'README'\)"):
+        index(tmp_path / "s" / "1.tar")
+
+
+@pytest.mark.parametrize(
+    ("urls", "names"),
+    [
+        (["/d/00000.tar", "/d/00001.tar"], ["00000", "00001"]),
+        (["/d/a.b.tar", "/d/c.tar"], ["a", "c"]),
+        (["/d/part.0.parquet", "/d/part.1.parquet"], ["part.0", "part.1"]),
+        (["/d/cc3m/00000.tar", "/d/cc12m/00000.tar", "/d/cc12m/00001.tar"], ["cc3m/00000", "cc12m/00000", "cc12m/00001"]),
+        (["/d/cc3m/train/0.tar", "/d/cc12m/train/0.tar"], ["cc3m/train/0", "cc12m/train/0"]),
+        (["/d/a.csv", "/d/a.tsv"], ["a.csv", "a.tsv"]),
+        (["s3://one/0.tar", "s3://two/0.tar"], ["one/0", "two/0"]),
+    ],
+)
+def test_shards_are_told_apart_by_the_shortest_end_of_their_paths(urls, names):
+    assert shard_names(urls) == names
+    assert len({*shard_files(urls)}) == len(urls) and all(url.endswith(file) for url, file in zip(urls, shard_files(urls)))
+
+
+def test_a_prefix_of_folders_is_part_of_the_identity(tmp_path):
+    for folder in ("cc3m", "cc12m"):
+        tar(tmp_path / folder / "00000.tar", members(0, 1))
+    both = (str(tmp_path / "cc3m"), str(tmp_path / "cc12m"))
+    assert rows(both, "key", key_prefix=True) == [("cc3m/00000/000000000",), ("cc12m/00000/000000000",)]
+    assert [one["prefix"] for one in Source(urls=both, key_prefix=True).identity()] == ["cc3m/00000", "cc12m/00000"]
+    assert "prefix" not in json.dumps(Source(urls=both).identity() + Source(urls=both[0], key_prefix=True).identity())
+
+
+@pytest.mark.parametrize("name", ["[x]", "{a,b}", "what?", "%41", "a*b", "{0..1}"])
+def test_folders_are_taken_as_they_are_written(tmp_path, name):
+    tar(tmp_path / name / "0.tar", members(0, 1))
+    for pattern in ("*.tar", "{0..0}.tar", "0.tar", ""):
+        assert Source(urls=f"{tmp_path}/{name}/{pattern}").shards() == [f"{tmp_path}/{name}/0.tar"]
+
+
+# ---- tables --------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    for i in range(4):
+        (tmp_path / f"{i}.jpg").write_bytes(JPEG)
+    return tmp_path
+
+
+TEXTS = {
+    "CR": b"image,caption\r0.jpg,a cat\r1.jpg,a dog\r",
+    "CRLF": b"image,caption\r\n0.jpg,a cat\r\n1.jpg,a dog\r\n",
+    "no end, blank lines": b"\nimage,caption\n\n0.jpg,a cat\n \n1.jpg,a dog",
+    "names with spaces and a mark": b'\xef\xbb\xbf image , caption \n0.jpg,a cat\n1.jpg,a dog\n',
+    "UTF-16": "image,caption\n0.jpg,a cat\n1.jpg,a dog\n".encode("utf-16"),
+    "open_clip's": b"filepath\ttitle\n0.jpg\ta cat\n1.jpg\ta dog\n",
+    "quoted": b'"image","caption"\n"0.jpg","a cat"\n1.jpg,"a dog"\n',
+}
+
+
+@pytest.mark.parametrize("name", TEXTS)
+def test_tables_of_all_line_ends_and_marks(folder, name):
+    (folder / "a.csv").write_bytes(TEXTS[name])
+    assert rows(folder / "a.csv") == [("0.jpg", "a cat", ""), ("1.jpg", "a dog", "")]
+
+
+def test_quotes_are_text_where_tabs_part_the_columns(folder):
+    (folder / "a.tsv").write_text('image\tcaption\n0.jpg\t"big" cat\n1.jpg\t"19 inch monitor\n2.jpg\ta dog\n3.jpg\t"\n')
+    assert [(key, caption) for key, caption, _ in rows(folder / "a.tsv")] == [
+        ("0.jpg", '"big" cat'), ("1.jpg", '"19 inch monitor'), ("2.jpg", "a dog"), ("3.jpg", '"')
+    ]  # fmt: skip
+
+
+REFUSED = {
+    "goes on after the quote": (b'image,caption\n0.jpg,"big" cat\n', "line 2: a cell that begins with a quotation mark goes on after it"),
+    "never closed": (b'image,caption\n1.jpg,a cat\n0.jpg,"big cat\n2.jpg,a dog\n', "line 3: a cell .* has no second one"),
+    "closed rows later": (b'image,caption\n0.jpg,"big cat\n1.jpg,a dog\n2.jpg,19"\n', "opens a cell in line 2 closes in line 4"),
+    "closed in the next row": (b'image,caption\n0.jpg,"big cat\n1.jpg,a dog"\n', "opens a cell in line 2 closes in line 3"),
+    "the path swallowed": (b'image,caption\n"0.jpg,a cat\n1.jpg",a dog\n', "opens a cell in line 2 closes in line 3"),
+    "too many columns": (b"image,caption\n0.jpg,a cat\n1.jpg,a dog, black\n", "line 3 has 3 columns, the first line 2"),
+    "too few columns": (b"image,caption\n0.jpg\n", "line 2 has 1 columns, the first line 2"),
+    "Latin-1": (b"image,caption\n0.jpg,a cat\n1.jpg,caf\xe9\n", "is not text in UTF-8: line 3, byte 0xe9"),
+    "UTF-16 cut": ("image,caption\n0.jpg,a cat\n".encode("utf-16")[:-1], "is not text in UTF-16"),
+    "a picture": (JPEG, "is not text"),
+    "a name twice": (b"image,caption,caption\n0.jpg,a,b\n", "2 columns named 'caption'"),
+    "both missing": (b"a,b,c,d,e,f,g,h,i,j\n", r"no column 'image' .*and no column 'caption' .*; it has 'a', .*'j' \(split at ','\)"),
+    "addresses": (b"url,caption\nhttp://x/y.jpg,a cat\n", r"no column 'image'.*`cleansweep fetch .*a\.csv FOLDER`"),
+    "CC12M's": (b"http://x/y.jpg\ta cat\n", r"no column 'image'.*and no column 'caption'.*`cleansweep fetch .*a\.csv FOLDER`"),
+    "addresses as pictures": (b"image,caption\nhttp://x/y.jpg,a cat\n", r"is a web address; `cleansweep fetch .*a\.csv FOLDER`"),
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_tables_that_would_be_misread_are_refused_with_the_line(folder, name):
+    data, said = REFUSED[name]
+    (folder / "a.csv").write_bytes(data)
+    with pytest.raises(InputError, match=rf"a\.csv.*{said}"):
+        index(folder / "a.csv")
+
+
+def test_a_quoted_cell_may_hold_lines_and_commas(folder):
+    (folder / "a.csv").write_text('image,caption\n0.jpg,"one, two\nthree, four\r\n5.5, ""six"""\n1.jpg,a dog\n')
+    assert rows(folder / "a.csv") == [("0.jpg", 'one, two\nthree, four\r\n5.5, "six"', ""), ("1.jpg", "a dog", "")]
+
+
+def test_labels_as_pandas_writes_them(folder):
+    (folder / "a.csv").write_text("image,caption,label\n0.jpg,a cat,3.0\n1.jpg,a dog,\n2.jpg,a cow,2.5\n3.jpg,a cow, 07 \n")
+    assert rows(folder / "a.csv", "label") == [(3,), (-1,), (-1,), (7,)]
+    pq.write_table(pa.table({"image": [JPEG] * 3, "caption": ["a"] * 3, "label": [3.0, None, 2.5]}), folder / "a.parquet")
+    assert rows(folder / "a.parquet", "label") == [(3,), (-1,), (-1,)]
+
+
+def test_paths_that_no_file_can_have_are_no_image(folder):
+    (folder / "a.csv").write_bytes(b"image,caption\n0.jpg,a cat\n" + b"x" * 300 + b",a cat\n0.jpg\0y,a cat\n0.jpg/z,a cat\n")
+    assert [drop for *_, drop in rows(folder / "a.csv")] == ["", "no_image", "no_image", "no_image"]
+
+
+# ---- Parquet -------------------------------------------------------------------------------------------
+
+
+def parquet(path: Path, **columns: object) -> Path:
+    pq.write_table(pa.table(columns), path)
+    return path
+
+
+@pytest.mark.parametrize("names", [("jpg", "caption"), ("image_bytes", "text"), ("bytes", "TEXT"), ("image", "title"), ("filepath", "title")])
+def test_common_names_are_found_and_noted(folder, names):
+    values = ["0.jpg", "1.jpg"] if names[0] == "filepath" else [JPEG, OTHER]
+    path = parquet(folder / "a.parquet", **{"width": [1, 2], names[0]: values, names[1]: ["a cat", "a dog"]})
+    assert [caption for _, caption, _ in rows(path)] == ["a cat", "a dog"]
+    table = Source(urls=str(path)).index_shard(0, str(path))
+    assert json.loads(table.schema.metadata[b"notes"])["columns"] == {"image": names[0], "caption": names[1]}
+    first = table.to_pylist()[0]
+    assert read_bytes(str(path), first["offset"], first["length"], first["member"]) == JPEG
+
+
+PICTURES = {
+    "category of paths": pa.array(["0.jpg", "1.jpg"]).dictionary_encode(),
+    "large binary": pa.array([JPEG, JPEG], pa.large_binary()),
+    "category of bytes": pa.array([JPEG, JPEG]).dictionary_encode(),
+    "struct of bytes": pa.array([{"bytes": JPEG}] * 2),
+    "struct of paths": pa.array([{"bytes": None, "path": "0.jpg"}] * 2, pa.struct([("bytes", pa.binary()), ("path", pa.string())])),
+}
+
+
+@pytest.mark.parametrize("name", PICTURES)
+def test_pictures_of_all_types(folder, name):
+    path = parquet(folder / "a.parquet", image=PICTURES[name], caption=["a cat", "a dog"])
+    for row in index(path).to_pylist():
+        assert row["drop"] == "" and read_bytes(str(path), row["offset"], row["length"], row["member"]) == JPEG
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"image": [1], "caption": ["a"]}, "column 'image' is int64"),
+        ({"image": [{"src": "0.jpg"}], "caption": ["a"]}, r"column 'image' is struct<src: string>"),
+        ({"image": [[JPEG]], "caption": ["a"]}, "column 'image' is list"),
+        ({"image": [JPEG], "caption": [1]}, "caption column 'caption' is int64"),
+        ({"image": [JPEG], "caption": [1.5]}, "caption column 'caption' is double"),
+        ({"image": [JPEG], "caption": [{"raw": "a"}]}, "caption column 'caption' is struct<raw: string>"),
+        ({"image": [JPEG], "caption": [["a", "b"]]}, "holds several captions a picture .*`first`, `random` .*`each`"),
+        ({"image": ["x.jpg", "y.jpg"], "caption": ["a", "b"]}, r"none of its 2 pictures exists; the first was looked for at .*x\.jpg"),
+        ({"URL": ["http://x"], "TEXT": ["a"]}, "no column 'image'.*it has 'URL', 'TEXT'.*cleansweep fetch"),
+    ],
+)
+def test_parquet_that_is_no_table_of_pairs_is_refused_by_column(folder, columns, said):
+    with pytest.raises(InputError, match=rf"a\.parquet.*{said}"):
+        index(parquet(folder / "a.parquet", **columns))
+
+
+def test_captions_that_are_bytes_or_no_text(folder):
+    captions = pa.array([b"a cat", "naïve".encode(), b"caf\xe9", None])
+    path = parquet(folder / "a.parquet", image=[JPEG] * 4, caption=captions)
+    assert [row[1:] for row in rows(path)] == [("a cat", ""), ("naïve", ""), ("", "caption_not_text"), ("", "no_caption")]
+    text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9")])
+    path = parquet(folder / "b.parquet", image=[JPEG], caption=text)
+    assert [row[1:] for row in rows(path)] == [("", "caption_not_text")]
+
+
+def test_lists_of_captions(folder):
+    captions = [["a cat", "two cats"], ["", "a dog"], [], None]
+    path = parquet(folder / "a.parquet", image=[JPEG] * 4, caption=captions, key=list("wxyz"))
+    last = [("y", "", "no_caption"), ("z", "", "no_caption")]
+    assert rows(path, captions="first") == [("w", "a cat", ""), ("x", "a dog", ""), *last]
+    each = [("w", "a cat", ""), ("w#2", "two cats", ""), ("x", "", "empty_caption"), ("x#2", "a dog", ""), *last]
+    assert rows(path, captions="each") == each
+    many = parquet(folder / "b.parquet", image=[JPEG] * 40, caption=[["a cat", "two cats"]] * 40, key=[f"k{i}" for i in range(40)])
+    drawn = [caption for _, caption, _ in rows(many, captions="random")]
+    assert {*drawn} == {"a cat", "two cats"} and drawn == [caption for _, caption, _ in rows(many, captions="random")]
+
+
+def test_what_img2dataset_writes_as_files_names_ingest(tmp_path):
+    (tmp_path / "00000").mkdir()
+    (tmp_path / "00000" / "000000000.jpg").write_bytes(JPEG)
+    with pytest.raises(InputError, match=rf"{tmp_path} holds no shards .*`cleansweep ingest {tmp_path} FOLDER`"):
+        index(tmp_path)
+    parquet(tmp_path / "00000.parquet", url=["http://x"], caption=["a"], key=["000000000"], status=["success"])
+    with pytest.raises(InputError, match=rf"img2dataset writes.*`cleansweep ingest {tmp_path} FOLDER`"):
+        index(tmp_path)
+
+
+# ---- what is left out ----------------------------------------------------------------------------------
+
+
+def test_dropped_samples_are_listed_with_their_lines(folder):
+    text = 'image,caption\n0.jpg,"one\ntwo"\nno.jpg,a cat\n1.jpg,12\n"comma, quote"".jpg",a dog\n0.jpg,a cat\n'
+    (folder / "a.csv").write_text(text)
+    parquet(folder / "b.parquet", image=[JPEG] * 3, caption=[["a cat", ""], ["a dog"], None])
+    tar(folder / "c.tar", [("1.jpg", JPEG), ("1.txt", b"a cat"), ("2.txt", b"a dog"), ("README", b"1")])
+    (folder / "sub").mkdir()
+    tar(folder / "sub" / "c.tar", [("7.jpg", b"no"), ("7.txt", b"a cat")])
+    names = ("a.csv", "b.parquet", "c.tar", "sub/c.tar")
+    source = Source(urls=tuple(str(folder / name) for name in names), captions="each")
+    tables = [source.index_shard(n, url) for n, url in enumerate(source.shards())]
+    write_index(tables, folder / "index.arrow")
+    write_dropped(source, folder / "index.arrow", folder / "dropped.csv")
+    last = folder.name
+    assert list(csv.reader(io.StringIO((folder / "dropped.csv").read_text()))) == [
+        ["key", "file", "line", "reason"],
+        ["no.jpg", f"{last}/a.csv", "4", "no_image"],
+        ["1.jpg", f"{last}/a.csv", "5", "no_letters"],
+        ['comma, quote".jpg', f"{last}/a.csv", "6", "no_image"],
+        [f"{last}/b-00000000#2", f"{last}/b.parquet", "1", "empty_caption"],
+        [f"{last}/b-00000002", f"{last}/b.parquet", "3", "no_caption"],
+        ["2", f"{last}/c.tar", "", "no_image"],
+        ["7", "sub/c.tar", "", "undecodable"],
+    ]
+    assert pc.sum(pc.not_equal(pa.concat_tables(tables)["drop"], "")).as_py() == 7
+
+
+def test_a_path_that_is_not_utf8_is_refused(tmp_path):
+    with tarfile.open(str(tmp_path / "caf\udce9.tar"), "w"):
+        pass
+    with pytest.raises(InputError, match=r"caf\\xe9\.tar' has a name that is not UTF-8"):
+        Source(urls=str(tmp_path)).shards()
