@@ -16,8 +16,9 @@ import ray
 
 from datasets.errors import InputError
 from datasets.loader import LocalFeed, Recipe
+from datasets.poison import PLAN_SCHEMA
 from datasets.shards import poison_shard, write_tar
-from datasets.source import Source
+from datasets.source import Source, read_bytes
 from datasets.view import Views
 from orchestrator.streaming import RayFeed, index_shards, poison_shards
 
@@ -63,6 +64,43 @@ def test_the_index_is_the_one_a_single_process_makes(make: Callable, tmp_path: P
     assert (summary["shards"], summary["samples"], summary["kept"]) == (4, 63, 60)
     assert sum(summary["drops"].values()) == 3 and summary["drops"]["no_image"] == 1
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["index.arrow"]
+
+
+def test_empty_shards_and_the_columns_of_tables_are_in_the_summary(make: Callable, tmp_path: Path) -> None:
+    made = make(shards=2)
+    write_tar(tmp_path / "data" / "00002.tar", [])
+    write_tar(tmp_path / "data" / "00003.tar", [("notes", {"md": "nothing"}), ("odd", {"gif": "GIF", "txt": "a word"})])
+    first = made.pairs.records(np.array([0])).to_pylist()[0]
+    picture = read_bytes(first["url"], first["offset"], first["length"], first["member"])
+    pa.parquet.write_table(pa.table({"jpg": [picture], "text": ["a word"]}), tmp_path / "a.parquet")
+    source = Source(urls=(str(tmp_path / "data"), str(tmp_path / "a.parquet")))
+    summary = index_shards(source, tmp_path / "out")
+    kept = len(made.pairs) + 1
+    assert summary == {
+        "shards": 5,
+        "empty_shards": 1,
+        "samples": kept + 1,
+        "kept": kept,
+        "drops": {"unknown_extension": 1},
+        "passed_over": 1,
+        "columns": [{"image": "jpg", "caption": "text"}],
+    }
+
+
+def test_shards_of_one_name_are_told_apart_when_poisoned_too(make: Callable, tmp_path: Path) -> None:
+    made = make(shards=1)
+    (tmp_path / "more").mkdir()
+    (tmp_path / "more" / "00000.tar").write_bytes((tmp_path / "data" / "00000.tar").read_bytes())
+    source = Source(urls=(str(tmp_path / "data"), str(tmp_path / "more")), key_prefix=True)
+    assert index_shards(source, tmp_path / "both")["kept"] == 2 * len(made.pairs)
+    table = pa.ipc.open_file(tmp_path / "both" / "index.arrow").read_all()
+    plan = pa.parquet.read_table(made.plan)
+    rows = [len(table) // 2 + row for row in plan["row"].to_pylist()]
+    plan = plan.set_column(0, "key", table["key"].take(rows)).set_column(1, "row", pa.array(rows))
+    pa.parquet.write_table(plan.cast(PLAN_SCHEMA), tmp_path / "plan.parquet")
+    index = tmp_path / "both" / "index.arrow"
+    done = poison_shards(source, index, tmp_path / "plan.parquet", made.trigger, 32, tmp_path / "poisoned")
+    assert (done["shards"], done["poisoned"]) == (2, len(plan))
 
 
 def test_a_damaged_shard_is_one_clear_error_and_the_others_are_kept(make: Callable, tmp_path: Path) -> None:

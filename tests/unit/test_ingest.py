@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import tarfile
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from making import encoded, picture
 
@@ -114,3 +117,105 @@ def test_resize_shrinks_what_is_larger_and_leaves_the_rest_alone(tmp_path):
         members = {m.name: archive.extractfile(m).read() for m in archive}
     assert members["000000000.png"] == small
     assert decode(members["000000001.jpg"]).shape == (43, 32, 3)
+
+
+def packed(out: Path) -> dict[str, bytes]:
+    with tarfile.open(out / "00000.tar") as archive:
+        return {m.name: archive.extractfile(m).read() for m in archive}
+
+
+def listed(out: Path) -> list[list[str]]:
+    with open(out / "dropped.csv", encoding="utf-8", newline="") as file:
+        return list(csv.reader(file))[1:]
+
+
+def test_what_is_left_out_is_listed(tmp_path, folder):
+    (folder / "cats" / "lost.txt").write_text("a caption without its picture")
+    (folder / "cats" / "odd.png").write_bytes(encoded(picture(9), "PNG"))
+    (folder / "cats" / "odd.txt").write_bytes(b"caf\xe9")
+    (folder / "notes.json").write_text("{}")
+    manifest = ingest(folder, tmp_path / "out")
+    expected = {"caption_not_text": 1, "no_caption": 1, "no_image": 1, "no_letters": 1, "undecodable": 1}
+    assert manifest["n"] == 7 and manifest["dropped"] == expected and manifest["passed_over"] == 1
+    assert sorted(listed(tmp_path / "out")) == [
+        ["cats/broken.jpg", "cats/broken.jpg", "", "undecodable"],
+        ["cats/lost.txt", "cats/lost.txt", "", "no_image"],
+        ["cats/numbers.png", "cats/numbers.png", "", "no_letters"],
+        ["cats/odd.png", "cats/odd.png", "", "caption_not_text"],
+        ["cats/silent.jpg", "cats/silent.jpg", "", "no_caption"],
+    ]
+    (folder / "pairs.csv").write_text('image,caption\ncats/0.JPG,"one\ntwo"\n"no, where.jpg",a cat\n' + "x" * 300 + ",a cat\ncats,a cat\n")
+    manifest = ingest(folder / "pairs.csv", tmp_path / "table")
+    assert manifest["n"] == 1 and manifest["columns"] == {"image": "image", "caption": "caption"}
+    assert [row[1:] for row in listed(tmp_path / "table")] == [["pairs.csv", str(line), "no_image"] for line in (4, 5, 6)]
+    assert listed(tmp_path / "table")[0][0] == "no, where.jpg"
+
+
+def test_parquet_becomes_shards(tmp_path):
+    jpeg, webp = encoded(picture(1)), encoded(picture(2), "WEBP")
+    (tmp_path / "a.jpg").write_bytes(jpeg)
+    columns = {"jpg": [jpeg, webp, None], "text": [["a cat", "two cats"], [" a dog\n"], ["a cow"]], "label": [1.0, None, 2.0]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    with pytest.raises(InputError, match=r"a\.parquet: the caption column 'text' holds several .*set captions to `first`"):
+        ingest(tmp_path / "a.parquet", tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+    manifest = ingest(tmp_path / "a.parquet", tmp_path / "out", captions="each")
+    assert manifest["n"] == 3 and manifest["dropped"] == {"no_image": 1}
+    assert listed(tmp_path / "out") == [["a-00000002", "a.parquet", "3", "no_image"]]
+    files = packed(tmp_path / "out")
+    assert [files[name] for name in ("000000000.jpg", "000000001.jpg", "000000002.webp")] == [jpeg, jpeg, webp]
+    assert [files[f"00000000{i}.txt"] for i in range(3)] == [b"a cat", b"two cats", b"a dog"]
+    assert [files.get(f"00000000{i}.cls") for i in range(3)] == [b"1", b"1", None]
+    pq.write_table(pa.table({"image": ["a.jpg", "b.jpg"], "caption": ["a cat", "a dog"]}), tmp_path / "paths.parquet")
+    assert ingest(tmp_path / "paths.parquet", tmp_path / "paths")["dropped"] == {"no_image": 1}
+    with pytest.raises(InputError, match="captions is 'first', but .* is a folder; accepted are txt, folder"):
+        ingest(tmp_path, tmp_path.parent / "elsewhere", captions="first")
+
+
+def test_names_that_are_not_utf8(tmp_path):
+    place = tmp_path / "in" / "cat"
+    place.mkdir(parents=True)
+    (place / "caf\udc82.jpg").write_bytes(encoded(picture(1)))
+    (place / "caf\udc82.txt").write_text("a cat")
+    manifest = ingest(tmp_path / "in", tmp_path / "out")
+    assert manifest["n"] == 1 and json.loads(packed(tmp_path / "out")["000000000.json"])["source"] == "cat/caf\\x82.jpg"
+    (place / "caf\udc82.txt").write_text("")
+    (place / "ok.jpg").write_bytes(encoded(picture(1)))
+    (place / "ok.txt").write_text("a cat")
+    assert ingest(tmp_path / "in", tmp_path / "again")["n"] == 1
+    assert listed(tmp_path / "again") == [["cat/caf\\x82.jpg", "cat/caf\\x82.jpg", "", "empty_caption"]]
+    place.rename(tmp_path / "in" / "caf\udc82")
+    assert ingest(tmp_path / "in", tmp_path / "third")["n"] == 1
+    with pytest.raises(InputError, match=r"the folder 'caf\\\\x82' has a name that is not UTF-8"):
+        ingest(tmp_path / "in", tmp_path / "fourth", classes="folder")
+
+
+def test_links_to_folders_are_followed_and_not_in_circles(tmp_path):
+    for name in ("in/cats", "elsewhere/big_dogs"):
+        (tmp_path / name).mkdir(parents=True)
+        (tmp_path / name / "0.jpg").write_bytes(encoded(picture(1)))
+    (tmp_path / "in" / "dogs").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "in" / "cats" / "up").symlink_to(tmp_path / "in")
+    (tmp_path / "elsewhere" / "in").symlink_to(tmp_path / "in")
+    assert ingest(tmp_path / "in", tmp_path / "out", captions="folder")["n"] == 2
+    assert sorted(data for name, data in packed(tmp_path / "out").items() if name.endswith("txt")) == [b"big dogs", b"cats"]
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "said"),
+    [
+        ("captions.json", b"{}", "is JSON; a CSV, TSV or Parquet file is read"),
+        ("a.tar", b"", "is a shard already"),
+        ("a.csv", b"image,caption\nhttp://x/y.jpg,a cat\n", "`cleansweep fetch .*a.csv FOLDER`"),
+        ("a.tsv", b"a cat\thttp://x/y.jpg\n", "no column 'image' \\(image_key.*`cleansweep fetch .*a.tsv FOLDER`"),
+        ("a.csv", b"image,caption\nnhttp://x,a cat\n", "the picture 'nhttp://x' of a.csv: nhttp://"),
+        ("a.csv", b"image,caption\n", "holds no pictures"),
+        ("a.parquet", b"PAR1", "no Parquet file"),
+        ("a.zip", b"PK\x03\x04\xff", "is not text in UTF-8"),
+    ],
+)
+def test_what_is_no_table_of_pictures_says_what_to_do(tmp_path, name, data, said):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(InputError, match=said):
+        ingest(tmp_path / name, tmp_path / "out")
+    assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -1,0 +1,46 @@
+"""The data stages in a store: worlds at any place, and the list of what the index leaves out. Without Ray: one process indexes."""
+
+from __future__ import annotations
+
+import csv
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from making import members, tar
+from test_analysis import local_index
+
+from datasets.source import Source
+from orchestrator.plan import stages
+from orchestrator.stages import make_data
+from orchestrator.store import Store, verify
+from tests.tiny_sweep import BASE
+
+
+@pytest.fixture(autouse=True)
+def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
+    import orchestrator.streaming
+
+    monkeypatch.setattr(orchestrator.streaming, "index_shards", local_index)
+
+
+@pytest.mark.parametrize("name", ["[x]", "{a,b}", "what?", "feature%2Fx", "a b#ü*"])
+def test_a_world_is_found_in_a_store_of_any_name(tmp_path, name):
+    store = Store(tmp_path / name)
+    inputs = make_data(BASE, store, lambda line: None)
+    assert all(url.startswith(f"{tmp_path}/{name}/world/") for url in inputs.urls) and len(inputs.pairs()) > 0
+    assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_index_lists_what_it_leaves_out(tmp_path: Path):
+    tar(tmp_path / "data" / "0.tar", [*members(0, 200), ("x.txt", b"a caption"), ("y.gif", b"GIF")])
+    experiment = replace(BASE, data=replace(BASE.data, source=Source(urls=str(tmp_path / "data"))))
+    store = Store(tmp_path / "store")
+    stage = stages(experiment)["index"]
+    make_data(experiment, store, lambda line: None)
+    found = store.find("index", stage.fingerprint)
+    assert found is not None and verify(found) == [] and "dropped.csv" in found.manifest["files"]
+    assert list(csv.reader((found.folder / "dropped.csv").read_text().splitlines()))[1:] == [
+        ["x", "0.tar", "", "no_image"],
+        ["y", "0.tar", "", "unknown_extension"],
+    ]
