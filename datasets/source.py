@@ -4,7 +4,8 @@ An index row says where a picture's bytes lie, so that reading is by offset and 
 How `member`, `offset` and `length` address a picture, whatever the source:
 
 * member inside a tar: `member` its name, `offset` and `length` its bytes;
-* a file of its own (CSV, Parquet of paths): `member` its path relative to the table's folder, `offset` 0;
+* a file of its own (CSV, Parquet of paths): `member` its path relative to the table's folder, `offset` 0; the shard of an
+  evaluation set can be the folder itself, and then `member` is the path as `storage.name_text` writes it;
 * a Parquet cell: `member` is `parquet:<column>`, `offset` the row number.
 """
 
@@ -30,7 +31,7 @@ from datasets import tables
 from datasets.captions import clean_drop_reason
 from datasets.component import Component
 from datasets.errors import InputError
-from datasets.storage import Reader, expand, is_remote, read_range, size_of
+from datasets.storage import Reader, expand, is_remote, name_of, read_range, size_of
 from datasets.tar import Sample, samples
 from datasets.view import DecodeError, decode
 
@@ -308,8 +309,10 @@ def read_bytes(url: str, offset: int, length: int, member: str) -> bytes:
 
 def file_of(url: str, offset: int, member: str) -> str:
     """The file that holds the picture of one index row whose shard is `url`."""
-    own = offset == 0 and not member.startswith(_PARQUET_CELL)
-    return _file_place(_folder(url), member) if own else url
+    if offset or member.startswith(_PARQUET_CELL):
+        return url
+    folder = _folder(url)
+    return _file_place(folder, name_of(member) if folder == url else member)
 
 
 _reader = functools.lru_cache(maxsize=256)(Reader)  # eviction closes it when its last user lets go

@@ -196,7 +196,7 @@ def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
 
 def make_set(tests: EvalSet | RetrievalSet, stage: Stage, store: Store, limit: float, say: Callable[[str], None]) -> MadeSet:
     """The set, its stage found or made; at least the share `limit` of its pictures must be usable."""
-    found = make_stage(store, stage, lambda folder: _testset(tests, folder, limit), say)
+    found = make_stage(store, stage, lambda folder: _testset(tests, folder, limit, say), say)
     folder, classes = found.folder, json.loads(part(found, "classes.json"))
     return MadeSet(
         index=str(folder / "index.arrow"),
@@ -218,8 +218,8 @@ def same_classes(test: MadeSet, further: EvalSet | RetrievalSet, made: MadeSet) 
         )
 
 
-def _testset(tests: EvalSet | RetrievalSet, folder: Path, limit: float) -> None:
-    loaded = tests.load(folder)
+def _testset(tests: EvalSet | RetrievalSet, folder: Path, limit: float, say: Callable[[str], None]) -> None:
+    loaded = tests.load(folder, lambda line: say(f"NOTE {line}"))
     drops = {e["values"]: e["counts"] for e in pc.value_counts(loaded.table["drop"]).to_pylist()}
     kept = drops.pop("", 0)
     if kept < limit * len(loaded.table):
@@ -227,6 +227,8 @@ def _testset(tests: EvalSet | RetrievalSet, folder: Path, limit: float) -> None:
             f"{tests.path}: only {kept} of {len(loaded.table)} pictures can be used ({_counts(drops)}); "
             f"evaluation needs {limit:.0%} of them."
         )
+    if drops:
+        say(f"NOTE {tests.path}: {kept} of {len(loaded.table)} pictures can be used ({_counts(drops)}).")
     write_index([loaded.table], folder / "index.arrow")
     write_json(folder / "summary.json", {"samples": len(loaded.table), "kept": kept, "drops": drops})
     classes = {"names": list(loaded.names), "templates": list(loaded.templates), "numbers": list(loaded.numbers)}
