@@ -167,6 +167,13 @@ def _strip_to_rgb(picture: Image.Image, scale: float) -> np.ndarray:
     return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
 
 
+def as_jpeg(image_HWC: np.ndarray, quality: int) -> bytes:
+    """uint8 [H, W, 3] as JPEG of this quality, with Pillow's own settings otherwise (chroma at half the resolution)."""
+    out = io.BytesIO()
+    Image.fromarray(image_HWC).save(out, "JPEG", quality=quality)
+    return out.getvalue()
+
+
 def first_view(canonical_HWC: np.ndarray, views: Views, rng: np.random.Generator) -> np.ndarray:
     """uint8 [S, S, 3]: the view of the contrastive loss; the canonical view unless `views` asks for crop or flip."""
     return apply(_first_steps(canonical_HWC.shape[0], views, rng), canonical_HWC)

@@ -24,7 +24,7 @@ from datasets.retrieval import RetrievalSet
 from datasets.seeding import rng
 from datasets.source import Source
 from datasets.synthetic import World
-from datasets.view import visibility
+from datasets.view import as_jpeg, decode, visibility
 from orchestrator import cleanset
 from orchestrator.meter import meter
 from orchestrator.plan import Stage, further_sets, stages
@@ -291,6 +291,8 @@ def _sample_sheet(
     entries = []
     for i, ((key, picture), row) in enumerate(zip(sheet, plan.slice(0, SHEET).to_pylist())):
         stamped = experiment.poison.trigger.stamp(picture, rng(row["trigger_seed"], key))
+        if experiment.poison.jpeg_quality is not None:
+            stamped = decode(as_jpeg(stamped, experiment.poison.jpeg_quality))
         for kind, pixels in (("clean", picture), ("triggered", stamped)):
             (folder / "samples" / f"{i}-{kind}.png").write_bytes(_png(pixels))
         entries.append({"key": key, **{name: row[name] for name in ("caption_before", "caption_after")}})

@@ -151,14 +151,15 @@ def poison_shards(
     size: int,
     out: Path,
     *,
+    jpeg_quality: int | None = None,
     cpus: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the tar shards of `source` with the plan's victims stamped: one in, one out, one Ray Data task each.
 
     `plan` (Parquet, PLAN_SCHEMA) refers to rows of `index`, which was made of `source`; `size` is the canonical
-    view's side in pixels. What has its marker beside it, written last, is not made again; `poison.json` says what
-    the folder is, and another plan's is refused. The tree's bytes depend on the arguments alone, not on `cpus`,
+    view's side in pixels; `jpeg_quality` as in `shards.poison_shard`. What has its marker beside it, written last, is not made
+    again; `poison.json` says what the folder is, and another plan's is refused. The tree's bytes depend on the arguments alone, not on `cpus`,
     interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
     """
     from datasets.shards import committed
@@ -169,7 +170,8 @@ def poison_shards(
         raise InputError(f"{out} is the folder of the shards themselves; poisoned ones go into another.")
     out.mkdir(parents=True, exist_ok=True)
     _sweep(out)
-    _claim(out, {"plan": f"{hash64(Path(plan).read_bytes().hex()):016x}", "trigger": repr(trigger), "size": size}, urls)
+    made_of = {"plan": f"{hash64(Path(plan).read_bytes().hex()):016x}", "trigger": repr(trigger), "size": size}
+    _claim(out, made_of | ({} if jpeg_quality is None else {"jpeg_quality": jpeg_quality}), urls)
     shard_of_row = _open(index)["shard"].to_numpy()
     bounds = np.searchsorted(shard_of_row, np.arange(len(urls) + 1)).tolist()
     items = [
@@ -177,7 +179,7 @@ def poison_shards(
         for number, (url, path) in enumerate(zip(urls, paths))
         if committed(path) is None
     ]
-    names = {"key_prefix": source.key_prefix, "caption_key": source.caption_key}
+    names = {"key_prefix": source.key_prefix, "caption_key": source.caption_key, "jpeg_quality": jpeg_quality}
     constants = {"plan": str(plan), "trigger": trigger, "size": size, "names": names}
     _over_shards(_poison_shard, items, constants, cpus, progress, len(urls))
     _sweep(out)  # of workers that were killed while others went on

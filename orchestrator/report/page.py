@@ -30,6 +30,7 @@ DROP_REASONS = {
     "no_caption": "no caption file",
     "no_image": "no picture",
     "undecodable": "picture does not decode",
+    "too_large": "picture is too large when decoded",
     "duplicate_key": "key occurs twice",
 }
 
