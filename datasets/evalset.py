@@ -283,6 +283,7 @@ class EvalSet(Component):
         names = self._names(lambda: self._own_names(texts))
         synsets = self._synsets(names)
         labels = table_labels(texts, names, synsets, urls[0])
+        table = _without_captions(table)
         drops, first = table["drop"].to_pylist(), dict[str, int]()
         for i, (path, label) in enumerate(zip(map(posixpath.normpath, table["member"].to_pylist()), labels)):
             before = first.get(path, label)
@@ -294,7 +295,7 @@ class EvalSet(Component):
             first[path] = label
         for name, column in (("label", pa.array(labels, pa.int32())), ("drop", pa.array(drops, pa.string()))):
             table = table.set_column(table.schema.get_field_index(name), name, column)
-        return _without_captions(table), urls, names
+        return table, urls, names
 
     def _no_names(self) -> tuple[str, ...]:
         raise InputError(f"evalset.classes is auto, but {self._folder()} has no classnames.txt; name the classes.")

@@ -92,7 +92,8 @@ def test_what_is_within_the_limit_takes_little_more(tmp_path):
 
 def test_the_limit_is_on_bytes():
     assert MAX_BYTES == 256 << 20
-    for data, need in ((encoded(Image.new("RGB", (100, 50))), 3), (png(100, 50, 1, 0), 4), (png(100, 50, 8, 6), 7), (png(100, 50, 16, 0), 5)):
+    for depth, colour, need in ((8, 2, 3), (1, 0, 4), (8, 6, 7), (16, 0, 5)):
+        data = png(100, 50, depth, colour)
         assert decode(data, 5000 * need).shape == (50, 100, 3)
         with pytest.raises(TooLarge, match=f"take {5000 * need} bytes decoded"):
             decode(data, 5000 * need - 1)
