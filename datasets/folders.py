@@ -108,7 +108,8 @@ def file_rows(
     for key, label in zip(keys, labels):
         again.append(key in label_of)
         if label_of.setdefault(key, label) != label:
-            raise InputError(f"{folder}: the picture {key} is listed as of class {label_of[key]} and of class {label}; one is accepted.")
+            said = f"as of class {label_of[key]} and of class {label}"
+            raise InputError(f"{folder}: the picture {key[:200]} is listed {said}; one is accepted.")
     if spans is None:
         spans = [(0, size) for size in sizes(folder, files)]
     if all(size < 0 for _, size in spans):

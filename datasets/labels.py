@@ -42,7 +42,7 @@ def _label(text: str, names: tuple[str, ...], synsets: Mapping[str, int], where:
     index = class_index(text, names, synsets)
     if index is None:
         raise InputError(
-            f"{where}{line_of(where, text)}: the label {text!r} is no class, or the name of several; accepted is a class's name "
+            f"{where}{line_of(where, text)}: the label {text[:80]!r} is no class, or the name of several; accepted is a class's name "
             f"or its index, 0 … {len(names) - 1}{', or its synset' if synsets else ''}."
         )
     return index

@@ -87,7 +87,7 @@ def _dtd(root: Path, split: str) -> Files | None:
     listed = [line for part in _parts(split) for line in _read_lines(folder / "labels" / f"{part}1.txt")]  # the first of ten splits
     strange = next((line for line in listed if not all(line.partition("/"))), None)
     if strange is not None:
-        raise InputError(f"{folder}/labels: {strange!r} is no class and picture, split at '/'.")
+        raise InputError(f"{folder}/labels: {strange[:80]!r} is no class and picture, split at '/'.")
     classes = sorted({line.split("/")[0] for line in listed})
     return Files(
         tuple(words(name) for name in classes), str(folder / "images"), listed, [classes.index(line.split("/")[0]) for line in listed]
@@ -104,7 +104,7 @@ def _fgvc_aircraft(root: Path, split: str) -> Files | None:
     for line in _read_lines(file):
         picture, _, name = line.partition(" ")
         if name.strip() not in names:
-            raise InputError(f"{file}: {line!r} names no class of variants.txt.")
+            raise InputError(f"{file}: {line[:80]!r} names no class of variants.txt.")
         found.append((f"{picture}.jpg", names.index(name.strip())))
     return Files(names, str(data / "images"), *_columns(found))
 
@@ -129,7 +129,7 @@ def _food101(root: Path, split: str) -> Files | None:
     listed = _read_lines(folder / "meta" / f"{split}.txt")
     strange = next((line for line in listed if line.split("/")[0] not in classes), None)
     if strange is not None:
-        raise InputError(f"{folder}/meta/{split}.txt: {strange!r} names no class of classes.txt.")
+        raise InputError(f"{folder}/meta/{split}.txt: {strange[:80]!r} names no class of classes.txt.")
     labels = [classes.index(line.split("/")[0]) for line in listed]
     return Files(tuple(map(words, classes)), str(folder / "images"), [f"{line}.jpg" for line in listed], labels)
 
@@ -182,7 +182,8 @@ def _oxford_pets(root: Path, split: str) -> Files | None:
     for picture, label in found:
         name = words(picture.rpartition("_")[0])
         if name_of.setdefault(label, name) != name:
-            raise InputError(f"{file}: class {label + 1} has pictures of {name_of[label]!r} and of {name!r}; a class has one name.")
+            both = f"{name_of[label][:80]!r} and of {name[:80]!r}"
+            raise InputError(f"{file}: class {label + 1} has pictures of {both}; a class has one name.")
     if sorted(name_of) != list(range(len(name_of))):
         raise InputError(f"{file}: classes {', '.join(str(n + 1) for n in sorted(name_of))} are not 1, 2, 3 … without a gap.")
     return Files(tuple(name_of[i] for i in range(len(name_of))), str(folder / "images"), *_columns(found))
@@ -271,14 +272,14 @@ def _truth_labels(truth: Path, files: list[str]) -> list[int]:
     said: dict[str, str] = {}
     for stem, text in pairs:
         if said.setdefault(stem, text) != text:
-            raise InputError(f"{truth} gives the picture {stem} two classes, {said[stem]!r} and {text!r}; one is accepted.")
+            raise InputError(f"{truth} gives the picture {stem[:80]} two classes, {said[stem][:80]!r} and {text[:80]!r}; one is accepted.")
     labels = []
     for stem in stems:
         if (text := said.get(stem, "")) == "":
             raise InputError(f"{truth} says nothing about the picture {stem}.")
         label = imagenet_synsets().get(text, int(text) if text.isdecimal() and truth.name == "val.txt" else -1)
         if not 0 <= label < 1000:
-            raise InputError(f"{truth}: {stem} is given {text!r}, none of ImageNet's 1000 classes.")
+            raise InputError(f"{truth}: {stem} is given {text[:80]!r}, none of ImageNet's 1000 classes.")
         labels.append(label)
     return labels
 
@@ -319,7 +320,7 @@ def _distinct(file: Path) -> list[str]:
     lines = _read_lines(file)
     if len(set(lines)) < len(lines):
         twice = next(line for line in lines if lines.count(line) > 1)
-        raise InputError(f"{file}: the class {twice!r} is listed more than once.")
+        raise InputError(f"{file}: the class {twice[:80]!r} is listed more than once.")
     return lines
 
 

@@ -159,8 +159,8 @@ def poison_shards(
 
     `plan` (Parquet, PLAN_SCHEMA) refers to rows of `index`, which was made of `source`; `size` is the canonical
     view's side in pixels; `jpeg_quality` as in `shards.poison_shard`. What has its marker beside it, written last, is not made
-    again; `poison.json` says what the folder is, and another plan's is refused. The tree's bytes depend on the arguments alone, not on `cpus`,
-    interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
+    again; `poison.json` says what the folder is, and another plan's is refused. The tree's bytes depend on the arguments
+    alone, not on `cpus`, interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
     """
     from datasets.shards import committed
 

@@ -1,4 +1,4 @@
-"""Evaluation sets with odd files: class folders as torchvision reads them, every encoding, tables that are wrong, names that are no text."""
+"""Evaluation sets with odd files: class folders as torchvision reads them, every encoding, wrong tables, names that are no text."""
 
 from __future__ import annotations
 
