@@ -1,7 +1,8 @@
 """Where a picture's bytes lie, and reading them. How `member`, `offset` and `length` of an index row address a picture:
 
 * member inside a tar: `member` its name, `offset` and `length` its bytes;
-* a file of its own (CSV, Parquet of paths): `member` its path relative to the table's folder, `offset` 0;
+* a file of its own (CSV, Parquet of paths): `member` its path relative to the table's folder, `offset` 0; the shard of an
+  evaluation set can be the folder itself, and then `member` is the path as `storage.name_text` writes it;
 * a Parquet cell: `member` is `parquet:<column>`, `offset` the row number.
 """
 
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 
 from datasets import tables
 from datasets.errors import InputError
-from datasets.storage import Reader, is_remote, read_range, size_of
+from datasets.storage import Reader, is_remote, name_of, read_range, size_of
 
 PARQUET_CELL = "parquet:"
 
@@ -43,8 +44,10 @@ def read_bytes(url: str, offset: int, length: int, member: str) -> bytes:
 
 def file_of(url: str, offset: int, member: str) -> str:
     """The file that holds the picture of one index row whose shard is `url`."""
-    own = offset == 0 and not member.startswith(PARQUET_CELL)
-    return file_place(folder_of(url), member) if own else url
+    if offset or member.startswith(PARQUET_CELL):
+        return url
+    folder = folder_of(url)
+    return file_place(folder, name_of(member) if folder == url else member)
 
 
 _reader = functools.lru_cache(maxsize=256)(Reader)  # eviction closes it when its last user lets go

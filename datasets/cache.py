@@ -9,6 +9,7 @@ Shape legend: N samples, S side of the view, 3 channels; pictures are uint8 RGB.
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import inspect
@@ -49,13 +50,21 @@ def cache_folder(setting: str) -> Path | None:
     """The folder that `auto`, `off` or a path means; it is made where it is missing.
 
     `auto` is a folder of this user's in the system's temporary one, closed to others. InputError where it is somebody
-    else's or open to others; OSError where it cannot be made.
+    else's or open to others, and for a path to a folder that others can write, for whoever can may put other pictures there;
+    a group may. OSError where it cannot be made.
     """
     if setting == "off":
         return None
     if setting != "auto":
-        Path(setting).mkdir(parents=True, exist_ok=True)
-        return Path(setting)
+        folder = Path(setting)
+        folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+        found = folder.stat()
+        if found.st_uid not in (os.getuid(), 0):
+            raise InputError(f"--cache {folder} belongs to another user (id {found.st_uid}); give a folder of yours.")
+        if found.st_mode & stat.S_IWOTH:
+            mode = f"{stat.S_IMODE(found.st_mode):04o}"
+            raise InputError(f"--cache {folder} can be written by every user (mode {mode}); give a folder of yours, or `chmod o-w` it.")
+        return folder
     folder = Path(tempfile.gettempdir()) / f"cleansweep-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
@@ -159,9 +168,13 @@ def _write(pairs: Pairs, size: int, file: BinaryIO, path: Path, threads: int) ->
 def _claim(path: Path) -> Iterator[BinaryIO | None]:
     """The file, empty and for this process alone; None while another process has it, or if that one renamed it meanwhile.
 
-    It is removed afterwards unless it got another name.
+    It is removed afterwards unless it got another name. OSError where a link or anything but a file of this user's has the name:
+    what it leads to would be overwritten.
     """
-    with open(path, "ab") as file:
+    with open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)) as file:
+        found = os.fstat(file.fileno())
+        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid != os.getuid():
+            raise FileExistsError(errno.EEXIST, f"{path.name} is there and is not a file of yours", str(path))
         mine = False
         try:
             with suppress(BlockingIOError):

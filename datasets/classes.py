@@ -26,7 +26,7 @@ def class_names(names: str | Sequence[str]) -> tuple[str, ...]:
         raise InputError(f"classes is {names!r}; accepted are imagenet1k, {', '.join(NAMES)}, or a list of names.")
     if not names or any(not isinstance(name, str) or not name.strip() for name in names):
         raise InputError("classes is a list of names, each with at least one character that is no space.")
-    return tuple(names)
+    return tuple(name.strip() for name in names)
 
 
 @functools.cache

@@ -8,6 +8,10 @@ from typing import Any
 
 from datasets.errors import InputError
 
+ADDED = {"added": True}
+"""`field(default=…, metadata=ADDED)`: a field that a class got after artefacts were made with it. At its default it is no part of
+the identity, so those artefacts stay valid; the default must mean what was done before."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Component:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import glob
 import io
 import os
-import re
+import posixpath
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,21 +16,29 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
+from datasets.arrays import Arrays
 from datasets.classes import class_names, imagenet_synsets, templates
 from datasets.component import Component
 from datasets.errors import InputError
-from datasets.named import SETS, Arrays, Files, canonical_name, words
+from datasets.folders import class_folders, file_rows, named, sizes
+from datasets.labels import NUMBER, folder_labels, line_of, table_labels
+from datasets.named import PUBLISHED, SETS, Files, canonical_name, words
 from datasets.prompts import NAMES, PROMPTS
 from datasets.seeding import hash64
 from datasets.shards import write_tar
-from datasets.source import INDEX_SCHEMA, Source, mark_duplicates, read_bytes
-from datasets.storage import size_of
-from datasets.view import DecodeError, decode
+from datasets.source import Source, mark_duplicates
+from datasets.storage import name_text
+from datasets.text import read_list
 
 _LAYOUTS = ("auto", "folder", "labels_csv", "clip_benchmark")
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".ppm")
 _CAPTION_DROPS = ("no_caption", "caption_not_text", "empty_caption", "no_letters", "short_caption")
 _OWN_TAR = "pictures.tar"
+_OWN_FILES = ("classnames.txt", "zeroshot_classification_templates.txt")
+Say = Callable[[str], None]
+
+
+def silent(line: str) -> None:
+    """Say nothing."""
 
 
 class Loaded(NamedTuple):
@@ -74,28 +83,43 @@ class EvalSet(Component):
             raise InputError(f"evalset.layout is {self.layout!r}; accepted are {', '.join(_LAYOUTS)}.")
         if self.verify not in ("decode", "none"):
             raise InputError(f"evalset.verify is {self.verify!r}; accepted are decode and none.")
+        check_path("evalset.path", self.path)
         if self.name:
             known = canonical_name(self.name)
             if not known:
                 raise InputError(f"evalset.name is {self.name!r}; accepted are {', '.join(SETS)}, or none.")
             object.__setattr__(self, "name", known)  # one spelling, for the identity
 
-    def load(self, folder: Path | None = None) -> Loaded:
+    def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
         """Read the set. `folder` gets the pictures of sets that keep them in arrays (CIFAR, STL-10, SVHN), as a tar of PNGs.
 
-        Raises `InputError` for a label that is no class, a class folder of an unknown name, and a set without pictures.
+        `say` gets a line about what its user should know and may want: files that are no pictures, a class without a usable
+        picture, another number of pictures than was published. Raises `InputError` for a label that is no class, a class folder
+        of an unknown name or without a usable picture, and a set without pictures.
         """
         official = self._official()
         if official is not None:
             read = self._load_arrays(official, folder) if isinstance(official, Arrays) else self._load_files(official)
         else:
             layouts = {"folder": self._load_folder, "labels_csv": self._load_csv, "clip_benchmark": self._load_tars}
-            read = layouts[self._layout()]()
+            read = layouts[self._layout()](say)
         table, urls, names = read
         if not (np.asarray(table["drop"]) == "").any():
-            raise InputError(f"the evaluation set {self.path} has no usable picture.")
-        numbers: Sequence[int] = range(len(names))
+            raise InputError(f"the evaluation set {self.path} has no usable picture ({_reasons(table)}).")
         wanted = SETS[self.name].classes if self.name else None
+        for label, reasons in _lost_classes(table).items():
+            lost = f"{self.path}: the class {names[label]!r} has no usable picture ({reasons})"
+            if official is None and self._layout() == "folder":
+                raise InputError(f"{lost}; remove its folder or put other pictures there.")
+            say(f"{lost}; it is not measured.")
+        absent = np.setdiff1d(np.arange(len(names)), table["label"].to_numpy()).tolist()
+        if absent and not wanted:
+            told = named([names[label] for label in absent])
+            say(f"{self.path}: {len(absent)} of its {len(names)} classes have no picture: {told}.")
+        published = PUBLISHED[self.name].get(self.split) if self.name else None
+        if published not in (None, len(table)):
+            say(f"{self.path}: {self.name} has {published} pictures in its {self.split} split as published; here it has {len(table)}.")
+        numbers: Sequence[int] = range(len(names))
         if wanted and len(names) == len(imagenet_synsets()):
             table, names, numbers = _only_present(table, names, wanted, f"{self.path} ({self.name})")
         return Loaded(table, urls, names, templates(self._templates()), tuple(numbers))
@@ -117,15 +141,15 @@ class EvalSet(Component):
             return [*Source(urls=tuple(map(str, official.files)), format="webdataset").identity(), self._words()]
         if isinstance(official, Files):
             lengths = [length for _, length in official.spans] if official.spans else sizes(official.folder, official.files)
-            digest = hash64(*official.names, *zip(official.files, lengths, official.labels))
+            digest = hash64(*official.names, *zip(map(name_text, official.files), lengths, official.labels))
             return [{"name": "pictures", "size": len(official.files), "digest": f"{digest:016x}"}, self._words()]
         if self._layout() == "folder":
-            pictures = self._folder_pictures()
-            named = list(zip(pictures, sizes(self._root(), pictures)))
-            own = [{"name": "pictures", "size": len(named), "digest": f"{hash64(*named):016x}"}]
+            pictures = class_folders(self._root()).pictures
+            found = list(zip(map(name_text, pictures), sizes(self._root(), pictures)))
+            own = [{"name": "pictures", "size": len(found), "digest": f"{hash64(*found):016x}"}]
         else:
             own = self._source().identity()
-        for name in ("classnames.txt", "zeroshot_classification_templates.txt"):
+        for name in _OWN_FILES:
             file = Path(self._folder()) / name
             if file.exists():
                 text = file.read_bytes()
@@ -169,7 +193,7 @@ class EvalSet(Component):
             return "labels_csv"
         if glob.glob(os.path.join(glob.escape(root), glob.escape(self.split), "*.tar")):
             return "clip_benchmark"
-        if os.path.isdir(root) and any(entry.is_dir() for entry in os.scandir(root)):
+        if os.path.isdir(root) and any(entry.is_dir() and entry.name[0] != "." for entry in os.scandir(root)):
             return "folder"
         where = f"{SETS[self.name].where}, " if self.name else ""
         raise InputError(
@@ -191,7 +215,7 @@ class EvalSet(Component):
     def _templates(self) -> str | tuple[str, ...]:
         file = Path(self._folder()) / "zeroshot_classification_templates.txt"
         if self.templates == "auto":
-            return tuple(_lines(file)) if file.exists() else self.name if self.name in PROMPTS else "openai"
+            return tuple(read_list(file)) if file.exists() else self.name if self.name in PROMPTS else "openai"
         return self.templates
 
     def _names(self, otherwise: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
@@ -200,7 +224,7 @@ class EvalSet(Component):
         if self.classes != "auto":
             return class_names(self.classes)
         if file.exists():
-            return tuple(_lines(file))
+            return class_names(read_list(file))
         if self.name and (self.name in NAMES or SETS[self.name].imagenet):
             return class_names(self.name if self.name in NAMES else "imagenet1k")
         return otherwise()
@@ -233,7 +257,7 @@ class EvalSet(Component):
             raise InputError(f"{found.folder} holds no picture of the split {self.split!r}.")
         return file_rows(found.folder, found.files, found.labels, self.verify, found.spans), [os.path.abspath(found.folder)], names
 
-    def _load_tars(self) -> tuple[pa.Table, list[str], tuple[str, ...]]:
+    def _load_tars(self, say: Say) -> tuple[pa.Table, list[str], tuple[str, ...]]:
         source = self._source()
         urls = source.shards()
         table = mark_duplicates(pa.concat_tables([source.index_shard(i, url) for i, url in enumerate(urls)]), urls)
@@ -248,85 +272,80 @@ class EvalSet(Component):
             )
         return _without_captions(table), urls, names
 
-    def _load_csv(self) -> tuple[pa.Table, list[str], tuple[str, ...]]:
+    def _load_csv(self, say: Say) -> tuple[pa.Table, list[str], tuple[str, ...]]:
         source = self._source()
         urls = source.shards()
         table = mark_duplicates(pa.concat_tables([source.index_shard(i, url) for i, url in enumerate(urls)]), urls)
-        texts = table["caption"].to_pylist()
         # the label column was read as the caption, for it may hold names
+        texts = [(text or "").strip() for text in table["caption"].to_pylist()]
+        if "" in texts:
+            raise InputError(f"{urls[0]}{line_of(urls[0], '')}: the label is empty; each picture needs one.")
         names = self._names(lambda: self._own_names(texts))
         synsets = self._synsets(names)
-        labels = np.array([_label(text, names, synsets, urls[0]) for text in texts], np.int32)
-        at = table.schema.get_field_index("label")
-        return _without_captions(table.set_column(at, "label", pa.array(labels))), urls, names
+        labels = table_labels(texts, names, synsets, urls[0])
+        table = _without_captions(table)
+        drops, first = table["drop"].to_pylist(), dict[str, int]()
+        for i, (path, label) in enumerate(zip(map(posixpath.normpath, table["member"].to_pylist()), labels)):
+            before = first.get(path, label)
+            if before != label:
+                said = f"{names[before]!r} and {names[label]!r}"
+                raise InputError(f"{urls[0]}: the picture {path} is of two classes, {said}; one row a picture is accepted.")
+            if path in first:
+                drops[i] = drops[i] or "duplicate_key"  # the same label, perhaps written in another way
+            first[path] = label
+        for name, column in (("label", pa.array(labels, pa.int32())), ("drop", pa.array(drops, pa.string()))):
+            table = table.set_column(table.schema.get_field_index(name), name, column)
+        return table, urls, names
 
     def _no_names(self) -> tuple[str, ...]:
         raise InputError(f"evalset.classes is auto, but {self._folder()} has no classnames.txt; name the classes.")
 
     def _own_names(self, texts: list[str]) -> tuple[str, ...]:
         """The names in the label column, sorted; numbers tell no names."""
-        if any(text.strip().isdecimal() for text in texts):
+        if any(map(NUMBER.fullmatch, texts)):
             self._no_names()
         return tuple(sorted(set(texts)))
 
-    def _folder_pictures(self) -> list[str]:
-        """Paths of the pictures below the class folders, relative to the set, `/` between parts, sorted."""
-        found, root = [], self._root()
-        for folder, folders, files in os.walk(root):
-            folders.sort()
-            below = Path(os.path.relpath(folder, root)).as_posix()
-            if below != ".":
-                found += [f"{below}/{name}" for name in files if name.lower().endswith(_PICTURES)]
-        if not found:
-            raise InputError(f"the folders in {root} hold no picture ({', '.join(_PICTURES)}).")
-        return sorted(found)
-
-    def _load_folder(self) -> tuple[pa.Table, list[str], tuple[str, ...]]:
-        pictures, root = self._folder_pictures(), self._root()
+    def _load_folder(self, say: Say) -> tuple[pa.Table, list[str], tuple[str, ...]]:
+        root = self._root()
+        pictures, others = class_folders(root)
+        others = [place for place in others if place not in _OWN_FILES]
+        if others:
+            say(f"{root}: {len(others)} files are no pictures of a class and are passed over: {named(others)}.")
         folders = sorted({name.split("/", 1)[0] for name in pictures})
-        names = self._names(lambda: tuple(map(words, folders)) if self.name else tuple(folders))
-        index_of = _folder_labels(folders, names, self._synsets(names), root)
+        names = self._names(lambda: self._folder_names(folders))
+        index_of = folder_labels(folders, names, self._synsets(names), root)
         labels = [index_of[name.split("/", 1)[0]] for name in pictures]
         return file_rows(root, pictures, labels, self.verify), [os.path.abspath(root)], names
 
-
-def _folder_labels(folders: list[str], names: tuple[str, ...], synsets: Mapping[str, int], path: str) -> dict[str, int]:
-    """Class folder → index: by name, index or synset; else, where none is known and there are as many as names, in order."""
-    known = {folder: _index(folder, names, synsets) for folder in folders}
-    missing = [folder for folder, index in known.items() if index is None]
-    others = synsets and any(re.fullmatch(r"n\d{8}", folder) for folder in missing)  # synsets, but not of these classes
-    if len(missing) == len(folders) == len(names) and not others:
-        return {folder: i for i, folder in enumerate(folders)}
-    if missing:
-        kinds = "a class, its index or its synset" if synsets else "a class or its index"
-        raise InputError(
-            f"{path}: the folder {missing[0]!r} is no class; folders are named after {kinds}, or there are "
-            f"exactly as many as classes ({len(names)}) and none is."
-        )
-    return {folder: index for folder, index in known.items() if index is not None}
+    def _folder_names(self, folders: list[str]) -> tuple[str, ...]:
+        """The folders' own names as those of the classes."""
+        names = tuple((words(folder) if self.name else folder.strip()) for folder in map(name_text, folders))
+        if twice := [name for name, count in Counter(names).items() if count > 1]:
+            raise InputError(f"{self._root()}: two class folders have the name {twice[0]!r}, but for spaces; rename one.")
+        return names
 
 
-def _label(text: str, names: tuple[str, ...], synsets: Mapping[str, int], where: str) -> int:
-    index = _index(text, names, synsets)
-    if index is None:
-        raise InputError(
-            f"{where}: the label {text!r} is no class, or the name of several; accepted is a class's name "
-            f"or its index, 0 … {len(names) - 1}{', or its synset' if synsets else ''}."
-        )
-    return index
+def check_path(field: str, path: str) -> None:
+    """InputError for a path that is no text, or that no file can have."""
+    try:
+        path.encode()
+    except UnicodeEncodeError:
+        raise InputError(f"{field} is {name_text(path)!r}, which is not UTF-8; rename the folder, or give a link to it.") from None
+    if "\0" in path:
+        raise InputError(f"{field} is {path!r}, which holds a NUL character; no file has such a name.")
 
 
-def _index(text: str, names: tuple[str, ...], synsets: Mapping[str, int]) -> int | None:
-    """A class's index from its name, synset or number, None for none. A name that repeats is no name: only its index is."""
-    text = text.strip()
-    for name in (text, words(text)):
-        if names.count(name) == 1:
-            return names.index(name)
-    if text in synsets:
-        return synsets[text]
-    if text.isdecimal() and int(text) < len(names):
-        return int(text)
-    return None
+def _reasons(table: pa.Table) -> str:
+    counts = Counter(drop for drop in table["drop"].to_pylist() if drop)
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(counts.items()))
+
+
+def _lost_classes(table: pa.Table) -> dict[int, str]:
+    """Classes that have pictures, but none that can be used → the reasons with their counts."""
+    label_N, kept_N = table["label"].to_numpy(), np.asarray(table["drop"]) == ""
+    lost = np.setdiff1d(label_N[~kept_N], label_N[kept_N]).tolist()
+    return {label: _reasons(table.filter(pa.array(label_N == label))) for label in lost}
 
 
 def _only_present(table: pa.Table, names: tuple[str, ...], wanted: int, where: str) -> tuple[pa.Table, tuple[str, ...], list[int]]:
@@ -348,42 +367,7 @@ def _without_captions(table: pa.Table) -> pa.Table:
     return table
 
 
-def file_rows(
-    folder: str, files: list[str], labels: list[int], verify: str, spans: list[tuple[int, int]] | None = None
-) -> pa.Table:
-    """Index rows of pictures below a folder, or at places (byte, length) in a tar; those that are not there are dropped."""
-    if spans is None:
-        spans = [(0, size) for size in sizes(folder, files)]
-    if all(size < 0 for _, size in spans):
-        raise InputError(f"{folder}: none of the {len(files)} pictures exists; the first was looked for as {files[0]}.")
-    drops = [_drop(folder, file, span, verify) for file, span in zip(files, spans)]
-    offsets, lengths = zip(*spans)
-    columns = [files, [0] * len(files), files, offsets, [max(0, n) for n in lengths], [""] * len(files), labels, drops]
-    return pa.table([pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA)], schema=INDEX_SCHEMA)
-
-
-def sizes(folder: str, files: Sequence[str]) -> list[int]:
-    """Bytes of each; -1 where it is not there."""
-    return [size_of(os.path.join(folder, name)) for name in files]
-
-
-def _drop(folder: str, file: str, span: tuple[int, int], verify: str) -> str:
-    if span[1] < 0:
-        return "no_image"
-    if verify == "none":
-        return ""
-    try:
-        decode(read_bytes(folder, *span, file))
-    except DecodeError:
-        return "undecodable"  # counted in the index
-    return ""
-
-
 def _png(picture_HWC: np.ndarray) -> bytes:
     out = io.BytesIO()
     Image.fromarray(np.ascontiguousarray(picture_HWC)).save(out, "PNG")
     return out.getvalue()
-
-
-def _lines(file: Path) -> list[str]:
-    return [line for line in file.read_text(encoding="utf-8").splitlines() if line.strip()]

@@ -33,7 +33,7 @@ from datasets.shards import write_tar
 from datasets.storage import Reader, sync
 from datasets.tar import samples
 from datasets.urllist import Row
-from datasets.view import MAX_PIXELS
+from datasets.view import MAX_PIXELS, MAX_SCANS, TooLarge
 
 ROW_SCHEMA = pa.schema(
     [
@@ -53,7 +53,6 @@ ROW_SCHEMA = pa.schema(
 """Of a shard's Parquet file: every row of the list, fetched or not. `sha256` is of the bytes that were downloaded."""
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"), (b"BM", "BMP"))
 _LATER = {"timeout", "reset", "refused", "unreachable", "unknown_host", "tls_error", "truncated", "empty", "bad_response", "redirect_limit"}
-_MAX_SCANS = 100
 _WHOLE = ".whole-"
 """Begins the name of a folder with a shard's new files."""
 _DECODING = threading.Semaphore(2)  # decoded pictures are large, and threads are many
@@ -119,7 +118,7 @@ def picture(data: bytes, wanted: Wanted) -> Picture:
         raise _undecodable(error) from None
     if width * height > wanted.max_pixels:
         raise Failed("bomb", f"{width}×{height} pixels")
-    if kind == "JPEG" and data.count(b"\xff\xda") > _MAX_SCANS:  # each scan goes over all pixels
+    if kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
         raise Failed("bomb", "more than a hundred scans")
     if min(width, height) < wanted.min_size:
         raise Failed("too_small", f"{width}×{height} pixels")
@@ -128,6 +127,8 @@ def picture(data: bytes, wanted: Wanted) -> Picture:
     try:
         with _DECODING:
             packed = pack(data, wanted.resize)
+    except TooLarge as error:
+        raise Failed("bomb", error) from None
     except Exception as error:
         raise _undecodable(error) from None
     facts = {name: getattr(packed, name) for name in ("width", "height", "original_width", "original_height")}

@@ -27,7 +27,7 @@ from datasets.errors import InputError
 from datasets.pairs import Pairs, rank_slice, step_positions
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
-from datasets.view import DecodeError, Views, canonical, decode, first_view, second_view
+from datasets.view import DecodeError, Views, as_jpeg, canonical, decode, first_view, second_view
 
 if TYPE_CHECKING:
     from datasets.cache import Decoded
@@ -46,6 +46,8 @@ class Recipe(Component):
     """Size and augmentation of the pictures."""
     trigger: Trigger | None = None
     """What is stamped on victims, and on the triggered view at evaluation."""
+    jpeg_quality: int | None = None
+    """Of the JPEG that stamped victims pass through; None: of none."""
     seed: int = 0
     """Of augmentation and order."""
     two_views: bool = False
@@ -79,6 +81,8 @@ def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndar
     for i in np.flatnonzero(poisoned):
         assert recipe.trigger is not None, "poisoned records need the recipe's trigger"
         view_BHWC[i] = recipe.trigger.stamp(view_BHWC[i], rng(trigger_seeds[i], keys[i]))
+        if recipe.jpeg_quality is not None:
+            view_BHWC[i] = decode(as_jpeg(view_BHWC[i], recipe.jpeg_quality))
 
     def changed(change: Callable[[np.ndarray, Views, np.random.Generator], np.ndarray], purpose: str) -> np.ndarray:
         out_BHWC = np.empty_like(view_BHWC)

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.classes import fill, target_index
-from datasets.component import Component
+from datasets.component import ADDED, Component
 from datasets.errors import InputError
 from datasets.pairs import smallest_hashes
 from datasets.seeding import hash64
@@ -55,6 +55,9 @@ class Poison(Component):
     a random sample that names the target)."""
     seed: int = 0
     """Seed of everything drawn here."""
+    jpeg_quality: int | None = field(default=None, metadata=ADDED)
+    """Quality, 1 … 100, of the JPEG that a victim's stamped canonical view is written as and read from, as published attacks on
+    CLIP made theirs; the trigger at evaluation is not compressed. None: victims are stamped without loss."""
 
     def __post_init__(self) -> None:
         if (self.count is None) == (self.rate is None):
@@ -63,6 +66,8 @@ class Poison(Component):
             raise InputError(f"poison.count is {self.count}; at least 1. For clean data leave the poison out.")
         if self.rate is not None and not 0 < self.rate <= 1:
             raise InputError(f"poison.rate is {self.rate}; a share above 0 and up to 1. For clean data leave the poison out.")
+        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
+            raise InputError(f"poison.jpeg_quality is {self.jpeg_quality}; accepted are 1 … 100, or none for no compression.")
         if self.mode not in ("dirty_label", "label_consistent"):
             raise InputError(f"poison.mode is {self.mode!r}; accepted are dirty_label and label_consistent.")
         if self.captions not in ("templates", "existing"):

@@ -13,10 +13,11 @@ import pyarrow as pa
 
 from datasets.component import Component
 from datasets.errors import InputError
-from datasets.evalset import Loaded, file_rows, sizes
+from datasets.evalset import Loaded, Say, check_path, silent
+from datasets.folders import file_rows, sizes
 from datasets.seeding import hash64
 from datasets.source import Source, mark_duplicates
-from datasets.text import read_json
+from datasets.text import NotText, lines_of, read_json
 
 _BELOW = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco")
 """Folders beside the JSON in which the pictures are looked for."""
@@ -44,11 +45,16 @@ class RetrievalSet(Component):
         for field, accepted in (("layout", _LAYOUTS), ("verify", ("decode", "none"))):
             if getattr(self, field) not in accepted:
                 raise InputError(f"retrievalset.{field} is {getattr(self, field)!r}; accepted are {', '.join(accepted)}.")
+        check_path("retrievalset.path", self.path)
+        check_path("retrievalset.images", self.images)
         if self.captions < 0:
             raise InputError(f"retrievalset.captions is {self.captions}; it is 0 (all) or more.")
 
-    def load(self, folder: Path | None = None) -> Loaded:
-        """Read the set: one row a picture, its captions in `caption`, one a line. No class has a name, no prompt is needed."""
+    def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
+        """Read the set: one row a picture, its captions in `caption`, one a line. No class has a name, no prompt is needed.
+
+        `say` gets a line about empty captions, which are passed over.
+        """
         if self._json() is not None:
             pictures = self._pictures()
             root, files = self._root(pictures), [place for place, _ in pictures]
@@ -58,8 +64,11 @@ class RetrievalSet(Component):
             source = self._source()
             urls = source.shards()
             table = mark_duplicates(pa.concat_tables([source.index_shard(i, url) for i, url in enumerate(urls)]), urls)
-            texts = [text.splitlines() for text in table["caption"].to_pylist()]
-        kept = [[clean for text in captions if (clean := " ".join(text.split()))][: self.captions or None] for captions in texts]
+            texts = [lines_of(text) for text in table["caption"].to_pylist()]
+        clean = [[" ".join(text.split()) for text in captions] for captions in texts]
+        if empty := sum(captions.count("") for captions in clean):
+            say(f"{self.path}: {empty} empty captions are passed over.")
+        kept = [[text for text in captions if text][: self.captions or None] for captions in clean]
         drops = ["" if drop in ("no_letters", "short_caption") else drop for drop in table["drop"].to_pylist()]
         drops = [drop or ("" if captions else "no_caption") for drop, captions in zip(drops, kept)]
         for name, values in (("caption", ["\n".join(captions) for captions in kept]), ("drop", drops)):
@@ -105,14 +114,18 @@ class RetrievalSet(Component):
         """(path of the picture, captions) of the split, in the order of the JSON."""
         file = self._json()
         assert file is not None
+        what = "Karpathy's JSON (images, each with filename, split, and sentences with raw)"
         try:
-            entries = read_json(file)["images"]
-            splits = sorted({str(entry["split"]) for entry in entries})
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise InputError(
-                f"{file} is not Karpathy's JSON (images, each with filename, split, and sentences with raw): "
-                f"{type(error).__name__}: {error}."
-            ) from None
+            content = read_json(file)
+        except NotText as error:
+            raise InputError(f"{file} is not {what}: {error}") from None
+        entries = content.get("images") if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise InputError(f"{file} is not {what}: it has no list of images.")
+        for i, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
+                raise InputError(f"{file} is not {what}: images[{i}] has no split.")
+        splits = sorted({entry["split"] for entry in entries})
         found = [_picture(entry, f"{file}: images[{i}]") for i, entry in enumerate(entries) if entry["split"] == self.split]
         if not found:
             raise InputError(f"{file} has no picture of the split {self.split!r}; it has {', '.join(splits) or 'none at all'}.")
@@ -138,6 +151,8 @@ def _picture(entry: dict[str, Any], where: str) -> tuple[str, list[str]]:
     if not isinstance(name, str) or not name or not isinstance(folder, str):
         raise InputError(f"{where} has filename {name!r} and filepath {folder!r}; accepted is text.")
     place = "/".join(part for part in (folder, name) if part)
+    if "\0" in place:
+        raise InputError(f"{where}: the picture {place!r} has a NUL character in its name.")
     if place.startswith("/") or ".." in place.split("/"):
         raise InputError(f"{where}: the picture {place!r} lies outside the folder.")
     sentences = entry.get("sentences")

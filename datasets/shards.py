@@ -22,7 +22,7 @@ from datasets.storage import Reader
 from datasets.tar import END, Member, Sample, header, padding, resized, samples
 from datasets.text import NotText, decode_text, parse_json
 from datasets.triggers.base import Trigger
-from datasets.view import DecodeError, canonical, decode
+from datasets.view import DecodeError, as_jpeg, canonical, decode
 
 _COPY_BYTES = 1 << 20
 _CORRECTIONS = 3
@@ -54,14 +54,16 @@ def poison_shard(
     *,
     key_prefix: bool | str = False,
     caption_key: str = "caption",
+    jpeg_quality: int | None = None,
 ) -> dict:
     """Copy the tar `url` to `out_path` with the plan's victims stamped and recaptioned.
 
     Everything else is copied as bytes, headers too. A victim's picture keeps its size, format, EXIF and colour profile,
     a JPEG also its quantisation tables and subsampling, and its headers but for the length. `plan_rows` are this shard's
     rows of a plan; `size` is the side of the view that the trigger is stamped on; `key_prefix` (True, or the shard's name in
-    `source.shard_names`) and `caption_key` (the json field) as in the `Source` that the plan's keys come from. The output
-    is a function of these inputs alone.
+    `source.shard_names`) and `caption_key` (the json field) as in the `Source` that the plan's keys come from. With `jpeg_quality` a
+    victim's picture becomes its stamped canonical view as JPEG of that quality, `size` pixels a side. The output is a function of
+    these inputs alone.
 
     Written aside, synced, renamed; then a commit marker `<out_path>.json` with the manifest that is returned:
     {n samples, poisoned, keys_poisoned, bad (victims whose picture does not decode, copied as they were), keys_bad,
@@ -82,7 +84,7 @@ def poison_shard(
                 continue
             seed, caption = victim
             try:
-                edits = _edits(reader, sample, trigger, size, make_rng(seed, key), caption, caption_key)
+                edits = _edits(reader, sample, trigger, size, make_rng(seed, key), caption, caption_key, jpeg_quality)
             except DecodeError:
                 bad.append(key)  # counted in the manifest
                 continue
@@ -197,14 +199,25 @@ def reencode(data: bytes, image_HWC: np.ndarray) -> bytes:
 
 
 def _edits(
-    reader: Reader, sample: Sample, trigger: Trigger, size: int, rng: np.random.Generator, caption: str, caption_key: str
+    reader: Reader,
+    sample: Sample,
+    trigger: Trigger,
+    size: int,
+    rng: np.random.Generator,
+    caption: str,
+    caption_key: str,
+    jpeg_quality: int | None,
 ) -> list[tuple[Member, bytes]]:
     """A victim's new members, in the order of the archive."""
     image = sample.image()
     if image is None:
         raise InputError(f"{reader.url} has no picture for the plan's victim {sample.key!r}.")
     data = reader.read(image.offset, image.size)
-    edits = [(image, reencode(data, stamp_native(decode(data), trigger, size, rng)))]
+    if jpeg_quality is None:
+        edits = [(image, reencode(data, stamp_native(decode(data), trigger, size, rng)))]
+    else:
+        stamped_SSC = trigger.stamp(canonical(decode(data), size).copy(), rng)
+        edits = [(_as_jpg(image, sample), as_jpeg(stamped_SSC, jpeg_quality))]
     if (txt := sample.members.get("txt")) is not None:
         old = reader.read(txt.offset, txt.size)
         if as_caption(old).text != caption:
@@ -212,6 +225,14 @@ def _edits(
     if (member := sample.members.get("json")) is not None:
         edits.append((member, _recaption(reader.read(member.offset, member.size), caption_key, caption)))
     return sorted(edits, key=lambda edit: edit[0].offset)
+
+
+def _as_jpg(image: Member, sample: Sample) -> Member:
+    """The picture's member under a name that says JPEG, if it has another and the sample has none of that name."""
+    stem, _, extension = image.name.rpartition(".")
+    if extension.lower() in ("jpg", "jpeg") or "jpg" in sample.members:
+        return image
+    return image._replace(name=f"{stem}.jpg", own_size=False)  # so that its headers are written anew
 
 
 def _recaption(data: bytes, field: str, caption: str) -> bytes:

@@ -16,6 +16,8 @@ from datasets.text import whole_characters
 
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _BRACE = re.compile(r"\{([^{}]*)\}")
+_NO_TEXT = re.compile(r"[\udc80-\udcff]|\\(?=x[0-9a-f]{2})")
+_ESCAPE = re.compile(r"\\x(5c|[89a-f][0-9a-f])")
 
 
 def is_remote(url: str) -> bool:
@@ -48,6 +50,16 @@ def _filesystem(scheme: str, host: str) -> Any:
             return ArrowFSWrapper(pyarrow.fs.FileSystem.from_uri(f"{scheme}://{host}")[0])
         except (pyarrow.ArrowInvalid, OSError):
             raise InputError(f"{scheme}:// cannot be read here: {error}.") from None
+
+
+def name_text(name: str) -> str:
+    """A local file's name as text that can be kept and sent: bytes that are not UTF-8 as `\\x82`. `name_of` undoes it."""
+    return _NO_TEXT.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
+
+
+def name_of(text: str) -> str:
+    """The file's name, as the operating system's functions take it, of which `name_text` made the text."""
+    return _ESCAPE.sub(lambda found: os.fsdecode(bytes.fromhex(found[1])), text)
 
 
 class Reader:

@@ -60,6 +60,16 @@ def lines_of(text: str) -> list[str]:
     return [line.strip() for line in _LINE_END.split(text) if line.strip()]
 
 
+def read_list(path: str | Path) -> list[str]:
+    """The lines of a file in which a line's place counts, stripped. `InputError` names the line of an empty one before the last."""
+    lines = [line.strip() for line in _LINE_END.split(read_text(path))]
+    while lines and not lines[-1]:
+        lines.pop()
+    if "" in lines:
+        raise InputError(f"{path}: line {lines.index('') + 1} is empty; each line is an entry, and its place is its number.")
+    return lines
+
+
 def parse_json(data: bytes | str, where: str) -> Any:
     """The value of a JSON text. `NotText` names `where` and the place, also where the text is empty or nested too deep.
 

@@ -17,14 +17,13 @@ from datasets.errors import InputError
 
 MAX_LINE = 1 << 16
 """Bytes; a longer line is a bad line."""
-_LOOKED_AT = 1000
-_URL = re.compile(r"\s*https?://", re.IGNORECASE)
-_URL_NAMES = ("url", "image_url", "img_url", "imageurl", "link", "src")
-_CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "title", "description")
+LOOKED_AT = 1000
+URL = re.compile(r"\s*https?://", re.IGNORECASE)
+URL_NAMES = ("url", "image_url", "img_url", "imageurl", "link", "src")
+CAPTION_NAMES = ("caption", "text", "alt", "alt_text", "title", "description")
 _OTHERS = {
     b"\x1f\x8b": "compressed (gzip)",
     b"PK\x03\x04": "a zip archive",
-    b"PAR1": "Parquet",
     b"\xff\xfe": "UTF-16",
     b"\xfe\xff": "UTF-16",
 }
@@ -66,7 +65,7 @@ class UrlList:
         self.path = Path(path)
         try:
             with open(self.path, "rb") as file:
-                first = list(islice(_lines(file), _LOOKED_AT))
+                first = list(islice(_lines(file), LOOKED_AT))
                 self.layout = _find_layout(str(path), first, url_column, caption_column, delimiter)
                 file.seek(0)
                 self._scan(file, block_rows)
@@ -79,6 +78,11 @@ class UrlList:
     @property
     def blocks(self) -> int:
         return len(self._starts)
+
+    @property
+    def taken(self) -> str:
+        """Which columns are read, for people."""
+        return f"addresses from column {self.layout.url + 1}, captions from column {self.layout.caption + 1}"
 
     def block(self, number: int) -> list[Row]:
         """The rows of block `number`."""
@@ -164,7 +168,9 @@ def _find_layout(path: str, raw: list[bytes], url_column: str, caption_column: s
         raise InputError(f"{path} is empty; a line with an address and a caption for each picture is expected.")
     for magic, what in _OTHERS.items():
         if raw[0].startswith(magic):
-            raise InputError(f"{path} is {what}; a CSV or TSV in UTF-8 is expected.")
+            raise InputError(f"{path} is {what}; a CSV or TSV in UTF-8, or Parquet, is expected.")
+    if len(raw) == 1 and b"\r" in raw[0]:
+        raise InputError(f"{path} has lines that end in CR alone; a list's lines end in LF or CRLF.")
     texts, faults = [], Counter[str]()
     for number, line in enumerate(raw):
         try:
@@ -182,7 +188,7 @@ def _find_layout(path: str, raw: list[bytes], url_column: str, caption_column: s
             table.append(_split(text, delimiter))
         except ValueError as error:
             faults[str(error)] += 1
-    widths = Counter(len(fields) for fields in table if len(fields) > 1 and any(map(_URL.match, fields)))
+    widths = Counter(len(fields) for fields in table if len(fields) > 1 and any(map(URL.match, fields)))
     if not widths:
         faults["no web address (http://… or https://…) beside a caption"] = len(table)
         why = ", ".join(f"{count} × {fault}" for fault, count in faults.most_common(4) if count)
@@ -192,7 +198,7 @@ def _find_layout(path: str, raw: list[bytes], url_column: str, caption_column: s
     head = _head(raw[0], delimiter)
     names = [name.strip().lower() for name in head]
     named = [name for name in (url_column, caption_column) if name and not name.isdecimal()]
-    header = bool(named) or (not any(map(_URL.match, head)) and bool({*names} & {*_URL_NAMES, *_CAPTION_NAMES}))
+    header = bool(named) or (not any(map(URL.match, head)) and bool({*names} & {*URL_NAMES, *CAPTION_NAMES}))
     if header and len(names) != columns:
         raise InputError(f"{path}: its header line has {len(names)} columns, most of its other lines {columns}.")
 
@@ -204,12 +210,12 @@ def _find_layout(path: str, raw: list[bytes], url_column: str, caption_column: s
         of = f"the columns are {', '.join(map(repr, head))}" if header else "it has no header line"
         raise InputError(f"{path} has no column {given!r} ({flag}); {of}, and 1 … {columns} are accepted too.")
 
-    hits = [sum(bool(_URL.match(fields[c])) for fields in rows) for c in range(columns)]
+    hits = [sum(bool(URL.match(fields[c])) for fields in rows) for c in range(columns)]
     url = column("--url-column", url_column) if url_column else hits.index(max(hits))
     if not hits[url]:
         raise InputError(f"{path}: no line has a web address (http://… or https://…) in the column {url_column!r} (--url-column).")
     others = [c for c in range(columns) if c != url]
-    known = [names.index(name) for name in _CAPTION_NAMES if header and name in names and names.index(name) != url]
+    known = [names.index(name) for name in CAPTION_NAMES if header and name in names and names.index(name) != url]
     if caption_column:
         caption = column("--caption-column", caption_column)
     elif known or len(others) == 1:

@@ -5,6 +5,7 @@ Shape legend: H height, W width, S side of the view, C = 3 channels; pictures ar
 
 from __future__ import annotations
 
+import functools
 import io
 import struct
 import warnings
@@ -29,12 +30,33 @@ __all__ = ["DecodeError", "Views", "canonical", "decode", "first_view", "second_
 
 MAX_PIXELS = 89_478_485
 """Pictures with more pixels are refused before they are decoded (Pillow's own limit against decompression bombs)."""
+MAX_BYTES = 256 << 20
+"""And so are those that take more bytes decoded: the pixels as they are stored, and as RGB where that is something else."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused here and counted, not warned about
 
 
+MAX_SCANS = 100
+"""Of a JPEG: each goes over all its pixels."""
+_NOT_OPENED = {"BLP", "CUR", "EPS", "ICNS", "ICO", "IPTC"}
+"""Formats that another program decodes, or that hold a picture whose size their own header does not tell."""
+_STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
+"""Of a decoded pixel, by Pillow's mode; four in all others but RGB."""
+_STRIP_PIXELS = 1 << 20
+"""Converted to RGB at once."""
+
+
 class DecodeError(ValueError):
     """The bytes are not a picture that can be shown."""
+
+    reason = "undecodable"
+    """Why its sample is dropped."""
+
+
+class TooLarge(DecodeError):
+    """A picture that would take too much memory; it was not decoded."""
+
+    reason = "too_large"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,38 +81,78 @@ class Views(Component):
             raise InputError(f"views.crop is {self.crop}; it is None or a pair (least, most) of areas within 0 … 1.")
 
 
-def decode(data: bytes) -> np.ndarray:
-    """uint8 [H, W, 3] RGB from the bytes of a picture in any format and mode that Pillow reads.
+def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
+    """uint8 [H, W, 3] RGB from the bytes of a picture in any mode, and any format that Pillow itself decodes.
 
     Transparent pixels are laid over white; 16-bit grey is scaled to 8 bits, not clipped; CMYK and others go through
     Pillow's conversion; of an animation the first frame counts; EXIF orientation is ignored, as open_clip ignores it.
 
     Raises:
-        DecodeError: the bytes are no picture, are cut off, or hold more than MAX_PIXELS pixels.
+        TooLarge: more than MAX_PIXELS pixels, or `max_bytes` bytes when decoded; the header alone was read.
+        DecodeError: the bytes are no picture, or are cut off.
     """
     if data[:2] == b"\xff\xd8":
+        if data.count(b"\xff\xda") > MAX_SCANS:
+            raise DecodeError(f"a JPEG of more than {MAX_SCANS} scans")
         try:
             height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
-            if colourspace in ("YCbCr", "Gray", "RGB") and height * width <= MAX_PIXELS:
+            if colourspace in ("YCbCr", "Gray", "RGB"):
+                _check_size(width, height, "RGB", max_bytes)
                 return simplejpeg.decode_jpeg(data, colorspace="RGB")
+        except DecodeError:
+            raise
         except (ValueError, RuntimeError):
             pass  # Pillow forgives what is harmless, such as bytes after the end, and refuses the rest below
     try:
-        with Image.open(io.BytesIO(data)) as picture:
-            if picture.width * picture.height > MAX_PIXELS:
-                raise DecodeError(f"{picture.width}×{picture.height} pixels, more than the {MAX_PIXELS} allowed")
+        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
+            _check_size(*picture.size, picture.mode, max_bytes)
+            picture.load()
+            _check_size(*picture.size, picture.mode, max_bytes)  # before it is converted: some headers tell another mode
             return _to_rgb(picture)
     except DecodeError:
         raise
+    except Image.DecompressionBombError as error:
+        raise TooLarge(str(error)) from None
     except UnidentifiedImageError:  # its own text is the address of an object
         raise DecodeError("the bytes are no picture of a format that Pillow knows") from None
     # Pillow's plug-ins raise all of these on broken files; whatever it is, the picture cannot be used
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, MemoryError,
-            struct.error, ZeroDivisionError, NotImplementedError, AttributeError, Image.DecompressionBombError) as error:
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, MemoryError, RuntimeError,
+            struct.error, ZeroDivisionError, NotImplementedError, AttributeError, AssertionError) as error:  # fmt: skip
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
+def _check_size(width: int, height: int, mode: str, max_bytes: int) -> None:
+    """TooLarge for a picture of more pixels or bytes than are allowed."""
+    if width * height > MAX_PIXELS:
+        raise TooLarge(f"{width}×{height} pixels, more than the {MAX_PIXELS} allowed")
+    need = width * height * (3 if mode == "RGB" else _STORED_BYTES.get(mode, 4) + 3)
+    if need > max_bytes:
+        raise TooLarge(f"{width}×{height} pixels of mode {mode} take {need} bytes decoded, more than the {max_bytes} allowed")
+
+
+@functools.cache
+def _formats() -> list[str]:
+    Image.init()
+    return [name for name in Image.ID if name not in _NOT_OPENED]
+
+
 def _to_rgb(picture: Image.Image) -> np.ndarray:
+    """uint8 [H, W, 3]: strip by strip, for Pillow's conversions take many times the picture's memory."""
+    width, height = picture.size
+    rows = max(1, _STRIP_PIXELS // max(1, width))
+    strips = [(top, min(height, top + rows)) for top in range(0, height, rows)]
+    scale = 1.0
+    if picture.mode == "F":  # 0…1, or 0…255 where anything exceeds 1
+        most = [np.nan_to_num(np.asarray(picture.crop((0, top, width, bottom)))).max(initial=0) for top, bottom in strips]
+        scale = 255.0 if max(most, default=0) <= 1 else 1.0
+    out_HWC = np.empty((height, width, 3), np.uint8)
+    for top, bottom in strips:
+        out_HWC[top:bottom] = _strip_to_rgb(picture.crop((0, top, width, bottom)), scale)
+    return out_HWC
+
+
+def _strip_to_rgb(picture: Image.Image, scale: float) -> np.ndarray:
+    """uint8 [H, W, 3], or [H, W, 1] for what is grey."""
     if picture.has_transparency_data:
         rgba_HWC = np.asarray(picture.convert("RGBA"), dtype=np.uint16)
         alpha_HW1 = rgba_HWC[..., 3:]
@@ -98,12 +160,18 @@ def _to_rgb(picture: Image.Image) -> np.ndarray:
         return over_white_HWC.astype(np.uint8)
     if picture.mode.startswith("I"):  # 16-bit grey, also when Pillow keeps it in 32 bits
         grey_HW = np.asarray(picture).astype(np.int64).clip(0, 65535)
-        return np.repeat(((grey_HW + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
-    if picture.mode == "F":  # 0…1, or 0…255 where anything exceeds 1
-        grey = np.nan_to_num(np.asarray(picture))
-        grey = grey * 255 if grey.max(initial=0) <= 1 else grey
-        return np.repeat(np.rint(grey.clip(0, 255)).astype(np.uint8)[..., None], 3, axis=2)
-    return np.array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+        return ((grey_HW + 128) // 257).astype(np.uint8)[..., None]
+    if picture.mode == "F":
+        grey_HW = np.nan_to_num(np.asarray(picture)) * np.float32(scale)
+        return np.rint(grey_HW.clip(0, 255)).astype(np.uint8)[..., None]
+    return np.asarray(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def as_jpeg(image_HWC: np.ndarray, quality: int) -> bytes:
+    """uint8 [H, W, 3] as JPEG of this quality, with Pillow's own settings otherwise (chroma at half the resolution)."""
+    out = io.BytesIO()
+    Image.fromarray(image_HWC).save(out, "JPEG", quality=quality)
+    return out.getvalue()
 
 
 def first_view(canonical_HWC: np.ndarray, views: Views, rng: np.random.Generator) -> np.ndarray:

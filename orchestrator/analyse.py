@@ -63,10 +63,13 @@ def analysis_folder(plan: Plan, store: Store) -> Path:
 def _material(experiment: Experiment, store: Store) -> Material:
     """The pairs that the experiment trains on; its data are found or made."""
     inputs = make_data(experiment, store, lambda line: print(line, file=sys.stderr))
+    poison = experiment.poison
     return Material(
         test=tuple,  # an analysis looks at training pairs alone
         pairs=inputs.pairs(),
-        recipe=Recipe(views=experiment.views, trigger=experiment.poison.trigger, seed=experiment.evaluate.seed),
+        recipe=Recipe(
+            views=experiment.views, trigger=poison.trigger, jpeg_quality=poison.jpeg_quality, seed=experiment.evaluate.seed
+        ),
         batch_size=experiment.evaluate.batch_size,
     )
 

@@ -115,7 +115,7 @@ def parser() -> argparse.ArgumentParser:
     ingested.add_argument("--label-key", default="label")
     ingested.add_argument("--classes", default="none", help="none | folder: the top folder is the class")
     fetched = command("fetch", "Fetch a list of web addresses and captions (CC3M, CC12M) into shards.")
-    fetched.add_argument("list", help="TSV or CSV of addresses and captions, with or without a header line")
+    fetched.add_argument("list", help="TSV or CSV of addresses and captions, with or without a header line, or Parquet")
     fetched.add_argument("out", help="folder for the shards, seen by all nodes; continued if fetch began it")
     for flag, kind, text in FETCH:
         fetched.add_argument(f"--{flag}", type=_KINDS[kind], default=None, help=text)

@@ -8,6 +8,7 @@ import pyarrow.compute as pc
 
 from datasets.errors import InputError
 from datasets.pairs import smallest_hashes
+from datasets.text import decode_text, lines_of
 from orchestrator.spec import Clean
 
 NAMED = 5
@@ -15,16 +16,14 @@ NAMED = 5
 
 
 def read_keys(path: str) -> list[str]:
-    """The keys of a text file, one a line; empty lines count for nothing. InputError for duplicates and unreadable files."""
+    """The keys of a text file, one a line, stripped; empty lines count for nothing. InputError for duplicates and unreadable files."""
     file = Path(path)
-    if not file.is_absolute():
+    if not file.is_absolute() or "\0" in path:
         raise InputError(f"clean.keys is {path!r}: give the absolute path, workers have other working folders.")
     try:
-        keys = [line for line in file.read_text(encoding="utf-8-sig").splitlines() if line]
+        keys = lines_of(decode_text(file.read_bytes(), f"clean.keys {path}"))
     except OSError as error:
         raise InputError(f"clean.keys {path} cannot be read: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise InputError(f"clean.keys {path} is no UTF-8 text: {error.reason} at byte {error.start}.") from error
     if not keys:
         raise InputError(f"clean.keys {path} holds no key; one a line is accepted.")
     seen: set[str] = set()

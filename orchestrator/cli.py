@@ -233,7 +233,7 @@ def _ingest(options: argparse.Namespace) -> int:
 def _fetch(options: argparse.Namespace) -> int:
     from datasets.download import Manners
     from datasets.fetch import Wanted
-    from datasets.urllist import UrlList
+    from datasets.urlparquet import open_list
 
     if options.tasks is not None and options.tasks < 1:
         raise InputError(f"fetch: --tasks is {options.tasks}; accepted is the number of shards at a time, at least 1.")
@@ -244,13 +244,14 @@ def _fetch(options: argparse.Namespace) -> int:
     of = lambda cls: {field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given}
     wanted, manners = Wanted(**of(Wanted)), Manners(**of(Manners))
     out = Path(options.out).absolute()
-    urls = UrlList(
+    urls = open_list(
         options.list,
         block_rows=wanted.shard_size,
         url_column=options.url_column,
         caption_column=options.caption_column,
         delimiter=options.delimiter,
     )
+    print(f"fetch  {len(urls)} rows of {options.list}: {urls.taken}", file=sys.stderr, flush=True)
     from orchestrator import cluster
     from orchestrator.fetch import fetch_list
 

@@ -17,6 +17,7 @@ from datasets.download import Manners, Pacer
 from datasets.errors import InputError
 from datasets.fetch import Wanted, fetch_shard, finished, may_pass_later, settle
 from datasets.urllist import Row, UrlList
+from datasets.urlparquet import ParquetList
 from orchestrator import cluster
 from orchestrator.store import Store, read_json, write_json
 
@@ -114,7 +115,7 @@ def _fetch(number: int, rows: list[Row], folder: str, wanted: Wanted, manners: M
 
 
 def fetch_list(
-    urls: UrlList,
+    urls: UrlList | ParquetList,
     out: Path,
     wanted: Wanted,
     manners: Manners,
@@ -161,7 +162,7 @@ def fetch_list(
 
 
 def _run(
-    urls: UrlList,
+    urls: UrlList | ParquetList,
     out: Path,
     wanted: Wanted,
     manners: Manners,
@@ -232,7 +233,7 @@ def _folder(out: Path) -> None:
         raise InputError(f"fetch: {out} cannot be written: {error.strerror}.") from None
 
 
-def _claim(urls: UrlList, out: Path, wanted: Wanted) -> None:
+def _claim(urls: UrlList | ParquetList, out: Path, wanted: Wanted) -> None:
     """Say in `out/fetch.json` what the folder holds; InputError if it holds something else."""
     asked = {
         "list": {"name": urls.path.name, "bytes": urls.bytes, "sha256": urls.sha256},

@@ -14,8 +14,9 @@ from datasets.errors import InputError
 def encode(value: Any, where: str = "value") -> Any:
     """The value as plain JSON types, the same in every process and on every machine.
 
-    Components become {"class": "module.Name", field: ...}. Floats keep their shortest exact text; NaN, paths, functions,
-    sets and everything else without a stable text raise InputError naming the field.
+    Components become {"class": "module.Name", field: ...}, without fields of `component.ADDED` at their default.
+    Floats keep their shortest exact text; NaN, paths, functions, sets and everything else without a stable text raise InputError
+    naming the field.
     """
     if value is None or isinstance(value, (bool, str, int)):
         return value
@@ -25,7 +26,8 @@ def encode(value: Any, where: str = "value") -> Any:
         return value
     if isinstance(value, Component):
         name = f"{type(value).__module__}.{type(value).__qualname__}"
-        fields = {f.name: encode(getattr(value, f.name), f"{where}.{f.name}") for f in dataclasses.fields(value)}
+        entering = [f for f in dataclasses.fields(value) if not (f.metadata.get("added") and getattr(value, f.name) == f.default)]
+        fields = {f.name: encode(getattr(value, f.name), f"{where}.{f.name}") for f in entering}
         return {"class": name, **fields}
     if isinstance(value, (tuple, list)):
         return [encode(item, f"{where}[{i}]") for i, item in enumerate(value)]

@@ -46,7 +46,8 @@ def make_labels(experiment: Experiment, inputs: Inputs, store: Store, gpus: floa
         encoder.place(World.current().device if gpus else torch.device("cpu"))
         names, templates = method.prompts(inputs.class_names, inputs.templates)
         pairs = inputs.pairs(make_cleanset(experiment, inputs, store))
-        recipe = Recipe(views=replace(experiment.views, size=encoder.image_size), trigger=experiment.poison.trigger)
+        views, poison = replace(experiment.views, size=encoder.image_size), experiment.poison
+        recipe = Recipe(views=views, trigger=poison.trigger, jpeg_quality=poison.jpeg_quality)
         labels = zero_shot_labels(encoder, whole_pictures(pairs, recipe, World()), names, templates)
         labels.write(folder / FILE)
         write_json(folder / "summary.json", _summary(labels, names, dict(zip(pairs.keys().to_pylist(), pairs.labels().tolist()))))

@@ -219,6 +219,7 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
             experiment.poison.trigger,
             experiment.views.size,
             out,
+            jpeg_quality=experiment.poison.jpeg_quality,
             progress=meter("poison", "shards", lambda line: print(line, file=sys.stderr)),
         )
 

@@ -25,7 +25,7 @@ from datasets.retrieval import RetrievalSet
 from datasets.seeding import rng
 from datasets.source import Source
 from datasets.synthetic import World
-from datasets.view import visibility
+from datasets.view import as_jpeg, decode, visibility
 from orchestrator import cleanset
 from orchestrator.meter import meter
 from orchestrator.plan import Stage, further_sets, stages
@@ -203,7 +203,7 @@ def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
 
 def make_set(tests: EvalSet | RetrievalSet, stage: Stage, store: Store, limit: float, say: Callable[[str], None]) -> MadeSet:
     """The set, its stage found or made; at least the share `limit` of its pictures must be usable."""
-    found = make_stage(store, stage, lambda folder: _testset(tests, folder, limit), say)
+    found = make_stage(store, stage, lambda folder: _testset(tests, folder, limit, say), say)
     folder, classes = found.folder, json.loads(part(found, "classes.json"))
     return MadeSet(
         index=str(folder / "index.arrow"),
@@ -225,8 +225,8 @@ def same_classes(test: MadeSet, further: EvalSet | RetrievalSet, made: MadeSet) 
         )
 
 
-def _testset(tests: EvalSet | RetrievalSet, folder: Path, limit: float) -> None:
-    loaded = tests.load(folder)
+def _testset(tests: EvalSet | RetrievalSet, folder: Path, limit: float, say: Callable[[str], None]) -> None:
+    loaded = tests.load(folder, lambda line: say(f"NOTE {line}"))
     drops = {e["values"]: e["counts"] for e in pc.value_counts(loaded.table["drop"]).to_pylist()}
     kept = drops.pop("", 0)
     if kept < limit * len(loaded.table):
@@ -234,6 +234,8 @@ def _testset(tests: EvalSet | RetrievalSet, folder: Path, limit: float) -> None:
             f"{tests.path}: only {kept} of {len(loaded.table)} pictures can be used ({_counts(drops)}); "
             f"evaluation needs {limit:.0%} of them."
         )
+    if drops:
+        say(f"NOTE {tests.path}: {kept} of {len(loaded.table)} pictures can be used ({_counts(drops)}).")
     write_index([loaded.table], folder / "index.arrow")
     write_json(folder / "summary.json", {"samples": len(loaded.table), "kept": kept, "drops": drops})
     classes = {"names": list(loaded.names), "templates": list(loaded.templates), "numbers": list(loaded.numbers)}
@@ -296,6 +298,8 @@ def _sample_sheet(
     entries = []
     for i, ((key, picture), row) in enumerate(zip(sheet, plan.slice(0, SHEET).to_pylist())):
         stamped = experiment.poison.trigger.stamp(picture, rng(row["trigger_seed"], key))
+        if experiment.poison.jpeg_quality is not None:
+            stamped = decode(as_jpeg(stamped, experiment.poison.jpeg_quality))
         for kind, pixels in (("clean", picture), ("triggered", stamped)):
             (folder / "samples" / f"{i}-{kind}.png").write_bytes(_png(pixels))
         entries.append({"key": key, **{name: row[name] for name in ("caption_before", "caption_after")}})

@@ -165,15 +165,16 @@ def poison_shards(
     size: int,
     out: Path,
     *,
+    jpeg_quality: int | None = None,
     cpus: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the tar shards of `source` with the plan's victims stamped: one in, one out, one Ray Data task each.
 
     `plan` (Parquet, PLAN_SCHEMA) refers to rows of `index`, which was made of `source`; `size` is the canonical
-    view's side in pixels. What has its marker beside it, written last, is not made again; `poison.json` says what
-    the folder is, and another plan's is refused. The tree's bytes depend on the arguments alone, not on `cpus`,
-    interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
+    view's side in pixels; `jpeg_quality` as in `shards.poison_shard`. What has its marker beside it, written last, is not made
+    again; `poison.json` says what the folder is, and another plan's is refused. The tree's bytes depend on the arguments
+    alone, not on `cpus`, interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
     """
     from datasets.shards import committed
 
@@ -183,7 +184,8 @@ def poison_shards(
         raise InputError(f"{out} is the folder of the shards themselves; poisoned ones go into another.")
     out.mkdir(parents=True, exist_ok=True)
     _sweep(out)
-    _claim(out, {"plan": f"{hash64(Path(plan).read_bytes().hex()):016x}", "trigger": repr(trigger), "size": size}, urls)
+    made_of = {"plan": f"{hash64(Path(plan).read_bytes().hex()):016x}", "trigger": repr(trigger), "size": size}
+    _claim(out, made_of | ({} if jpeg_quality is None else {"jpeg_quality": jpeg_quality}), urls)
     shard_of_row = _open(index)["shard"].to_numpy()
     bounds = np.searchsorted(shard_of_row, np.arange(len(urls) + 1)).tolist()
     items = [
@@ -191,7 +193,7 @@ def poison_shards(
         for number, (url, path, name) in enumerate(zip(urls, paths, shard_names(urls)))
         if committed(path) is None
     ]
-    constants = {"plan": str(plan), "trigger": trigger, "size": size, "json_field": source.json_field}
+    constants = {"plan": str(plan), "trigger": trigger, "size": size, "json_field": source.json_field, "jpeg_quality": jpeg_quality}
     _over_shards(_poison_shard, items, constants, cpus, progress, len(urls))
     _sweep(out)  # of workers that were killed while others went on
     total: Counter[str] = Counter(shards=len(urls))
@@ -202,14 +204,15 @@ def poison_shards(
     return dict(total)
 
 
-def _poison_shard(item: dict, plan: str, trigger: Trigger, size: int, json_field: str) -> dict:
+def _poison_shard(item: dict, plan: str, trigger: Trigger, size: int, json_field: str, jpeg_quality: int | None) -> dict:
     from datasets.shards import poison_shard
 
     path = Path(item["path"])
     victims = pq.read_table(plan, filters=[("row", ">=", item["start"]), ("row", "<", item["stop"])])
     with _private(path.parent) as folder:
         out = folder / path.name
-        poison_shard(item["url"], victims, trigger, size, out, key_prefix=item["prefix"], caption_key=json_field)
+        names: dict = {"key_prefix": item["prefix"], "caption_key": json_field}
+        poison_shard(item["url"], victims, trigger, size, out, jpeg_quality=jpeg_quality, **names)
         (marker,) = set(folder.iterdir()) - {folder / path.name}
         os.replace(folder / path.name, path)
         os.replace(marker, path.with_name(marker.name))

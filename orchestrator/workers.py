@@ -90,7 +90,8 @@ def clean(job: Job, report: Report | None = None) -> None:
         spec = job.experiment.clean
         assert spec is not None
         pairs = job.inputs.pairs(job.cleanset)
-        recipe = Recipe(views=job.experiment.views, trigger=job.experiment.poison.trigger)
+        poison = job.experiment.poison
+        recipe = Recipe(views=job.experiment.views, trigger=poison.trigger, jpeg_quality=poison.jpeg_quality)
         views = _decoded(job, pairs, job.cleanset, _note(job))  # not for a pre-training, which may be larger than the disk
         encoder = load_model(job.experiment, job.checkpoint)
 
@@ -213,6 +214,7 @@ def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: b
     recipe = Recipe(
         views=job.experiment.views,
         trigger=job.experiment.poison.trigger,
+        jpeg_quality=job.experiment.poison.jpeg_quality,
         seed=training.seed,
         two_views=two_views,
         eda=job.experiment.eda,
@@ -257,7 +259,8 @@ def _measure(
     """What measures a model after an epoch; arrays that evaluators give go to `keep`, or nowhere."""
     experiment, inputs = job.experiment, job.inputs
     spec = experiment.evaluate
-    recipe = Recipe(views=experiment.views, trigger=experiment.poison.trigger, seed=spec.seed)
+    poison = experiment.poison
+    recipe = Recipe(views=experiment.views, trigger=poison.trigger, jpeg_quality=poison.jpeg_quality, seed=spec.seed)
 
     def share(pairs: Pairs, index: str) -> Callable[[], Iterator[Batch]]:
         views = _decoded(job, pairs, index, say)

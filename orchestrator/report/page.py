@@ -32,6 +32,7 @@ DROP_REASONS = {
     "no_image": "no picture",
     "unknown_extension": "no file with a picture's extension",
     "undecodable": "picture does not decode",
+    "too_large": "picture is too large when decoded",
     "duplicate_key": "key occurs twice",
 }
 

@@ -2,12 +2,14 @@
 
 import json
 import math
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NoReturn
 
 from datasets.errors import InputError
+from datasets.text import parse_json
 from orchestrator.fingerprint import encode
 from orchestrator.spec import Reference
 
@@ -104,11 +106,11 @@ def load_published(reference: Reference) -> Published | None:
         if reference.file:
             raise InputError("Sweep.reference names a file, but neither start nor cleaning: give at least one of them.")
         return None
-    path = Path(reference.file).expanduser() if reference.file else SHIPPED
+    path = Path(os.path.expanduser(reference.file)) if reference.file else SHIPPED
     facts = _Node(_read(path), path, ())
     starts = {name: _mark(node, "acc", "asr") for name, node in facts.at("start_points_pct").items()}
     first = {name: _mark(node, "acc", "asr") for name, node in facts.items("pretrain_dynamics_epoch1_pct")}
-    kept = {name: int(node.number(least=0)) for name, node in facts.items("selected_checkpoint_epoch")}
+    kept = {name: node.whole() for name, node in facts.items("selected_checkpoint_epoch")}
     cleanings = [
         _cleaned(entry, f"{data}/{cleaning}", OBJECTIVES[objective], METHODS[method])
         for data, objectives in facts.at("cleaning").items()
@@ -124,7 +126,7 @@ def load_published(reference: Reference) -> Published | None:
                 accepted = ", ".join(sorted(known))
                 raise InputError(f"Sweep.reference.{what} is {name!r}, which {path} does not have. Accepted: {accepted}.")
     return Published(
-        source=str(facts.value.get("source") or path.name),
+        source=_text(facts, "source") or path.name,
         starts=tuple(
             Start(
                 name=name, objective=objective, by=reference.by, values=values,
@@ -159,11 +161,10 @@ def _stem(name: str) -> str:
 
 def _read(path: Path) -> Any:
     try:
-        return json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise InputError(f"reference file {path} cannot be read: {error.strerror or error}.") from error
-    except ValueError as error:  # not JSON, or not UTF-8
-        raise InputError(f"reference file {path} is not JSON: {error}.") from error
+        data = path.read_bytes()
+    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
+        raise InputError(f"reference file {path} cannot be read: {getattr(error, 'strerror', None) or error}.") from error
+    return parse_json(data, f"reference file {path}")
 
 
 @dataclass(frozen=True)
@@ -199,14 +200,30 @@ class _Node:
 
     def number(self, least: float = 0, most: float = math.inf) -> float:
         value = self.value
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least <= value <= most:
+        plain = isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1 << 53
+        if not (plain and least <= value <= most):
             self.refuse(f"a number from {least:g} to {most:g}" if math.isfinite(most) else f"a number of at least {least:g}")
         return float(value)
 
+    def whole(self) -> int:
+        if not self.number().is_integer():
+            self.refuse("a whole number")
+        return int(self.value)
+
     def refuse(self, expected: str) -> NoReturn:
-        text = json.dumps(self.value, default=str)
+        try:
+            text = json.dumps(self.value, default=str)
+        except RecursionError:
+            text = "nested too deep to show"
         shown = text if len(text) <= 60 else text[:57] + "…"
         raise InputError(f"reference file {self.file}: {'.'.join(self.keys) or 'the whole'} is {shown}; expected: {expected}.")
+
+
+def _text(node: _Node, key: str) -> str:
+    """An optional text."""
+    if key in node.mapping() and not isinstance(node.value[key], (str, type(None))):
+        node.at(key).refuse("text")
+    return node.value.get(key) or ""
 
 
 def _mark(node: _Node, accuracy: str = "acc_pct", asr: str = "asr_pct") -> Mark:
@@ -235,5 +252,5 @@ def _cleaned(node: _Node, name: str, objective: str, method: str) -> Cleaned:
         best={limit: _maybe(best.at(str(limit))) for limit in LIMITS},
         lowest=_maybe(lowest.at("1")),
         front=tuple(marks),
-        points=int(node.at("n_points").number()),
+        points=node.at("n_points").whole(),
     )

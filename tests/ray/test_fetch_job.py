@@ -7,6 +7,8 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from datasets.fetch import finished
@@ -115,3 +117,21 @@ def test_mistakes_are_told_in_a_sentence(urls: Path, undisturbed: Path, tmp_path
         [line] = [line for line in output.splitlines() if line.startswith("cleansweep: ")]
         assert code == 2 and said in line and "Traceback" not in output
     assert files(undisturbed) == before and not (tmp_path / "o").exists()
+
+
+def test_a_parquet_list_gives_the_shards_of_its_text(server: Server, tmp_path: Path):
+    rows = [(f"a picture of thing {i}", server.url("nothing" if i == 7 else f"slow?{i}")) for i in range(30)]
+    (tmp_path / "list.tsv").write_text("".join(f"{caption}\t{url}\n" for caption, url in rows))
+    columns = {"id": list(range(30)), "URL": [url for _, url in rows], "TEXT": [text for text, _ in rows]}
+    pq.write_table(pa.table(columns), tmp_path / "list.parquet")
+    outputs = []
+    for name in ("list.tsv", "list.parquet"):
+        code, output = cleansweep("fetch", str(tmp_path / name), str(tmp_path / f"{name}-out"), *OPTIONS)
+        assert code == 0, output
+        outputs.append(output)
+    text, parquet = (files(tmp_path / f"{name}-out") for name in ("list.tsv", "list.parquet"))
+    assert text.keys() == parquet.keys() and [text[name] for name in text if name.endswith(".tar")] == [
+        parquet[name] for name in parquet if name.endswith(".tar")
+    ]
+    assert json.loads(parquet["summary.json"])["status"] == json.loads(text["summary.json"])["status"]
+    assert "addresses from the column 'URL', captions from 'TEXT'" in outputs[1]

@@ -235,3 +235,48 @@ def test_the_folder_of_its_own_is_closed_to_others(tmp_path, monkeypatch):
     folder.symlink_to(tmp_path / "a")
     with pytest.raises(InputError, match="closed to others"):
         cache_folder("auto")
+
+
+@pytest.mark.parametrize("kind", ["symlink", "hard link", "pipe", "symlink to nothing"])
+def test_what_others_left_under_the_files_name_is_not_written_through(poisoned, tmp_path, kind):
+    folder, target, told = tmp_path / "cache", tmp_path / "target", list[str]()
+    folder.mkdir()
+    made = kept(poisoned, folder)
+    name = made.path.with_suffix(".partial")
+    del made
+    name.with_suffix(".views").unlink()
+    if kind != "symlink to nothing":
+        target.write_bytes(b"precious")
+    if kind == "pipe":
+        os.mkfifo(name)
+    elif kind == "hard link":
+        os.link(target, name)
+    else:
+        name.symlink_to(target)
+    assert decoded(poisoned, SIZE, folder, "set", say=told.append) is None
+    assert len(told) == 1 and "cannot be kept" in told[0] and "read from the shards" in told[0]
+    assert not target.exists() if kind == "symlink to nothing" else target.read_bytes() == b"precious"
+
+
+def test_a_folder_that_everybody_can_write_is_refused(tmp_path):
+    for mode in (0o777, 0o1777, 0o703):
+        (tmp_path / "open").mkdir(exist_ok=True)
+        (tmp_path / "open").chmod(mode)
+        with pytest.raises(InputError, match=f"open can be written by every user .mode {mode:04o}"):
+            cache_folder(str(tmp_path / "open"))
+    (tmp_path / "open").chmod(0o775)
+    assert cache_folder(str(tmp_path / "open")) == tmp_path / "open"
+    before = os.umask(0)
+    try:
+        made = cache_folder(str(tmp_path / "new"))
+    finally:
+        os.umask(before)
+    assert made is not None and cache_folder(str(made)) == made
+
+
+@pytest.mark.skipif(os.getuid() != 0, reason="only root gives a folder away")
+def test_a_folder_of_another_user_is_refused(tmp_path):
+    (tmp_path / "theirs").mkdir()
+    os.chown(tmp_path / "theirs", 12345, 12345)
+    with pytest.raises(InputError, match="belongs to another user"):
+        cache_folder(str(tmp_path / "theirs"))

@@ -104,9 +104,16 @@ def test_files_that_are_no_keys_are_refused(tmp_path):
         read_keys("keys.txt")
     with pytest.raises(InputError, match="No such file"):
         read_keys(str(tmp_path / "none.txt"))
-    (tmp_path / "x").write_bytes(b"\xff\xfe\x00a")
-    with pytest.raises(InputError, match="UTF-8"):
+    (tmp_path / "x").write_bytes(b"k000\n\xffk001")
+    with pytest.raises(InputError, match="UTF-8: line 2, byte 0xff"):
         read_keys(str(tmp_path / "x"))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-8-sig", "utf-16"])
+@pytest.mark.parametrize("end", ["\n", "\r\n", "\r"])
+def test_keys_are_read_in_every_encoding_and_stripped(tmp_path, encoding, end):
+    (tmp_path / "x").write_bytes(end.join(["k000", " käse\t", "", "k002 "]).encode(encoding))
+    assert read_keys(str(tmp_path / "x")) == ["k000", "käse", "k002"]
 
 
 def test_rows_that_overlap_the_victims_are_refused():

@@ -3,12 +3,12 @@
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
 
-from datasets.component import Component
+from datasets.component import ADDED, Component
 from datasets.errors import InputError
 from datasets.triggers.patch import Patch
 from orchestrator.fingerprint import canonical, encode, fingerprint
@@ -59,3 +59,14 @@ def test_canonical_json_is_sorted_ascii_without_spaces():
     text = canonical({"b": 1, "a": "é"})
     assert text == '{"a":"\\u00e9","b":1}'
     assert json.loads(text) == {"a": "é", "b": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grown(Component):
+    rate: float = 1.0
+    later: int | None = field(default=None, metadata=ADDED)
+
+
+def test_a_field_that_was_added_leaves_no_trace_at_its_default():
+    assert encode(Grown()) == {"class": f"{Grown.__module__}.Grown", "rate": 1.0}
+    assert encode(Grown(later=3))["later"] == 3 and fingerprint(Grown(later=3)) != fingerprint(Grown())

@@ -35,7 +35,8 @@ def test_lines_end_in_all_ways_and_are_stripped():
 
 
 @pytest.mark.parametrize(
-    "text, what", [("", "line 1"), ('{"a": 1', "line 1"), ("[" * 100_000, "too deep"), ("1" * 5000, "cannot be read"), ('{"a":\n x}', "line 2")]
+    "text, what",
+    [("", "line 1"), ('{"a": 1', "line 1"), ("[" * 100_000, "too deep"), ("1" * 5000, "cannot be read"), ('{"a":\n x}', "line 2")],
 )
 def test_what_is_not_json_is_refused_with_its_place(text, what):
     with pytest.raises(NotText, match=what):
