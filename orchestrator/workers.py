@@ -142,7 +142,7 @@ def load_model(experiment: Experiment, checkpoint: str, say: Callable[[str], Non
     `say` is told what the checkpoint does not tell of itself.
     """
     model = experiment.pretrain.model
-    if isinstance(model, Model) and not Path(checkpoint).exists() and "/" not in checkpoint:
+    if isinstance(model, Model) and not os.path.exists(checkpoint) and "/" not in checkpoint:
         return replace(model, pretrained=checkpoint).build(0, say)
     encoder = blank(model).build(0)
     load_weights(encoder, Path(checkpoint), say=say)

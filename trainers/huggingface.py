@@ -70,7 +70,8 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
             place = _PLACES.get(name, name)
             found[place] = value.T if name in ("text_projection.weight", "visual_projection.weight") and value.ndim == 2 else value
     for place, parts in attention.items():
-        if len(parts) == 3 and len({value.shape for value in parts.values()}) == 1:
+        shapes = {value.shape for value in parts.values()}
+        if len(parts) == 3 and len(shapes) == 1 and shapes != {torch.Size()}:
             found[place] = torch.cat([parts[letter] for letter in "qkv"])
         else:
             found |= {f"{place} ({letter})": value for letter, value in parts.items()}  # said to be of another architecture

@@ -8,9 +8,11 @@ from __future__ import annotations
 import difflib
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -51,8 +53,7 @@ class Model(Component):
     @property
     def file(self) -> Path | None:
         """The checkpoint file or folder that it starts from; None without one, or for a tag of open_clip's."""
-        path = Path(self.pretrained) if self.pretrained else None
-        return path if path is not None and path.exists() else None
+        return Path(self.pretrained) if self.pretrained and os.path.exists(self.pretrained) else None
 
     def check(self, where: str = "model") -> None:
         """InputError for an unknown name or tag, and for a tokenizer whose package is not installed; nothing is built or fetched."""
@@ -100,10 +101,30 @@ class Model(Component):
             tokenizer = open_clip.get_tokenizer(self.name)
         except (OSError, ImportError) as error:
             raise InputError(f"the tokenizer of model {self.name} could not be loaded: {error}") from error
-        encoder = Encoder(model, config, Tokenizer(tokenizer), twin(self.name))
+        encoder = Encoder(model, config, Tokenizer(self.cut(tokenizer)), twin(self.name))
         if path:
             load_weights(encoder, path, say=say)
         return encoder
+
+    def cut(self, tokenize: Any) -> Any:
+        """open_clip's tokenizer with this model's way to cut captions that are too long: the last token is the end's."""
+        return tokenize
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndlessModel(Model):
+    """The same, but a caption of more tokens than the context loses its end token, as in CleanCLIP, attack-cleanclip and SafeCLIP.
+
+    open_clip puts the end token last. The feature of a caption is read at its highest token, which is the end's where it is there.
+    """
+
+    def cut(self, tokenize: Any) -> Any:
+        """InputError for a model whose captions are not read by CLIP's own tokenizer."""
+        import open_clip
+
+        if not isinstance(tokenize, open_clip.SimpleTokenizer):
+            raise InputError(f"model {self.name}: captions without an end are for models with CLIP's own tokenizer; use Model")
+        return partial(_endless, tokenize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -332,6 +353,12 @@ def _unwarned() -> Iterator[None]:
         yield
     finally:
         logging.getLogger().removeFilter(hush)
+
+
+def _endless(tokenize: Any, captions: list[str]) -> Tensor:
+    """Tokens [B, L] cut after L: what one place more, in which the end of a longer caption would stand, leaves in the first L."""
+    length = tokenize.context_length
+    return tokenize(captions, context_length=length + 1)[:, :length]
 
 
 def twin(name: str) -> str:

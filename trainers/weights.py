@@ -6,6 +6,7 @@ What a file says is read as data and never run (see `torchfile`). Names and shap
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Callable, Iterator, Mapping
@@ -107,7 +108,7 @@ def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], Non
 def weights_file(path: str | Path) -> Path:
     """The file that holds the weights, or that names the files which do; InputError where there is none."""
     file = Path(path)
-    if file.is_dir():
+    if os.path.isdir(file):
         held = next((file / name for name in FOLDER if (file / name).is_file()), None)
         if held is not None:
             return held
@@ -115,7 +116,7 @@ def weights_file(path: str | Path) -> Path:
         if epochs:
             raise InputError(f"checkpoint {file} is the folder of a whole stage: give one of its epoch folders: {', '.join(epochs)}")
         raise InputError(f"checkpoint {file} is a folder without weights; looked for: {', '.join(FOLDER)}")
-    if not file.is_file():
+    if not os.path.isfile(file):  # also where its name is none
         tags = "" if "/" in str(path) else "; open_clip's tags are accepted where the experiment's model is one of its own"
         raise InputError(f"checkpoint {file} does not exist{tags}")
     if _PART.search(file.name):
@@ -155,7 +156,8 @@ def _opened(file: Path, stack: ExitStack) -> tuple[Any, TorchFile | None]:
         raise InputError(f"checkpoint {file} cannot be read: it is empty")
     if head.startswith(b"version https://git-lfs"):
         raise InputError(f"checkpoint {file} cannot be read: it is a pointer of Git LFS; fetch the file itself with: git lfs pull")
-    if file.suffix == ".safetensors" or (head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size):
+    begins = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size
+    if begins or (file.suffix == ".safetensors" and not head.startswith((b"PK\x03\x04", b"\x80"))):
         try:
             return load_file(file), None
         except (SafetensorError, *DAMAGE) as error:

@@ -136,6 +136,10 @@ def test_a_hugging_face_checkpoint_tells_its_activation_heads_and_pixels(tmp_pat
     with pytest.raises(InputError, match="config.json is of a model of type 'siglip'"):
         load_weights(ours, folder)
     (tmp_path / "config.json").unlink()
+    attention = {f"text_model.encoder.layers.0.self_attn.{letter}_proj.bias": torch.tensor(1.0) for letter in "qkv"}
+    torch.save({**theirs.tensors, **attention}, tmp_path / "scalars.pt")
+    with pytest.raises(InputError, match=r"transformer.resblocks.0.attn.in_proj_bias: the model has \[96\], the file nothing"):
+        load_weights(ours, tmp_path / "scalars.pt")
     assert "does not tell its activation: GELU is computed" in said_by(ours, folder)[0]
 
 
@@ -401,12 +405,20 @@ def test_files_of_other_kinds_are_told_from_damaged_ones(tmp_path):
         ("cut.pt", data[: len(data) // 2], "damaged or cut short"),
         ("old cut.pt", old[:-9], "damaged or cut short"),
         ("flipped.pt", data[:place] + bytes([data[place] ^ 1]) + data[place + 1 :], "damaged or cut short .*CRC"),
+        ("renamed.safetensors", data[:-9], "damaged or cut short"),
         ("short.safetensors", b"\x10" + bytes(7) + b"{", "damaged or cut short"),
     ):
         (tmp_path / name).write_bytes(held)
         with pytest.raises(InputError, match=words) as error:
             load_weights(vit(), tmp_path / name)
         assert name in str(error.value)
+    for name in ("x" * 300, "x/" * 3000 + "y"):
+        with pytest.raises(InputError, match="does not exist"):
+            load_weights(vit(), name)
+    save_file(state, tmp_path / "tensors.bin")
+    (tmp_path / "torch.safetensors").write_bytes(data)
+    for name in ("tensors.bin", "torch.safetensors"):
+        load_weights(vit(), tmp_path / name)  # known by what it holds
 
 
 # Weights that diverged
