@@ -7,13 +7,14 @@ keys and values.
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import open_clip
 import torch
 from torch import Tensor, nn
 
-from trainers.model import Encoder, Tokenizer
+from trainers.model import Encoder, Tokenizer, load_weights
 
 SIZE, EMBED, TEXT, CONTEXT, VOCABULARY = 32, 16, 32, 10, 49408
 PATCH, VISION, HEAD = 8, 32, 16
@@ -42,6 +43,19 @@ def encoder(tower: str, quick_gelu: bool = True, seed: int = 0, twin: str = "") 
         torch.manual_seed(seed)
         model = open_clip.CLIP(**own)
     return Encoder(model, own, tokenizer(), twin)
+
+
+def same_weights(one: Encoder, state: dict[str, Tensor]) -> bool:
+    """Whether the model holds exactly these tensors."""
+    own = one.model.state_dict()
+    return own.keys() == state.keys() and all(torch.equal(value, state[name]) for name, value in own.items())
+
+
+def said_by(one: Encoder, path: Path) -> list[str]:
+    """What loading this checkpoint says."""
+    said: list[str] = []
+    load_weights(one, path, say=said.append)
+    return said
 
 
 def as_encoder(model: nn.Module) -> Encoder:

@@ -19,7 +19,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-SEED, INPUTS = 0, 900
+SEED, INPUTS = 0, 630
 MEMORY, CPU_SECONDS, INPUT_SECONDS = 2 << 30, 120, 10
 """Bytes beyond what the process has when it begins; of the whole process; of one input."""
 
