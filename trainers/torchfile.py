@@ -122,11 +122,15 @@ class TorchFile:
         folder = found[0].removesuffix("data.pkl")
         self.scripted = f"{folder}constants.pkl" in names
 
+        if not any(part.CRC for part in archive.infolist()):  # torch.serialization.set_crc32_options(False)
+            for part in archive.infolist():
+                del part.CRC
+
         def record(name: str) -> bytes:
             part = archive.getinfo(name)
             if part.compress_type != zipfile.ZIP_STORED or max(part.file_size, part.compress_size) > size:  # it could unpack to any size
                 raise ValueError(f"its part {name} is compressed, or larger than the file")
-            return archive.read(name)  # compares the checksum
+            return archive.read(name)  # compares the checksum, where there is one
 
         if f"{folder}byteorder" in names and record(f"{folder}byteorder") != b"little":
             self._big_endian()

@@ -99,6 +99,18 @@ def test_parameters_views_and_transposed_tensors_are_read_as_they_are(tmp_path, 
     assert same_weights(ours, {**state, **{name: value.detach().reshape(state[name].shape) for name, value in odd.items()}})
 
 
+def test_an_archive_that_was_saved_without_checksums_is_read(tmp_path):
+    state = {name: value + 1 for name, value in vit().model.state_dict().items()}
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save(state, tmp_path / "c.pt")
+    finally:
+        torch.serialization.set_crc32_options(True)
+    ours = vit()
+    load_weights(ours, tmp_path / "c.pt")
+    assert same_weights(ours, state)
+
+
 # The activation
 
 
