@@ -26,7 +26,7 @@ def analyse_checkpoints(experiments: dict[str, Experiment], compute: Compute, ou
 
     Pictures, arrays and numbers go to `out`, a folder a stage.
     """
-    from orchestrator.workers import load_model
+    from orchestrator.workers import load_model, measured_as
 
     store = Store(compute.store)
     store.prepare()
@@ -42,7 +42,8 @@ def analyse_checkpoints(experiments: dict[str, Experiment], compute: Compute, ou
         name, epoch = _name(checkpoint, number)
         analysis = next((e for e in experiment.evaluate.evaluators if isinstance(e, Analysis)), Analysis())
         encoder = load_model(experiment, checkpoint).place(world.device)
-        values = analysis.measure(encoder, analysis.open(materials[experiment]), world)
+        with measured_as(checkpoint):
+            values = analysis.measure(encoder, analysis.open(materials[experiment]), world)
         write_arrays(
             out / name / "analysis" / f"epoch_{epoch:04d}.npz", {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
         )

@@ -67,7 +67,7 @@ def evaluate_on(
 
     All sets are opened before the model is, so that a mistake is told first. One forward pass of the pictures of each set.
     """
-    from orchestrator.workers import load_model, start
+    from orchestrator.workers import load_model, measured_as, start
 
     strange = next((name for name in probes if name not in on), None)
     if strange is not None:
@@ -88,9 +88,9 @@ def evaluate_on(
     found = {name: _open("--retrieval", name, one, store, limit, say) for name, one in pairs.items()}
 
     world = start(compute.cpus_per_worker, compute.gpus_per_worker)
-    encoder = load_model(experiment, checkpoint)
+    encoder = load_model(experiment, checkpoint, say)
     encoder.place(world.device)
-    run = partial(_measure, encoder, experiment, world)
+    run = measured_as(checkpoint)(partial(_measure, encoder, experiment, world))
     records = []
     for name, made in tests.items():
         target, refused = _target(experiment, made)

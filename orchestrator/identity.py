@@ -17,7 +17,8 @@ from orchestrator.spec import Clean
 from orchestrator.store import sha256
 from trainers.cleaning.pseudo_labels import PseudoLabels
 from trainers.evaluate.base import Evaluator
-from trainers.model import WEIGHTS, Model, TinyCLIP
+from trainers.model import Model, TinyCLIP
+from trainers.weights import files_read
 
 IDENTITIES: dict[Component | str, Any] = {}
 """Digests of the files of the sources seen so far, and of files of keys; a trial gets the driver's, so that it need not read
@@ -74,12 +75,16 @@ def set_identity(source: Source | EvalSet | RetrievalSet | World) -> Any:
 
 
 def weights_identity(model: Model | TinyCLIP) -> Any:
-    """Size and hash of the checkpoint that pre-training starts from; None without one, or for a tag of open_clip's."""
+    """Size and hash of the checkpoint that pre-training starts from; None without one, or for a tag of open_clip's.
+
+    Where it is read from several files (parts, a configuration beside it), the hashes of the others by name too.
+    """
     path = model.file if isinstance(model, Model) else None
     if path is None:
         return None
-    file = path / WEIGHTS if path.is_dir() else path
-    return {"size": file.stat().st_size, "sha256": sha256(file)}
+    file, *others = files_read(path)
+    beside = {"beside": {other.name: sha256(other) for other in others}} if others else {}
+    return {"size": file.stat().st_size, "sha256": sha256(file), **beside}
 
 
 def encode_stage(component: Component, where: str) -> Any:

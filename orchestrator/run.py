@@ -226,7 +226,7 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
 
 def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) -> dict[str, float]:
     """Metrics of a checkpoint (epoch folder, file or open_clip tag) under the experiment's test set and trigger."""
-    from orchestrator.workers import Job, evaluate, load_model
+    from orchestrator.workers import Job, evaluate, load_model, measured_as
 
     model = load_model(experiment, weights)  # first, so that a mistake is told before data are prepared
     store = Store(compute.store)
@@ -234,7 +234,8 @@ def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) 
     with _ray(compute):
         inputs = make_data(experiment, store, lambda line: print(line, file=sys.stderr))
     job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker)
-    return evaluate(job, model)
+    with measured_as(weights):
+        return evaluate(job, model)
 
 
 def open_ui(root: str, uri: str, port: int) -> int:

@@ -4,6 +4,7 @@ A checkpoint of the store tells by the stage that made it; any other must be tol
 """
 
 import dataclasses
+import os
 import re
 import shlex
 from collections.abc import Callable, Sequence
@@ -51,7 +52,7 @@ def experiments_of(
     chosen: dict[tuple[str, ...], Experiment] = {}
     found = {}
     for checkpoint in checkpoints:
-        if "/" in checkpoint and not Path(checkpoint).exists():
+        if "/" in checkpoint and not os.path.exists(checkpoint):  # also where its name is too long to be one
             raise InputError(f"--checkpoint {checkpoint} does not exist; give an epoch folder, a file or a tag of open_clip's.")
         made = origin(checkpoint)
         if made not in chosen:

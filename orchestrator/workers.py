@@ -35,9 +35,10 @@ from trainers.evaluate.base import Material
 from trainers.evaluate.probe import probe
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import Report, fit
-from trainers.model import Encoder, Model, load_weights
+from trainers.model import Encoder, Model
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
+from trainers.weights import aside, load_weights
 
 PROGRESS = "progress.json"
 WHOLE = 256
@@ -74,7 +75,8 @@ def pretrain(job: Job) -> None:
     world = _start(job)
     with _failures(job, world):
         spec = job.experiment.pretrain
-        encoder = load_model(job.experiment, job.checkpoint) if job.checkpoint else spec.model.build(spec.seed)
+        say = _note(job)
+        encoder = load_model(job.experiment, job.checkpoint, say) if job.checkpoint else spec.model.build(spec.seed, say)
         feed = _feed(job, world, job.inputs.pairs(), spec, spec.objective.two_views)
         around = _surroundings(job, world, None)
         fit(encoder, spec.objective, spec, feed, **around)
@@ -93,7 +95,7 @@ def clean(job: Job, report: Report | None = None) -> None:
         poison = job.experiment.poison
         recipe = Recipe(views=job.experiment.views, trigger=poison.trigger, jpeg_quality=poison.jpeg_quality)
         views = _decoded(job, pairs, job.cleanset, _note(job))  # not for a pre-training, which may be larger than the disk
-        encoder = load_model(job.experiment, job.checkpoint)
+        encoder = load_model(job.experiment, job.checkpoint, _note(job))
 
         def feed(two_views: bool) -> Any:
             return _feed(job, world, pairs, spec, two_views, views)
@@ -135,14 +137,26 @@ def whole_pictures(pairs: Pairs, recipe: Recipe, world: World, views: Decoded | 
     return ahead(make, range(world.rank, math.ceil(len(pairs) / WHOLE), world.size))
 
 
-def load_model(experiment: Experiment, checkpoint: str) -> Encoder:
-    """The experiment's model with the weights of a checkpoint: an epoch folder, a file, or a pretrained tag of open_clip."""
+def load_model(experiment: Experiment, checkpoint: str, say: Callable[[str], None] = aside) -> Encoder:
+    """The experiment's model with the weights of a checkpoint: an epoch folder, a file, or a pretrained tag of open_clip.
+
+    `say` is told what the checkpoint does not tell of itself.
+    """
     model = experiment.pretrain.model
-    if isinstance(model, Model) and not Path(checkpoint).exists() and "/" not in checkpoint:
-        return replace(model, pretrained=checkpoint).build(0)
+    if isinstance(model, Model) and not os.path.exists(checkpoint) and "/" not in checkpoint:
+        return replace(model, pretrained=checkpoint).build(0, say)
     encoder = blank(model).build(0)
-    load_weights(encoder, Path(checkpoint))
+    load_weights(encoder, Path(checkpoint), say=say)
     return encoder
+
+
+@contextmanager
+def measured_as(checkpoint: str) -> Iterator[None]:
+    """InputError that names the checkpoint where what its model computes is not finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise InputError(f"checkpoint {checkpoint} cannot be measured: {error}") from error
 
 
 def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:

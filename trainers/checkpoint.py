@@ -106,7 +106,7 @@ def save(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progr
 
 def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer) -> Progress:
     """Put weights and optimiser back as they were saved; returns the progress."""
-    load_weights(encoder, checkpoint)
+    load_weights(encoder, checkpoint, finite=False)  # one that diverged is to say so itself, in training
     tensors = load_file(checkpoint / STATE)
     for name, parameter in parameters(encoder):
         if name.startswith("head."):

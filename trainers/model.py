@@ -6,29 +6,30 @@ Shape suffixes: B rows, H and W height and width, C channels, L tokens, D featur
 from __future__ import annotations
 
 import difflib
-import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from datasets.component import Component
 from datasets.errors import InputError
+from trainers.weights import WEIGHTS as WEIGHTS
+from trainers.weights import aside, load_weights
 
 MAX_LOGIT_SCALE = math.log(100)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 """Of the channels of OpenAI's training pictures, 0 … 1. (open_clip is imported where a model is made: it takes two seconds.)"""
-WEIGHTS = "open_clip_model.safetensors"
 CACHED_CAPTIONS = 200_000
 
 
@@ -39,7 +40,7 @@ class Model(Component):
     name: str = "RN50"
     """as in open_clip.list_models(), or local-dir:<folder with open_clip_config.json>"""
     pretrained: str | None = None
-    """start from: a tag of open_clip's, a checkpoint file (.pt, .safetensors), or an epoch folder; None: from scratch"""
+    """start from: a tag of open_clip's, a checkpoint file (.pt, .safetensors), an epoch folder or Hugging Face's; None: from scratch"""
     logit_bias: float | None = None
     """initial value of a learnt logit bias, for the sigmoid loss; None: the model has none"""
 
@@ -52,8 +53,7 @@ class Model(Component):
     @property
     def file(self) -> Path | None:
         """The checkpoint file or folder that it starts from; None without one, or for a tag of open_clip's."""
-        path = Path(self.pretrained) if self.pretrained else None
-        return path if path is not None and path.exists() else None
+        return Path(self.pretrained) if self.pretrained and os.path.exists(self.pretrained) else None
 
     def check(self, where: str = "model") -> None:
         """InputError for an unknown name or tag, and for a tokenizer whose package is not installed; nothing is built or fetched."""
@@ -75,10 +75,11 @@ class Model(Component):
             raise InputError(f"{where} is {self.name}, whose captions are read by the package transformers, which is not installed: "
                              "install cleansweep with its extra `labels`")
 
-    def build(self, seed: int) -> Encoder:
+    def build(self, seed: int, say: Callable[[str], None] = aside) -> Encoder:
         """The model with weights drawn from `seed`, or loaded if `pretrained` is set. The global generator stays as it was.
 
-        Raises InputError for what `check` refuses, an unreadable checkpoint, and one of another architecture.
+        `say` is told what a checkpoint does not tell of itself. Raises InputError for what `check` refuses, an unreadable checkpoint,
+        and one of another architecture.
         """
         import open_clip
 
@@ -100,10 +101,30 @@ class Model(Component):
             tokenizer = open_clip.get_tokenizer(self.name)
         except (OSError, ImportError) as error:
             raise InputError(f"the tokenizer of model {self.name} could not be loaded: {error}") from error
-        encoder = Encoder(model, config, Tokenizer(tokenizer))
+        encoder = Encoder(model, config, Tokenizer(self.cut(tokenizer)), twin(self.name))
         if path:
-            load_weights(encoder, path)
+            load_weights(encoder, path, say=say)
         return encoder
+
+    def cut(self, tokenize: Any) -> Any:
+        """open_clip's tokenizer with this model's way to cut captions that are too long: the last token is the end's."""
+        return tokenize
+
+
+@dataclass(frozen=True, kw_only=True)
+class EndlessModel(Model):
+    """The same, but a caption of more tokens than the context loses its end token, as in CleanCLIP, attack-cleanclip and SafeCLIP.
+
+    open_clip puts the end token last. The feature of a caption is read at its highest token, which is the end's where it is there.
+    """
+
+    def cut(self, tokenize: Any) -> Any:
+        """InputError for a model whose captions are not read by CLIP's own tokenizer."""
+        import open_clip
+
+        if not isinstance(tokenize, open_clip.SimpleTokenizer):
+            raise InputError(f"model {self.name}: captions without an end are for models with CLIP's own tokenizer; use Model")
+        return partial(_endless, tokenize)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -152,8 +173,8 @@ class TinyCLIP(Component):
         }
         return config if self.logit_bias is None else config | {"init_logit_bias": self.logit_bias}
 
-    def build(self, seed: int) -> Encoder:
-        """The model with weights drawn from `seed`; the global generator stays as it was."""
+    def build(self, seed: int, say: Callable[[str], None] = aside) -> Encoder:
+        """The model with weights drawn from `seed`; the global generator stays as it was. There is nothing to `say`."""
         import open_clip
 
         with torch.random.fork_rng(devices=[]):
@@ -210,16 +231,18 @@ class Encoder(nn.Module):
 
     `model` is the open_clip model itself (its state dict is what checkpoints hold), `config` its open_clip configuration. `head`,
     where a cleaning method has added one, is a linear classifier of picture features that is trained along and is no part of it.
+    `twin` is open_clip's name of the same architecture with the other activation (QuickGELU or GELU), where it has one.
     """
 
     model: Any
     mean: Tensor
     std: Tensor
 
-    def __init__(self, model: nn.Module, config: dict[str, Any], tokenizer: Tokenizer) -> None:
+    def __init__(self, model: nn.Module, config: dict[str, Any], tokenizer: Tokenizer, twin: str = "") -> None:
         super().__init__()
         self.model = model
         self.config = config
+        self.twin = twin
         self.tokenize = tokenizer
         preprocess = getattr(self.model.visual, "preprocess_cfg", {})
         self.preprocess = {"mean": tuple(preprocess.get("mean", MEAN)),
@@ -233,8 +256,8 @@ class Encoder(nn.Module):
         self._image_tower = self.model.encode_image
         self._text_tower = self.model.encode_text
 
-    def normalise_by(self, mean: Sequence[float], std: Sequence[float]) -> None:
-        """Take these channel means and standard deviations, of pixels in 0 … 1, for pictures from now on."""
+    def normalise_by(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
+        """Take these channel means and standard deviations, of pixels in 0 … 1, for pictures from now on; OpenAI's by default."""
         self.preprocess |= {"mean": tuple(mean), "std": tuple(std)}
         self.mean.copy_(torch.tensor(self.preprocess["mean"]) * 255)
         self.std.copy_(torch.tensor(self.preprocess["std"]) * 255)
@@ -321,57 +344,6 @@ class Encoder(nn.Module):
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
 
 
-def load_weights(encoder: Encoder, path: str | Path) -> None:
-    """Load weights from an epoch folder of ours, an open_clip .pt (state dict or {"state_dict": …}) or a safetensors file.
-
-    Names and shapes must be exactly the model's. Raises InputError that names the file and the first tensors that differ, or
-    says that the file cannot be read. Files are never unpickled beyond tensors.
-    """
-    file = Path(path)
-    if file.is_dir():
-        epochs = sorted(place.parent.name for place in file.glob(f"epoch_*/{WEIGHTS}"))
-        if epochs and not (file / WEIGHTS).is_file():
-            raise InputError(f"checkpoint {file} is the folder of a whole stage: give one of its epoch folders: {', '.join(epochs)}")
-        file = file / WEIGHTS
-    if not file.is_file():
-        tags = "" if "/" in str(path) else "; open_clip's tags are accepted where the experiment's model is one of its own"
-        raise InputError(f"checkpoint {file} does not exist{tags}")
-    try:
-        if file.suffix == ".safetensors":
-            saved: Any = load_file(file)
-        else:
-            saved = torch.load(file, map_location="cpu", weights_only=True)
-        saved = saved.get("state_dict", saved)
-        state: dict[str, Tensor] = {name.removeprefix("module."): value for name, value in saved.items()}
-        if not all(isinstance(value, Tensor) for value in state.values()):
-            raise TypeError
-    except Exception as error:  # many types, none documented; and torch's own text advises to unpickle whatever there is
-        raise InputError(
-            f"checkpoint {file} cannot be read as a file of tensors; accepted are an epoch folder, a .safetensors file, and a .pt "
-            "file that holds a state dict of tensors, alone or under state_dict (nothing else is unpickled)"
-        ) from error
-    own = encoder.model.state_dict()
-    for scalar in ("logit_scale", "logit_bias"):  # saved as [1] by some versions and as a scalar by others
-        if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel() == 1:
-            state[scalar] = state[scalar].reshape(own[scalar].shape)
-    differences = [f"{name}: the model has {_shape(own.get(name))}, the file {_shape(state.get(name))}"
-                   for name in [*own, *(name for name in state if name not in own)]
-                   if _shape(own.get(name)) != _shape(state.get(name))]
-    if differences:
-        raise InputError(f"checkpoint {file} is of another architecture; {len(differences)} tensors differ, first "
-                         + "; ".join(differences[:3]))
-    beside = file.with_name("open_clip_config.json")
-    about = json.loads(beside.read_text()) if beside.is_file() else {}
-    quick, own_quick = (bool(config.get("quick_gelu")) for config in (about.get("model_cfg", encoder.config), encoder.config))
-    if quick != own_quick:  # no tensor tells
-        raise InputError(f"checkpoint {file} is of a model with{'' if quick else 'out'} QuickGELU, the experiment's is one "
-                         f"with{'' if own_quick else 'out'}; open_clip's names of the former end in -quickgelu")
-    encoder.model.load_state_dict(state)
-    if about:  # a pretrained tag may normalise pictures otherwise than the architecture's default
-        preprocess = about.get("preprocess_cfg", {})
-        encoder.normalise_by(preprocess.get("mean", MEAN), preprocess.get("std", STD))
-
-
 @contextmanager
 def _unwarned() -> Iterator[None]:
     """Without open_clip's warning that a model has no pretrained weights, where none were asked for."""
@@ -381,6 +353,20 @@ def _unwarned() -> Iterator[None]:
         yield
     finally:
         logging.getLogger().removeFilter(hush)
+
+
+def _endless(tokenize: Any, captions: list[str]) -> Tensor:
+    """Tokens [B, L] cut after L: what one place more, in which the end of a longer caption would stand, leaves in the first L."""
+    length = tokenize.context_length
+    return tokenize(captions, context_length=length + 1)[:, :length]
+
+
+def twin(name: str) -> str:
+    """open_clip's name of the same architecture with the other activation, QuickGELU or GELU; "" where it has none."""
+    import open_clip
+
+    other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
+    return other if other in open_clip.list_models() else ""
 
 
 def _config(name: str) -> dict[str, Any]:
@@ -395,10 +381,6 @@ def _config(name: str) -> dict[str, Any]:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=5, cutoff=0.4)
         raise InputError(f"model.name is {name!r}, which open_clip does not know; near names: {', '.join(near) or 'none'}")
     return config
-
-
-def _shape(value: Tensor | None) -> str:
-    return "nothing" if value is None else str(list(value.shape))
 
 
 def _unit(feature_BD: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from tests.parity.toys import RESNET, ToyFeed, resnet, vit
 from trainers import checkpoint, model, schedule
 from trainers.batch import to_device
 from trainers.checkpoint import Progress
-from trainers.model import Encoder, Model, TinyCLIP, Tokenizer, load_weights
+from trainers.model import Encoder, EndlessModel, Model, TinyCLIP, Tokenizer, load_weights
 from trainers.schedule import Training
 from trainers.throughput import flops_per_sample, mfu
 
@@ -204,6 +204,19 @@ def test_the_tokenizer_remembers_within_bounds(monkeypatch):
     assert remembering(["bb", "a"]).tolist() == [[2, 0], [1, 0]] and calls == ["a", "bb"]
     assert remembering(["ccc", "dddd", "a"]).tolist() == [[3, 0], [4, 0], [1, 0]]
     assert len(remembering._seen) <= 3
+
+
+def test_captions_that_are_too_long_keep_their_end_or_lose_it():
+    clip = open_clip.SimpleTokenizer(context_length=6)
+    kept, cut = (Tokenizer(kind(name="ViT-S-32-alt").cut(clip)) for kind in (Model, EndlessModel))
+    captions = ["red", "red green blue grey", "red green blue grey red", "red green blue grey red green blue"]
+    whole = [[clip.sot_token_id, *clip.encode(caption), clip.eot_token_id] for caption in captions]
+    assert [len(tokens) for tokens in whole] == [3, 6, 7, 9]
+    assert cut(captions).tolist() == [(tokens + [0] * 6)[:6] for tokens in whole]
+    assert [row[-1] == clip.eot_token_id for row in kept(captions).tolist()] == [False, True, True, True]
+    assert torch.equal(kept(captions[:2]), cut(captions[:2]))
+    with pytest.raises(InputError, match="CLIP's own tokenizer"):
+        EndlessModel(name="ViT-B-16-SigLIP").cut(lambda captions: None)
 
 
 def test_arithmetic_is_counted():

@@ -84,6 +84,8 @@ def class_head(
         head_KD[list(places)] = F.normalize(mean_KD, dim=-1)
     if world.size > 1:
         torch.distributed.all_reduce(head_KD)  # a row is zero on all ranks but one, so the sum is exact
+    if not torch.isfinite(head_KD).all():  # every class would come first
+        raise FloatingPointError("the model's features of class names are not finite")
     return head_KD
 
 
