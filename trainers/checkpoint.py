@@ -94,14 +94,27 @@ def save(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progr
         if isinstance(error, SafetensorError) and "os error 28" in str(error):
             raise OSError(errno.ENOSPC, "No space left on device", str(aside)) from error
         raise
+    drop_superseded(folder, final, keep)
+    return final
+
+
+def drop_superseded(folder: Path, newest: Path, keep: str) -> None:
+    """Remove the checkpoints that the newest one replaces: whole folders, or of an epoch that is kept the optimiser's state."""
     for other in folder.iterdir():
-        if other == final or not NAME.fullmatch(other.name):
+        if other == newest or not NAME.fullmatch(other.name):
             continue
         if keep == "last" or other.name.startswith("step_"):
-            shutil.rmtree(other)
+            remove(other)
         else:
             (other / STATE).unlink(missing_ok=True)
-    return final
+
+
+def remove(checkpoint: Path) -> None:
+    """Take a checkpoint away whole: renamed first, so that a kill meanwhile leaves nothing that could be taken for one."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    shutil.rmtree(aside)
 
 
 def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer) -> Progress:
@@ -122,7 +135,7 @@ def clear(folder: Path) -> None:
     """Remove every checkpoint, to start anew."""
     for path in folder.iterdir() if folder.is_dir() else []:
         if NAME.fullmatch(path.name):
-            shutil.rmtree(path)
+            remove(path)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
