@@ -5,7 +5,7 @@
                           state.safetensors            AdamW's tensors, and a head's weights; in the newest checkpoint of
                                                        an unfinished training only
                           meta.json                    step, epoch, seconds, metric sums of the epoch under way, lines reported
-                                                       so far; SHA-256 of the other files, and of itself
+                                                       so far; CRC-32 of the other files, SHA-256 of itself
     <folder>/step_00000250/  the same, within an epoch; removed by the next one
 
 What a cleaning method made of the trained model has an epoch folder too, without a state: nothing is trained on from it.
@@ -31,7 +31,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
 from datasets.errors import InputError
-from datasets.storage import known_sha256, sync
+from datasets.storage import crc32, sync
 from trainers.model import WEIGHTS, Encoder, load_weights
 
 CONFIG, STATE, META = "open_clip_config.json", "state.safetensors", "meta.json"
@@ -117,13 +117,13 @@ def fault(checkpoint: Path, state: bool = True) -> str:
     meta = _meta(checkpoint)
     if not meta:
         return f"{checkpoint / META} {'is not as it was written' if (checkpoint / META).exists() else 'is missing'}"
-    digests = {checkpoint / name: digest for name, digest in meta["files"].items() if state or name != STATE}
+    sums = {checkpoint / name: checksum for name, checksum in meta["files"].items() if state or name != STATE}
     if state:
-        digests |= {checkpoint.parent / name: digest for name, digest in meta.get("beside", {}).items()}
-    for path, digest in digests.items():
+        sums |= {checkpoint.parent / name: checksum for name, checksum in meta.get("beside", {}).items()}
+    for path, checksum in sums.items():
         if not path.is_file():
             return f"{path} is missing"
-        if known_sha256(path) != digest:
+        if crc32(path) != checksum:
             return f"{path} is not as it was written"
     return ""
 
@@ -182,10 +182,10 @@ def save(
 
 
 def _beside(folder: Path) -> dict[str, str]:
-    """Hashes of what training keeps in other folders beside its checkpoints, such as the arrays of evaluators."""
+    """Checksums of what training keeps in other folders beside its checkpoints, such as the arrays of evaluators."""
     others = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".") and not NAME.fullmatch(path.name)]
     files = [path for other in sorted(others) for path in sorted(other.rglob("*")) if path.is_file() and not path.name.startswith(".")]
-    return {str(path.relative_to(folder)): known_sha256(path) for path in files}
+    return {str(path.relative_to(folder)): crc32(path) for path in files}
 
 
 def save_returned(folder: Path, encoder: Encoder, epoch: int) -> Path:
@@ -204,7 +204,7 @@ def _write(final: Path, encoder: Encoder, meta: dict[str, Any], optimizer: torch
         export(aside, encoder)
         if optimizer is not None:
             _save(_optimizer_tensors(encoder, optimizer), aside / STATE)
-        meta = json.loads(json.dumps({**meta, "files": {path.name: known_sha256(path) for path in sorted(aside.iterdir())}}))
+        meta = json.loads(json.dumps({**meta, "files": {path.name: crc32(path) for path in sorted(aside.iterdir())}}))
         (aside / META).write_text(json.dumps({**meta, "digest": _digest(meta)}, indent=1) + "\n")
         for path in [*aside.iterdir(), aside]:
             sync(path)

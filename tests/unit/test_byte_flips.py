@@ -10,6 +10,7 @@ import os
 import random
 import shutil
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
 
@@ -33,13 +34,15 @@ WORLD = tiny(train=48, test=20)
 BASE = Experiment(
     data=Data(source=WORLD, subset=40), views=Views(size=32),
     poison=Poison(trigger=Patch(pattern="saturated", size=6, cell=2, location="bottom_right"), target="banana", count=4),
-    pretrain=Pretrain(model=TinyCLIP(vision_width=8, embed_dim=16), objective=MMCL(), epochs=3, batch_size=16, lr=3e-3, warmup_steps=2),
+    pretrain=Pretrain(
+        model=TinyCLIP(vision_width=8, embed_dim=16, text_width=8), objective=MMCL(), epochs=3, batch_size=16, lr=3e-3, warmup_steps=2
+    ),
     clean=Clean(method=MMCLFineTune(), pairs=16, epochs=1, batch_size=8, lr=1e-3, warmup_steps=1),
     evaluate=Evaluate(data=WORLD),
 )  # fmt: skip
-SWEEP = Sweep(
-    name="flips", base=BASE, space={"clean.lr": tune.grid_search([1e-3])}, gate=Gate(min_asr=0.0, action="warn"),
-)  # fmt: skip
+GATE = Gate(min_asr=0.0, action="warn")
+SWEEP = Sweep(name="flips", base=BASE, space={"clean.lr": tune.grid_search([1e-3])}, gate=GATE)
+PRETRAINING = Sweep(name="pre-training", base=replace(BASE, clean=None), gate=GATE)
 
 
 @pytest.fixture(scope="module")
@@ -76,7 +79,7 @@ def training(to_clean: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         return saved[-1]
 
     with patch("trainers.checkpoint.save", killed), pytest.raises(KeyboardInterrupt):
-        run_here(SWEEP, store)
+        run_here(PRETRAINING, store)
     assert len(saved) == 2 and (saved[-1] / checkpoint.STATE).exists()
     return store
 
@@ -112,20 +115,20 @@ def cut(path: Path) -> None:
 
 
 def files_of(store: Path, *kinds: str) -> list[Path]:
-    """Files that something may be computed from, as paths from the store."""
+    """Files that something may be computed from, as paths from the store; of the sheet's pictures only two, for they are alike."""
     found = [path.relative_to(store) for kind in kinds for path in sorted((store / kind).rglob("*")) if path.is_file()]
-    return [path for path in found if path.name not in (".lock", "progress.json") and not path.name.startswith(".lock")]
+    pictures = [path for path in found if path.suffix == ".png"][2:]
+    return [path for path in found if path.name != "progress.json" and not path.name.startswith(".lock") and path not in pictures]
 
 
-def harms(store: Path, file: Path) -> Iterator[tuple[str, Callable[[Path], None]]]:
-    """Ways to break a file: it is lost, cut, and flipped at places drawn from its name, more of them in a larger one."""
+def harms(store: Path, file: Path, places: int) -> Iterator[tuple[str, Callable[[Path], None]]]:
+    """Ways to break a file: it is lost, or cut, and flipped at places drawn from its name, more of them in a large one."""
     draw = random.Random(str(file.name))
-    yield "lost", Path.unlink
-    if (store / file).stat().st_size:
-        yield "cut", cut
-        for _ in range(3 if (store / file).stat().st_size > 4096 else 1):
-            at = draw.random()
-            yield f"flipped at {at:.3f}", flip(at)
+    size = (store / file).stat().st_size
+    yield ("cut", cut) if size and draw.random() < 0.5 else ("lost", Path.unlink)
+    for _ in range(places if size > 4096 else min(size, 1)):
+        at = draw.random()
+        yield f"flipped at {at:.3f}", flip(at)
 
 
 def linked(source: Path, store: Path) -> Path:
@@ -143,19 +146,21 @@ def unlink(path: Path) -> None:
     path.write_bytes(data)
 
 
-def broken_one_by_one(source: Path, files: list[Path], expected: dict[str, object], folder: Path) -> dict[str, int]:
+def broken_one_by_one(
+    sweep: Sweep, source: Path, files: list[Path], expected: dict[str, object], folder: Path, places: int = 1
+) -> dict[str, int]:
     """Break each file in each way and run again; how often it was refused and how often the result was the same."""
     counts = {"refused": 0, "same": 0}
     wrong = []
     for file in files:
-        for number, (how, harm) in enumerate(harms(source, file)):
-            store = linked(source, folder / f"{len(list(folder.iterdir()))}-{number}")
+        for number, (how, harm) in enumerate(harms(source, file, places)):
+            store = linked(source, folder / f"{files.index(file)}-{number}")
             unlink(store / file)
             harm(store / file)
-            code, said, _ = run_here(SWEEP, store)
+            code, said, _ = run_here(sweep, store)
             if code in (1, 2) and str(store / file) in said:
                 counts["refused"] += 1
-            elif code == 0 and (made := outcome(store)).items() >= (known := expected_of(expected, made)).items() and known:
+            elif code == 0 and outcome(store) == expected:
                 counts["same"] += 1
             else:
                 wrong.append(f"{file} {how}: exit code {code}, {said or 'another result'}")
@@ -164,24 +169,32 @@ def broken_one_by_one(source: Path, files: list[Path], expected: dict[str, objec
     return counts
 
 
-def expected_of(expected: dict[str, object], made: dict[str, object]) -> dict[str, object]:
-    return {name: value for name, value in expected.items() if name.split(" ")[0] in {key.split(" ")[0] for key in made}}
+def results_of(sweep: Sweep, source: Path, folder: Path) -> dict[str, object]:
+    """What the sweep gives over a whole copy of the store."""
+    store = linked(source, folder / "whole")
+    code, said, _ = run_here(sweep, store)
+    assert code == 0, said
+    return outcome(store)
 
 
 KINDS = ("world", "index", "testset", "poison", "pretrain", "cleanset", "clean", "sweep")
 
 
 def test_a_finished_sweep(finished: Path, tmp_path: Path) -> None:
-    assert stages(BASE).keys() >= {"world", "testset", "poison", "pretrain", "cleanset", "clean"}
-    counts = broken_one_by_one(finished, files_of(finished, *KINDS), outcome(finished), tmp_path)
+    counts = broken_one_by_one(SWEEP, finished, files_of(finished, *KINDS), outcome(finished), tmp_path)
     assert counts["refused"] > 20, counts
 
 
 def test_cleanings_to_do(finished: Path, to_clean: Path, tmp_path: Path) -> None:
-    counts = broken_one_by_one(to_clean, files_of(to_clean, *KINDS), outcome(finished), tmp_path)
-    assert counts["refused"] > 60, counts
+    expected = results_of(SWEEP, to_clean, tmp_path)
+    assert expected == outcome(finished)
+    counts = broken_one_by_one(SWEEP, to_clean, files_of(to_clean, *KINDS), expected, tmp_path / "broken", places=2)
+    assert counts["refused"] > 40, counts
 
 
 def test_a_pretraining_under_way(finished: Path, training: Path, tmp_path: Path) -> None:
-    counts = broken_one_by_one(training, files_of(training, "pretrain"), outcome(finished), tmp_path)
-    assert counts["same"] > 10, counts
+    expected = results_of(PRETRAINING, training, tmp_path)
+    whole = outcome(finished)
+    assert all(whole[name] == value for name, value in expected.items() if stages(BASE)["pretrain"].fingerprint in name)
+    counts = broken_one_by_one(PRETRAINING, training, files_of(training, "pretrain"), expected, tmp_path / "broken")
+    assert counts["same"] > 5 and counts["refused"] > 3, counts
