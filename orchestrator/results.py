@@ -4,11 +4,24 @@ import json
 from pathlib import Path
 from typing import Any
 
+from datasets.errors import InputError
 from orchestrator.fingerprint import encode
 from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment, unpoisoned
 from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Gate
-from orchestrator.store import FAILED, METRICS, Artefact, Store, commit, metrics_of, part, read_json, read_lines, write_json
+from orchestrator.store import (
+    METRICS,
+    Artefact,
+    Store,
+    commit,
+    digest_of,
+    metrics_of,
+    part,
+    read_failure,
+    read_json,
+    read_lines,
+    write_json,
+)
 from orchestrator.study import StageResult, Study, TrialResult
 
 
@@ -40,7 +53,7 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None, *, liv
         made = stages(experiment)
         _read_unpoisoned(study, made, store, experiment)
         if trials is None and not live:
-            failed = read_json(store.work("clean", made["clean"].fingerprint) / FAILED)
+            failed = read_failure(store.work("clean", made["clean"].fingerprint))
             error, status = (failed["error"], "failed") if failed else (error, status)
         result = read_stage(store, made["clean"], encode(experiment), TrialResult)
         if result is None and status != "failed":
@@ -68,7 +81,7 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
     """
     found = store.find(stage.kind, stage.fingerprint)
     folder = found.folder if found else store.work(stage.kind, stage.fingerprint)
-    lines = metrics_of(found) if found else read_lines(folder / METRICS)
+    lines = metrics_of(found) if found else _lines_so_far(folder)
     if not found and not lines:
         return None
     return kind(
@@ -82,6 +95,16 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
         status="finished" if found else "running",
         commit=found.manifest["commit"] if found else "",
     )
+
+
+def _lines_so_far(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a training that has not finished; where their file is damaged those that its newest checkpoint has noted."""
+    try:
+        return read_lines(folder / METRICS)
+    except InputError:
+        from trainers.checkpoint import reported
+
+        return reported(folder)
 
 
 def judge(pretrained: Artefact | None, gate: Gate) -> dict[str, Any] | None:
@@ -110,18 +133,28 @@ def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, An
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{trial[:12]}.json"
     if not path.exists():
-        write_json(path, encode(overrides))
+        encoded = encode(overrides)
+        write_json(path, {**encoded, "digest": digest_of(encoded)})
 
 
 def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
     """The values of every trial that was begun, in the order in which they were."""
     files = sorted(_trial_folder(store, plan.fingerprint).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return [decode_overrides(plan, read_json(path)) for path in files]
+    return [decode_overrides(plan, _remembered(path, list(plan.sweep.space))) for path in files]
+
+
+def _remembered(path: Path, wanted: list[str]) -> dict[str, Any]:
+    """The encoded values of a trial. InputError names a file that is not as it was written."""
+    found = read_json(path)
+    digest = found.pop("digest", None) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or digest not in (None, digest_of(found)) or any(name not in found for name in wanted):
+        raise InputError(f"{path} is not as it was written: the values of a trial are lost. Delete it; a trial is then drawn in its place.")
+    return found
 
 
 def spent(folder: Path) -> float:
     """Seconds of training over all attempts, as the last line of metrics tells."""
-    lines = read_lines(folder / METRICS)
+    lines = _lines_so_far(folder)
     return lines[-1]["seconds"] if lines else 0.0
 
 

@@ -19,7 +19,7 @@ from orchestrator.plan import Plan, grid_values, stages, trial_experiment
 from orchestrator.results import remember_trial, remembered_trials, spent
 from orchestrator.spec import Compute, Experiment, Sweep
 from orchestrator.stages import Inputs, make_cleanset, seal
-from orchestrator.store import FAILED, METRICS, Store, metrics_of, read_json, read_lines
+from orchestrator.store import FAILED, Store, metrics_of, read_failure
 from orchestrator.workers import Job, clean
 
 
@@ -168,8 +168,6 @@ def _trial(config: dict[str, Any], context: Context) -> None:
             found = store.find(stage.kind, stage.fingerprint)  # a trial with the same values may have made it meanwhile
             if found is None:
                 (folder / FAILED).unlink(missing_ok=True)
-                for line in read_lines(folder / METRICS):
-                    report(line)
                 job = Job(
                     experiment=experiment,
                     inputs=upstream.inputs,
@@ -213,7 +211,7 @@ def _outcome(
     stage = stages(experiment)["clean"]
     if store.find(stage.kind, stage.fingerprint):
         return Trial(overrides, stage.fingerprint, "finished", None)
-    failed = read_json(store.work(stage.kind, stage.fingerprint) / FAILED)
+    failed = read_failure(store.work(stage.kind, stage.fingerprint))
     if failed:
         return Trial(overrides, stage.fingerprint, "failed", failed["error"])
     if error is None and stopped:

@@ -88,6 +88,8 @@ def test_the_cleaning_method(examples: dict[str, ModuleType]) -> None:
     assert torch.equal(first, again)
     assert 0.1 < float(((first - before).std() / before.std()).detach()) < 0.3
     assert isinstance(fitted[0], Contrastive) and fitted[0].inmodal_weight == 1
+    method = replace(method, alpha=0.0)
+    assert torch.equal(cleaned().model.visual.conv1.weight, before), "surgery after training: all the way back"
 
 
 def test_the_evaluator(examples: dict[str, ModuleType], encoder: Encoder) -> None:

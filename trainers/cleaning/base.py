@@ -54,9 +54,9 @@ class CleaningRun:
 class CleaningMethod(Component, ABC):
     """A way to remove a backdoor from a model with a set of pairs believed clean.
 
-    A new method is a frozen dataclass of this kind in its own file. Its `clean` may change weights, choose an objective and call
-    `run.fit`, once. After a kill it is called again from the start with the original model; `run.fit` then puts back the newest
-    checkpoint, so what was done before `fit` is neither lost nor done twice.
+    A new method is a frozen dataclass of this kind in its own file. Its `clean` may change weights before `run.fit`, after it, or without
+    it; `run.fit` may be called once, on the model or on a copy. After a kill it is called again from the start with the original model;
+    `run.fit` then puts back the newest checkpoint, so what was done before `fit` is neither lost nor done twice.
     """
 
     def parts(self) -> Iterator[CleaningMethod]:
@@ -73,4 +73,9 @@ class CleaningMethod(Component, ABC):
 
     @abstractmethod
     def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
-        """The cleaned model (the same object, changed in place)."""
+        """The cleaned model: the same object changed in place, or another of the same architecture.
+
+        It is what is measured and saved. Where it is not bit for bit what `run.fit` ended with, it gets a line of metrics and a
+        checkpoint of its own, numbered one epoch more than the last; the lines before are the training's. Without `run.fit` there are
+        two lines: epoch 0, before cleaning, and epoch 1.
+        """
