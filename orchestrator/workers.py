@@ -3,7 +3,6 @@
 Runs in a Ray Train worker, in a Tune trial or in the driver; the only traffic back is files in the stage's folder.
 """
 
-import errno
 import json
 import math
 import os
@@ -23,15 +22,18 @@ from datasets.loader import Batch, LocalFeed, Recipe, ahead, eval_batches, make_
 from datasets.pairs import Pairs
 from datasets.seeding import hash64
 from datasets.storage import write_whole
+from orchestrator import failures
 from orchestrator.plan import blank, further_sets
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
 from orchestrator.store import FAILED, MANIFEST, METRICS, NOTES, read_json, read_lines, write_arrays, write_json
 from trainers.batch import Targets
+from trainers.checkpoint import Keep, Progress
 from trainers.cleaning.base import CleaningRun
 from trainers.cleaning.labels import Labels
 from trainers.distributed import World
 from trainers.evaluate.base import Material
+from trainers.evaluate.choice import chosen_epochs, measured
 from trainers.evaluate.probe import probe
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import Report, fit
@@ -172,11 +174,10 @@ def _failures(job: Job, world: World) -> Iterator[None]:
         raise RuntimeError("another worker of this stage failed")
     try:
         yield
-    except (InputError, FloatingPointError, OSError) as error:
-        kind = "input" if isinstance(error, InputError) else "stage"
-        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
-            raise
-        write_json(path, {"kind": kind, "error": str(error), "rank": world.rank})
+    except Exception as error:
+        kind = failures.kind_of(error)
+        if kind in (failures.INPUT, failures.DIVERGED, failures.OUT_OF_MEMORY, failures.DISK_FULL):
+            write_json(path, {"kind": kind, "error": str(error) or type(error).__name__, "rank": world.rank})
         raise
 
 
@@ -204,9 +205,22 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
         "measure": _measure(job, world, _note(job), folder / ANALYSIS),
         "report": lambda line: _append(folder / METRICS, line, report),
         "progress": lambda step, total, rate: _progress(folder / PROGRESS, step, total, rate, batch_size),
-        "keep": job.compute.keep if job.cleanset else "all",
+        "keep": _keep(job) if job.cleanset else "all",
         "ledger": folder / "ledger.jsonl" if os.environ.get("CLEANSWEEP_LEDGER") else None,
     }
+
+
+def _keep(job: Job) -> Keep:
+    """What stays of a cleaning's checkpoints: where it is "chosen", the epochs that the report's rules pick of those so far."""
+    if job.compute.keep != "chosen":
+        return job.compute.keep
+    before = measured(read_lines(Path(job.checkpoint).parent / METRICS))  # of the pre-training, whose last epoch is the uncleaned model
+
+    def chosen(progress: Progress) -> set[int]:
+        lines = read_lines(Path(job.folder) / METRICS)
+        return chosen_epochs([*lines, progress.line] if progress.line else lines, before[-1] if before else None)
+
+    return chosen
 
 
 def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None) -> Any:

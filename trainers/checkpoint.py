@@ -17,7 +17,7 @@ import errno
 import json
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,12 @@ from safetensors.torch import load_file, save_file
 from datasets.storage import sync
 from trainers.model import WEIGHTS, Encoder, load_weights
 
+FULL = 1 << 20
+"""Bytes: with less room than this a file that could not be written is taken to have filled the disk."""
 CONFIG, STATE, META = "open_clip_config.json", "state.safetensors", "meta.json"
 NAME = re.compile(r"epoch_\d{4,}|step_\d{8,}")
-KEEP = ("all", "last")
+Keep = str | Callable[["Progress"], Collection[int]]
+"""Which epochs' weights stay beside the newest checkpoint: "all", "last" (none), or what the function names when one is written."""
 
 
 @dataclass
@@ -69,12 +72,13 @@ def export(folder: Path, encoder: Encoder) -> None:
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
 
 
-def save(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress, keep: str = "last") -> Path:
+def save(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress, keep: Keep = "last") -> Path:
     """Write the checkpoint of this progress aside, flush it, rename it into place, then drop what it replaces.
 
-    keep: "all" keeps the weights of every epoch, "last" of the newest checkpoint only. Returns the checkpoint's folder.
+    keep: "all" keeps the weights of every epoch, "last" of the newest checkpoint only, a function also those of the epochs it names.
+    Returns the checkpoint's folder.
     """
-    assert keep in KEEP
+    assert callable(keep) or keep in ("all", "last")
     whole_epoch = not progress.sums
     final = epoch_folder(folder, progress.epoch) if whole_epoch else folder / f"step_{progress.step:08d}"
     aside = folder / f".{final.name}.partial"
@@ -90,14 +94,16 @@ def save(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progr
         aside.rename(final)
         sync(folder)
     except BaseException as error:
+        full = shutil.disk_usage(folder).free < FULL
         shutil.rmtree(aside, ignore_errors=True)  # nothing half-written stays behind, on a full disk above all
-        if isinstance(error, SafetensorError) and "os error 28" in str(error):
+        if isinstance(error, SafetensorError) and full:
             raise OSError(errno.ENOSPC, "No space left on device", str(aside)) from error
         raise
+    kept = {epoch_folder(folder, epoch).name for epoch in keep(progress)} if callable(keep) else set()
     for other in folder.iterdir():
         if other == final or not NAME.fullmatch(other.name):
             continue
-        if keep == "last" or other.name.startswith("step_"):
+        if other.name.startswith("step_") or (keep != "all" and other.name not in kept):
             shutil.rmtree(other)
         else:
             (other / STATE).unlink(missing_ok=True)
