@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -185,13 +186,14 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 def _spoken(component: dict[str, Any]) -> str:
     """A component in a running text: its own label, or its class's name in words."""
-    label, name = kinds.label_of(component), str(component.get("class", "")).rpartition(".")[2]
-    return _words(name) if label == name else label
+    label, path = kinds.label_of(component), str(component.get("class", ""))
+    return _words(label) if label == path.rpartition(".")[2] and path not in kinds.own() else label
 
 
 def _words(name: str) -> str:
-    """ShrinkPerturb → shrink-perturb."""
-    return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+    """ShrinkPerturb → shrink-perturb, TinyCLIP → tiny-CLIP."""
+    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).split("-")
+    return "-".join(part if len(part) > 1 and part.isupper() else part.lower() for part in parts)
 
 
 def _scalar(value: Any) -> Any:
