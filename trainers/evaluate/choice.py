@@ -117,7 +117,8 @@ def measured(lines: Iterable[dict[str, Any]]) -> list[Epoch]:
         metrics = line.get("metrics", {})
         values = [metrics.get(name) for name in (ACCURACY, ASR)]
         if all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
-            found[line["epoch"]] = Epoch(line["epoch"], *map(float, values), metrics=metrics)
+            accuracy, asr = map(float, values)
+            found[line["epoch"]] = Epoch(line["epoch"], accuracy, asr, metrics=metrics)
     return [found[epoch] for epoch in sorted(found)]
 
 
