@@ -6,12 +6,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.errors import InputError
 from orchestrator.fingerprint import described, encode
 from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment, unpoisoned
 from orchestrator.report.kinds import names
 from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Gate
-from orchestrator.store import FAILED, METRICS, Artefact, Store, commit, metrics_of, part, read_json, read_lines, write_json
+from orchestrator.store import (
+    METRICS,
+    Artefact,
+    Store,
+    commit,
+    digest_of,
+    metrics_of,
+    part,
+    read_failure,
+    read_json,
+    read_lines,
+    write_json,
+)
 from orchestrator.study import StageResult, Study, TrialResult
 
 
@@ -81,7 +94,7 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
     """
     found = store.find(stage.kind, stage.fingerprint)
     folder = found.folder if found else store.work(stage.kind, stage.fingerprint)
-    lines = metrics_of(found) if found else read_lines(folder / METRICS)
+    lines = metrics_of(found) if found else _lines_so_far(folder)
     if not found and not lines:
         return None
     return kind(
@@ -95,6 +108,16 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
         status="finished" if found else "running",
         commit=found.manifest["commit"] if found else "",
     )
+
+
+def _lines_so_far(folder: Path) -> list[dict[str, Any]]:
+    """The lines of a training that has not finished; where their file is damaged those that its newest checkpoint has noted."""
+    try:
+        return read_lines(folder / METRICS)
+    except InputError:
+        from trainers.checkpoint import reported
+
+        return reported(folder)
 
 
 def judge(pretrained: Artefact | None, gate: Gate) -> dict[str, Any] | None:
@@ -134,7 +157,7 @@ def _trials(plan: Plan, store: Store) -> list[Trial]:
 
 def _failed(folder: Path) -> tuple[str, str] | None:
     """(text, kind) of what made the stage of this working folder fail."""
-    failed = read_json(folder / FAILED)
+    failed = read_failure(folder)
     return (failed["error"], failed["kind"]) if failed else None
 
 
@@ -156,22 +179,40 @@ def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, An
     folder = _trial_folder(store, sweep)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"{trial[:12]}-{draw}.json" if draw else f"{trial[:12]}.json")
-    known = read_json(path)
-    if known is None or (status and known.get("status") != status):
-        begun = known.get("begun") if known else None
-        write_json(path, {"overrides": encode(overrides), "status": status, "begun": begun or time.time_ns()})
+    known = _remembered(path) if path.exists() else None
+    if known is None or (status and known["status"] != status):
+        entry = {"overrides": encode(overrides), "status": status, "begun": known["begun"] if known else time.time_ns()}
+        write_json(path, {**entry, "digest": digest_of(entry)})
 
 
 def recorded_trials(plan: Plan, store: Store) -> list[Record]:
-    """Every trial that was begun, in the order in which they were; two draws of the same values are two."""
+    """Every trial that was begun, in the order in which they were; two draws of the same values are two.
+
+    InputError names a file that is not as it was written.
+    """
     found = []
     for path in _trial_folder(store, plan.fingerprint).glob("*.json"):
-        entry, (trial, _, draw) = read_json(path) or {}, path.stem.partition("-")
-        values = entry.get("overrides", entry)  # of an older store: the values alone
-        if set(values) == set(plan.sweep.space):
-            record = Record(trial, decode_overrides(plan, values), entry.get("status", ""), int(draw or 0))
-            found.append((entry.get("begun") or path.stat().st_mtime_ns, record))
+        entry, (trial, _, draw) = _remembered(path), path.stem.partition("-")
+        if set(entry["overrides"]) != set(plan.sweep.space):
+            raise _not_as_written(path)
+        record = Record(trial, decode_overrides(plan, entry["overrides"]), entry["status"], int(draw or 0))
+        found.append((entry["begun"], record))
     return [record for _, record in sorted(found, key=lambda pair: pair[0])]
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """What is noted of a trial: its encoded values, its status, and when it was begun."""
+    found = read_json(path)
+    digest = found.pop("digest", None) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or digest not in (None, digest_of(found)):
+        raise _not_as_written(path)
+    if "overrides" not in found:  # an older store notes the values alone
+        return {"overrides": found, "status": "", "begun": path.stat().st_mtime_ns}
+    return found
+
+
+def _not_as_written(path: Path) -> InputError:
+    return InputError(f"{path} is not as it was written: the values of a trial are lost. Delete it; a trial is then drawn in its place.")
 
 
 def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
@@ -181,7 +222,7 @@ def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
 
 def spent(folder: Path) -> float:
     """Seconds of training over all attempts, as the last line of metrics tells."""
-    lines = read_lines(folder / METRICS)
+    lines = _lines_so_far(folder)
     return lines[-1]["seconds"] if lines else 0.0
 
 

@@ -212,6 +212,7 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
     store.prepare()
     with _ray(compute):
         inputs = make_data(experiment, store, print)
+        inputs.pairs()  # whose files the tasks read
         return poison_shards(
             training_source(experiment, store),
             Path(inputs.index),

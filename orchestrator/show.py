@@ -15,7 +15,7 @@ from orchestrator.plan import VERSION, Plan, Stage, grid_values, stages, unpoiso
 from orchestrator.report.names import number_of
 from orchestrator.report.titles import plan_titles, titles
 from orchestrator.spec import Compute, Experiment
-from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, metrics_of, missing, part, read_json, verify
+from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, metrics_of, missing, part, verify
 from orchestrator.study import StageResult, TrialResult
 
 
@@ -83,7 +83,7 @@ def _measured_rate(stage: Stage, experiment: Experiment, stored: list[Artefact])
     for artefact in reversed(stored):
         same = artefact.manifest["stage"] == stage.kind and artefact.manifest["name"] == stage.name
         if same and (stage.kind == "clean" or artefact.manifest["config"].get("pretrain", {}).get("model") == model):
-            lines = metrics_of(artefact)
+            lines = _metrics(artefact)
             rates = [line["metrics"].get("train/samples_per_second") for line in lines[1:]]
             if rates and rates[-1]:
                 return rates[-1], f"{artefact.folder.name}"
@@ -119,6 +119,7 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
             lines.append("Stages without a time: none like them is stored yet; --samples-per-second gives a rate.")
     if any(row["stage"] == "pretrain" and row["pairs"] is None and not row["stored"] for row in rows):
         lines.append("The number of pairs is known once the shards are indexed.")
+    lines += [f"NOTE another stage of the store is damaged: {wrong}" for _, wrong in store.damaged()]
     lines += ["", "fields (override with --path value):"]
     varied = {path: [encode(value, path) for value in grid_values(space) or []] for path, space in sweep.space.items()}
     lines += [f"  {line}" for line in _fields(encode(sweep.base), "", varied)]
@@ -156,25 +157,26 @@ def show(root: str, prefix: str | None, check: bool) -> int:
     store = Store(root)
     if not store.root.is_dir():
         raise InputError(f"store {store.root} does not exist; give one with --store.")
-    found = store.all()
+    found, broken = store.all(), store.damaged()
     if prefix is not None:
         found = [a for a in found if a.fingerprint.startswith(prefix) or a.folder.name.endswith(prefix)]
-        if len(found) != 1:
+        broken = [(folder, wrong) for folder, wrong in broken if folder.name.rpartition("-")[2].startswith(prefix[:12])]
+        if len(found) + len(broken) != 1:
             raise InputError(
-                f"{len(found) or 'no'} artefacts in {store.root} have a fingerprint that starts with {prefix!r}; give the first "
-                "digits of one."
+                f"{len(found) + len(broken) or 'no'} artefacts in {store.root} have a fingerprint that starts with {prefix!r}; give the "
+                "first digits of one."
             )
     damaged = 0
     named = {} if prefix else _titles(found)
     for artefact in found:
         print(_artefact(artefact) if prefix else _artefact_line(artefact, named.get(artefact.fingerprint, "")))
-        wrong = verify(artefact) if check else _lost(artefact)
-        damaged += bool(wrong)
-        for name in wrong:
+        files = verify(artefact) if check else _lost(artefact)
+        damaged += bool(files)
+        for name in files:
             print(f"  DAMAGED {name}: missing, or its hash is not the manifest's")
-    for folder in store.damaged() if prefix is None else []:
+    for folder, wrong in broken:
         damaged += 1
-        print(f"{folder.parent.name:9} {folder.name:45} DAMAGED {MANIFEST}: missing, or it cannot be read")
+        print(f"{folder.parent.name:9} {folder.name:45} DAMAGED {MANIFEST}: {wrong}")
     if prefix is None:
         if not found:
             print(f"store {store.root} holds no finished artefact")
@@ -199,10 +201,21 @@ def _titles(found: list[Artefact]) -> dict[str, str]:
     return titles(made)
 
 
+SHOWN = ("summary.json", "gate.json", "trials.json", METRICS)
+"""Small files whose content is shown."""
+
+
 def _lost(artefact: Artefact) -> list[str]:
     """What is found to be damaged without reading every file."""
     gone = missing(artefact)
-    return gone if METRICS in gone or METRICS not in artefact.manifest["files"] or _metrics(artefact) else [*gone, METRICS]
+    return gone + [name for name in SHOWN if name in artefact.manifest["files"] and name not in gone and not _whole(artefact, name)]
+
+
+def _whole(artefact: Artefact, name: str) -> bool:
+    try:
+        return bool(part(artefact, name))
+    except InputError:
+        return False
 
 
 def _metrics(artefact: Artefact) -> list[dict[str, Any]]:
@@ -226,9 +239,9 @@ def _artefact_line(artefact: Artefact, title: str) -> str:
 
 def _artefact(artefact: Artefact) -> str:
     parts = [json.dumps({k: v for k, v in artefact.manifest.items() if k != "files"}, indent=1)]
-    for name in ("summary.json", "gate.json", "trials.json"):
-        if (artefact.folder / name).exists():
-            parts.append(f"{name}: {json.dumps(read_json(artefact.folder / name), indent=1)}")
+    for name in SHOWN[:3]:
+        if _whole(artefact, name):
+            parts.append(f"{name}: {json.dumps(json.loads(part(artefact, name)), indent=1)}")
     parts += [json.dumps(line) for line in _metrics(artefact)]
     index = artefact.folder / "index.arrow"
     with suppress(OSError, ArrowInvalid), ipc.open_file(str(index)) as reader:

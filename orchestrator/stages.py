@@ -29,7 +29,7 @@ from orchestrator import cleanset
 from orchestrator.meter import meter
 from orchestrator.plan import Stage, further_sets, stages
 from orchestrator.spec import Experiment
-from orchestrator.store import Artefact, Store, damage, part, require_files, sha256, write_json
+from orchestrator.store import Artefact, Store, checked, part, require_files, write_json
 from trainers.checkpoint import STATE
 from trainers.model import WEIGHTS
 
@@ -53,8 +53,8 @@ class MadeSet:
     """(reason, count) of the pictures that cannot be used."""
 
     def pairs(self) -> Pairs:
-        """Its pictures."""
-        return Pairs(self.index, list(self.urls))
+        """Its pictures; InputError where a file of a stage is damaged, here and in `Inputs`."""
+        return _pairs(self.index, self.urls)
 
 
 @dataclass(frozen=True)
@@ -77,12 +77,17 @@ class Inputs:
 
     def pairs(self, rows: str | None = None) -> Pairs:
         """The pairs, or those of the given rows file, the poison plan laid over them."""
-        chosen = rows or self.rows
-        return Pairs(self.index, list(self.urls), self.plan or None, None if chosen is None else np.load(chosen))
+        return _pairs(self.index, self.urls, self.plan, rows or self.rows)
 
     def test(self) -> Pairs:
         """The test pictures."""
-        return Pairs(self.test_index, list(self.test_urls))
+        return _pairs(self.test_index, self.test_urls)
+
+
+def _pairs(index: str, urls: tuple[str, ...], plan: str = "", rows: str | None = None) -> Pairs:
+    for file in (index, *urls, *([plan] if plan else [])):
+        checked(file)
+    return Pairs(index, list(urls), plan or None, None if rows is None else np.load(checked(rows)))
 
 
 def make_data(experiment: Experiment, store: Store, say: Callable[[str], None]) -> Inputs:
@@ -100,7 +105,7 @@ def make_data(experiment: Experiment, store: Store, say: Callable[[str], None]) 
 
     source = training_source(experiment, store)
     urls = source.shards()
-    ensure("index", lambda folder: _index(source, folder, say))
+    ensure("index", lambda folder: _index(_checked(source), folder, say))
     summary = json.loads(part(found["index"], "summary.json"))
     dropped = 1 - summary["kept"] / max(1, summary["samples"])
     if dropped > experiment.data.max_dropped:
@@ -132,8 +137,8 @@ def make_data(experiment: Experiment, store: Store, say: Callable[[str], None]) 
     ensure("poison", lambda folder: _poison(experiment, inputs, folder))
     folder = found["poison"].folder
     part(found["poison"], "summary.json")  # of which the gate's facts are part
-    rows = folder / "rows.npy"
-    return replace(inputs, plan=str(folder / "plan.parquet"), rows=str(rows) if rows.exists() else None)
+    rows = str(folder / "rows.npy") if "rows.npy" in found["poison"].manifest["files"] else None
+    return replace(inputs, plan=str(folder / "plan.parquet"), rows=rows)
 
 
 def training_source(experiment: Experiment, store: Store) -> Source:
@@ -144,6 +149,13 @@ def training_source(experiment: Experiment, store: Store) -> Source:
     world = store.find("world", stages(experiment)["world"].fingerprint)
     assert world is not None, "the world is made before it is read"
     return Source(urls=str(world.folder / "train" / "*.tar"))
+
+
+def _checked(source: Source) -> Source:
+    """The shards, before they are read; InputError where one that a stage wrote is damaged."""
+    for url in source.shards():
+        checked(url)
+    return source
 
 
 def make_stage(
@@ -168,10 +180,7 @@ def last_checkpoint(artefact: Artefact) -> Path:
     """The last epoch folder of a finished training; InputError where its weights were lost or changed."""
     weights = [name for name in artefact.manifest["files"] if re.fullmatch(rf"epoch_\d+/{WEIGHTS}", name)]
     last = max(weights, key=lambda name: int(name[len("epoch_") : name.index("/")]))
-    file = artefact.folder / last
-    if not file.is_file() or sha256(file) != artefact.manifest["files"][last]:
-        raise damage(file)
-    return file.parent
+    return checked((artefact.folder / last).parent)
 
 
 def seal(store: Store, stage: Stage, seconds: float) -> Artefact:
@@ -219,6 +228,7 @@ def same_classes(test: MadeSet, further: EvalSet | RetrievalSet, made: MadeSet) 
 
 
 def _testset(tests: EvalSet | RetrievalSet, folder: Path, limit: float) -> None:
+    checked(tests.path)
     loaded = tests.load(folder)
     drops = {e["values"]: e["counts"] for e in pc.value_counts(loaded.table["drop"]).to_pylist()}
     kept = drops.pop("", 0)
@@ -237,7 +247,7 @@ def _poison(experiment: Experiment, inputs: Inputs, folder: Path) -> None:
     index = read_index(inputs.index)
     data = experiment.data
     if data.subset is not None:
-        kept = Pairs(inputs.index, list(inputs.urls)).rows
+        kept = inputs.pairs().rows
         if data.subset > len(kept):
             raise InputError(f"data.subset is {data.subset}, but only {len(kept)} samples are kept.")
         rows = smallest_hashes(index["key"], kept, data.subset, data.seed, "subset")
@@ -274,7 +284,7 @@ def _poison(experiment: Experiment, inputs: Inputs, folder: Path) -> None:
 
 def _victims(experiment: Experiment, inputs: Inputs, plan: pa.Table) -> list[tuple[str, np.ndarray]]:
     """(key, canonical view uint8 [S, S, 3]) of the first victims, not yet stamped."""
-    pairs = Pairs(inputs.index, list(inputs.urls))
+    pairs = inputs.pairs()
     rows = plan["row"].to_numpy()[:VISIBILITY_PICTURES]
     records = pairs.records(np.searchsorted(pairs.rows, rows))
     batch = make_batch(records, 0, Recipe(views=replace(experiment.views, crop=None, flip=False)))
@@ -301,19 +311,19 @@ def make_cleanset(experiment: Experiment, inputs: Inputs, store: Store) -> str:
     clean = experiment.clean
     assert clean is not None
     index = read_index(inputs.index)
-    victims = pq.read_table(inputs.plan, columns=["row"])["row"].to_numpy()
+    victims = pq.read_table(checked(inputs.plan), columns=["row"])["row"].to_numpy()
 
     def make(folder: Path) -> None:
         np.save(folder / "rows.npy", cleanset.choose_rows(clean, index, inputs.pairs().rows, victims))
 
     file = make_stage(store, stage, make).folder / "rows.npy"
-    cleanset.require(np.load(file), index, victims, clean, f"{stage}")
+    cleanset.require(np.load(checked(file)), index, victims, clean, f"{stage}")
     return str(file)
 
 
 def read_index(path: str) -> pa.Table:
     """The index, memory-mapped."""
-    return pa.ipc.open_file(pa.memory_map(path)).read_all()
+    return pa.ipc.open_file(pa.memory_map(str(checked(path)))).read_all()
 
 
 def _png(pixels: np.ndarray) -> bytes:

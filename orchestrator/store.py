@@ -27,8 +27,9 @@ import numpy as np
 
 from datasets.errors import InputError
 from datasets.storage import is_at, sync, write_whole
+from datasets.storage import sha256 as hash_of
+from orchestrator.manifest import KINDS, MANIFEST, checked, damage, digest_of, read_manifest, write_manifest
 
-MANIFEST = "manifest.json"
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
 NOTES = "notes.txt"
@@ -75,29 +76,35 @@ class Store:
             ) from error
 
     def find(self, stage: str, fingerprint: str) -> Artefact | None:
-        """The finished artefact, or None."""
-        for folder in (self.root / stage).glob(f"*-{fingerprint[:12]}"):
-            if folder.name.startswith("."):
-                continue
-            manifest = read_json(folder / MANIFEST)
-            if manifest and manifest.get("fingerprint") == fingerprint:
+        """The finished artefact, or None. InputError where its manifest is damaged."""
+        for folder in self._folders(stage, fingerprint[:12]):
+            manifest = read_manifest(folder)
+            if manifest["fingerprint"] == fingerprint:
                 return Artefact(folder, manifest)
         return None
 
     def all(self) -> list[Artefact]:
-        """Every finished artefact, oldest first."""
-        found = [
-            Artefact(path.parent, manifest)
-            for path in self.root.glob(f"*/*-*/{MANIFEST}")
-            if not path.parent.name.startswith(".") and (manifest := read_json(path))
-        ]
+        """Every finished artefact, oldest first, but those whose manifest is damaged."""
+        found = []
+        for folder in self._folders():
+            with suppress(InputError):
+                found.append(Artefact(folder, read_manifest(folder)))
         return sorted(found, key=lambda artefact: artefact.manifest["created"])
 
-    def damaged(self) -> list[Path]:
-        """Folders of finished artefacts whose manifest is missing or cannot be read."""
-        kinds = ("world", "index", "testset", "poison", "pretrain", "cleanset", "labels", "clean", "sweep")
-        folders = [path for kind in kinds for path in (self.root / kind).glob("*-*") if not path.name.startswith(".")]
-        return sorted(path for path in folders if read_json(path / MANIFEST) is None)
+    def damaged(self) -> list[tuple[Path, str]]:
+        """(folder, what is wrong) of finished artefacts whose manifest is lost or broken."""
+        found = []
+        for folder in self._folders():
+            try:
+                read_manifest(folder)
+            except InputError as error:
+                found.append((folder, str(error)))
+        return found
+
+    def _folders(self, stage: str = "*", digits: str = "*") -> list[Path]:
+        """Folders of finished artefacts."""
+        found = [path for path in self.root.glob(f"{stage}/*-{digits}") if path.parent.name in KINDS and path.is_dir()]
+        return sorted(path for path in found if not path.name.startswith("."))
 
     def work(self, stage: str, fingerprint: str) -> Path:
         """The folder in which an unfinished stage works."""
@@ -158,11 +165,12 @@ class Store:
         for scratch in SCRATCH:
             if scratch != LOCK:  # held to the end: who comes meanwhile must not begin anew in this folder
                 (folder / scratch).unlink(missing_ok=True)
+        for path in [path for path in folder.rglob(".*") if path != folder / LOCK]:  # half-written or half-removed
+            shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         left_out = set(folder.glob(spent)) if spent else set()
         belonging = [path for path in sorted(folder.rglob("*")) if _belongs(path) and path not in left_out]
         files = {str(path.relative_to(folder)): sha256(path) for path in belonging}
-        manifest = {
-            "format": 1,
+        fields = {
             "stage": stage,
             "name": name,
             "fingerprint": fingerprint,
@@ -174,9 +182,9 @@ class Store:
             "commit": commit(),
             "versions": versions(),
         }
-        write_json(folder / MANIFEST, manifest)
+        manifest = write_manifest(folder, fields)
         final = self.root / stage / f"{slug(name)}-{fingerprint[:12]}"
-        if final.exists():  # an artefact whose manifest was damaged: keep it aside rather than delete it
+        if final.exists():  # of another fingerprint with the same first digits, or damaged meanwhile: keep it aside
             final.rename(final.with_name(f".replaced-{final.name}-{time.time_ns()}"))
         folder.rename(final)
         for path in (final / LOCK, *(final / path.relative_to(folder) for path in left_out)):
@@ -212,7 +220,7 @@ def part(artefact: Artefact, name: str) -> bytes:
 
 def metrics_of(artefact: Artefact) -> list[dict[str, Any]]:
     """The lines of a finished training's metrics; InputError where the file is damaged."""
-    return [json.loads(line) for line in part(artefact, METRICS).splitlines()]
+    return [_line(line) for line in part(artefact, METRICS).splitlines()]
 
 
 def require_files(artefact: Artefact) -> Artefact:
@@ -227,14 +235,6 @@ def missing(artefact: Artefact) -> list[str]:
     return [name for name in artefact.manifest["files"] if not (artefact.folder / name).is_file()]
 
 
-def damage(path: Path) -> InputError:
-    """What to say of an artefact's file that is lost or broken."""
-    what = "is not as its stage wrote it" if path.exists() else "is missing"
-    return InputError(
-        f"{path} {what}: this finished stage is damaged. `cleansweep show --verify` lists all damage; delete the folder to make it anew."
-    )
-
-
 def verify(artefact: Artefact) -> list[str]:
     """Files of the artefact that are missing or whose hash changed."""
     return [
@@ -247,20 +247,49 @@ def verify(artefact: Artefact) -> list[str]:
 def read_json(path: Path) -> Any:
     """The parsed file, or None where there is no readable one."""
     try:
-        return json.loads(path.read_text())
-    except (OSError, json.JSONDecodeError):
+        return json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
         return None
 
 
+def read_failure(folder: Path) -> dict[str, Any] | None:
+    """Why the stage that works in this folder failed; None where it did not, or where that cannot be read."""
+    found = read_json(folder / FAILED)
+    whole = isinstance(found, dict) and isinstance(found.get("error"), str) and isinstance(found.get("kind"), str)
+    return found if whole else None
+
+
 def read_lines(path: Path) -> list[dict[str, Any]]:
-    """The objects of a JSON-lines file that a stage is writing; a last line that is not whole yet is left out."""
+    """The lines of metrics that a stage has written; a last line that is not whole yet is left out.
+
+    InputError names the file where a line is not as it was written.
+    """
     try:
-        lines = path.read_text().splitlines(keepends=True)
-        return [json.loads(line) for line in lines if line.endswith("\n") and line.strip()]
+        lines = path.read_bytes().splitlines(keepends=True)
+        return [_line(line) for line in lines if line.endswith(b"\n") and line.strip()]
     except OSError:
         return []
-    except ValueError as error:
-        raise InputError(f"{path} is damaged ({error}); delete its folder to begin the stage anew.") from None
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        raise InputError(
+            f"{path} is not as it was written: run the sweep again, which mends it from the newest checkpoint, or delete its folder to "
+            "begin the stage anew."
+        ) from None
+
+
+def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
+    """Write lines of metrics, each with a digest of itself: aside, sync, rename."""
+    write_whole(path, b"".join(json.dumps({**line, "digest": digest_of(line)[:16]}).encode() + b"\n" for line in lines))
+
+
+def _line(text: bytes) -> dict[str, Any]:
+    """One line of metrics; ValueError and others where it is none, or not as it was written."""
+    line = json.loads(text)
+    digest = line.pop("digest", None)  # older ones have none
+    if not isinstance(line["epoch"], int) or not isinstance(line.get("metrics", {}), dict):
+        raise ValueError("no line of metrics")
+    if digest is not None and digest != digest_of(line)[:16]:
+        raise ValueError("another digest")
+    return line
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -278,9 +307,12 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; none where there is no readable one. Nothing is unpickled."""
+    """The arrays of an .npz file; none where there is no readable one. Nothing is unpickled.
+
+    InputError where it is of a finished stage and not as that wrote it.
+    """
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with np.load(checked(path), allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
     except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return {}
@@ -288,9 +320,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
 
 def sha256(path: Path) -> str:
     """Hash of a file's bytes; the file is synced to disk first."""
-    with open(path, "rb") as handle:
-        os.fsync(handle.fileno())
-        return hashlib.file_digest(handle, "sha256").hexdigest()
+    sync(path)
+    return hash_of(path)
 
 
 def slug(name: str) -> str:

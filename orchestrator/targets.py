@@ -15,6 +15,7 @@ from datasets.component import Component
 from datasets.errors import InputError
 from orchestrator.fingerprint import encode
 from orchestrator.loading import narrowed, overridden
+from orchestrator.manifest import read_manifest
 from orchestrator.override import get, override_all
 from orchestrator.plan import Plan, make_plan, stages, trial_experiment
 from orchestrator.results import remembered_trials
@@ -85,9 +86,9 @@ def _folders(checkpoint: str) -> tuple[Path, ...]:
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a training in this folder; empty where there is none."""
+    """The manifest of a training in this folder; empty where there is none. InputError where it is damaged."""
     found = read_json(folder / MANIFEST)
-    return found if isinstance(found, dict) and found.get("stage") in ("pretrain", "clean") else {}
+    return read_manifest(folder) if isinstance(found, dict) and found.get("stage") in ("pretrain", "clean") else {}
 
 
 def origin(checkpoint: str) -> tuple[str, ...]:

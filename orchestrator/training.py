@@ -15,7 +15,7 @@ from orchestrator.plan import Stage, stages, unpoisoned
 from orchestrator.results import spent
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs, last_checkpoint, seal
-from orchestrator.store import FAILED, Artefact, Store, read_json
+from orchestrator.store import FAILED, Artefact, Store, read_failure, read_json
 from orchestrator.workers import Job, pretrain
 
 
@@ -165,7 +165,7 @@ def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
 
 def raise_failure(stage: Stage, folder: Path, cause: BaseException | None) -> None:
     """Raise what made the stage fail, if anything did: InputError for the user's mistakes, else StageError."""
-    failed = read_json(folder / FAILED)
+    failed = read_failure(folder)
     if failed:
         kind = InputError if failed["kind"] == "input" else StageError
         raise kind(f"{stage}: {failed['error']}") from cause
@@ -174,9 +174,10 @@ def raise_failure(stage: Stage, folder: Path, cause: BaseException | None) -> No
         if mistake is not None:
             raise InputError(f"{stage}: {mistake}") from cause
         lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [type(cause).__name__]
-        progress: dict[str, Any] = read_json(folder / "progress.json") or {}
+        progress = read_json(folder / "progress.json")
+        step = progress.get("step", 0) if isinstance(progress, dict) else 0
         raise StageError(
-            f"{stage} failed near step {progress.get('step', 0)}: {lines[-1][:400].rstrip('.')}. Its checkpoints are kept; the same "
+            f"{stage} failed near step {step}: {lines[-1][:400].rstrip('.')}. Its checkpoints are kept; the same "
             "command continues from them."
         ) from cause
 

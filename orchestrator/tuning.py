@@ -21,7 +21,7 @@ from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment
 from orchestrator.results import Trial, recorded_trials, remember_trial, spent
 from orchestrator.spec import Compute, Experiment, Sweep
 from orchestrator.stages import Inputs, make_cleanset, seal
-from orchestrator.store import FAILED, METRICS, Store, metrics_of, read_json, read_lines, write_json
+from orchestrator.store import FAILED, METRICS, Store, metrics_of, read_failure, read_lines, write_json
 from orchestrator.workers import Job, clean
 
 NUMBER = "trial"
@@ -239,8 +239,6 @@ def _trial(config: dict[str, Any], context: Context) -> None:
             found = store.find(stage.kind, stage.fingerprint)  # a trial with the same values may have made it meanwhile
             if found is None:
                 (folder / FAILED).unlink(missing_ok=True)
-                for line in read_lines(folder / METRICS):
-                    report(line)
                 job = Job(
                     experiment=experiment,
                     inputs=upstream.inputs,
@@ -282,7 +280,7 @@ def _outcome(overrides: dict[str, Any], store: Store, stage: Stage, error: Excep
     if store.find(stage.kind, stage.fingerprint):
         return Trial(overrides, stage.fingerprint, "finished")
     folder = store.work(stage.kind, stage.fingerprint)
-    failed = read_json(folder / FAILED)
+    failed = read_failure(folder)
     if failed:
         return Trial(overrides, stage.fingerprint, "failed", failed["error"], failed["kind"])
     if error is None and stopped:

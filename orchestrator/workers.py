@@ -7,9 +7,11 @@ import json
 import math
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,14 +23,15 @@ from datasets.errors import InputError
 from datasets.loader import Batch, LocalFeed, Recipe, ahead, eval_batches, make_batch
 from datasets.pairs import Pairs
 from datasets.seeding import hash64
-from datasets.storage import write_whole
 from orchestrator import failures
 from orchestrator.plan import blank, further_sets
+from orchestrator.returned import check_returned, differs, signature
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
-from orchestrator.store import FAILED, MANIFEST, METRICS, NOTES, read_json, read_lines, write_arrays, write_json
+from orchestrator.store import FAILED, MANIFEST, METRICS, NOTES, checked, read_json, read_lines, write_arrays, write_json, write_lines
+from trainers import checkpoint, distributed
 from trainers.batch import Targets
-from trainers.checkpoint import Keep, Progress
+from trainers.checkpoint import Keep
 from trainers.cleaning.base import CleaningRun
 from trainers.cleaning.labels import Labels
 from trainers.distributed import World
@@ -36,7 +39,7 @@ from trainers.evaluate.base import Material
 from trainers.evaluate.choice import chosen_epochs, measured
 from trainers.evaluate.probe import probe
 from trainers.evaluate.zeroshot import ZeroShotASR
-from trainers.loop import Report, fit
+from trainers.loop import Measure, Report, fit
 from trainers.model import Encoder, Model, load_weights
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
@@ -99,8 +102,9 @@ def clean(job: Job, report: Report | None = None) -> None:
         def feed(two_views: bool) -> Any:
             return _feed(job, world, pairs, spec, two_views, views)
 
-        begun = bool(read_lines(Path(job.folder) / METRICS))
+        folder, called, wanted = Path(job.folder), type(spec.method).__name__, signature(encoder)
         few = replace(job, compute=replace(job.compute, loader_workers=0))  # batches are not worth starting processes for
+        begun = distributed.from_main(world.main and checkpoint.newest(folder) is not None, world)
         before = {} if begun else probe(encoder, _feed(few, world, pairs, spec, True, views), spec, world)
         around = _surroundings(job, world, report)
         measure = around.pop("measure")
@@ -108,8 +112,13 @@ def clean(job: Job, report: Report | None = None) -> None:
         def measured(model: Encoder, epoch: int) -> dict[str, float]:
             return measure(model, epoch) | (before if epoch == 0 else {})
 
+        fitted: list[float] = []  # when training ended
+
         def train(model: Encoder, objective: Objective, targets: Targets | None) -> None:
+            if fitted:
+                raise InputError(f"{called}.clean called run.fit twice; it may be called once.")
             fit(model, objective, spec, feed(objective.two_views), measure=measured, targets=targets, **around)
+            fitted.append(time.monotonic())
 
         run = CleaningRun(
             train=train,
@@ -117,11 +126,52 @@ def clean(job: Job, report: Report | None = None) -> None:
             seed=spec.seed,
             batches=lambda: feed(False).batches(),
             pictures=lambda: whole_pictures(pairs, recipe, world, views),
-            labels=Labels.read(Path(job.labels)) if job.labels else None,
-            folder=Path(job.folder),
+            labels=Labels.read(checked(job.labels)) if job.labels else None,
+            folder=folder,
             world=world,
         )
-        spec.method.clean(encoder, run)
+        began = time.monotonic()
+        returned = spec.method.clean(encoder, run)
+        check_returned(returned, called, wanted)
+        if not fitted:  # nothing was trained: what is measured first is the model as it was given
+            values = measured(_placed(job, job.checkpoint, world), 0)
+            if world.main:
+                checkpoint.clear(folder)
+                around["restore"]([])
+                around["report"]({"epoch": 0, "step": 0, "seconds": 0.0, "metrics": values})
+        _keep_returned(job, world, returned, measure, time.monotonic() - (fitted[0] if fitted else began))
+
+
+def _keep_returned(job: Job, world: World, returned: Encoder, measure: Measure, seconds: float) -> None:
+    """Save and measure what a method returned, where it is not what training ended with, as one epoch more.
+
+    It is measured as it is read back, so that the line is that of the checkpoint and of nothing else. Tune is told of it once the
+    stage is sealed.
+    """
+    folder, trained, line, saved = Path(job.folder), None, None, None
+    if world.main:
+        trained = checkpoint.newest(folder)
+        if trained is None or differs(returned, trained):
+            last = read_lines(folder / METRICS)[-1]
+            line = {"epoch": last["epoch"] + 1, "step": last["step"], "seconds": last["seconds"] + seconds, "returned": True}
+            saved = str(checkpoint.save_returned(folder, returned, line["epoch"]))
+    line, saved = distributed.from_main((line, saved), world)
+    if line is None:
+        return
+    metrics = measure(_placed(job, saved, world), line["epoch"])
+    if world.main:
+        _append(folder / METRICS, {**line, "metrics": metrics}, None)
+        keep = _keep(job)
+        wanted = keep(read_lines(folder / METRICS)) if callable(keep) else ()
+        if trained is not None and keep != "all" and trained.name not in [checkpoint.epoch_folder(folder, e).name for e in wanted]:
+            checkpoint.remove(trained)
+
+
+def _placed(job: Job, weights: str, world: World) -> Encoder:
+    """The model of a checkpoint as the cleaning trains and measures it."""
+    spec = job.experiment.clean
+    assert spec is not None
+    return load_model(job.experiment, weights).place(world.device, precision=spec.precision, channels_last=spec.channels_last)
 
 
 def whole_pictures(pairs: Pairs, recipe: Recipe, world: World, views: Decoded | None = None) -> Iterator[dict[str, Any]]:
@@ -136,13 +186,13 @@ def whole_pictures(pairs: Pairs, recipe: Recipe, world: World, views: Decoded | 
     return ahead(make, range(world.rank, math.ceil(len(pairs) / WHOLE), world.size))
 
 
-def load_model(experiment: Experiment, checkpoint: str) -> Encoder:
+def load_model(experiment: Experiment, weights: str) -> Encoder:
     """The experiment's model with the weights of a checkpoint: an epoch folder, a file, or a pretrained tag of open_clip."""
     model = experiment.pretrain.model
-    if isinstance(model, Model) and not Path(checkpoint).exists() and "/" not in checkpoint:
-        return replace(model, pretrained=checkpoint).build(0)
+    if isinstance(model, Model) and not Path(weights).exists() and "/" not in weights:
+        return replace(model, pretrained=weights).build(0)
     encoder = blank(model).build(0)
-    load_weights(encoder, Path(checkpoint))
+    load_weights(encoder, checked(weights))
     return encoder
 
 
@@ -155,7 +205,7 @@ def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
 
 def gate_facts(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
     """What the attack gate judges an undefended model by; each sweep applies its own threshold to it."""
-    summary = read_json(Path(job.inputs.plan).with_name("summary.json"))
+    summary = read_json(checked(Path(job.inputs.plan).with_name("summary.json")))
     return {
         "metrics": {name: metrics[name] for name in ("asr/top1", "asr/floor", "zeroshot/top1")},
         "target": job.inputs.class_names[job.inputs.target],
@@ -204,8 +254,11 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
         "world": world,
         "measure": _measure(job, world, _note(job), folder / ANALYSIS),
         "report": lambda line: _append(folder / METRICS, line, report),
+        "restore": lambda lines: _restore(folder / METRICS, lines, report),
+        "note": _note(job),
         "progress": lambda step, total, rate: _progress(folder / PROGRESS, step, total, rate, batch_size),
         "keep": _keep(job) if job.cleanset else "all",
+        "states": 1 if job.cleanset else 2,  # a pre-training may be long: where its last checkpoint is damaged, the one before serves
         "ledger": folder / "ledger.jsonl" if os.environ.get("CLEANSWEEP_LEDGER") else None,
     }
 
@@ -215,12 +268,7 @@ def _keep(job: Job) -> Keep:
     if job.compute.keep != "chosen":
         return job.compute.keep
     before = measured(read_lines(Path(job.checkpoint).parent / METRICS))  # of the pre-training, whose last epoch is the uncleaned model
-
-    def chosen(progress: Progress) -> set[int]:
-        lines = read_lines(Path(job.folder) / METRICS)
-        return chosen_epochs([*lines, progress.line] if progress.line else lines, before[-1] if before else None)
-
-    return chosen
+    return partial(chosen_epochs, start=before[-1] if before else None)
 
 
 def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None) -> Any:
@@ -305,9 +353,17 @@ def _append(path: Path, line: dict[str, Any], report: Report | None) -> None:
     """Add a line of metrics unless this epoch has one already: an attempt that died after writing it repeats it exactly."""
     lines = read_lines(path)
     if line["epoch"] not in {entry["epoch"] for entry in lines}:
-        write_whole(path, "".join(json.dumps(entry) + "\n" for entry in [*lines, line]).encode())
+        write_lines(path, [*lines, line])
     if report is not None:
         report(line)
+
+
+def _restore(path: Path, lines: list[dict[str, Any]], report: Report | None) -> None:
+    """Bring the lines of metrics to where the checkpoint is that training goes on from, whatever an earlier attempt left there."""
+    if lines or path.exists():
+        write_lines(path, lines)
+    for line in lines if report is not None else []:
+        report(line)  # type: ignore[misc]
 
 
 def _progress(path: Path, step: int, total: int, rate: float, batch_size: int) -> None:

@@ -4,8 +4,11 @@
                           open_clip_config.json        its model and preprocessing configuration
                           state.safetensors            AdamW's tensors, and a head's weights; in the newest checkpoint of
                                                        an unfinished training only
-                          meta.json                    step, epoch, seconds, metric sums of the epoch under way, last report
+                          meta.json                    step, epoch, seconds, metric sums of the epoch under way, lines reported
+                                                       so far; CRC-32 of the other files, SHA-256 of itself
     <folder>/step_00000250/  the same, within an epoch; removed by the next one
+
+What a cleaning method made of the trained model has an epoch folder too, without a state: nothing is trained on from it.
 
 `open_clip.create_model_and_transforms(name, pretrained=".../open_clip_model.safetensors")` and `local-dir:<epoch folder>` load
 the weights bit for bit.
@@ -14,11 +17,12 @@ the weights bit for bit.
 from __future__ import annotations
 
 import errno
+import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -26,15 +30,17 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 
-from datasets.storage import sync
+from datasets.errors import InputError
+from datasets.storage import crc32, sync
 from trainers.model import WEIGHTS, Encoder, load_weights
 
 FULL = 1 << 20
 """Bytes: with less room than this a file that could not be written is taken to have filled the disk."""
 CONFIG, STATE, META = "open_clip_config.json", "state.safetensors", "meta.json"
-NAME = re.compile(r"epoch_\d{4,}|step_\d{8,}")
-Keep = str | Callable[["Progress"], Collection[int]]
-"""Which epochs' weights stay beside the newest checkpoint: "all", "last" (none), or what the function names when one is written."""
+NAME = re.compile(r"(epoch|step)_(\d{4,})")
+LEFT_OVER = re.compile(r"\.(epoch|step)_\d+\.(partial|removed)")
+Keep = str | Callable[[list[dict[str, Any]]], Collection[int]]
+"""Which epochs' weights stay beside the newest checkpoint: "all", "last" (no other's), or those that it picks of the lines so far."""
 
 
 @dataclass
@@ -51,6 +57,13 @@ class Progress:
     """metrics of the epoch under way, summed over its steps and over ranks"""
     line: dict[str, Any] | None = None
     """what was (or was about to be) reported at this checkpoint"""
+    before: list[dict[str, Any]] = field(default_factory=list)
+    """the lines reported before that one"""
+
+    @property
+    def lines(self) -> list[dict[str, Any]]:
+        """All that was reported up to here."""
+        return self.before + ([] if self.line is None else [self.line])
 
 
 def epoch_folder(folder: Path, epoch: int) -> Path:
@@ -59,55 +72,183 @@ def epoch_folder(folder: Path, epoch: int) -> Path:
 
 
 def newest(folder: Path) -> Path | None:
-    """The complete checkpoint with the most steps, or None."""
-    found = [p for p in folder.iterdir() if NAME.fullmatch(p.name) and (p / STATE).is_file()] if folder.is_dir() else []
-    return max(found, key=lambda p: json.loads((p / META).read_text())["step"], default=None)
+    """The whole checkpoint with the most steps, or None."""
+    return next((path for path in _by_age(folder) if not fault(path)), None)
+
+
+def reported(folder: Path) -> list[dict[str, Any]]:
+    """The lines reported up to the newest checkpoint, as it has noted them."""
+    metas = [meta for path in _by_age(folder) if (meta := _meta(path)) and not meta.get("returned")]
+    return metas[0]["before"] + ([metas[0]["line"]] if metas[0]["line"] else []) if metas else []
+
+
+def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str], None] = lambda line: None) -> Path | None:
+    """The newest whole checkpoint, or None; what a kill left of others is removed, and those that are damaged.
+
+    A damaged newest one is passed over for the one before it; where there is none, training begins anew. `note` is told of it by
+    file. InputError names a damaged file of an earlier epoch that is to be kept: only training from the start could make it again.
+    """
+    for path in folder.iterdir() if folder.is_dir() else []:
+        if LEFT_OVER.fullmatch(path.name):
+            shutil.rmtree(path)
+    found = _by_age(folder)
+    for path in [path for path in found if _meta(path).get("returned")]:
+        found.remove(path)
+        remove(path)
+    faults = [fault(path) for path in found]
+    at = next((number for number, wrong in enumerate(faults) if not wrong), len(found))
+    chosen = found[at] if at < len(found) else None
+    on = f"the stage goes on from {chosen.name}" if chosen else "there is no other to go on from, so the stage begins anew"
+    for number, wrong in enumerate(faults[:at]):
+        if number == 0 or not wrong.endswith(f"{STATE} is missing"):  # of an earlier one it is removed in time
+            note(f"NOTE {wrong}; {on}.")
+        remove(found[number])
+    if chosen is not None and keep != "last":
+        wanted = _wanted(chosen, keep)
+        for path in found[at + 1 :]:
+            kept = path.name.startswith("epoch_") and (keep == "all" or path.name in wanted)
+            if kept and (wrong := fault(path, state=False)):
+                raise InputError(
+                    f"{wrong}, in a stage that has not finished: delete {path} to go on without this epoch's checkpoint, or {folder} "
+                    "to begin the stage anew."
+                )
+    if chosen is not None:
+        drop_superseded(folder, chosen, keep, states)
+    return chosen
+
+
+def fault(checkpoint: Path, state: bool = True) -> str:
+    """Which file of the checkpoint is lost or not as it was written; empty where it is whole. `state`: to be trained on from."""
+    meta = _meta(checkpoint)
+    if not meta:
+        return f"{checkpoint / META} {'is not as it was written' if (checkpoint / META).exists() else 'is missing'}"
+    sums = {checkpoint / name: checksum for name, checksum in meta["files"].items() if state or name != STATE}
+    if state:
+        sums |= {checkpoint.parent / name: checksum for name, checksum in meta.get("beside", {}).items()}
+    for path, checksum in sums.items():
+        if not path.is_file():
+            return f"{path} is missing"
+        if crc32(path) != checksum:
+            return f"{path} is not as it was written"
+    return ""
+
+
+def _by_age(folder: Path) -> list[Path]:
+    """The folders that are called checkpoints, newest first; one of a step that does not tell its epoch comes first of all."""
+
+    def age(path: Path) -> tuple[float, int]:
+        kind, number = path.name.split("_")
+        return (int(number), -1) if kind == "epoch" else (_meta(path).get("epoch", float("inf")), int(number))
+
+    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=age, reverse=True)
+
+
+def _meta(checkpoint: Path) -> dict[str, Any]:
+    """What is noted of a checkpoint; empty where there is no such file or it is not as it was written."""
+    try:
+        meta = json.loads((checkpoint / META).read_bytes())
+        return meta if meta.pop("digest") == _digest(meta) else {}
+    except (OSError, ValueError, AttributeError, KeyError, RecursionError):
+        return {}
+
+
+def _digest(meta: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def export(folder: Path, encoder: Encoder) -> None:
     """Write weights and configuration into an existing folder, in open_clip's format."""
     weights = {name: value.detach().cpu().contiguous() for name, value in encoder.model.state_dict().items()}
     _save(weights, folder / WEIGHTS)
-    config = {"model_cfg": encoder.config, "preprocess_cfg": encoder.preprocess}
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n")
+    (folder / CONFIG).write_text(json.dumps(about(encoder), indent=2) + "\n")
 
 
-def save(folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress, keep: Keep = "last") -> Path:
+def about(encoder: Encoder) -> dict[str, Any]:
+    """What open_clip must know of a model beside its weights."""
+    return {"model_cfg": encoder.config, "preprocess_cfg": encoder.preprocess}
+
+
+def save(
+    folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress, keep: Keep = "last", states: int = 1
+) -> Path:
     """Write the checkpoint of this progress aside, flush it, rename it into place, then drop what it replaces.
 
-    keep: "all" keeps the weights of every epoch, "last" of the newest checkpoint only, a function also those of the epochs it names.
-    Returns the checkpoint's folder.
+    keep: "all" keeps the weights of every epoch, "last" of the newest checkpoint only, a function also those of the epochs it picks.
+    states: of how many checkpoints of the former the optimiser's state is kept. Returns the checkpoint's folder.
     """
     assert callable(keep) or keep in ("all", "last")
+    folder.mkdir(parents=True, exist_ok=True)
     whole_epoch = not progress.sums
     final = epoch_folder(folder, progress.epoch) if whole_epoch else folder / f"step_{progress.step:08d}"
-    aside = folder / f".{final.name}.partial"
+    _write(final, encoder, {**asdict(progress), "beside": _beside(folder)}, optimizer)
+    drop_superseded(folder, final, keep, states)
+    return final
+
+
+def _beside(folder: Path) -> dict[str, str]:
+    """Checksums of what training keeps in other folders beside its checkpoints, such as the arrays of evaluators."""
+    others = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".") and not NAME.fullmatch(path.name)]
+    files = [path for other in sorted(others) for path in sorted(other.rglob("*")) if path.is_file() and not path.name.startswith(".")]
+    return {str(path.relative_to(folder)): crc32(path) for path in files}
+
+
+def save_returned(folder: Path, encoder: Encoder, epoch: int) -> Path:
+    """Write the model that a cleaning method returned, as the checkpoint of that epoch; nothing is trained on from it."""
+    final = epoch_folder(folder, epoch)
+    _write(final, encoder, {"returned": True, "epoch": epoch}, None)
+    return final
+
+
+def _write(final: Path, encoder: Encoder, meta: dict[str, Any], optimizer: torch.optim.Optimizer | None) -> None:
+    """Write a checkpoint aside, flush it, rename it into place."""
+    aside = final.with_name(f".{final.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
     try:
         export(aside, encoder)
-        _save(_optimizer_tensors(encoder, optimizer), aside / STATE)
-        (aside / META).write_text(json.dumps(asdict(progress), indent=1) + "\n")
+        if optimizer is not None:
+            _save(_optimizer_tensors(encoder, optimizer), aside / STATE)
+        meta = json.loads(json.dumps({**meta, "files": {path.name: crc32(path) for path in sorted(aside.iterdir())}}))
+        (aside / META).write_text(json.dumps({**meta, "digest": _digest(meta)}, indent=1) + "\n")
         for path in [*aside.iterdir(), aside]:
             sync(path)
-        shutil.rmtree(final, ignore_errors=True)
+        if final.exists():
+            remove(final)
         aside.rename(final)
-        sync(folder)
+        sync(final.parent)
     except BaseException as error:
-        full = shutil.disk_usage(folder).free < FULL
+        full = shutil.disk_usage(final.parent).free < FULL
         shutil.rmtree(aside, ignore_errors=True)  # nothing half-written stays behind, on a full disk above all
         if isinstance(error, SafetensorError) and full:
             raise OSError(errno.ENOSPC, "No space left on device", str(aside)) from error
         raise
-    kept = {epoch_folder(folder, epoch).name for epoch in keep(progress)} if callable(keep) else set()
-    for other in folder.iterdir():
-        if other == final or not NAME.fullmatch(other.name):
-            continue
-        if other.name.startswith("step_") or (keep != "all" and other.name not in kept):
-            shutil.rmtree(other)
-        else:
-            (other / STATE).unlink(missing_ok=True)
-    return final
+
+
+def drop_superseded(folder: Path, newest: Path, keep: Keep, states: int = 1) -> None:
+    """Remove the checkpoints that the newest one replaces: whole folders, or of an epoch that is kept the optimiser's state."""
+    older = [path for path in _by_age(folder) if path != newest]
+    wanted = _wanted(newest, keep)
+    for other in older:
+        if other.name.startswith("step_") or (keep != "all" and other.name not in wanted):
+            remove(other)
+    for other in [path for path in older if path.is_dir()][states - 1 :]:
+        (other / STATE).unlink(missing_ok=True)
+
+
+def _wanted(newest: Path, keep: Keep) -> set[str]:
+    """Names of the folders that a function keeps, of the lines reported up to the newest checkpoint."""
+    meta = _meta(newest) if callable(keep) else {}
+    lines = meta.get("before", []) + ([meta["line"]] if meta.get("line") else [])
+    return {epoch_folder(newest.parent, epoch).name for epoch in keep(lines)} if callable(keep) else set()
+
+
+def remove(checkpoint: Path) -> None:
+    """Take a checkpoint away whole: renamed first, so that a kill meanwhile leaves nothing that could be taken for one."""
+    aside = checkpoint.with_name(f".{checkpoint.name}.removed")
+    shutil.rmtree(aside, ignore_errors=True)
+    checkpoint.rename(aside)
+    shutil.rmtree(aside)
 
 
 def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer) -> Progress:
@@ -121,14 +262,14 @@ def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer) -
             continue
         moments = {key: torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device), **moments}
-    return Progress(**json.loads((checkpoint / META).read_text()))
+    meta = json.loads((checkpoint / META).read_text())
+    return Progress(**{known.name: meta[known.name] for known in fields(Progress)})
 
 
 def clear(folder: Path) -> None:
     """Remove every checkpoint, to start anew."""
-    for path in folder.iterdir() if folder.is_dir() else []:
-        if NAME.fullmatch(path.name):
-            shutil.rmtree(path)
+    for path in _by_age(folder):
+        remove(path)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:

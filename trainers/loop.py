@@ -27,7 +27,8 @@ Report = Callable[[dict[str, Any]], None]
 def fit(
     encoder: Encoder, objective: Objective, training: Training, feed: Feed, folder: Path, *, world: World | None = None,
     measure: Measure | None = None, report: Report | None = None, progress: Callable[[int, int, float], None] | None = None,
-    ledger: Path | None = None, keep: Keep = "last", resume: bool = True, targets: Targets | None = None,
+    ledger: Path | None = None, keep: Keep = "last", states: int = 1, resume: bool = True, targets: Targets | None = None,
+    restore: Callable[[list[dict[str, Any]]], None] | None = None, note: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train `encoder` in place to the end of the feed, from the newest checkpoint in `folder` where there is one.
 
@@ -35,6 +36,8 @@ def fit(
     after a resume (equal but for times): receivers go by its epoch. `progress(step, steps, samples a second)` is called about
     once a second on rank 0. `ledger` gets a JSON line a step with the keys of all ranks. With several ranks `folder` must be
     the same for all. A seed for dropout is set in torch's global generator before each step. `targets` gives batches a class by key.
+    `restore` is given, on rank 0 before anything is measured, the lines reported up to the checkpoint that training goes on from, [] where
+    it begins; `note` a line for the user for each damaged checkpoint that is passed over. `keep`, `states`: as `checkpoint.save` has them.
 
     Raises FloatingPointError naming the step and the part of the objective that is not finite.
     """
@@ -49,8 +52,10 @@ def fit(
     optimizer = schedule.optimizer(encoder, training)
     if world.main and not resume:
         checkpoint.clear(folder)
-    found = distributed.from_main(checkpoint.newest(folder) if resume and world.main else None, world)
+    found = distributed.from_main(checkpoint.tidy(folder, keep, states, note) if world.main else None, world)
     done = checkpoint.load(found, encoder, optimizer) if found else Progress()
+    if restore is not None and world.main:
+        restore(done.lines)
     model = distributed.wrap(encoder, world, broadcast_buffers=not training.sync_batchnorm)
     say = report if report is not None and world.main else lambda line: None
     keys = Ledger(ledger if world.main else None, done.step)
@@ -64,7 +69,8 @@ def fit(
 
     encoder.train()
     if done.step == 0:
-        say({"epoch": 0, "step": 0, "seconds": 0.0, "metrics": measured()})
+        done.before = [{"epoch": 0, "step": 0, "seconds": 0.0, "metrics": measured()}]
+        say(done.before[0])
     elif done.line is not None:
         say(done.line)
 
@@ -101,7 +107,7 @@ def fit(
             continue
 
         totals = distributed.sum_over_ranks(sums.take(), world)
-        done.sums, done.line = totals, None
+        done.before, done.sums, done.line = done.lines, totals, None
         if whole_epoch:
             done.epoch, done.sums = done.epoch + 1, {}
             steps = per_epoch * world.size
@@ -113,7 +119,7 @@ def fit(
         done.seconds = time.monotonic() - began
         if world.main:
             keys.flush()
-            checkpoint.save(folder, encoder, optimizer, done, keep)
+            checkpoint.save(folder, encoder, optimizer, done, keep, states)
         if whole_epoch:
             say(line)
             epoch_began, first_step = time.monotonic(), done.step

@@ -98,8 +98,8 @@ def _differences(values: list[Any], path: str) -> list[tuple[str, list[str]]]:
     if not all(isinstance(value, dict) for value in values):
         return [(path, [_told(value, path) for value in values])]
     if len({value.get("class") for value in values}) == 1:
-        keys = dict.fromkeys(key for value in values for key in value)
-        keys = sorted(keys, key=lambda key: key == LABEL)  # which follows from the others
+        distinct = dict.fromkeys(key for value in values for key in value)
+        keys = sorted(distinct, key=lambda key: key == LABEL)  # which follows from the others
         return [found for key in keys for found in _differences([v.get(key) for v in values], f"{path}.{key}" if path else key)]
     classes = {str(value.get("class")) for value in values}
     texts = [_spoken(value) for value in values]

@@ -21,7 +21,7 @@ def lines(metrics):
     return [{"epoch": epoch, "step": epoch, "seconds": 0.0, "metrics": found} for epoch, found in enumerate(metrics)]
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(start=PERCENT, trials=st.lists(st.lists(LINE, min_size=1, max_size=8), min_size=1, max_size=4))
 def test_whatever_a_rule_picks_over_trials_and_epochs_was_kept_in_its_trial(start, trials):
     """The checkpoints are dropped as a training goes on: what a later epoch supersedes may never be wanted again."""

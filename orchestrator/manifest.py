@@ -1,0 +1,115 @@
+"""The manifest of a finished stage: what it is, what its files are, and a hash of that itself."""
+
+import hashlib
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+from datasets.storage import known_sha256, write_whole
+
+MANIFEST = "manifest.json"
+FORMAT = 2
+"""Manifests of format 1 hold no digest of themselves."""
+FIELDS = {
+    "format": int, "stage": str, "name": str, "fingerprint": str, "inputs": dict, "config": object, "files": dict, "created": str,
+    "seconds": (int, float), "commit": str, "versions": dict,
+}  # fmt: skip
+KINDS = ("world", "index", "testset", "poison", "pretrain", "cleanset", "labels", "clean", "sweep")
+"""Folders of a store that hold artefacts."""
+_NAME = re.compile(r"[^.].*-[0-9a-f]{12}")
+_DEPTH = 4
+"""Folders from a file of an artefact up to the artefact, at most."""
+
+
+def write_manifest(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
+    """Write the manifest of an artefact, its digest added; returns it."""
+    plain = json.loads(json.dumps({**fields, "format": FORMAT}))
+    manifest = {**plain, "digest": digest_of(plain)}
+    write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of an artefact. InputError names it where it is missing or not as it was written."""
+    path = folder / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except OSError:
+        raise damage(path) from None
+    except (ValueError, RecursionError):
+        raise damage(path, "cannot be read as JSON") from None
+    if not isinstance(manifest, dict):
+        raise damage(path, "holds no fields")
+    for name, kind in FIELDS.items():
+        if name not in manifest:
+            raise damage(path, f"lacks the field {name}")
+        if not isinstance(manifest[name], kind):  # type: ignore[arg-type]
+            raise damage(path, f"has a wrong value in the field {name}")
+    for name, digest in manifest["files"].items():
+        if not isinstance(digest, str) or Path(name).is_absolute() or ".." in Path(name).parts:
+            raise damage(path, f"has a wrong value for the file {name}")
+    if manifest["format"] != 1 and manifest.pop("digest", None) != digest_of(manifest):
+        raise damage(path, "is not as it was written")
+    return manifest
+
+
+def digest_of(value: dict[str, Any]) -> str:
+    """SHA-256 of a JSON object, however it is laid out."""
+    return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
+
+
+def checked(path: str | Path) -> Path:
+    """The path, once its bytes are those that its stage wrote; for a folder those of every file in it.
+
+    Whatever is computed from a file of an artefact is opened through this, in each process that opens it. A file is hashed once a
+    process (1 GB/s); paths that lie in no artefact pass. InputError names what is lost or changed.
+    """
+    folder = artefact_folder(path)
+    if folder is None:
+        return Path(path)
+    name = str(Path(path).absolute().relative_to(folder))
+    for file, digest in read_manifest(folder)["files"].items():
+        if name == "." or file == name or file.startswith(f"{name}/"):
+            check_file(folder / file, digest)
+    return Path(path)
+
+
+def check_file(path: Path, digest: str) -> None:
+    """InputError unless the file has that hash."""
+    try:
+        if known_sha256(path) == digest:
+            return
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise damage(path, f"cannot be read ({error.strerror})") from error
+    raise damage(path)
+
+
+def artefact_folder(path: str | Path) -> Path | None:
+    """The artefact in which a path lies, by its name `<stage>/<name>-<12 digits>`; None where it lies in none."""
+    if "://" in str(path):
+        return None
+    place = Path(path).absolute()
+    for folder in (place, *place.parents)[: _DEPTH + 1]:
+        if _NAME.fullmatch(folder.name) and (folder.parent.name in KINDS or _is_copy(folder)):
+            return folder
+    return None
+
+
+def _is_copy(folder: Path) -> bool:
+    """Whether it is an artefact that was copied to another place."""
+    try:
+        return json.loads((folder / MANIFEST).read_bytes())["stage"] in KINDS
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return False
+
+
+def damage(path: Path, what: str = "") -> InputError:
+    """What to say of an artefact's file that is lost or broken."""
+    what = what or ("is not as its stage wrote it" if path.exists() else "is missing")
+    return InputError(
+        f"{path} {what}: this finished stage is damaged. `cleansweep show --verify` lists all damage; delete the folder to make it anew."
+    )

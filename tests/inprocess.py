@@ -1,0 +1,114 @@
+"""The product's own `run` with Ray taken out: every stage is made in this process. For tests that run hundreds of times.
+
+MLflow and the drawing of the report are taken out too, for they cost seconds a run and are tested by themselves.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import pyarrow as pa
+
+from datasets.errors import InputError
+from datasets.pairs import write_index
+from datasets.source import Source, mark_duplicates
+from orchestrator import run, training, tuning
+from orchestrator.plan import Plan, make_plan, stages
+from orchestrator.spec import Compute, Experiment, Sweep
+from orchestrator.stages import Inputs
+from orchestrator.store import Artefact, Store, write_json
+from orchestrator.study import Study
+from orchestrator.training import StageError, pretrain_stage, raise_failure
+from orchestrator.workers import Job, pretrain
+
+
+class NoTracker:
+    """Takes what MLflow would be told."""
+
+    def __getattr__(self, name: str) -> Callable[..., str]:
+        return lambda *_, **__: name
+
+
+@contextmanager
+def without_ray() -> Iterator[None]:
+    """Within, nothing of the product starts Ray."""
+    with ExitStack() as stack:
+        for target, replacement in {
+            "orchestrator.run._ray": lambda compute: nullcontext(),
+            "orchestrator.run.make_tracker": lambda *_: NoTracker(),
+            "orchestrator.run.write_report": _no_report,
+            "orchestrator.run.pretrain_all": _pretrain_all,
+            "orchestrator.cluster.require_resources": lambda *_: None,
+            "orchestrator.cluster.has_gpu": lambda: False,
+            "orchestrator.stages._index": _index,
+            "orchestrator.training._fit": _fit,
+            "orchestrator.tuning._tune": _tune,
+            "ray.tune.report": lambda metrics: None,
+        }.items():
+            stack.enter_context(patch(target, replacement))
+        yield
+
+
+def run_here(sweep: Sweep, store: Path, say: Callable[[str], None] = lambda line: None) -> tuple[int, str, Study | None]:
+    """What `cleansweep run` does with its store at this place: (exit code, what it says of a failure, what came of it)."""
+    said: list[str] = []
+    try:
+        with without_ray():
+            study, _, code = run.run_sweep(
+                make_plan(sweep), Compute(store=str(store), cache="off"), lambda line: (said.append(line), say(line))[1]
+            )
+    except InputError as error:
+        return 2, str(error), None
+    except StageError as error:
+        return 1, str(error), None
+    return code, "\n".join(line for line in said if line.startswith("FAILED")), study
+
+
+def _no_report(study: Study, folder: Path) -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / "report.html"
+
+
+def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
+    urls = source.shards()
+    table = mark_duplicates(pa.concat_tables([source.index_shard(number, url) for number, url in enumerate(urls)]), urls)
+    write_index([table], folder / "index.arrow")
+    drops = Counter(table["drop"].to_pylist())
+    kept = drops.pop("", 0)
+    write_json(folder / "summary.json", {"shards": len(urls), "samples": len(table), "kept": kept, "drops": dict(drops)})
+
+
+def _pretrain_all(wanted: list[tuple[Experiment, Inputs]], store: Store, compute: Compute) -> list[Artefact]:
+    return [pretrain_stage(experiment, inputs, store, compute) for experiment, inputs in wanted]
+
+
+def _fit(job: Job, stage: Any, store: Store, compute: Compute) -> None:
+    cause: BaseException | None = None
+    try:
+        pretrain(job)
+    except (InputError, FloatingPointError, OSError) as error:
+        cause = error
+    raise_failure(stage, Path(job.folder), cause)
+
+
+def _tune(space: dict[str, Any], plan: Plan, context: tuning.Context, store: Store, compute: Compute) -> list[tuning.Trial]:
+    assert plan.grid is not None
+    ended = []
+    for overrides, experiment in plan.grid:
+        failure: Exception | None = None
+        if stages(experiment)["pretrain"].fingerprint not in context.upstream:
+            continue
+        try:
+            tuning._trial(overrides, context)
+        except (InputError, FloatingPointError, OSError) as error:
+            failure = error
+        ended.append(tuning._outcome(overrides, experiment, store, failure, False))
+    return ended
+
+
+assert training._fit and run._ray, "what is taken out is there"

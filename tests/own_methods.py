@@ -1,0 +1,90 @@
+"""Cleaning methods as a lab would write them, and a sweep of them beside CleanCLIP."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from ray import tune
+
+from orchestrator.spec import Sweep
+from tests.tiny_sweep import SWEEP as TINY
+from trainers.cleaning.base import CleaningMethod, CleaningRun
+from trainers.model import Encoder
+from trainers.objectives.contrastive import MMCL
+
+
+@dataclass(frozen=True, kw_only=True)
+class WiseFT(CleaningMethod):
+    """Fine-tune, then interpolate: α · fine-tuned + (1 − α) · before (Wortsman et al. 2022)."""
+
+    alpha: float = 0.5
+    """share of the fine-tuned weights"""
+
+    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+        before = {name: value.clone() for name, value in model.model.state_dict().items()}
+        run.fit(model, MMCL())
+        after = model.model.state_dict()
+        mixed = {name: torch.lerp(before[name].to(value), value, self.alpha) if value.is_floating_point() else value
+                 for name, value in after.items()}  # fmt: skip
+        model.model.load_state_dict(mixed if self.alpha else before)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prune(CleaningMethod):
+    """Sets the smallest weights of each convolution to zero; trains nothing."""
+
+    share: float = 0.3
+    """of the weights that go"""
+
+    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+        with torch.no_grad():
+            for module in model.model.modules():
+                if isinstance(module, torch.nn.Conv2d):
+                    limit = module.weight.abs().flatten().quantile(self.share)
+                    module.weight[module.weight.abs() < limit] = 0
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
+class OnACopy(CleaningMethod):
+    """Trains a copy and returns it, or the model that it was given."""
+
+    trained: bool = True
+    """whether the copy is returned"""
+
+    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+        own = copy.deepcopy(model, {id(model.tokenize): model.tokenize})
+        run.fit(own, MMCL())
+        return own if self.trained else model
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wrong(CleaningMethod):
+    """Makes the mistake that it is named after."""
+
+    mistake: str
+
+    def clean(self, model: Encoder, run: CleaningRun) -> Any:
+        if self.mistake == "nothing":
+            return None
+        if self.mistake == "inner model":
+            return model.model
+        if self.mistake == "infinite":
+            model.model.visual.conv1.weight.data[0] = float("inf")
+        if self.mistake == "parametrized":
+            torch.nn.utils.prune.l1_unstructured(model.model.visual.conv1, "weight", amount=0.5)
+        if self.mistake == "half":
+            model.model.visual.conv1.half()
+        if self.mistake == "twice":
+            run.fit(run.fit(model, MMCL()), MMCL())
+        return model
+
+
+SWEEP: Sweep = replace(
+    TINY, name="own methods",
+    space={"clean.method": tune.grid_search([TINY.base.clean.method, WiseFT(alpha=0.0), Prune()])},
+)  # fmt: skip
