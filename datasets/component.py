@@ -34,10 +34,23 @@ class Component:
                 own(self)
 
             cls.__post_init__ = checked  # type: ignore[method-assign]
+        owner = next(base for base in cls.__mro__ if "label" in base.__dict__)
+        inherited = owner not in (cls, Component) and issubclass(owner, Component)
+        if inherited and "label" not in getattr(owner, "__dataclass_fields__", {}):
+            cls.label = Component.label  # type: ignore[method-assign, assignment]
 
     @property
     def label(self) -> str:
-        """What people call it in folder names, tables and legends: the class's name in lower case."""
+        """What people call it in tables, legends, plans and tags: one line of text, here the class's name.
+
+        A class may have another, which its fields may tell of. A label is its class's own: a subclass that gives none has its own
+        class's name again, so that nothing goes by the name of what it was derived from.
+        """
+        return type(self).__name__
+
+    @property
+    def slug(self) -> str:
+        """What the folders of its artefacts and messages about it begin with: the class's name in lower case."""
         return type(self).__name__.lower()
 
 

@@ -150,7 +150,7 @@ COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("trial-cpus", float, "cores of a trial [1]"),
     ("trial-gpus", float, "GPUs of a trial, may be a fraction [0]"),
     ("max-concurrent-trials", int, "[as many as fit]"),
-    ("keep", str, "checkpoints of a cleaning that stay: last | all [last]"),
+    ("keep", str, "checkpoints of a cleaning that stay: chosen (the last, and those the report may name) | last | all [chosen]"),
     ("retries", int, "restarts of a stage whose process died [2]"),
     ("cache", str, "folder for decoded pictures on each machine's own disk | auto | off [auto]"),
     ("num-cpus", int, "cores of a Ray started here [all]"),

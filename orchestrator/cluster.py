@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets.errors import InputError
 from orchestrator import ROOT
+from orchestrator.failures import behind
 
 ARENAS = "MALLOC_ARENA_MAX"
 ENVIRONMENT = {
@@ -134,17 +135,7 @@ def has_gpu() -> bool:
 
 def user_error(error: BaseException | None) -> InputError | None:
     """The InputError at the root of what Ray Data, Train or Tune raised, as it was; None without one."""
-    seen: list[BaseException] = []
-    queue = [error]
-    while queue:
-        current = queue.pop(0)
-        if current is None or current in seen:
-            continue
-        seen.append(current)
-        cause = getattr(current, "cause", None)
-        if isinstance(current, InputError) and cause is None:  # Ray's own hybrids carry the original there
+    for current in behind(error):
+        if isinstance(current, InputError) and getattr(current, "cause", None) is None:  # Ray's own hybrids carry the original there
             return InputError(str(current).split("\nFailed to apply UDF transform")[0])
-        failures = getattr(current, "worker_failures", None)
-        queue += [cause, current.__cause__, current.__context__]
-        queue += failures.values() if isinstance(failures, dict) else []
     return None

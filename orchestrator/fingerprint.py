@@ -10,6 +10,9 @@ from typing import Any
 from datasets.component import Component
 from datasets.errors import InputError
 
+LABEL = "label"
+"""Key of a component's label in a configuration that people read; a field of this name is the component's label."""
+
 
 def encode(value: Any, where: str = "value") -> Any:
     """The value as plain JSON types, the same in every process and on every machine.
@@ -38,6 +41,24 @@ def encode(value: Any, where: str = "value") -> Any:
         f"{where} is a {type(value).__name__}, which has no stable text. Accepted: numbers, text, booleans, None, "
         f"components, and tuples, lists or dictionaries of those.{hint}"
     )
+
+
+def described(value: Any, where: str = "value") -> Any:
+    """The value as plain JSON types with the label of each component beside its class: for people, never for an identity."""
+    return labelled(value, encode(value, where))
+
+
+def labelled(value: Any, encoded: Any) -> Any:
+    """What `encode` made of the value, or a part of it, with the label of each component beside its class."""
+    if isinstance(value, Component) and isinstance(encoded, dict) and "class" in encoded:
+        label = value.label
+        if not isinstance(label, str) or not label.strip() or "\n" in label:
+            raise InputError(f"{type(value).__name__}.label is {label!r}; accepted: one line of text.")
+        own = {name: labelled(getattr(value, name, None), part) for name, part in encoded.items() if name != "class"}
+        return {"class": encoded["class"], LABEL: label, **own}
+    if isinstance(value, (tuple, list)) and isinstance(encoded, list):
+        return [labelled(*pair) for pair in zip(value, encoded)]
+    return encoded
 
 
 def canonical(value: Any) -> str:

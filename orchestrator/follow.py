@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, stages
+from orchestrator.report.titles import plan_titles, titles
 from orchestrator.results import load_study
 from orchestrator.store import NOTES, Store, read_json
 from orchestrator.study import StageResult, Study
@@ -67,6 +68,7 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._told: dict[str, tuple[float, int]] = {}
         self._noted: set[str] = set()
+        self._titles: dict[str, str] = {}
 
     def __enter__(self) -> "Follower":
         self._thread.start()
@@ -102,19 +104,25 @@ class Follower:
             now = time.monotonic()
             if progress and (len(result.metrics) != epochs or now - last > 10):
                 self._told[result.fingerprint] = (now, len(result.metrics))
-                self._say(_line(result, progress))
+                self._say(_line(f"{result.stage} {self._title(result, study)} ({result.fingerprint[:6]})", result, progress))
         done = sum(trial.status == "finished" for trial in study.trials)
         if done and self._told.get("trials", (0.0, -1))[1] != done:
             self._told["trials"] = (time.monotonic(), done)
-            total = "" if self._plan.grid is None else f" of {len(self._plan.grid)}"
-            self._say(f"trials finished: {done}{total}")
+            known = {stages(experiment)["clean"].fingerprint for _, experiment in self._plan.grid or ()}
+            total = f" of {len(known)}" if known else ""
+            self._say(f"cleanings finished: {done}{total}")
+
+    def _title(self, result: StageResult, study: Study) -> str:
+        """What tells it from the sweep's others: by the plan or, where that does not know it, by what has come so far."""
+        self._titles = self._titles or plan_titles(self._plan)
+        return self._titles.get(result.fingerprint) or titles([*study.pretrains, *study.trials]).get(result.fingerprint) or result.name
 
 
-def _line(result: StageResult, progress: dict[str, Any]) -> str:
-    """`pretrain mmcl-0123456789ab  620/1240 steps  1890 samples/s  ETA 0:00:21  accuracy 83.1 %  ASR 97.0 %`"""
+def _line(title: str, result: StageResult, progress: dict[str, Any]) -> str:
+    """`clean CleanCLIP, lr 0.001 on MMCL (012345)  620/1240 steps  1890 samples/s  ETA 0:00:21  accuracy 83.1 %  ASR 97.0 %`"""
     left = int((progress["total"] - progress["step"]) * progress["batch_size"] / max(progress["rate"], 1e-9))
     parts = [
-        f"{result.stage} {result.name}-{result.fingerprint[:12]}",
+        title,
         f"{progress['step']}/{progress['total']} steps",
         f"{progress['rate']:.0f} samples/s",
         f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",

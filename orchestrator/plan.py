@@ -1,7 +1,7 @@
 """From a sweep to its stages: what must exist, in which order, under which fingerprints. Nothing here starts Ray."""
 
 import itertools
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 from typing import Any
@@ -12,9 +12,10 @@ from datasets.component import Component
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.retrieval import RetrievalSet
+from datasets.seeding import rng
 from datasets.source import Source
 from datasets.synthetic import World
-from orchestrator.fingerprint import encode, fingerprint
+from orchestrator.fingerprint import canonical, encode, fingerprint, labelled
 from orchestrator.identity import (
     clean_pairs,
     cleanset_fields,
@@ -31,6 +32,7 @@ from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Pretrain, Sweep
 from trainers.cleaning.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
+from trainers.objectives.base import Objective
 
 VERSION = {"world": 1, "index": 1, "testset": 1, "poison": 1, "pretrain": 1, "cleanset": 1, "labels": 1, "clean": 1, "sweep": 1}
 """Raised when a change of the code changes what a stage makes, so that older artefacts are not taken for it."""
@@ -45,6 +47,8 @@ class Stage:
     """Encoded configuration: what determines the result, apart from the inputs."""
     inputs: tuple[tuple[str, str], ...] = ()
     """(role, fingerprint) of the stages it is made from."""
+    shown: Any = None
+    """The configuration with the labels of its components, for the manifest; None: as `config`."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -99,23 +103,18 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     prior: tuple[tuple[str, str], ...] = ()
     if experiment.prior is not None:
         prior = (("prior", add("prior", _unpoisoned_stage(experiment, "prior", index, test)).fingerprint),)
-    pretrain = add(
-        "pretrain",
-        Stage(
-            "pretrain",
-            experiment.pretrain.objective.label,
-            {
-                "weights": weights_identity(experiment.pretrain.model),
-                "eda": [experiment.eda, synonym_digest()],
-                "pretrain": encode_stage(experiment.pretrain, "pretrain"),
-                "evaluate": {
-                    "seed": experiment.evaluate.seed,
-                    "evaluators": [encode_evaluator(evaluator) for evaluator in experiment.evaluate.evaluators],
-                },
-            },
-            (("poison", poison.fingerprint), *prior, *further),
-        ),
-    )
+    config = {
+        "weights": weights_identity(experiment.pretrain.model),
+        "eda": [experiment.eda, synonym_digest()],
+        "pretrain": encode_stage(experiment.pretrain, "pretrain"),
+        "evaluate": {
+            "seed": experiment.evaluate.seed,
+            "evaluators": [encode_evaluator(evaluator) for evaluator in experiment.evaluate.evaluators],
+        },
+    }
+    objective = experiment.pretrain.objective
+    inputs = (("poison", poison.fingerprint), *prior, *further)
+    pretrain = add("pretrain", Stage("pretrain", objective.slug, config, inputs, _with_objective(config, objective)))
     if experiment.clean is not None:
         clean = experiment.clean
         name, chosen = cleanset_identity(clean)
@@ -128,15 +127,9 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
                 labeller = add("labeller", _unpoisoned_stage(experiment, "labeller", index, test))
             labels = add("labels", _labels_stage(method, cleanset, test, labeller))
             inputs = (*inputs, ("labels", labels.fingerprint))
-        add(
-            "clean",
-            Stage(
-                "clean",
-                clean.method.label,
-                {key: value for key, value in encode_cleaning(clean).items() if key not in cleanset_fields(clean)},
-                inputs,
-            ),
-        )
+        config = {key: value for key, value in encode_cleaning(clean).items() if key not in cleanset_fields(clean)}
+        shown = {**config, "method": labelled(clean.method, config["method"])}
+        add("clean", Stage("clean", clean.method.slug, config, inputs, shown))
     return made
 
 
@@ -185,7 +178,14 @@ def _unpoisoned_stage(experiment: Experiment, role: str, index: Stage, test: Sta
         },
     }
     inputs = (("index", index.fingerprint), ("testset", test.fingerprint))
-    return Stage("pretrain", f"{own.pretrain.objective.label} unpoisoned", config, inputs)
+    objective = own.pretrain.objective
+    return Stage("pretrain", f"{objective.slug} unpoisoned", config, inputs, _with_objective(config, objective))
+
+
+def _with_objective(config: dict[str, Any], objective: Objective) -> dict[str, Any]:
+    """The configuration of a training with its objective's label."""
+    trained = config["pretrain"]
+    return {**config, "pretrain": {**trained, "objective": labelled(objective, trained["objective"])}}
 
 
 def labelling(experiment: Experiment) -> PseudoLabels | None:
@@ -276,7 +276,7 @@ class Plan:
     upstream: tuple[tuple[dict[str, Any], Experiment], ...]
     """Every combination of the grids outside `clean`: (overrides, experiment)."""
     grid: tuple[tuple[dict[str, Any], Experiment], ...] | None
-    """Every trial, where all spaces are grids; None where some are drawn."""
+    """Every trial, drawn ones too, of which two may be alike; None where Optuna draws them from what came of others."""
 
     @property
     def fingerprint(self) -> str:
@@ -326,7 +326,8 @@ def make_plan(sweep: Sweep) -> Plan:
         )
     if sweep.search == "optuna" and any(path.startswith("clean") for path in grids):
         raise InputError("search 'optuna' draws all of clean.*: write tune.choice([...]) instead of tune.grid_search([...]) there.")
-    grid = None if drawn or sweep.base.clean is None else tuple(_combinations(sweep.base, grids))
+    known = sweep.base.clean is not None and sweep.search == "grid"
+    grid = tuple(_draws(sweep, grids) if drawn else _combinations(sweep.base, grids)) if known else None
     for _, experiment in upstream if grid is None else grid:
         check(experiment)
     _check_series(sweep)
@@ -365,6 +366,28 @@ def _combinations(base: Experiment, grids: dict[str, list[Any]]) -> Any:
     for values in itertools.product(*grids.values()):
         overrides = dict(zip(grids, values))
         yield overrides, override_all(base, overrides)
+
+
+def _draws(sweep: Sweep, grids: dict[str, list[Any]]) -> Iterator[tuple[dict[str, Any], Experiment]]:
+    """`num_samples` draws of the spaces that are no grid, for each point of the grids.
+
+    A draw depends on the sweep's seed, its number, the path and the point alone, so that more samples keep those before.
+    """
+    for number in range(sweep.num_samples):
+        for values in itertools.product(*grids.values()):
+            point = dict(zip(grids, values))
+            drawn = {
+                path: space.sample(random_state=rng(sweep.seed, "draw", number, path, canonical(point)))
+                for path, space in sweep.space.items()
+                if path not in grids
+            }
+            overrides = {path: point[path] if path in point else _plain(drawn[path]) for path in sweep.space}
+            yield overrides, override_all(sweep.base, overrides)
+
+
+def _plain(value: Any) -> Any:
+    """A drawn value as Python's own number, where it is one of numpy's."""
+    return value.item() if hasattr(value, "item") else value
 
 
 def grid_values(space: Any) -> list[Any] | None:

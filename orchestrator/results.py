@@ -1,12 +1,15 @@
 """Reading a sweep back from the store."""
 
 import json
+import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
-from orchestrator.fingerprint import encode
+from orchestrator.fingerprint import described, encode
 from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment, unpoisoned
+from orchestrator.report.kinds import names
 from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Gate
 from orchestrator.store import (
@@ -25,10 +28,10 @@ from orchestrator.store import (
 from orchestrator.study import StageResult, Study, TrialResult
 
 
-def load_study(plan: Plan, store: Store, trials: list[Any] | None = None, *, live: bool = False) -> Study:
+def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *, live: bool = False) -> Study:
     """Everything the store holds of the sweep: finished stages, and the lines of those that are not.
 
-    `trials` are those Tune ran (`tuning.Trial`); without them the sweep's own record is used, or its grid.
+    `trials` are those Tune ran; without them the sweep's grid or draws are used, or what it remembers of Optuna's.
     `live`: the sweep is under way, so a trial that failed may be tried again and counts as running.
     """
     sweep = plan.sweep
@@ -41,21 +44,27 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None, *, liv
         _read_unpoisoned(study, made, store, experiment)
         if not study.poison:
             _read_poison(study, made, store, experiment)
-        result = read_stage(store, made["pretrain"], encode(experiment), StageResult)
+        result = read_stage(store, made["pretrain"], described(experiment), StageResult)
         if result is None:
             continue
+        if result.status != "finished" and not live and (failed := _failed(result.folder)):
+            result.status, result.error, result.failure = "failed", *failed
         study.pretrains.append(result)
         verdict = judge(store.find("pretrain", result.fingerprint), sweep.gate)
         if verdict is not None:
             study.gates[result.fingerprint] = verdict
-    for overrides, error, status in _trials(plan, store, trials):
-        experiment = trial_experiment(sweep, overrides)
+    known: set[str] = set()
+    for trial in _trials(plan, store) if trials is None else trials:
+        experiment = trial_experiment(sweep, trial.overrides)
         made = stages(experiment)
+        if made["clean"].fingerprint in known:
+            continue  # two draws of the same values are two trials and one cleaning
+        known.add(made["clean"].fingerprint)
         _read_unpoisoned(study, made, store, experiment)
-        if trials is None and not live:
-            failed = read_failure(store.work("clean", made["clean"].fingerprint))
-            error, status = (failed["error"], "failed") if failed else (error, status)
-        result = read_stage(store, made["clean"], encode(experiment), TrialResult)
+        status, error, failure = trial.status, trial.error, trial.failure
+        if trials is None and not live and (failed := _failed(store.work("clean", made["clean"].fingerprint))):
+            status, error, failure = "failed", *failed
+        result = read_stage(store, made["clean"], described(experiment), TrialResult)
         if result is None and status != "failed":
             refused = sweep.gate.action == "stop" and study.gates.get(made["pretrain"].fingerprint, {}).get("passed") is False
             study.missing += not refused
@@ -63,14 +72,18 @@ def load_study(plan: Plan, store: Store, trials: list[Any] | None = None, *, liv
         if result is None:
             result = TrialResult(
                 stage="clean", name=made["clean"].name, fingerprint=made["clean"].fingerprint,
-                folder=store.work("clean", made["clean"].fingerprint), config=encode(experiment), status=status,
+                folder=store.work("clean", made["clean"].fingerprint), config=described(experiment), status=status,
             )  # fmt: skip
         assert isinstance(result, TrialResult)
-        result.overrides = overrides
+        result.overrides = trial.overrides
         result.pretrain = made["pretrain"].fingerprint
         if result.status != "finished":
-            result.status, result.error = status, error
+            result.status, result.error, result.failure = status, error, failure
         study.trials.append(result)
+    for of_a_kind in (study.pretrains, study.trials):
+        called = names(of_a_kind)
+        for result in of_a_kind:
+            result.called = called[result.fingerprint]
     return study
 
 
@@ -116,40 +129,95 @@ def judge(pretrained: Artefact | None, gate: Gate) -> dict[str, Any] | None:
 
 def encode_sweep(plan: Plan) -> dict[str, Any]:
     """The sweep as plain JSON: the base experiment in full and what is varied."""
-    return {**plan.stage.config, "base": encode(plan.sweep.base)}
+    return {**plan.stage.config, "base": described(plan.sweep.base)}
 
 
-def _trials(plan: Plan, store: Store, trials: list[Any] | None) -> list[tuple[dict[str, Any], str | None, str]]:
-    if trials is not None:
-        return [(trial.overrides, trial.error, trial.status) for trial in trials]
-    if plan.grid is not None:
-        return [(overrides, None, "running") for overrides, _ in plan.grid]
-    return [(overrides, None, "running") for overrides in remembered_trials(plan, store)]
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a sweep: its values and how it ended, or that it has not."""
+
+    overrides: dict[str, Any]
+    fingerprint: str
+    status: str
+    """finished | stopped | failed | running"""
+    error: str | None = None
+    failure: str = ""
+    """Kind of the failure, one of `failures`."""
 
 
-def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, Any]) -> None:
-    """Note that the sweep tries these values: drawn ones are known nowhere else."""
+def _trials(plan: Plan, store: Store) -> list[Trial]:
+    """Every trial that is known of; which of them are finished, the store knows."""
+    records = recorded_trials(plan, store)
+    if plan.grid is None:
+        return [Trial(record.overrides, record.trial, record.status or "running") for record in records]
+    stopped = {record.trial for record in records if record.status == "stopped"}
+    listed = [(overrides, stages(experiment)["clean"].fingerprint) for overrides, experiment in plan.grid]
+    return [Trial(overrides, trial, "stopped" if trial[:12] in stopped else "running") for overrides, trial in listed]
+
+
+def _failed(folder: Path) -> tuple[str, str] | None:
+    """(text, kind) of what made the stage of this working folder fail."""
+    failed = read_failure(folder)
+    return (failed["error"], failed["kind"]) if failed else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A trial that a sweep has begun, as it is remembered."""
+
+    trial: str
+    """The first digits of its cleaning's fingerprint."""
+    overrides: dict[str, Any]
+    status: str
+    """stopped, where the scheduler stopped it for good; else empty"""
+    draw: int
+    """Its number among the draws of the same values."""
+
+
+def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, Any], *, draw: int = 0, status: str = "") -> None:
+    """Note that the sweep tries these values, and how that ended: what Optuna drew and ASHA stopped is known nowhere else."""
     folder = _trial_folder(store, sweep)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{trial[:12]}.json"
-    if not path.exists():
-        encoded = encode(overrides)
-        write_json(path, {**encoded, "digest": digest_of(encoded)})
+    path = folder / (f"{trial[:12]}-{draw}.json" if draw else f"{trial[:12]}.json")
+    known = _remembered(path) if path.exists() else None
+    if known is None or (status and known["status"] != status):
+        entry = {"overrides": encode(overrides), "status": status, "begun": known["begun"] if known else time.time_ns()}
+        write_json(path, {**entry, "digest": digest_of(entry)})
+
+
+def recorded_trials(plan: Plan, store: Store) -> list[Record]:
+    """Every trial that was begun, in the order in which they were; two draws of the same values are two.
+
+    InputError names a file that is not as it was written.
+    """
+    found = []
+    for path in _trial_folder(store, plan.fingerprint).glob("*.json"):
+        entry, (trial, _, draw) = _remembered(path), path.stem.partition("-")
+        if set(entry["overrides"]) != set(plan.sweep.space):
+            raise _not_as_written(path)
+        record = Record(trial, decode_overrides(plan, entry["overrides"]), entry["status"], int(draw or 0))
+        found.append((entry["begun"], record))
+    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """What is noted of a trial: its encoded values, its status, and when it was begun."""
+    found = read_json(path)
+    digest = found.pop("digest", None) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or digest not in (None, digest_of(found)):
+        raise _not_as_written(path)
+    if "overrides" not in found:  # an older store notes the values alone
+        return {"overrides": found, "status": "", "begun": path.stat().st_mtime_ns}
+    return found
+
+
+def _not_as_written(path: Path) -> InputError:
+    return InputError(f"{path} is not as it was written: the values of a trial are lost. Delete it; a trial is then drawn in its place.")
 
 
 def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
     """The values of every trial that was begun, in the order in which they were."""
-    files = sorted(_trial_folder(store, plan.fingerprint).glob("*.json"), key=lambda path: path.stat().st_mtime_ns)
-    return [decode_overrides(plan, _remembered(path, list(plan.sweep.space))) for path in files]
-
-
-def _remembered(path: Path, wanted: list[str]) -> dict[str, Any]:
-    """The encoded values of a trial. InputError names a file that is not as it was written."""
-    found = read_json(path)
-    digest = found.pop("digest", None) if isinstance(found, dict) else None
-    if not isinstance(found, dict) or digest not in (None, digest_of(found)) or any(name not in found for name in wanted):
-        raise InputError(f"{path} is not as it was written: the values of a trial are lost. Delete it; a trial is then drawn in its place.")
-    return found
+    return [record.overrides for record in recorded_trials(plan, store)]
 
 
 def spent(folder: Path) -> float:
@@ -178,7 +246,7 @@ def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store, experim
             continue
         result = next((known for known in study.priors if known.fingerprint == made[role].fingerprint), None)
         if result is None:
-            result = read_stage(store, made[role], encode(unpoisoned(experiment, role)), StageResult)
+            result = read_stage(store, made[role], described(unpoisoned(experiment, role)), StageResult)
             study.priors += [result] if result else []
         if result and role not in result.role:
             result.role = f"{result.role} and {role}" if result.role else role

@@ -18,14 +18,14 @@ from orchestrator.report.claims import Verdict
 from orchestrator.report.claims_table import write_claims
 from orchestrator.report.page import write_report
 from orchestrator.report.points import CLEANING_SET
-from orchestrator.results import decode_overrides, judge, load_study
+from orchestrator.results import Trial, decode_overrides, judge, load_study
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs, last_checkpoint, make_cleanset, make_data, make_stage, training_source
 from orchestrator.store import Store, part, slug, write_json
 from orchestrator.study import Study
 from orchestrator.tracking import Tracker, TrackingError
 from orchestrator.training import pretrain_all
-from orchestrator.tuning import Trial, Upstream, clean_sweep
+from orchestrator.tuning import Upstream, clean_sweep
 
 CHOOSES = {"clean", "clean.seed", *CLEANING_SET}
 """Paths on which a cleaning set depends."""
@@ -149,7 +149,7 @@ def _recorded(plan: Plan, store: Store) -> list[Trial] | None:
     entries = json.loads(part(found, "trials.json"))
     if any(e["status"] == "finished" and store.find("clean", e["fingerprint"]) is None for e in entries):
         return None  # an artefact was removed by hand
-    return [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None) for e in entries]
+    return [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None, e.get("failure", "")) for e in entries]
 
 
 def _record(plan: Plan, store: Store, trials: list[Trial]) -> None:
@@ -159,7 +159,7 @@ def _record(plan: Plan, store: Store, trials: list[Trial]) -> None:
         write_json(
             folder / "trials.json",
             [
-                {"overrides": encode(t.overrides), "fingerprint": t.fingerprint, "status": t.status}
+                {"overrides": encode(t.overrides), "fingerprint": t.fingerprint, "status": t.status, "failure": t.failure}
                 for t in trials
             ],
         )

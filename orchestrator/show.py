@@ -13,8 +13,10 @@ from orchestrator.fingerprint import encode
 from orchestrator.identity import clean_pairs
 from orchestrator.plan import VERSION, Plan, Stage, grid_values, stages, unpoisoned
 from orchestrator.report.names import number_of
+from orchestrator.report.titles import plan_titles, titles
 from orchestrator.spec import Compute, Experiment
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, metrics_of, missing, part, verify
+from orchestrator.study import StageResult, TrialResult
 
 
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
@@ -22,15 +24,15 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
     store = Store(compute.store)
     stored = store.all()
     rows: dict[str, dict[str, Any]] = {}
-    for overrides, experiment in plan.grid or plan.upstream:
+    named = plan_titles(plan)
+    for _, experiment in plan.grid or plan.upstream:
         for role, stage in stages(experiment).items():
             if plan.grid is None and stage.kind in ("clean", "cleanset"):
                 continue
             if stage.fingerprint in rows:
                 continue
             row = rows[stage.fingerprint] = _row(role, stage, experiment, store, stored, rate)
-            if stage.kind == "clean":
-                row["name"] = " ".join([stage.name, *_tried(overrides), "on", stages(experiment)["pretrain"].name])
+            row["name"] = named.get(stage.fingerprint, stage.name)
     if plan.grid is None and plan.sweep.base.clean is not None:
         draws = _draws(plan)
         pairs = plan.sweep.base.clean.epochs * clean_pairs(plan.sweep.base.clean)
@@ -44,12 +46,6 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
 
 def _draws(plan: Plan) -> int:
     return plan.sweep.num_samples * max(1, len(plan.upstream))
-
-
-def _tried(overrides: dict[str, Any]) -> list[str]:
-    """`lr=0.001` for each number or text that the trial was given."""
-    return [f"{path.rpartition('.')[2]}={value:g}" if isinstance(value, float) else f"{path.rpartition('.')[2]}={value}"
-            for path, value in overrides.items() if path.startswith("clean.") and isinstance(value, (int, float, str))]  # fmt: skip
 
 
 def _row(
@@ -99,10 +95,11 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
     sweep = plan.sweep
     store = Store(compute.store)
     lines = [f"sweep {sweep.name}-{plan.fingerprint[:12]}  (store {store.root})", ""]
-    lines.append(f"{'stage':10} {'name':38} {'fingerprint':13} {'state':8} {'pairs':>13} {'time':>9}")
+    wide = max(38, *(len(row["name"]) for row in rows))
+    lines.append(f"{'stage':10} {'name':{wide}} {'fingerprint':13} {'state':8} {'pairs':>13} {'time':>9}")
     for row in rows:
         lines.append(
-            f"{row['stage']:10} {row['name'][:38]:38} {row['fingerprint'][:12]:13} {'stored' if row['stored'] else 'to do':8} "
+            f"{row['stage']:10} {row['name']:{wide}} {row['fingerprint'][:12]:13} {'stored' if row['stored'] else 'to do':8} "
             f"{_number(row['pairs']):>13} {_duration(row['hours']):>9}"
         )
     left = [row for row in rows if not row["stored"]]
@@ -110,6 +107,8 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
     cleaned = [row for row in rows if row["stage"] == "clean" and row["fingerprint"]]
     number = len(cleaned) if plan.grid is not None or sweep.base.clean is None else _draws(plan)
     lines += ["", f"{number_of(len(trained), 'pre-training')}, {number_of(number, 'cleaning')}."]
+    if plan.grid is not None and len(plan.grid) > len(cleaned):
+        lines[-1] += f" {len(plan.grid)} trials are drawn; those with the same values share a cleaning."
     lines.append(f"{len(rows)} stages, {len(rows) - len(left)} stored, {len(left)} to make.")
     pairs = sum(row["pairs"] or 0 for row in left)
     if pairs:
@@ -168,8 +167,9 @@ def show(root: str, prefix: str | None, check: bool) -> int:
                 "first digits of one."
             )
     damaged = 0
+    named = {} if prefix else _titles(found)
     for artefact in found:
-        print(_artefact(artefact) if prefix else _artefact_line(artefact))
+        print(_artefact(artefact) if prefix else _artefact_line(artefact, named.get(artefact.fingerprint, "")))
         files = verify(artefact) if check else _lost(artefact)
         damaged += bool(files)
         for name in files:
@@ -183,6 +183,22 @@ def show(root: str, prefix: str | None, check: bool) -> int:
         for folder in filter(begun, sorted(store.root.glob("*/.work-*"))):
             print(f"{folder.parent.name:9} unfinished {folder.name[6:]}  (the same command continues it)")
     return 1 if damaged else 0
+
+
+def _titles(found: list[Artefact]) -> dict[str, str]:
+    """Fingerprint of a training → what tells it from the store's others, by its manifest and those of what it was made from."""
+    manifests = {artefact.fingerprint: artefact.manifest for artefact in found}
+    made: list[StageResult] = []
+    for artefact in found:
+        manifest, inputs = artefact.manifest, artefact.manifest["inputs"]
+        facts: dict[str, Any] = {"name": manifest["name"], "fingerprint": artefact.fingerprint, "folder": artefact.folder}
+        before = {role: manifests[inputs[role]]["config"] for role in ("poison", "cleanset") if inputs.get(role) in manifests}
+        if manifest["stage"] == "pretrain":
+            made.append(StageResult(stage="pretrain", config={**manifest["config"], **before}, **facts))
+        elif manifest["stage"] == "clean":
+            config = {**manifest["config"], **before}
+            made.append(TrialResult(stage="clean", config=config, pretrain=inputs.get("pretrain", ""), **facts))
+    return titles(made)
 
 
 SHOWN = ("summary.json", "gate.json", "trials.json", METRICS)
@@ -210,14 +226,15 @@ def _metrics(artefact: Artefact) -> list[dict[str, Any]]:
         return []
 
 
-def _artefact_line(artefact: Artefact) -> str:
+def _artefact_line(artefact: Artefact, title: str) -> str:
     m = artefact.manifest
     lines = _metrics(artefact)
     told = ""
     if lines:
         metrics = lines[-1]["metrics"]
         told = f"  accuracy {metrics.get('zeroshot/top1', float('nan')):.1f} %  ASR {metrics.get('asr/top1', float('nan')):.1f} %"
-    return f"{m['stage']:9} {artefact.folder.name:45} {m['created']}  {_duration(m['seconds'] / 3600):>8}{told}"
+    line = f"{m['stage']:9} {artefact.folder.name:45} {m['created']}  {_duration(m['seconds'] / 3600):>8}{told}"
+    return f"{line}  {title}" if title else line
 
 
 def _artefact(artefact: Artefact) -> str:

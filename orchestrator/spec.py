@@ -122,8 +122,9 @@ class Compute:
     """May be a fraction: 0.25 packs four trials on a GPU."""
     max_concurrent_trials: int = 0
     """0: as many as fit."""
-    keep: str = "last"
-    """Checkpoints of a cleaning that stay: last | all (each epoch's, to keep the model that the table names)."""
+    keep: str = "chosen"
+    """Checkpoints of a cleaning that stay beside the last: chosen (of the epochs that a rule of the report's table picks, at most
+    five more) | last (no other) | all (each epoch's)."""
     retries: int = 2
     """How often a stage or trial whose process died is started again, from its last checkpoint."""
     cache: str = "auto"
@@ -134,7 +135,7 @@ class Compute:
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, accepted in (("feed", ("local", "ray")), ("keep", ("last", "all"))):
+        for name, accepted in (("feed", ("local", "ray")), ("keep", ("chosen", "last", "all"))):
             if getattr(self, name) not in accepted:
                 raise InputError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
         for name, least in (

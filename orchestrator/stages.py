@@ -190,7 +190,7 @@ def seal(store: Store, stage: Stage, seconds: float) -> Artefact:
         stage.kind,
         stage.name,
         stage.fingerprint,
-        config=stage.config,
+        config=stage.config if stage.shown is None else stage.shown,
         inputs=dict(stage.inputs),
         seconds=seconds,
         spent=f"epoch_*/{STATE}",

@@ -35,7 +35,7 @@ METRICS = "metrics.jsonl"
 NOTES = "notes.txt"
 """Lines of a stage's processes that the driver is to say."""
 FAILED = "failed.json"
-"""Why the stage failed: {"kind", "error", "rank"}."""
+"""Why the stage failed: {"kind", "error", "rank"}; the kinds are those of `failures`."""
 SCRATCH = (LOCK, NOTES, "progress.json", FAILED)
 """Files of a working folder that are not part of the artefact."""
 

@@ -19,14 +19,18 @@ class StageResult:
     folder: Path
     """The artefact, or the working folder of a stage that has not finished."""
     config: dict[str, Any]
-    """The fingerprinted configuration, nested."""
+    """The configuration of its experiment, nested, with the labels of its components."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
     """Lines of metrics.jsonl: {"epoch", "step", "seconds", "metrics": {...}}, shares in percent."""
     seconds: float = 0.0
     status: str = "finished"
     """finished | running | stopped | failed"""
     error: str | None = None
+    failure: str = ""
+    """Kind of the failure, one of `orchestrator.failures`; empty where it has not failed, or where it was not recorded."""
     commit: str = ""
+    called: str = ""
+    """What its objective or method is called in the study, where that was settled (`report.kinds.names`)."""
     role: str = ""
     """Of a training without the poison what it is for: prior, labeller, or both."""
 

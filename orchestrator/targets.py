@@ -145,7 +145,7 @@ def _choice(wanted: list[Experiment], matters: tuple[str, ...]) -> str:
 
 def _experiments(plan: Plan, store: Store) -> list[Experiment]:
     """All of the sweep; where its cleanings are drawn, those that were begun."""
-    drawn = [] if plan.grid is not None or plan.sweep.base.clean is None else remembered_trials(plan, store)
+    drawn = [] if plan.sweep.base.clean is None else remembered_trials(plan, store)
     trials = [trial_experiment(plan.sweep, overrides) for overrides in drawn]
     return [experiment for _, experiment in plan.grid or plan.upstream] + trials
 

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
+from orchestrator.report.kinds import component_of
 from orchestrator.report.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
 from orchestrator.report.points import points_of, start_of
 from orchestrator.report.selection import best_metrics
@@ -109,6 +110,7 @@ class Tracker:
                 "cleansweep.data": parent.data.tags.get("cleansweep.data", ""),
                 STUDY: parent.data.tags.get(STUDY, ""),
             }
+            own["cleansweep.class"] = str(component_of(result).get("class", ""))
             name = f"{result.stage} {result.name}"
             if isinstance(result, TrialResult):
                 source = self._objectives.get(result.pretrain, result.pretrain[:6])

@@ -7,20 +7,25 @@ their last checkpoint. Tune decides what runs next to what; nothing of it is kep
 import math
 import shutil
 import time
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets.component import Component
+from orchestrator import failures
 from orchestrator.cluster import interruptible, user_error
 from orchestrator.identity import IDENTITIES
 from orchestrator.labels import make_labels, prepare_labels
 from orchestrator.override import override
-from orchestrator.plan import Plan, grid_values, stages, trial_experiment
-from orchestrator.results import remember_trial, remembered_trials, spent
+from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment
+from orchestrator.results import Trial, recorded_trials, remember_trial, spent
 from orchestrator.spec import Compute, Experiment, Sweep
 from orchestrator.stages import Inputs, make_cleanset, seal
-from orchestrator.store import FAILED, Store, metrics_of, read_failure
+from orchestrator.store import FAILED, METRICS, Store, metrics_of, read_failure, read_lines, write_json
 from orchestrator.workers import Job, clean
+
+NUMBER = "trial"
+"""What Tune varies where the trials are known beforehand: the fingerprints of their cleanings."""
 
 
 @dataclass(frozen=True)
@@ -43,41 +48,57 @@ class Context:
     identities: dict[Component | str, Any]
     fingerprint: str
     """Of the sweep."""
-
-
-@dataclass(frozen=True)
-class Trial:
-    """A trial that Tune ran: its values and how it ended."""
-
-    overrides: dict[str, Any]
-    fingerprint: str
-    status: str
-    """finished | stopped | failed"""
-    error: str | None
+    trials: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Values of the trials that are known beforehand, by the fingerprint of their cleaning; none where Optuna draws them."""
 
 
 def clean_sweep(plan: Plan, upstream: dict[str, Upstream], store: Store, compute: Compute) -> list[Trial]:
-    """Run every trial of the sweep that the store does not hold yet, over the pre-trainings in `upstream`."""
+    """Run every trial of the sweep that is not at its end, over the pre-trainings in `upstream`; returns all of them.
+
+    A trial is at its end when the store holds its cleaning, or when this sweep's scheduler has stopped it. Two draws of the same
+    values are two trials of one cleaning.
+    """
     context = Context(plan.sweep, str(store.root), compute, upstream, dict(IDENTITIES), plan.fingerprint)
-    if plan.grid is not None:
-        wanted = [(o, e) for o, e in plan.grid if stages(e)["pretrain"].fingerprint in upstream]
-        if all(_done(store, experiment) for _, experiment in wanted):
-            return [_outcome(overrides, experiment, store, None, False) for overrides, experiment in wanted]
-    for experiment in _kinds(plan):
-        pretrained = stages(experiment)["pretrain"].fingerprint
-        if pretrained in upstream and not _done(store, experiment):
-            prepare_labels(experiment, upstream[pretrained].inputs, store, compute)
-    # Optuna searches for each pre-training by itself, so that none learns from another's trials.
-    apart = plan.sweep.search == "optuna" or len(upstream) < len(plan.upstream)
-    parts = [
-        {**plan.sweep.space, **overrides}
-        for overrides, experiment in plan.upstream
-        if stages(experiment)["pretrain"].fingerprint in upstream
+    wanted = [(overrides, made) for overrides, e in plan.grid or () if (made := stages(e))["pretrain"].fingerprint in upstream]
+    stopped = {record.trial for record in recorded_trials(plan, store) if record.status == "stopped"}
+    missing = {
+        made["clean"].fingerprint: overrides
+        for overrides, made in wanted
+        if made["clean"].fingerprint[:12] not in stopped and store.find("clean", made["clean"].fingerprint) is None
+    }
+    if missing or plan.grid is None:
+        for experiment in _kinds(plan):
+            pretrained = stages(experiment)["pretrain"].fingerprint
+            if pretrained in upstream and not _done(store, experiment):
+                prepare_labels(experiment, upstream[pretrained].inputs, store, compute)
+    if plan.grid is None:
+        return [
+            trial
+            for overrides, experiment in plan.upstream
+            if stages(experiment)["pretrain"].fingerprint in upstream
+            for trial in _search({**plan.sweep.space, **overrides}, plan, context, store, compute)
+        ]
+    ran: dict[str, Trial] = {}
+    if missing:
+        from ray import tune
+
+        space = {NUMBER: tune.grid_search(list(missing))}
+        found = _tune(space, _basic(plan.sweep, compute), 1, plan, replace(context, trials=missing), store, compute)
+        ran = {trial.fingerprint: trial for trial in found}
+    return [
+        ran.get(made["clean"].fingerprint) or _outcome(overrides, store, made["clean"], None, made["clean"].fingerprint[:12] in stopped)
+        for overrides, made in wanted
     ]
-    trials: dict[str, Trial] = {}
-    for space in parts if apart else [dict(plan.sweep.space)]:
-        trials |= {trial.fingerprint: trial for trial in _tune(space, plan, context, store, compute)}
-    return list(trials.values())
+
+
+def _search(space: dict[str, Any], plan: Plan, context: Context, store: Store, compute: Compute) -> list[Trial]:
+    """Optuna's trials over one pre-training, so that none learns from another's: those known, and as many as are missing."""
+    known, searcher = _optuna(space, plan, store)
+    draws = plan.sweep.num_samples - len(known)
+    if draws <= 0:
+        return known
+    fixed = {path: value for path, value in space.items() if not hasattr(value, "sample")}
+    return known + _tune(fixed, searcher, draws, plan, context, store, compute)
 
 
 def _kinds(plan: Plan) -> list[Experiment]:
@@ -90,18 +111,13 @@ def _kinds(plan: Plan) -> list[Experiment]:
     return [override(start, "clean.method", method) for start in starts for method in methods] or starts
 
 
-def _tune(space: dict[str, Any], plan: Plan, context: Context, store: Store, compute: Compute) -> list[Trial]:
+def _tune(
+    space: dict[str, Any], searcher: Any, draws: int, plan: Plan, context: Context, store: Store, compute: Compute
+) -> list[Trial]:
+    """Run trials: those of `context.trials`, by their fingerprint, or draws of the searcher's."""
     from ray import tune
 
-    sweep = plan.sweep
-    known: list[Trial] = []
-    draws, searcher = sweep.num_samples, _basic(sweep, compute)
-    if sweep.search == "optuna":
-        known, searcher = _optuna(space, plan, store)
-        draws -= len(known)
-        space = {path: value for path, value in space.items() if not hasattr(value, "sample")}
-        if draws <= 0:
-            return known
+    sweep, notes = plan.sweep, Notes(plan, context, store)
     resources: dict[str, float] = {"cpu": compute.trial_cpus}
     if compute.trial_gpus:
         resources["gpu"] = compute.trial_gpus
@@ -111,7 +127,7 @@ def _tune(space: dict[str, Any], plan: Plan, context: Context, store: Store, com
         param_space=space,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
-            scheduler=_scheduler(sweep),
+            scheduler=_scheduler(sweep, notes),
             num_samples=draws,
             max_concurrent_trials=(compute.max_concurrent_trials or None) if sweep.search == "optuna" else None,
             metric=sweep.metric if sweep.scheduler == "asha" else None,
@@ -125,18 +141,74 @@ def _tune(space: dict[str, Any], plan: Plan, context: Context, store: Store, com
             storage_path=str(store.root / "ray"),
             failure_config=tune.FailureConfig(max_failures=compute.retries),
             verbose=0,
+            callbacks=[_callback(notes)],
         ),
     )
     interruptible()
     grid = tuner.fit()
-    outcomes = list(known)
+    outcomes = []
     for result in (grid[i] for i in range(len(grid))):
         assert result.config is not None
-        overrides = {path: result.config[path] for path in sweep.space}
+        overrides = values_of(result.config, context)
         stopped = sweep.scheduler == "asha" and bool(result.metrics)
-        outcomes.append(_outcome(overrides, trial_experiment(sweep, overrides), store, result.error, stopped))
+        stage = stages(trial_experiment(sweep, overrides))["clean"]
+        outcomes.append(_outcome(overrides, store, stage, result.error, stopped))
     shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
     return outcomes
+
+
+def values_of(config: dict[str, Any], context: Context) -> dict[str, Any]:
+    """Dotted path → value of a trial that Tune runs."""
+    return context.trials[config[NUMBER]] if NUMBER in config else {path: config[path] for path in context.sweep.space}
+
+
+class Notes:
+    """What the driver writes down of trials while Tune runs, so that it is known after a kill: what Optuna drew, what ASHA stopped."""
+
+    def __init__(self, plan: Plan, context: Context, store: Store) -> None:
+        self.plan, self.context, self.store = plan, context, store
+        records = recorded_trials(plan, store)
+        self.draws = Counter(record.trial for record in records)
+        """First digits of a cleaning's fingerprint → how many draws of its values there are."""
+        stopped = {record.trial for record in records if record.status}
+        self.waiting: dict[str, list[int]] = {t: list(range(n)) for t, n in self.draws.items() if t not in stopped}
+        """Digits → the draws of an earlier attempt that did not come to an end."""
+        self.own: dict[str, int] = {}
+        """Trial of Tune's → its number among the draws of the same values."""
+
+    def begun(self, trial: Any) -> None:
+        """Note a draw of Optuna's; one that is started again, by Tune or by a second attempt, is the same draw."""
+        if self.context.trials or trial.trial_id in self.own:
+            return
+        overrides, stage = self._of(trial)
+        digits = stage.fingerprint[:12]
+        if self.store.find("clean", stage.fingerprint) is None and self.waiting.get(digits):
+            self.own[trial.trial_id] = self.waiting[digits].pop(0)
+        else:
+            self.own[trial.trial_id] = self.draws[digits]
+            self.draws[digits] += 1
+        remember_trial(self.store, self.plan.fingerprint, stage.fingerprint, overrides, draw=self.own[trial.trial_id])
+
+    def stopped(self, trial: Any) -> None:
+        """Note that the scheduler has stopped a trial before its last epoch."""
+        overrides, stage = self._of(trial)
+        if self.store.find("clean", stage.fingerprint) is None:
+            number = self.own.get(trial.trial_id, 0)
+            remember_trial(self.store, self.plan.fingerprint, stage.fingerprint, overrides, draw=number, status="stopped")
+
+    def _of(self, trial: Any) -> tuple[dict[str, Any], Stage]:
+        overrides = values_of(trial.config, self.context)
+        return overrides, stages(trial_experiment(self.plan.sweep, overrides))["clean"]
+
+
+def _callback(notes: Notes) -> Any:
+    from ray.tune import Callback
+
+    class Begun(Callback):
+        def on_trial_start(self, iteration: int, trials: list[Any], trial: Any, **info: Any) -> None:
+            notes.begun(trial)
+
+    return Begun()
 
 
 def _trial(config: dict[str, Any], context: Context) -> None:
@@ -144,12 +216,11 @@ def _trial(config: dict[str, Any], context: Context) -> None:
     from ray import tune
 
     IDENTITIES.update(context.identities)
-    overrides = {path: config[path] for path in context.sweep.space}
+    overrides = values_of(config, context)
     experiment = trial_experiment(context.sweep, overrides)
     assert experiment.clean is not None
     stage = stages(experiment)["clean"]
     store = Store(context.store)
-    remember_trial(store, context.fingerprint, stage.fingerprint, overrides)
     lines: list[dict[str, Any]] = []
 
     def report(line: dict[str, Any]) -> None:
@@ -204,21 +275,22 @@ def _done(store: Store, experiment: Experiment) -> bool:
     return store.find(stage.kind, stage.fingerprint) is not None
 
 
-def _outcome(
-    overrides: dict[str, Any], experiment: Experiment, store: Store, error: Exception | None, stopped: bool
-) -> Trial:
+def _outcome(overrides: dict[str, Any], store: Store, stage: Stage, error: Exception | None, stopped: bool) -> Trial:
     """How a trial ended; `stopped` says that a scheduler may have ended it."""
-    stage = stages(experiment)["clean"]
     if store.find(stage.kind, stage.fingerprint):
-        return Trial(overrides, stage.fingerprint, "finished", None)
-    failed = read_failure(store.work(stage.kind, stage.fingerprint))
+        return Trial(overrides, stage.fingerprint, "finished")
+    folder = store.work(stage.kind, stage.fingerprint)
+    failed = read_failure(folder)
     if failed:
-        return Trial(overrides, stage.fingerprint, "failed", failed["error"])
+        return Trial(overrides, stage.fingerprint, "failed", failed["error"], failed["kind"])
     if error is None and stopped:
-        return Trial(overrides, stage.fingerprint, "stopped", None)
+        return Trial(overrides, stage.fingerprint, "stopped")
     cause = user_error(error) or error or RuntimeError("it did not finish; run the same command again")
     lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    return Trial(overrides, stage.fingerprint, "failed", lines[-1][:400])
+    text, kind = lines[-1][:400], failures.kind_of(cause)
+    if error is not None and folder.is_dir():  # its process wrote nothing down: it may have been lost
+        write_json(folder / FAILED, {"kind": kind, "error": text, "rank": 0})
+    return Trial(overrides, stage.fingerprint, "failed", text, kind)
 
 
 def _basic(sweep: Sweep, compute: Compute) -> Any:
@@ -228,9 +300,9 @@ def _basic(sweep: Sweep, compute: Compute) -> Any:
 
 
 def _optuna(space: dict[str, Any], plan: Plan, store: Store) -> tuple[list[Trial], Any]:
-    """A searcher that knows the trials of an earlier attempt: (those that finished, the searcher).
+    """A searcher that knows the trials of an earlier attempt: (those at their end, the searcher).
 
-    Values that were tried and not finished come first.
+    Values that were tried and did not come to an end come first.
     """
     import optuna
     from ray.tune.search.optuna import OptunaSearch
@@ -241,17 +313,22 @@ def _optuna(space: dict[str, Any], plan: Plan, store: Store) -> tuple[list[Trial
     known: list[Trial] = []
     waiting: list[dict[str, Any]] = []
     values: list[tuple[dict[str, Any], float]] = []
-    for overrides in remembered_trials(plan, store):
+    records = recorded_trials(plan, store)
+    stopped = {record.trial for record in records if record.status == "stopped"}
+    for record in records:
+        overrides = record.overrides
         if any(overrides[path] != value for path, value in fixed.items()):
             continue
         point = {path: overrides[path] for path in drawn}
-        outcome = _outcome(overrides, trial_experiment(sweep, overrides), store, None, False)
-        found = store.find("clean", outcome.fingerprint)
-        if found is None:
+        stage = stages(trial_experiment(sweep, overrides))["clean"]
+        found = store.find("clean", stage.fingerprint)
+        if found is None and record.trial not in stopped:
             waiting.append(point)
-        else:
-            known.append(outcome)
-            values.append((point, told(metrics_of(found))[sweep.metric]))
+            continue
+        known.append(_outcome(overrides, store, stage, None, True))
+        lines = metrics_of(found) if found else read_lines(store.work("clean", stage.fingerprint) / METRICS)
+        if lines:
+            values.append((point, told(lines)[sweep.metric]))
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     searcher = OptunaSearch(
         space=OptunaSearch.convert_search_space(drawn),
@@ -265,14 +342,22 @@ def _optuna(space: dict[str, Any], plan: Plan, store: Store) -> tuple[list[Trial
     return known, searcher
 
 
-def _scheduler(sweep: Sweep) -> Any:
+def _scheduler(sweep: Sweep, notes: Notes) -> Any:
     from ray.tune.schedulers import ASHAScheduler, FIFOScheduler
 
     if sweep.scheduler == "fifo":
         return FIFOScheduler()
+
+    class Asha(ASHAScheduler):
+        def on_trial_result(self, tune_controller: Any, trial: Any, result: dict[str, Any]) -> str:
+            decision = super().on_trial_result(tune_controller, trial, result)
+            if decision == self.STOP:
+                notes.stopped(trial)
+            return decision
+
     assert sweep.base.clean is not None
     epochs = [sweep.base.clean.epochs]
     if "clean.epochs" in sweep.space:
         space = sweep.space["clean.epochs"]
         epochs = grid_values(space) or getattr(space, "categories", None) or [space.upper]
-    return ASHAScheduler(time_attr="epoch", grace_period=sweep.grace_epochs, max_t=max(*epochs, sweep.grace_epochs + 1))
+    return Asha(time_attr="epoch", grace_period=sweep.grace_epochs, max_t=max(*epochs, sweep.grace_epochs + 1))

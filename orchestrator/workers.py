@@ -3,7 +3,6 @@
 Runs in a Ray Train worker, in a Tune trial or in the driver; the only traffic back is files in the stage's folder.
 """
 
-import errno
 import json
 import math
 import os
@@ -12,6 +11,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from datasets.errors import InputError
 from datasets.loader import Batch, LocalFeed, Recipe, ahead, eval_batches, make_batch
 from datasets.pairs import Pairs
 from datasets.seeding import hash64
+from orchestrator import failures
 from orchestrator.plan import blank, further_sets
 from orchestrator.returned import check_returned, differs, signature
 from orchestrator.spec import Compute, Experiment
@@ -30,10 +31,12 @@ from orchestrator.stages import Inputs
 from orchestrator.store import FAILED, MANIFEST, METRICS, NOTES, checked, read_json, read_lines, write_arrays, write_json, write_lines
 from trainers import checkpoint, distributed
 from trainers.batch import Targets
+from trainers.checkpoint import Keep
 from trainers.cleaning.base import CleaningRun
 from trainers.cleaning.labels import Labels
 from trainers.distributed import World
 from trainers.evaluate.base import Material
+from trainers.evaluate.choice import chosen_epochs, measured
 from trainers.evaluate.probe import probe
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import Measure, Report, fit
@@ -161,7 +164,9 @@ def _keep_returned(job: Job, world: World, returned: Encoder, measure: Measure, 
     metrics = measure(_placed(job, saved, world), line["epoch"])
     if world.main:
         _append(folder / METRICS, {**line, "metrics": metrics}, None)
-        if trained is not None and job.compute.keep == "last":
+        keep = _keep(job)
+        wanted = keep(read_lines(folder / METRICS)) if callable(keep) else ()
+        if trained is not None and keep != "all" and trained.name not in [checkpoint.epoch_folder(folder, e).name for e in wanted]:
             checkpoint.remove(trained)
 
 
@@ -234,11 +239,10 @@ def _failures(job: Job, world: World) -> Iterator[None]:
         raise RuntimeError("another worker of this stage failed")
     try:
         yield
-    except (InputError, FloatingPointError, OSError) as error:
-        kind = "input" if isinstance(error, InputError) else "stage"
-        if isinstance(error, OSError) and error.errno != errno.ENOSPC:
-            raise
-        write_json(path, {"kind": kind, "error": str(error), "rank": world.rank})
+    except Exception as error:
+        kind = failures.kind_of(error)
+        if kind in (failures.INPUT, failures.DIVERGED, failures.OUT_OF_MEMORY, failures.DISK_FULL):
+            write_json(path, {"kind": kind, "error": str(error) or type(error).__name__, "rank": world.rank})
         raise
 
 
@@ -268,10 +272,18 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
         "restore": lambda lines: _restore(folder / METRICS, lines, report),
         "note": _note(job),
         "progress": lambda step, total, rate: _progress(folder / PROGRESS, step, total, rate, batch_size),
-        "keep": job.compute.keep if job.cleanset else "all",
+        "keep": _keep(job) if job.cleanset else "all",
         "states": 1 if job.cleanset else 2,  # a pre-training may be long: where its last checkpoint is damaged, the one before serves
         "ledger": folder / "ledger.jsonl" if os.environ.get("CLEANSWEEP_LEDGER") else None,
     }
+
+
+def _keep(job: Job) -> Keep:
+    """What stays of a cleaning's checkpoints: where it is "chosen", the epochs that the report's rules pick of those so far."""
+    if job.compute.keep != "chosen":
+        return job.compute.keep
+    before = measured(read_lines(Path(job.checkpoint).parent / METRICS))  # of the pre-training, whose last epoch is the uncleaned model
+    return partial(chosen_epochs, start=before[-1] if before else None)
 
 
 def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None) -> Any:

@@ -21,7 +21,7 @@ import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -34,10 +34,13 @@ from datasets.errors import InputError
 from datasets.storage import crc32, sync
 from trainers.model import WEIGHTS, Encoder, load_weights
 
+FULL = 1 << 20
+"""Bytes: with less room than this a file that could not be written is taken to have filled the disk."""
 CONFIG, STATE, META = "open_clip_config.json", "state.safetensors", "meta.json"
 NAME = re.compile(r"(epoch|step)_(\d{4,})")
 LEFT_OVER = re.compile(r"\.(epoch|step)_\d+\.(partial|removed)")
-KEEP = ("all", "last")
+Keep = str | Callable[[list[dict[str, Any]]], Collection[int]]
+"""Which epochs' weights stay beside the newest checkpoint: "all", "last" (no other's), or those that it picks of the lines so far."""
 
 
 @dataclass
@@ -79,7 +82,7 @@ def reported(folder: Path) -> list[dict[str, Any]]:
     return metas[0]["before"] + ([metas[0]["line"]] if metas[0]["line"] else []) if metas else []
 
 
-def tidy(folder: Path, keep: str = "last", states: int = 1, note: Callable[[str], None] = lambda line: None) -> Path | None:
+def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str], None] = lambda line: None) -> Path | None:
     """The newest whole checkpoint, or None; what a kill left of others is removed, and those that are damaged.
 
     A damaged newest one is passed over for the one before it; where there is none, training begins anew. `note` is told of it by
@@ -100,9 +103,11 @@ def tidy(folder: Path, keep: str = "last", states: int = 1, note: Callable[[str]
         if number == 0 or not wrong.endswith(f"{STATE} is missing"):  # of an earlier one it is removed in time
             note(f"NOTE {wrong}; {on}.")
         remove(found[number])
-    if chosen is not None and keep == "all":
+    if chosen is not None and keep != "last":
+        wanted = _wanted(chosen, keep)
         for path in found[at + 1 :]:
-            if path.name.startswith("epoch_") and (wrong := fault(path, state=False)):
+            kept = path.name.startswith("epoch_") and (keep == "all" or path.name in wanted)
+            if kept and (wrong := fault(path, state=False)):
                 raise InputError(
                     f"{wrong}, in a stage that has not finished: delete {path} to go on without this epoch's checkpoint, or {folder} "
                     "to begin the stage anew."
@@ -165,14 +170,14 @@ def about(encoder: Encoder) -> dict[str, Any]:
 
 
 def save(
-    folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress, keep: str = "last", states: int = 1
+    folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress, keep: Keep = "last", states: int = 1
 ) -> Path:
     """Write the checkpoint of this progress aside, flush it, rename it into place, then drop what it replaces.
 
-    keep: "all" keeps the weights of every epoch, "last" of the newest checkpoint only. states: of how many checkpoints of the former
-    the optimiser's state is kept. Returns the checkpoint's folder.
+    keep: "all" keeps the weights of every epoch, "last" of the newest checkpoint only, a function also those of the epochs it picks.
+    states: of how many checkpoints of the former the optimiser's state is kept. Returns the checkpoint's folder.
     """
-    assert keep in KEEP
+    assert callable(keep) or keep in ("all", "last")
     folder.mkdir(parents=True, exist_ok=True)
     whole_epoch = not progress.sums
     final = epoch_folder(folder, progress.epoch) if whole_epoch else folder / f"step_{progress.step:08d}"
@@ -213,20 +218,29 @@ def _write(final: Path, encoder: Encoder, meta: dict[str, Any], optimizer: torch
         aside.rename(final)
         sync(final.parent)
     except BaseException as error:
+        full = shutil.disk_usage(final.parent).free < FULL
         shutil.rmtree(aside, ignore_errors=True)  # nothing half-written stays behind, on a full disk above all
-        if isinstance(error, SafetensorError) and "os error 28" in str(error):
+        if isinstance(error, SafetensorError) and full:
             raise OSError(errno.ENOSPC, "No space left on device", str(aside)) from error
         raise
 
 
-def drop_superseded(folder: Path, newest: Path, keep: str, states: int = 1) -> None:
+def drop_superseded(folder: Path, newest: Path, keep: Keep, states: int = 1) -> None:
     """Remove the checkpoints that the newest one replaces: whole folders, or of an epoch that is kept the optimiser's state."""
     older = [path for path in _by_age(folder) if path != newest]
+    wanted = _wanted(newest, keep)
     for other in older:
-        if keep == "last" or other.name.startswith("step_"):
+        if other.name.startswith("step_") or (keep != "all" and other.name not in wanted):
             remove(other)
     for other in [path for path in older if path.is_dir()][states - 1 :]:
         (other / STATE).unlink(missing_ok=True)
+
+
+def _wanted(newest: Path, keep: Keep) -> set[str]:
+    """Names of the folders that a function keeps, of the lines reported up to the newest checkpoint."""
+    meta = _meta(newest) if callable(keep) else {}
+    lines = meta.get("before", []) + ([meta["line"]] if meta.get("line") else [])
+    return {epoch_folder(newest.parent, epoch).name for epoch in keep(lines)} if callable(keep) else set()
 
 
 def remove(checkpoint: Path) -> None:

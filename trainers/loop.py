@@ -11,7 +11,7 @@ from datasets.seeding import hash64
 from trainers import checkpoint, distributed, schedule
 from trainers.backward import backward
 from trainers.batch import Feed, Targets, device_batches
-from trainers.checkpoint import Progress
+from trainers.checkpoint import Keep, Progress
 from trainers.distributed import World
 from trainers.model import Encoder
 from trainers.objectives.base import Objective
@@ -27,7 +27,7 @@ Report = Callable[[dict[str, Any]], None]
 def fit(
     encoder: Encoder, objective: Objective, training: Training, feed: Feed, folder: Path, *, world: World | None = None,
     measure: Measure | None = None, report: Report | None = None, progress: Callable[[int, int, float], None] | None = None,
-    ledger: Path | None = None, keep: str = "last", states: int = 1, resume: bool = True, targets: Targets | None = None,
+    ledger: Path | None = None, keep: Keep = "last", states: int = 1, resume: bool = True, targets: Targets | None = None,
     restore: Callable[[list[dict[str, Any]]], None] | None = None, note: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train `encoder` in place to the end of the feed, from the newest checkpoint in `folder` where there is one.

@@ -52,26 +52,26 @@ class Training(Component):
         least = {"epochs": 1, "batch_size": 1, "warmup_steps": 0, "accumulate": 1}
         for name, low in least.items():
             if getattr(self, name) < low:
-                raise InputError(f"{self.label}.{name} is {getattr(self, name)}; it must be at least {low}")
+                raise InputError(f"{self.slug}.{name} is {getattr(self, name)}; it must be at least {low}")
         if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"{self.label}.lr is {self.lr}; it must be a number above 0")
+            raise InputError(f"{self.slug}.lr is {self.lr}; it must be a number above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"{self.label}.weight_decay is {self.weight_decay}; it must be a number from 0 up")
+            raise InputError(f"{self.slug}.weight_decay is {self.weight_decay}; it must be a number from 0 up")
         if self.precision not in PRECISIONS:
-            raise InputError(f"{self.label}.precision is {self.precision!r}; accepted: {', '.join(PRECISIONS)}")
+            raise InputError(f"{self.slug}.precision is {self.precision!r}; accepted: {', '.join(PRECISIONS)}")
         if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
-            raise InputError(f"{self.label}.checkpoint_every_steps is {self.checkpoint_every_steps}; "
+            raise InputError(f"{self.slug}.checkpoint_every_steps is {self.checkpoint_every_steps}; "
                              "it must be at least 1, or None")
 
     def check(self, total_steps: int, world_size: int) -> None:
         """Raise InputError where the stage's length or the number of workers does not fit these fields."""
         if self.batch_size % (world_size * self.accumulate):
-            raise InputError(f"{self.label}.batch_size {self.batch_size} must be a multiple of "
+            raise InputError(f"{self.slug}.batch_size {self.batch_size} must be a multiple of "
                              f"{world_size} workers x accumulate {self.accumulate}")
         if total_steps < self.epochs or total_steps % self.epochs:
             raise InputError(f"{total_steps} steps do not make {self.epochs} epochs of whole batches of {self.batch_size}")
         if self.warmup_steps >= total_steps:
-            raise InputError(f"{self.label}.warmup_steps is {self.warmup_steps}, but the stage has only {total_steps} steps; "
+            raise InputError(f"{self.slug}.warmup_steps is {self.warmup_steps}, but the stage has only {total_steps} steps; "
                              "the warm-up must end before the stage does")
 
 

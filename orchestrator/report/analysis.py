@@ -17,8 +17,8 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.drawing import COLOURS, STYLE, columns_of, legend, look, wrapped
-from orchestrator.report.names import called, method_of, percent
-from orchestrator.report.points import Point, arms, cleaned_points, panels, points_of, start_of
+from orchestrator.report.names import called, percent
+from orchestrator.report.points import Point, arms, cleaned_points, methods_of, panels, points_of, start_of
 from orchestrator.report.selection import RULES
 from orchestrator.store import read_arrays
 from orchestrator.study import StageResult, Study
@@ -60,7 +60,7 @@ def before_after(study: Study) -> Iterator[tuple[str, list[tuple[str, StageResul
         choices = (rule.choose(points, start) for rule in RULES) if points and start else iter(())
         if point := next(filter(None, choices), None):
             trial = trials[point.stage.fingerprint]
-            shown.append((f"after {method_of(trial)}{_result(point)}", trial, point.epoch))
+            shown.append((f"after {methods_of(study)[trial.fingerprint]}{_result(point)}", trial, point.epoch))
         yield panel.label, shown
 
 

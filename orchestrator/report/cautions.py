@@ -5,6 +5,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from orchestrator.failures import DIVERGED, SAID
 from orchestrator.report.names import called, hyperparameters, is_number, is_seed, short_paths, value_at, value_text
 from orchestrator.report.points import CLEANING_SET, cleaned_points, panels, points_of, repetitions
 from orchestrator.report.selection import Choice, Row, table
@@ -144,7 +145,7 @@ def _broken(study: Study) -> Iterator[Caution]:
         bad = _not_finite(stage)
         if stage.status == "failed":
             reason = (stage.error or "no reason was recorded").strip().splitlines()[0]
-            yield Caution(text=f"{called(stage)} failed: {reason}", panels=concerned)
+            yield Caution(text=f"{called(stage)} {SAID.get(stage.failure, 'failed')}: {reason}", panels=concerned)
         elif bad:
             yield Caution(text=f"{called(stage)} diverged: {', '.join(bad)} stopped being finite numbers.", panels=concerned)
     if stopped := sum(trial.status == "stopped" for trial in study.trials):
@@ -203,8 +204,7 @@ def _few_seeds(study: Study, rows: list[Row]) -> Iterator[Caution]:
 
 def diverged(stage: StageResult) -> bool:
     """Whether its training left the finite numbers, which ends it."""
-    said = stage.error or "" if stage.status == "failed" else ""
-    return bool(_not_finite(stage)) or any(words in said for words in ("FloatingPointError", "diverged", "not finite"))
+    return stage.failure == DIVERGED or bool(_not_finite(stage))
 
 
 def _not_finite(stage: StageResult) -> list[str]:

@@ -14,7 +14,8 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from orchestrator.report.cautions import diverged, ends
-from orchestrator.report.names import method_of, number_of, seeds_of, settings, signed, value_at
+from orchestrator.report.kinds import study_method
+from orchestrator.report.names import number_of, seeds_of, settings, signed, value_at
 from orchestrator.report.points import CLEANING_SET, Panel, Point, before_cleaning, cleaned_points, mean_interval, panels, repetitions
 from orchestrator.report.selection import RULE, Choice, Row, Rule, choices
 from orchestrator.study import Study, TrialResult
@@ -22,7 +23,6 @@ from orchestrator.study import Study, TrialResult
 SEEDS = 3
 """Fewer show nothing."""
 POISONS = 5
-CLEANCLIP = ("CleanCLIP", "MMCL+SSL")
 TEXTS = {
     "a": "CleanCLIP on an MMCL model reaches ASR ≤ 5 % at ≤ 1 point of accuracy lost",
     "b": "on an MMCL+SSL model CleanCLIP costs accuracy that it does not cost on an MMCL model",
@@ -107,7 +107,7 @@ def little_lost(study: Study) -> list[Verdict]:
     Estimate: change of accuracy, points, over the seeds that have such a point.
     """
     made = []
-    for bench in _benches(study, "MMCL", CLEANCLIP, poisons=0):
+    for bench in _benches(study, "MMCL", "CleanCLIP", poisons=0):
         row = bench.row(RULE["acc_at_asr_le_5"])
         against = bench.against(row)
         if missing := len(row.choices) - len(row.reached):
@@ -129,7 +129,7 @@ def resists(study: Study) -> list[Verdict]:
     Estimate: that difference, points of share. Whatever the verdict, the ASR of both models after the same cleaning is told.
     """
     made = []
-    for bench in _benches(study, "MMCL+SSL", CLEANCLIP, poisons=0):
+    for bench in _benches(study, "MMCL+SSL", "CleanCLIP", poisons=0):
         other = _partner(study, bench)
         if other is None:
             continue
@@ -192,7 +192,7 @@ def mmcl_alone(study: Study) -> list[Verdict]:
     lowest = Rule(key="lowest", text="", oracle=True, choose=choose)
     made = []
     for objective in ("MMCL", "MMCL+SSL"):
-        for bench in _benches(study, objective, ("MMCL",), poisons=0):
+        for bench in _benches(study, objective, "MMCL", poisons=0):
             row = bench.row(lowest)
             against, under = bench.against(row), [choice for choice in row.reached if choice.asr <= 10]
             seen = ""
@@ -216,8 +216,8 @@ def five_poisons(study: Study) -> list[Verdict]:
     Estimate: that lowest ASR, with five poisons.
     """
     made = []
-    for bench in _benches(study, "MMCL", CLEANCLIP, poisons=POISONS):
-        controls = [other for other in _benches(study, "MMCL", CLEANCLIP, poisons=0) if other.panel == bench.panel and other.like(bench)]
+    for bench in _benches(study, "MMCL", "CleanCLIP", poisons=POISONS):
+        controls = [other for other in _benches(study, "MMCL", "CleanCLIP", poisons=0) if other.panel == bench.panel and other.like(bench)]
         if not controls:
             continue
         clean, row = controls[0].row(_half(5)), bench.row(_half(100))
@@ -282,12 +282,13 @@ class Bench:
         return [_given(self.trials[0], path) for path in paths] == [_given(other.trials[0], path) for path in paths]
 
 
-def _benches(study: Study, objective: str, methods: Sequence[str], poisons: int) -> list[Bench]:
+def _benches(study: Study, objective: str, method: str, poisons: int) -> list[Bench]:
+    """By what the study calls objective and method: exact classes with their weights, whatever others call themselves."""
     made = []
     for panel in panels(study):
         groups: dict[tuple[str, ...], list[TrialResult]] = {}
         for trial in study.trials:
-            wanted = panel.objective == objective and panel.holds(trial) and method_of(trial) in methods
+            wanted = panel.study_objective == objective and panel.holds(trial) and study_method(trial) == method
             if wanted and int(value_at(trial, "clean.poisons") or 0) == poisons:
                 groups.setdefault(tuple(_given(trial, path) for path in CLEANING_SET), []).append(trial)
         for trials in groups.values():
@@ -331,7 +332,7 @@ def _unfinished(study: Study, trials: Sequence[TrialResult]) -> Iterator[str]:
 
 def _partner(study: Study, bench: Bench) -> Bench | None:
     """The same cleaning of the MMCL model that differs in its pre-training objective alone, or in what goes with it."""
-    found = [other for other in _benches(study, "MMCL", CLEANCLIP, poisons=0) if other.like(bench)]
+    found = [other for other in _benches(study, "MMCL", "CleanCLIP", poisons=0) if other.like(bench)]
     same: list[Callable[[Bench], bool]] = [
         lambda other: _story(other.panel, "pretrain.objective") == _story(bench.panel, "pretrain.objective"),
         lambda other: _story(other.panel, "pretrain") == _story(bench.panel, "pretrain"),

@@ -17,8 +17,17 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.report.names import method_of
-from orchestrator.report.points import arms, cleaned_points, panels, points_of, published_cleanings, published_starts, start_of
+from orchestrator.report.kinds import study_method
+from orchestrator.report.points import (
+    arms,
+    cleaned_points,
+    methods_of,
+    panels,
+    points_of,
+    published_cleanings,
+    published_starts,
+    start_of,
+)
 from orchestrator.report.published import METHODS, Cleaned
 from orchestrator.study import StageResult, Study
 
@@ -55,9 +64,9 @@ def look(study: Study, ignoring: str = "") -> dict[str, tuple[str, str]]:
     A method has one marker; its arms (cleaning sets, values of the series) have shades from dark to bright.
     `ignoring` is a dotted path that does not split a method into arms.
     """
-    named = arms(study, ignoring)
-    method = {named[trial.fingerprint]: method_of(trial) for trial in study.trials}
-    kinds = list(dict.fromkeys([*METHODS.values(), *method.values()]))
+    named, called = arms(study, ignoring), methods_of(study)
+    method = {named[trial.fingerprint]: called[trial.fingerprint] for trial in study.trials}
+    kinds = list(dict.fromkeys([*METHODS.values(), *method.values()]))  # no other class has one of the study's names
     if len(set(method.values())) == len(method):
         return {arm: _mark(kinds.index(kind)) for arm, kind in method.items()}
     shades = matplotlib.colormaps["viridis"]
@@ -77,7 +86,7 @@ def _mark(number: int) -> tuple[str, str]:
 def hollow(study: Study, cleaned: Cleaned) -> dict[str, Any]:
     """The style of a published cleaning's marks: hollow, in the colour and shape of the study's own arm where one is like it."""
     own, named = look(study), arms(study)
-    like = {named[trial.fingerprint] for trial in study.trials if method_of(trial) == cleaned.method and cleaned.fits(trial.config)}
+    like = {named[trial.fingerprint] for trial in study.trials if study_method(trial) == cleaned.method and cleaned.fits(trial.config)}
     colour, marker = own[like.pop()] if len(like) == 1 else _mark(list(METHODS.values()).index(cleaned.method))
     return {
         "linestyle": "", "marker": marker, "markersize": 6.5, "markerfacecolor": "none",

@@ -2,22 +2,24 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator
 from typing import Any
 
 from datasets.component import Component
-from orchestrator.fingerprint import encode
+from orchestrator.fingerprint import LABEL, described, encode
+from orchestrator.report import kinds
 from orchestrator.study import StageResult, TrialResult
 
 
 def objective_of(stage: StageResult) -> str:
-    """The pre-training objective by its losses: MMCL, MMCL+SSL, SSL, or the component's own name."""
-    return _losses(_component(stage.config, "objective")) or stage.name
+    """The pre-training objective by its label: MMCL, MMCL+SSL, SSL, or what another class calls itself."""
+    return kinds.names([stage])[stage.fingerprint]
 
 
 def method_of(trial: TrialResult) -> str:
-    """The cleaning method: CleanCLIP, MMCL, SSL, "shrink-perturb + CleanCLIP", or the component's name."""
-    return _method(_component(trial.config, "method")) or trial.name
+    """The cleaning method by its label: CleanCLIP, MMCL, SSL, "shrink-perturb + CleanCLIP", or what another class calls itself."""
+    return kinds.names([trial])[trial.fingerprint]
 
 
 def called(stage: StageResult) -> str:
@@ -33,7 +35,7 @@ def hyperparameters(trial: TrialResult) -> dict[str, Any]:
         found[path] = _scalar(value)
         inner = encode(value, path) if isinstance(value, Component) else value
         if isinstance(inner, dict):
-            found |= {p: _scalar(v) for p, v in flatten(inner, path) if not p.endswith(".class")}
+            found |= {p: _scalar(v) for p, v in flatten(inner, path) if p.rpartition(".")[2] not in ("class", LABEL)}
     return found
 
 
@@ -96,9 +98,15 @@ def _differences(values: list[Any], path: str) -> list[tuple[str, list[str]]]:
     if not all(isinstance(value, dict) for value in values):
         return [(path, [_told(value, path) for value in values])]
     if len({value.get("class") for value in values}) == 1:
-        keys = dict.fromkeys(key for value in values for key in value)
+        distinct = dict.fromkeys(key for value in values for key in value)
+        keys = sorted(distinct, key=lambda key: key == LABEL)  # which follows from the others
         return [found for key in keys for found in _differences([v.get(key) for v in values], f"{path}.{key}" if path else key)]
-    texts = [_words(_class_name(value)) for value in values]
+    classes = {str(value.get("class")) for value in values}
+    texts = [_spoken(value) for value in values]
+    texts = [
+        kinds.ending(value["class"], classes) if "class" in value and _shared(texts, values, text) else text
+        for value, text in zip(values, texts)
+    ]
     for name in set(texts):
         same = [number for number, text in enumerate(texts) if text == name]
         for number, inner in zip(same, tell_apart([values[number] for number in same])):
@@ -106,12 +114,17 @@ def _differences(values: list[Any], path: str) -> list[tuple[str, list[str]]]:
     return [(path, texts)]
 
 
+def _shared(texts: list[str], values: list[dict[str, Any]], text: str) -> bool:
+    """Whether components of several classes have this text."""
+    return len({value.get("class") for value, other in zip(values, texts) if other == text}) > 1
+
+
 def _told(value: Any, path: str) -> str:
     name = path.rsplit(".", 1)[-1]
     if value is None or USUAL.get(name) == value:
         return ""
     if isinstance(value, dict):
-        return _words(_class_name(value))
+        return _spoken(value)
     if isinstance(value, list):
         return f"{name} {json.dumps(value, default=str)}"[:40]
     if isinstance(value, str):
@@ -171,52 +184,25 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
         yield prefix, value
 
 
-def _component(config: Any, key: str) -> dict[str, Any]:
-    """The outermost component stored under `key`, at whatever depth."""
-    level = [config]
-    while level:
-        for node in level:
-            if isinstance(node, dict) and isinstance(node.get(key), dict) and "class" in node[key]:
-                return node[key]
-        level = [inner for node in level if isinstance(node, dict) for inner in node.values()]
-    return {}
-
-
-def _class_name(component: dict[str, Any]) -> str:
-    return str(component.get("class", "")).rsplit(".", 1)[-1]
-
-
-def _losses(component: dict[str, Any]) -> str:
-    clip, inmodal = component.get("clip_weight"), component.get("inmodal_weight")
-    if not isinstance(clip, (int, float)) or not isinstance(inmodal, (int, float)):
-        return _class_name(component)
-    return "+".join(name for name, weight in (("MMCL", clip), ("SSL", inmodal)) if weight > 0) or "no loss"
-
-
-def _method(component: dict[str, Any]) -> str:
-    name = _class_name(component)
-    if isinstance(component.get("then"), dict):
-        return f"{_words(name)} + {_method(component['then'])}"
-    if name == "CleanCLIP" and _losses(component) in ("MMCL+SSL", "CleanCLIP"):
-        return name  # with a weight of 0 it is no longer CleanCLIP, and is called by its loss
-    if name in ("DeepClustering", "PseudoLabels"):  # the losses beside the classification are those of CleanCLIP unless said
-        beside = {"MMCL+SSL": "", "no loss": " alone"}.get(losses := _losses(component), f" + {losses}")
-        return _words(name) + beside
-    return _losses(component)
+def _spoken(component: dict[str, Any]) -> str:
+    """A component in a running text: its own label, or its class's name in words."""
+    label, path = kinds.label_of(component), str(component.get("class", ""))
+    return _words(label) if label == path.rpartition(".")[2] and path not in kinds.own() else label
 
 
 def _words(name: str) -> str:
-    """ShrinkPerturb → shrink-perturb."""
-    return "".join(f"-{c.lower()}" if c.isupper() else c for c in name).lstrip("-")
+    """ShrinkPerturb → shrink-perturb, TinyCLIP → tiny-CLIP."""
+    parts = re.sub(r"(?<=[a-z0-9])(?=[A-Z])", "-", name).split("-")
+    return "-".join(part if len(part) > 1 and part.isupper() else part.lower() for part in parts)
 
 
 def _scalar(value: Any) -> Any:
     if value is None or isinstance(value, (bool, int, float, str)):
         return value
     if isinstance(value, Component):
-        value = encode(value)
+        value = described(value)
     if isinstance(value, dict) and "class" in value:
-        return _method(value)
+        return kinds.name_of(value)
     return json.dumps(value, default=str)
 
 

@@ -9,10 +9,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.report.kinds import names, study_method, study_objective
 from orchestrator.report.names import (
     hyperparameters,
     is_seed,
-    method_of,
     objective_of,
     seeds_of,
     short_paths,
@@ -22,8 +22,11 @@ from orchestrator.report.names import (
 )
 from orchestrator.report.published import Cleaned, Start
 from orchestrator.study import StageResult, Study, TrialResult
-
-ACCURACY, ASR = "zeroshot/top1", "asr/top1"
+from trainers.checkpoint import epoch_folder
+from trainers.evaluate.choice import ACCURACY as ACCURACY
+from trainers.evaluate.choice import ASR as ASR
+from trainers.evaluate.choice import measured
+from trainers.model import WEIGHTS
 
 CLEANING_SET = ("clean.pairs", "clean.choice", "clean.poisons", "clean.keys")
 """What a cleaning is given rather than how it is tuned: trials that differ in it are never chosen between."""
@@ -46,6 +49,11 @@ class Point:
     asr: float
     metrics: dict[str, float] = field(repr=False)
 
+    @property
+    def trial(self) -> str:
+        """The fingerprint of its stage."""
+        return self.stage.fingerprint
+
     def interval(self, metric: str) -> tuple[float, float]:
         """95 % Wilson interval over the evaluation's images; (nan, nan) where n is not known."""
         low, high = self.metrics.get(f"{metric}_low"), self.metrics.get(f"{metric}_high")
@@ -66,7 +74,13 @@ class Panel:
 
     @property
     def objective(self) -> str:
+        """What the report calls its objective."""
         return objective_of(self.pretrains[0])
+
+    @property
+    def study_objective(self) -> str:
+        """What the study of CleanCLIP calls it; empty for any other objective."""
+        return study_objective(self.pretrains[0])
 
 
 def wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
@@ -93,19 +107,28 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
 
 def points_of(stage: StageResult) -> list[Point]:
     """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last."""
-    found = {}
-    for line in stage.metrics:
-        metrics = line.get("metrics", {})
-        values = metrics.get(ACCURACY), metrics.get(ASR)
-        if all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
-            accuracy, asr = (float(v) for v in values)
-            found[line["epoch"]] = Point(stage=stage, epoch=line["epoch"], accuracy=accuracy, asr=asr, metrics=metrics)
-    return [found[epoch] for epoch in sorted(found)]
+    found = measured(stage.metrics)
+    return [Point(stage=stage, epoch=p.epoch, accuracy=p.accuracy, asr=p.asr, metrics=p.metrics) for p in found]
 
 
 def cleaned_points(trial: TrialResult) -> list[Point]:
     """The points of a trial after at least one epoch; epoch 0 is the model before cleaning."""
     return [point for point in points_of(trial) if point.epoch > 0]
+
+
+def checkpoint_of(study: Study, point: Point) -> str:
+    """Where the model's weights lie, relative to the store; empty where none are kept.
+
+    Epoch 0 of a cleaning is the pre-trained model itself, unless its method changed weights before the first step.
+    """
+    stage, epoch = point.stage, point.epoch
+    if epoch == 0 and isinstance(stage, TrialResult):
+        last = next((points_of(source)[-1:] for source in study.pretrains if source.fingerprint == stage.pretrain), [])
+        if not last or (last[0].accuracy, last[0].asr) != (point.accuracy, point.asr):
+            return ""
+        stage, epoch = last[0].stage, last[0].epoch
+    folder = epoch_folder(stage.folder, epoch)
+    return str(folder.relative_to(stage.folder.parent.parent)) if (folder / WEIGHTS).is_file() else ""
 
 
 def start_of(study: Study, pretrain: str) -> Point | None:
@@ -125,7 +148,7 @@ def starts_of(study: Study, panel: Panel) -> list[Point]:
 def published_starts(study: Study, panel: Panel) -> list[Start]:
     """The published models that belong beside a panel's uncleaned ones."""
     found = study.published.starts if study.published else ()
-    return [start for start in found if start.objective == panel.objective and start.fits(panel.pretrains[0].config)]
+    return [start for start in found if start.objective == panel.study_objective and start.fits(panel.pretrains[0].config)]
 
 
 def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
@@ -135,9 +158,9 @@ def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
     return [
         cleaned
         for cleaned in found
-        if cleaned.objective == panel.objective
+        if cleaned.objective == panel.study_objective
         and (
-            any(method_of(trial) == cleaned.method and cleaned.fits(trial.config) for trial in mine)
+            any(study_method(trial) == cleaned.method and cleaned.fits(trial.config) for trial in mine)
             if cleaned.of_cleaning
             else cleaned.fits(panel.pretrains[0].config)
         )
@@ -176,14 +199,15 @@ def panels(study: Study, ignoring: str = "") -> list[Panel]:
     """
     groups: dict[str, list[StageResult]] = {}
     facts: dict[str, dict[str, Any]] = {}
+    objectives = names(study.pretrains)
     for stage in study.pretrains:
         own = before_cleaning(stage.config, ignoring)
-        key = json.dumps([objective_of(stage), own], sort_keys=True, default=str)
+        key = json.dumps([objectives[stage.fingerprint], own], sort_keys=True, default=str)
         groups.setdefault(key, []).append(stage)
         facts[key] = own
     labels: dict[str, str] = {}
-    for objective in dict.fromkeys(objective_of(stages[0]) for stages in groups.values()):
-        alike = [key for key in groups if objective_of(groups[key][0]) == objective]
+    for objective in dict.fromkeys(objectives.values()):
+        alike = [key for key in groups if objectives[groups[key][0].fingerprint] == objective]
         for key, told in zip(alike, tell_apart([facts[key] for key in alike])):
             labels[key] = f"{objective}, {told}" if told else objective
         for key in alike:
@@ -216,8 +240,8 @@ def arms(study: Study, ignoring: str = "") -> dict[str, str]:
         paths += [study.series] if len(values) <= MAX_ARMS else []
     paths = [path for path in paths if path != ignoring]
     given = {t.fingerprint: {path: value_at(t, path) for path in paths} for t in study.trials}
-    called = {t.fingerprint: method_of(t) for t in study.trials}
-    names = short_paths(list(dict.fromkeys([*paths, *(p for t in study.trials for p in hyperparameters(t))])))
+    called = methods_of(study)
+    short = short_paths(list(dict.fromkeys([*paths, *(p for t in study.trials for p in hyperparameters(t))])))
     seen: dict[str, dict[str, set[str]]] = {}
     for fingerprint, values_of in given.items():
         for path, value in values_of.items():
@@ -225,9 +249,14 @@ def arms(study: Study, ignoring: str = "") -> dict[str, str]:
     told = {}
     for fingerprint, values_of in given.items():
         method = called[fingerprint]
-        varied = [f"{names[p]} {value_text(v)}" for p, v in values_of.items() if v not in (None, "") and len(seen[method][p]) > 1]
+        varied = [f"{short[p]} {value_text(v)}" for p, v in values_of.items() if v not in (None, "") and len(seen[method][p]) > 1]
         told[fingerprint] = ", ".join([method, *varied])
     return told
+
+
+def methods_of(study: Study) -> dict[str, str]:
+    """Fingerprint of a trial → what its method is called among those of the study: no two classes have one name."""
+    return names(study.trials)
 
 
 def methods(study: Study) -> list[str]:

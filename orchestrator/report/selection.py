@@ -14,6 +14,7 @@ from orchestrator.report.points import (
     Panel,
     Point,
     arms,
+    checkpoint_of,
     cleaned_points,
     front,
     mean_interval,
@@ -23,18 +24,9 @@ from orchestrator.report.points import (
     start_of,
 )
 from orchestrator.study import StageResult, Study, TrialResult
-
-
-@dataclass(frozen=True, kw_only=True)
-class Rule:
-    """How a model is picked out of the trials and epochs of one cleaning method."""
-
-    key: str
-    text: str
-    oracle: bool
-    """Whether the choice needs the attack's success rate, which a defender cannot measure."""
-    choose: Callable[[Sequence[Point], Point], Point | None] = field(repr=False)
-    """(candidates, the uncleaned model) → the choice, or None where no candidate qualifies."""
+from trainers.evaluate.choice import LIMITS, RULES, Epoch, Rule, lowest_asr, most_accurate
+from trainers.evaluate.choice import RULE as RULE
+from trainers.evaluate.choice import blind as blind
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +39,8 @@ class Choice:
     repetition: str = ""
     """Its seeds: equal for one repetition under another objective or method."""
     trial: TrialResult | None = field(default=None, repr=False)
+    checkpoint: str = ""
+    """Where its weights lie in the store; empty where they were not kept."""
 
     @property
     def accuracy(self) -> float:
@@ -86,52 +80,6 @@ class Row:
         return mean_interval([value(choice) for choice in self.reached])
 
 
-def most_accurate(limit: float) -> Callable[[Sequence[Point], Point], Point | None]:
-    """Highest accuracy among the points with ASR ≤ limit; ties go to the lower ASR, the earlier epoch."""
-
-    def choose(points: Sequence[Point], start: Point) -> Point | None:
-        fit = [p for p in points if p.asr <= limit]
-        return min(fit, key=lambda p: (-p.accuracy, p.asr, p.epoch, p.stage.fingerprint), default=None)
-
-    return choose
-
-
-def lowest_asr(points: Sequence[Point], start: Point, lost: float = 1.0) -> Point | None:
-    """Lowest ASR among the points that lost at most `lost` points of accuracy; ties: the higher accuracy."""
-    fit = [p for p in points if start.accuracy - p.accuracy <= lost + 1e-9]
-    return min(fit, key=lambda p: (p.asr, -p.accuracy, p.epoch, p.stage.fingerprint), default=None)
-
-
-def lowest_asr_relative(percent: float) -> Callable[[Sequence[Point], Point], Point | None]:
-    """Lowest ASR among the points that lost at most this share of the start's accuracy."""
-    return lambda points, start: lowest_asr(points, start, lost=start.accuracy * percent / 100)
-
-
-def blind(points: Sequence[Point], start: Point) -> Point | None:
-    """Highest accuracy, the ASR not looked at; ties go to the later epoch, as a defender would train on."""
-    return min(points, key=lambda p: (-p.accuracy, -p.epoch, p.stage.fingerprint), default=None)
-
-
-def blind_last(points: Sequence[Point], start: Point) -> Point | None:
-    """As `blind` among the last epochs of the trials: a defender who trains to the end and compares the ends."""
-    last: dict[str, Point] = {}
-    for point in points:
-        if point.epoch >= last.get(point.stage.fingerprint, point).epoch:
-            last[point.stage.fingerprint] = point
-    return blind(list(last.values()), start)
-
-
-RULES = (
-    Rule(key="acc_at_asr_le_5", text="best accuracy with ASR ≤ 5 %", oracle=True, choose=most_accurate(5)),
-    Rule(key="acc_at_asr_le_10", text="best accuracy with ASR ≤ 10 %", oracle=True, choose=most_accurate(10)),
-    Rule(key="asr_at_1pt_loss", text="lowest ASR at ≤ 1 point of accuracy lost", oracle=True, choose=lowest_asr),
-    Rule(key="asr_at_10pct_loss", text="lowest ASR at ≤ 10 % of the accuracy lost", oracle=True, choose=lowest_asr_relative(10)),
-    Rule(key="blind", text="most accurate, ASR not looked at", oracle=False, choose=blind),
-    Rule(key="blind_last", text="most accurate last epoch, ASR not looked at", oracle=False, choose=blind_last),
-)
-RULE = {rule.key: rule for rule in RULES}
-
-
 def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = None) -> dict[str, float]:
     """`best/…` of one trial from its lines of metrics; a rule that nothing fits is left out.
 
@@ -141,14 +89,14 @@ def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = Non
     points = points_of(stage)
     cleaned = [p for p in points if p.epoch > 0]
     best = {}
-    for limit in (5, 10):
+    for limit in LIMITS:
         if cleaned and (choice := most_accurate(limit)(cleaned, cleaned[0])):
             best[f"best/acc_at_asr_le_{limit}"] = choice.accuracy
     if start_accuracy is None and points and points[0].epoch == 0:
         start_accuracy = points[0].accuracy
     if start_accuracy is not None:
-        fit = [p.asr for p in cleaned if start_accuracy - p.accuracy <= 1 + 1e-9]
-        best |= {"best/asr_at_1pt_loss": min(fit)} if fit else {}
+        lowest = lowest_asr(cleaned, Epoch(0, start_accuracy, math.nan))
+        best |= {"best/asr_at_1pt_loss": lowest.asr} if lowest else {}
     return best
 
 
@@ -167,7 +115,8 @@ def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Ch
         point = rule.choose(points, start)
         chosen = next((t for t in group if point and t.fingerprint == point.stage.fingerprint), None)
         text = settings(chosen, list(trials)) if chosen else ""
-        made.append(Choice(point=point, start=start, settings=text, trial=chosen, repetition=repetition))
+        kept = checkpoint_of(study, point) if point else ""
+        made.append(Choice(point=point, start=start, settings=text, trial=chosen, repetition=repetition, checkpoint=kept))
     return tuple(made)
 
 

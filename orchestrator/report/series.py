@@ -138,7 +138,7 @@ def shows_published(study: Study) -> bool:
 def _along(study: Study, panel: Panel, axis: "_Axis") -> list[tuple[Any, Cleaned | Start]]:
     """(value, published entry) of the panel's objective, where the axis reaches."""
     entries = study.published.along(study.series) if study.published else ()
-    return [(value, e) for e in entries if e.objective == panel.objective for value in e.values or () if axis.reaches(value)]
+    return [(value, e) for e in entries if e.objective == panel.study_objective for value in e.values or () if axis.reaches(value)]
 
 
 def _extent(found: tuple[float, float, float] | None) -> list[float]:

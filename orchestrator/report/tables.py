@@ -9,19 +9,30 @@ from html import escape
 from pathlib import Path
 from typing import Any
 
+from orchestrator.failures import SAID
 from orchestrator.report.cautions import warnings
+from orchestrator.report.kinds import names
 from orchestrator.report.names import (
     duration,
     hyperparameters,
-    method_of,
     number_of,
-    objective_of,
     percent,
     settings,
     signed,
     value_at,
 )
-from orchestrator.report.points import ACCURACY, ASR, Point, mean_interval, panels, plans_cleaning, points_of, starts_of
+from orchestrator.report.points import (
+    ACCURACY,
+    ASR,
+    Point,
+    checkpoint_of,
+    mean_interval,
+    methods_of,
+    panels,
+    plans_cleaning,
+    points_of,
+    starts_of,
+)
 from orchestrator.report.selection import RULES, Choice, Row, fronts, table
 from orchestrator.study import Study, TrialResult
 
@@ -30,7 +41,10 @@ WIDTH = 100
 
 
 def points_csv(study: Study) -> str:
-    """One line for each stage and epoch: percent with 95 % Wilson intervals, hyper-parameters by path."""
+    """One line for each stage and epoch: percent with 95 % Wilson intervals, hyper-parameters by path.
+
+    `checkpoint` is the folder of its weights, relative to the store; empty where they were not kept.
+    """
     paths = sorted({path for trial in study.trials for path in hyperparameters(trial)})
     fixed = ["study", "stage", "name", "fingerprint", "pretrain", "objective", "method", "status"]
     measured = [
@@ -44,8 +58,9 @@ def points_csv(study: Study) -> str:
         "asr_high",
         "asr_n",
         "seconds",
+        "checkpoint",
     ]
-    objectives = {stage.fingerprint: objective_of(stage) for stage in study.pretrains}
+    objectives, methods = names(study.pretrains), methods_of(study)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow([*fixed, *paths, *measured])
@@ -63,13 +78,14 @@ def points_csv(study: Study) -> str:
                     stage.fingerprint,
                     source,
                     objectives.get(source, ""),
-                    method_of(trial) if trial else "",
+                    methods[trial.fingerprint] if trial else "",
                     stage.status,
                     *(_cell(tried.get(path)) for path in paths),
                     point.epoch,
                     *_measured(point, ACCURACY),
                     *_measured(point, ASR),
                     _cell(seconds.get(point.epoch)),
+                    checkpoint_of(study, point),
                 ]
             )
     return buffer.getvalue()
@@ -81,12 +97,12 @@ def pareto_csv(study: Study) -> str:
     paths = sorted({path for trial in study.trials for path in hyperparameters(trial)})
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow(["study", "pretraining", "pretrain", "method", "fingerprint", *paths, "epoch", "asr", "accuracy"])
+    writer.writerow(["study", "pretraining", "pretrain", "method", "fingerprint", *paths, "epoch", "asr", "accuracy", "checkpoint"])
     for panel, stage, method, points in fronts(study):
         for point in points:
             tried = hyperparameters(trials[point.stage.fingerprint])
             row = [study.name, panel.label, stage.fingerprint, method, point.stage.fingerprint, *(_cell(tried.get(p)) for p in paths)]
-            writer.writerow([*row, point.epoch, _cell(point.asr), _cell(point.accuracy)])
+            writer.writerow([*row, point.epoch, _cell(point.asr), _cell(point.accuracy), checkpoint_of(study, point)])
     return buffer.getvalue()
 
 
@@ -139,7 +155,21 @@ def summary_html(study: Study) -> str:
             f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
             f"<tbody>{''.join(lines)}</tbody></table></div>"
         )
+    gone = unkept(rows)
+    blocks += [f'<p class="soft">{escape(gone)}</p>'] if gone else []
     return "".join(blocks) or "<p>No pre-training has been measured yet.</p>"
+
+
+def unkept(rows: Sequence[Row]) -> str:
+    """What to do where the weights of a chosen model were not kept; nothing where all were."""
+    gone = [choice.trial.folder for row in rows for choice in row.reached if choice.trial and not choice.checkpoint]
+    if not gone:
+        return ""
+    folder = f"{gone[0].parent.name}/{gone[0].name}"
+    return (
+        f"The weights of some of these models were not kept, by --keep last, an older version, or by hand. To have them, delete the "
+        f"folders of their cleanings in the store, such as {folder}, and run the same command with --keep chosen (or --keep all)."
+    )
 
 
 def _start_html(starts: list[Point]) -> str:
@@ -175,13 +205,14 @@ def _row_html(row: Row) -> str:
     assert lost and relative
     several = len(row.choices) > 1
     where = "; ".join(f"{c.settings or 'as given'}, epoch {c.point.epoch}" for c in row.reached if c.point)
+    lies = "; ".join(c.checkpoint or "not kept" for c in row.reached)
     note = f"reached in {len(row.reached)} of {len(row.choices)} repetitions: " if several else ""
     return (
         f"<tr><td>{escape(row.method)}</td>"
         + cell(lambda c: c.accuracy, ACCURACY)
         + cell(lambda c: c.asr, ASR)
         + f'<td class="change">{signed(-lost[0])}</td><td class="change">{signed(-relative[0], "%")}</td>'
-        + f'<td class="setting">{escape(note + where)}</td></tr>'
+        + f'<td class="setting">{escape(note + where)}<br><small>{escape(lies)}</small></td></tr>'
     )
 
 
@@ -233,15 +264,16 @@ def _loss(points: float) -> str:
 
 def trials_html(study: Study) -> str:
     """Every trial with its settings, last epoch, time and state."""
-    sources = pretrain_names(study)
+    sources, methods = pretrain_names(study), methods_of(study)
     lines: list[tuple[str, ...]] = []
     for trial in study.trials:
         points = points_of(trial)
         last = points[-1] if points and points[-1].epoch > 0 else None
-        among = [t for t in study.trials if t.pretrain == trial.pretrain and method_of(t) == method_of(trial)]
-        state = trial.status if not trial.error else f"{trial.status}: {trial.error.strip().splitlines()[0]}"
+        among = [t for t in study.trials if t.pretrain == trial.pretrain and methods[t.fingerprint] == methods[trial.fingerprint]]
+        status = SAID.get(trial.failure, trial.status)
+        state = status if not trial.error else f"{status}: {trial.error.strip().splitlines()[0]}"
         cells = (
-            method_of(trial),
+            methods[trial.fingerprint],
             sources.get(trial.pretrain, trial.pretrain[:8]),
             settings(trial, among) or "as given",
             str(last.epoch) if last else "–",
@@ -259,12 +291,12 @@ def trials_html(study: Study) -> str:
 
 def pretrain_names(study: Study) -> dict[str, str]:
     """Fingerprint of a pre-training → its panel, and its seed where there are several: "MMCL, seed 1"."""
-    names = {}
+    told = {}
     for panel in panels(study):
         for stage in panel.pretrains:
             seed = value_at(stage, "pretrain.seed") if len(panel.pretrains) > 1 else None
-            names[stage.fingerprint] = panel.label if seed is None else f"{panel.label}, seed {seed}"
-    return names
+            told[stage.fingerprint] = panel.label if seed is None else f"{panel.label}, seed {seed}"
+    return told
 
 
 def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -299,7 +331,10 @@ def summary_text(study: Study, report: Path | str | None = None, ui: str = "clea
             numbers = f"{percent(a[0]):>9}{percent(b[0]):>9}{change:>13}"
             setting = f"  {row.reached[0].settings}" if len(row.choices) == 1 else ""
             out.append(_clip(f"  {row.method[: wide - 1]:<{wide}}{short:<20}{numbers}  {epoch}{setting}"))
+            lies = [choice.checkpoint or "not kept" for choice in row.reached]
+            out.append(_clip(f"  {'':<{wide}}{'':<20}{lies[0]}" + (f" and {len(lies) - 1} more: points.csv" if lies[1:] else "")))
         out.append("")
+    out += [*textwrap.wrap(f"! {unkept(rows)}", WIDTH, subsequent_indent="  "), ""] if unkept(rows) else []
     for warning in warnings(study):
         out += textwrap.wrap(f"! {warning}", WIDTH, subsequent_indent="  ", break_long_words=True)
     if warnings(study):

@@ -10,6 +10,7 @@ from tests.experiments import ROOT, artefacts, cleansweep
 
 pytestmark = pytest.mark.ray
 SEARCH = str(ROOT / "tests" / "search_sweep.py")
+DRAWN = str(ROOT / "tests" / "drawn_sweep.py")
 
 
 def test_optuna_with_asha(tmp_path: Path):
@@ -31,5 +32,18 @@ def test_optuna_with_asha(tmp_path: Path):
 
     before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}
     code, output = cleansweep("run", SEARCH, "--store", str(tmp_path))
+    assert code == 0, output
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")} == before
+
+
+def test_random_draws_are_trials_and_a_second_run_makes_nothing(tmp_path: Path):
+    code, output = cleansweep("run", DRAWN, "--store", str(tmp_path), "--max-concurrent-trials", "1")
+    assert code == 0, output
+    [record] = artefacts(tmp_path, "sweep").values()
+    trials = json.loads((record / "trials.json").read_text())
+    assert len(trials) == 5 and {trial["status"] for trial in trials} == {"finished"}
+    assert {trial["fingerprint"][:12] for trial in trials} == set(artefacts(tmp_path, "clean")) and len(artefacts(tmp_path, "clean")) == 2
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}
+    code, output = cleansweep("run", DRAWN, "--store", str(tmp_path), RAY_ADDRESS="127.0.0.1:1")  # where no Ray answers
     assert code == 0, output
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")} == before

@@ -43,8 +43,10 @@ def test_what_stands_against_a_claim_is_said(tmp_path, change, why):
     assert verdict.verdict == "not shown" and why in verdict.reason
 
 
-@pytest.mark.parametrize("error", ["OSError: no space", "training diverged at step 1: loss is nan"])
-def test_a_fourth_seed_without_a_point_stands_against_every_claim(tmp_path, error):
+@pytest.mark.parametrize(
+    ("error", "failure"), [("OSError: no space", "disk_full"), ("training diverged at step 1: loss is nan", "diverged")]
+)
+def test_a_fourth_seed_without_a_point_stands_against_every_claim(tmp_path, error, failure):
     study = seeded_study(tmp_path, seeds=4, lrs=WIDE, poisons=(0, 5))
     for trial in study.trials:
         if trial.overrides["clean.lr"] == WIDE[-1]:
@@ -53,7 +55,7 @@ def test_a_fourth_seed_without_a_point_stands_against_every_claim(tmp_path, erro
     assert [of(study, claim).verdict for claim in "acd"] == ["shown"] * 3
     for trial in study.trials:
         if trial.overrides["pretrain.seed"] == 3:
-            trial.status, trial.error, trial.metrics = "failed", error, []
+            trial.status, trial.error, trial.failure, trial.metrics = "failed", error, failure, []
     for claim in "abcd":
         verdict = of(study, claim)
         assert verdict.verdict == "not shown" and "o point was measured in 1 of 4 seeds" in verdict.reason
@@ -64,10 +66,12 @@ def test_a_diverged_trial_counts_as_tried_and_is_said_half_a_grid_of_them_does_n
     study = seeded_study(tmp_path, lrs=WIDE, methods=("CleanCLIP",))
     mine = [t for t in study.trials if t.pretrain == study.pretrains[0].fingerprint]
     for trial in mine[:2]:
-        trial.status, trial.error = "failed", "training diverged at step 3: loss is nan"
+        trial.status, trial.error, trial.failure = "failed", "loss is nan", "diverged"
     verdict = of(study, "a")
     assert verdict.verdict == "shown" and verdict.reason.endswith("; 2 of 18 trials diverged and count as tried.")
-    mine[2].status, mine[2].error = mine[0].status, mine[0].error
+    mine[2].status, mine[2].error = "failed", "FloatingPointError: diverged, not finite"
+    assert "1 of 18 trials failed" in of(study, "a").reason, "words decide nothing"
+    mine[2].failure = "diverged"
     assert of(study, "a").verdict == "not shown" and "half of the trials or more diverged in 1 of 3" in of(study, "a").reason.lower()
 
 

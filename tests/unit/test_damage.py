@@ -50,9 +50,9 @@ def test_a_trial_that_failed_is_known_to_have_failed_once_its_sweep_is_over(stor
     trial = stages(PLAN.grid[1][1])["clean"]
     with store.working("clean", trial.fingerprint) as folder:
         (folder / METRICS).write_text(json.dumps(line(0, 80.0, 97.0)) + "\n")
-        write_json(folder / FAILED, {"kind": "stage", "error": "training diverged at step 3: loss is nan", "rank": 0})
+        write_json(folder / FAILED, {"kind": "diverged", "error": "step 3: loss is nan", "rank": 0})
     failed = load_study(PLAN, store).trials[1]
-    assert (failed.status, failed.error, diverged(failed)) == ("failed", "training diverged at step 3: loss is nan", True)
+    assert (failed.status, failed.error, diverged(failed)) == ("failed", "step 3: loss is nan", True)
     assert load_study(PLAN, store, live=True).trials[1].status == "running", "Tune may try it again"
 
 

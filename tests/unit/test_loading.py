@@ -134,7 +134,7 @@ def test_the_seeds_of_a_miniature_are_the_sweep_that_it_is():
 def test_three_seeds_at_full_size_are_six_pre_trainings_and_three_times_the_cleanings():
     one, three = (make_plan(load_sweep("sweeps.main_cc3m", seeds=seeds)) for seeds in (None, [0, 1, 2]))
     found = [(experiment.pretrain.seed, experiment.pretrain.objective.label) for _, experiment in three.upstream]
-    assert found == [(seed, label) for seed in range(3) for label in ("mmcl", "mmcl+ssl")]
+    assert found == [(seed, label) for seed in range(3) for label in ("MMCL", "MMCL+SSL")]
     assert len(three.grid) == 3 * len(one.grid) == 72
 
 

@@ -238,23 +238,30 @@ def test_an_empty_study_has_an_empty_table():
     assert table(empty) == [] and warnings(empty) == [] and panels(empty) == []
 
 
+CLEANCLIP, SHRINK = "trainers.cleaning.finetune.CleanCLIP", "trainers.cleaning.shrink_perturb.ShrinkPerturb"
+CLUSTERING, PSEUDO = "trainers.cleaning.deep_clustering.DeepClustering", "trainers.cleaning.pseudo_labels.PseudoLabels"
+
+
 @pytest.mark.parametrize(
     ("method", "name"),
     [
-        ({"class": "a.CleanCLIP", "clip_weight": 1.0, "inmodal_weight": 4.0}, "CleanCLIP"),
-        ({"class": "a.CleanCLIP", "clip_weight": 1.0, "inmodal_weight": 0.0}, "MMCL"),
-        ({"class": "a.SSLFineTune", "clip_weight": 0.0, "inmodal_weight": 1.0}, "SSL"),
-        ({"class": "a.FineTune", "clip_weight": 1.0, "inmodal_weight": 1.0}, "MMCL+SSL"),
-        ({"class": "a.ShrinkPerturb", "then": {"class": "a.CleanCLIP", "clip_weight": 1, "inmodal_weight": 1}},
-         "shrink-perturb + CleanCLIP"),
-        ({"class": "a.DeepClustering", "clip_weight": 1.0, "inmodal_weight": 1.0, "weight": 5.0}, "deep-clustering"),
-        ({"class": "a.DeepClustering", "clip_weight": 0.0, "inmodal_weight": 1.0, "weight": 5.0}, "deep-clustering + SSL"),
-        ({"class": "a.ShrinkPerturb", "then": {"class": "a.PseudoLabels", "clip_weight": 0, "inmodal_weight": 0}},
+        ({"class": CLEANCLIP, "clip_weight": 1.0, "inmodal_weight": 4.0}, "CleanCLIP"),
+        ({"class": CLEANCLIP, "clip_weight": 1.0, "inmodal_weight": 0.0}, "MMCL"),
+        ({"class": "trainers.cleaning.finetune.SSLFineTune", "clip_weight": 0.0, "inmodal_weight": 1.0}, "SSL"),
+        ({"class": "trainers.cleaning.finetune.FineTune", "clip_weight": 1.0, "inmodal_weight": 1.0}, "MMCL+SSL"),
+        ({"class": SHRINK, "then": {"class": CLEANCLIP, "clip_weight": 1, "inmodal_weight": 1}}, "shrink-perturb + CleanCLIP"),
+        ({"class": CLUSTERING, "clip_weight": 1.0, "inmodal_weight": 1.0, "weight": 5.0}, "deep-clustering"),
+        ({"class": CLUSTERING, "clip_weight": 0.0, "inmodal_weight": 1.0, "weight": 5.0}, "deep-clustering + SSL"),
+        ({"class": SHRINK, "then": {"class": PSEUDO, "clip_weight": 0, "inmodal_weight": 0}},
          "shrink-perturb + pseudo-labels alone"),
+        ({"class": "trainers.cleaning.finetune.MMCLFineTune", "clip_weight": 1.0, "inmodal_weight": 0.0}, "MMCL"),
         ({"class": "a.SomethingNew", "x": 1}, "SomethingNew"),
+        ({"class": "a.Defence", "clip_weight": 1.0, "inmodal_weight": 0.0}, "Defence"),
+        ({"class": "a.Defence", "label": "mine", "then": {"class": CLEANCLIP}}, "mine"),
+        ({"class": "a.CleanCLIP", "clip_weight": 1.0, "inmodal_weight": 1.0}, "CleanCLIP (a.CleanCLIP)"),
     ],
 )  # fmt: skip
-def test_methods_are_called_by_what_they_do(method, name):
+def test_methods_without_a_written_label_are_called_by_their_class_and_what_it_does(method, name):
     one = TrialResult(stage="clean", name="n", fingerprint="f", folder=Path("x"), config={"clean": {"method": method}})
     assert method_of(one) == name
 

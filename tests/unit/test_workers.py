@@ -29,6 +29,7 @@ from orchestrator.study import Study, TrialResult
 from orchestrator.workers import Job, clean
 from trainers.checkpoint import STATE, export
 from trainers.cleaning.finetune import CleanCLIP
+from trainers.evaluate.choice import Epoch, chosen_epochs
 from trainers.model import WEIGHTS, TinyCLIP
 from trainers.objectives.contrastive import MMCL
 
@@ -84,6 +85,21 @@ def test_a_cleaning_from_decoded_pictures_is_the_same_and_needs_no_shard_again(j
     for other in (kept, again):
         assert other[0] == shards[0] and all(np.array_equal(other[1][name], value) for name, value in shards[1].items())
     assert not (tmp_path / "kept" / NOTES).exists()
+
+
+@pytest.mark.parametrize("keep", ["chosen", "last", "all"])
+def test_the_epochs_that_the_reports_rules_pick_keep_their_checkpoint(job, tmp_path, keep):
+    experiment = replace(job.experiment, clean=replace(job.experiment.clean, epochs=5, lr=3e-2))
+    before = {"zeroshot/top1": 40.0, "asr/top1": 100.0}
+    (tmp_path / METRICS).write_text(json.dumps({"epoch": 1, "metrics": before}) + "\n")  # of the pre-training
+    clean(replace(job, experiment=experiment, compute=replace(job.compute, keep=keep)))
+    found = {int(path.name.removeprefix("epoch_")) for path in (tmp_path / "run").glob("epoch_*")}
+    lines = read_lines(tmp_path / "run" / METRICS)
+    chosen = chosen_epochs(lines, Epoch(1, before["zeroshot/top1"], before["asr/top1"]))
+    assert len(lines) == 6 and found == {"chosen": chosen | {5}, "last": {5}, "all": {1, 2, 3, 4, 5}}[keep]
+    for epoch in found:
+        folder = tmp_path / "run" / f"epoch_{epoch:04d}"
+        assert (folder / WEIGHTS).is_file() and (folder / STATE).is_file() == (epoch == 5), "the optimiser's state is kept once"
 
 
 def test_a_cleaning_takes_no_optimiser_state_from_the_checkpoint_that_it_starts_from(job, tmp_path):

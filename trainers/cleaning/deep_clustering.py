@@ -47,6 +47,10 @@ class DeepClustering(CleaningMethod):
         self.objective  # noqa: B018 (raises InputError for weights that make no objective)
 
     @property
+    def label(self) -> str:
+        return f"deep-clustering{self.objective.beside}"
+
+    @property
     def objective(self) -> Clustering:
         """The loss that is trained with."""
         return Clustering(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight, deep_clustering_weight=self.weight)

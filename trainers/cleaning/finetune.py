@@ -23,6 +23,10 @@ class FineTune(CleaningMethod):
         self.objective  # noqa: B018 (raises InputError for weights that make no objective)
 
     @property
+    def label(self) -> str:
+        return self.objective.label
+
+    @property
     def objective(self) -> Contrastive:
         """The loss that is fine-tuned with."""
         return Contrastive(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight)
@@ -35,8 +39,10 @@ class FineTune(CleaningMethod):
 class MMCLFineTune(FineTune):
     """The multimodal term alone."""
 
+    label = FineTune.label
+
     @property
-    def label(self) -> str:
+    def slug(self) -> str:
         return "mmcl"
 
 
@@ -46,6 +52,11 @@ class CleanCLIP(FineTune):
 
     inmodal_weight: float = 1.0
 
+    @property
+    def label(self) -> str:
+        """With a weight of 0 it is no longer CleanCLIP, and is called by its loss."""
+        return "CleanCLIP" if self.clip_weight and self.inmodal_weight else self.objective.label
+
 
 @dataclass(frozen=True, kw_only=True)
 class SSLFineTune(FineTune):
@@ -53,7 +64,8 @@ class SSLFineTune(FineTune):
 
     clip_weight: float = 0.0
     inmodal_weight: float = 1.0
+    label = FineTune.label
 
     @property
-    def label(self) -> str:
+    def slug(self) -> str:
         return "ssl"

@@ -35,6 +35,10 @@ class ShrinkPerturb(CleaningMethod):
         if self.perturb_gamma < 0:
             raise InputError(f"perturb_gamma is {self.perturb_gamma}; it must be 0 or more")
 
+    @property
+    def label(self) -> str:
+        return f"shrink-perturb + {self.then.label}"
+
     def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
         fresh = dict(run.fresh().model.named_parameters())
         with torch.no_grad():

@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from datasets.errors import InputError
 from trainers.objectives.base import Features, Objective
-from trainers.objectives.contrastive import Contrastive
+from trainers.objectives.contrastive import Contrastive, losses
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,6 +34,12 @@ class Clustering(Objective):
         if min(self.clip_weight, self.inmodal_weight) < 0 or not self.deep_clustering_weight > 0:
             raise InputError(f"clip_weight is {self.clip_weight}, inmodal_weight {self.inmodal_weight} and deep_clustering_weight "
                              f"{self.deep_clustering_weight}; the first two must be 0 or more, the last above 0")
+
+    @property
+    def beside(self) -> str:
+        """What to say of the terms beside the classification: nothing where they are those of CleanCLIP."""
+        said = losses(self.clip_weight, self.inmodal_weight)
+        return "" if said == "MMCL+SSL" else f" + {said}" if said else " alone"
 
     @property
     def two_views(self) -> bool:

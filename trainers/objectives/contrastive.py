@@ -27,6 +27,11 @@ def matching_loss(query_BD: Tensor, key_BD: Tensor, scale: Tensor) -> Tensor:
     return F.cross_entropy(logits_BN, target_B)
 
 
+def losses(clip_weight: float, inmodal_weight: float) -> str:
+    """What the terms that have a weight are called: "MMCL", "SSL", "MMCL+SSL", or nothing."""
+    return "+".join(name for name, weight in (("MMCL", clip_weight), ("SSL", inmodal_weight)) if weight > 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Contrastive(Objective):
     """clip_weight·½[CE(s·I·Tᵀ) + CE(s·T·Iᵀ)] + inmodal_weight·½[CE(s·I·I'ᵀ) + CE(s·T·T'ᵀ)].
@@ -45,6 +50,10 @@ class Contrastive(Objective):
         if min(self.clip_weight, self.inmodal_weight) < 0 or self.clip_weight == self.inmodal_weight == 0:
             raise InputError(f"clip_weight is {self.clip_weight} and inmodal_weight {self.inmodal_weight}; "
                              "both must be 0 or more, and one of them above 0")
+
+    @property
+    def label(self) -> str:
+        return losses(self.clip_weight, self.inmodal_weight)
 
     @property
     def two_views(self) -> bool:
@@ -69,15 +78,18 @@ class Contrastive(Objective):
 class MMCL(Contrastive):
     """Multimodal contrastive loss alone: CLIP's own."""
 
+    label = Contrastive.label
+
 
 @dataclass(frozen=True, kw_only=True)
 class MMCLSSL(Contrastive):
     """Multimodal and in-modal together."""
 
     inmodal_weight: float = 1.0
+    label = Contrastive.label
 
     @property
-    def label(self) -> str:
+    def slug(self) -> str:
         return "mmcl+ssl"
 
 
@@ -87,3 +99,4 @@ class SSL(Contrastive):
 
     clip_weight: float = 0.0
     inmodal_weight: float = 1.0
+    label = Contrastive.label

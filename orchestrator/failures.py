@@ -1,0 +1,77 @@
+"""What kind of failure an error is, by its type: written beside its text, and asked for in place of its words."""
+
+import errno
+import sys
+from collections.abc import Iterator
+
+from datasets.errors import InputError
+
+INPUT, DIVERGED, OUT_OF_MEMORY, DISK_FULL, LOST_PROCESS, OTHER = (
+    "input", "diverged", "out_of_memory", "disk_full", "lost_process", "error",
+)  # fmt: skip
+SAID = {
+    INPUT: "was given what it cannot take", DIVERGED: "diverged", OUT_OF_MEMORY: "ran out of memory", DISK_FULL: "found the disk full",
+    LOST_PROCESS: "lost its process",
+}  # fmt: skip
+"""Kind → what is said of a stage; of any other kind it is said that it failed."""
+CUDA_OUT_OF_MEMORY = 2
+"""cudaErrorMemoryAllocation."""
+
+
+def kind_of(error: BaseException | None) -> str:
+    """The kind of an error, or of the first of those behind it that has one; "error" for any other, and "" for none."""
+    if error is None:
+        return ""
+    return next((kind for one in behind(error) if (kind := _kind(one))), OTHER)
+
+
+def behind(error: BaseException | None) -> Iterator[BaseException]:
+    """The error and what it was raised from, also through Ray Data, Train and Tune, the outermost first."""
+    seen: list[BaseException] = []
+    queue = [error]
+    while queue:
+        current = queue.pop(0)
+        if current is None or current in seen:
+            continue
+        seen.append(current)
+        yield current
+        failures = getattr(current, "worker_failures", None)
+        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        queue += failures.values() if isinstance(failures, dict) else []
+
+
+def _kind(error: BaseException) -> str:
+    if isinstance(error, InputError):
+        return INPUT
+    if isinstance(error, FloatingPointError):
+        return DIVERGED
+    if isinstance(error, MemoryError) or _of_torch(error):
+        return OUT_OF_MEMORY
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return DISK_FULL
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return OUT_OF_MEMORY
+    return _of_ray(error)
+
+
+def _of_torch(error: BaseException) -> bool:
+    torch = sys.modules.get("torch")
+    if torch is None:
+        return False
+    failed = getattr(torch, "AcceleratorError", ())
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, failed) and getattr(error, "error_code", None) == CUDA_OUT_OF_MEMORY
+    )
+
+
+def _of_ray(error: BaseException) -> str:
+    ray = sys.modules.get("ray")
+    if ray is None:
+        return ""
+    known = ray.exceptions
+    if isinstance(error, known.OutOfMemoryError):
+        return OUT_OF_MEMORY
+    if isinstance(error, known.OutOfDiskError):
+        return DISK_FULL
+    lost = (known.RayActorError, known.WorkerCrashedError, known.NodeDiedError, known.LocalRayletDiedError, known.OwnerDiedError)
+    return LOST_PROCESS if isinstance(error, lost) else ""

@@ -1,0 +1,77 @@
+"""A failure has a kind by the type of its error; its words decide nothing."""
+
+import errno
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from datasets.errors import InputError
+from orchestrator import failures
+from orchestrator.store import FAILED, Store
+from orchestrator.tuning import _outcome
+from orchestrator.workers import Job, _failures
+from tests.tiny_sweep import SWEEP
+from trainers.distributed import World
+
+
+def caused(error: BaseException, by: BaseException) -> BaseException:
+    error.__cause__ = by
+    return error
+
+
+def lost() -> BaseException:
+    import ray
+
+    return ray.exceptions.ActorDiedError()
+
+
+@pytest.mark.parametrize(
+    ("make", "kind"),
+    [
+        (lambda: InputError("x"), "input"),
+        (lambda: FloatingPointError("loss is nan"), "diverged"),
+        (lambda: MemoryError("std::bad_alloc"), "out_of_memory"),
+        (lambda: torch.OutOfMemoryError("CUDA out of memory"), "out_of_memory"),
+        (lambda: OSError(errno.ENOMEM, "x"), "out_of_memory"),
+        (lambda: OSError(errno.ENOSPC, "x"), "disk_full"),
+        (lambda: OSError(errno.EDQUOT, "x"), "disk_full"),
+        (lambda: caused(RuntimeError("x"), FloatingPointError("y")), "diverged"),
+        (lost, "lost_process"),
+        (lambda: ValueError("training diverged: CUDA out of memory, FloatingPointError, not finite"), "error"),
+    ],
+)
+def test_the_kind_of_an_error(make, kind):
+    assert failures.kind_of(make()) == kind
+
+
+@pytest.mark.parametrize(("error", "kind"), [(FloatingPointError("loss is nan"), "diverged"), (MemoryError(), "out_of_memory")])
+def test_a_training_process_writes_the_kind_and_the_trial_has_it(tmp_path, error, kind):
+    from orchestrator.plan import stages
+
+    store, stage = Store(tmp_path), stages(SWEEP.base)["clean"]
+    folder = store.work("clean", stage.fingerprint)
+    folder.mkdir(parents=True)
+    job = Job(experiment=SWEEP.base, inputs=None, folder=str(folder), compute=SWEEP.compute, stage="clean")  # type: ignore[arg-type]
+    with pytest.raises(type(error)), _failures(job, World()):
+        raise error
+    assert json.loads((folder / FAILED).read_text())["kind"] == kind
+    trial = _outcome({}, store, stage, error, False)
+    assert (trial.status, trial.failure) == ("failed", kind) and trial.error
+
+
+def test_a_process_that_was_lost_is_known_afterwards(tmp_path):
+    from orchestrator.plan import stages
+
+    store, stage = Store(tmp_path), stages(SWEEP.base)["clean"]
+    store.work("clean", stage.fingerprint).mkdir(parents=True)
+    trial = _outcome({}, store, stage, lost(), False)  # type: ignore[arg-type]
+    assert trial.failure == json.loads((store.work("clean", stage.fingerprint) / FAILED).read_text())["kind"] == "lost_process"
+
+
+def test_no_word_of_an_error_is_searched_in_the_orchestrator():
+    root = Path(failures.__file__).parent
+    sources = [path.read_text() for path in root.rglob("*.py")]
+    for spelled in ('" in str(error)', "in said for words", '" in message', '" in text for'):
+        assert not any(spelled in source for source in sources), spelled

@@ -1,0 +1,130 @@
+"""Which cleaned model one would keep: the rules of the report, and the epochs of a training whose checkpoints they may want.
+
+A rule picks the smallest of a total order among the models that qualify. So what it picks among several trials is what it picks in
+one of them, and what it picks among all epochs is what it picks among those so far: a checkpoint that is no rule's choice may go.
+All shares are in percent.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+ACCURACY, ASR = "zeroshot/top1", "asr/top1"
+LIMITS = (5, 10)
+"""On the ASR, of the two choices of the most accurate model."""
+POINTS_LOST = 1.0
+"""Of accuracy, that the model with the lowest ASR may have lost."""
+PERCENT_LOST = 10.0
+"""The same relative to the uncleaned model's accuracy."""
+
+
+class Measured(Protocol):
+    """One model after one epoch of cleaning."""
+
+    @property
+    def accuracy(self) -> float: ...
+    @property
+    def asr(self) -> float: ...
+    @property
+    def epoch(self) -> int: ...
+    @property
+    def trial(self) -> str:
+        """Which trial it is of; decides between models that are alike in all else."""
+
+
+M = TypeVar("M", bound=Measured)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """How a model is picked out of the trials and epochs of one cleaning method."""
+
+    key: str
+    text: str
+    oracle: bool
+    """Whether the choice needs the attack's success rate, which a defender cannot measure."""
+    choose: Callable[[Sequence[Any], Any], Any] = field(repr=False)
+    """(candidates, the uncleaned model) → the choice, or None where no candidate qualifies."""
+
+
+def most_accurate(limit: float) -> Callable[[Sequence[M], Any], M | None]:
+    """Highest accuracy among the models with ASR ≤ limit; ties go to the lower ASR, the earlier epoch."""
+
+    def choose(points: Sequence[M], start: Any) -> M | None:
+        fit = [p for p in points if p.asr <= limit]
+        return min(fit, key=lambda p: (-p.accuracy, p.asr, p.epoch, p.trial), default=None)
+
+    return choose
+
+
+def lowest_asr(points: Sequence[M], start: Any, lost: float = POINTS_LOST) -> M | None:
+    """Lowest ASR among the models that lost at most `lost` points of accuracy; ties: the higher accuracy."""
+    fit = [p for p in points if start.accuracy - p.accuracy <= lost + 1e-9]
+    return min(fit, key=lambda p: (p.asr, -p.accuracy, p.epoch, p.trial), default=None)
+
+
+def lowest_asr_relative(percent: float) -> Callable[[Sequence[M], Any], M | None]:
+    """Lowest ASR among the models that lost at most this share of the start's accuracy."""
+    return lambda points, start: lowest_asr(points, start, lost=start.accuracy * percent / 100)
+
+
+def blind(points: Sequence[M], start: Any) -> M | None:
+    """Highest accuracy, the ASR not looked at; ties go to the later epoch, as a defender would train on."""
+    return min(points, key=lambda p: (-p.accuracy, -p.epoch, p.trial), default=None)
+
+
+def blind_last(points: Sequence[M], start: Any) -> M | None:
+    """As `blind` among the last epochs of the trials: a defender who trains to the end and compares the ends."""
+    last: dict[str, M] = {}
+    for point in points:
+        if point.epoch >= last.get(point.trial, point).epoch:
+            last[point.trial] = point
+    return blind(list(last.values()), start)
+
+
+RULES = (
+    *(
+        Rule(key=f"acc_at_asr_le_{limit}", text=f"best accuracy with ASR ≤ {limit} %", oracle=True, choose=most_accurate(limit))
+        for limit in LIMITS
+    ),
+    Rule(key="asr_at_1pt_loss", text=f"lowest ASR at ≤ {POINTS_LOST:g} point of accuracy lost", oracle=True, choose=lowest_asr),
+    Rule(
+        key="asr_at_10pct_loss", text=f"lowest ASR at ≤ {PERCENT_LOST:g} % of the accuracy lost", oracle=True,
+        choose=lowest_asr_relative(PERCENT_LOST),
+    ),
+    Rule(key="blind", text="most accurate, ASR not looked at", oracle=False, choose=blind),
+    Rule(key="blind_last", text="most accurate last epoch, ASR not looked at", oracle=False, choose=blind_last),
+)  # fmt: skip
+RULE = {rule.key: rule for rule in RULES}
+
+
+@dataclass(frozen=True)
+class Epoch:
+    """A line of a training's metrics as a candidate."""
+
+    epoch: int
+    accuracy: float
+    asr: float
+    trial: str = ""
+    metrics: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
+
+
+def measured(lines: Iterable[dict[str, Any]]) -> list[Epoch]:
+    """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last."""
+    found = {}
+    for line in lines:
+        metrics = line.get("metrics", {})
+        values = [metrics.get(name) for name in (ACCURACY, ASR)]
+        if all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
+            accuracy, asr = map(float, values)
+            found[line["epoch"]] = Epoch(line["epoch"], accuracy, asr, metrics=metrics)
+    return [found[epoch] for epoch in sorted(found)]
+
+
+def chosen_epochs(lines: Iterable[dict[str, Any]], start: Epoch | None = None) -> set[int]:
+    """The epochs of one cleaning that a rule picks, so far as it has come. `start` is the uncleaned model, by default epoch 0."""
+    points = measured(lines)
+    start = start or next((p for p in points if p.epoch == 0), None) or Epoch(0, math.nan, math.nan)
+    cleaned = [p for p in points if p.epoch > 0]
+    return {choice.epoch for rule in RULES if (choice := rule.choose(cleaned, start)) is not None}
