@@ -1,5 +1,6 @@
 """Following a run: MLflow gets each new epoch, the terminal a line of progress. Reads the store; nothing waits for it."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from datasets.errors import InputError
 from orchestrator.meter import left, smoothed
 from orchestrator.plan import Plan
 from orchestrator.results import load_study
-from orchestrator.store import NOTES, Store, read_json
+from orchestrator.store import NOTES, Store
 from orchestrator.study import StageResult, Study, TrialResult
 from orchestrator.tracking import Tracker, TrackingError
 
@@ -125,9 +126,9 @@ class Follower:
         """What the stage's process last wrote of this attempt; None where it has written nothing that can be read."""
         try:
             text = path.read_bytes()
-        except OSError:
+            found = json.loads(text)
+        except (OSError, ValueError):
             return None
-        found = read_json(path)
         names = ("step", "total", "rate", "batch_size")
         whole = isinstance(found, dict) and all(isinstance(found.get(name), (int, float)) for name in names)
         return found if whole and text != self._before.get(path) else None
