@@ -143,7 +143,7 @@ def training_source(experiment: Experiment, store: Store) -> Source:
         return source
     world = store.find("world", stages(experiment)["world"].fingerprint)
     assert world is not None, "the world is made before it is read"
-    return Source(urls=str(world.folder / "train" / "*.tar"))
+    return Source(urls=tuple(sorted(map(str, (world.folder / "train").glob("*.tar")))))  # no pattern: the store's path may look like one
 
 
 def make_stage(
