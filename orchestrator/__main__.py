@@ -24,8 +24,8 @@ def main() -> None:
             sys.stdout.flush()
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be written is not tried again as Python ends
-        if not isinstance(error, BrokenPipeError):
-            code = code or 1
+        if not isinstance(error, BrokenPipeError) and code == 0:
+            code = 1
             with suppress(OSError):
                 print(f"cleansweep: the output cannot be written: {error.strerror}.", file=sys.stderr)
     sys.exit(code)

@@ -64,12 +64,13 @@ class Store:
             raise InputError(f"store is {str(root)!r}: accepted is the path of a folder, one line of text.")
         try:
             self.root = Path(root).expanduser().resolve()
-            a_file = self.root.exists() and not self.root.is_dir()
+            above = next(path for path in (self.root, *self.root.parents) if path.exists())
+            a_file = not above.is_dir()
         except (OSError, RuntimeError) as error:  # too long, links in circles, a home of nobody
             why = getattr(error, "strerror", None) or error
             raise InputError(f"store {root} cannot be used: {why}. Give another with --store.") from None
         if a_file:
-            raise InputError(f"store {self.root} is a file, not a folder. Give another with --store.")
+            raise InputError(f"store {self.root} cannot be: {above} is a file, not a folder. Give another with --store.")
 
     def prepare(self) -> None:
         """Create the store; InputError where it cannot be written."""
