@@ -1,6 +1,7 @@
 """Base of everything whose fields are hyper-parameters."""
 
 import dataclasses
+import difflib
 import types
 import typing
 from dataclasses import dataclass
@@ -13,8 +14,23 @@ ADDED = {"added": True}
 the identity, so those artefacts stay valid; the default must mean what was done before."""
 
 
+class NamedFields:
+    """Base of dataclasses whose fields are given by name: a name that is none is refused with those that are."""
+
+    def __new__(cls, *values: Any, **fields: Any) -> Any:
+        accepted = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
+        if values:
+            raise InputError(f"{cls.__name__}({shown(values[0])}, …): fields are given by name; accepted: {', '.join(accepted) or 'none'}.")
+        for name in fields:
+            if name not in accepted:
+                near = difflib.get_close_matches(name, accepted, n=1)
+                guess = f" Did you mean {near[0]!r}?" if near else ""
+                raise InputError(f"{cls.__name__} has no field {name!r}; accepted: {', '.join(accepted) or 'none'}.{guess}")
+        return super().__new__(cls)
+
+
 @dataclass(frozen=True, kw_only=True)
-class Component:
+class Component(NamedFields):
     """A frozen dataclass that is its own configuration.
 
     Its class and fields are its identity: `orchestrator.fingerprint` encodes them as canonical JSON. Fields are numbers,
@@ -61,6 +77,28 @@ def check_fields(component: Any) -> None:
         fitting = coerce(value, hint, f"{type(component).__name__}.{name}")
         if fitting is not value:
             object.__setattr__(component, name, fitting)
+        if isinstance(component, Component) and not _hashable(fitting):
+            raise InputError(
+                f"{type(component).__name__}.{name}: {shown(fitting)} can be changed in place; accepted: numbers, text, booleans, None, "
+                "components, and tuples of those."
+            )
+
+
+def _hashable(value: Any) -> bool:
+    try:
+        hash(value)
+    except TypeError:
+        return False
+    return True
+
+
+def shown(value: Any) -> str:
+    """The value in a message: its Python text, cut where it is long."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a number of thousands of digits, brackets in brackets
+        return f"a very long {type(value).__name__}"
+    return text if len(text) <= 100 else f"{text[:60]}… ({len(text)} characters)"
 
 
 _HINTS: dict[type, dict[str, Any]] = {}
@@ -83,10 +121,17 @@ def coerce(value: Any, hint: Any, path: str) -> Any:
         if option is bool and isinstance(value, bool):
             return value
         if option is int and not isinstance(value, bool) and (isinstance(value, int) or _whole(value)):
-            return int(value)
+            if abs(value) < 2**63:
+                return int(value)
+            raise InputError(f"{path}: {shown(value)} is too large; accepted: whole numbers below 2**63.")
         if option is float and not isinstance(value, bool) and isinstance(value, (int, float)):
-            return float(value)
+            try:
+                return float(value)
+            except OverflowError:
+                raise InputError(f"{path}: {shown(value)} is too large; accepted: numbers below 1.8e308.") from None
         if option is str and isinstance(value, str):
+            if "\0" in value:
+                raise InputError(f"{path}: {shown(value)} holds a NUL character; accepted: text without one.")
             return value
         if origin is dict and isinstance(value, dict):
             return value
@@ -94,7 +139,7 @@ def coerce(value: Any, hint: Any, path: str) -> Any:
             return _tuple(tuple(value), typing.get_args(option), path)
         if dataclasses.is_dataclass(option) and isinstance(value, typing.cast(type, option)):
             return value
-    raise InputError(f"{path}: {value!r} is a {type(value).__name__}; accepted: {_describe(hint)}.")
+    raise InputError(f"{path}: {shown(value)} is a {type(value).__name__}; accepted: {_describe(hint)}.")
 
 
 def _whole(value: Any) -> bool:
@@ -105,7 +150,7 @@ def _tuple(value: tuple, arguments: tuple, path: str) -> tuple:
     if len(arguments) == 2 and arguments[1] is Ellipsis:
         return tuple(coerce(item, arguments[0], f"{path}[{i}]") for i, item in enumerate(value))
     if len(arguments) != len(value):
-        raise InputError(f"{path}: {value!r} has {len(value)} values; accepted: {len(arguments)}.")
+        raise InputError(f"{path}: {shown(value)} has {len(value)} values; accepted: {len(arguments)}.")
     return tuple(coerce(item, hint, f"{path}[{i}]") for i, (item, hint) in enumerate(zip(value, arguments)))
 
 

@@ -1,6 +1,7 @@
 """What the command line takes: commands, flags, overrides. Nothing heavy is imported, so `--help` answers at once."""
 
 import argparse
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,9 @@ OVERRIDES = (
     "--pretrain.epochs=5; `plan` prints the fields. Where the sweep varies a whole component, each of its values that has the field "
     "gets it."
 )
-SEEDS = "repeat every pre-training of the sweep with these seeds, in place of its own"
+SEEDS = "repeat every pre-training of the sweep with these seeds [its own]"
+STORE = "folder that holds all results"
+TRACKING = "MLflow tracking URI [sqlite in the store]"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,22 +29,30 @@ class _Parser(argparse.ArgumentParser):
 
 def _whole(text: str) -> int:
     try:
-        return int(text)
+        if abs(value := int(text)) < 2**63:
+            return value
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no whole number") from None
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number" + (" below 2**63" if text.lstrip("+-").isdecimal() else ""))
 
 
 def _number(text: str) -> float:
     try:
-        if (value := float(text)) == value:  # nan is equal to nothing
+        if math.isfinite(value := float(text)):
             return value
     except ValueError:
         pass
     raise argparse.ArgumentTypeError(f"{text!r} is no number")
 
 
+def _port(text: str) -> int:
+    if not 0 < (port := _whole(text)) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; accepted: 1 to 65535")
+    return port
+
+
 def _seed_list(text: str) -> list[int]:
-    seeds = [int(part) if part.strip().isdecimal() else -1 for part in text.split(",")]
+    seeds = [int(part) if part.strip().isdecimal() and len(part) < 19 else -1 for part in text.split(",")]
     if min(seeds) < 0 or len(set(seeds)) < len(seeds):
         raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds; accepted: whole numbers from 0 up, each once, e.g. 0,1,2")
     return seeds
@@ -53,6 +64,7 @@ _KINDS: dict[Any, Callable[[str], Any]] = {int: _whole, float: _number, str: str
 def parser() -> argparse.ArgumentParser:
     """What the command line takes; `command` names what was asked for."""
     made = _Parser("cleansweep", description=DESCRIPTION, allow_abbrev=False)
+    made.add_argument("--version", action="store_true", help="print the versions of cleansweep, Python and what it computes with")
     commands = made.add_subparsers(dest="command", metavar="command")
 
     def command(name: str, text: str, **options: Any) -> argparse.ArgumentParser:
@@ -67,13 +79,13 @@ def parser() -> argparse.ArgumentParser:
         return added
 
     planned = with_sweep("plan", "Show the stages of a sweep: what is stored, what would run, what it would cost.")
-    planned.add_argument("--samples-per-second", type=_number, help="training rate to estimate with")
+    planned.add_argument("--samples-per-second", type=_number, help="training rate to estimate with [that of a like stage in the store]")
     planned.add_argument("--json", action="store_true", help="print the plan as JSON")
     ran = with_sweep("run", "Run a sweep to its end. What exists is not made again; an interrupted run continues.")
     ran.add_argument("--gate", choices=("stop", "warn"), help="what to do when the attack did not take [the sweep's own]")
     shown = command("show", "List what a store holds, or print one artefact.")
-    shown.add_argument("fingerprint", nargs="?", help="first digits of an artefact's fingerprint")
-    shown.add_argument("--store", default="store")
+    shown.add_argument("fingerprint", nargs="?", help="first digits of an artefact's fingerprint [all are listed]")
+    shown.add_argument("--store", default="store", help=STORE)
     shown.add_argument("--verify", action="store_true", help="check every file against the hash in its manifest")
     with_sweep("report", "Write the report of a sweep from what the store holds.")
     claimed = command("claims", "Judge the claims of the study by what the store holds of several sweeps, taken together.",
@@ -81,11 +93,11 @@ def parser() -> argparse.ArgumentParser:
     claimed.add_argument("sweep", nargs="+", help="modules or .py files, as for `run`")
     claimed.add_argument("--miniature", action="store_true", help="their MINIATURE")
     claimed.add_argument("--seeds", type=_seed_list, metavar="0,1,2", help=SEEDS)
-    claimed.add_argument("--store", default="store")
+    claimed.add_argument("--store", default="store", help=STORE)
     ui = command("ui", "Open MLflow on this machine (loopback only).")
-    ui.add_argument("--store", default="store")
-    ui.add_argument("--tracking-uri", default="")
-    ui.add_argument("--port", type=_whole, default=5000)
+    ui.add_argument("--store", default="store", help=STORE)
+    ui.add_argument("--tracking-uri", default="", help=TRACKING)
+    ui.add_argument("--port", type=_port, default=5000, help="where the pages are served on this machine")
     poisoned = with_sweep("poison", "Write the sweep's poisoned shards as files.")
     poisoned.add_argument("--out", required=True, help="folder for the shards; continued if it was begun")
     measured = with_sweep("evaluate", "Zero-shot accuracy and attack success of a checkpoint, as JSON.")
@@ -111,8 +123,8 @@ def parser() -> argparse.ArgumentParser:
     ingested.add_argument("--delimiter", default="auto", help="between the columns: a character, tab or auto")
     captions = "of a folder: txt (a file beside each picture) | folder (its name); of lists in Parquet: first | random | each"
     ingested.add_argument("--captions", default="txt", help=captions)
-    ingested.add_argument("--resize", type=_whole, help="shrink pictures to this shorter side in pixels, as JPEG")
-    ingested.add_argument("--label-key", default="label")
+    ingested.add_argument("--resize", type=_whole, help="shrink pictures to this shorter side in pixels, as JPEG [bytes as they are]")
+    ingested.add_argument("--label-key", default="label", help="column of a table that holds the class")
     ingested.add_argument("--classes", default="none", help="none | folder: the top folder is the class")
     fetched = command("fetch", "Fetch a list of web addresses and captions (CC3M, CC12M) into shards.")
     fetched.add_argument("list", help="TSV or CSV of addresses and captions, with or without a header line, or Parquet")
@@ -121,15 +133,26 @@ def parser() -> argparse.ArgumentParser:
         fetched.add_argument(f"--{flag}", type=_KINDS[kind], default=None, help=text)
     fetched.add_argument("--url-column", default="", help="name, or number from 1 [found by its addresses]")
     fetched.add_argument("--caption-column", default="", help="name, or number from 1 [by name, or the only other one]")
-    fetched.add_argument("--delimiter", default="auto")
+    fetched.add_argument("--delimiter", default="auto", help="character between the columns of the list")
     fetched.add_argument("--allow-private", action="store_true", help="connect to private and loopback addresses too")
     fetched.add_argument("--retry-failed", action="store_true", help="try again what failed and may have gone by")
     fetched.add_argument("--tasks", type=_whole, help="shards at a time in the cluster [one a core]")
     fetched.add_argument("--num-cpus", type=_whole, help="cores of a Ray started here [all]")
     doctor = command("doctor", "Check this machine: versions, cores, disk, GPU, store, tracking server.")
-    doctor.add_argument("--store", default="store")
-    doctor.add_argument("--tracking-uri", default="")
+    doctor.add_argument("--store", default="store", help=STORE)
+    doctor.add_argument("--tracking-uri", default="", help=TRACKING)
+    for one in (made, *commands.choices.values()):
+        _show_defaults(one)
     return made
+
+
+def _show_defaults(parser: argparse.ArgumentParser) -> None:
+    """`[default]` after the text of every option that does not say it itself."""
+    for action in parser._actions:
+        if not action.option_strings or isinstance(action, argparse._HelpAction) or (action.help or "").endswith("]"):
+            continue
+        default = "required" if action.required else "off" if action.default is False else action.default or "none"
+        action.help = f"{action.help} [{default}]"
 
 
 def _compute_flags(parser: argparse.ArgumentParser) -> None:
@@ -140,16 +163,16 @@ def _compute_flags(parser: argparse.ArgumentParser) -> None:
 
 COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("store", str, "folder for all results, seen by all nodes [store]"),
-    ("tracking-uri", str, "MLflow tracking URI [sqlite in the store]"),
+    ("tracking-uri", str, "MLflow tracking URI: http(s)://SERVER, sqlite:///PATH (nothing is decoded), … [sqlite in the store]"),
     ("feed", str, "local | ray: who reads the shards while training [local]"),
     ("workers", int, "processes of a pre-training [1]"),
-    ("cpus-per-worker", float, "cores of each [1]"),
-    ("gpus-per-worker", float, "GPUs of each [0]"),
-    ("loader-workers", int, "reading processes of each, with the local feed [0]"),
-    ("feed-cpus", int, "decoding tasks of each, with the Ray feed [1]"),
-    ("trial-cpus", float, "cores of a trial [1]"),
+    ("cpus-per-worker", float, "CPU cores of each of them [1]"),
+    ("gpus-per-worker", float, "GPUs of each of them [0]"),
+    ("loader-workers", int, "reading processes of each of them, with --feed local [0]"),
+    ("feed-cpus", int, "decoding tasks of each of them, with --feed ray [1]"),
+    ("trial-cpus", float, "CPU cores of a trial, which is one cleaning [1]"),
     ("trial-gpus", float, "GPUs of a trial, may be a fraction [0]"),
-    ("max-concurrent-trials", int, "[as many as fit]"),
+    ("max-concurrent-trials", int, "trials at a time [as many as fit]"),
     ("keep", str, "checkpoints of a cleaning that stay: chosen (the last, and those the report may name) | last | all [chosen]"),
     ("retries", int, "restarts of a stage whose process died [2]"),
     ("cache", str, "folder for decoded pictures on each machine's own disk | auto | off [auto]"),
@@ -168,8 +191,8 @@ FETCH: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("min-caption-length", int, "drop shorter captions, in characters [0]"),
     ("min-size", int, "drop pictures with a shorter side of fewer pixels [1]"),
     ("max-aspect-ratio", float, "drop pictures whose sides differ by more than this factor [none]"),
-    ("max-bytes", int, "of a download [16 MiB]"),
-    ("max-pixels", int, "of a picture [89478485]"),
+    ("max-bytes", int, "bytes of the largest download [16 MiB]"),
+    ("max-pixels", int, "pixels of the largest picture [89478485]"),
     ("threads", int, "downloads at a time in a task [32]"),
     ("rate", float, "requests a second, over the cluster; 0: no limit [0]"),
     ("host-rate", float, "requests a second to one host, over the cluster; 0: no limit [10]"),
@@ -179,7 +202,7 @@ FETCH: tuple[tuple[str, Callable[[str], Any], str], ...] = (
     ("retries", int, "further attempts after what may pass [2]"),
     ("backoff", float, "seconds before the second attempt, doubled for each further one [1]"),
     ("max-wait", float, "longest Retry-After that is waited for, seconds [60]"),
-    ("redirects", int, "followed for a picture [5]"),
+    ("redirects", int, "redirects followed for a picture [5]"),
     ("user-agent", str, "what servers are told [Mozilla/5.0 (compatible; cleansweep)]"),
 )
 """Kept beside `datasets.fetch.Wanted` and `datasets.download.Manners`; a test holds them together."""

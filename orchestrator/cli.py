@@ -3,20 +3,35 @@
 import argparse
 import dataclasses
 import json
+import os
+import shlex
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+from datasets.component import shown
 from datasets.errors import InputError
 from orchestrator.arguments import COMPUTE, FETCH, overrides_of, parser
+
+LONGEST = 2000
+"""Characters of a failure's message that are printed."""
 
 
 def run(arguments: list[str]) -> int:
     """Run one command; the exit code is 0 only when all it was asked for is done."""
     taken = parser()
     try:
+        for argument in arguments:
+            if "\0" in argument:
+                raise InputError(f"the argument {shown(argument)} holds a NUL character; accepted: text without one.")
         options, rest = taken.parse_known_args(arguments)
+        if options.version:
+            from orchestrator.doctor import version_text
+
+            print(version_text())
+            return 0
         if options.command is None:
             taken.print_help()
             return 0
@@ -25,26 +40,39 @@ def run(arguments: list[str]) -> int:
         options.overrides = overrides_of(rest, options.command)
         return HANDLERS[options.command](options)
     except InputError as error:
-        print(f"cleansweep: {error}", file=sys.stderr)
+        _complain(error)
         return 2
     except KeyboardInterrupt:
         print("cleansweep: interrupted; the same command continues where this one stopped.", file=sys.stderr)
         return 130
     except BrokenPipeError:
-        sys.stderr.close()
         return 1
     except OSError as error:
         cause = getattr(error, "cause", error)  # Ray's own hybrid has none of the original's fields
         if not isinstance(cause, OSError) or cause.errno is None:
             raise
-        where = f" {cause.filename}" if cause.filename else ""
-        print(f"cleansweep: {cause.strerror}:{where}. What was finished is kept; run the same command again.", file=sys.stderr)
+        where = f": {cause.filename}" if cause.filename else ""
+        _complain(f"{cause.strerror}{where}. What was finished is kept; run the same command again.")
         return 1
     except RuntimeError as error:
         if type(error).__name__ not in ("StageError", "TrackingError"):
             raise
-        print(f"cleansweep: {error}", file=sys.stderr)
+        _complain(error)
         return 1
+
+
+def _complain(error: object) -> None:
+    """Say a failure in one line: control characters, which a file's name may hold, are spelt out."""
+    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error))
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"
+    with suppress(OSError):
+        print(f"cleansweep: {text}", file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    """Print a line at once. Where nobody reads any more, a run goes on all the same: what it makes is in the store."""
+    with suppress(BrokenPipeError):
+        print(line, flush=True)
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -56,13 +84,21 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _planned(name: str, sweep: Any) -> Any:
-    """The sweep's plan; an error says of which sweep it is."""
+    """The sweep's plan, with its data found; an error says of which sweep it is, and where those of the study lie."""
     from orchestrator.plan import make_plan
 
     try:
-        return make_plan(sweep)
+        plan = make_plan(sweep)
+        plan.fingerprint  # noqa: B018 (reads what the data are known by, before anything is written)
+        return plan
     except InputError as error:
-        raise InputError(f"{name}: {error}") from error
+        given = os.environ.get("CLEANSWEEP_DATA")
+        folder = Path(given or "data").absolute()
+        hint = ""
+        if name.startswith("sweeps.") and str(folder) in str(error):
+            which = "names it" if given else "is not set"
+            hint = f" At full size it reads data below {folder} (CLEANSWEEP_DATA {which}); --miniature needs none."
+        raise InputError(f"{name}: {error}{hint}") from error
 
 
 def _compute(options: argparse.Namespace, sweep: Any) -> Any:
@@ -91,13 +127,14 @@ def _run(options: argparse.Namespace) -> int:
     if options.gate:
         sweep = dataclasses.replace(plan.sweep, gate=dataclasses.replace(plan.sweep.gate, action=options.gate))
         plan = dataclasses.replace(plan, sweep=sweep)
-    study, report, code = run_sweep(plan, compute, lambda line: print(line, flush=True))
-    print(summary_text(study, report, _ui_command(compute)), flush=True)
+    study, report, code = run_sweep(plan, compute, _say)
+    _say(summary_text(study, report, _ui_command(compute)))
     return code
 
 
 def _ui_command(compute: Any) -> str:
-    return f"cleansweep ui --tracking-uri {compute.tracking_uri}" if compute.tracking_uri else f"cleansweep ui --store {compute.store}"
+    which = ("--tracking-uri", compute.tracking_uri) if compute.tracking_uri else ("--store", compute.store)
+    return shlex.join(["cleansweep", "ui", *which])
 
 
 def _show(options: argparse.Namespace) -> int:

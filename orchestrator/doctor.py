@@ -42,6 +42,19 @@ def doctor(root: str, tracking_uri: str) -> int:
     return 1 if failed else 0
 
 
+def version_text() -> str:
+    """One line: cleansweep and its commit, Python, and the packages that can change a number."""
+    from orchestrator.store import commit
+
+    def of(name: str) -> str:
+        try:
+            return f"{name} {metadata.version(name)}"
+        except metadata.PackageNotFoundError:
+            return f"{name} (not installed)"
+
+    return ", ".join([f"{of('cleansweep')} (commit {commit() or 'unknown'})", f"python {_python()}", *map(of, PACKAGES)])
+
+
 def _python() -> str:
     return sys.version.split()[0]
 

@@ -1,5 +1,6 @@
 """Following a run: MLflow gets each new epoch, the terminal a line of progress. Reads the store; nothing waits for it."""
 
+import json
 import threading
 import time
 from collections.abc import Callable
@@ -7,15 +8,17 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
+from orchestrator.meter import left, smoothed
 from orchestrator.plan import Plan, stages
 from orchestrator.report.titles import plan_titles, titles
 from orchestrator.results import load_study
-from orchestrator.store import NOTES, Store, read_json
-from orchestrator.study import StageResult, Study
+from orchestrator.store import NOTES, Store
+from orchestrator.study import StageResult, Study, TrialResult
 from orchestrator.tracking import Tracker, TrackingError
 
 POLL_S = 2.0
 """How often the store is read for new lines of metrics."""
+PROGRESS = "progress.json"
 
 
 class Mirror:
@@ -69,6 +72,9 @@ class Follower:
         self._told: dict[str, tuple[float, int]] = {}
         self._noted: set[str] = set()
         self._titles: dict[str, str] = {}
+        self._rates: dict[str, Callable[[float, float], float]] = {}
+        self._before = {path: path.read_bytes() for path in store.root.glob(f"*/.work-*/{PROGRESS}")}
+        """What an attempt that was interrupted has left: it says nothing of this one."""
 
     def __enter__(self) -> "Follower":
         self._thread.start()
@@ -94,17 +100,24 @@ class Follower:
 
     def _tell(self, study: Study) -> None:
         for result in [*study.priors, *study.pretrains, *study.trials]:
+            if result.status != "running":
+                continue
             notes = result.folder / NOTES
-            for line in notes.read_text().splitlines() if result.status == "running" and notes.exists() else []:
+            for line in notes.read_text(errors="replace").splitlines() if notes.exists() else []:
                 if line not in self._noted:  # the same of many trials is said once
                     self._say(line)
                     self._noted.add(line)
-            progress = read_json(result.folder / "progress.json") if result.status == "running" else None
+            progress, now = self._progress(result.folder / PROGRESS), time.monotonic()
+            if progress is None:
+                if not isinstance(result, TrialResult) and result.fingerprint not in self._told:  # a trial may wait for its turn
+                    self._told[result.fingerprint] = (0.0, -1)
+                    self._say(f"{self._named(result, study)}  starting workers")
+                continue
+            rate = self._rates.setdefault(result.fingerprint, smoothed())(progress["step"], now)
             last, epochs = self._told.get(result.fingerprint, (0.0, -1))
-            now = time.monotonic()
-            if progress and (len(result.metrics) != epochs or now - last > 10):
+            if len(result.metrics) != epochs or now - last > 10:
                 self._told[result.fingerprint] = (now, len(result.metrics))
-                self._say(_line(f"{result.stage} {self._title(result, study)} ({result.fingerprint[:6]})", result, progress))
+                self._say(_line(self._named(result, study), result, progress, rate * progress["batch_size"]))
         done = sum(trial.status == "finished" for trial in study.trials)
         if done and self._told.get("trials", (0.0, -1))[1] != done:
             self._told["trials"] = (time.monotonic(), done)
@@ -112,20 +125,36 @@ class Follower:
             total = f" of {len(known)}" if known else ""
             self._say(f"cleanings finished: {done}{total}")
 
-    def _title(self, result: StageResult, study: Study) -> str:
-        """What tells it from the sweep's others: by the plan or, where that does not know it, by what has come so far."""
+    def _named(self, result: StageResult, study: Study) -> str:
+        """Its kind and what tells it from the sweep's others: by the plan or, where that does not know it, by what has come so far."""
         self._titles = self._titles or plan_titles(self._plan)
-        return self._titles.get(result.fingerprint) or titles([*study.pretrains, *study.trials]).get(result.fingerprint) or result.name
+        among = [*study.pretrains, *study.trials]
+        title = self._titles.get(result.fingerprint) or titles(among).get(result.fingerprint) or result.name
+        return f"{result.stage} {title} ({result.fingerprint[:6]})"
+
+    def _progress(self, path: Path) -> dict[str, Any] | None:
+        """What the stage's process last wrote of this attempt; None where it has written nothing that can be read."""
+        try:
+            text = path.read_bytes()
+            found = json.loads(text)
+        except (OSError, ValueError):
+            return None
+        names = ("step", "total", "rate", "batch_size")
+        whole = isinstance(found, dict) and all(isinstance(found.get(name), (int, float)) for name in names)
+        return found if whole and text != self._before.get(path) else None
 
 
-def _line(title: str, result: StageResult, progress: dict[str, Any]) -> str:
-    """`clean CleanCLIP, lr 0.001 on MMCL (012345)  620/1240 steps  1890 samples/s  ETA 0:00:21  accuracy 83.1 %  ASR 97.0 %`"""
-    left = int((progress["total"] - progress["step"]) * progress["batch_size"] / max(progress["rate"], 1e-9))
+def _line(title: str, result: StageResult, progress: dict[str, Any], rate: float = 0.0) -> str:
+    """`clean CleanCLIP, lr 0.001 on MMCL (012345)  620/1240 steps  1890 samples/s  ETA 0:00:21  accuracy 83.1 %  ASR 97.0 %`
+
+    `rate` is smoothed, in samples a second; 0, before there is one: the last that the stage's process measured.
+    """
+    rate = rate or progress["rate"]
     parts = [
         title,
         f"{progress['step']}/{progress['total']} steps",
-        f"{progress['rate']:.0f} samples/s",
-        f"ETA {left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}",
+        f"{rate:.0f} samples/s",
+        f"ETA {left((progress['total'] - progress['step']) * progress['batch_size'], rate)}",
     ]
     if result.metrics:
         metrics = result.metrics[-1]["metrics"]

@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets.component import Component
+from datasets.component import Component, shown
 from datasets.errors import InputError
+from datasets.text import read_text
 from orchestrator.override import from_text, get, has, override, override_all, parse
 from orchestrator.plan import grid_values
 from orchestrator.spec import Experiment, Sweep
@@ -30,7 +31,9 @@ def load_sweep(
     wanted = "MINIATURE" if miniature else "SWEEP"
     sweep = getattr(module, wanted, None)
     if not isinstance(sweep, Sweep):
-        raise InputError(f"{name} has no {wanted} = Sweep(...); see sweeps/{'main_cc3m' if miniature else 'quickstart'}.py for an example.")
+        has = f"{name} has no {wanted}" if sweep is None else f"in {name} {wanted} is a {type(sweep).__name__}"
+        example = f"sweeps/{'main_cc3m' if miniature else 'quickstart'}.py"
+        raise InputError(f"{has}; accepted: {wanted} = Sweep(...). See {example} for an example.")
     if seeds and SEED in (overrides or {}):
         raise InputError(f"--seeds and --{SEED} both name the seed of the pre-trainings; give one of them.")
     sweep = overridden(sweep, overrides or {}, name)
@@ -159,14 +162,21 @@ def _repeated(sweep: Sweep, seeds: Sequence[int]) -> Sweep:
 def _import(name: str) -> Any:
     if not name.strip():
         raise InputError("the sweep's name is empty; accepted: a .py file, or a module such as sweeps.quickstart.")
+    if "\0" in name:
+        raise _unknown(name)
     if name.endswith(".py") or "/" in name:
-        path = Path(name).expanduser().resolve()
-        if not path.is_file():
-            raise InputError(f"{path}: no such sweep file.")
+        try:
+            path = Path(name).expanduser().resolve()
+            is_file, is_folder = path.is_file(), path.is_dir()
+        except (OSError, RuntimeError) as error:  # too long, links in circles, a home of nobody
+            raise InputError(f"{shown(name)}: no such sweep file ({getattr(error, 'strerror', None) or error}).") from None
+        if not is_file:
+            raise InputError(f"{path} is a folder; accepted: a .py file." if is_folder else f"{path}: no such sweep file.")
         if path.suffix != ".py":
             raise InputError(f"{path} is no sweep file; accepted: a .py file, or a module such as sweeps.quickstart.")
         spec = importlib.util.spec_from_file_location(f"cleansweep_sweep_{path.stem}", path)
         assert spec is not None and spec.loader is not None
+        read_text(path)  # refuses what is not text, by line
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         _execute(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
@@ -174,6 +184,8 @@ def _import(name: str) -> Any:
         return module
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
+    if not all(part.isidentifier() for part in name.split(".")):
+        raise _unknown(name)
     found: list[Any] = []
     _execute(lambda: found.append(importlib.import_module(name)), name)
     return found[0]
@@ -189,22 +201,28 @@ def _pickle_by_value(module: Any) -> None:
 def _execute(load: Any, name: str) -> None:
     try:
         load()
+    except KeyboardInterrupt:
+        raise
     except ModuleNotFoundError as error:
         if error.name and f"{name}.".startswith(f"{error.name}."):
-            shipped = sorted(p.stem for p in Path(__file__).parent.parent.joinpath("sweeps").glob("[a-z]*.py"))
-            names = ", ".join(f"sweeps.{stem}" for stem in shipped)
-            raise InputError(f"there is no sweep {name!r}. Shipped: {names}; or give the path of a .py file.") from error
-        raise InputError(f"{_where(error, name)}: {error}") from error
+            raise _unknown(name) from error
+        raise InputError(f"{_where(error, name)}: {error}; install it in this environment, or correct the import.") from error
     except InputError as error:
         raise InputError(f"{_where(error, name)}: {error}") from error
-    except (Exception, SystemExit) as error:  # a sweep is a program and may raise anything
-        told = f"{type(error).__name__}: {error}".splitlines()[0]
-        raise InputError(f"{_where(error, name)} cannot be read as a sweep: {told}") from error
+    except BaseException as error:  # a sweep is a program and may raise anything, SystemExit too
+        told = f"{type(error).__name__}: {error.msg if isinstance(error, SyntaxError) else error}".splitlines()[0]
+        raise InputError(f"{_where(error, name)} cannot be read as a sweep: {told.strip(' :')}.") from error
+
+
+def _unknown(name: str) -> InputError:
+    shipped = sorted(path.stem for path in Path(__file__).parent.parent.joinpath("sweeps").glob("[a-z]*.py"))
+    names = ", ".join(f"sweeps.{stem}" for stem in shipped)
+    return InputError(f"there is no sweep {shown(name)}. Shipped: {names}; or give the path of a .py file.")
 
 
 def _where(error: BaseException, name: str) -> str:
     """The sweep, and the line of the file under way that it came to; of a helper that it imports the helper's own."""
-    if isinstance(error, SyntaxError) and error.filename:
+    if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{error.filename}, line {error.lineno}"
     read = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]
     return f"{read[-1].filename}, line {read[-1].lineno}" if read else name

@@ -1,19 +1,55 @@
 """Progress of what is counted: rate and time left, now and then."""
 
+import math
 import time
 from collections.abc import Callable
 
+SMOOTHING_S = 30.0
+"""Time constant of the rate that is shown: what was done this long ago counts 1/e."""
+
+
+def smoothed(start: float = 0.0, since: float | None = None) -> Callable[[float, float], float]:
+    """A function (done, now in seconds) -> rate a second: an exponential moving average over time, 0 until something is done.
+
+    Amounts and times are decayed alike, so that it is the plain average at first, and however irregularly it is asked.
+    `start` was done at the time `since`, by default when it is first asked.
+    """
+    amount = span = 0.0
+    last_done, last = start, since
+
+    def rate(done: float, now: float) -> float:
+        nonlocal amount, span, last_done, last
+        if last is not None and now > last:
+            decay = math.exp((last - now) / SMOOTHING_S)
+            amount, span = amount * decay + (done - last_done), span * decay + (now - last)
+        if last is None or now > last:
+            last_done, last = done, now
+        return amount / span if span else 0.0
+
+    return rate
+
+
+def clock(seconds: float) -> str:
+    """`1:02:03`; `unknown` where nothing is done yet."""
+    return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}" if math.isfinite(seconds) else "unknown"
+
+
+def left(remaining: float, rate: float) -> str:
+    """The time that what remains takes at this rate a second."""
+    return clock(remaining / rate if rate > 0 else math.inf)
+
 
 def meter(what: str, unit: str, say: Callable[[str], None], every_s: float = 5.0) -> Callable[[int, int], None]:
-    """A progress callback (done, all) that says rate and ETA every few seconds."""
-    start = told = time.monotonic()
+    """A progress callback (done, all) that says rate and ETA every few seconds; the rate is smoothed over SMOOTHING_S."""
+    told = time.monotonic()
+    rate = smoothed(since=told)
 
     def progress(done: int, total: int) -> None:
         nonlocal told
         now = time.monotonic()
+        speed = rate(done, now)
         if now - told >= every_s:
             told = now
-            rate = done / (now - start)
-            say(f"{what}  {done}/{total} {unit}  {rate:.1f} {unit}/s  ETA {int((total - done) / max(rate, 1e-9))} s")
+            say(f"{what}  {done}/{total} {unit}  {speed:.1f} {unit}/s  ETA {left(total - done, speed)}")
 
     return progress

@@ -4,6 +4,7 @@ import ast
 import dataclasses
 import difflib
 import typing
+import warnings
 from typing import Any
 
 from datasets.component import coerce, hints
@@ -57,8 +58,9 @@ def parse(text: str) -> Any:
     if lowered in ("true", "false", "none", "null"):
         return {"true": True, "false": False}.get(lowered)
     try:
-        return ast.literal_eval(text)
-    except (ValueError, SyntaxError):
+        with warnings.catch_warnings(action="ignore"):  # of odd escapes, which would go to the terminal
+            return ast.literal_eval(text)
+    except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # a list as a key; nested too deep
         return text
 
 

@@ -77,7 +77,10 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     def origin(role: str, source: Source | EvalSet | World) -> tuple[Any, tuple[tuple[str, str], ...]]:
         if isinstance(source, World):
             return {}, ((role, made[role].fingerprint),)
-        return set_identity(source), ()
+        try:
+            return set_identity(source), ()
+        except InputError as error:
+            raise InputError(f"{'data.source' if role == 'world' else 'evaluate.data'}: {error}") from error
 
     config, inputs = origin("world", experiment.data.source)
     index = add("index", Stage("index", "pairs", config, inputs))

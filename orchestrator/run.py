@@ -47,6 +47,7 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
     However it ends, the report is written and no MLflow run is left running.
     """
     store = Store(compute.store)
+    plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     tracker.check()
@@ -210,6 +211,10 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
         raise InputError(f"--out {out} exists and is not a folder of poisoned shards; name a new or an empty one.")
     store = Store(compute.store)
     store.prepare()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}.") from error
     with _ray(compute):
         inputs = make_data(experiment, store, print)
         inputs.pairs()  # whose files the tasks read

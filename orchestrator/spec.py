@@ -6,7 +6,7 @@ Everything in `Experiment` enters a fingerprint; nothing in `Compute` does. `Swe
 from dataclasses import dataclass, field
 from typing import Any
 
-from datasets.component import Component, check_fields
+from datasets.component import Component, NamedFields, check_fields
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.poison import Poison
@@ -71,7 +71,7 @@ class Evaluate(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gate:
+class Gate(NamedFields):
     """The attack must have taken before a defence is judged."""
 
     min_asr: float = 90.0
@@ -100,7 +100,7 @@ class Experiment(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compute:
+class Compute(NamedFields):
     """Where and how wide. Never part of a fingerprint."""
 
     store: str = "store"
@@ -142,7 +142,7 @@ class Compute:
             ("workers", 1), ("feed_cpus", 1), ("loader_workers", 0), ("max_concurrent_trials", 0), ("retries", 0), ("num_cpus", 0),
             ("gpus_per_worker", 0), ("trial_gpus", 0),
         ):  # fmt: skip
-            if getattr(self, name) < least:
+            if not least <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         if self.workers > 1 and self.gpus_per_worker not in (0, int(self.gpus_per_worker)):
             raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: ranks of one training cannot share a GPU; whole numbers.")
@@ -151,12 +151,12 @@ class Compute:
         if self.trial_gpus > 1:
             raise InputError(f"trial_gpus is {self.trial_gpus}; a trial is one process on at most one GPU.")
         for name in ("cpus_per_worker", "trial_cpus"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Reference:
+class Reference(NamedFields):
     """Published results drawn under a sweep's own, as hollow marks. Changes nothing that is computed, and no fingerprint."""
 
     start: str | dict[Any, str] = ""
@@ -186,7 +186,7 @@ METRICS = ("best/acc_at_asr_le_5", "zeroshot/top1", "zeroshot/top5", "zeroshot/t
 
 
 @dataclass(frozen=True, kw_only=True)
-class Sweep:
+class Sweep(NamedFields):
     """A base experiment and what to vary."""
 
     name: str

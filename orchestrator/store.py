@@ -61,7 +61,17 @@ class Store:
                 f"store is {root}: it must be a folder that all nodes can see (a local disk or a shared file system); "
                 "object storage is accepted for shards, not for the store."
             )
-        self.root = Path(root).expanduser().resolve()
+        if {"\0", "\n", "\r"} & set(str(root)) or not is_text(str(root)):
+            raise InputError(f"store is {str(root)!r}: accepted is the path of a folder, one line of text.")
+        try:
+            self.root = Path(root).expanduser().resolve()
+            above = next(path for path in (self.root, *self.root.parents) if path.exists())
+            a_file = not above.is_dir()
+        except (OSError, RuntimeError) as error:  # too long, links in circles, a home of nobody
+            why = getattr(error, "strerror", None) or error
+            raise InputError(f"store {root} cannot be used: {why}. Give another with --store.") from None
+        if a_file:
+            raise InputError(f"store {self.root} cannot be: {above} is a file, not a folder. Give another with --store.")
 
     def prepare(self) -> None:
         """Create the store; InputError where it cannot be written."""
@@ -195,6 +205,15 @@ class Store:
     def discard(self, stage: str, fingerprint: str) -> None:
         """Remove the working folder of a stage."""
         shutil.rmtree(self.work(stage, fingerprint), ignore_errors=True)
+
+
+def is_text(text: str) -> bool:
+    """Whether it can be written as UTF-8: a path that is no text cannot be told, nor stand in a database."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def begun(folder: Path) -> list[str]:

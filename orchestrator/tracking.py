@@ -20,15 +20,12 @@ from orchestrator.report.names import flatten, hyperparameters, method_of, objec
 from orchestrator.report.points import points_of, start_of
 from orchestrator.report.selection import best_metrics
 from orchestrator.study import StageResult, Study, TrialResult
-from orchestrator.tracking_server import VIEW, absolute_uri, artifact_location, patience, quiet, redacted, why_unusable
+from orchestrator.tracking_file import making, mlflow_uri, relocate, why
+from orchestrator.tracking_runs import COMPLETE, FINGERPRINT, SENTINEL, STUDY, create_run, find_experiment, find_run, search_runs
+from orchestrator.tracking_server import VIEW, absolute_uri, artifact_location, patience, quiet, redacted, telling, why_unusable
 from orchestrator.tracking_view import saved_view
 
-FINGERPRINT, STUDY, DRIVER = "cleansweep.fingerprint", "cleansweep.study", "cleansweep.driver"
-COMPLETE = "cleansweep.complete"
-"""Set last of all on a stage's run: the result that it holds whole. Such a run is not opened again."""
-ERROR, NONFINITE = "cleansweep.error", "cleansweep.nonfinite"
-SENTINEL = "epoch"
-"""Logged in the same batch as an epoch's other metrics: an epoch that has it is complete."""
+PARENT, DRIVER, ERROR, NONFINITE = "mlflow.parentRunId", "cleansweep.driver", "cleansweep.error", "cleansweep.nonfinite"
 MAX_PARAM, MAX_TAG, MAX_KEY, MAX_PARAMS = 500, 5000, 250, 100
 """Characters of a value, of a tag and of a key, and parameters in one request, that every MLflow server takes."""
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
@@ -50,7 +47,7 @@ class Tracker:
         self.study = study
         self.artifacts = artifact_location(self.uri, artifacts)
         self.runs: dict[tuple[str, str], str] = {}
-        """(parent run id, fingerprint) → run id."""
+        """(fingerprint of the study, of the stage) → run id."""
         self._by_stage: dict[str, str] = {}
         self._logged: dict[str, set[int]] = {}
         self._complete: set[str] = set()
@@ -58,27 +55,24 @@ class Tracker:
         """Fingerprint of a pre-training → accuracy of the uncleaned model."""
         self._objectives: dict[str, str] = {}
         self._client: Any = None
-        self._experiment: str | None = None
+        self._experiment = ""
 
     def check(self) -> None:
         """Reach the server and create database and experiment; InputError naming the URI within about ten seconds."""
         quiet()
-        why = why_unusable(self.uri)
-        if why:
-            raise InputError(f"tracking URI {redacted(self.uri)} cannot be used: {why}.")
+        if problem := why_unusable(self.uri):
+            raise InputError(f"tracking URI {redacted(self.uri)} cannot be used: {problem}.")
         try:
-            with patience(timeout_s=4, retries=1):
-                self._open()
+            with patience(timeout_s=4, retries=1), self._guard("the experiment"):
+                pass
         except TrackingError as error:
-            raise InputError(f"tracking URI {redacted(self.uri)} cannot be used: {error.__cause__}.") from error
+            raise InputError(f"tracking URI {redacted(self.uri)} cannot be used: {why(error.__cause__ or error)}.") from error
 
     def sweep_run(self, study: Study) -> str:
         """Find or create the sweep's parent run."""
         with self._guard("the sweep's run"):
-            self._open()
             run_id = self._run(
                 fingerprint=study.fingerprint,
-                parent=None,
                 name=study.name,
                 tags={
                     "role": "sweep",
@@ -101,7 +95,6 @@ class Tracker:
     def stage_run(self, result: StageResult, parent_run_id: str, role: str, tags: Mapping[str, str] | None = None) -> str:
         """Find or create the run of a stage or trial below `parent_run_id`, with its configuration and tags."""
         with self._guard(f"the run of {result.stage} {result.fingerprint[:12]}"):
-            self._open()
             parent = self._client.get_run(parent_run_id)
             own = {
                 "role": role,
@@ -109,6 +102,7 @@ class Tracker:
                 "cleansweep.commit": result.commit,
                 "cleansweep.data": parent.data.tags.get("cleansweep.data", ""),
                 STUDY: parent.data.tags.get(STUDY, ""),
+                PARENT: parent_run_id,
             }
             own["cleansweep.class"] = str(component_of(result).get("class", ""))
             name = f"{result.stage} {result.name}"
@@ -120,7 +114,6 @@ class Tracker:
                 self._objectives[result.fingerprint] = objective_of(result)
             run_id = self._run(
                 fingerprint=result.fingerprint,
-                parent=parent_run_id,
                 complete=_whole(result),
                 name=name[:MAX_KEY],
                 tags={**own, **(tags or {})},
@@ -176,7 +169,7 @@ class Tracker:
             run = self._client.get_run(run_id)
             points = points_of(result)
             last: dict[str, float] = {}
-            if points:
+            if points and result.status in ("finished", "stopped"):  # what failed may go on, and end elsewhere
                 last |= {"final/accuracy": points[-1].accuracy, "final/asr": points[-1].asr}
             if isinstance(result, TrialResult):
                 last |= best_metrics(result.metrics, self._starts.get(result.pretrain))
@@ -222,9 +215,13 @@ class Tracker:
         """
         with self._guard("runs left open"):
             closed = []
-            for run in self._search("attributes.status = 'RUNNING'"):
+            for run in search_runs(self._client, self._experiment, "attributes.status = 'RUNNING'"):
                 tags = run.data.tags
-                mine = sweep_run_id in (run.info.run_id, tags.get("mlflow.parentRunId"))
+                known = self.runs.get((tags.get(STUDY, ""), tags.get(FINGERPRINT, "")), run.info.run_id)
+                if known != run.info.run_id:  # its answer was lost, and another one taken
+                    self._client.delete_run(run.info.run_id)
+                    continue
+                mine = sweep_run_id in (run.info.run_id, tags.get(PARENT))
                 if mine or _dead(tags.get(DRIVER, "")):
                     self._client.set_tag(run.info.run_id, ERROR, "left open by a driver that was interrupted")
                     self._client.set_terminated(run.info.run_id, "KILLED")
@@ -238,9 +235,8 @@ class Tracker:
         experiment is returned.
         """
         with self._guard("the saved view"):
-            self._open()
-            path = saved_view(self._client, str(self._experiment), study, STUDY)
-            self._client.set_experiment_tag(str(self._experiment), VIEW, path)
+            path = saved_view(self._client, self._experiment, study, STUDY)
+            self._client.set_experiment_tag(self._experiment, VIEW, path)
             return path
 
     def _open(self) -> None:
@@ -248,54 +244,36 @@ class Tracker:
         if self._client is not None:
             return
         quiet()
-        with self._guard("the experiment"):
-            from mlflow import MlflowClient
+        from mlflow import MlflowClient
 
-            client = MlflowClient(tracking_uri=self.uri, registry_uri=self.uri)
-            found = client.get_experiment_by_name(self.study)
-            if found and found.lifecycle_stage == "deleted":
-                client.restore_experiment(found.experiment_id)
-            self._experiment = (
-                found.experiment_id
-                if found
-                else client.create_experiment(
-                    self.study,
-                    artifact_location=self.artifacts,
-                    tags={"mlflow.experimentKind": "custom_model_development"},
-                )
-            )
-            self._client = client
+        with making(self.uri):
+            relocate(self.uri, self.artifacts)
+            address = mlflow_uri(self.uri)
+            client = MlflowClient(tracking_uri=address, registry_uri=address)
+            self._experiment = find_experiment(client, self.study, self.artifacts)
+        self._client = client
 
-    def _run(self, *, fingerprint: str, parent: str | None, name: str, tags: Mapping[str, str], complete: str = "") -> str:
-        key = (parent or "", fingerprint)
+    def _run(self, *, fingerprint: str, name: str, tags: Mapping[str, str], complete: str = "") -> str:
+        """The one run of this fingerprint in its study: found, restored where it was deleted, or made."""
+        key = (tags.get(STUDY, ""), fingerprint)
         tags = {k: str(v)[:MAX_TAG] for k, v in tags.items() if v} | {DRIVER: f"{socket.gethostname()}:{os.getpid()}"}
-        if key not in self.runs:
-            below = f" and tags.`mlflow.parentRunId` = '{parent}'" if parent else " and tags.role = 'sweep'"
-            found = self._search(f"tags.`{FINGERPRINT}` = '{fingerprint}'{below}")
-            if found:
-                run = min(found, key=lambda run: (run.info.start_time, run.info.run_id))
-                if complete and run.data.tags.get(COMPLETE) == complete and run.info.status != "RUNNING":
-                    self.runs[key] = run.info.run_id
-                    self._complete.add(run.info.run_id)
-                    return run.info.run_id
-                self._client.update_run(run.info.run_id, status="RUNNING")
-            else:
-                link = {"mlflow.parentRunId": parent} if parent else {}
-                run = self._client.create_run(self._experiment, run_name=name, tags={**tags, FINGERPRINT: fingerprint, **link})
-            self.runs[key] = run.info.run_id
-            for tag, value in tags.items():
-                if run.data.tags.get(tag) != value:
-                    self._client.set_tag(run.info.run_id, tag, value)
-        return self.runs[key]
-
-    def _search(self, query: str) -> list[Any]:
-        found, token = [], None
-        while True:
-            page = self._client.search_runs([self._experiment], query, max_results=1000, page_token=token)
-            found += list(page)
-            token = page.token
-            if not token:
-                return found
+        if key in self.runs:
+            return self.runs[key]
+        tags[FINGERPRINT] = fingerprint
+        run = find_run(self._client, self._experiment, tags) or create_run(self._client, self._experiment, name, tags)
+        run_id = run.info.run_id
+        if run.info.lifecycle_stage == "deleted":
+            self._client.restore_run(run_id)
+        whole = bool(complete) and run.data.tags.get(COMPLETE) == complete and run.info.status != "RUNNING"
+        if whole:
+            self._complete.add(run_id)
+        elif run.info.status != "RUNNING":
+            self._client.update_run(run_id, status="RUNNING")
+        self.runs[key] = run_id
+        for tag, value in tags.items():
+            if run.data.tags.get(tag) != value and (not whole or tag == PARENT):
+                self._client.set_tag(run_id, tag, value)
+        return run_id
 
     def _params(self, run_id: str, params: Mapping[str, Any]) -> None:
         """Log the parameters that the run does not have yet; MLflow refuses to change one."""
@@ -328,21 +306,19 @@ class Tracker:
 
     @contextmanager
     def _guard(self, what: str) -> Iterator[None]:
-        """Any failure of MLflow, its database or the network as one TrackingError naming the URI."""
-        from mlflow.exceptions import MlflowException
-        from requests.exceptions import RequestException
-        from sqlalchemy.exc import SQLAlchemyError
-
+        """Connected inside. Any failure of MLflow, its database or the network as one TrackingError naming the URI."""
         try:
-            yield
-        except (MlflowException, RequestException, SQLAlchemyError, OSError) as error:
-            first = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            first = redacted(first.split(" with url:")[0])[:240].rstrip(" .:")
-            raise TrackingError(
-                f"{what} could not be logged to {redacted(self.uri)}: {first}. The results are safe in the store; the "
-                "same command logs them later."
-            ) from error
-
+            with telling(lambda error: TrackingError(
+                f"{what} could not be logged to {redacted(self.uri)}: {redacted(why(error))}. The results are safe in the store; "
+                "the same command logs them later."
+            )):  # fmt: skip
+                self._open()
+                yield
+        except TrackingError:  # what the server holds is asked anew: a run may have been deleted, a lost answer have come to pass
+            self._client = None
+            for known in (self.runs, self._logged, self._complete):
+                known.clear()
+            raise
 
 def _flat(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flatten(config) if value is not None and key}

@@ -1,0 +1,122 @@
+"""MLflow's database as a file of the store: its address, its one maker, where its artifacts are, what is wrong with it.
+
+A sqlite URI is `sqlite:///` and a path that stands as it is: nothing in it is decoded, so a folder may have any name.
+"""
+
+import sqlite3
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
+from pathlib import Path
+from urllib.parse import quote, urlsplit
+from urllib.request import url2pathname
+
+from datasets.errors import InputError
+
+SQLITE = "sqlite:///"
+LOCK_WAIT_S = 180
+"""Making a database takes seconds, on a busy machine a minute."""
+SAID = {
+    "BUSY": "another process keeps the database locked",
+    "LOCKED": "another process keeps the database locked",
+    "CORRUPT": "the database is damaged",
+    "NOTADB": "the file is no database",
+    "FULL": "the disk is full",
+    "READONLY": "the database cannot be written",
+    "CANTOPEN": "the database cannot be opened",
+    "IOERR": "the disk cannot be read or written",
+}
+"""sqlite's names of errors, in words."""
+
+
+def database(uri: str) -> Path | None:
+    """The file of a sqlite URI; None for a server."""
+    return Path(uri.removeprefix(SQLITE)) if uri.startswith(SQLITE) else None
+
+
+def mlflow_uri(uri: str) -> str:
+    """The tracking URI in the spelling that SQLAlchemy reads as this very file, and MLflow makes no other folder for.
+
+    Where the path has to be quoted its slashes are too, since MLflow makes the folder that the quoted text seems to name.
+    """
+    from sqlalchemy.engine import make_url
+
+    path = database(uri)
+    if path is None:
+        return uri
+    for text in (str(path), quote(str(path), safe="")):
+        if make_url(f"{SQLITE}{text}").database == str(path):
+            return f"{SQLITE}{text}"
+    raise InputError(f"{path} cannot hold a tracking database: this SQLAlchemy cannot open a path with % or ? in it. Name another folder.")
+
+
+@contextmanager
+def making(uri: str) -> Iterator[None]:
+    """While the database may be made or brought up to date: one process at a time. Nothing is held for a server."""
+    from orchestrator.store import Store
+
+    path = database(uri)
+    if path is None:
+        yield
+    else:
+        with Store(path.parent).locked(path.with_name(f".{path.name}.lock"), f"the tracking database {path}", LOCK_WAIT_S):
+            yield
+
+
+def relocate(uri: str, artifacts: str | None) -> None:
+    """Let the database of a store that was moved or copied find its artifacts: it holds absolute paths, MLflow cannot change them.
+
+    Only for a database that has its artifacts beside it; a run's files are left where they are still at the old place alone.
+    """
+    path = database(uri)
+    if path is None or not path.is_file() or artifacts is None or _folder(artifacts).parent != path.parent:
+        return
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=20)) as connection, connection:  # MLflow names what is wrong
+        for number, old in connection.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall():
+            if not old or not old.startswith("file:") or old == artifacts or _folder(old).name != _folder(artifacts).name:
+                continue
+            moved = not _folder(old).exists()
+            select = "SELECT run_uuid, artifact_uri FROM runs WHERE experiment_id = ?"
+            for run, place in connection.execute(select, (number,)).fetchall():
+                new = f"{artifacts}{place.removeprefix(old)}"
+                if place.startswith(f"{old}/") and (_folder(new).exists() or not _folder(place).exists()):
+                    connection.execute("UPDATE runs SET artifact_uri = ? WHERE run_uuid = ?", (new, run))
+                    moved = True
+            if moved:
+                connection.execute("UPDATE experiments SET artifact_location = ? WHERE experiment_id = ?", (artifacts, number))
+
+
+def _folder(uri: str) -> Path:
+    return Path(url2pathname(urlsplit(uri).path))
+
+
+def sqlite_problem(path: Path) -> str:
+    """Why the database cannot be written; empty when it can, or does not exist yet and its folder can be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if not path.exists():
+            probe = path.with_name(f".{path.name}.probe")
+            probe.touch()
+            probe.unlink()
+            return ""
+        with closing(sqlite3.connect(path, timeout=5)) as connection:
+            connection.execute("BEGIN IMMEDIATE")
+            connection.execute("ROLLBACK")
+    except sqlite3.Error as error:
+        return why(error)
+    except OSError as error:
+        return error.strerror or str(error)
+    return ""
+
+
+def why(error: BaseException) -> str:
+    """What MLflow, its database or the network failed of, in one line without SQL."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, sqlite3.Error):
+        cause = getattr(cause, "orig", None) or cause.__cause__
+    if cause is not None:
+        name = (getattr(cause, "sqlite_errorname", None) or "").removeprefix("SQLITE_").partition("_")[0]
+        return SAID.get(name, f"the database is damaged, or not MLflow's: {cause}")
+    if isinstance(error, OSError) and error.strerror:
+        return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
+    lines = str(error).strip().splitlines() or [type(error).__name__]
+    return lines[0].split(" with url:")[0].split("[SQL")[0][:240].rstrip(" .:(")
