@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
         print(f"cleansweep: {cause.strerror}:{where}. What was finished is kept; run the same command again.", file=sys.stderr)
         return 1
     except RuntimeError as error:
-        if type(error).__name__ not in ("StageError", "TrackingError"):
+        if type(error).__name__ not in ("StageError", "TrackingError", "RayEnded"):
             raise
         print(f"cleansweep: {error}", file=sys.stderr)
         return 1

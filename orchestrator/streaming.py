@@ -18,6 +18,7 @@ import time
 import uuid
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,14 @@ def _plain_errors() -> Iterator[None]:
 def _over_shards(
     task: Callable[..., dict], items: list[dict], constants: dict, cpus: int | None, progress: Progress | None, total: int
 ) -> None:
-    """`task(item, **constants)` for each item, as a Ray Data task of its own; `total` counts those done before."""
+    """`task(item, **constants)` for each item, as a Ray Data task of its own; `total` counts those done before.
+
+    Where no Ray runs, by threads of this process.
+    """
     if not items:
+        return
+    if not ray.is_initialized():
+        _in_threads(task, items, constants, cpus or len(os.sched_getaffinity(0)), progress, total)
         return
     cpus = min(cpus or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items))
     _configure(cpus)
@@ -95,15 +102,31 @@ def _over_shards(
                 progress(finished, total)
 
 
+def _in_threads(
+    task: Callable[..., dict], items: list[dict], constants: dict, threads: int, progress: Progress | None, total: int
+) -> None:
+    """The same without Ray. The first failure ends it when the items that are under way are done."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = {pool.submit(task, item, **constants) for item in items}
+        try:
+            for finished, one in enumerate(as_completed(waiting), start=total - len(items) + 1):
+                one.result()
+                if progress is not None:
+                    progress(finished, total)
+        finally:
+            for one in waiting:
+                one.cancel()
+
+
 # ---- the index -----------------------------------------------------------------------------------------
 
 
 def index_shards(
     source: Source, out: Path, *, cpus: int | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task a shard.
+    """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task a shard; by threads where no Ray runs.
 
-    At most `cpus` at a time, None for all that the cluster has. The shards' own tables lie in `out/parts` until
+    At most `cpus` at a time, None for all that the cluster, or this machine, has. The shards' own tables lie in `out/parts` until
     all are there, so a run that was stopped goes on from them. The driver holds the keys in memory, not the rows.
     Returns {"shards", "samples", "kept", "drops": {reason: samples}}.
     Raises InputError as `Source.index_shard` and `mark_duplicates` do.
