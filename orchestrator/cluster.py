@@ -149,13 +149,41 @@ def shutdown() -> None:
 
 
 def abandon() -> None:
-    """As `shutdown`, where Ray's own servers are dead and would be waited for: what is left of a local Ray is killed."""
+    """As `shutdown`, where Ray's own servers are dead and would be waited for: what is left of a local Ray is killed.
+
+    The process can only end after that, with exit code 1.
+    """
     import ray
 
+    mute()
     atexit.unregister(ray.shutdown)
+    atexit.register(_leave)
     if not ray_start.named_address():
         ray_start.stop_started()
     _tidy()
+
+
+def mute() -> None:
+    """Let only Python write to stderr from here on: Ray's C++ part tells there what a sentence tells already."""
+    global _MUTED
+    if _MUTED:
+        return
+    _MUTED = True
+    sys.stderr.flush()
+    sys.stderr = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 (for the rest of the process)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+_MUTED = False
+
+
+def _leave() -> None:
+    """End the process before the destructors of Ray's C++ part run, which crash without its servers."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
 
 
 def _tidy() -> None:

@@ -235,18 +235,18 @@ def _patient(limit_s: float) -> Iterator[None]:
     """Wait for the raylet for `limit_s`, where Ray itself has 30 s and no setting, and no longer once it is dead."""
     from ray._private import services
 
-    ask, deadline = services.get_node, time.monotonic() + limit_s
+    ask = services.get_node
 
     def get_node(*arguments: Any) -> Any:
-        while True:
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
             try:
                 return ask(*arguments)
             except RuntimeError as error:  # not there yet
-                if time.monotonic() > deadline:
-                    raise TimeoutError(f"its raylet was not ready after {limit_s:g} s") from error
                 if any(_ended(child, "raylet") for child in _children() - _BEFORE):
                     raise ChildProcessError("its raylet ended by itself") from error
             time.sleep(0.2)
+        raise TimeoutError(f"its raylet was not ready after {limit_s:g} s")
 
     services.get_node = get_node
     try:

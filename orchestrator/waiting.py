@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from orchestrator import ray_start
+from orchestrator import cluster, ray_start
 
 POLL_S = 5.0
 """Between two looks at the nodes."""
@@ -119,14 +119,13 @@ class Watch:
 
     def _end(self, text: str) -> None:
         """Interrupt the main thread; where it is stuck in Ray, end the process."""
+        cluster.mute()
         self.ended = f"{text}. What was finished is kept; the same command continues from the last checkpoints."
         if not self._signals:
             self._say(f"WARNING {self.ended}")
             return
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
         if not self._left.wait(LEAVE_S):
-            from orchestrator import cluster
-
             print(f"cleansweep: {self.ended}", file=sys.stderr, flush=True)
             cluster.abandon()
             os._exit(1)
