@@ -26,6 +26,7 @@ SOCKET_BYTES = 107
 """The longest path of a Unix socket (104 - 1 on macOS; Ray checks that itself)."""
 SESSION = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
 """The longest that Ray appends to its folder."""
+GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
 LOOPBACK = "127.0.0.1"
 FORMS = "accepted: host:port of Ray's GCS, e.g. 10.0.0.1:6379 (what `ray start --head` prints), or nothing for a Ray of this machine's own"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
@@ -176,9 +177,9 @@ def short_folder() -> Path | None:
         return None
     places = [tempfile.gettempdir(), "/tmp", "/var/tmp", f"/run/user/{os.getuid()}", "/dev/shm"]
     for place in places:
-        folder = Path(place) / f"cleansweep-{os.getuid()}"
-        if len(os.fsencode(f"{folder}{SESSION}")) <= SOCKET_BYTES and _own(folder):
-            return folder
+        folder = Path(place) / f"cleansweep-ray-{os.getuid()}"
+        if len(os.fsencode(f"{folder}/r{SESSION}")) <= SOCKET_BYTES and _own(folder):
+            return folder / "r"  # Ray opens its own folder to all, so that it lies in one that is closed
     raise InputError(f"TMPDIR={_temporary()} is too long for Ray's sockets, of at most {SOCKET_BYTES} bytes: name a shorter one.")
 
 
@@ -232,7 +233,7 @@ def _on_loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _patient(limit_s: float) -> Iterator[None]:
-    """Wait for the raylet for `limit_s`, where Ray itself has 30 s and no setting, and no longer once it is dead."""
+    """Wait for the raylet for `limit_s`, where Ray itself has 30 s and no setting, and no longer once it is dead; for the GCS too."""
     from ray._private import services
 
     ask = services.get_node
@@ -249,10 +250,14 @@ def _patient(limit_s: float) -> Iterator[None]:
         raise TimeoutError(f"its raylet was not ready after {limit_s:g} s")
 
     services.get_node = get_node
+    own = os.environ.get(GCS_WAIT)
+    os.environ[GCS_WAIT] = own or f"{min(max(limit_s, 30), 90):.0f}"  # of a GCS that died it would not hear
     try:
         yield
     finally:
         services.get_node = ask
+        if own is None:
+            del os.environ[GCS_WAIT]
 
 
 def _children() -> set[psutil.Process]:

@@ -234,7 +234,8 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
         raise InputError(f"--out {out} exists and is not a folder of poisoned shards; name a new or an empty one.")
     store = Store(compute.store)
     store.prepare()
-    with _ray(compute):
+    with _ray(compute), watching(lambda line: print(line, file=sys.stderr, flush=True)) as wants:
+        wants(Wanted("poison"))
         inputs = make_data(experiment, store, print)
         return poison_shards(
             training_source(experiment, store),

@@ -82,7 +82,7 @@ def test_the_folder_is_short_where_tmpdir_is_long(tmp_path, monkeypatch):
     monkeypatch.setenv("TMPDIR", str(tmp_path / ("long" * 20)))
     folder = ray_start.short_folder()
     assert folder is not None and len(os.fsencode(f"{folder}{ray_start.SESSION}")) <= 107
-    found = folder.stat()
+    found = folder.parent.stat()
     assert stat.S_IMODE(found.st_mode) == 0o700 and found.st_uid == os.getuid()
 
 
