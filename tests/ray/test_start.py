@@ -184,3 +184,31 @@ def test_evaluate_and_analyse_start_no_ray(tmp_path: Path) -> None:
         )
         assert code == 0, output
         assert "index" in output and "starting Ray" not in output
+
+
+GATHERED = """
+from orchestrator import cluster, network
+cluster.set_environment()
+cluster.connect(2, object_store_bytes=80_000_000)
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+def work():
+    import os, sys, torch
+    import torch.distributed as dist
+    total = torch.ones(3)
+    dist.all_reduce(total)
+    return os.environ["GLOO_SOCKET_IFNAME"], total.tolist()
+two = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
+made = TorchTrainer(work, torch_config=network.torch_config(), scaling_config=two, run_config=RunConfig(storage_path=sys.argv[1])).fit()
+print("RETURNED", made.return_value == (network.interface_of("127.0.0.1"), [2.0, 2.0, 2.0]), made.return_value)
+cluster.shutdown()
+"""
+
+
+def test_workers_on_a_ray_on_loopback_talk_over_loopback(tmp_path: Path) -> None:
+    process = python(GATHERED.replace("sys.argv[1]", repr(str(tmp_path))))
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        stop(process)
+    assert process.returncode == 0 and "RETURNED True" in output, output
