@@ -30,11 +30,8 @@ def analyse_checkpoints(experiments: dict[str, Experiment], compute: Compute, ou
 
     store = Store(compute.store)
     store.prepare()
-    cluster.connect(compute.num_cpus or None)
-    try:
+    with cluster.joined():
         materials = {one: _material(one, store) for one in dict.fromkeys(experiments.values())}
-    finally:
-        cluster.shutdown()
     world = World.current() if compute.gpus_per_worker else World()
     stages: dict[Path, list[dict[str, Any]]] = {}
     found = {}

@@ -55,7 +55,7 @@ def run(arguments: list[str]) -> int:
         _complain(f"{cause.strerror}{where}. What was finished is kept; run the same command again.")
         return 1
     except RuntimeError as error:
-        if type(error).__name__ not in ("StageError", "TrackingError"):
+        if type(error).__name__ not in ("StageError", "TrackingError", "RayEnded"):
             raise
         _complain(error)
         return 1

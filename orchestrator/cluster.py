@@ -3,15 +3,22 @@
 Importing this module does not import Ray.
 """
 
+import atexit
+import contextlib
 import importlib.util
 import logging
 import os
+import shutil
 import signal
+import sys
 import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
-from orchestrator import ROOT
+from orchestrator import ROOT, ray_start
 from orchestrator.failures import behind
 
 ARENAS = "MALLOC_ARENA_MAX"
@@ -20,6 +27,8 @@ ENVIRONMENT = {
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning in every worker without a GPU
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # without it Train cannot free its resources; a busy machine needs a while
+    "RAY_worker_register_timeout_seconds": "300",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # a feed without CPUs says so in 5 minutes
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report is a barrier that is drained at this interval
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
@@ -33,6 +42,7 @@ OMP_NUM_THREADS is not among them: Ray gives each worker as many threads as it r
 """
 
 NOISY = ("ray.data", "ray.train", "ray.tune")
+DEATHS = ("Raylet is terminated", "has been marked dead")
 OBJECT_STORE_BYTES = 1_000_000_000
 """Of a local Ray: streams of blocks of 16 MiB need no more."""
 
@@ -47,6 +57,10 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
+def _stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
 def connect(
     num_cpus: int | None = None,
     *,
@@ -54,14 +68,16 @@ def connect(
     object_store_bytes: int = OBJECT_STORE_BYTES,
     dashboard: bool | None = None,
     worker_output: bool = False,
+    say: Callable[[str], None] = _stderr,
 ) -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local Ray of `num_cpus` (None: all there are).
 
     Does nothing where Ray runs already. `dashboard=False` is for unit tests alone: without the dashboard
     there is no State API and Train cannot free its placement groups. `worker_output` prints what workers
-    print; their logs lie in Ray's session folder either way. InputError where Ray does not start or answer.
+    print; their logs lie in Ray's session folder either way. `say` hears what it waits for. InputError where Ray does
+    not start or answer.
     """
-    address = os.environ.get("RAY_ADDRESS")
+    address = ray_start.named_address()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     options: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": logging.ERROR}
     if not address:
@@ -81,12 +97,40 @@ def connect(
     if ray.is_initialized():
         return
     quiet()
-    try:
-        ray.init(**options)
-    except (ConnectionError, RuntimeError) as error:
-        what = f"the cluster at RAY_ADDRESS={address}" if address else "a local Ray"
-        raise InputError(f"{what} does not answer: {str(error).strip().splitlines()[0]}") from error
+    _hush()
+    if address:
+        ray_start.join(address, options)
+    else:
+        ray_start.start(options, say)
     interruptible()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names; where it names none no Ray is started: one machine makes small data without."""
+    if not ray_start.named_address():
+        yield
+        return
+    connect()
+    try:
+        yield
+    finally:
+        shutdown()
+
+
+def scratch(store: Path, owner: str) -> str:
+    """A name for a run of Train or Tune, whose folder in `store`/ray goes with `shutdown` at the latest.
+
+    What killed runs of the same owner left goes now; the caller holds the owner's lock.
+    """
+    for left in (store / "ray").glob(f"{owner}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    name = f"{owner}-{time.time_ns()}"
+    _SCRATCH.add(store / "ray" / name)
+    return name
+
+
+_SCRATCH: set[Path] = set()
 
 
 def interruptible() -> None:
@@ -97,10 +141,70 @@ def interruptible() -> None:
 
 
 def shutdown() -> None:
-    """Stop a local Ray, or leave the cluster."""
+    """Stop a local Ray, or leave the cluster; what a run of Train or Tune left in the store goes."""
     import ray
 
     ray.shutdown()
+    _tidy()
+
+
+def abandon() -> None:
+    """As `shutdown`, where Ray's own servers are dead and would be waited for: what is left of a local Ray is killed.
+
+    The process can only end after that, with exit code 1.
+    """
+    import ray
+
+    mute()
+    atexit.unregister(ray.shutdown)
+    atexit.register(_leave)
+    if not ray_start.named_address():
+        ray_start.stop_started()
+    _tidy()
+
+
+def mute() -> None:
+    """Let only Python write to stderr from here on: Ray's C++ part tells there what a sentence tells already."""
+    global _MUTED
+    if _MUTED:
+        return
+    _MUTED = True
+    sys.stderr.flush()
+    sys.stderr = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 (for the rest of the process)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+_MUTED = False
+
+
+def _leave() -> None:
+    """End the process before the destructors of Ray's C++ part run, which crash without its servers."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _tidy() -> None:
+    while _SCRATCH:
+        shutil.rmtree(_SCRATCH.pop(), ignore_errors=True)
+
+
+def _hush() -> None:
+    """Keep to itself what Ray prints of a server's death, with the end of its log: `orchestrator.waiting` tells it in a sentence."""
+    from ray._private import worker
+
+    show = worker.print_to_stdstream
+    if getattr(show, "hushed", False):
+        return
+
+    def told(data: dict[str, Any], ignore_prefix: bool) -> None:
+        if not any(text in line for line in data["lines"] for text in DEATHS):
+            show(data, ignore_prefix)
+
+    told.hushed = True  # type: ignore[attr-defined]
+    worker.print_to_stdstream = told
 
 
 def quiet() -> None:

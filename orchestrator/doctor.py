@@ -3,21 +3,28 @@
 import importlib.util
 import os
 import shutil
+import socket
 import sys
 import tempfile
 from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 
+import psutil
+
 from datasets.errors import InputError
-from orchestrator import ROOT
+from orchestrator import ROOT, network, ray_start
 from orchestrator.store import Store
 
 PACKAGES = ("torch", "torchvision", "open_clip_torch", "ray", "mlflow", "pyarrow", "numpy", "nltk", "simplejpeg", "optuna")
 
 
+class Doubt(Exception):
+    """Something that works, and should not stay so, or that fails on several nodes alone."""
+
+
 def doctor(root: str, tracking_uri: str) -> int:
-    """Print one line a check; the exit code is 0 when none failed."""
+    """Print one line a check; the exit code is 0 when none failed. A warning is no failure."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: _python()),
         ("packages", lambda: _packages()),
@@ -28,6 +35,8 @@ def doctor(root: str, tracking_uri: str) -> int:
         ("store", lambda: _store(root)),
         ("shared memory", lambda: _shared_memory()),
         ("ray", lambda: _ray()),
+        ("token", lambda: _token()),
+        ("network", lambda: _network()),
         ("synonyms", lambda: _synonyms()),
         ("mlflow", lambda: _mlflow(root, tracking_uri)),
     ]
@@ -35,6 +44,8 @@ def doctor(root: str, tracking_uri: str) -> int:
     for name, check in checks:
         try:
             state, text = "ok", check()
+        except Doubt as doubt:
+            state, text = "WARN", str(doubt)
         except (InputError, RuntimeError, OSError, ImportError, metadata.PackageNotFoundError) as error:
             state, text = "FAIL", str(error)
             failed += 1
@@ -81,8 +92,6 @@ def _cores() -> str:
 
 
 def _memory() -> str:
-    import psutil
-
     memory = psutil.virtual_memory()
     return f"{memory.available / 2**30:.1f} of {memory.total / 2**30:.1f} GiB free"
 
@@ -113,11 +122,44 @@ def _shared_memory() -> str:
 
 
 def _ray() -> str:
-    token = Path.home() / ".ray" / "auth_token"
-    address = os.environ.get("RAY_ADDRESS")
-    if address and token.exists() and os.environ.get("RAY_AUTH_MODE") != "token":
-        return f"RAY_ADDRESS={address}; {token} exists, so a cluster started here asks for it: set RAY_AUTH_MODE=token"
-    return f"joins {address}" if address else "starts its own (RAY_ADDRESS is not set)"
+    address = ray_start.named_address()
+    if address and address != "auto" and not address.startswith("ray://"):
+        ray_start.check_address(address)
+    if address and ray_start.token_file().exists() and os.environ.get("RAY_AUTH_MODE") != "token":
+        return f"RAY_ADDRESS={address}; {ray_start.token_file()} exists, so a cluster started here asks for it: set RAY_AUTH_MODE=token"
+    if address:
+        return f"joins {address}"
+    folder = ray_start.short_folder()
+    return "starts its own, on loopback (RAY_ADDRESS is not set)" + (f"; TMPDIR is too long for its sockets: in {folder}" if folder else "")
+
+
+def _token() -> str:
+    file = ray_start.token_file()
+    if not file.exists():
+        return f"none yet; a Ray started here writes {file}"
+    if file.stat().st_mode & 0o077:
+        mode = f"{file.stat().st_mode & 0o777:o}"
+        raise Doubt(f"{file} can be read by others (mode {mode}), who could run code in your Ray: chmod 600 {file}")
+    return f"{file}, for you alone"
+
+
+def _network() -> str:
+    own = network.outward_address()
+    name, chosen = network.interface_of(own), os.environ.get(network.GLOO, "")
+    if chosen:
+        if chosen not in psutil.net_if_addrs():
+            raise InputError(f"{network.GLOO}={chosen} is no interface of this machine: {', '.join(psutil.net_if_addrs())}")
+        return f"{network.GLOO}={chosen}"
+    if not network.name_is_loopback():
+        return f"{socket.gethostname()} has an address of its own; {name or 'no interface'} {own}".rstrip()
+    text = (
+        f"the name {socket.gethostname()} means loopback here, so that gloo on several nodes would connect to itself: pre-training names "
+        f"the interface itself; for other programs export {network.GLOO}={name or '<interface>'} {network.NCCL}={name or '<interface>'} "
+        "on every node before `ray start`"
+    )
+    if ray_start.named_address():
+        raise Doubt(text)
+    return text
 
 
 def _synonyms() -> str:

@@ -26,6 +26,7 @@ from orchestrator.study import Study
 from orchestrator.tracking import Tracker, TrackingError
 from orchestrator.training import pretrain_all
 from orchestrator.tuning import Upstream, clean_sweep
+from orchestrator.waiting import RayEnded, Wanted, watching
 
 CHOOSES = {"clean", "clean.seed", *CLEANING_SET}
 """Paths on which a cleaning set depends."""
@@ -57,8 +58,8 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
         failures: list[str] = []
         if trials is None:
             try:
-                with _ray(compute), Follower(plan, store, Mirror(tracker), say):
-                    trials, failures = _make(plan, store, compute, say)
+                with _ray(compute), Follower(plan, store, Mirror(tracker), say), watching(say) as wants:
+                    trials, failures = _make(plan, store, compute, say, wants)
             except BaseException:
                 _close(plan, store, tracker)
                 raise
@@ -76,15 +77,22 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
 
 
 def _make(
-    plan: Plan, store: Store, compute: Compute, say: Callable[[str], None]
+    plan: Plan,
+    store: Store,
+    compute: Compute,
+    say: Callable[[str], None],
+    wants: Callable[[Wanted | None], None] = lambda wanted: None,
 ) -> tuple[list[Trial], list[str]]:
+    """Make what is missing; `wants` hears what the cluster must have for it."""
     cluster.require_resources(compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, "pre-training")
     if plan.sweep.base.clean is not None:
         cluster.require_resources(compute.trial_cpus, compute.trial_gpus, "a trial")
     if cluster.has_gpu() and not (compute.gpus_per_worker or compute.trial_gpus):
         say("NOTE the cluster has GPUs and none is asked for: see --gpus-per-worker and --trial-gpus.")
+    wants(Wanted("the index"))
     wanted = [(experiment, make_data(experiment, store, say)) for _, experiment in plan.upstream]
     _choose_cleansets(plan, wanted, store)
+    wants(_pretraining(plan, store, compute))
     upstream = {
         artefact.fingerprint: Upstream(inputs, str(last_checkpoint(artefact)))
         for (_, inputs), artefact in zip(wanted, pretrain_all(wanted, store, compute))
@@ -95,7 +103,18 @@ def _make(
         del upstream[pretrain]  # a defence is judged on models whose attack took
     if plan.sweep.base.clean is None or not upstream:
         return [], failures
+    wants(Wanted("a trial", 1, compute.trial_cpus, compute.trial_gpus))
     return clean_sweep(plan, upstream, store, compute), failures
+
+
+def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:
+    """What the next pre-training of the plan asks of the cluster; None where all are made."""
+    missing = [stage for _, one in plan.upstream if store.find((stage := stages(one)["pretrain"]).kind, stage.fingerprint) is None]
+    if not missing:
+        return None
+    others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    feed = 1.0 if compute.feed == "ray" else 0.0
+    return Wanted(f"{missing[0]}{others}", compute.workers, compute.cpus_per_worker, compute.gpus_per_worker, feed)
 
 
 def _choose_cleansets(plan: Plan, wanted: list[tuple[Experiment, Inputs]], store: Store) -> None:
@@ -173,8 +192,13 @@ def _ray(compute: Compute) -> Iterator[None]:
     cluster.connect(compute.num_cpus or None)
     try:
         yield
-    finally:
+    except RayEnded:
+        cluster.abandon()
+        raise
+    except BaseException:
         cluster.shutdown()
+        raise
+    cluster.shutdown()
 
 
 def report_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path]:
@@ -215,7 +239,8 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror}.") from error
-    with _ray(compute):
+    with _ray(compute), watching(lambda line: print(line, file=sys.stderr, flush=True)) as wants:
+        wants(Wanted("poison"))
         inputs = make_data(experiment, store, print)
         inputs.pairs()  # whose files the tasks read
         return poison_shards(
@@ -237,7 +262,7 @@ def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) 
     model = load_model(experiment, weights)  # first, so that a mistake is told before data are prepared
     store = Store(compute.store)
     store.prepare()
-    with _ray(compute):
+    with cluster.joined():
         inputs = make_data(experiment, store, lambda line: print(line, file=sys.stderr))
     job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker)
     with measured_as(weights):

@@ -1,4 +1,4 @@
-"""Ray Data, all of it: indexing shards, writing poisoned ones, streaming the plan of an epoch into training.
+"""Over Ray Data: indexing shards, writing poisoned ones, streaming the plan of an epoch into training.
 
 What Ray Data's workers compute is in `datasets`, which knows nothing of Ray; the functions they run are at the top
 level here, for they travel by name.
@@ -9,15 +9,13 @@ from __future__ import annotations
 import contextlib
 import itertools
 import json
-import logging
 import os
 import queue
 import shutil
 import threading
-import time
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +24,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import ray
 import ray.data
-from ray.data import DataContext, ExecutionResources
-from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from datasets.errors import InputError
 from datasets.loader import Recipe, StepFeed
@@ -36,64 +32,14 @@ from datasets.seeding import hash64
 from datasets.source import NOTES, Source, mark_duplicates, shard_names
 from datasets.storage import size_of
 from datasets.triggers.base import Trigger
-from orchestrator.cluster import user_error
+from orchestrator.ray_data import BLOCK_BYTES, THREAD, Progress, configure, decode_block, plain_errors, to_bytes, to_numpy
+from orchestrator.ray_data import over_shards as _over_shards
 
-BLOCK_BYTES = 16 << 20
-"""Of a block in the object store. Ray's own 128 MiB would decode a small epoch whole before the first batch."""
 BLOCK_ROWS = 256
 """At most in one block of a feed: small pictures would fill the bytes only after seconds of decoding."""
 WINDOW_ROWS = 32_768
 """Of the plan that a rank hands to Ray Data at once: some 10 MB of records, whatever the data set's size. More where
 many CPUs would be through with them in a few seconds."""
-
-Progress = Callable[[int, int], None]
-"""Called with (shards done, shards in all)."""
-
-
-def _configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = False) -> None:
-    """Settings of the data sets that this process makes from here on.
-
-    The limits are per execution: without them each takes the cluster's every CPU and half its object store for
-    its own, and two ranks and their trainers may wait for each other for ever.
-    """
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and said once
-    context = DataContext.get_current()
-    context.enable_progress_bars = False
-    context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # so that an InputError arrives as one
-    context.target_max_block_size = BLOCK_BYTES
-    context.execution_options.preserve_order = ordered
-    context.custom_execution_callback_classes = [_Pace]
-    context.execution_options.resource_limits = ExecutionResources(cpu=cpus, object_store_memory=store_bytes)
-
-
-@contextlib.contextmanager
-def _plain_errors() -> Iterator[None]:
-    """A user's mistake found in a worker, as if it had been found here."""
-    try:
-        yield
-    except Exception as error:  # Ray's own hierarchy has several roots
-        mistake = user_error(error)
-        if mistake is None:
-            raise
-        raise mistake from None
-
-
-def _over_shards(
-    task: Callable[..., dict], items: list[dict], constants: dict, cpus: int | None, progress: Progress | None, total: int
-) -> None:
-    """`task(item, **constants)` for each item, as a Ray Data task of its own; `total` counts those done before."""
-    if not items:
-        return
-    cpus = min(cpus or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items))
-    _configure(cpus)
-    shards = ray.data.from_items(items, override_num_blocks=len(items))
-    done = shards.map(task, fn_kwargs=constants, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=cpus))
-    with _plain_errors():
-        for finished, _ in enumerate(done.iter_rows(), start=total - len(items) + 1):
-            if progress is not None:
-                progress(finished, total)
-
 
 # ---- the index -----------------------------------------------------------------------------------------
 
@@ -101,9 +47,9 @@ def _over_shards(
 def index_shards(
     source: Source, out: Path, *, cpus: int | None = None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task a shard.
+    """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task a shard; by threads where no Ray runs.
 
-    At most `cpus` at a time, None for all that the cluster has. The shards' own tables lie in `out/parts` until
+    At most `cpus` at a time, None for all that the cluster, or this machine, has. The shards' own tables lie in `out/parts` until
     all are there, so a run that was stopped goes on from them. The driver holds the keys in memory, not the rows.
     Returns {"shards", "empty_shards", "samples", "kept", "drops": {reason: samples}, "passed_over": members of tars that are no sample's,
     "columns": those of the tables that were read}.
@@ -319,7 +265,7 @@ class RayFeed(StepFeed):
         for epoch, group in itertools.groupby(parts, key=lambda part: part[0]):
             records = self.pairs.records(np.concatenate([positions for _, positions in group]))
             for start in range(0, len(records), block_rows):
-                items.append({"epoch": epoch, "records": _to_bytes(records.slice(start, block_rows))})
+                items.append({"epoch": epoch, "records": to_bytes(records.slice(start, block_rows))})
         expected = {step: (epoch, self.pairs.rows[part]) for step, (epoch, part) in zip(steps, parts)}
         # in the making, made, and being joined to batches; more than its share would be spilled to disk
         rows = (2 * self.cpus + 2) * block_rows + 2 * self.batch_size // self.world
@@ -353,7 +299,7 @@ class _Window:
         """The batch of `step`; steps are taken in their order."""
         got = self._ready.get()
         if isinstance(got, BaseException):
-            with _plain_errors():
+            with plain_errors():
                 raise got
         epoch, rows = self._expected.pop(step)
         assert np.array_equal(got["row"], rows), f"Ray Data gave other rows than the plan's for step {step}"
@@ -373,12 +319,12 @@ class _Window:
 
     def _run(self) -> None:
         try:
-            _THREAD.window = self
+            THREAD.window = self
             recipe, cpus = self._feed.recipe, self._feed.cpus
             items, self._expected, store = self._feed.layout(self._first)
-            _configure(cpus, store, ordered=True)
+            configure(cpus, store, ordered=True)
             stream = ray.data.from_items(items, override_num_blocks=len(items)).map_batches(
-                _decode_block,  # type: ignore[arg-type]
+                decode_block,  # type: ignore[arg-type]
                 batch_size=None,
                 batch_format="pyarrow",
                 fn_kwargs={"recipe": recipe},
@@ -387,7 +333,7 @@ class _Window:
             )
             rows = self._feed.batch_size // self._feed.world
             for batch in stream.iter_batches(batch_size=rows, batch_format="pyarrow", prefetch_batches=1):
-                if not self._put(_to_numpy(batch, recipe.views.size)):
+                if not self._put(to_numpy(batch, recipe.views.size)):
                     return
             self._put(AssertionError("Ray Data gave fewer rows than the plan has"))
         except BaseException as error:  # raised by take, in the thread that trains
@@ -399,62 +345,3 @@ class _Window:
                 self._ready.put(batch, timeout=0.2)
                 return True
         return False
-
-
-_THREAD = threading.local()
-
-
-class _Pace(ExecutionCallback):
-    """Lets Ray Data's scheduling loop sleep while batches lie ready: held back, it would spin on a whole core."""
-
-    def __init__(self) -> None:
-        self._window: _Window | None = getattr(_THREAD, "window", None)  # it is made by the window's thread
-
-    def on_execution_step(self, executor: Any) -> None:
-        if self._window is not None and self._window.full():
-            time.sleep(0.02)
-
-
-def _decode_block(block: pa.Table, recipe: Recipe) -> pa.Table:
-    """One row of the plan's windows, an epoch and serialised records, into their samples."""
-    from datasets.loader import make_batch
-
-    (epoch,), (data,) = block["epoch"].to_pylist(), block["records"].to_pylist()
-    with pa.ipc.open_stream(data) as reader:
-        samples = make_batch(reader.read_all(), epoch, recipe)
-    return pa.table({name: _to_arrow(values) for name, values in samples.items()})
-
-
-def _to_arrow(values: np.ndarray) -> pa.Array:
-    """Pictures uint8 [B, S, S, 3] as fixed-size binary without a copy, objects as text, numbers as they are."""
-    if values.ndim == 4:
-        flat = np.ascontiguousarray(values)
-        kind = pa.binary(flat[0].nbytes)
-        return pa.FixedSizeBinaryArray.from_buffers(kind, len(flat), [None, pa.py_buffer(flat)])
-    return pa.array(values, pa.string() if values.dtype == object else None)
-
-
-def _to_numpy(batch: pa.Table, size: int) -> dict[str, np.ndarray]:
-    """The reverse: arrays that own their memory."""
-    arrays = {}
-    for name, column in zip(batch.column_names, batch.columns):
-        if pa.types.is_fixed_size_binary(column.type):
-            width = column.type.byte_width
-            raw = [
-                np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
-                for chunk in column.chunks
-            ]
-            arrays[name] = np.concatenate(raw).reshape(len(column), size, size, 3)
-        elif pa.types.is_string(column.type):
-            arrays[name] = np.array(column.to_pylist(), object)
-        else:
-            arrays[name] = np.array(column.to_numpy())
-    return arrays
-
-
-def _to_bytes(records: pa.Table) -> bytes:
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_stream(sink, records.schema) as writer:
-        writer.write_table(records)
-    return sink.getvalue().to_pybytes()
-

@@ -2,14 +2,14 @@
 
 import math
 import shutil
-import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from datasets.component import Component
 from datasets.errors import InputError
-from orchestrator.cluster import user_error
+from orchestrator import network
+from orchestrator.cluster import scratch, user_error
 from orchestrator.identity import IDENTITIES
 from orchestrator.plan import Stage, stages, unpoisoned
 from orchestrator.results import spent
@@ -139,10 +139,11 @@ def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
     resources: dict[str, float] = {"CPU": compute.cpus_per_worker}
     if compute.gpus_per_worker:
         resources["GPU"] = compute.gpus_per_worker
-    name = f"{stage.kind}-{stage.fingerprint[:12]}-{time.time_ns()}"
+    name = scratch(store.root, f"{stage.kind}-{stage.fingerprint[:12]}")
     trainer = TorchTrainer(
         _worker,
         train_loop_config={"job": job},
+        torch_config=network.torch_config(),
         scaling_config=ScalingConfig(
             num_workers=compute.workers, use_gpu=compute.gpus_per_worker > 0, resources_per_worker=resources
         ),
@@ -159,8 +160,8 @@ def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
         raise KeyboardInterrupt from error
     except Exception as error:  # Train wraps whatever a worker died of; what it was is read off below
         cause = error
-    raise_failure(stage, Path(job.folder), cause)
     shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
+    raise_failure(stage, Path(job.folder), cause)
 
 
 def raise_failure(stage: Stage, folder: Path, cause: BaseException | None) -> None:

@@ -6,14 +6,13 @@ their last checkpoint. Tune decides what runs next to what; nothing of it is kep
 
 import math
 import shutil
-import time
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 from datasets.component import Component
 from orchestrator import failures
-from orchestrator.cluster import interruptible, user_error
+from orchestrator.cluster import interruptible, scratch, user_error
 from orchestrator.identity import IDENTITIES
 from orchestrator.labels import make_labels, prepare_labels
 from orchestrator.override import override
@@ -121,7 +120,7 @@ def _tune(
     resources: dict[str, float] = {"cpu": compute.trial_cpus}
     if compute.trial_gpus:
         resources["gpu"] = compute.trial_gpus
-    name = f"sweep-{plan.fingerprint[:12]}-{time.time_ns()}"
+    name = scratch(store.root, f"sweep-{plan.fingerprint[:12]}")
     tuner = tune.Tuner(
         tune.with_resources(tune.with_parameters(_trial, context=context), resources),
         param_space=space,

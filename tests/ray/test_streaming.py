@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import hashlib
+import subprocess
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -21,6 +23,7 @@ from datasets.shards import poison_shard, write_tar
 from datasets.source import Source, read_bytes
 from datasets.view import Views
 from orchestrator.streaming import RayFeed, index_shards, poison_shards
+from tests.experiments import ROOT
 
 pytestmark = pytest.mark.usefixtures("ray_session")
 
@@ -58,6 +61,11 @@ def test_the_index_is_the_one_a_single_process_makes(make: Callable, tmp_path: P
         ],
     )
     summary = index_shards(made.source, tmp_path / "out", cpus=2)
+    program = "import sys; from pathlib import Path; from datasets.source import Source; from orchestrator.streaming import index_shards; "
+    program += "import ray; print(index_shards(Source(urls=sys.argv[1]), Path(sys.argv[2]))); assert not ray.is_initialized()"
+    words = [sys.executable, "-c", program, made.source.urls, tmp_path / "local"]
+    local = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert local.stdout.strip() == str(summary) and tree(tmp_path / "local") == tree(tmp_path / "out"), "the same without Ray"
     found = pa.ipc.open_file(tmp_path / "out" / "index.arrow").read_all()
     expected = [made.source.index_shard(number, url) for number, url in enumerate(made.source.shards())]
     assert found.equals(pa.concat_tables(expected).combine_chunks())

@@ -1,0 +1,73 @@
+"""Which interface the processes of a pre-training talk over.
+
+gloo asks what the host's name resolves to. Where that is loopback (Debian writes 127.0.1.1 into /etc/hosts), processes on
+several nodes each connect to themselves; GLOO_SOCKET_IFNAME names the interface instead.
+"""
+
+import ipaddress
+import os
+import socket
+from typing import Any
+
+import psutil
+
+GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
+
+
+def name_is_loopback() -> bool:
+    """Whether the host's name means this machine's loopback alone, or nothing."""
+    try:
+        found = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None)}
+    except OSError:
+        return True
+    return all(_loopback(str(address)) for address in found)
+
+
+def _loopback(address: str) -> bool:
+    return ipaddress.ip_address(address.split("%")[0]).is_loopback
+
+
+def interface_of(address: str) -> str:
+    """The name of the interface that has this address; empty where none has."""
+    return next((name for name, entries in psutil.net_if_addrs().items() if any(entry.address == address for entry in entries)), "")
+
+
+def outward_address() -> str:
+    """The address that this machine has for others; empty without a network. Nothing is sent."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))  # an address for documentation (RFC 5737)
+        except OSError:
+            return ""
+        return str(probe.getsockname()[0])
+
+
+def choose_interface() -> None:
+    """In a worker of Ray Train, before gloo starts: the interface of the node's own address, where the host's name leads elsewhere.
+
+    A Ray that listens on loopback alone has its workers do so too. What the user has set stands.
+    """
+    from ray.util import get_node_ip_address
+
+    own = get_node_ip_address()
+    name = interface_of(own)
+    if name and (_loopback(own) or name_is_loopback()):
+        os.environ.setdefault(GLOO, name)
+
+
+def torch_config() -> Any:
+    """Ray Train's `TorchConfig`, whose workers choose their interface first."""
+    from ray.train.torch import TorchConfig
+    from ray.train.torch.config import _TorchBackend
+
+    class Backend(_TorchBackend):
+        def on_start(self, worker_group: Any, backend_config: Any) -> None:
+            worker_group.execute(choose_interface)
+            super().on_start(worker_group, backend_config)
+
+    class Config(TorchConfig):
+        @property
+        def backend_cls(self) -> Any:
+            return Backend
+
+    return Config()

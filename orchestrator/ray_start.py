@@ -1,0 +1,284 @@
+"""Starting a Ray of this machine's own, or finding the one that RAY_ADDRESS names; what fails is told in one sentence.
+
+Importing this module does not import Ray.
+"""
+
+import contextlib
+import os
+import re
+import secrets
+import shutil
+import socket
+import stat
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+
+from datasets.errors import InputError
+
+LIMITS_S = (30.0, 180.0)
+"""How long a local Ray may take to start: at first, and when it is tried again. A machine that is busy needs minutes."""
+SOCKET_BYTES = 107
+"""The longest path of a Unix socket (104 - 1 on macOS; Ray checks that itself)."""
+SESSION = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
+"""The longest that Ray appends to its folder."""
+GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
+LOOPBACK = "127.0.0.1"
+FORMS = "accepted: host:port of Ray's GCS, e.g. 10.0.0.1:6379 (what `ray start --head` prints), or nothing for a Ray of this machine's own"
+PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
+"""What opens an HTTP/2 connection (RFC 9113, 3.4) with empty settings; a server answers it with its own settings."""
+LOG_LINE = re.compile(r"\[[^]]* [EFC] [^]]*\]\s*(?:\(\w+\)\s*)?(?:[\w./-]+:\d+: )?(.*\S)")
+"""A line of Ray's servers that tells of an error: its text."""
+
+
+def named_address() -> str:
+    """The cluster that RAY_ADDRESS names; empty where a Ray of this machine's own is meant."""
+    address = os.environ.get("RAY_ADDRESS", "").strip()
+    return "" if address == "local" else address
+
+
+# ---- joining a cluster ------------------------------------------------------------------------------------------------
+
+
+def join(address: str, options: dict[str, Any]) -> None:
+    """`ray.init` for the cluster at `address`. InputError where there is none, told in seconds: Ray itself would wait for minutes."""
+    import ray
+
+    if address != "auto" and not address.startswith("ray://"):
+        check_address(address)
+    try:
+        ray.init(**options)
+    except Exception as error:  # Ray raises whatever it met, plain `Exception` too
+        text = first_line(error)
+        hint = f": {FORMS}" if isinstance(error, ValueError) else ""
+        raise InputError(f"the cluster at RAY_ADDRESS={address} does not answer: {text.rstrip('.')}{hint}.") from error
+
+
+def check_address(address: str, timeout_s: float = 5.0) -> None:
+    """InputError unless `address` is host:port and something that may be Ray's GCS answers there."""
+    where = f"RAY_ADDRESS={address}"
+    if "://" in address:
+        raise InputError(f"{where} is a web address, as of Ray's dashboard or of `ray job submit`; {FORMS}.")
+    host, colon, port = address.rpartition(":")
+    host = host.removeprefix("[").removesuffix("]")
+    if not colon or not host:
+        raise InputError(f"{where} has no port; {FORMS}.")
+    if not (port.isascii() and port.isdecimal() and 0 < int(port[:6]) < 65536):
+        raise InputError(f"{where}: {port!r} is no port; {FORMS}.")
+    if host in ("localhost", LOOPBACK, "::1"):  # Ray looks for it at the machine's own address
+        from ray.util import get_node_ip_address
+
+        host = get_node_ip_address()
+    try:
+        with socket.create_connection((host, int(port)), timeout=timeout_s) as probe:
+            probe.settimeout(timeout_s)
+            probe.sendall(PREFACE)
+            answer = probe.recv(4)
+    except (OSError, UnicodeError) as error:
+        why = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise InputError(f"{where}: no Ray answers at {host}:{port} ({why}): start it, or name another; {FORMS}.") from error
+    if answer[3:4] != b"\x04" and os.environ.get("RAY_USE_TLS", "0") == "0":
+        raise InputError(f"{where}: what answers there is not Ray's GCS, but perhaps its dashboard or another server; {FORMS}.")
+
+
+# ---- a Ray of this machine's own --------------------------------------------------------------------------------------
+
+
+def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[float, ...] = LIMITS_S) -> None:
+    """`ray.init` for a local Ray that listens on loopback alone; tried again, for longer, where it does not start.
+
+    What an attempt that failed left running is stopped. InputError says what to do.
+    """
+    import ray
+
+    folder = short_folder()
+    if folder is not None:
+        options = {**options, "_temp_dir": str(folder)}
+        say(f"the path of TMPDIR is too long for Ray's sockets; they lie in {folder}")
+    keep_token()
+    _BEFORE.clear()
+    _BEFORE.update(_children())
+    say("starting Ray …")
+    for attempt, limit_s in enumerate(limits_s, start=1):
+        began = time.time()
+        try:
+            with _on_loopback(), _patient(limit_s):
+                ray.init(**options, _node_ip_address=LOOPBACK, dashboard_host=LOOPBACK)
+            return
+        except BaseException as error:
+            with contextlib.suppress(Exception):  # of what is half there; the rest is killed
+                ray.shutdown()
+            stop_started()
+            session = _session(folder, began)
+            if not isinstance(error, Exception):  # ctrl-C
+                raise
+            if attempt == len(limits_s):
+                raise InputError(_why_not(error, session)) from error
+            say(f"Ray did not start: {first_line(error).rstrip('.')} ({_load()}); trying once more, for up to {limits_s[attempt]:.0f} s")
+            if session is not None:
+                shutil.rmtree(session, ignore_errors=True)
+
+
+def _why_not(error: BaseException, session: Path | None) -> str:
+    """The sentence for a Ray that did not start."""
+    text = first_line(error).rstrip(".")
+    if "AF_UNIX" in text:
+        return f"a local Ray does not start: {text}: set TMPDIR to a shorter path."
+    said = "" if session is None else last_error(session / "logs")
+    return (
+        f"a local Ray does not start: {text} ({_load()}). On a busy machine wait until it has less to do; or name a Ray that runs "
+        f"by RAY_ADDRESS=host:port.{said}"
+    )
+
+
+def _load() -> str:
+    return f"the load is {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text; its type where it has none."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:400] if lines else type(error).__name__
+
+
+def last_error(logs: Path) -> str:
+    """` Ray's log says: …` by the last error of the raylet or the GCS, with the file; where they tell of none, the folder alone."""
+    for name in ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err"):
+        file = logs / name
+        lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
+        found = [match[1] for line in lines if (match := LOG_LINE.match(line))]
+        if found:
+            return f" Ray's log says: {found[-1][:300].rstrip('.')} ({file})."
+    return f" Ray's logs lie in {logs}." if logs.is_dir() else ""
+
+
+def _session(folder: Path | None, began: float) -> Path | None:
+    """The session that this process began to make since `began`, seconds since the epoch."""
+    place = folder or Path(_temporary()) / "ray"
+    made = [path for path in place.glob(f"session_*_{os.getpid()}") if path.stat().st_mtime >= began - 1]
+    return max(made, key=lambda path: path.stat().st_mtime, default=None)
+
+
+def _temporary() -> str:
+    """Where Ray puts its folder."""
+    return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+
+
+def short_folder() -> Path | None:
+    """A folder of this user's own for Ray's sockets, where their path would be too long otherwise; else None.
+
+    InputError where no short place can be written.
+    """
+    if len(os.fsencode(f"{_temporary()}/ray{SESSION}")) <= SOCKET_BYTES:
+        return None
+    places = [tempfile.gettempdir(), "/tmp", "/var/tmp", f"/run/user/{os.getuid()}", "/dev/shm"]
+    for place in places:
+        folder = Path(place) / f"cleansweep-ray-{os.getuid()}"
+        if len(os.fsencode(f"{folder}/r{SESSION}")) <= SOCKET_BYTES and _own(folder):
+            return folder / "r"  # Ray opens its own folder to all, so that it lies in one that is closed
+    raise InputError(f"TMPDIR={_temporary()} is too long for Ray's sockets, of at most {SOCKET_BYTES} bytes: name a shorter one.")
+
+
+def _own(folder: Path) -> bool:
+    """Whether the folder, made where it is missing, is this user's and closed to all others."""
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        found = folder.lstat()
+    except OSError:
+        return False
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077 and os.access(folder, os.W_OK)
+
+
+def token_file() -> Path:
+    """Where Ray's token lies."""
+    named = os.environ.get("RAY_AUTH_TOKEN_PATH")
+    return Path(named) if named else Path.home() / ".ray" / "auth_token"
+
+
+def keep_token() -> None:
+    """Make the token that a local Ray asks for, readable by its user alone: Ray itself would write it for all to read."""
+    file = token_file()
+    if os.environ.get("RAY_AUTH_MODE", "token") != "token" or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
+        return
+    with contextlib.suppress(OSError):  # a home that cannot be written is told by Ray
+        if file.exists():
+            return
+        file.parent.mkdir(mode=0o700, exist_ok=True)
+        handle, name = tempfile.mkstemp(dir=file.parent, prefix=".auth_token-")  # mode 0600
+        with open(handle, "w") as out:
+            out.write(secrets.token_hex(32))
+        try:
+            with contextlib.suppress(FileExistsError):
+                os.link(name, file)  # whole at once, and never over another's
+        finally:
+            os.unlink(name)
+
+
+@contextlib.contextmanager
+def _on_loopback() -> Iterator[None]:
+    """Let loopback be the node's address, that its servers listen on: unasked, Ray allows that on macOS and Windows."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+@contextlib.contextmanager
+def _patient(limit_s: float) -> Iterator[None]:
+    """Wait for the raylet for `limit_s`, where Ray itself has 30 s and no setting, and no longer once it is dead; for the GCS too."""
+    from ray._private import services
+
+    ask = services.get_node
+
+    def get_node(*arguments: Any) -> Any:
+        deadline = time.monotonic() + limit_s
+        while time.monotonic() < deadline:
+            try:
+                return ask(*arguments)
+            except RuntimeError as error:  # not there yet
+                if any(_ended(child, "raylet") for child in _children() - _BEFORE):
+                    raise ChildProcessError("its raylet ended by itself") from error
+            time.sleep(0.2)
+        raise TimeoutError(f"its raylet was not ready after {limit_s:g} s")
+
+    services.get_node = get_node
+    own = os.environ.get(GCS_WAIT)
+    os.environ[GCS_WAIT] = own or f"{min(max(limit_s, 30), 90):.0f}"  # of a GCS that died it would not hear
+    try:
+        yield
+    finally:
+        services.get_node = ask
+        if own is None:
+            del os.environ[GCS_WAIT]
+
+
+def _children() -> set[psutil.Process]:
+    return set(psutil.Process().children(recursive=True))
+
+
+def _ended(process: psutil.Process, name: str) -> bool:
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.name() == name and process.status() == psutil.STATUS_ZOMBIE
+    return False
+
+
+_BEFORE: set[psutil.Process] = set()
+"""The children that this process had before it started Ray."""
+
+
+def stop_started() -> None:
+    """Kill all that Ray started on this machine for this process, and wait for its end."""
+    for _ in range(3):  # what they start meanwhile too
+        processes = _children() - _BEFORE
+        for process in processes:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                process.kill()
+        psutil.wait_procs(processes, timeout=10)

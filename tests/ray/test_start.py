@@ -1,0 +1,214 @@
+"""A Ray that starts late, that dies under a run, and that lost a node: each in a process of its own."""
+
+import os
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import psutil
+import pytest
+
+from tests.experiments import ROOT, cleansweep, start, stop, wait_for
+
+OWN = str(ROOT / "tests" / "own_sweep.py")
+
+
+def python(program: str, **environment: str) -> subprocess.Popen:
+    clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
+    return subprocess.Popen(
+        [sys.executable, "-u", "-c", program], cwd=ROOT, env={**clean, "OMP_NUM_THREADS": "1", **environment},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+    )  # fmt: skip
+
+
+LATE = """
+import psutil
+from pathlib import Path
+from orchestrator import cluster, ray_start
+cluster.set_environment()
+import ray
+ray_start.start({"address": "local", "num_cpus": 1, "object_store_memory": 80_000_000}, print, limits_s=(0.0, 180.0))
+inodes = {}
+for child in psutil.Process().children(recursive=True):
+    for link in Path(f"/proc/{child.pid}/fd").iterdir():
+        try:
+            inodes[link.readlink().name] = child.name()
+        except OSError:
+            pass
+for name in ("tcp", "tcp6"):
+    for line in Path(f"/proc/net/{name}").read_text().splitlines()[1:]:
+        words = line.split()
+        if words[3] == "0A" and f"socket:[{words[9]}]" in inodes:
+            print("LISTENS", words[1].split(":")[0], inodes[f"socket:[{words[9]}]"])
+print("GCS", sum(child.name() == "gcs_server" for child in psutil.Process().children(recursive=True)))
+ray.shutdown()
+"""
+
+
+def test_a_ray_that_starts_late_is_tried_again_in_a_short_folder_on_loopback() -> None:
+    with tempfile.TemporaryDirectory(prefix="a-long-name-for-temporary-files-") as long:
+        process = python(LATE, TMPDIR=long)
+        try:
+            output, _ = process.communicate(timeout=300)
+        finally:
+            stop(process)
+    assert process.returncode == 0, output
+    assert "too long for Ray's sockets" in output and "starting Ray …" in output and "trying once more" in output
+    [folder] = [line.rsplit(" ", 1)[1] for line in output.splitlines() if "too long" in line]
+    assert len(list(Path(folder).glob(f"session_*_{process.pid}"))) == 1, "the first attempt's is gone"
+    assert "GCS 1" in output, "the first attempt's servers are gone"
+    listens = [line.split() for line in output.splitlines() if line.startswith("LISTENS")]
+    assert {"gcs_server", "raylet"} <= {words[2] for words in listens}
+    loopback = {"0100007F", "0000000000000000FFFF00000100007F", "00000000000000000000000001000000"}  # 127.0.0.1, the same as IPv6, ::1
+    assert {words[1] for words in listens} <= loopback, output
+
+
+DYING = """
+import sys, time
+from orchestrator import cluster
+from orchestrator.waiting import RayEnded, watching
+cluster.set_environment()
+import ray
+cluster.connect(1, object_store_bytes=80_000_000)
+try:
+    with watching(print):
+        print("READY")
+        ray.get(ray.remote(lambda: time.sleep(600)).remote())
+except RayEnded as ended:
+    print("ENDED", ended)
+    cluster.abandon()
+    sys.exit(1)
+"""
+
+
+@pytest.mark.parametrize("server", ["gcs_server", "raylet"])
+def test_a_ray_that_dies_under_a_run_is_told_in_a_sentence(server: str) -> None:
+    process = python(DYING)
+    try:
+        assert process.stdout is not None
+        while "READY" not in (line := process.stdout.readline()):
+            assert line, "ended early"
+        children = psutil.Process(process.pid).children(recursive=True)
+        [victim] = [child for child in children if child.name() == server]
+        victim.kill()
+        output, _ = process.communicate(timeout=60)
+    finally:
+        stop(process)
+    assert process.returncode == 1, output
+    [line] = output.splitlines()
+    assert line.startswith("ENDED Ray's") and "killed" in line and "continues" in line
+    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), "nothing of it is left"
+
+
+def test_a_run_whose_gcs_dies_ends_with_a_sentence_and_leaves_no_scratch(tmp_path: Path) -> None:
+    from datasets.synthetic import tiny
+
+    (tmp_path / "data").mkdir()
+    tiny(train=200, test=40).write(tmp_path / "data")
+    store = tmp_path / "store"
+    process = start("run", OWN, "--store", str(store), "--pretrain.epochs", "500", OWN_DATA=str(tmp_path / "data"))
+    try:
+        wait_for(lambda: list(store.glob("pretrain/.*/metrics.jsonl")) or list(store.glob("pretrain/*/progress.json")), process)
+        [victim] = [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == "gcs_server"]
+        victim.kill()
+        output, _ = process.communicate(timeout=120)
+    finally:
+        stop(process)
+    assert process.returncode == 1, output
+    [line] = [line for line in output.splitlines() if line.startswith("cleansweep: ")]
+    assert "Ray's GCS" in line and "the same command continues" in line
+    assert "Traceback" not in output and "rpc_client" not in output, output
+    assert list((store / "ray").iterdir()) == []
+
+
+LOST = """
+import os, time
+from orchestrator import cluster
+from orchestrator.waiting import Wanted, watching
+cluster.set_environment()
+import ray
+from ray.cluster_utils import Cluster
+made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000})
+lost = made.add_node(num_cpus=2, object_store_memory=80_000_000)
+os.environ["RAY_ADDRESS"] = made.address
+cluster.connect()
+said = []
+def say(line):
+    print(line)
+    said.append(line)
+def until(word):
+    end = time.monotonic() + 90
+    while not any(word in line for line in said):
+        assert time.monotonic() < end, word
+        time.sleep(0.1)
+    said.clear()
+with watching(say, poll_s=0.5, grace_s=1.0, again_s=2.0) as wants:
+    wants(Wanted("pretrain mmcl-0", 3, 1.0))
+    time.sleep(4)
+    assert not said, said
+    for process in [one.process for group in lost.all_processes.values() for one in group]:
+        process.kill()
+    until("is lost")
+    until("WAITING")
+    until("WAITING")
+    wants(Wanted("a trial", 1, 1.0))
+    time.sleep(3)
+    assert not said, "what is there is enough for it"
+cluster.shutdown()
+made.shutdown()
+"""
+
+
+def test_a_cluster_that_lost_a_node_says_what_it_waits_for() -> None:
+    process = python(LOST)
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        stop(process)
+    assert process.returncode == 0, output
+    line = next(line for line in output.splitlines() if line.startswith("WAITING"))
+    assert line.startswith("WAITING pretrain mmcl-0 needs 3 times 1 CPU; the cluster has 1 CPUs on 1 node now (lost: "), line
+
+
+def test_evaluate_and_analyse_start_no_ray(tmp_path: Path) -> None:
+    from datasets.synthetic import tiny
+
+    (tmp_path / "data").mkdir()
+    tiny(train=200, test=40).write(tmp_path / "data")
+    program = "import torch; from trainers.model import TinyCLIP; torch.save(TinyCLIP().build(0).model.state_dict(), 'w.pt')"
+    subprocess.run([sys.executable, "-c", program], cwd=tmp_path, env={**os.environ, "PYTHONPATH": str(ROOT)}, check=True)
+    for command in ("evaluate", "analyse"):
+        code, output = cleansweep(
+            command, OWN, "--store", str(tmp_path / command), "--checkpoint", str(tmp_path / "w.pt"), OWN_DATA=str(tmp_path / "data")
+        )
+        assert code == 0, output
+        assert "index" in output and "starting Ray" not in output
+
+
+GATHERED = """
+from orchestrator import cluster, network
+cluster.set_environment()
+cluster.connect(2, object_store_bytes=80_000_000)
+from ray.train import RunConfig, ScalingConfig
+from ray.train.torch import TorchTrainer
+def work():
+    import os, sys, torch
+    import torch.distributed as dist
+    total = torch.ones(3)
+    dist.all_reduce(total)
+    return os.environ["GLOO_SOCKET_IFNAME"], total.tolist()
+two = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
+made = TorchTrainer(work, torch_config=network.torch_config(), scaling_config=two, run_config=RunConfig(storage_path=sys.argv[1])).fit()
+print("RETURNED", made.return_value == (network.interface_of("127.0.0.1"), [2.0, 2.0, 2.0]), made.return_value)
+cluster.shutdown()
+"""
+
+
+def test_workers_on_a_ray_on_loopback_talk_over_loopback(tmp_path: Path) -> None:
+    process = python(GATHERED.replace("sys.argv[1]", repr(str(tmp_path))))
+    try:
+        output, _ = process.communicate(timeout=300)
+    finally:
+        stop(process)
+    assert process.returncode == 0 and "RETURNED True" in output, output
