@@ -16,6 +16,7 @@ SWEEP = Sweep(
     base=full("cc3m", 1500),
     space={"pretrain": PRETRAININGS, "clean": tune.grid_search(finetunings())},
     reference=Reference(start="cc3m_1500", cleaning="cc3m/clean_100k"),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -29,5 +30,6 @@ MINIATURE = Sweep(
     },
     reference=SWEEP.reference,
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )
