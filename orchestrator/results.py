@@ -37,7 +37,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
     sweep = plan.sweep
     study = Study(
         name=sweep.name, doc=sweep.doc, fingerprint=plan.fingerprint, config=encode_sweep(plan), commit=commit(),
-        series=sweep.series, published=load_published(sweep.reference),
+        series=sweep.series, published=load_published(sweep.reference), claims=sweep.claims,
     )  # fmt: skip
     for _, experiment in plan.upstream:
         made = stages(experiment)

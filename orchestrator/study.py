@@ -69,5 +69,7 @@ class Study:
     """Dotted path that a figure has as its horizontal axis."""
     published: "Published | None" = None
     """Results of others, drawn beside these."""
+    claims: bool = False
+    """Whether its page judges the study's claims."""
     data_hash: str = ""
     commit: str = ""

@@ -34,6 +34,7 @@ SWEEP = Sweep(
     },
     series="clean.epochs",
     reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_100k"),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -48,5 +49,6 @@ MINIATURE = Sweep(
     },
     series="clean.epochs",
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

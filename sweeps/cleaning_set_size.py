@@ -21,6 +21,7 @@ SWEEP = Sweep(
     reference=Reference(
         start="cc6m_3000", by="clean.pairs", cleaning={100_000: "cc6m/clean_100k", 200_000: "cc6m/clean_200k"}
     ),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -34,5 +35,6 @@ MINIATURE = Sweep(
     },
     series="clean.pairs",
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

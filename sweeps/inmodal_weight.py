@@ -19,6 +19,7 @@ SWEEP = Sweep(
     },
     series="clean.method.inmodal_weight",
     reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_100k"),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -32,5 +33,6 @@ MINIATURE = Sweep(
     },
     series="clean.method.inmodal_weight",
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

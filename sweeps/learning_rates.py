@@ -24,6 +24,7 @@ SWEEP = Sweep(
     },
     series="clean.lr",
     reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_100k"),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -36,5 +37,6 @@ MINIATURE = Sweep(
     },
     series="clean.lr",
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

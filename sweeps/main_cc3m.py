@@ -3,7 +3,7 @@
 RN50 on CC3M with 1 500 victims, once with the contrastive loss alone and once with the in-modal loss as well; each is cleaned by
 fine-tuning with MMCL, SSL or both (CleanCLIP) at four learning rates. 250 GPU-hours of them are the pre-trainings.
 
-The miniature, on the ten shapes of sweeps.quickstart: three seeds, and learning rates wide enough for both ends to be bad.
+The miniature, on ten shapes: three seeds, and learning rates wide enough for both ends to be bad.
 """
 
 from ray import tune
@@ -16,6 +16,7 @@ SWEEP = Sweep(
     base=full("cc3m", 1500),
     space={"pretrain": PRETRAININGS, "clean": tune.grid_search(finetunings())},
     reference=Reference(start="cc3m_1500", cleaning="cc3m/clean_100k"),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -29,5 +30,6 @@ MINIATURE = Sweep(
     },
     reference=SWEEP.reference,
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

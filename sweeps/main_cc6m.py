@@ -23,6 +23,7 @@ SWEEP = Sweep(
     base=full("cc6m", 3000),
     space={"pretrain": PRETRAININGS, "clean": tune.grid_search(finetunings())},
     reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_100k"),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -46,5 +47,6 @@ MINIATURE = Sweep(
     },
     reference=SWEEP.reference,
     gate=Gate(min_asr=80, action="warn"),
+    claims=True,
     compute=TWO_CORES,
 )  # fmt: skip

@@ -26,6 +26,7 @@ SWEEP = Sweep(
     },
     gate=Gate(min_asr=80),
     reference=Reference(start="openai_rn50_cc6m_3000"),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -39,5 +40,6 @@ MINIATURE = Sweep(
         "clean.lr": tune.grid_search([3e-3, 1e-2, 2e-2]),
     },
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

@@ -24,6 +24,7 @@ SWEEP = Sweep(
         start={400: "cc6m_400", 800: "cc6m_800", 3000: "cc6m_3000"},
         cleaning={3000: "cc6m/clean_100k"},
     ),
+    claims=True,
     compute=CLUSTER,
 )  # fmt: skip
 
@@ -36,5 +37,6 @@ MINIATURE = Sweep(
     },
     series="poison.count",
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

@@ -26,6 +26,7 @@ SWEEP = Sweep(
         by="clean.poisons",
         cleaning={0: "cc6m/clean_100k", **{n: f"cc6m/poisoned_100k_with_{n}_poisons" for n in POISONS}},
     ),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -40,5 +41,6 @@ MINIATURE = Sweep(
     },
     series="clean.poisons",
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

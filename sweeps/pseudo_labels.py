@@ -28,6 +28,7 @@ SWEEP = Sweep(
         ]),
     },
     reference=Reference(start="cc6m_3000"),
+    claims=True,
     compute=CLUSTER,
 )  # fmt: skip
 
@@ -43,5 +44,6 @@ MINIATURE = Sweep(
         "clean.lr": tune.grid_search([1e-2]),
     },
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

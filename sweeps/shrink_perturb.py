@@ -23,6 +23,7 @@ SWEEP = Sweep(
     },
     series="clean.method.shrink_lambda",
     reference=Reference(start="cc6m_3000"),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -37,5 +38,6 @@ MINIATURE = replace(
     },
     reference=Reference(),
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

@@ -32,6 +32,7 @@ SWEEP = Sweep(
     reference=Reference(
         by="evaluate.data", start={SETS[0]: "cc6m_beaver_cifar100", SETS[1]: "cc6m_beaver_caltech101"}
     ),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -43,5 +44,6 @@ MINIATURE = Sweep(
         "clean.lr": tune.grid_search([3e-3, 1e-2, 2e-2]),
     },
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

@@ -36,6 +36,7 @@ SWEEP = Sweep(
     reference=Reference(
         by="poison", start={PATCH: "cc6m_3000", WARPED: "cc6m_warped_3000"}, cleaning={PATCH: "cc6m/clean_100k"}
     ),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -54,5 +55,6 @@ MINIATURE = Sweep(
         "clean.lr": tune.grid_search([3e-3, 1e-2, 2e-2]),
     },
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

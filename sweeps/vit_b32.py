@@ -23,6 +23,7 @@ SWEEP = Sweep(
     },
     gate=Gate(min_asr=65),
     reference=Reference(start="cc6m_vit_3000"),
+    claims=True,
     compute=CLUSTER,
 )
 
@@ -36,5 +37,6 @@ MINIATURE = Sweep(
     ),
     space={"clean.lr": tune.grid_search([5e-4, 1e-3, 2e-3, 4e-3])},
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )  # fmt: skip

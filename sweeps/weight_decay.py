@@ -26,6 +26,7 @@ SWEEP = Sweep(
     },
     series="clean.weight_decay",
     reference=Reference(start="cc6m_3000"),
+    claims=True,
     compute=CLUSTER,
 )  # fmt: skip
 
@@ -38,5 +39,6 @@ MINIATURE = Sweep(
     },
     series="clean.weight_decay",
     gate=WARN,
+    claims=True,
     compute=TWO_CORES,
 )

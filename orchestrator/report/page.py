@@ -11,7 +11,7 @@ from orchestrator.report.cautions import cautions
 from orchestrator.report.claims import claims
 from orchestrator.report.claims_table import claims_html
 from orchestrator.report.figures import Gallery
-from orchestrator.report.names import called, duration, flatten, percent
+from orchestrator.report.names import called, duration, flatten, number_of, percent
 from orchestrator.report.points import panels, plans_cleaning, points_of
 from orchestrator.report.series import series_csv
 from orchestrator.report.shown import along, before_first_step, best_ways, curves, image, most_shown, scatters, similarities
@@ -63,9 +63,9 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
     sections = [_head(study), _gates(study), _warnings(said)]
     if cleaning:
         sections += [
-            _section("The claims of the study", _claims(study)),
             _section("Accuracy against attack success", scatters(study, drawn, found)),
             _section("What one would keep", _selection(study)),
+            _section("The claims of the study", _claims(study) if study.claims else ""),
             _section(_best_title(study), best_ways(study, drawn, found) if study.trials else ""),
         ]
     sections += [
@@ -130,10 +130,11 @@ def _gates(study: Study) -> str:
 
 
 def _warnings(said: list[str]) -> str:
+    """All cautions under one line that opens, above the figures; beside each figure stand openly those that concern it."""
     if not said:
         return ""
     items = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
-    return f'<section><h2>Before believing it</h2><div class="warn"><ul>{items}</ul></div></section>'
+    return f'<details class="warn"><summary>Before believing it: {number_of(len(said), "caution")}</summary><ul>{items}</ul></details>'
 
 
 def _selection(study: Study) -> str:

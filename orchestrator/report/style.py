@@ -20,7 +20,8 @@ small { font-size: .82em; white-space: nowrap; font-weight: normal }
 .gate.failed { border-color: var(--red); background: #fdecee }
 .gate.failed b { color: var(--red); font-size: 1.1rem }
 .gate ul { margin: .3rem 0 .2rem; padding-left: 1.2rem }
-.warn { border-left: 5px solid #d08700; background: #fff7e6; padding: .5rem .9rem; max-width: 54rem }
+.warn { border-left: 5px solid #d08700; background: #fff7e6; padding: .5rem .9rem;
+  margin: .5rem 0; max-width: 54rem }
 .warn ul { margin: .2rem 0; padding-left: 1.2rem }
 .panels { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 430px), 1fr));
   gap: .6rem 1.2rem }

@@ -7,9 +7,14 @@ import pytest
 from fake_study import seeded_study
 
 from orchestrator.cli import run
+from orchestrator.plan import make_plan
 from orchestrator.report.claims import TEXTS, as_json, claims
 from orchestrator.report.claims_table import claims_html, claims_text, write_claims
 from orchestrator.report.page import html
+from orchestrator.results import load_study
+from orchestrator.spec import Sweep
+from orchestrator.store import Store
+from tests.tiny_sweep import SWEEP
 
 WIDE = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
 
@@ -193,13 +198,29 @@ def test_a_model_that_two_sweeps_cleaned_is_one_seed(tmp_path):
     assert [v.seeds for v in claims([one, other])] == [v.seeds for v in claims([one])] == [3, 3, 3, 3, 0]
 
 
-def test_the_table_is_in_a_report_that_can_judge_and_others_read_not_tried(tmp_path):
-    study = seeded_study(tmp_path, seeds=1, lrs=(1e-3,), methods=("CleanCLIP",))
+def test_the_table_is_on_a_page_that_asks_for_it_and_can_judge_and_others_read_not_tried(tmp_path):
+    study = replace(seeded_study(tmp_path, seeds=1, lrs=(1e-3,), methods=("CleanCLIP",)), claims=True)
     text = html(study)
     assert "The claims of the study" in text and text.count("not tried</b>") == 2 and text.count("not shown</b>") == 2
     assert "It needs fine-tuning with MMCL alone." in text
+    unasked = html(replace(study, claims=False))
+    assert "not shown" not in unasked and "claims" not in unasked.split("</style>")[1]
     other = replace(study, trials=[t for t in study.trials if t.config["clean"].update(method={"class": "a.Other"}) is None])
     assert {v.verdict for v in claims([other])} == {"not tried"} and "The claims of the study" not in html(other)
+
+
+def test_a_sweep_asks_for_its_claims_and_is_still_the_same_sweep(tmp_path):
+    asked, plain = (make_plan(replace(SWEEP, claims=wanted)) for wanted in (True, False))
+    assert asked.fingerprint == plain.fingerprint
+    assert [load_study(plan, Store(tmp_path)).claims for plan in (asked, plain)] == [True, False]
+    assert not make_plan(Sweep(name="x", base=SWEEP.base)).sweep.claims
+
+
+def test_the_claims_of_sweeps_that_do_not_ask_are_judged_by_the_command(tmp_path):
+    study = seeded_study(tmp_path / "x")
+    assert not study.claims
+    found, page = write_claims([study], tmp_path / "reports")
+    assert len(found) == 5 and "The claims of the study" in page.read_text()
 
 
 def test_words_are_escaped_numbers_are_json_and_lines_fit(tmp_path):

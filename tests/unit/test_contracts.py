@@ -43,6 +43,14 @@ def test_every_shipped_sweep_builds_and_survives_a_journey(name, miniature, monk
     assert json.loads(json.dumps(encode(sweep.base))) == encode(sweep.base)
 
 
+def test_the_claims_stand_on_the_pages_of_the_study_alone():
+    """On those that clean a model, at full size and as miniatures; not on a demonstration's."""
+    asking = {(name, small) for name in SHIPPED for small in (False, True)
+              if (name not in WITHOUT_MINIATURE or not small) and load_sweep(name, miniature=small).claims}  # fmt: skip
+    silent = {*WITHOUT_MINIATURE, "sweeps.pretraining_dynamics"}
+    assert asking == {(name, small) for name in SHIPPED for small in (False, True) if name not in silent}
+
+
 def test_golden_fingerprints():
     assert fingerprints() == json.loads(FILE.read_text()), "a stored result would be made anew: `make baselines` if that is meant"
 

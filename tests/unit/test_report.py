@@ -5,6 +5,7 @@ import io
 import math
 import re
 from dataclasses import replace
+from html import escape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from fake_study import fake_study
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from orchestrator.report.cautions import cautions
 from orchestrator.report.drawing import look
 from orchestrator.report.figures import figures
 from orchestrator.report.names import method_of
@@ -92,6 +94,18 @@ def test_a_failed_gate_is_loud_and_comes_before_the_figures(written):
     text = html(replace(study, gates={study.pretrains[0].fingerprint: gate}))
     assert text.index("the attack did not take.") < text.index("ASR is too low.") < text.index("<img")
     assert 'class="gate failed"' in text
+
+
+def test_the_scatter_comes_first(written):
+    study, page = written
+    for text in (page.read_text(encoding="utf-8"), html(replace(study, claims=True))):
+        body = text.split("</style>")[1]
+        assert re.findall(r"<h2>(.*?)</h2>", body)[:2] == ["Accuracy against attack success", "What one would keep"]
+        first = body.index("<img")
+        assert body[first:].startswith('<img alt="Accuracy against ASR: MMCL"') and first < body.index("<table")
+        assert f'<details class="warn"><summary>Before believing it: {len(cautions(study))} cautions</summary>' in body[:first]
+        assert all(escape(caution.told()) in body[:first] for caution in cautions(study))
+    assert "The claims of the study" in body
 
 
 def test_warnings_drops_visibility_and_captions_are_on_the_page(written):
