@@ -59,14 +59,17 @@ NOT_TEXT = Caption(None, "caption_not_text")
 
 
 def as_caption(value: object) -> Caption:
-    """What a cell or a json field holds, as a caption: text, bytes of text (`datasets.text`), or nothing."""
+    """What a cell or a json field holds, as a caption: text, bytes of text (`datasets.text`), or nothing.
+
+    Text with NUL characters is none: it is UTF-16 without its mark, or damaged.
+    """
     if isinstance(value, bytes):
         try:
             value = decode_text(value, "the caption")
         except NotText:
             return NOT_TEXT  # counted by the reader
     if isinstance(value, str):
-        return Caption(value.strip())
+        return NOT_TEXT if "\0" in value else Caption(value.strip())
     return NO_CAPTION if value is None else NOT_TEXT
 
 

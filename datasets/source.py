@@ -174,6 +174,8 @@ class Source(Component):
         accepted = ", ".join(ext for extensions in EXTENSIONS.values() for ext in extensions)
         if url.lower().endswith((".gz", ".tgz", ".zst", ".bz2", ".xz", ".zip")):
             raise InputError(f"{url} is compressed, so nothing in it can be read by offset; decompress it first ({accepted} are read).")
+        if url.lower().endswith((".json", ".jsonl")):
+            raise InputError(f"{url} is JSON, which is no source ({accepted} are); write a table with the columns image and caption of it.")
         raise InputError(f"{url}: the extension tells no format ({accepted}); set source.format to say which it is.")
 
     def _index_tar(self, url: str, rows: _Rows) -> None:

@@ -23,6 +23,7 @@ IMAGE_NAMES = ("jpg", "image", "image_bytes", "bytes", "filepath")
 CAPTION_NAMES = ("caption", "text", "title", "TEXT")
 CHOICES = ("one", "first", "random", "each")
 """What becomes of a list of captions."""
+_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _KEY_NAMES = ("__key__", "key")
 _LOOKED_AT = 1 << 16
 _LABEL = re.compile(r"\+?0*(\d{1,10})(?:\.0*)?", re.ASCII)
@@ -191,24 +192,20 @@ def _rows(url: str, reader: Any, delimiter: str, keys: Keys, found: Callable[[Ke
                 f"{url} cannot be read as CSV: the quotation mark that opens a cell in line {line} closes in line {reader.line_num}, "
                 "and whole rows stand between; double quotation marks within a cell."
             )
-        text = NO_CAPTION if caption < 0 else Caption(fields[caption].strip())
+        text = NO_CAPTION if caption < 0 else as_caption(fields[caption])
         yield Row(line, None, None, fields[image], (text,), label(fields[number]) if number >= 0 else -1)
     if not width:
         raise InputError(f"{url} is empty; a header line and rows are expected.")
 
 
 def _swallowed(fields: Sequence[str], image: int, width: int, delimiter: str) -> bool:
-    """Whether a cell of several lines holds another row: its path has line ends, or a line of it has a picture of the same kind there."""
+    """Whether a cell of several lines holds another row: its path has line ends, or a line of it has a picture's name where the path is."""
     path = fields[image].strip()
-    kind = os.path.splitext(path)[1].lower()
-    if _LINE_END.search(path):
-        return True
-    for cell in fields:
-        for inner in _LINE_END.split(cell) if kind else ():
-            cells = inner.split(delimiter)
-            if len(cells) >= width and os.path.splitext(cells[image].strip().strip('"'))[1].lower() == kind:
-                return True
-    return False
+    kinds = {os.path.splitext(path)[1].lower(), *_PICTURES} - {""}
+    for inner in (line.split(delimiter) for cell in fields for line in _LINE_END.split(cell)):
+        if len(inner) >= width and os.path.splitext(inner[image].strip().strip('"'))[1].lower() in kinds:
+            return True
+    return bool(_LINE_END.search(path))
 
 
 def _open(url: str) -> Any:

@@ -18,7 +18,9 @@ from datasets.storage import Reader
 BLOCK = 512
 IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
 TEXT_EXTENSIONS = ("txt", "json", "cls")
-NO_SAMPLES = ("index", "idx", "md", "rst", "html", "log", "db", "ini", "yaml", "yml", "toml", "xml", "csv", "tsv", "parquet")
+NO_SAMPLES = frozenset(
+    ("index", "idx", "md", "rst", "html", "log", "db", "ini", "yaml", "yml", "toml", "xml", "csv", "tsv", "parquet")
+)
 """Extensions of what lies beside samples: notes, lists, indices. Such a file alone is passed over."""
 _WINDOW = 8192
 _LONGEST_HEADER = 1 << 20
@@ -150,7 +152,7 @@ def samples(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Sa
 def _samples_of(url: str, key: str, members: dict[str, Member], strays: list[str]) -> Iterable[Sample]:
     """The samples among the members that share a first dot."""
     if not any("." in extension for extension in members):
-        if members.keys() <= {*NO_SAMPLES}:
+        if members.keys() <= NO_SAMPLES:
             strays += [member.name for member in members.values()]
             return []
         return [Sample(key, members)]
@@ -169,8 +171,8 @@ def _samples_of(url: str, key: str, members: dict[str, Member], strays: list[str
             named = {last: member for part in parts.values() for last, member in part.items()}
             if pictures and _is(named, TEXT_EXTENSIONS):
                 parts = {key: named}
-    found = [(name, part) for name, part in parts.items() if not part.keys() <= {*NO_SAMPLES}]
-    strays += [m.name for _, part in parts.items() if part.keys() <= {*NO_SAMPLES} for m in part.values()]
+    found = [(name, part) for name, part in parts.items() if not part.keys() <= NO_SAMPLES]
+    strays += [m.name for _, part in parts.items() if part.keys() <= NO_SAMPLES for m in part.values()]
     found.sort(key=lambda item: min(member.header for member in item[1].values()))
     for (first, before), (second, after) in zip(found, found[1:]):
         if max(member.end for member in before.values()) > min(member.header for member in after.values()):

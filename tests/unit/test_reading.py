@@ -96,6 +96,7 @@ CAPTIONS = {
     "UTF-16": ({"txt": "naïve".encode("utf-16")}, "naïve", ""),
     "Latin-1": ({"txt": b"caf\xe9"}, "", "caption_not_text"),
     "Latin-1 and good json": ({"txt": b"caf\xe9", "json": b'{"caption": "a cat"}'}, "", "caption_not_text"),
+    "UTF-16 without its mark": ({"txt": "a cat".encode("utf-16-le")}, "", "caption_not_text"),
     "json in Latin-1": ({"json": b'{"caption": "caf\xe9"}'}, "", "caption_not_text"),
     "json in UTF-16": ({"json": '{"caption": "naïve"}'.encode("utf-16")}, "naïve", ""),
     "half an emoji": ({"json": b'{"caption": "a cat \\ud83d"}'}, "a cat \ufffd", ""),
@@ -228,6 +229,7 @@ REFUSED = {
     "never closed": (b'image,caption\n1.jpg,a cat\n0.jpg,"big cat\n2.jpg,a dog\n', "line 3: a cell .* has no second one"),
     "closed rows later": (b'image,caption\n0.jpg,"big cat\n1.jpg,a dog\n2.jpg,19"\n', "opens a cell in line 2 closes in line 4"),
     "closed in the next row": (b'image,caption\n0.jpg,"big cat\n1.jpg,a dog"\n', "opens a cell in line 2 closes in line 3"),
+    "a picture of another kind": (b'caption,image\n"big cat,0.jpg\n19"" monitor,1.png\na dog",2.jpg\n', "line 2 closes in line 4"),
     "the path swallowed": (b'image,caption\n"0.jpg,a cat\n1.jpg",a dog\n', "opens a cell in line 2 closes in line 3"),
     "too many columns": (b"image,caption\n0.jpg,a cat\n1.jpg,a dog, black\n", "line 3 has 3 columns, the first line 2"),
     "too few columns": (b"image,caption\n0.jpg\n", "line 2 has 1 columns, the first line 2"),
@@ -275,7 +277,9 @@ def parquet(path: Path, **columns: object) -> Path:
     return path
 
 
-@pytest.mark.parametrize("names", [("jpg", "caption"), ("image_bytes", "text"), ("bytes", "TEXT"), ("image", "title"), ("filepath", "title")])
+@pytest.mark.parametrize(
+    "names", [("jpg", "caption"), ("image_bytes", "text"), ("bytes", "TEXT"), ("image", "title"), ("filepath", "title")]
+)
 def test_common_names_are_found_and_noted(folder, names):
     values = ["0.jpg", "1.jpg"] if names[0] == "filepath" else [JPEG, OTHER]
     path = parquet(folder / "a.parquet", **{"width": [1, 2], names[0]: values, names[1]: ["a cat", "a dog"]})
