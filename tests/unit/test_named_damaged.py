@@ -98,7 +98,7 @@ def test_stl10(tmp_path):
         ("gtsrb", {"gtsrb/GTSRB/x": "", "gtsrb/GT-final_test.csv": "Filename;ClassId\n0.ppm;1\n1.ppm;\n"}, "line 3: it has no Filename"),
         ("gtsrb", {"gtsrb/GTSRB/x": "", "gtsrb/GT-final_test.csv": "Filename;ClassId\n0.ppm\n"}, "line 2: it has no Filename"),
         ("gtsrb", {"gtsrb/GTSRB/x": "", "gtsrb/GT-final_test.csv": "Filename;ClassId\n0.ppm;43\n"}, "label 43, none of the 43 classes"),
-        ("oxford_pets", {"oxford-iiit-pet/annotations/test.txt": "Cat_1 1 1 1\nDog_1 1 1 1\n"}, "class 1 has pictures of 'Cat' and of 'Dog'"),
+        ("oxford_pets", {"oxford-iiit-pet/annotations/test.txt": "Cat_1 1 1 1\nDog_1 1 1 1\n"}, "pictures of 'Cat' and of 'Dog'"),
         ("oxford_pets", {"oxford-iiit-pet/annotations/test.txt": "Cat_1 1 1 1\nDog_1 3 1 1\n"}, "without a gap"),
         ("oxford_pets", {"oxford-iiit-pet/annotations/test.txt": "Cat_1\n"}, "a line is a picture's name"),
     ],

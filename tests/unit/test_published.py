@@ -174,6 +174,11 @@ ENTRY = ("cleaning", "cc3m", "mmcl", "clean_100k", "mmcl")
         (put([1], "cleaning", "cc3m"), r"cleaning.cc3m is \[1\]; expected: an object"),
         (put([[1, 2], [3]], *ENTRY, "pareto_asr_acc_pct"), r"pareto_asr_acc_pct.1 is \[3\]; expected: \[ASR, accuracy\]"),
         (put({}, "cleaning", "cc3m", "clip"), "cleaning.cc3m has a key 'clip'; expected: mmcl, mmcl_ssl"),
+        (put(float("inf"), *ENTRY, "n_points"), "n_points is Infinity; expected: a number of at least 0"),
+        (put(10**400, *ENTRY, "n_points"), "n_points is 10+…; expected: a number of at least 0"),
+        (put(1.5, *ENTRY, "n_points"), "n_points is 1.5; expected: a whole number"),
+        (put(0.5, "selected_checkpoint_epoch", "x"), "selected_checkpoint_epoch.x is 0.5; expected: a whole number"),
+        (put([1], "source"), r"source is \[1\]; expected: text"),
         (put(True, "selected_checkpoint_epoch", "x"), "selected_checkpoint_epoch.x is true; expected: a number"),
     ],
 )
@@ -185,9 +190,23 @@ def test_what_is_wrong_is_said_with_its_place(tmp_path, change, said):
 def test_a_file_that_is_not_there_or_not_json(tmp_path):
     with pytest.raises(InputError, match="cannot be read: No such file"):
         load_published(replace(CC3M, file=str(tmp_path / "none.json")))
-    (tmp_path / "cut.json").write_text(SHIPPED.read_text()[:100])
-    with pytest.raises(InputError, match="is not JSON"):
-        load_published(replace(CC3M, file=str(tmp_path / "cut.json")))
+    for text in (SHIPPED.read_text()[:100], "", "[" * 100_000, '{"start_points_pct": ' * 900):
+        (tmp_path / "cut.json").write_text(text)
+        with pytest.raises(InputError, match="reference file .*cut.json is (not JSON|JSON that is nested too deep)"):
+            load_published(replace(CC3M, file=str(tmp_path / "cut.json")))
+    for depth in (100, 900):
+        (tmp_path / "deep.json").write_text('{"start_points_pct": ' + "[" * depth + "]" * depth + "}")
+        with pytest.raises(InputError, match="deep.json"):
+            load_published(replace(CC3M, file=str(tmp_path / "deep.json")))
+    for path in ("a\0b", "~nobody-of-this-name/x.json", str(tmp_path)):
+        with pytest.raises(InputError, match="cannot be read"):
+            load_published(replace(CC3M, file=path))
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16"])
+def test_a_file_with_a_byte_order_mark_is_read(tmp_path, encoding):
+    (tmp_path / "mine.json").write_bytes(SHIPPED.read_text("utf-8").encode(encoding))
+    assert load_published(replace(CC3M, file=str(tmp_path / "mine.json"))) == load_published(CC3M)
 
 
 @pytest.mark.parametrize(
