@@ -123,8 +123,10 @@ def test_a_store_that_cannot_be(store, command, tmp_path, capsys, monkeypatch):
     assert sorted(tmp_path.iterdir()) == before
 
 
-@pytest.mark.parametrize("words", [["ui", "--port", "0"], ["ui", "--port", "70000"], ["plan", "tests.tiny_sweep", "--workers", "9" * 400],
-                                   ["plan", "tests.tiny_sweep", "--trial-cpus", "inf"], ["plan", "tests.tiny_sweep", "--seeds", "9" * 5000]])
+@pytest.mark.parametrize("words", [
+    ["ui", "--port", "0"], ["ui", "--port", "70000"], ["plan", "tests.tiny_sweep", "--workers", "9" * 400],
+    ["plan", "tests.tiny_sweep", "--trial-cpus", "inf"], ["plan", "tests.tiny_sweep", "--seeds", "9" * 5000],
+])  # fmt: skip
 def test_numbers_that_nothing_can_hold(words, capsys):
     assert words[-2] in refused(capsys, *words)
 

@@ -20,7 +20,8 @@ from sweeps.quickstart import SWEEP
 SECONDS, BYTES = 5, 1 << 30
 """For one input, and above what the process has when the test begins."""
 TEXTS = (
-    "1", "4", "64", "0", "1e-2", "0.99", "-3", "1e-3", "0.5", "true", "None", "banana", "(1, 2)", "[1, [2]]", "{1: 2}", "{[]: 1}", "{1, 2}", "'x'", "b'x'", "1j", "...", "",
+    "1", "4", "64", "0", "1e-2", "0.99", "-3", "1e-3", "0.5", "true", "None",
+    "banana", "(1, 2)", "[1, [2]]", "{1: 2}", "{[]: 1}", "{1, 2}", "'x'", "b'x'", "1j", "...", "",
     " ", "nan", "inf", "-inf", "1e999", "1e300", "9" * 400, "9" * 5000, "0x" + "f" * 5000, "-" * 5000, "(" * 5000, "[" * 300 + "]" * 300,
     "1" + "+1" * 5000, "a\0b", "\n", "\udcff", "\u0663", "²", "ü", "1_0", "007", "lambda: 1", "__import__('os')", "f'{1}'", "'\\d'", "\\",
     "/no/such/file", "~nobody-of-this-name", "random", "last", "once",
@@ -133,7 +134,7 @@ SWEEP = Sweep(
 
 def test_three_hundred_sweep_files(bounded, tmp_path):
     file = tmp_path / "mine.py"
-    values = ["1", "None", "'x'", "-1", "1e999", "float('nan')", "[]", "{}", "()", "print", "1j", "10**400", "'a\\0b'", "BASE", "set()", "b''"]
+    values = ["1", "None", "'x'", "-1", "1e999", "float('nan')", "[]", "{}", "()", "print", "1j", "10**400", "'a\\0b'", "BASE"]
     numbers = [at for at, c in enumerate(FILE) if c.isdigit() and FILE[at - 1] in "=[( "]
     loaded = 0
     for number in range(300):
@@ -143,7 +144,7 @@ def test_three_hundred_sweep_files(bounded, tmp_path):
             end = at + len(FILE[at:].split(",")[0].split(")")[0].split("]")[0])
             text = FILE[:at] + values[int(draw.integers(len(values)))] + FILE[end:]
         elif number % 3 == 1:  # another name for one of its fields
-            names = ("pairs=", "epochs=", "lr=", "method=", "min_asr=", "workers=", "space=", "base=", "SWEEP", "inmodal_weight=", "clean.lr")
+            names = ("pairs=", "epochs=", "lr=", "method=", "min_asr=", "workers=", "space=", "base=", "SWEEP", "inmodal_weight=")
             name = names[int(draw.integers(len(names)))]
             text = FILE.replace(name, mutated(name, draw), 1)
         else:
