@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from datasets.errors import InputError
 from tests.parity.toys import ToyFeed, resnet
 from trainers import checkpoint, schedule
 from trainers.backward import backward
@@ -91,3 +92,108 @@ def test_a_half_written_one_is_not_found(tmp_path):
     checkpoint.save(tmp_path, encoder, optimizer, Progress(step=2, epoch=1))
     assert [p.name for p in tmp_path.iterdir()] == ["epoch_0001"]
     assert json.loads((folder / "meta.json").read_text())["step"] == 2
+
+
+def spoil(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 4
+    path.write_bytes(data)
+
+
+FILES = ["open_clip_model.safetensors", "open_clip_config.json", "state.safetensors", "meta.json"]
+
+
+def two_epochs(folder, keep="all", states=2):
+    encoder, optimizer = stepped(1)
+    for epoch in (1, 2):
+        checkpoint.save(folder, encoder, optimizer, Progress(step=2 * epoch, epoch=epoch, line={"epoch": epoch}), keep, states)
+    return encoder, optimizer
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("harm", [spoil, lambda path: path.unlink(), lambda path: path.write_bytes(b"")])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_one_is_passed_over_for_the_one_before_and_said(tmp_path, name, harm):
+    two_epochs(tmp_path)
+    harm(tmp_path / "epoch_0002" / name)
+    assert checkpoint.newest(tmp_path) == tmp_path / "epoch_0001"
+    said = []
+    assert checkpoint.tidy(tmp_path, "all", 2, said.append) == tmp_path / "epoch_0001"
+    assert len(said) == 1 and str(tmp_path / "epoch_0002" / name) in said[0] and "goes on from epoch_0001" in said[0]
+    assert names(tmp_path) == ["epoch_0001"]
+
+
+def test_where_there_is_no_other_the_stage_begins_anew(tmp_path):
+    two_epochs(tmp_path, "last", 1)
+    spoil(tmp_path / "epoch_0002" / FILES[0])
+    said = []
+    assert checkpoint.tidy(tmp_path, "last", 1, said.append) is None
+    assert len(said) == 1 and "begins anew" in said[0] and names(tmp_path) == []
+
+
+def test_a_damaged_one_within_an_epoch_too(tmp_path):
+    encoder, optimizer = two_epochs(tmp_path)
+    within = checkpoint.save(tmp_path, encoder, optimizer, Progress(step=5, epoch=2, sums={"loss": 1.0}), "all", 2)
+    assert checkpoint.newest(tmp_path) == within and (tmp_path / "epoch_0002" / "state.safetensors").exists()
+    for name in ("meta.json", "state.safetensors"):
+        spoil(within / name)
+        assert checkpoint.newest(tmp_path) == tmp_path / "epoch_0002"
+
+
+def test_what_lies_beside_it_belongs_to_it(tmp_path):
+    encoder, optimizer = two_epochs(tmp_path)
+    (tmp_path / "analysis").mkdir()
+    (tmp_path / "analysis" / "epoch_0003.npz").write_bytes(b"numbers")
+    checkpoint.save(tmp_path, encoder, optimizer, Progress(step=6, epoch=3), "all", 2)
+    spoil(tmp_path / "analysis" / "epoch_0003.npz")
+    said = []
+    assert checkpoint.tidy(tmp_path, "all", 2, said.append) == tmp_path / "epoch_0002"
+    assert "analysis/epoch_0003.npz is not as it was written" in said[0]
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_config.json", "meta.json"])
+def test_a_damaged_epoch_that_is_kept_is_refused_by_name(tmp_path, name):
+    two_epochs(tmp_path)
+    spoil(tmp_path / "epoch_0001" / name)
+    with pytest.raises(InputError, match=f"epoch_0001/{name} is not as it was written.*delete"):
+        checkpoint.tidy(tmp_path, "all", 2)
+
+
+@pytest.mark.parametrize("lost", [["meta.json"], ["open_clip_model.safetensors", "meta.json"], FILES])
+def test_a_superseded_one_that_was_half_removed_goes(tmp_path, lost):
+    """As a kill of an earlier version left it."""
+    two_epochs(tmp_path)
+    for name in lost:
+        (tmp_path / "epoch_0001" / name).unlink()
+    said = []
+    assert checkpoint.newest(tmp_path) == tmp_path / "epoch_0002"
+    assert checkpoint.tidy(tmp_path, "last", 1, said.append) == tmp_path / "epoch_0002"
+    assert names(tmp_path) == ["epoch_0002"] and said == []
+
+
+def test_a_kill_while_one_is_removed_leaves_nothing_that_is_taken_for_one(tmp_path, monkeypatch):
+    encoder, optimizer = stepped(1)
+    checkpoint.save(tmp_path, encoder, optimizer, Progress(step=2, epoch=1))
+
+    def killed(path, ignore_errors=False):
+        if not ignore_errors:
+            (path / "meta.json").unlink()
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched, pytest.raises(KeyboardInterrupt):
+        patched.setattr(checkpoint.shutil, "rmtree", killed)
+        checkpoint.save(tmp_path, encoder, optimizer, Progress(step=4, epoch=2))
+    assert names(tmp_path) == [".epoch_0001.removed", "epoch_0002"]
+    assert checkpoint.tidy(tmp_path) == tmp_path / "epoch_0002" and names(tmp_path) == ["epoch_0002"]
+
+
+def test_what_a_method_returned_is_not_trained_on_from(tmp_path):
+    encoder, _ = two_epochs(tmp_path)
+    assert checkpoint.save_returned(tmp_path, encoder, 3) == tmp_path / "epoch_0003"
+    assert checkpoint.newest(tmp_path) == tmp_path / "epoch_0002"
+    said = []
+    assert checkpoint.tidy(tmp_path, "all", 2, said.append) == tmp_path / "epoch_0002"
+    assert names(tmp_path) == ["epoch_0001", "epoch_0002"] and said == []

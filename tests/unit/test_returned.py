@@ -16,8 +16,8 @@ from safetensors.torch import load_file
 from datasets.errors import InputError
 from orchestrator import workers
 from orchestrator.plan import make_plan, stages
-from orchestrator.returned import check_returned, differs, signature
 from orchestrator.results import load_study
+from orchestrator.returned import check_returned, differs, signature
 from orchestrator.spec import Sweep
 from orchestrator.stages import last_checkpoint
 from orchestrator.store import Store, metrics_of, verify

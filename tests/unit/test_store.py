@@ -1,6 +1,8 @@
 """The store: artefacts are complete or absent, whoever dies when."""
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -10,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from datasets.errors import InputError
-from orchestrator.store import Store, read_lines, slug, verify, write_json
+from orchestrator.show import show
+from orchestrator.store import Store, checked, read_lines, slug, verify, write_json, write_lines
 
 FP = "ab" * 32
 
@@ -124,3 +127,105 @@ def test_nothing_stays_of_a_file_that_cannot_be_written(tmp_path):
 def test_slug():
     assert slug("MMCL + SSL / é") == "mmcl-ssl"
     assert slug("…") == "stage"
+
+
+def spoil(path: Path, at: float = 0.5) -> None:
+    data = bytearray(path.read_bytes())
+    data[int(at * (len(data) - 1))] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize("harm", [
+    lambda path: path.write_bytes(b"\xff\xfe\x00"),
+    lambda path: path.write_text("[]"),
+    lambda path: path.write_text("[" * 100_000),
+    lambda path: path.write_text("null"),
+    lambda path: path.write_text(""),
+    lambda path: path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "files"})),
+    lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"files": ["weights"]})),
+    lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"created": 3})),
+    lambda path: path.write_text(json.dumps(json.loads(path.read_text()) | {"seconds": 3.0})),
+    lambda path: path.write_text(json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != "digest"})),
+    lambda path: path.unlink(),
+])  # fmt: skip
+def test_a_damaged_manifest_names_itself_and_hurts_its_own_stage_alone(tmp_path, capsys, harm):
+    store = Store(tmp_path)
+    make(store)
+    other = "cd" * 32
+    with store.working("clean", other) as folder:
+        (folder / "weights").write_text("y")
+        store.seal("clean", "other", other, config={}, inputs={}, seconds=1.0)
+    manifest = store.find("clean", FP).folder / "manifest.json"
+    harm(manifest)
+    with pytest.raises(InputError, match=f"{manifest} .*delete the folder"):
+        store.find("clean", FP)
+    assert [artefact.fingerprint for artefact in store.all()] == [other] and store.find("clean", other) is not None
+    assert [folder for folder, _ in store.damaged()] == [manifest.parent]
+    assert show(str(tmp_path), None, False) == 1
+    printed = capsys.readouterr().out
+    assert "DAMAGED manifest.json" in printed and "other" in printed
+    assert show(str(tmp_path), other[:8], False) == 0 and show(str(tmp_path), FP[:8], False) == 1
+
+
+def test_a_manifest_without_a_digest_of_an_older_version_is_read(tmp_path):
+    store = Store(tmp_path)
+    make(store)
+    path = store.find("clean", FP).folder / "manifest.json"
+    older = {k: v for k, v in json.loads(path.read_text()).items() if k != "digest"} | {"format": 1}
+    path.write_text(json.dumps(older))
+    assert store.find("clean", FP).manifest == older
+
+
+@pytest.mark.parametrize("at", [0, 0.2, 0.4, 0.6, 0.8, 1])
+def test_a_byte_of_a_manifest_is_never_another_without_a_word(tmp_path, at):
+    store = Store(tmp_path)
+    make(store)
+    whole = store.find("clean", FP).manifest
+    spoil(store.find("clean", FP).folder / "manifest.json", at)
+    try:
+        assert store.find("clean", FP).manifest == whole, "a blank that became another character between the fields"
+    except InputError as error:
+        assert "manifest.json" in str(error)
+
+
+def test_a_file_is_checked_once_and_again_when_it_changed(tmp_path):
+    store = Store(tmp_path)
+    make(store)
+    folder = store.find("clean", FP).folder
+    file = folder / "weights"
+    assert checked(file) == file and checked(str(folder)) == folder and checked(tmp_path / "elsewhere") == tmp_path / "elsewhere"
+    assert checked("s3://bucket/x") == Path("s3://bucket/x")
+    file.write_text("y")
+    for path in (file, folder):
+        with pytest.raises(InputError, match=f"{file} is not as its stage wrote it"):
+            checked(path)
+    copied = shutil.copytree(folder, tmp_path / "copies" / folder.name)
+    with pytest.raises(InputError, match="copies/.*/weights is not as its stage wrote it"):
+        checked(copied / "weights")
+    file.unlink()
+    with pytest.raises(InputError, match="weights is missing"):
+        checked(file)
+
+
+def test_half_written_and_half_removed_files_are_never_sealed(tmp_path):
+    store = Store(tmp_path)
+    with store.working("clean", FP) as folder:
+        for name in (".epoch_0001.removed/w", ".epoch_0003.partial/w", "epoch_0002/weights", ".metrics.jsonl.7.tmp", "sub/.x.tmp"):
+            (folder / name).parent.mkdir(exist_ok=True)
+            (folder / name).write_text(name)
+        sealed = store.seal("clean", "m", FP, config={}, inputs={}, seconds=1.0)
+    assert list(sealed.manifest["files"]) == ["epoch_0002/weights"]
+    assert sorted(path.name for path in sealed.folder.iterdir()) == ["epoch_0002", "manifest.json", "sub"]
+
+
+def test_a_line_of_metrics_that_is_not_as_it_was_written_is_refused(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    lines = [{"epoch": 0, "metrics": {"asr/top1": 97.5}}, {"epoch": 1, "metrics": {}}]
+    write_lines(path, lines)
+    assert read_lines(path) == lines
+    path.write_text(path.read_text().replace("97.5", "07.5"))
+    with pytest.raises(InputError, match="metrics.jsonl is not as it was written"):
+        read_lines(path)
+    path.write_text(path.read_text().replace("07.5", "17.5"))
+    with pytest.raises(InputError, match="metrics.jsonl is not as it was written"):
+        read_lines(path)
