@@ -34,7 +34,7 @@ def decode_text(data: bytes, where: str) -> str:
     except UnicodeDecodeError as error:
         line = data[: error.start].decode(encoding, "replace").count("\n") + 1
         raise NotText(
-            f"{where} is not text in {encoding.upper()}: line {line}, byte 0x{data[error.start]:02x}. Accepted are UTF-8, with or without a "
+            f"{where} is not text in {encoding.upper()}: line {line}, byte 0x{data[error.start]:02x}. Accepted: UTF-8, with or without a "
             "byte order mark, and UTF-16 with one; save the file as UTF-8."
         ) from None
 
