@@ -7,3 +7,7 @@ class InputError(ValueError):
     The message is one sentence or two that name the field or file, what was wrong and what is accepted.
     The command line prints it without a traceback and exits with status 2.
     """
+
+
+class NotThisSet(InputError):
+    """An evaluation set's files are not laid out as what it was taken for."""

@@ -19,7 +19,7 @@ from PIL import Image
 from datasets.arrays import Arrays
 from datasets.classes import class_names, imagenet_synsets, templates
 from datasets.component import Component
-from datasets.errors import InputError
+from datasets.errors import InputError, NotThisSet
 from datasets.folders import class_folders, file_rows, named, sizes
 from datasets.labels import NUMBER, folder_labels, line_of, table_labels
 from datasets.named import PUBLISHED, SETS, Files, canonical_name, words
@@ -196,7 +196,7 @@ class EvalSet(Component):
         if os.path.isdir(root) and any(entry.is_dir() and entry.name[0] != "." for entry in os.scandir(root)):
             return "folder"
         where = f"{SETS[self.name].where}, " if self.name else ""
-        raise InputError(
+        raise NotThisSet(
             f"evalset.path {root} is none of: {where}a folder of class folders, one with labels.csv, one with {self.split}/*.tar."
             f"{' Nothing is downloaded.' if self.name else ''}"
         )
@@ -298,7 +298,7 @@ class EvalSet(Component):
         return table, urls, names
 
     def _no_names(self) -> tuple[str, ...]:
-        raise InputError(f"evalset.classes is auto, but {self._folder()} has no classnames.txt; name the classes.")
+        raise NotThisSet(f"evalset.classes is auto, but {self._folder()} has no classnames.txt; name the classes.")
 
     def _own_names(self, texts: list[str]) -> tuple[str, ...]:
         """The names in the label column, sorted; numbers tell no names."""

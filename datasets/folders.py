@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import pyarrow as pa
 
-from datasets.errors import InputError
+from datasets.errors import InputError, NotThisSet
 from datasets.source import INDEX_SCHEMA, read_bytes
 from datasets.storage import name_text
 from datasets.view import DecodeError, decode
@@ -49,7 +49,7 @@ def class_folders(root: str) -> ClassFolders:
     except OSError as error:
         raise InputError(f"{error.filename or root} cannot be read: {error.strerror}.") from None
     if not pictures:
-        raise InputError(f"the folders in {root} hold no picture ({', '.join(PICTURES)}).{_hint(others)}")
+        raise NotThisSet(f"the folders in {root} hold no picture ({', '.join(PICTURES)}).{_hint(others)}")
     if empty:
         more = f", nor have {len(empty) - 1} others" if len(empty) > 1 else ""
         raise InputError(

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.classes import target_index
-from datasets.errors import InputError
+from datasets.errors import InputError, NotThisSet
 from datasets.evalset import EvalSet
 from datasets.loader import Batch, Recipe, eval_batches
 from datasets.named import SETS, canonical_name
@@ -194,9 +194,8 @@ def _stage(flag: str, name: str, tests: EvalSet | RetrievalSet) -> Stage:
 
 def _of(flag: str, name: str, tests: EvalSet | RetrievalSet, error: InputError) -> InputError:
     """The error of the set; where its files are not what was looked for, that may be for its name."""
-    unexplained = any(text in str(error) for text in ("is none of:", "hold no picture", "is auto, but"))
     known = f" (No set is known by the name {name}; known are {', '.join(SETS)}.)"
-    return InputError(f"{flag} {name}: {error}{known if unexplained and isinstance(tests, EvalSet) and not tests.name else ''}")
+    return InputError(f"{flag} {name}: {error}{known if isinstance(error, NotThisSet) and isinstance(tests, EvalSet) and not tests.name else ''}")
 
 
 def _target(experiment: Experiment, made: MadeSet) -> tuple[int | None, str]:
