@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from ray import tune
+from torch.nn.utils import prune
 
 from orchestrator.spec import Sweep
 from tests.tiny_sweep import SWEEP as TINY
@@ -76,7 +77,7 @@ class Wrong(CleaningMethod):
         if self.mistake == "infinite":
             model.model.visual.conv1.weight.data[0] = float("inf")
         if self.mistake == "parametrized":
-            torch.nn.utils.prune.l1_unstructured(model.model.visual.conv1, "weight", amount=0.5)
+            prune.l1_unstructured(model.model.visual.conv1, "weight", amount=0.5)
         if self.mistake == "half":
             model.model.visual.conv1.half()
         if self.mistake == "twice":

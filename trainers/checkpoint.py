@@ -122,6 +122,8 @@ def fault(checkpoint: Path, state: bool = True) -> str:
     meta = _meta(checkpoint)
     if not meta:
         return f"{checkpoint / META} {'is not as it was written' if (checkpoint / META).exists() else 'is missing'}"
+    if state and STATE not in meta["files"]:  # of what a method returned
+        return f"{checkpoint / STATE} is missing"
     sums = {checkpoint / name: checksum for name, checksum in meta["files"].items() if state or name != STATE}
     if state:
         sums |= {checkpoint.parent / name: checksum for name, checksum in meta.get("beside", {}).items()}

@@ -1,5 +1,6 @@
 """Checkpoints are complete or absent, and put everything back."""
 
+import functools
 import json
 
 import pytest
@@ -11,6 +12,7 @@ from trainers import checkpoint, schedule
 from trainers.backward import backward
 from trainers.batch import to_device
 from trainers.checkpoint import Progress
+from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL
 from trainers.schedule import Training
 
@@ -103,8 +105,15 @@ def spoil(path):
 FILES = ["open_clip_model.safetensors", "open_clip_config.json", "state.safetensors", "meta.json"]
 
 
+@functools.cache
+def tiny():
+    """A model of 2 MB that has not been trained, for what is about files alone."""
+    encoder = TinyCLIP(vision_width=8, embed_dim=16, text_width=8).build(0)
+    return encoder, schedule.optimizer(encoder, TRAINING)
+
+
 def two_epochs(folder, keep="all", states=2):
-    encoder, optimizer = stepped(1)
+    encoder, optimizer = tiny()
     for epoch in (1, 2):
         checkpoint.save(folder, encoder, optimizer, Progress(step=2 * epoch, epoch=epoch, line={"epoch": epoch}), keep, states)
     return encoder, optimizer
@@ -175,7 +184,7 @@ def test_a_superseded_one_that_was_half_removed_goes(tmp_path, lost):
 
 
 def test_a_kill_while_one_is_removed_leaves_nothing_that_is_taken_for_one(tmp_path, monkeypatch):
-    encoder, optimizer = stepped(1)
+    encoder, optimizer = tiny()
     checkpoint.save(tmp_path, encoder, optimizer, Progress(step=2, epoch=1))
 
     def killed(path, ignore_errors=False):
