@@ -18,7 +18,10 @@ def main() -> None:
 
     from orchestrator.cli import run
 
-    code = run(sys.argv[1:])
+    try:
+        code = run(sys.argv[1:])
+    except SystemExit as end:  # argparse's, after --help
+        code = int(end.code or 0)
     try:
         if sys.stdout is not None:
             sys.stdout.flush()
