@@ -7,14 +7,15 @@ from orchestrator.loading import load_sweep
 from orchestrator.plan import make_plan, stages
 
 FILE = Path(__file__).with_name("golden_fingerprints.json")
-SWEEPS = ("sweeps.quickstart",)
+SWEEPS = (("sweeps.quickstart", False), ("sweeps.main_cc3m", True))
+"""Name, and whether its miniature is meant: all miniatures of the study have the experiment of this one."""
 
 
 def fingerprints() -> dict[str, dict[str, str]]:
     """Sweep → role → fingerprint, and the sweep's own under `sweep`."""
     found = {}
-    for name in SWEEPS:
-        plan = make_plan(load_sweep(name))
+    for name, miniature in SWEEPS:
+        plan = make_plan(load_sweep(name, miniature=miniature))
         found[name] = {role: stage.fingerprint for role, stage in stages(plan.sweep.base).items()}
         found[name]["sweep"] = plan.fingerprint
     return found
