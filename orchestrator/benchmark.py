@@ -195,7 +195,8 @@ def _stage(flag: str, name: str, tests: EvalSet | RetrievalSet) -> Stage:
 def _of(flag: str, name: str, tests: EvalSet | RetrievalSet, error: InputError) -> InputError:
     """The error of the set; where its files are not what was looked for, that may be for its name."""
     known = f" (No set is known by the name {name}; known are {', '.join(SETS)}.)"
-    return InputError(f"{flag} {name}: {error}{known if isinstance(error, NotThisSet) and isinstance(tests, EvalSet) and not tests.name else ''}")
+    unexplained = isinstance(error, NotThisSet) and isinstance(tests, EvalSet) and not tests.name
+    return InputError(f"{flag} {name}: {error}{known if unexplained else ''}")
 
 
 def _target(experiment: Experiment, made: MadeSet) -> tuple[int | None, str]:

@@ -22,6 +22,7 @@ from orchestrator.spec import Compute, Experiment, Sweep
 from orchestrator.stages import Inputs, make_cleanset, seal
 from orchestrator.store import FAILED, METRICS, Store, metrics_of, read_failure, read_lines, write_json
 from orchestrator.workers import Job, clean
+from trainers.evaluate.choice import LIMITS, measured, most_accurate, results
 
 NUMBER = "trial"
 """What Tune varies where the trials are known beforehand: the fingerprints of their cleanings."""
@@ -258,15 +259,9 @@ def _trial(config: dict[str, Any], context: Context) -> None:
 
 
 def told(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """What searchers and schedulers are told after the last of these lines."""
-    best = max((accuracy for accuracy in map(_within_five, lines)), default=0.0)
-    return {"epoch": lines[-1]["epoch"], **lines[-1]["metrics"], "best/acc_at_asr_le_5": best}
-
-
-def _within_five(line: dict[str, Any]) -> float:
-    """Accuracy where ASR is at most 5 % after at least one epoch of cleaning, else 0."""
-    metrics = line["metrics"]
-    return metrics["zeroshot/top1"] if line["epoch"] > 0 and metrics["asr/top1"] <= 5 else 0.0
+    """What searchers and schedulers are told after the last of these lines; the best is 0 where none qualifies."""
+    best = most_accurate(LIMITS[0])(results(measured(lines)), None)
+    return {"epoch": lines[-1]["epoch"], **lines[-1]["metrics"], "best/acc_at_asr_le_5": best.accuracy if best else 0.0}
 
 
 def _done(store: Store, experiment: Experiment) -> bool:

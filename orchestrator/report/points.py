@@ -25,7 +25,7 @@ from orchestrator.study import StageResult, Study, TrialResult
 from trainers.checkpoint import epoch_folder
 from trainers.evaluate.choice import ACCURACY as ACCURACY
 from trainers.evaluate.choice import ASR as ASR
-from trainers.evaluate.choice import measured
+from trainers.evaluate.choice import measured, results
 from trainers.model import WEIGHTS
 
 CLEANING_SET = ("clean.pairs", "clean.choice", "clean.poisons", "clean.keys")
@@ -47,6 +47,8 @@ class Point:
     epoch: int
     accuracy: float
     asr: float
+    returned: bool = False
+    """Whether a cleaning method returned it in place of what training ended with."""
     metrics: dict[str, float] = field(repr=False)
 
     @property
@@ -108,12 +110,12 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
 def points_of(stage: StageResult) -> list[Point]:
     """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last."""
     found = measured(stage.metrics)
-    return [Point(stage=stage, epoch=p.epoch, accuracy=p.accuracy, asr=p.asr, metrics=p.metrics) for p in found]
+    return [Point(stage=stage, epoch=p.epoch, accuracy=p.accuracy, asr=p.asr, returned=p.returned, metrics=p.metrics) for p in found]
 
 
 def cleaned_points(trial: TrialResult) -> list[Point]:
-    """The points of a trial after at least one epoch; epoch 0 is the model before cleaning."""
-    return [point for point in points_of(trial) if point.epoch > 0]
+    """The points of a trial that are its method's results (`choice.results`); epoch 0 is the model before cleaning."""
+    return results(points_of(trial))
 
 
 def checkpoint_of(study: Study, point: Point) -> str:

@@ -24,7 +24,7 @@ from orchestrator.report.points import (
     start_of,
 )
 from orchestrator.study import StageResult, Study, TrialResult
-from trainers.evaluate.choice import LIMITS, RULES, Epoch, Rule, lowest_asr, most_accurate
+from trainers.evaluate.choice import LIMITS, RULES, Epoch, Rule, lowest_asr, most_accurate, results
 from trainers.evaluate.choice import RULE as RULE
 from trainers.evaluate.choice import blind as blind
 
@@ -87,7 +87,7 @@ def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = Non
     """
     stage = StageResult(stage="", name="", fingerprint="", folder=Path(), config={}, metrics=lines)
     points = points_of(stage)
-    cleaned = [p for p in points if p.epoch > 0]
+    cleaned = results(points)
     best = {}
     for limit in LIMITS:
         if cleaned and (choice := most_accurate(limit)(cleaned, cleaned[0])):

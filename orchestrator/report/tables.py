@@ -26,6 +26,7 @@ from orchestrator.report.points import (
     ASR,
     Point,
     checkpoint_of,
+    cleaned_points,
     mean_interval,
     methods_of,
     panels,
@@ -34,7 +35,7 @@ from orchestrator.report.points import (
     starts_of,
 )
 from orchestrator.report.selection import RULES, Choice, Row, fronts, table
-from orchestrator.study import Study, TrialResult
+from orchestrator.study import StageResult, Study, TrialResult
 
 WIDTH = 100
 """Columns of the text for a terminal."""
@@ -43,12 +44,14 @@ WIDTH = 100
 def points_csv(study: Study) -> str:
     """One line for each stage and epoch: percent with 95 % Wilson intervals, hyper-parameters by path.
 
-    `checkpoint` is the folder of its weights, relative to the store; empty where they were not kept.
+    `role` says what a point is: before a cleaning, training, or a result; only results are chosen from. `checkpoint` is the folder of
+    its weights, relative to the store; empty where they were not kept.
     """
     paths = sorted({path for trial in study.trials for path in hyperparameters(trial)})
     fixed = ["study", "stage", "name", "fingerprint", "pretrain", "objective", "method", "status"]
     measured = [
         "epoch",
+        "role",
         "accuracy",
         "accuracy_low",
         "accuracy_high",
@@ -82,6 +85,7 @@ def points_csv(study: Study) -> str:
                     stage.status,
                     *(_cell(tried.get(path)) for path in paths),
                     point.epoch,
+                    _role(stage, point),
                     *_measured(point, ACCURACY),
                     *_measured(point, ASR),
                     _cell(seconds.get(point.epoch)),
@@ -89,6 +93,13 @@ def points_csv(study: Study) -> str:
                 ]
             )
     return buffer.getvalue()
+
+
+def _role(stage: StageResult, point: Point) -> str:
+    """What a point is of its stage: before | training | result; only results are chosen from."""
+    if not isinstance(stage, TrialResult):
+        return "training"
+    return "before" if point.epoch == 0 else "result" if point in cleaned_points(stage) else "training"
 
 
 def pareto_csv(study: Study) -> str:

@@ -32,6 +32,10 @@ class Measured(Protocol):
     def trial(self) -> str:
         """Which trial it is of; decides between models that are alike in all else."""
 
+    @property
+    def returned(self) -> bool:
+        """Whether the method returned it in place of what training ended with."""
+
 
 M = TypeVar("M", bound=Measured)
 
@@ -107,6 +111,7 @@ class Epoch:
     accuracy: float
     asr: float
     trial: str = ""
+    returned: bool = False
     metrics: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
 
 
@@ -118,13 +123,18 @@ def measured(lines: Iterable[dict[str, Any]]) -> list[Epoch]:
         values = [metrics.get(name) for name in (ACCURACY, ASR)]
         if all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
             accuracy, asr = map(float, values)
-            found[line["epoch"]] = Epoch(line["epoch"], accuracy, asr, metrics=metrics)
+            found[line["epoch"]] = Epoch(line["epoch"], accuracy, asr, returned=bool(line.get("returned")), metrics=metrics)
     return [found[epoch] for epoch in sorted(found)]
+
+
+def results(points: Iterable[M]) -> list[M]:
+    """The models that one cleaning gives: after each epoch or, where its method returned another than training ended with, that alone."""
+    cleaned = [point for point in points if point.epoch > 0]
+    return [point for point in cleaned if point.returned] or cleaned
 
 
 def chosen_epochs(lines: Iterable[dict[str, Any]], start: Epoch | None = None) -> set[int]:
     """The epochs of one cleaning that a rule picks, so far as it has come. `start` is the uncleaned model, by default epoch 0."""
     points = measured(lines)
     start = start or next((p for p in points if p.epoch == 0), None) or Epoch(0, math.nan, math.nan)
-    cleaned = [p for p in points if p.epoch > 0]
-    return {choice.epoch for rule in RULES if (choice := rule.choose(cleaned, start)) is not None}
+    return {choice.epoch for rule in RULES if (choice := rule.choose(results(points), start)) is not None}
