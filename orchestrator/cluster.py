@@ -28,6 +28,7 @@ ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning in every worker without a GPU
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # without it Train cannot free its resources; a busy machine needs a while
+    "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # a feed without CPUs says so in 5 minutes
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report is a barrier that is drained at this interval

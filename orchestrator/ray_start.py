@@ -4,6 +4,7 @@ Importing this module does not import Ray.
 """
 
 import contextlib
+import inspect
 import os
 import re
 import secrets
@@ -27,6 +28,7 @@ SOCKET_BYTES = 107
 SESSION = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
 """The longest that Ray appends to its folder."""
 GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
+AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 LOOPBACK = "127.0.0.1"
 FORMS = "accepted: host:port of Ray's GCS, e.g. 10.0.0.1:6379 (what `ray start --head` prints), or nothing for a Ray of this machine's own"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
@@ -106,14 +108,14 @@ def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[f
     for attempt, limit_s in enumerate(limits_s, start=1):
         began = time.time()
         try:
-            with _on_loopback(), _patient(limit_s):
+            with _on_loopback(), _patient(limit_s), _named_ports() if attempt > 1 else contextlib.nullcontext():
                 ray.init(**options, _node_ip_address=LOOPBACK, dashboard_host=LOOPBACK)
             return
         except BaseException as error:
             with contextlib.suppress(Exception):  # of what is half there; the rest is killed
                 ray.shutdown()
-            stop_started()
             session = _session(folder, began)
+            stop_started(session)
             if not isinstance(error, Exception):  # ctrl-C
                 raise
             if attempt == len(limits_s):
@@ -260,6 +262,30 @@ def _patient(limit_s: float) -> Iterator[None]:
             del os.environ[GCS_WAIT]
 
 
+@contextlib.contextmanager
+def _named_ports() -> Iterator[None]:
+    """Choose the ports of Ray's agents for them: for agents that choose their own the raylet waits 15 s, without a setting, and dies."""
+    from ray._private import services
+    from ray._raylet import persist_port  # type: ignore[attr-defined]
+
+    launch = services.start_raylet
+
+    def start_raylet(*arguments: Any, **options: Any) -> Any:
+        given = inspect.signature(launch).bind(*arguments, **options).arguments
+        with contextlib.ExitStack() as held:  # so that all differ
+            for name in AGENT_PORTS:
+                probe = held.enter_context(socket.create_server((LOOPBACK, 0)))
+                given[name] = given.get(name) or probe.getsockname()[1]
+                persist_port(given["session_dir"], given["node_id"], name, given[name])  # where the agent would write it
+        return launch(**given)
+
+    services.start_raylet = start_raylet
+    try:
+        yield
+    finally:
+        services.start_raylet = launch
+
+
 def _children() -> set[psutil.Process]:
     return set(psutil.Process().children(recursive=True))
 
@@ -274,11 +300,23 @@ _BEFORE: set[psutil.Process] = set()
 """The children that this process had before it started Ray."""
 
 
-def stop_started() -> None:
-    """Kill all that Ray started on this machine for this process, and wait for its end."""
+def stop_started(session: Path | None = None) -> None:
+    """Kill all that Ray started on this machine for this process, and wait for its end.
+
+    `session`: what works in this folder too, for a raylet that died leaves its agents to the system.
+    """
     for _ in range(3):  # what they start meanwhile too
         processes = _children() - _BEFORE
+        if session is not None:
+            processes |= {one for one in psutil.process_iter() if any(str(session) in word for word in _command(one))}
         for process in processes:
-            with contextlib.suppress(psutil.NoSuchProcess):
+            with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(processes, timeout=10)
+
+
+def _command(process: psutil.Process) -> list[str]:
+    try:
+        return list(process.cmdline())
+    except psutil.Error:  # it ended, or is another user's
+        return []
