@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from datasets.errors import InputError
+from orchestrator.identity import weights_identity
 from orchestrator.show import show
 from orchestrator.store import Store, checked, read_lines, slug, verify, write_json, write_lines
+from trainers.model import Model
 
 FP = "ab" * 32
 
@@ -269,3 +271,16 @@ def test_a_line_of_metrics_that_is_not_as_it_was_written_is_refused(tmp_path):
     path.write_text(path.read_text().replace("07.5", "17.5"))
     with pytest.raises(InputError, match="metrics.jsonl is not as it was written"):
         read_lines(path)
+
+
+def test_a_model_does_not_start_from_a_damaged_checkpoint_of_a_store(tmp_path):
+    store = Store(tmp_path)
+    with store.working("clean", FP) as folder:
+        (folder / "epoch_0001").mkdir()
+        (folder / "epoch_0001" / "open_clip_model.safetensors").write_text("x")
+        store.seal("clean", "m", FP, config={}, inputs={}, seconds=1.0)
+    epoch = store.find("clean", FP).folder / "epoch_0001"
+    assert weights_identity(Model(pretrained=str(epoch)))["size"] == 1
+    (epoch / "open_clip_model.safetensors").write_text("y")
+    with pytest.raises(InputError, match="epoch_0001/open_clip_model.safetensors is not as its stage wrote it"):
+        weights_identity(Model(pretrained=str(epoch)))
