@@ -281,7 +281,7 @@ def _fetched(table: Path) -> list[dict[str, Any]]:
         return pq.read_table(table, columns=ROW_SCHEMA.names).cast(ROW_SCHEMA).to_pylist()
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
         why = str(error).splitlines()[0][:200]
-        raise InputError(f"fetch: {table} cannot be read ({why}): delete it and the shard's _stats.json to fetch the shard again.") from None
+        raise InputError(f"fetch: {table} cannot be read ({why}): delete it and the shard's _stats.json to fetch that again.") from None
 
 
 def _stats(records: list[dict], tar: dict | None) -> dict[str, Any]:
