@@ -18,7 +18,7 @@ from datasets.errors import InputError
 from datasets.pairs import write_index
 from datasets.source import Source, mark_duplicates
 from orchestrator import run, training, tuning
-from orchestrator.plan import Plan, make_plan, stages
+from orchestrator.plan import Plan, make_plan, stages, trial_experiment
 from orchestrator.spec import Compute, Experiment, Sweep
 from orchestrator.stages import Inputs
 from orchestrator.store import Artefact, Store, write_json
@@ -96,18 +96,18 @@ def _fit(job: Job, stage: Any, store: Store, compute: Compute) -> None:
     raise_failure(stage, Path(job.folder), cause)
 
 
-def _tune(space: dict[str, Any], plan: Plan, context: tuning.Context, store: Store, compute: Compute) -> list[tuning.Trial]:
-    assert plan.grid is not None
+def _tune(
+    space: dict[str, Any], searcher: Any, draws: int, plan: Plan, context: tuning.Context, store: Store, compute: Compute
+) -> list[tuning.Trial]:
     ended = []
-    for overrides, experiment in plan.grid:
+    for number, overrides in context.trials.items():
         failure: Exception | None = None
-        if stages(experiment)["pretrain"].fingerprint not in context.upstream:
-            continue
         try:
-            tuning._trial(overrides, context)
+            tuning._trial({tuning.NUMBER: number}, context)
         except (InputError, FloatingPointError, OSError) as error:
             failure = error
-        ended.append(tuning._outcome(overrides, experiment, store, failure, False))
+        stage = stages(trial_experiment(plan.sweep, overrides))["clean"]
+        ended.append(tuning._outcome(overrides, store, stage, failure, False))
     return ended
 
 
