@@ -50,8 +50,8 @@ def cache_folder(setting: str) -> Path | None:
     """The folder that `auto`, `off` or a path means; it is made where it is missing.
 
     `auto` is a folder of this user's in the system's temporary one, closed to others. InputError where it is somebody
-    else's or open to others, and for a path to a folder that others can write, for whoever can may put other pictures there;
-    a group may. OSError where it cannot be made.
+    else's or open to others, and for a path to a folder that others can write, a group among them, for whoever can may put
+    other pictures there. OSError where it cannot be made.
     """
     if setting == "off":
         return None
@@ -61,9 +61,9 @@ def cache_folder(setting: str) -> Path | None:
         found = folder.stat()
         if found.st_uid not in (os.getuid(), 0):
             raise InputError(f"--cache {folder} belongs to another user (id {found.st_uid}); give a folder of yours.")
-        if found.st_mode & stat.S_IWOTH:
+        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
             mode = f"{stat.S_IMODE(found.st_mode):04o}"
-            raise InputError(f"--cache {folder} can be written by every user (mode {mode}); give a folder of yours, or `chmod o-w` it.")
+            raise InputError(f"--cache {folder} can be written by other users (mode {mode}); give a folder of yours, or `chmod go-w` it.")
         return folder
     folder = Path(tempfile.gettempdir()) / f"cleansweep-{os.getuid()}"
     with suppress(FileExistsError):

@@ -30,7 +30,7 @@ from datasets.download import Failed, Manners, Queue, Turns, check_range, downlo
 from datasets.errors import InputError
 from datasets.ingest import pack
 from datasets.shards import write_tar
-from datasets.storage import Reader, sync
+from datasets.storage import Reader, known_sha256, sync
 from datasets.tar import samples
 from datasets.urllist import Row
 from datasets.view import MAX_PIXELS, MAX_SCANS, TooLarge
@@ -167,7 +167,7 @@ def fetch_shard(
     work = folder / f".work-{uuid.uuid4().hex}"
     records: list[dict[str, Any]] = []
     todo: list[int] = []
-    before = pq.read_table(folder / f"{stem}.parquet").to_pylist() if again else []
+    before = _fetched(folder / f"{stem}.parquet") if again else []
     for place, row in enumerate(rows):
         if before and not may_pass_later(before[place]["status"]):
             records.append(before[place])
@@ -275,6 +275,15 @@ def _samples(
                 yield record["key"], {kind: reader.read(member.offset, member.size) for kind, member in found.items()}
 
 
+def _fetched(table: Path) -> list[dict[str, Any]]:
+    """The rows of a shard that was fetched before; InputError where their table is damaged."""
+    try:
+        return pq.read_table(table, columns=ROW_SCHEMA.names).cast(ROW_SCHEMA).to_pylist()
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        why = str(error).splitlines()[0][:200]
+        raise InputError(f"fetch: {table} cannot be read ({why}): delete it and the shard's _stats.json to fetch that again.") from None
+
+
 def _stats(records: list[dict], tar: dict | None) -> dict[str, Any]:
     counts = Counter(record["status"] for record in records)
     return {
@@ -298,7 +307,8 @@ def finished(folder: str | Path, number: int) -> dict[str, Any] | None:
         stats = json.loads((folder / f"{stem}_stats.json").read_bytes())
         whole = (folder / f"{stem}.parquet").exists()
         if stats["tar"] is not None:
-            whole = whole and (folder / f"{stem}.tar").stat().st_size == stats["tar"]["bytes"]
-    except (OSError, ValueError, KeyError, TypeError):
+            tar = folder / f"{stem}.tar"
+            whole = whole and tar.stat().st_size == stats["tar"]["bytes"] and known_sha256(tar) == stats["tar"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return stats if whole else None

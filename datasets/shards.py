@@ -18,7 +18,7 @@ from PIL import Image, JpegImagePlugin
 from datasets.captions import as_caption
 from datasets.errors import InputError
 from datasets.seeding import rng as make_rng
-from datasets.storage import Reader
+from datasets.storage import Reader, known_sha256
 from datasets.tar import END, Member, Sample, header, padding, resized, samples
 from datasets.text import NotText, decode_text, parse_json
 from datasets.triggers.base import Trigger
@@ -110,12 +110,13 @@ def poison_shard(
     return manifest
 
 
-def committed(out_path: str | Path) -> dict | None:
-    """The manifest of a shard that `poison_shard` has finished, else None."""
+def committed(out_path: str | Path, *, just_made: bool = False) -> dict | None:
+    """The manifest of a shard that `poison_shard` has finished, else None. One that was `just_made` is not hashed once more."""
     try:
         manifest = json.loads(_marker(Path(out_path)).read_bytes())
-        return manifest if os.path.getsize(out_path) == manifest["bytes"] else None
-    except (FileNotFoundError, ValueError, KeyError):
+        whole = os.path.getsize(out_path) == manifest["bytes"] and (just_made or known_sha256(out_path) == manifest["sha256"])
+        return manifest if whole else None
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None  # not finished: to be written (again)
 
 

@@ -62,8 +62,9 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(error: object) -> None:
-    """Say a failure in one line: control characters, which a file's name may hold, are spelt out."""
-    text = "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in str(error))
+    """Say a failure: control characters, which a file's name may hold, are spelt out, line ends before indented lines apart."""
+    indented = str(error).split("\n    ")
+    text = "\n    ".join("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in part) for part in indented)
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"
     with suppress(OSError):
         print(f"cleansweep: {text}", file=sys.stderr)

@@ -4,6 +4,7 @@ import json
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +12,7 @@ from datasets.errors import InputError
 from orchestrator.meter import left, smoothed
 from orchestrator.plan import Plan, stages
 from orchestrator.report.titles import plan_titles, titles
-from orchestrator.results import load_study
+from orchestrator.results import load_study, recorded_trials
 from orchestrator.store import NOTES, Store
 from orchestrator.study import StageResult, Study, TrialResult
 from orchestrator.tracking import Tracker, TrackingError
@@ -75,6 +76,11 @@ class Follower:
         self._rates: dict[str, Callable[[float, float], float]] = {}
         self._before = {path: path.read_bytes() for path in store.root.glob(f"*/.work-*/{PROGRESS}")}
         """What an attempt that was interrupted has left: it says nothing of this one."""
+        finished = [path for path in store.root.glob(f"*/*-*/{NOTES}") if not path.parent.name.startswith(".")]
+        self._earlier = {path: path.read_bytes() for path in finished}
+        """Notes of stages that were finished by earlier runs, which said them."""
+        experiments = [experiment for _, experiment in [*plan.upstream, *(plan.grid or ())]]
+        self._digits = {stage.fingerprint[:12] for experiment in experiments for stage in stages(experiment).values()}
 
     def __enter__(self) -> "Follower":
         self._thread.start()
@@ -83,6 +89,8 @@ class Follower:
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()  # its requests give up by themselves; two writers at once would log an epoch twice
+        with suppress(InputError, OSError):
+            self._tell_notes()  # of what ended since the last look
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_S):
@@ -98,15 +106,25 @@ class Follower:
                     self._mirror = None
                     self._say(f"WARNING {error}")
 
+    def _tell_notes(self) -> None:
+        """Say the notes of the plan's stages that run or have ended since this run began."""
+        drawn = recorded_trials(self._plan, self._store) if self._plan.grid is None else []
+        digits = self._digits | {record.trial[:12] for record in drawn}
+        for path in sorted(self._store.root.glob(f"*/*-*/{NOTES}")):
+            with suppress(FileNotFoundError):  # sealed meanwhile: found at the next look
+                text = path.read_bytes()
+                if path.parent.name[-12:] not in digits or text == self._earlier.get(path):
+                    continue
+                for line in text.decode(errors="replace").splitlines():
+                    if line not in self._noted:  # the same of many trials is said once
+                        self._say(line)
+                        self._noted.add(line)
+
     def _tell(self, study: Study) -> None:
+        self._tell_notes()
         for result in [*study.priors, *study.pretrains, *study.trials]:
             if result.status != "running":
                 continue
-            notes = result.folder / NOTES
-            for line in notes.read_text(errors="replace").splitlines() if notes.exists() else []:
-                if line not in self._noted:  # the same of many trials is said once
-                    self._say(line)
-                    self._noted.add(line)
             progress, now = self._progress(result.folder / PROGRESS), time.monotonic()
             if progress is None:
                 if not isinstance(result, TrialResult) and result.fingerprint not in self._told:  # a trial may wait for its turn

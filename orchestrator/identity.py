@@ -13,6 +13,7 @@ from datasets.source import Source
 from datasets.synthetic import World
 from orchestrator.cleanset import read_keys
 from orchestrator.fingerprint import encode, fingerprint
+from orchestrator.manifest import checked
 from orchestrator.spec import Clean
 from orchestrator.store import sha256
 from trainers.cleaning.pseudo_labels import PseudoLabels
@@ -78,11 +79,12 @@ def weights_identity(model: Model | TinyCLIP) -> Any:
     """Size and hash of the checkpoint that pre-training starts from; None without one, or for a tag of open_clip's.
 
     Where it is read from several files (parts, a configuration beside it), the hashes of the others by name too.
+    InputError where it is of a finished stage and damaged.
     """
     path = model.file if isinstance(model, Model) else None
     if path is None:
         return None
-    file, *others = files_read(path)
+    file, *others = files_read(checked(path))
     beside = {"beside": {other.name: sha256(other) for other in others}} if others else {}
     return {"size": file.stat().st_size, "sha256": sha256(file), **beside}
 

@@ -10,12 +10,13 @@ import torch
 from datasets.component import Component
 from datasets.errors import InputError
 from datasets.loader import Recipe
+from orchestrator import failures
 from orchestrator.cluster import user_error
 from orchestrator.identity import IDENTITIES
 from orchestrator.plan import labelling, stages, unpoisoned
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs, last_checkpoint, make_cleanset, make_stage
-from orchestrator.store import Store, write_json
+from orchestrator.store import FAILED, Store, write_json
 from orchestrator.training import StageError, unpoisoned_stage
 from orchestrator.workers import load_model, whole_pictures
 from trainers.cleaning.labels import Labels
@@ -83,7 +84,11 @@ def prepare_labels(experiment: Experiment, inputs: Inputs, store: Store, compute
         mistake = user_error(error)
         if mistake is not None:
             raise InputError(f"{made['labels']}: {mistake}") from error
-        raise StageError(f"{made['labels']} failed: {str(error).strip().splitlines()[-1][:400]}") from error
+        kind, text = failures.kind_of(error), str(error).strip().splitlines()[-1][:400]
+        folder = store.work("labels", made["labels"].fingerprint)
+        if folder.is_dir():
+            write_json(folder / FAILED, {"kind": kind, "error": text, "rank": 0})
+        raise StageError(f"{made['labels']} {failures.SAID.get(kind, 'failed')}: {text}") from error
 
 
 def _apart(

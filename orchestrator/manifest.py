@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any
@@ -66,13 +67,16 @@ def checked(path: str | Path) -> Path:
     Whatever is computed from a file of an artefact is opened through this, in each process that opens it. A file is hashed once a
     process (1 GB/s); paths that lie in no artefact pass. InputError names what is lost or changed.
     """
-    folder = artefact_folder(path)
-    if folder is None:
+    place = artefact_of(path)
+    if place is None:
         return Path(path)
-    name = str(Path(path).absolute().relative_to(folder))
-    for file, digest in read_manifest(folder)["files"].items():
-        if name == "." or file == name or file.startswith(f"{name}/"):
-            check_file(folder / file, digest)
+    folder, name = place
+    files = read_manifest(folder)["files"]
+    own = [file for file in files if name == "." or file == name or file.startswith(f"{name}/")]
+    if not own and name != "." and (folder / name).exists():
+        raise damage(folder / name, "is none of the files that its stage wrote")
+    for file in own:
+        check_file(folder / file, files[file])
     return Path(path)
 
 
@@ -88,19 +92,28 @@ def check_file(path: Path, digest: str) -> None:
     raise damage(path)
 
 
-def artefact_folder(path: str | Path) -> Path | None:
-    """The artefact in which a path lies, by its name `<stage>/<name>-<12 digits>`; None where it lies in none."""
+def artefact_of(path: str | Path) -> tuple[Path, str] | None:
+    """(artefact, name within it) of a path, also where links lead there; None where it lies in none.
+
+    An artefact is called `<stage>/<name>-<12 digits>` and has a manifest, or has lost it and lies in a store.
+    """
     if "://" in str(path):
         return None
-    place = Path(path).absolute()
-    for folder in (place, *place.parents)[: _DEPTH + 1]:
-        if _NAME.fullmatch(folder.name) and (folder.parent.name in KINDS or _is_copy(folder)):
-            return folder
+    given = Path(path).absolute()
+    for place in (Path(os.path.realpath(path)), *([] if ".." in given.parts else [given])):  # a file may be a link to another disk
+        for folder in (place, *place.parents)[: _DEPTH + 1]:
+            if _NAME.fullmatch(folder.name) and (_is_whole(folder) or (folder.parent.name in KINDS and _was_one(folder))):
+                return folder, str(place.relative_to(folder))
     return None
 
 
-def _is_copy(folder: Path) -> bool:
-    """Whether it is an artefact that was copied to another place."""
+def _was_one(folder: Path) -> bool:
+    """Whether a folder whose manifest is lost or broken is an artefact all the same: there is one still, or others beside it."""
+    return (folder / MANIFEST).exists() or any(_is_whole(path.parent) for path in folder.parent.parent.glob(f"*/*-*/{MANIFEST}"))
+
+
+def _is_whole(folder: Path) -> bool:
+    """Whether it has the manifest of an artefact, at whatever place."""
     try:
         return json.loads((folder / MANIFEST).read_bytes())["stage"] in KINDS
     except (OSError, ValueError, TypeError, KeyError, RecursionError):

@@ -208,6 +208,9 @@ def _remembered(path: Path) -> dict[str, Any]:
         raise _not_as_written(path)
     if "overrides" not in found:  # an older store notes the values alone
         return {"overrides": found, "status": "", "begun": path.stat().st_mtime_ns}
+    kinds = {name: type(value) for name, value in found.items()}
+    if kinds != {"overrides": dict, "status": str, "begun": int}:  # also where the digest's own name is damaged
+        raise _not_as_written(path)
     return found
 
 

@@ -1,11 +1,9 @@
 """What people read in the terminal about plans and stores."""
 
 import json
-from contextlib import suppress
 from typing import Any
 
 import pyarrow.ipc as ipc
-from pyarrow import ArrowInvalid
 
 from datasets.errors import InputError
 from datasets.synthetic import World
@@ -15,7 +13,7 @@ from orchestrator.plan import VERSION, Plan, Stage, grid_values, stages, unpoiso
 from orchestrator.report.names import number_of
 from orchestrator.report.titles import plan_titles, titles
 from orchestrator.spec import Compute, Experiment
-from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, metrics_of, missing, part, verify
+from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, checked, metrics_of, missing, part, verify
 from orchestrator.study import StageResult, TrialResult
 
 
@@ -243,9 +241,12 @@ def _artefact(artefact: Artefact) -> str:
         if _whole(artefact, name):
             parts.append(f"{name}: {json.dumps(json.loads(part(artefact, name)), indent=1)}")
     parts += [json.dumps(line) for line in _metrics(artefact)]
-    index = artefact.folder / "index.arrow"
-    with suppress(OSError, ArrowInvalid), ipc.open_file(str(index)) as reader:
-        parts.append(f"index.arrow: {reader.schema.names}")
+    if "index.arrow" in artefact.manifest["files"]:
+        try:
+            with ipc.open_file(str(checked(artefact.folder / "index.arrow"))) as reader:
+                parts.append(f"index.arrow: {reader.schema.names}")
+        except InputError as error:
+            parts.append(f"DAMAGED: {error}")
     parts.append(f"folder: {artefact.folder}")
     return "\n".join(parts)
 

@@ -200,7 +200,7 @@ def seal(store: Store, stage: Stage, seconds: float) -> Artefact:
 def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
     from orchestrator.streaming import index_shards
 
-    summary = index_shards(source, folder, progress=meter("index", "shards", say))
+    summary = index_shards(source, folder, progress=meter("index", "shards", say), say=say)
     write_json(folder / "summary.json", summary)
     write_dropped(source, folder / "index.arrow", folder / "dropped.csv")
     for columns in summary.get("columns", []):

@@ -33,7 +33,7 @@ from orchestrator.manifest import KINDS, MANIFEST, checked, damage, digest_of, r
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
 NOTES = "notes.txt"
-"""Lines of a stage's processes that the driver is to say."""
+"""Lines of a stage's processes that the driver is to say; they stay beside the finished stage's files and are none of them."""
 FAILED = "failed.json"
 """Why the stage failed: {"kind", "error", "rank"}; the kinds are those of `failures`."""
 SCRATCH = (LOCK, NOTES, "progress.json", FAILED)
@@ -173,12 +173,12 @@ class Store:
         """
         folder = self.work(stage, fingerprint)
         for scratch in SCRATCH:
-            if scratch != LOCK:  # held to the end: who comes meanwhile must not begin anew in this folder
+            if scratch not in (LOCK, NOTES):  # the lock is held to the end: who comes meanwhile must not begin anew in this folder
                 (folder / scratch).unlink(missing_ok=True)
         for path in [path for path in folder.rglob(".*") if path != folder / LOCK]:  # half-written or half-removed
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         left_out = set(folder.glob(spent)) if spent else set()
-        belonging = [path for path in sorted(folder.rglob("*")) if _belongs(path) and path not in left_out]
+        belonging = [path for path in sorted(folder.rglob("*")) if _belongs(path) and path not in left_out | {folder / NOTES}]
         files = {str(path.relative_to(folder)): sha256(path) for path in belonging}
         fields = {
             "stage": stage,

@@ -15,7 +15,7 @@ import shutil
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,8 +30,9 @@ from datasets.loader import Recipe, StepFeed
 from datasets.pairs import Pairs, write_index
 from datasets.seeding import hash64
 from datasets.source import NOTES, Source, mark_duplicates, shard_names
-from datasets.storage import size_of
+from datasets.storage import known_sha256, sha256, size_of
 from datasets.triggers.base import Trigger
+from orchestrator.manifest import digest_of
 from orchestrator.ray_data import BLOCK_BYTES, THREAD, Progress, configure, decode_block, plain_errors, to_bytes, to_numpy
 from orchestrator.ray_data import over_shards as _over_shards
 
@@ -45,12 +46,13 @@ many CPUs would be through with them in a few seconds."""
 
 
 def index_shards(
-    source: Source, out: Path, *, cpus: int | None = None, progress: Progress | None = None
+    source: Source, out: Path, *, cpus: int | None = None, progress: Progress | None = None, say: Callable[[str], None] = print
 ) -> dict[str, Any]:
     """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task a shard; by threads where no Ray runs.
 
     At most `cpus` at a time, None for all that the cluster, or this machine, has. The shards' own tables lie in `out/parts` until
-    all are there, so a run that was stopped goes on from them. The driver holds the keys in memory, not the rows.
+    all are there, so a run that was stopped goes on from them; `say` is told of those that
+    are damaged, which are made again. The driver holds the keys in memory, not the rows.
     Returns {"shards", "empty_shards", "samples", "kept", "drops": {reason: samples}, "passed_over": members of tars that are no sample's,
     "columns": those of the tables that were read}.
     Raises InputError as `Source.index_shard` and `mark_duplicates` do.
@@ -64,12 +66,16 @@ def index_shards(
         f"{number:05d}-{hash64(settings, identity):016x}.arrow"
         for number, identity in enumerate(source.identity())
     ]
-    missing = [n for n, name in enumerate(names) if not (parts / name).exists()]
+    missing = [n for n, name in enumerate(names) if _note_of(parts / name) is None]
+    for part in [parts / names[n] for n in missing]:
+        if part.exists():
+            say(f"NOTE {part} of an index under way is not as it was written: it is made again.")
     called = shard_names(urls)
     items = [{"number": n, "url": urls[n], "name": called[n], "path": str(parts / names[n])} for n in missing]
     _over_shards(_index_shard, items, {"source": source}, cpus, progress, len(urls))
     tables = [_open(parts / name) for name in names]
-    notes = [json.loads((parts / name).with_suffix(".json").read_bytes()) for name in names]
+    notes = [note for name in names if (note := _note_of(parts / name))]
+    assert len(notes) == len(names), "every shard has its table"
     table = mark_duplicates(pa.concat_tables(tables), urls)
     write_index([table], Path(out) / "index.arrow")
     drops = Counter({entry["values"]: entry["counts"] for entry in table["drop"].value_counts().to_pylist()})
@@ -91,9 +97,20 @@ def _index_shard(item: dict, source: Source) -> dict:
     with _private(path.parent) as folder:
         table = source.index_shard(item["number"], item["url"], item["name"])
         write_index([table], folder / path.name)
-        path.with_suffix(".json").write_bytes(table.schema.metadata[NOTES])
+        note = {**json.loads(table.schema.metadata[NOTES]), "sha256": sha256(folder / path.name)}
+        (folder / "note").write_text(json.dumps({**note, "digest": digest_of(note)}))
         os.replace(folder / path.name, path)
+        os.replace(folder / "note", path.with_suffix(".json"))
     return {"number": item["number"]}
+
+
+def _note_of(part: Path) -> dict[str, Any] | None:
+    """What is noted of a shard's table; None where one of the two is missing or not as it was written."""
+    try:
+        note = json.loads(part.with_suffix(".json").read_bytes())
+        return note if note.pop("digest") == digest_of(note) and note["sha256"] == known_sha256(part) else None
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError):
+        return None
 
 
 def _open(index: Path) -> pa.Table:
@@ -144,7 +161,7 @@ def poison_shards(
     _sweep(out)  # of workers that were killed while others went on
     total: Counter[str] = Counter(shards=len(urls))
     for path in paths:
-        manifest = committed(path)
+        manifest = committed(path, just_made=True)
         assert manifest is not None, f"{path} is not committed"
         total.update({field: manifest[field] for field in ("n", "poisoned", "bad", "bytes")})
     return dict(total)

@@ -8,14 +8,14 @@ from typing import Any
 
 from datasets.component import Component
 from datasets.errors import InputError
-from orchestrator import network
+from orchestrator import failures, network
 from orchestrator.cluster import scratch, user_error
 from orchestrator.identity import IDENTITIES
 from orchestrator.plan import Stage, stages, unpoisoned
 from orchestrator.results import spent
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs, last_checkpoint, seal
-from orchestrator.store import FAILED, Artefact, Store, read_failure, read_json
+from orchestrator.store import FAILED, Artefact, Store, read_failure, read_json, write_json
 from orchestrator.workers import Job, pretrain
 
 
@@ -91,9 +91,9 @@ def pretrain_all(wanted: list[tuple[Experiment, Inputs]], store: Store, compute:
         task = ray.remote(num_cpus=0, max_retries=compute.retries)(_apart)
         waiting = list(missing.values())
         running: dict[Any, Stage] = {}
-        failures: list[Exception] = []
+        failed: list[Exception] = []
         while waiting or running:
-            while waiting and len(running) < room and not failures:
+            while waiting and len(running) < room and not failed:
                 stage, experiment, inputs = waiting.pop(0)
                 running[task.remote(experiment, inputs, str(store.root), compute, dict(IDENTITIES))] = stage
             if not running:
@@ -102,14 +102,14 @@ def pretrain_all(wanted: list[tuple[Experiment, Inputs]], store: Store, compute:
             stage = running.pop(done)
             try:
                 failure = ray.get(done)
-                failures += [failure] if failure else []
+                failed += [failure] if failure else []
             except RayError as death:
                 try:
                     raise_failure(stage, store.work(stage.kind, stage.fingerprint), death)
                 except (InputError, StageError) as error:
-                    failures.append(error)
-        if failures:
-            raise failures[0]
+                    failed.append(error)
+        if failed:
+            raise failed[0]
     return [pretrain_stage(experiment, inputs, store, compute) for experiment, inputs in wanted]
 
 
@@ -168,13 +168,15 @@ def raise_failure(stage: Stage, folder: Path, cause: BaseException | None) -> No
     """Raise what made the stage fail, if anything did: InputError for the user's mistakes, else StageError."""
     failed = read_failure(folder)
     if failed:
-        kind = InputError if failed["kind"] == "input" else StageError
+        kind = InputError if failed["kind"] == failures.INPUT else StageError
         raise kind(f"{stage}: {failed['error']}") from cause
     if cause is not None:
         mistake = user_error(cause)
         if mistake is not None:
             raise InputError(f"{stage}: {mistake}") from cause
         lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [type(cause).__name__]
+        if folder.is_dir():  # its process wrote nothing down: it may have been lost. The next attempt removes this
+            write_json(folder / FAILED, {"kind": failures.kind_of(cause), "error": lines[-1][:400], "rank": 0})
         progress = read_json(folder / "progress.json")
         step = progress.get("step", 0) if isinstance(progress, dict) else 0
         raise StageError(

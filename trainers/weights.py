@@ -72,6 +72,8 @@ def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], Non
     is not finite (unless `finite` is False), damage.
     """
     file = weights_file(path)
+    if finite:  # what training goes on from has been looked at
+        _check_sums(file)
     own = encoder.model.state_dict()
     state: dict[str, Tensor] = {}
     form = ""
@@ -122,6 +124,15 @@ def weights_file(path: str | Path) -> Path:
     if _PART.search(file.name):
         raise InputError(f"checkpoint {file} is one of several parts: give their folder, or the index beside them")
     return file
+
+
+def _check_sums(file: Path) -> None:
+    """InputError where the weights are those of an epoch folder, wherever it was copied to, and not as they were written there."""
+    from trainers.checkpoint import META, fault  # which imports this
+
+    wrong = fault(file.parent, state=False) if file.name == WEIGHTS and file.with_name(META).is_file() else ""
+    if wrong:
+        raise InputError(f"checkpoint {file} is damaged: {wrong}. Take a whole copy of its folder.")
 
 
 def files_read(path: str | Path) -> list[Path]:

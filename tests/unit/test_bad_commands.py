@@ -9,13 +9,16 @@ from pathlib import Path
 
 import pytest
 
+from datasets.errors import InputError
 from orchestrator import cli
 from orchestrator.arguments import parser
+from orchestrator.cli import _complain
 from orchestrator.loading import load_sweep
 from orchestrator.spec import Compute
 from orchestrator.stages import make_data
 from orchestrator.store import Store
 from tests.tiny_sweep import SWEEP
+from trainers.weights import CONVERT
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -171,6 +174,12 @@ def test_a_store_of_any_name_is_read_as_it_was_written(name, tmp_path, monkeypat
     assert len(inputs.pairs()) == 400 and len(inputs.test()) == 80
     assert all(url.startswith(str(store.root)) for url in (*inputs.urls, *inputs.test_urls))
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_the_lines_to_copy_in_a_refusal_arrive_as_lines(capsys):
+    _complain(InputError(f"checkpoint a\nb\x1b[0m.pt holds a whole model. {CONVERT}"))
+    first, *lines = capsys.readouterr().err.splitlines()
+    assert first.startswith("cleansweep: checkpoint a\\nb\\x1b[0m.pt") and lines == CONVERT.splitlines()[1:]
 
 
 def test_the_file_of_a_sweep_may_have_any_name(tmp_path):

@@ -258,13 +258,13 @@ def test_what_others_left_under_the_files_name_is_not_written_through(poisoned, 
     assert not target.exists() if kind == "symlink to nothing" else target.read_bytes() == b"precious"
 
 
-def test_a_folder_that_everybody_can_write_is_refused(tmp_path):
-    for mode in (0o777, 0o1777, 0o703):
+def test_a_folder_that_others_can_write_is_refused(tmp_path):
+    for mode in (0o777, 0o1777, 0o703, 0o775, 0o2770):
         (tmp_path / "open").mkdir(exist_ok=True)
         (tmp_path / "open").chmod(mode)
-        with pytest.raises(InputError, match=f"open can be written by every user .mode {mode:04o}"):
+        with pytest.raises(InputError, match=f"open can be written by other users .mode {mode:04o}"):
             cache_folder(str(tmp_path / "open"))
-    (tmp_path / "open").chmod(0o775)
+    (tmp_path / "open").chmod(0o755)
     assert cache_folder(str(tmp_path / "open")) == tmp_path / "open"
     before = os.umask(0)
     try:

@@ -12,7 +12,7 @@ from trainers import checkpoint, schedule
 from trainers.backward import backward
 from trainers.batch import to_device
 from trainers.checkpoint import Progress
-from trainers.model import TinyCLIP
+from trainers.model import TinyCLIP, load_weights
 from trainers.objectives.contrastive import MMCL
 from trainers.schedule import Training
 
@@ -206,3 +206,16 @@ def test_what_a_method_returned_is_not_trained_on_from(tmp_path):
     said = []
     assert checkpoint.tidy(tmp_path, "all", 2, said.append) == tmp_path / "epoch_0002"
     assert names(tmp_path) == ["epoch_0001", "epoch_0002"] and said == []
+
+
+@pytest.mark.parametrize("name", ["open_clip_model.safetensors", "open_clip_config.json", "meta.json"])
+def test_a_copied_epoch_folder_with_a_flipped_byte_is_refused_by_name(tmp_path, name):
+    encoder, _ = stepped(1)
+    copy = checkpoint.save_returned(tmp_path, encoder, 1).rename(tmp_path / "copy")
+    load_weights(encoder, copy)
+    data = bytearray((copy / name).read_bytes())
+    data[-40] ^= 1
+    (copy / name).write_bytes(data)
+    for path in (copy, copy / "open_clip_model.safetensors"):
+        with pytest.raises(InputError, match=f"copy/{name} is not as it was written"):
+            load_weights(encoder, path)

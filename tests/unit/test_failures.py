@@ -3,16 +3,21 @@
 import errno
 import json
 from pathlib import Path
+from unittest.mock import patch
 
 import pytest
 import torch
 
 from datasets.errors import InputError
 from orchestrator import failures
-from orchestrator.store import FAILED, Store
+from orchestrator.plan import make_plan, stages
+from orchestrator.results import load_study
+from orchestrator.store import FAILED, METRICS, Store, write_lines
+from orchestrator.training import StageError, _make, raise_failure
 from orchestrator.tuning import _outcome
 from orchestrator.workers import Job, _failures
 from tests.tiny_sweep import SWEEP
+from tests.unit.fake_study import line
 from trainers.distributed import World
 
 
@@ -48,8 +53,6 @@ def test_the_kind_of_an_error(make, kind):
 
 @pytest.mark.parametrize(("error", "kind"), [(FloatingPointError("loss is nan"), "diverged"), (MemoryError(), "out_of_memory")])
 def test_a_training_process_writes_the_kind_and_the_trial_has_it(tmp_path, error, kind):
-    from orchestrator.plan import stages
-
     store, stage = Store(tmp_path), stages(SWEEP.base)["clean"]
     folder = store.work("clean", stage.fingerprint)
     folder.mkdir(parents=True)
@@ -62,12 +65,25 @@ def test_a_training_process_writes_the_kind_and_the_trial_has_it(tmp_path, error
 
 
 def test_a_process_that_was_lost_is_known_afterwards(tmp_path):
-    from orchestrator.plan import stages
-
     store, stage = Store(tmp_path), stages(SWEEP.base)["clean"]
     store.work("clean", stage.fingerprint).mkdir(parents=True)
     trial = _outcome({}, store, stage, lost(), False)  # type: ignore[arg-type]
     assert trial.failure == json.loads((store.work("clean", stage.fingerprint) / FAILED).read_text())["kind"] == "lost_process"
+
+
+def test_a_pretraining_that_lost_its_process_is_known_afterwards_and_can_go_on(tmp_path):
+    plan, store = make_plan(SWEEP), Store(tmp_path)
+    stage = stages(plan.upstream[0][1])["pretrain"]
+    with store.working("pretrain", stage.fingerprint) as folder:
+        with pytest.raises(StageError, match="continues from them"):
+            raise_failure(stage, folder, lost())  # type: ignore[arg-type]
+        assert json.loads((folder / FAILED).read_text())["kind"] == "lost_process"
+        write_lines(folder / METRICS, [line(0, 80.0, 97.0)])
+    (result,) = load_study(plan, store).pretrains
+    assert (result.status, result.failure) == ("failed", "lost_process")
+    with patch("orchestrator.training._fit", lambda job, *_: write_lines(Path(job.folder) / METRICS, [line(1, 80.0, 97.0)])):
+        made = _make(stage, plan.upstream[0][1], None, store, SWEEP.compute)  # type: ignore[arg-type]
+    assert not (made.folder / FAILED).exists()
 
 
 def test_no_word_of_an_error_is_searched_in_the_orchestrator():

@@ -10,6 +10,7 @@ from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
@@ -76,10 +77,24 @@ def test_a_shard_without_a_success_has_no_tar(server, tmp_path):
 
 def test_only_a_whole_shard_is_finished(server, tmp_path):
     shard(make_rows(server, "good.jpg"), tmp_path)
+    whole = (tmp_path / "00007.tar").read_bytes()
+    (tmp_path / "00007.tar").write_bytes(whole[:40] + b"!" + whole[41:])
+    assert finished(tmp_path, 7) is None
     (tmp_path / "00007.tar").write_bytes(b"cut")
     assert finished(tmp_path, 7) is None
     (tmp_path / "00007_stats.json").write_text("{")
     assert finished(tmp_path, 7) is None and finished(tmp_path, 8) is None
+
+
+@pytest.mark.parametrize("table", [b"", b"PAR1 and no more", None])
+def test_a_damaged_table_of_a_shard_to_fetch_again_is_named(server, tmp_path, table):
+    shard(make_rows(server, "status?404"), tmp_path)
+    if table is None:
+        pq.write_table(pa.table({"key": ["a"]}), tmp_path / "00007.parquet")
+    else:
+        (tmp_path / "00007.parquet").write_bytes(table)
+    with pytest.raises(InputError, match="00007.parquet cannot be read"):
+        shard(make_rows(server, "good.jpg"), tmp_path, again=True)
 
 
 def test_failures_can_be_tried_again_and_successes_stay(server, tmp_path):

@@ -52,6 +52,19 @@ def test_progress_that_cannot_be_read_is_left_out(following, content: bytes):
     assert said[0].startswith("a note") and said[1].endswith("starting workers") and len(said) == 2
 
 
+def test_notes_of_a_stage_that_ended_between_two_looks_are_said_once_and_never_by_the_next_run(tmp_path):
+    plan, store = make_plan(SWEEP), Store(tmp_path)
+    made = stages(plan.grid[0][1])
+    said: list[str] = []
+    for number, kind in enumerate(("pretrain", "clean")):
+        stage = made[kind]
+        mirror = Mirror(Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny"))
+        with Follower(plan, store, mirror, said.append), store.working(kind, stage.fingerprint) as folder:
+            (folder / "notes.txt").write_text(f"NOTE of {kind}\n")
+            found = store.seal(kind, stage.name, stage.fingerprint, config={}, inputs={}, seconds=1.0)
+        assert found.manifest["files"] == {} and said == ["NOTE of pretrain", "NOTE of clean"][: number + 1]
+
+
 def test_the_rate_is_the_plain_average_at_first_and_follows_slowly():
     rate = smoothed()
     assert rate(100, 5.0) == 0  # what was done before it was first asked does not count

@@ -43,6 +43,20 @@ def blocks(path: Path) -> dict[str, bytes]:
         return {m.name: data[m.offset : m.offset_data + -(-m.size // 512) * 512] for m in archive.getmembers()}
 
 
+def test_a_shard_with_a_flipped_byte_or_a_broken_marker_is_not_committed(tmp_path):
+    path, out = tar(tmp_path / "a.tar", members(0, 3)), tmp_path / "out.tar"
+    manifest = poison_shard(str(path), plan(["000000001"]), TRIGGER, SIZE, out)
+    assert committed(out) == manifest
+    data = out.read_bytes()
+    out.write_bytes(data[:600] + bytes([data[600] ^ 1]) + data[601:])
+    assert committed(out) is None
+    out.write_bytes(data)
+    assert committed(out) == manifest
+    for broken in ("[1]", "1", "{", '{"bytes": []}', "[" * 100_000):
+        datasets.shards._marker(out).write_text(broken)
+        assert committed(out) is None
+
+
 @settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture], deadline=None)
 @given(
     victims=st.sets(st.integers(0, 11), max_size=6),

@@ -12,8 +12,10 @@ from pathlib import Path
 import pytest
 
 from datasets.errors import InputError
+from orchestrator.identity import weights_identity
 from orchestrator.show import show
 from orchestrator.store import Store, checked, read_lines, slug, verify, write_json, write_lines
+from trainers.model import Model
 
 FP = "ab" * 32
 
@@ -207,6 +209,46 @@ def test_a_file_is_checked_once_and_again_when_it_changed(tmp_path):
         checked(file)
 
 
+def test_a_file_is_checked_through_links_and_other_spellings(tmp_path, monkeypatch):
+    store = Store(tmp_path / "store")
+    with store.working("clean", FP) as folder:
+        (folder / "epoch_0001").mkdir()
+        (folder / "epoch_0001" / "weights").write_text("x")
+        store.seal("clean", "m", FP, config={}, inputs={}, seconds=1.0)
+    folder = store.find("clean", FP).folder
+    (tmp_path / "stage").symlink_to(folder)
+    (tmp_path / "epoch").symlink_to(folder / "epoch_0001")
+    monkeypatch.chdir(folder / "epoch_0001")
+    ways = [tmp_path / "stage" / "epoch_0001", tmp_path / "epoch", tmp_path / "epoch" / "weights", "../epoch_0001", "weights"]
+    assert [checked(way) for way in ways] == [Path(way) for way in ways]
+    (folder / "epoch_0001" / "weights").write_text("y")
+    for way in ways:
+        with pytest.raises(InputError, match="epoch_0001/weights is not as its stage wrote it"):
+            checked(way)
+    (folder / "epoch_0001" / "weights").rename(tmp_path / "elsewhere")
+    (folder / "epoch_0001" / "weights").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(InputError, match="epoch_0001/weights is not as its stage wrote it"):
+        checked(folder / "epoch_0001" / "weights")
+    (folder / "other").write_text("z")
+    with pytest.raises(InputError, match="other is none of the files that its stage wrote"):
+        checked(folder / "other")
+
+
+def test_data_of_a_users_own_are_no_artefact_and_one_without_its_manifest_is(tmp_path):
+    own = tmp_path / "clean" / "cc3m-202301011200" / "00000.tar"
+    own.parent.mkdir(parents=True)
+    own.write_text("x")
+    assert checked(own) == own and checked(own.parent) == own.parent
+    store = Store(tmp_path / "store")
+    make(store)
+    with store.working("pretrain", "ef" * 32):
+        store.seal("pretrain", "m", "ef" * 32, config={}, inputs={}, seconds=1.0)
+    folder = store.find("clean", FP).folder
+    (folder / "manifest.json").unlink()
+    with pytest.raises(InputError, match="manifest.json is missing"):
+        checked(folder / "weights")
+
+
 def test_half_written_and_half_removed_files_are_never_sealed(tmp_path):
     store = Store(tmp_path)
     with store.working("clean", FP) as folder:
@@ -229,3 +271,16 @@ def test_a_line_of_metrics_that_is_not_as_it_was_written_is_refused(tmp_path):
     path.write_text(path.read_text().replace("07.5", "17.5"))
     with pytest.raises(InputError, match="metrics.jsonl is not as it was written"):
         read_lines(path)
+
+
+def test_a_model_does_not_start_from_a_damaged_checkpoint_of_a_store(tmp_path):
+    store = Store(tmp_path)
+    with store.working("clean", FP) as folder:
+        (folder / "epoch_0001").mkdir()
+        (folder / "epoch_0001" / "open_clip_model.safetensors").write_text("x")
+        store.seal("clean", "m", FP, config={}, inputs={}, seconds=1.0)
+    epoch = store.find("clean", FP).folder / "epoch_0001"
+    assert weights_identity(Model(pretrained=str(epoch)))["size"] == 1
+    (epoch / "open_clip_model.safetensors").write_text("y")
+    with pytest.raises(InputError, match="epoch_0001/open_clip_model.safetensors is not as its stage wrote it"):
+        weights_identity(Model(pretrained=str(epoch)))
