@@ -147,8 +147,10 @@ def csv_rows(url: str, delimiter: str, keys: Keys, found: Callable[[Keys], None]
         start = file.read(_LOOKED_AT)
         file.seek(0)
         encoding = encoding_of(start)
+        head = next(iter(_LINE_END.split(start.decode(encoding, "replace").lstrip())))
+        if "\0" in head:
+            decode_text(start, url)  # says where
         if delimiter == "auto":
-            head = next(iter(_LINE_END.split(start.decode(encoding, "replace").lstrip())))
             tabs = url.lower().endswith((".tsv", ".tab")) or head.count("\t") > head.count(",")
             delimiter = "\t" if tabs else ","
         quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
@@ -187,10 +189,10 @@ def _rows(url: str, reader: Any, delimiter: str, keys: Keys, found: Callable[[Ke
             continue
         if len(fields) != width:
             raise InputError(f"{url} cannot be read as {kind}: line {line} has {len(fields)} columns, the first line {width}.")
-        if reader.line_num > line and _swallowed(fields, image, width, delimiter):
+        if reader.line_num > line and _swallowed(fields, image, number, width, delimiter):
             raise InputError(
                 f"{url} cannot be read as CSV: the quotation mark that opens a cell in line {line} closes in line {reader.line_num}, "
-                "and whole rows stand between; double quotation marks within a cell."
+                "and whole rows stand between; double quotation marks within a cell. Only captions may hold line ends."
             )
         text = NO_CAPTION if caption < 0 else as_caption(fields[caption])
         yield Row(line, None, None, fields[image], (text,), label(fields[number]) if number >= 0 else -1)
@@ -198,14 +200,21 @@ def _rows(url: str, reader: Any, delimiter: str, keys: Keys, found: Callable[[Ke
         raise InputError(f"{url} is empty; a header line and rows are expected.")
 
 
-def _swallowed(fields: Sequence[str], image: int, width: int, delimiter: str) -> bool:
-    """Whether a cell of several lines holds another row: its path has line ends, or a line of it has a picture's name where the path is."""
+def _swallowed(fields: Sequence[str], image: int, number: int, width: int, delimiter: str) -> bool:
+    """Whether a row of several lines holds others.
+
+    Its path or label has line ends, each of its lines has as many delimiters as a row (not counting those before a space, which are
+    a sentence's), or a line within a cell has a picture's name where the path is.
+    """
     path = fields[image].strip()
     kinds = {os.path.splitext(path)[1].lower(), *_PICTURES} - {""}
+    parts = re.compile(re.escape(delimiter) + r"(?! )")
+    if all(len(parts.findall(line)) == width - 1 for line in _LINE_END.split(delimiter.join(fields))):
+        return True
     for inner in (line.split(delimiter) for cell in fields for line in _LINE_END.split(cell)):
         if len(inner) >= width and os.path.splitext(inner[image].strip().strip('"'))[1].lower() in kinds:
             return True
-    return bool(_LINE_END.search(path))
+    return bool(_LINE_END.search(path) or number >= 0 and _LINE_END.search(fields[number].strip()))
 
 
 def _open(url: str) -> Any:

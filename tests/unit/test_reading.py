@@ -231,6 +231,11 @@ REFUSED = {
     "closed in the next row": (b'image,caption\n0.jpg,"big cat\n1.jpg,a dog"\n', "opens a cell in line 2 closes in line 3"),
     "a picture of another kind": (b'caption,image\n"big cat,0.jpg\n19"" monitor,1.png\na dog",2.jpg\n', "line 2 closes in line 4"),
     "the path swallowed": (b'image,caption\n"0.jpg,a cat\n1.jpg",a dog\n', "opens a cell in line 2 closes in line 3"),
+    "names without an extension": (b'image,caption\nimg1,"a dog\nimg2,a cat\nimg3,a bird"\n', "opens a cell in line 2 closes in line 4"),
+    "the caption before them": (b'caption,image\n"a dog,img1\na cat, black,img2\na bird",img3\n', "opens a cell in line 2 closes in line 4"),
+    "the caption between": (b'image,caption,label\nimg1,"a dog,1\nimg2,a cat",2\n', "opens a cell in line 2 closes in line 3"),
+    "a label of two lines": (b'image,caption,label\n0.jpg,a dog,"1\n2"\n', "opens a cell in line 2 closes in line 3"),
+    "UTF-16 without its mark": ("image,caption\n0.jpg,a cat\n".encode("utf-16-le"), "is not text: line 1 holds a NUL character"),
     "too many columns": (b"image,caption\n0.jpg,a cat\n1.jpg,a dog, black\n", "line 3 has 3 columns, the first line 2"),
     "too few columns": (b"image,caption\n0.jpg\n", "line 2 has 1 columns, the first line 2"),
     "Latin-1": (b"image,caption\n0.jpg,a cat\n1.jpg,caf\xe9\n", "is not text in UTF-8: line 3, byte 0xe9"),
@@ -253,8 +258,8 @@ def test_tables_that_would_be_misread_are_refused_with_the_line(folder, name):
 
 
 def test_a_quoted_cell_may_hold_lines_and_commas(folder):
-    (folder / "a.csv").write_text('image,caption\n0.jpg,"one, two\nthree, four\r\n5.5, ""six"""\n1.jpg,a dog\n')
-    assert rows(folder / "a.csv") == [("0.jpg", 'one, two\nthree, four\r\n5.5, "six"', ""), ("1.jpg", "a dog", "")]
+    (folder / "a.csv").write_text('image,caption\n0.jpg,"one, two\nthree, four\r\n5.5, ""six"""\n1.jpg,"a dog\nold, black"\n')
+    assert rows(folder / "a.csv") == [("0.jpg", 'one, two\nthree, four\r\n5.5, "six"', ""), ("1.jpg", "a dog\nold, black", "")]
 
 
 def test_labels_as_pandas_writes_them(folder):
@@ -332,6 +337,7 @@ def test_captions_that_are_bytes_or_no_text(folder):
     text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9")])
     path = parquet(folder / "b.parquet", image=[JPEG], caption=text)
     assert [row[1:] for row in rows(path)] == [("", "caption_not_text")]
+    assert rows(parquet(folder / "c.parquet", image=[JPEG], caption=["\ufeffa cat"]), "caption") == [("a cat",)]
 
 
 def test_lists_of_captions(folder):
