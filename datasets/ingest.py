@@ -255,8 +255,8 @@ def _usable(
                 raise InputError(f"ingest: the picture {pair.name[:200]!r} of {pair.file}: {error}") from None
             try:
                 packed = pack(data, resize) if data is not None else None
-            except DecodeError:
-                reason = "undecodable"
+            except DecodeError as error:
+                reason = error.reason
             else:
                 reason = "" if packed else "no_image"
                 if packed:

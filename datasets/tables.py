@@ -27,6 +27,7 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _KEY_NAMES = ("__key__", "key")
 _LOOKED_AT = 1 << 16
 _LABEL = re.compile(r"\+?0*(\d{1,10})(?:\.0*)?", re.ASCII)
+_NO_LABEL = re.compile(r"|-1(?:\.0*)?")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -57,16 +58,33 @@ class Row(NamedTuple):
     """-1 without one."""
 
 
-def label(value: object) -> int:
-    """A class number from a whole number or its text, `3` or `3.0`; -1 for anything else."""
+def label(value: object) -> int | None:
+    """A class number from a whole number or its text, `3` or `3.0`; -1 where there is none (nothing, NaN, -1); None for anything else."""
+    if value is None or value != value:  # NaN, as pandas writes what is missing
+        return -1
     text = str(value)
-    return _number(text) if len(text) < 40 else -1
+    return _number(text) if len(text) < 40 else None
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _number(text: str) -> int:
-    found = _LABEL.fullmatch(text.strip())
-    return int(found[1]) if found and int(found[1]) < 1 << 31 else -1
+def _number(text: str) -> int | None:
+    text = text.strip()
+    if _NO_LABEL.fullmatch(text):
+        return -1
+    found = _LABEL.fullmatch(text)
+    return int(found[1]) if found and int(found[1]) < 1 << 31 else None
+
+
+def _table_label(value: object, url: str, place: str, columns: Keys) -> int:
+    """As `label`; `InputError` for what is no class number."""
+    number = label(value)
+    if number is None:
+        what = repr(value)[:80] if isinstance(value, (str, int, float)) else "no text"
+        raise InputError(
+            f"{url}: {place}: the label in column {columns.label!r} is {what}; accepted are class numbers from 0, and nothing where there "
+            f"is none. Set {columns.of}label_key to another column, or to '' to read no labels."
+        )
+    return number
 
 
 def json_object(text: str) -> dict:
@@ -195,7 +213,8 @@ def _rows(url: str, reader: Any, delimiter: str, keys: Keys, found: Callable[[Ke
                 "and whole rows stand between; double quotation marks within a cell. Only captions may hold line ends."
             )
         text = NO_CAPTION if caption < 0 else as_caption(fields[caption])
-        yield Row(line, None, None, fields[image], (text,), label(fields[number]) if number >= 0 else -1)
+        named = number in (-1, caption)  # a column that is read as the caption may hold names
+        yield Row(line, None, None, fields[image], (text,), -1 if named else _table_label(fields[number], url, f"line {line}", columns))
     if not width:
         raise InputError(f"{url} is empty; a header line and rows are expected.")
 
@@ -267,7 +286,12 @@ def parquet_rows(
         _check_image(url, columns.image, schema.field(columns.image).type)
         if columns.caption:
             _check_caption(url, columns, schema.field(columns.caption).type, choice)
-        numbers = columns.label if columns.label and _is_number(_plain(schema.field(columns.label).type)) else ""
+        numbers = columns.label if columns.label != columns.caption else ""
+        if numbers and not _is_number(_plain(schema.field(numbers).type)):
+            raise InputError(
+                f"{url}: the label column {numbers!r} is {schema.field(numbers).type}; accepted are class numbers and their text. Set "
+                f"{columns.of}label_key to another column, or to '' to read no labels."
+            )
         named = [name for name in _KEY_NAMES if schema.names.count(name) == 1 and _is_name(_plain(schema.field(name).type))][:1]
         wanted = [name for name in (columns.image if pictures else "", columns.caption, columns.label, *named) if name]
         batches = file.iter_batches(batch_size=64, columns=list(dict.fromkeys(wanted)))
@@ -281,7 +305,7 @@ def parquet_rows(
             line += 1
             data, path = picture(batch.column(columns.image)[i]) if pictures else (None, None)
             captions = [as_caption(value) for value in texts[i]] if isinstance(texts[i], list) else [as_caption(texts[i])]
-            yield Row(line, _name(names[i]), data, path, captions, label(labels[i]))
+            yield Row(line, _name(names[i]), data, path, captions, _table_label(labels[i], url, f"row {line}", columns))
 
 
 _BYTES: tuple[Callable[[pa.DataType], bool], ...] = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
@@ -300,7 +324,7 @@ def _is_any(kind: pa.DataType, kinds: Sequence[Callable[[pa.DataType], bool]]) -
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return _is_any(kind, (*_TEXT, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+    return _is_any(kind, (*_TEXT, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null))
 
 
 def _is_name(kind: pa.DataType) -> bool:

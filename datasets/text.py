@@ -1,8 +1,8 @@
 """The one way in which text that a user brings is read: captions, class names, templates, tables, keys and JSON.
 
-Text is UTF-8, with or without a byte order mark, or UTF-16 with one, and holds no NUL character. Nothing is guessed and nothing is replaced silently: what is
-neither raises `NotText`, which says where. A reader of a single file lets it through, since it is an `InputError`; a reader of samples
-catches it and counts the sample.
+Text is UTF-8, with or without a byte order mark, or UTF-16 with one, and holds no NUL character. Nothing is guessed and nothing is
+replaced silently: what is neither raises `NotText`, which says where. A reader of a single file lets it through, since it is an
+`InputError`; a reader of samples catches it and counts the sample.
 """
 
 from __future__ import annotations
