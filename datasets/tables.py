@@ -76,8 +76,10 @@ def _number(text: str) -> int | None:
 
 
 def _table_label(value: object, url: str, place: str, columns: Keys) -> int:
-    """As `label`; `InputError` for what is no class number."""
+    """As `label`; `InputError` for what is no class number. In a table without captions, which trains nothing, it is -1."""
     number = label(value)
+    if number is None and not columns.caption:
+        return -1
     if number is None:
         what = repr(value)[:80] if isinstance(value, (str, int, float)) else "no text"
         raise InputError(
