@@ -78,8 +78,9 @@ def ingest(
     Folder: all pictures in it and below, links followed, in order of their paths. `captions`: `txt` (the sibling file of that
     extension) or `folder` (the name of the picture's folder, `_` and `-` as spaces). `classes`: `folder` numbers the
     top folders in order of name, as `cls` members and `classnames.txt`, and refuses one without a usable picture; `none` writes no
-    labels. A table is read as `Source` reads it, with its keys: a CSV has a header line, paths are relative to the table, a `label_key` column of numbers becomes `cls` members, and
-    of a Parquet column of lists of captions `captions` takes the `first`, a `random` one or `each`.
+    labels. A table is read as `Source` reads it, with its keys: a CSV has a header line, paths are relative to the table, a `label_key`
+    column of numbers becomes `cls` members, and of a Parquet column of lists of captions `captions` takes the `first`, a `random` one or
+    `each`.
 
     With `resize`, pictures whose shorter side is longer than that many pixels are shrunk to it (bicubic) and packed as
     JPEG of quality 95. Others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG; a key is the
