@@ -61,7 +61,7 @@ NOT_TEXT = Caption(None, "caption_not_text")
 def as_caption(value: object) -> Caption:
     """What a cell or a json field holds, as a caption: text, bytes of text (`datasets.text`), or nothing.
 
-    Text with NUL characters is none: it is UTF-16 without its mark, or damaged.
+    Text with NUL characters is none, and a byte order mark is no part of it.
     """
     if isinstance(value, bytes):
         try:
@@ -69,7 +69,7 @@ def as_caption(value: object) -> Caption:
         except NotText:
             return NOT_TEXT  # counted by the reader
     if isinstance(value, str):
-        return NOT_TEXT if "\0" in value else Caption(value.strip())
+        return NOT_TEXT if "\0" in value else Caption(value.removeprefix("\ufeff").strip())
     return NO_CAPTION if value is None else NOT_TEXT
 
 

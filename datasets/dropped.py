@@ -16,7 +16,8 @@ from datasets.source import Source, shard_files
 from datasets.storage import sync
 
 COLUMNS = ("key", "file", "line", "reason")
-"""The sample's key, the file it stands in, its line there (of Parquet the row; from 1, empty in tars and folders), why it is left out."""
+"""The sample's key, the file it stands in (in a tar of a sample of `unknown_extension` with the member: `0.tar/y.gif`), its line there
+(of Parquet the row; from 1, empty in tars and folders), why it is left out."""
 _CHUNK = 1 << 16
 
 
@@ -45,10 +46,11 @@ def write_dropped(source: Source, index: Path, out: Path) -> None:
         for url, name, start, stop in zip(urls, shard_files(urls), bounds, bounds[1:]):
             lines, at = None, 0
             for first in range(start, stop, _CHUNK):
-                part = table.slice(first, min(_CHUNK, stop - first)).select(["key", "drop"])
+                part = table.slice(first, min(_CHUNK, stop - first)).select(["key", "member", "drop"])
                 rows = np.flatnonzero(pc.not_equal(part["drop"], "").to_numpy())
                 for row, sample in zip(rows.tolist(), part.take(pa.array(rows)).to_pylist()):
                     lines = lines or source.lines(url)
                     line = next(itertools.islice(lines, first - start + row - at, None), None)
                     at = first - start + row + 1
-                    add(sample["key"], name, line, sample["drop"])
+                    unknown = sample["drop"] == "unknown_extension"
+                    add(sample["key"], f"{name}/{sample['member']}" if unknown else name, line, sample["drop"])

@@ -77,9 +77,10 @@ def ingest(
 
     Folder: all pictures in it and below, links followed, in order of their paths. `captions`: `txt` (the sibling file of that
     extension) or `folder` (the name of the picture's folder, `_` and `-` as spaces). `classes`: `folder` numbers the
-    top folders in order of name, as `cls` members and `classnames.txt`; `none` writes no labels. A table is read as `Source` reads it,
-    with its keys: a CSV has a header line, paths are relative to the table, a `label_key` column of numbers becomes `cls` members, and
-    of a Parquet column of lists of captions `captions` takes the `first`, a `random` one or `each`.
+    top folders in order of name, as `cls` members and `classnames.txt`, and refuses one without a usable picture; `none` writes no
+    labels. A table is read as `Source` reads it, with its keys: a CSV has a header line, paths are relative to the table, a `label_key`
+    column of numbers becomes `cls` members, and of a Parquet column of lists of captions `captions` takes the `first`, a `random` one or
+    `each`.
 
     With `resize`, pictures whose shorter side is longer than that many pixels are shrunk to it (bicubic) and packed as
     JPEG of quality 95. Others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG; a key is the
@@ -132,11 +133,13 @@ def ingest(
                 dropped[reason] += 1
                 add(_printable(pair.name), _printable(pair.file), pair.line, reason)
 
-            usable = _usable(pairs, total, min_caption_length, resize, leave_out, progress)
+            labels = set[int]()
+            usable = _noting(labels, _usable(pairs, total, min_caption_length, resize, leave_out, progress))
             shards = dict(_write_shards(usable, aside, shard_size))
         if not shards:
-            reasons = ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
-            raise InputError(f"ingest: none of the {sum(dropped.values())} pairs of {source_path} can be used: {reasons}.")
+            raise InputError(f"ingest: none of the {sum(dropped.values())} pairs of {source_path} can be used: {_reasons(dropped)}.")
+        if without := [name for i, name in enumerate(names) if i not in labels]:
+            raise _no_class(source_path, without[0], f": all its pairs are left out ({_reasons(dropped)} in the whole folder)")
         manifest = {
             "n": sum(shard["n"] for shard in shards.values()),
             "dropped": dict(sorted(dropped.items())),
@@ -197,10 +200,13 @@ def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair]
     paths = [path for path in files if path.name.lower().endswith(_PICTURES)]
     without = {path.with_suffix("") for path in paths}
     alone = [path for path in files if captions == "txt" and path.suffix == ".txt" and path.with_suffix("") not in without]
-    tops = sorted({path.relative_to(folder).parts[0] for path in paths if path.parent != folder})
-    if classes == "folder" and (bad := next((top for top in tops if top != _printable(top)), None)):
+    tops = sorted(_below(folder, [entry.name for entry in os.scandir(folder) if entry.is_dir()])) if classes == "folder" else []
+    if bad := next((top for top in tops if top != _printable(top)), None):
         raise InputError(f"ingest: the folder {_printable(bad)!r} has a name that is not UTF-8, so it names no class; rename it.")
-    number = {top: i for i, top in enumerate(tops)} if classes == "folder" else {}
+    filled = {path.relative_to(folder).parts[0] for path in paths if path.parent != folder}
+    if empty := [top for top in tops if top not in filled] if filled else []:
+        raise _no_class(folder, empty[0], f" ({', '.join(_PICTURES)})")
+    number = {top: i for i, top in enumerate(tops)}
     pairs, used = [], set[Path]()
     for path in paths:
         relative = path.relative_to(folder)
@@ -215,7 +221,7 @@ def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair]
     for path in alone:
         relative = path.relative_to(folder)
         pairs.append(_Pair("", relative.as_posix(), relative.as_posix(), None, NO_CAPTION, -1))
-    return pairs, tops if classes == "folder" else [], len(files) - len(paths) - len(used) - len(alone)
+    return pairs, tops, len(files) - len(paths) - len(used) - len(alone)
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -225,9 +231,20 @@ def _files(folder: Path) -> Iterator[Path]:
         raise error
 
     for parent, below, files in os.walk(folder, onerror=fail, followlinks=True):
-        above = {os.path.realpath(place) for place in (Path(parent), *Path(parent).parents)}
-        below[:] = [name for name in below if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) not in above]
+        below[:] = _below(Path(parent), below)
         yield from (Path(parent, name) for name in files if not name.startswith("."))
+
+
+def _below(parent: Path, names: Iterable[str]) -> list[str]:
+    """The folders in `parent` that are neither hidden nor links to one that they lie in."""
+    above = {os.path.realpath(place) for place in (parent, *parent.parents)}
+    return [name for name in names if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) not in above]
+
+
+def _no_class(folder: Path, name: str, why: str) -> InputError:
+    return InputError(
+        f"ingest: {folder}: the class folder {name!r} has no usable picture{why}; remove the folder or put its pictures there."
+    )
 
 
 def _printable(name: str) -> str:
@@ -255,14 +272,25 @@ def _usable(
                 raise InputError(f"ingest: the picture {pair.name[:200]!r} of {pair.file}: {error}") from None
             try:
                 packed = pack(data, resize) if data is not None else None
-            except DecodeError:
-                reason = "undecodable"
+            except DecodeError as error:
+                reason = error.reason
             else:
                 reason = "" if packed else "no_image"
                 if packed:
                     yield pair, packed.data, packed.extension, packed.width, packed.height
         if reason:
             leave_out(pair, reason)
+
+
+def _noting(labels: set[int], usable: Iterator[_Usable]) -> Iterator[_Usable]:
+    """The same pairs; their labels go to `labels`."""
+    for one in usable:
+        labels.add(one[0].label)
+        yield one
+
+
+def _reasons(dropped: Counter[str]) -> str:
+    return ", ".join(f"{reason} {count}" for reason, count in sorted(dropped.items()))
 
 
 def _bytes_of(picture: str | bytes) -> bytes | None:

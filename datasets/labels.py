@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 
 from datasets.errors import InputError
 from datasets.named import words
 from datasets.storage import name_text
-from datasets.text import read_text
+from datasets.tables import Keys, csv_rows
 
 NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 """A class number in a table; programs that know floats alone write 3.0."""
@@ -65,12 +63,5 @@ def class_index(text: str, names: tuple[str, ...], synsets: Mapping[str, int]) -
 
 def line_of(file: str, label: str) -> str:
     """", line 7": where the table has the label first."""
-    tab = file.lower().endswith((".tsv", ".tab"))
-    rows = csv.reader(
-        io.StringIO(read_text(file), newline=""), delimiter="\t" if tab else ",", quoting=csv.QUOTE_NONE if tab else csv.QUOTE_MINIMAL
-    )
-    try:
-        at = [name.strip() for name in next(rows, [])].index("label")
-        return next((f", line {rows.line_num}" for row in rows if row[at : at + 1] and row[at].strip() == label), "")
-    except (csv.Error, ValueError):
-        return ""
+    rows = csv_rows(file, "auto", Keys(caption="label", label=""))
+    return next((f", line {row.line}" for row in rows if row.captions[0].text == label), "")

@@ -32,7 +32,7 @@ from datasets.errors import InputError
 from datasets.storage import Reader, expand, is_remote, size_of
 from datasets.tar import TEXT_EXTENSIONS, Sample, samples
 from datasets.text import NotText, decode_text
-from datasets.view import DecodeError, decode
+from datasets.view import DecodeError, TooLarge, check_size, decode
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -52,7 +52,8 @@ EXTENSIONS = {
     "csv": (".csv", ".tsv", ".tab"),
 }
 NOTES = b"notes"
-"""Metadata of a shard's table: JSON {"columns": {image, caption}, "passed_over": members of a tar that are no sample's}."""
+"""Metadata of a shard's table: JSON {"columns": {image, caption}, "passed_over": members of a tar that are no sample's,
+"label_not_number": samples of a tar whose label is no class number, so that they have none}."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -184,6 +185,8 @@ class Source(Component):
             for sample in samples(reader, rows.passed_over):
                 image = sample.image()
                 caption, label = tar_texts(reader, sample, self.json_field, self.label_key)
+                if label is None:
+                    rows.label_not_number, label = rows.label_not_number + 1, -1
                 first = seen.setdefault(sample.key, sample)
                 if first is not sample and not (first.image() and image):
                     raise InputError(
@@ -192,8 +195,9 @@ class Source(Component):
                         f"{min(m.header for m in sample.members.values())}); write each sample's files together."
                     )
                 if image is None:
-                    unknown = not sample.members.keys() <= {*TEXT_EXTENSIONS}
-                    rows.add(sample.key, _NOWHERE, [caption], label, "unknown_extension" if unknown else "no_image")
+                    unknown = next((member for kind, member in sample.members.items() if kind not in TEXT_EXTENSIONS), None)
+                    place = _Place(unknown.name, unknown.offset, unknown.size, None) if unknown else _NOWHERE
+                    rows.add(sample.key, place, [caption], label, "unknown_extension" if unknown else "no_image")
                 else:
                     place = _Place(image.name, image.offset, image.size, functools.partial(reader.read, image.offset, image.size))
                     rows.add(sample.key, place, [caption], label, "" if first is sample else "duplicate_key")
@@ -258,6 +262,7 @@ class _Rows:
         self.drops: list[str] = []
         self.first_missing = ""
         self.passed_over: list[str] = []
+        self.label_not_number = 0
         self.columns: dict[str, str] = {}
         self._rest: list[tuple[str, int, int, str, int]] = []
 
@@ -269,8 +274,8 @@ class _Rows:
         """Append a row for each caption, with the keys `key`, `key#2`, …"""
         if not drop and place.read is None:
             drop = "no_image"
-        if not drop and place.read is not None and not _looks_right(place.read, self.source.verify):
-            drop = "undecodable"
+        if not drop and place.read is not None:
+            drop = _fault(place.read, self.source.verify)
         for n, caption in enumerate(captions, 1):
             one = f"{key}#{n}" if n > 1 else key
             self.keys.append(f"{self.name}/{one}" if self.source.key_prefix else one)
@@ -282,7 +287,7 @@ class _Rows:
         shard = np.full(len(self.keys), self.number, np.int32)
         columns = [self.keys, shard, members, offsets, lengths, captions, labels, self.drops]
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA)], schema=INDEX_SCHEMA)
-        notes = {"columns": self.columns, "passed_over": len(self.passed_over)}
+        notes = {"columns": self.columns, "passed_over": len(self.passed_over), "label_not_number": self.label_not_number}
         return table.replace_schema_metadata({NOTES: json.dumps(notes)})
 
 
@@ -343,22 +348,24 @@ def mark_duplicates(table: pa.Table, urls: Sequence[str] = ()) -> pa.Table:
     return table.set_column(table.schema.get_field_index("drop"), "drop", pa.array(drops, pa.string()))
 
 
-def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) -> tuple[Caption, int]:
-    """Caption (txt, else the json field) and label (cls, else the json field; -1 without)."""
-    caption, label = NO_CAPTION, -1
+def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) -> tuple[Caption, int | None]:
+    """Caption (txt, else the json field) and label (cls, else the json field; -1 without, None for one that is no class number)."""
+    label: int | None = -1
+    caption = NO_CAPTION
     if (txt := sample.members.get("txt")) is not None:
         caption = as_caption(reader.read(txt.offset, txt.size))
     if (cls := sample.members.get("cls")) is not None:
-        label = tables.label(as_caption(reader.read(cls.offset, cls.size)).text)
-    if (member := sample.members.get("json")) is not None and (caption is NO_CAPTION or label < 0):
+        found = as_caption(reader.read(cls.offset, cls.size))
+        label = None if found.fault else tables.label(found.text)
+    if (member := sample.members.get("json")) is not None and (caption is NO_CAPTION or label in (None, -1)):
         try:
             fields = tables.json_object(decode_text(reader.read(member.offset, member.size), member.name))
         except NotText:
             return NOT_TEXT if caption is NO_CAPTION else caption, label
         if caption is NO_CAPTION:
             caption = as_caption(fields.get(caption_key))
-        if label < 0:
-            label = tables.label(fields.get(label_key))
+        if label in (None, -1) and fields.get(label_key) is not None:
+            label = tables.label(fields[label_key])
     return caption, label
 
 
@@ -366,13 +373,19 @@ def _stem(url: str) -> str:
     return posixpath.basename(url).split(".", 1)[0]
 
 
-def _looks_right(read: Callable[[], bytes], verify: str) -> bool:
+def _fault(read: Callable[[], bytes], verify: str) -> str:
+    """Why the picture cannot be used, as far as `verify` looks, or ""."""
     try:
         if verify == "decode":
             decode(read())
         elif verify == "header":
             with Image.open(io.BytesIO(read())) as picture:
-                return picture.width > 0
-    except (DecodeError, OSError, ValueError, SyntaxError, Image.DecompressionBombError):
-        return False  # counted as undecodable in the index
-    return True
+                check_size(*picture.size, picture.mode)
+                return "" if picture.width > 0 else "undecodable"
+    except DecodeError as error:
+        return error.reason
+    except Image.DecompressionBombError:
+        return TooLarge.reason
+    except (OSError, ValueError, SyntaxError):
+        return DecodeError.reason
+    return ""

@@ -27,6 +27,7 @@ _PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _KEY_NAMES = ("__key__", "key")
 _LOOKED_AT = 1 << 16
 _LABEL = re.compile(r"\+?0*(\d{1,10})(?:\.0*)?", re.ASCII)
+_NO_LABEL = re.compile(r"|-1(?:\.0*)?")
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -57,16 +58,35 @@ class Row(NamedTuple):
     """-1 without one."""
 
 
-def label(value: object) -> int:
-    """A class number from a whole number or its text, `3` or `3.0`; -1 for anything else."""
+def label(value: object) -> int | None:
+    """A class number from a whole number or its text, `3` or `3.0`; -1 where there is none (nothing, NaN, -1); None for anything else."""
+    if value is None or value != value:  # NaN, as pandas writes what is missing
+        return -1
     text = str(value)
-    return _number(text) if len(text) < 40 else -1
+    return _number(text) if len(text) < 40 else None
 
 
 @functools.lru_cache(maxsize=1 << 14)
-def _number(text: str) -> int:
-    found = _LABEL.fullmatch(text.strip())
-    return int(found[1]) if found and int(found[1]) < 1 << 31 else -1
+def _number(text: str) -> int | None:
+    text = text.strip()
+    if _NO_LABEL.fullmatch(text):
+        return -1
+    found = _LABEL.fullmatch(text)
+    return int(found[1]) if found and int(found[1]) < 1 << 31 else None
+
+
+def _table_label(value: object, url: str, place: str, columns: Keys) -> int:
+    """As `label`; `InputError` for what is no class number. In a table without captions, which trains nothing, it is -1."""
+    number = label(value)
+    if number is None and not columns.caption:
+        return -1
+    if number is None:
+        what = repr(value)[:80] if isinstance(value, (str, int, float)) else "no text"
+        raise InputError(
+            f"{url}: {place}: the label in column {columns.label!r} is {what}; accepted are class numbers from 0, and nothing where there "
+            f"is none. Set {columns.of}label_key to another column, or to '' to read no labels."
+        )
+    return number
 
 
 def json_object(text: str) -> dict:
@@ -147,8 +167,10 @@ def csv_rows(url: str, delimiter: str, keys: Keys, found: Callable[[Keys], None]
         start = file.read(_LOOKED_AT)
         file.seek(0)
         encoding = encoding_of(start)
+        head = next(iter(_LINE_END.split(start.decode(encoding, "replace").lstrip())))
+        if "\0" in head:
+            decode_text(start, url)  # says where
         if delimiter == "auto":
-            head = next(iter(_LINE_END.split(start.decode(encoding, "replace").lstrip())))
             tabs = url.lower().endswith((".tsv", ".tab")) or head.count("\t") > head.count(",")
             delimiter = "\t" if tabs else ","
         quoting: Any = csv.QUOTE_NONE if delimiter == "\t" else csv.QUOTE_MINIMAL
@@ -187,25 +209,33 @@ def _rows(url: str, reader: Any, delimiter: str, keys: Keys, found: Callable[[Ke
             continue
         if len(fields) != width:
             raise InputError(f"{url} cannot be read as {kind}: line {line} has {len(fields)} columns, the first line {width}.")
-        if reader.line_num > line and _swallowed(fields, image, width, delimiter):
+        if reader.line_num > line and _swallowed(fields, image, number, width, delimiter):
             raise InputError(
                 f"{url} cannot be read as CSV: the quotation mark that opens a cell in line {line} closes in line {reader.line_num}, "
-                "and whole rows stand between; double quotation marks within a cell."
+                "and whole rows stand between; double quotation marks within a cell. Only captions may hold line ends."
             )
         text = NO_CAPTION if caption < 0 else as_caption(fields[caption])
-        yield Row(line, None, None, fields[image], (text,), label(fields[number]) if number >= 0 else -1)
+        named = number in (-1, caption)  # a column that is read as the caption may hold names
+        yield Row(line, None, None, fields[image], (text,), -1 if named else _table_label(fields[number], url, f"line {line}", columns))
     if not width:
         raise InputError(f"{url} is empty; a header line and rows are expected.")
 
 
-def _swallowed(fields: Sequence[str], image: int, width: int, delimiter: str) -> bool:
-    """Whether a cell of several lines holds another row: its path has line ends, or a line of it has a picture's name where the path is."""
+def _swallowed(fields: Sequence[str], image: int, number: int, width: int, delimiter: str) -> bool:
+    """Whether a row of several lines holds others.
+
+    Its path or label has line ends, each of its lines has as many delimiters as a row (not counting those before a space, which are
+    a sentence's), or a line within a cell has a picture's name where the path is.
+    """
     path = fields[image].strip()
     kinds = {os.path.splitext(path)[1].lower(), *_PICTURES} - {""}
+    parts = re.compile(re.escape(delimiter) + r"(?! )")
+    if all(len(parts.findall(line)) == width - 1 for line in _LINE_END.split(delimiter.join(fields))):
+        return True
     for inner in (line.split(delimiter) for cell in fields for line in _LINE_END.split(cell)):
         if len(inner) >= width and os.path.splitext(inner[image].strip().strip('"'))[1].lower() in kinds:
             return True
-    return bool(_LINE_END.search(path))
+    return bool(_LINE_END.search(path) or number >= 0 and _LINE_END.search(fields[number].strip()))
 
 
 def _open(url: str) -> Any:
@@ -258,7 +288,12 @@ def parquet_rows(
         _check_image(url, columns.image, schema.field(columns.image).type)
         if columns.caption:
             _check_caption(url, columns, schema.field(columns.caption).type, choice)
-        numbers = columns.label if columns.label and _is_number(_plain(schema.field(columns.label).type)) else ""
+        numbers = columns.label if columns.label != columns.caption else ""
+        if numbers and not _is_number(_plain(schema.field(numbers).type)):
+            raise InputError(
+                f"{url}: the label column {numbers!r} is {schema.field(numbers).type}; accepted are class numbers and their text. Set "
+                f"{columns.of}label_key to another column, or to '' to read no labels."
+            )
         named = [name for name in _KEY_NAMES if schema.names.count(name) == 1 and _is_name(_plain(schema.field(name).type))][:1]
         wanted = [name for name in (columns.image if pictures else "", columns.caption, columns.label, *named) if name]
         batches = file.iter_batches(batch_size=64, columns=list(dict.fromkeys(wanted)))
@@ -272,7 +307,7 @@ def parquet_rows(
             line += 1
             data, path = picture(batch.column(columns.image)[i]) if pictures else (None, None)
             captions = [as_caption(value) for value in texts[i]] if isinstance(texts[i], list) else [as_caption(texts[i])]
-            yield Row(line, _name(names[i]), data, path, captions, label(labels[i]))
+            yield Row(line, _name(names[i]), data, path, captions, _table_label(labels[i], url, f"row {line}", columns))
 
 
 _BYTES: tuple[Callable[[pa.DataType], bool], ...] = (pa.types.is_binary, pa.types.is_large_binary, pa.types.is_binary_view)
@@ -291,7 +326,7 @@ def _is_any(kind: pa.DataType, kinds: Sequence[Callable[[pa.DataType], bool]]) -
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return _is_any(kind, (*_TEXT, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal))
+    return _is_any(kind, (*_TEXT, pa.types.is_integer, pa.types.is_floating, pa.types.is_decimal, pa.types.is_null))
 
 
 def _is_name(kind: pa.DataType) -> bool:

@@ -26,7 +26,7 @@ _WINDOW = 8192
 _LONGEST_HEADER = 1 << 20
 """Bytes of a long name or of pax records; a real one has some hundred."""
 _ZERO = bytes(BLOCK)
-_LINKS_AND_FOLDERS = b"123456"
+_FOLDER, _LINKS_AND_DEVICES = b"5", b"12346"
 _OCTAL = re.compile(rb"[0-7]+")
 
 
@@ -60,11 +60,11 @@ class Sample(NamedTuple):
         return next((member for ext, member in self.members.items() if ext in IMAGE_EXTENSIONS), None)
 
 
-def walk(reader: Reader) -> Iterator[Member]:
+def walk(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Member]:
     """The regular files of an archive in order, from their headers alone.
 
-    Links, folders and devices are passed over. Raises `InputError` naming the archive and the byte for what is no tar,
-    is cut short, is compressed, fails a checksum, or goes on after its end mark.
+    Folders are passed over, and so are links and devices, whose names go to `passed_over`. Raises `InputError` naming the archive and
+    the byte for what is no tar, is cut short, is compressed, fails a checksum, or goes on after its end mark.
     """
     url, total = reader.url, reader.size
     if total == 0:
@@ -104,8 +104,10 @@ def walk(reader: Reader) -> Iterator[Member]:
             end = offset + (size + BLOCK - 1) // BLOCK * BLOCK
         if kind == b"S":
             raise InputError(f"{url} holds a GNU sparse file at byte {position}; only plain files are read.")
-        if kind in _LINKS_AND_FOLDERS:
+        if kind in _FOLDER + _LINKS_AND_DEVICES:
             end = offset  # these carry no data, whatever their size field says
+            if kind != _FOLDER and passed_over is not None:
+                passed_over.append(records.get("path") or long_name or _name(block))
         else:
             if offset + size > total:
                 raise InputError(
@@ -130,12 +132,12 @@ def samples(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Sa
     beside a plain picture that make no sample of their own (`1.jpg, 1.txt, 1.seg.png`) are left to it. A member whose extension the run
     already has begins a new sample (two samples of one key, side by side).
 
-    Names that are no sample's go to `passed_over`: hidden files, names without an extension, and lone notes (`NO_SAMPLES`).
+    Names that are no sample's go to `passed_over`: hidden files, names without an extension, links, and lone notes (`NO_SAMPLES`).
     Raises `InputError` as `walk` does, and where the files of dotted keys are not side by side.
     """
     key, members = "", dict[str, Member]()
     strays: list[str] = [] if passed_over is None else passed_over
-    for member in walk(reader):
+    for member in walk(reader, strays):
         name = member.name
         dot = name.find(".", name.rfind("/") + 1)
         if dot <= name.rfind("/") + 1:  # no dot, or a hidden file such as ".DS_Store" or "._x.jpg"

@@ -1,8 +1,8 @@
 """The one way in which text that a user brings is read: captions, class names, templates, tables, keys and JSON.
 
-Text is UTF-8, with or without a byte order mark, or UTF-16 with one. Nothing is guessed and nothing is replaced silently: what is
-neither raises `NotText`, which says where. A reader of a single file lets it through, since it is an `InputError`; a reader of samples
-catches it and counts the sample.
+Text is UTF-8, with or without a byte order mark, or UTF-16 with one, and holds no NUL character. Nothing is guessed and nothing is
+replaced silently: what is neither raises `NotText`, which says where. A reader of a single file lets it through, since it is an
+`InputError`; a reader of samples catches it and counts the sample.
 """
 
 from __future__ import annotations
@@ -30,13 +30,20 @@ def decode_text(data: bytes, where: str) -> str:
         if data.startswith(mark):
             encoding, data = name, data[len(mark) :]
     try:
-        return data.decode(encoding)
+        text = data.decode(encoding)
     except UnicodeDecodeError as error:
         line = data[: error.start].decode(encoding, "replace").count("\n") + 1
         raise NotText(
             f"{where} is not text in {encoding.upper()}: line {line}, byte 0x{data[error.start]:02x}. Accepted: UTF-8, with or without a "
             "byte order mark, and UTF-16 with one; save the file as UTF-8."
         ) from None
+    if "\0" in text:
+        line = text[: text.index("\0")].count("\n") + 1
+        raise NotText(
+            f"{where} is not text: line {line} holds a NUL character, as UTF-16 without a byte order mark "
+            "and UTF-32 do. Accepted: UTF-8, with or without a byte order mark, and UTF-16 with one; save the file as UTF-8."
+        )
+    return text
 
 
 def encoding_of(start: bytes) -> str:

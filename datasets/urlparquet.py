@@ -164,6 +164,6 @@ def _text(raw: bytes) -> str:
     if b"\0" in raw:
         raise ValueError("holds a NUL byte")
     try:
-        return raw.decode().strip()
+        return raw.decode("utf-8-sig").strip()
     except UnicodeDecodeError as error:
         raise ValueError(f"not UTF-8 at byte {error.start + 1}") from None

@@ -97,7 +97,7 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
         try:
             height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
             if colourspace in ("YCbCr", "Gray", "RGB"):
-                _check_size(width, height, "RGB", max_bytes)
+                check_size(width, height, "RGB", max_bytes)
                 return simplejpeg.decode_jpeg(data, colorspace="RGB")
         except DecodeError:
             raise
@@ -105,9 +105,9 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
             pass  # Pillow forgives what is harmless, such as bytes after the end, and refuses the rest below
     try:
         with Image.open(io.BytesIO(data), formats=_formats()) as picture:
-            _check_size(*picture.size, picture.mode, max_bytes)
+            check_size(*picture.size, picture.mode, max_bytes)
             picture.load()
-            _check_size(*picture.size, picture.mode, max_bytes)  # before it is converted: some headers tell another mode
+            check_size(*picture.size, picture.mode, max_bytes)  # before it is converted: some headers tell another mode
             return _to_rgb(picture)
     except DecodeError:
         raise
@@ -121,7 +121,7 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 
-def _check_size(width: int, height: int, mode: str, max_bytes: int) -> None:
+def check_size(width: int, height: int, mode: str, max_bytes: int = MAX_BYTES) -> None:
     """TooLarge for a picture of more pixels or bytes than are allowed."""
     if width * height > MAX_PIXELS:
         raise TooLarge(f"{width}×{height} pixels, more than the {MAX_PIXELS} allowed")

@@ -110,8 +110,9 @@ def make_data(experiment: Experiment, store: Store, say: Callable[[str], None]) 
     summary = json.loads(part(found["index"], "summary.json"))
     dropped = 1 - summary["kept"] / max(1, summary["samples"])
     if dropped > experiment.data.max_dropped:
+        example = unknown_extension(found["index"].folder / "index.arrow")
         raise InputError(
-            f"data: {dropped:.1%} of the {summary['samples']} samples are dropped ({_counts(summary['drops'])}), more than "
+            f"data: {dropped:.1%} of the {summary['samples']} samples are dropped ({_counts(summary['drops'])}{example}), more than "
             f"data.max_dropped = {experiment.data.max_dropped:.0%} allows; {found['index'].folder / 'dropped.csv'} lists them."
         )
 
@@ -206,6 +207,8 @@ def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
     for columns in summary.get("columns", []):
         captions = f"captions from {columns['caption']!r}" if columns["caption"] else "no captions"
         say(f"index: pictures from the column {columns['image']!r}, {captions}")
+    if summary.get("label_not_number"):
+        say(f"index: {summary['label_not_number']} samples have a label that is no class number, so they have none")
     if summary.get("empty_shards"):
         say(f"index: {summary['empty_shards']} of {summary['shards']} shards hold no sample and are passed over")
 
@@ -341,6 +344,13 @@ def _png(pixels: np.ndarray) -> bytes:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "PNG")
     return buffer.getvalue()
+
+
+def unknown_extension(index: Path) -> str:
+    """Which sample of an unknown extension comes first in the index, for people."""
+    table = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
+    names = table["member"].filter(pc.equal(table["drop"], "unknown_extension"))
+    return f"; the first of an unknown extension is {names[0].as_py()}" if len(names) else ""
 
 
 def _counts(drops: dict[str, int]) -> str:

@@ -12,7 +12,7 @@ from test_analysis import local_index
 
 from datasets.source import Source
 from orchestrator.plan import stages
-from orchestrator.stages import make_data
+from orchestrator.stages import make_data, unknown_extension
 from orchestrator.store import Store, verify
 from tests.tiny_sweep import BASE
 
@@ -42,5 +42,6 @@ def test_the_index_lists_what_it_leaves_out(tmp_path: Path):
     assert found is not None and verify(found) == [] and "dropped.csv" in found.manifest["files"]
     assert list(csv.reader((found.folder / "dropped.csv").read_text().splitlines()))[1:] == [
         ["x", "0.tar", "", "no_image"],
-        ["y", "0.tar", "", "unknown_extension"],
+        ["y", "0.tar/y.gif", "", "unknown_extension"],
     ]
+    assert unknown_extension(found.folder / "index.arrow") == "; the first of an unknown extension is y.gif"

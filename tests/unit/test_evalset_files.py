@@ -225,6 +225,17 @@ def test_labels_that_are_no_class_are_refused_with_their_line(tmp_path, rows, sa
     assert "labels.csv" in str(caught.value)
 
 
+def test_labels_in_columns_of_tabs_are_refused_with_their_line_and_swallowed_rows_too(tmp_path):
+    for i in range(3):
+        save(tmp_path / f"{i}.png")
+    (tmp_path / "labels.csv").write_text("image\tlabel\n0.png\tcat\n1.png\tcow\n")
+    with pytest.raises(InputError, match=r"labels\.csv, line 3: the label 'cow' is no class"):
+        load(tmp_path, classes=("cat", "dog"))
+    (tmp_path / "labels.csv").write_text('image,label\n0.png,"cat\n1,dog\n2,bird"\n')
+    with pytest.raises(InputError, match="opens a cell in line 2 closes in line 4"):
+        load(tmp_path)
+
+
 def test_numbers_as_programs_write_them(tmp_path):
     for i in range(4):
         save(tmp_path / f"{i}.png")

@@ -190,6 +190,21 @@ def test_names_that_are_not_utf8(tmp_path):
         ingest(tmp_path / "in", tmp_path / "fourth", classes="folder")
 
 
+def test_a_class_without_a_usable_picture_is_refused_by_name(tmp_path):
+    for name, data in {"a/0.jpg": encoded(picture(0)), "b/0.heic": b"x", "c/0.jpg": encoded(picture(1))}.items():
+        (tmp_path / "in" / name).parent.mkdir(parents=True)
+        (tmp_path / "in" / name).write_bytes(data)
+    with pytest.raises(InputError, match=r"the class folder 'b' has no usable picture \(\.jpg"):
+        ingest(tmp_path / "in", tmp_path / "out", captions="folder", classes="folder")
+    (tmp_path / "in" / "b" / "1.jpg").write_bytes(b"broken")
+    with pytest.raises(InputError, match=r"the class folder 'b' has no usable picture: .*undecodable 1"):
+        ingest(tmp_path / "in", tmp_path / "out", captions="folder", classes="folder")
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    (tmp_path / "in" / "b" / "1.jpg").write_bytes(encoded(picture(2)))
+    made = ingest(tmp_path / "in", tmp_path / "out", captions="folder", classes="folder")
+    assert made["classes"] == ["a", "b", "c"] and made["n"] == 3
+
+
 def test_links_to_folders_are_followed_and_not_in_circles(tmp_path):
     for name in ("in/cats", "elsewhere/big_dogs"):
         (tmp_path / name).mkdir(parents=True)

@@ -10,11 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from making import tar
 from PIL import Image
 
 from datasets.download import Failed
 from datasets.evalset import EvalSet
 from datasets.fetch import Wanted, picture
+from datasets.ingest import ingest
+from datasets.source import Source
 from datasets.view import MAX_BYTES, DecodeError, TooLarge, _to_rgb, decode
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,6 +144,11 @@ def test_it_is_counted_by_its_own_reason(tmp_path):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_bytes(data)
     assert EvalSet(path=str(tmp_path), templates=("a {}",)).load().table["drop"].to_pylist() == ["", "", "too_large"]
+    packed = [("0.png", png(8, 8, 8, 2)), ("0.txt", b"a cat"), ("1.png", LARGE["one bit"]()), ("1.txt", b"a cat")]
+    path = str(tar(tmp_path / "a.tar", packed))
+    for verify in ("decode", "header"):
+        assert Source(urls=path, verify=verify).index_shard(0, path)["drop"].to_pylist() == ["", "too_large"]
+    assert ingest(tmp_path, tmp_path.parent / f"{tmp_path.name}-out", captions="folder")["dropped"] == {"too_large": 1}
     with pytest.raises(Failed) as caught:
         picture(LARGE["one bit"](), Wanted())
     assert caught.value.status == "bomb" and "bytes decoded" in caught.value.detail

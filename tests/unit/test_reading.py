@@ -22,6 +22,7 @@ from datasets.shards import poison_shard
 from datasets.source import Source, mark_duplicates, read_bytes, shard_files, shard_names
 from datasets.tar import END, header, padding
 from datasets.triggers.patch import Patch
+from orchestrator.streaming import index_shards
 
 JPEG, OTHER = encoded(picture(0)), encoded(picture(1))
 
@@ -231,6 +232,11 @@ REFUSED = {
     "closed in the next row": (b'image,caption\n0.jpg,"big cat\n1.jpg,a dog"\n', "opens a cell in line 2 closes in line 3"),
     "a picture of another kind": (b'caption,image\n"big cat,0.jpg\n19"" monitor,1.png\na dog",2.jpg\n', "line 2 closes in line 4"),
     "the path swallowed": (b'image,caption\n"0.jpg,a cat\n1.jpg",a dog\n', "opens a cell in line 2 closes in line 3"),
+    "names without an extension": (b'image,caption\nimg1,"a dog\nimg2,a cat\nimg3,a bird"\n', "opens a cell in line 2 closes in line 4"),
+    "the caption before them": (b'caption,image\n"a dog,img1\na cat, x,img2\na bird",img3\n', "opens a cell in line 2 closes in line 4"),
+    "the caption between": (b'image,caption,label\nimg1,"a dog,1\nimg2,a cat",2\n', "opens a cell in line 2 closes in line 3"),
+    "a label of two lines": (b'image,caption,label\n0.jpg,a dog,"1\n2"\n', "opens a cell in line 2 closes in line 3"),
+    "UTF-16 without its mark": ("image,caption\n0.jpg,a cat\n".encode("utf-16-le"), "is not text: line 1 holds a NUL character"),
     "too many columns": (b"image,caption\n0.jpg,a cat\n1.jpg,a dog, black\n", "line 3 has 3 columns, the first line 2"),
     "too few columns": (b"image,caption\n0.jpg\n", "line 2 has 1 columns, the first line 2"),
     "Latin-1": (b"image,caption\n0.jpg,a cat\n1.jpg,caf\xe9\n", "is not text in UTF-8: line 3, byte 0xe9"),
@@ -253,15 +259,52 @@ def test_tables_that_would_be_misread_are_refused_with_the_line(folder, name):
 
 
 def test_a_quoted_cell_may_hold_lines_and_commas(folder):
-    (folder / "a.csv").write_text('image,caption\n0.jpg,"one, two\nthree, four\r\n5.5, ""six"""\n1.jpg,a dog\n')
-    assert rows(folder / "a.csv") == [("0.jpg", 'one, two\nthree, four\r\n5.5, "six"', ""), ("1.jpg", "a dog", "")]
+    (folder / "a.csv").write_text('image,caption\n0.jpg,"one, two\nthree, four\r\n5.5, ""six"""\n1.jpg,"a dog\nold, black"\n')
+    assert rows(folder / "a.csv") == [("0.jpg", 'one, two\nthree, four\r\n5.5, "six"', ""), ("1.jpg", "a dog\nold, black", "")]
 
 
 def test_labels_as_pandas_writes_them(folder):
-    (folder / "a.csv").write_text("image,caption,label\n0.jpg,a cat,3.0\n1.jpg,a dog,\n2.jpg,a cow,2.5\n3.jpg,a cow, 07 \n")
+    (folder / "a.csv").write_text("image,caption,label\n0.jpg,a cat,3.0\n1.jpg,a dog,\n2.jpg,a cow,-1\n3.jpg,a cow, 07 \n")
     assert rows(folder / "a.csv", "label") == [(3,), (-1,), (-1,), (7,)]
-    pq.write_table(pa.table({"image": [JPEG] * 3, "caption": ["a"] * 3, "label": [3.0, None, 2.5]}), folder / "a.parquet")
+    pq.write_table(pa.table({"image": [JPEG] * 3, "caption": ["a"] * 3, "label": [3.0, None, float("nan")]}), folder / "a.parquet")
     assert rows(folder / "a.parquet", "label") == [(3,), (-1,), (-1,)]
+
+
+@pytest.mark.parametrize("label", ["dog", "2.5", "-3", "1e3", "99999999999", 2.5, -3, [1], True])
+def test_labels_that_are_no_class_number_are_refused_with_their_place(folder, label):
+    path = parquet(folder / "a.parquet", image=[JPEG] * 2, caption=["a"] * 2, label=[None, label])
+    with pytest.raises(InputError, match=r"a\.parquet: (row 2: the label in|the label) column 'label' is .*source\.label_key"):
+        index(path)
+    assert rows(path, "label", label_key="") == [(-1,), (-1,)]
+    if isinstance(label, str):
+        (folder / "a.csv").write_text(f"image,caption,label\n0.jpg,a cat,1\n1.jpg,a dog,{label}\n")
+        with pytest.raises(InputError, match=r"a\.csv: line 3: the label in column 'label' is"):
+            index(folder / "a.csv")
+
+
+def test_labels_of_tars_that_are_no_class_number_are_counted_and_the_pairs_kept(tmp_path):
+    labels = [{"cls": b"dog"}, {"json": b'{"label": -3}'}, {"cls": b"2.5", "json": b'{"label": 2}'}, {"cls": b""}, {"cls": b"\xff"}]
+    named = [(f"{i}.{kind}", data) for i, parts in enumerate(labels) for kind, data in {"jpg": JPEG, "txt": b"a cat", **parts}.items()]
+    path = tar(tmp_path / "a.tar", named)
+    assert rows(path, "drop", "label") == [("", -1), ("", -1), ("", 2), ("", -1), ("", -1)]
+    summary = index_shards(Source(urls=str(path)), tmp_path / "out")
+    assert summary["kept"] == 5 and summary["label_not_number"] == 3
+
+
+def test_links_in_tars_are_passed_over_and_counted(tmp_path):
+    path = tar(tmp_path / "a.tar", members(0, 1))
+    with tarfile.open(path, "a") as archive:
+        for name, kind in (("1.jpg", tarfile.SYMTYPE), ("2.jpg", tarfile.LNKTYPE), ("folder", tarfile.DIRTYPE)):
+            info = tarfile.TarInfo(name)
+            info.type, info.linkname = kind, "000000000.jpg"
+            archive.addfile(info)
+    table = Source(urls=str(path)).index_shard(0, str(path))
+    assert table["key"].to_pylist() == ["000000000"] and json.loads(table.schema.metadata[b"notes"])["passed_over"] == 2
+
+
+def test_a_member_of_an_unknown_extension_is_named(tmp_path):
+    path = tar(tmp_path / "a.tar", [*members(0, 1), ("x.txt", b"a cat"), ("x.heic", b"x")])
+    assert rows(path, "member", "drop")[1] == ("x.heic", "unknown_extension")
 
 
 def test_paths_that_no_file_can_have_are_no_image(folder):
@@ -332,6 +375,7 @@ def test_captions_that_are_bytes_or_no_text(folder):
     text = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\4\0\0\0"), pa.py_buffer(b"caf\xe9")])
     path = parquet(folder / "b.parquet", image=[JPEG], caption=text)
     assert [row[1:] for row in rows(path)] == [("", "caption_not_text")]
+    assert rows(parquet(folder / "c.parquet", image=[JPEG], caption=["\ufeffa cat"]), "caption") == [("a cat",)]
 
 
 def test_lists_of_captions(folder):

@@ -47,3 +47,11 @@ def test_half_a_surrogate_pair_becomes_a_replacement_character(tmp_path):
     file = tmp_path / "a.json"
     file.write_bytes(b'\xef\xbb\xbf{"caption": "a cat \\ud83d", "all": ["\\ud83d\\ude00"]}')
     assert read_json(file) == {"caption": "a cat �", "all": ["😀"]}
+
+
+@pytest.mark.parametrize("encoding", ["utf-16-le", "utf-16-be", "utf-32", "utf-32-le"])
+def test_nul_characters_are_no_text(encoding):
+    with pytest.raises(NotText, match=r"a\.txt is not text"):
+        decode_text("a cat\n".encode(encoding), "a.txt")
+    with pytest.raises(NotText, match=r"a\.txt is not text: line 2 holds a NUL character"):
+        decode_text(b"cat\nd\0og\n", "a.txt")

@@ -97,6 +97,11 @@ def test_a_damaged_file_is_refused_and_a_text_is_read_as_before(tmp_path):
             open_list(path, block_rows=3, **OPTIONS)
 
 
+def test_a_byte_order_mark_is_no_part_of_a_caption(tmp_path):
+    rows = listed(tmp_path / "l.parquet", {"url": ["http://h"], "caption": ["\ufeffa cat"]}).block(0)
+    assert rows[0].caption == "a cat"
+
+
 def test_a_list_whose_lines_end_in_cr_is_refused(tmp_path):
     (tmp_path / "l.tsv").write_bytes(b"a dog\thttp://h/1\ra cat\thttp://h/2\r")
     with pytest.raises(InputError, match="end in CR alone"):
