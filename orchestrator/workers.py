@@ -166,8 +166,10 @@ def _keep_returned(job: Job, world: World, returned: Encoder, measure: Measure, 
         _append(folder / METRICS, {**line, "metrics": metrics}, None)
         keep = _keep(job)
         wanted = keep(read_lines(folder / METRICS)) if callable(keep) else ()
-        if trained is not None and keep != "all" and trained.name not in [checkpoint.epoch_folder(folder, e).name for e in wanted]:
-            checkpoint.remove(trained)
+        kept = [checkpoint.epoch_folder(folder, epoch).name for epoch in (*wanted, line["epoch"])]
+        for other in folder.glob("epoch_*") if keep != "all" else ():
+            if other.name not in kept:
+                checkpoint.remove(other)
 
 
 def _placed(job: Job, weights: str, world: World) -> Encoder:

@@ -37,7 +37,7 @@ def test_progress_of_an_earlier_attempt_is_not_shown(following):
     follower, folder, said, study = following
     follower._tell(study())
     follower._tell(study())
-    assert len(said) == 1 and said[0].endswith("starting workers") and "pretrain mmcl" in said[0]
+    assert len(said) == 1 and said[0].endswith("starting workers") and "pretrain MMCL" in said[0]
     write(folder, step=21)
     follower._tell(study())
     assert len(said) == 2 and "21/24 steps" in said[1]

@@ -198,7 +198,9 @@ def test_a_file_that_is_not_there_or_not_json(tmp_path):
         (tmp_path / "deep.json").write_text('{"start_points_pct": ' + "[" * depth + "]" * depth + "}")
         with pytest.raises(InputError, match="deep.json"):
             load_published(replace(CC3M, file=str(tmp_path / "deep.json")))
-    for path in ("a\0b", "~nobody-of-this-name/x.json", str(tmp_path)):
+    with pytest.raises(InputError, match="Reference.file.*NUL"):
+        replace(CC3M, file="a\0b")
+    for path in ("~nobody-of-this-name/x.json", str(tmp_path)):
         with pytest.raises(InputError, match="cannot be read"):
             load_published(replace(CC3M, file=path))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -16,6 +18,8 @@ from safetensors.torch import load_file
 from datasets.errors import InputError
 from orchestrator import workers
 from orchestrator.plan import make_plan, stages
+from orchestrator.report.points import cleaned_points
+from orchestrator.report.tables import points_csv
 from orchestrator.results import load_study
 from orchestrator.returned import check_returned, differs, signature
 from orchestrator.spec import Sweep
@@ -70,6 +74,11 @@ def test_weights_changed_after_fit_are_the_last_line_and_the_last_checkpoint(sto
     assert made.epochs == [0, 1, 2, 3] and [line.get("returned", False) for line in made.lines] == [False, False, False, True]
     assert all(torch.equal(made.last[name], value) for name, value in made.before.items()), "alpha 0 is the model before cleaning"
     assert made.measured[3] == made.measured[0]
+    study = load_study(make_plan(SWEEP), Store(store))
+    trial = next(trial for trial in study.trials if trial.fingerprint == made.artefact.fingerprint)
+    assert [point.epoch for point in cleaned_points(trial)] == [3], "the training's points are never chosen"
+    rows = [row for row in csv.DictReader(io.StringIO(points_csv(study))) if row["fingerprint"] == trial.fingerprint]
+    assert [row["role"] for row in rows] == ["before", "training", "training", "result"] and rows[3]["checkpoint"].endswith("epoch_0003")
     assert made.checkpoints == ["epoch_0003"] and verify(made.artefact) == []
 
 
@@ -94,7 +103,7 @@ def test_a_method_that_trains_nothing_has_one_line_of_its_own(store):
 def test_a_method_that_adds_nothing_after_fit_has_no_line_more(store):
     plain, copied = Made(store, SWEEP, MMCLFineTune()), Made(store, SWEEP, OnACopy())
     for made in (plain, copied):
-        assert made.epochs == [0, 1, 2] and made.checkpoints == ["epoch_0002"] and not any("returned" in line for line in made.lines)
+        assert made.epochs == [0, 1, 2] and made.checkpoints[-1] == "epoch_0002" and not any("returned" in line for line in made.lines)
     assert all(torch.equal(plain.last[name], value) for name, value in copied.last.items())
     assert plain.measured == copied.measured
 

@@ -22,11 +22,13 @@ from datasets.source import Source
 from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator.follow import Follower
+from orchestrator.plan import make_plan, stages
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain
 from orchestrator.stages import Inputs
 from orchestrator.store import MANIFEST, METRICS, NOTES, read_lines
-from orchestrator.study import Study, TrialResult
+from orchestrator.study import Study
 from orchestrator.workers import Job, clean
+from tests.tiny_sweep import SWEEP as TINY
 from trainers.checkpoint import STATE, export
 from trainers.cleaning.finetune import CleanCLIP
 from trainers.evaluate.choice import Epoch, chosen_epochs
@@ -123,10 +125,13 @@ def test_without_room_the_stage_says_so_and_goes_on(job, tmp_path, monkeypatch):
 
 
 def test_the_driver_says_a_stages_notes_once(tmp_path):
-    (tmp_path / NOTES).write_text("NOTE no room\n")
-    trials = [TrialResult(stage="clean", name="x", fingerprint=str(i), folder=tmp_path, config={}, status="running") for i in range(3)]
+    plan, store = make_plan(TINY), Store(tmp_path)
+    for _, experiment in plan.grid[:3]:
+        folder = store.work("clean", stages(experiment)["clean"].fingerprint)
+        folder.mkdir(parents=True)
+        (folder / NOTES).write_text("NOTE no room\n")
     said: list[str] = []
-    follower = Follower(None, None, None, said.append)  # type: ignore[arg-type]
+    follower = Follower(plan, store, None, said.append)  # type: ignore[arg-type]
     for _ in range(2):
-        follower._tell(Study(name="x", doc="", fingerprint="", config={}, trials=trials))
+        follower._tell(Study(name="x", doc="", fingerprint="", config={}))
     assert said == ["NOTE no room"]
