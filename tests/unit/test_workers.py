@@ -25,7 +25,7 @@ from orchestrator.follow import Follower
 from orchestrator.plan import make_plan, stages
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain
 from orchestrator.stages import Inputs
-from orchestrator.store import MANIFEST, METRICS, NOTES, read_lines
+from orchestrator.store import MANIFEST, METRICS, NOTES, Store, read_lines
 from orchestrator.study import Study
 from orchestrator.workers import Job, clean
 from tests.tiny_sweep import SWEEP as TINY
