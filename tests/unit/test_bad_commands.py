@@ -83,7 +83,7 @@ FIELDS = "from orchestrator.spec import *\nfrom trainers.cleaning.finetune impor
     ("import sys\n\nsys.exit()\n", "line 3 cannot be read as a sweep: SystemExit"),
     ("class Own(BaseException): ...\nraise Own('a\\nb')\n", "line 2 cannot be read as a sweep: Own: a"),
     (b"# caf\xe9\n", "is not text in UTF-8: line 1, byte 0xe9"),
-    ("x = '\0'\n", "SyntaxError|ValueError"),
+    ("x = '\0'\n", "is not text: line 1 holds a NUL"),
 ])
 def test_a_sweep_file_that_goes_wrong(content, said, tmp_path, capsys):
     file = tmp_path / "mine.py"

@@ -12,6 +12,7 @@ import pytest
 from ray import tune
 
 from datasets.errors import InputError
+from datasets.triggers.patch import Patch
 from orchestrator import arguments, cli
 from orchestrator.fingerprint import encode
 from orchestrator.loading import load_sweep
@@ -124,7 +125,7 @@ def test_a_search_that_cannot_be_is_refused(fields, said):
         ({"clean.epochs": tune.uniform(1.5, 2.5)}, "whole number"),
         ({"poison.target": tune.grid_search(["zebra"])}, "zebra"),
         ({"views.size": tune.grid_search([64])}, "32"),
-        ({"poison.trigger.size": tune.grid_search([40])}, "40"),
+        ({"poison.trigger": tune.grid_search([Patch(size=40)])}, "40"),
         ({"clean.choice": tune.grid_search(["first"])}, "random, last"),
     ],
 )
@@ -171,7 +172,7 @@ def test_plan_does_not_start_ray(tmp_path):
         f"assert run(['plan', 'sweeps.quickstart', '--store', {str(tmp_path)!r}]) == 0\nassert not ray.is_initialized()"
     )
     printed = python(program)
-    assert "39 680" in printed, "10 epochs of 62 steps of 64 pairs"
+    assert "31 744" in printed, "8 epochs of 62 steps of 64 pairs"
     assert list(tmp_path.iterdir()) == [], "planning writes nothing"
 
 

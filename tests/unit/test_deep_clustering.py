@@ -160,10 +160,10 @@ def test_embedding_is_in_evaluation_mode_and_leaves_the_model_as_it_was():
 
 
 def test_more_clusters_than_pairs_are_refused_also_behind_another_method():
-    for method in (DeepClustering(clusters=1001), ShrinkPerturb(then=DeepClustering(clusters=1001))):
-        with pytest.raises(InputError, match="clusters is 1001, more than the 1000 pairs"):
+    for method in (DeepClustering(clusters=2001), ShrinkPerturb(then=DeepClustering(clusters=2001))):
+        with pytest.raises(InputError, match="clusters is 2001, more than the 2000 pairs"):
             stages(override_all(BASE, {"clean.method": method}))
-    stages(override_all(BASE, {"clean.method": DeepClustering(clusters=1000)}))
+    stages(override_all(BASE, {"clean.method": DeepClustering(clusters=2000)}))
     with pytest.raises(InputError, match="clean.method.clusters is 1; "):
         DeepClustering(clusters=1)
     with pytest.raises(InputError, match="deep_clustering_weight"):

@@ -33,7 +33,7 @@ def test_it_is_shared_by_all_plans_of_the_same_attack():
     for path, value in (("poison.count", 60), ("poison.mode", "label_consistent"), ("pretrain.lr", 1e-5), ("clean.lr", 1.0),
                         ("prior.checkpoint_every_steps", 5)):
         assert prior(path, value) == own, path
-    for path, value in (("prior.lr", 1e-4), ("poison.trigger.size", 4), ("poison.target", "circle"), ("data.subset", 900)):
+    for path, value in (("prior.lr", 1e-4), ("poison.trigger.alpha", 0.2), ("poison.target", "circle"), ("data.subset", 900)):
         assert prior(path, value) != own, path
 
 

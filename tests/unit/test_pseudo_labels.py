@@ -11,6 +11,7 @@ import torch
 from datasets.errors import InputError
 from datasets.prompts import NAMES
 from datasets.seeding import rng
+from datasets.triggers.patch import Patch
 from orchestrator.override import override_all
 from orchestrator.plan import labelling, stages
 from sweeps.quickstart import BASE
@@ -183,7 +184,7 @@ def test_with_its_tokenizer_installed_it_is_accepted(monkeypatch):
     (lambda: PseudoLabels(labeller=TRAINED, weight=0), "deep_clustering_weight"),
     (lambda: stages(with_method(PseudoLabels(labeller=Training(epochs=1, batch_size=4, lr=1, warmup_steps=0)))), "a Pretrain"),
     (lambda: stages(override_all(with_method(PseudoLabels(labeller=replace(TRAINED, model=TinyCLIP(image_size=32)))),
-                                 {"poison.trigger.size": 40})), "40"),
+                                 {"poison.trigger": Patch(size=40)})), "40"),
 ])
 def test_what_cannot_label_is_refused(build, said):
     with pytest.raises(InputError, match=said):
