@@ -105,11 +105,14 @@ def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[f
     _BEFORE.clear()
     _BEFORE.update(_children())
     say("starting Ray …")
+    failed: list[Path] = []
     for attempt, limit_s in enumerate(limits_s, start=1):
         began = time.time()
         try:
             with _on_loopback(), _patient(limit_s), _named_ports() if attempt > 1 else contextlib.nullcontext():
                 ray.init(**options, _node_ip_address=LOOPBACK, dashboard_host=LOOPBACK)
+            for session in failed:  # once more: an agent that outlived its raylet may have written there
+                shutil.rmtree(session, ignore_errors=True)
             return
         except BaseException as error:
             with contextlib.suppress(Exception):  # of what is half there; the rest is killed
@@ -122,6 +125,7 @@ def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[f
                 raise InputError(_why_not(error, session)) from error
             say(f"Ray did not start: {first_line(error).rstrip('.')} ({_load()}); trying once more, for up to {limits_s[attempt]:.0f} s")
             if session is not None:
+                failed.append(session)
                 shutil.rmtree(session, ignore_errors=True)
 
 
