@@ -111,8 +111,8 @@ def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[f
         try:
             with _on_loopback(), _patient(limit_s), _named_ports() if attempt > 1 else contextlib.nullcontext():
                 ray.init(**options, _node_ip_address=LOOPBACK, dashboard_host=LOOPBACK)
-            for session in failed:  # once more: an agent that outlived its raylet may have written there
-                shutil.rmtree(session, ignore_errors=True)
+            for left in failed:  # once more: an agent that outlived its raylet may have written there
+                shutil.rmtree(left, ignore_errors=True)
             return
         except BaseException as error:
             with contextlib.suppress(Exception):  # of what is half there; the rest is killed
