@@ -2,7 +2,8 @@
 
 A file is named by what determines its bytes, and is whole or not there: it is written aside under a lock that dies with
 its process, synced and renamed. Who has it open holds a shared lock, so that only files nobody uses make room for others.
-The views are those before any trigger, so victims are stamped as they are from shards.
+The views are those before any trigger, so victims are stamped as they are from shards. After the views come their CRC-32 sums, and
+each process compares a view's when it first reads it.
 
 Shape legend: N samples, S side of the view, 3 channels; pictures are uint8 RGB.
 """
@@ -17,6 +18,7 @@ import os
 import stat
 import tempfile
 import time
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import cache
@@ -41,6 +43,8 @@ CHUNK = 64
 """Pictures decoded at once."""
 LOOKED_UP = 4096
 """Records looked up at once."""
+SUM = np.dtype("<u4")
+"""Of a view's checksum."""
 AGAIN = "read from the shards in every epoch"
 POLL_S = 0.1
 """How often one looks whether another process is done."""
@@ -80,9 +84,10 @@ class Decoded:
     def __init__(self, path: Path, count: int, size: int) -> None:
         """FileNotFoundError where there is no such file, ValueError where it has another size."""
         self.path, self.count, self.size = path, count, size
-        self._views = self._map()
+        self._views, self._sums = self._map()
+        self._compared = np.zeros(count, dtype=bool)
 
-    def _map(self) -> np.ndarray:
+    def _map(self) -> tuple[np.ndarray, np.ndarray]:
         with open(self.path, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_SH)  # the mapping duplicates the descriptor, and so keeps the lock
             shape = (self.count, self.size, self.size, 3)
@@ -90,11 +95,20 @@ class Decoded:
                 raise ValueError(f"{self.path} is not of shape {shape}")
             with suppress(OSError):  # of another user, in a shared folder
                 os.utime(file.fileno())
-            return np.memmap(file, np.uint8, "r", shape=shape)
+            views = np.memmap(file, np.uint8, "r", shape=shape)
+            file.seek(views.nbytes)
+            return views, np.fromfile(file, SUM, self.count)
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
-        """uint8 [B, S, S, 3]: a copy of the views at `positions`."""
-        return np.asarray(self._views[positions])
+        """uint8 [B, S, S, 3]: a copy of the views at `positions`. InputError where one is not as it was written."""
+        view_BHWC = np.asarray(self._views[positions])
+        for position, view_HWC in zip(positions, view_BHWC):
+            if not self._compared[position]:
+                if zlib.crc32(view_HWC) != self._sums[position]:
+                    what = f"picture {position} is not as it was decoded"
+                    raise InputError(f"{self.path} is damaged: {what}. Delete this file of the cache; it is made anew.")
+                self._compared[position] = True
+        return view_BHWC
 
     def __len__(self) -> int:
         return self.count
@@ -156,8 +170,11 @@ def _write(pairs: Pairs, size: int, file: BinaryIO, path: Path, threads: int) ->
     def views(start: int) -> np.ndarray:
         return canonical_views(pairs.records(np.arange(start, min(start + CHUNK, len(pairs)))), size)
 
+    sums = []
     for view_BHWC in ahead(views, range(0, len(pairs), CHUNK), threads):
         file.write(view_BHWC.data)
+        sums += [zlib.crc32(view_HWC) for view_HWC in view_BHWC]
+    file.write(np.array(sums, dtype=SUM).tobytes())
     file.flush()
     os.fsync(file.fileno())
     os.replace(file.name, path)
@@ -237,7 +254,7 @@ def _free(folder: Path) -> int:
 
 
 def _bytes(count: int, size: int) -> int:
-    return count * size * size * 3
+    return count * (size * size * 3 + SUM.itemsize)
 
 
 @cache

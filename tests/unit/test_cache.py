@@ -172,6 +172,21 @@ def test_a_file_of_the_wrong_size_is_made_again(poisoned, tmp_path):
     assert np.array_equal(kept(poisoned, tmp_path)[np.arange(30)], expected)
 
 
+@pytest.mark.parametrize("where", [0, 7 * SIZE * SIZE * 3 + 100, -1])
+def test_a_flipped_byte_is_found_when_the_picture_is_read(poisoned, tmp_path, where):
+    whole = decoded(poisoned, SIZE, tmp_path, "x")
+    assert whole is not None and whole[np.arange(len(poisoned))].shape == (len(poisoned), SIZE, SIZE, 3)
+    content = bytearray(whole.path.read_bytes())
+    content[where] ^= 4
+    whole.path.write_bytes(content)
+    views, damaged = decoded(poisoned, SIZE, tmp_path, "x"), {0: 0, -1: len(poisoned) - 1}.get(where, 7)
+    assert views is not None
+    others = np.array([position for position in range(len(poisoned)) if position != damaged])
+    assert len(views[others]) == len(others)
+    with pytest.raises(InputError, match=rf"x?\.views is damaged: picture {damaged} is not as it was decoded. Delete"):
+        views[np.array([1, damaged])]
+
+
 def test_without_room_one_line_is_said_and_nothing_kept(poisoned, tmp_path, monkeypatch):
     said: list[str] = []
     monkeypatch.setattr(cache, "SPARE_BYTES", 1 << 60)
@@ -191,7 +206,7 @@ def test_a_disk_that_fills_meanwhile_is_no_failure(poisoned, tmp_path, monkeypat
 
 
 def test_the_longest_unused_makes_room_but_never_one_in_use(poisoned, tmp_path, monkeypatch):
-    monkeypatch.setattr(cache, "BUDGET_BYTES", 3 * 30 * SIZE * SIZE * 3)
+    monkeypatch.setattr(cache, "BUDGET_BYTES", 3 * 30 * (SIZE * SIZE * 3 + 4))
     stores = {name: kept(poisoned, tmp_path, name) for name in "abc"}
     for age, name in enumerate("cba"):  # a was used longest ago, but is still open
         os.utime(stores[name].path, (1000 - age, 1000 - age))
