@@ -5,7 +5,7 @@
                           state.safetensors            AdamW's tensors, and a head's weights; in the newest checkpoint of
                                                        an unfinished training only
                           meta.json                    step, epoch, seconds, metric sums of the epoch under way, lines reported
-                                                       so far; CRC-32 of the other files, SHA-256 of itself
+                                                       so far, the stage; CRC-32 of the other files, SHA-256 of itself
     <folder>/step_00000250/  the same, within an epoch; removed by the next one
 
 What a cleaning method made of the trained model has an epoch folder too, without a state: nothing is trained on from it.
@@ -122,6 +122,8 @@ def fault(checkpoint: Path, state: bool = True) -> str:
     meta = _meta(checkpoint)
     if not meta:
         return f"{checkpoint / META} {'is not as it was written' if (checkpoint / META).exists() else 'is missing'}"
+    if state and meta.get("stage") != checkpoint.parent.name:
+        return f"{checkpoint} is a checkpoint of another stage ({meta.get('stage')})"
     if state and STATE not in meta["files"]:  # of what a method returned
         return f"{checkpoint / STATE} is missing"
     sums = {checkpoint / name: checksum for name, checksum in meta["files"].items() if state or name != STATE}
@@ -211,7 +213,8 @@ def _write(final: Path, encoder: Encoder, meta: dict[str, Any], optimizer: torch
         export(aside, encoder)
         if optimizer is not None:
             _save(_optimizer_tensors(encoder, optimizer), aside / STATE)
-        meta = json.loads(json.dumps({**meta, "files": {path.name: crc32(path) for path in sorted(aside.iterdir())}}))
+        files = {path.name: crc32(path) for path in sorted(aside.iterdir())}
+        meta = json.loads(json.dumps({**meta, "stage": final.parent.name, "files": files}))
         (aside / META).write_text(json.dumps({**meta, "digest": _digest(meta)}, indent=1) + "\n")
         for path in [*aside.iterdir(), aside]:
             sync(path)

@@ -143,6 +143,16 @@ def test_where_there_is_no_other_the_stage_begins_anew(tmp_path):
     assert len(said) == 1 and "begins anew" in said[0] and names(tmp_path) == []
 
 
+def test_one_of_another_stage_is_passed_over_and_said(tmp_path):
+    for stage in ("a", "b"):
+        two_epochs(tmp_path / stage)
+    (tmp_path / "a" / "epoch_0002").rename(tmp_path / "aside")
+    (tmp_path / "b" / "epoch_0002").rename(tmp_path / "a" / "epoch_0002")
+    said: list[str] = []
+    assert checkpoint.tidy(tmp_path / "a", "all", 2, said.append) == tmp_path / "a" / "epoch_0001"
+    assert len(said) == 1 and "epoch_0002 is a checkpoint of another stage (b); the stage goes on from epoch_0001" in said[0]
+
+
 def test_a_damaged_one_within_an_epoch_too(tmp_path):
     encoder, optimizer = two_epochs(tmp_path)
     within = checkpoint.save(tmp_path, encoder, optimizer, Progress(step=5, epoch=2, sums={"loss": 1.0}), "all", 2)
