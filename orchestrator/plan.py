@@ -29,6 +29,7 @@ from orchestrator.identity import (
 from orchestrator.override import has, override, override_all
 from orchestrator.report.names import flatten
 from orchestrator.report.published import load_published
+from orchestrator.source_code import code_of
 from orchestrator.spec import Experiment, Pretrain, Sweep
 from trainers.cleaning.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
@@ -49,6 +50,8 @@ class Stage:
     """(role, fingerprint) of the stages it is made from."""
     shown: Any = None
     """The configuration with the labels of its components, for the manifest; None: as `config`."""
+    code: tuple[tuple[str, str], ...] = ()
+    """(class, hash of its source) of the components that are not the project's, for the manifest."""
 
     @cached_property
     def fingerprint(self) -> str:
@@ -97,6 +100,7 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
                 "subset": [experiment.data.subset, experiment.data.seed],
             },
             (("index", index.fingerprint), ("testset", test.fingerprint)),
+            code=code_of(experiment.poison),
         ),
     )
     further = tuple(
@@ -117,7 +121,8 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     }
     objective = experiment.pretrain.objective
     inputs = (("poison", poison.fingerprint), *prior, *further)
-    pretrain = add("pretrain", Stage("pretrain", objective.slug, config, inputs, _with_objective(config, objective)))
+    code = code_of((experiment.pretrain, experiment.evaluate.evaluators))
+    pretrain = add("pretrain", Stage("pretrain", objective.slug, config, inputs, _with_objective(config, objective), code))
     if experiment.clean is not None:
         clean = experiment.clean
         name, chosen = cleanset_identity(clean)
@@ -132,7 +137,7 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
             inputs = (*inputs, ("labels", labels.fingerprint))
         config = {key: value for key, value in encode_cleaning(clean).items() if key not in cleanset_fields(clean)}
         shown = {**config, "method": labelled(clean.method, config["method"])}
-        add("clean", Stage("clean", clean.method.slug, config, inputs, shown))
+        add("clean", Stage("clean", clean.method.slug, config, inputs, shown, code_of(clean)))
     return made
 
 
@@ -182,7 +187,8 @@ def _unpoisoned_stage(experiment: Experiment, role: str, index: Stage, test: Sta
     }
     inputs = (("index", index.fingerprint), ("testset", test.fingerprint))
     objective = own.pretrain.objective
-    return Stage("pretrain", f"{objective.slug} unpoisoned", config, inputs, _with_objective(config, objective))
+    shown = _with_objective(config, objective)
+    return Stage("pretrain", f"{objective.slug} unpoisoned", config, inputs, shown, code_of((own.pretrain, own.poison.trigger)))
 
 
 def _with_objective(config: dict[str, Any], objective: Objective) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from orchestrator import cluster
 from orchestrator.fingerprint import encode
 from orchestrator.follow import Follower, Mirror
 from orchestrator.meter import meter
-from orchestrator.plan import Plan, stages
+from orchestrator.plan import Plan, Stage, stages
 from orchestrator.report.claims import Verdict
 from orchestrator.report.claims_table import write_claims
 from orchestrator.report.page import write_report
@@ -55,6 +55,7 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
     with store.locked(store.root / "sweep" / f".lock-{plan.fingerprint[:12]}", f"sweep {plan.sweep.name}", wait_s=30):
         trials = _recorded(plan, store)
         load_study(plan, store, trials)  # what is damaged is said before anything is computed
+        _tell_of_other_code(plan, store, say)
         failures: list[str] = []
         if trials is None:
             try:
@@ -74,6 +75,26 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
     for failure in failures:
         say(f"FAILED {failure}")
     return study, report, 1 if failures else 0
+
+
+def _tell_of_other_code(plan: Plan, store: Store, say: Callable[[str], None]) -> None:
+    """A NOTE for each class of the user's whose source is another than when finished stages of the plan were made with it."""
+    made: dict[str, Stage] = {}
+    for _, experiment in plan.upstream if plan.grid is None else plan.grid:
+        made |= {stage.fingerprint: stage for stage in stages(experiment).values() if stage.code}
+    changed: dict[str, list[str]] = {}
+    for stage in made.values():
+        found = store.find(stage.kind, stage.fingerprint)
+        then = found.manifest.get("code", {}) if found else {}
+        for name, digest in stage.code:
+            if then.get(name, digest) != digest:
+                changed.setdefault(name, []).append(str(stage))
+    for name, older in changed.items():
+        others = f" and {len(older) - 1} more" if len(older) > 1 else ""
+        say(
+            f"NOTE the source of {name} has changed since {min(older)}{others} of this store was made. What is there is used as it is, "
+            "for an identity is made of fields alone: to have it anew, give the class one more field (version: int = 2)."
+        )
 
 
 def _make(

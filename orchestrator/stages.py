@@ -195,6 +195,7 @@ def seal(store: Store, stage: Stage, seconds: float) -> Artefact:
         inputs=dict(stage.inputs),
         seconds=seconds,
         spent=f"epoch_*/{STATE}",
+        code=dict(stage.code),
     )
 
 

@@ -165,11 +165,13 @@ class Store:
             time.sleep(0.5)
 
     def seal(
-        self, stage: str, name: str, fingerprint: str, *, config: Any, inputs: dict[str, str], seconds: float, spent: str = ""
+        self, stage: str, name: str, fingerprint: str, *, config: Any, inputs: dict[str, str], seconds: float, spent: str = "",
+        code: Mapping[str, str] | None = None,
     ) -> Artefact:
         """Turn the working folder into the artefact: hash and sync every file, write the manifest, rename.
 
         spent: pattern of the files that only going on with the stage would need; they go once it is an artefact.
+        code: {class: hash of its source} of the user's own classes that it was made with.
         """
         folder = self.work(stage, fingerprint)
         for scratch in SCRATCH:
@@ -191,6 +193,7 @@ class Store:
             "seconds": round(seconds, 3),
             "commit": commit(),
             "versions": versions(),
+            **({"code": dict(code)} if code else {}),
         }
         manifest = write_manifest(folder, fields)
         final = self.root / stage / f"{slug(name)}-{fingerprint[:12]}"

@@ -84,8 +84,9 @@ import ray
 cluster.connect(1, object_store_bytes=80_000_000)
 try:
     with watching(print):
+        waited = ray.remote(lambda: time.sleep(600)).remote()
         print("READY")
-        ray.get(ray.remote(lambda: time.sleep(600)).remote())
+        ray.get(waited)
 except RayEnded as ended:
     print("ENDED", ended)
     cluster.abandon()
