@@ -132,7 +132,8 @@ def samples(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Sa
     beside a plain picture that make no sample of their own (`1.jpg, 1.txt, 1.seg.png`) are left to it. A member whose extension the run
     already has begins a new sample (two samples of one key, side by side).
 
-    Names that are no sample's go to `passed_over`: hidden files, names without an extension, links, and lone notes (`NO_SAMPLES`).
+    Names that are no sample's go to `passed_over`: hidden files, names without an extension, links, lone notes (`NO_SAMPLES`), and
+    pictures beside the one of their sample (`1.png` after `1.jpg`, `1.seg.png`).
     Raises `InputError` as `walk` does, and where the files of dotted keys are not side by side.
     """
     key, members = "", dict[str, Member]()
@@ -157,7 +158,7 @@ def _samples_of(url: str, key: str, members: dict[str, Member], strays: list[str
         if members.keys() <= NO_SAMPLES:
             strays += [member.name for member in members.values()]
             return []
-        return [Sample(key, members)]
+        return _noting([Sample(key, members)], members, strays)
     parts: dict[str, dict[str, Member]] = {}  # split at the last dot; the plain ones are those of the key itself
     for member in members.values():
         name, _, last = member.name.rpartition(".")
@@ -179,7 +180,14 @@ def _samples_of(url: str, key: str, members: dict[str, Member], strays: list[str
     for (first, before), (second, after) in zip(found, found[1:]):
         if max(member.end for member in before.values()) > min(member.header for member in after.values()):
             raise InputError(f"{url}: the files of {first!r} and {second!r} are mixed; write each sample's files together.")
-    return [Sample(name, part) for name, part in found]
+    return _noting([Sample(name, part) for name, part in found], members, strays)
+
+
+def _noting(found: list[Sample], members: dict[str, Member], strays: list[str]) -> list[Sample]:
+    """The samples; the names of pictures that are none's go to `strays`."""
+    taken = [sample.image() for sample in found]
+    strays += [m.name for m in members.values() if m not in taken and m.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS]
+    return found
 
 
 def _is(members: dict[str, Member], kinds: tuple[str, ...]) -> bool:

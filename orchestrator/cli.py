@@ -262,9 +262,12 @@ def _ingest(options: argparse.Namespace) -> int:
         classes=options.classes,
         label_key=options.label_key,
         resize=options.resize,
-        progress=meter("ingest", "pictures", lambda line: print(line, file=sys.stderr)),
+        progress=meter("ingest", "pictures", _aside),
     )
     print(json.dumps(summary, indent=1))
+    out, dropped = Path(options.out).absolute(), sum(summary["dropped"].values())
+    left = f"; {dropped} are left out, listed in {out / 'dropped.csv'}" if dropped else ""
+    _aside(f"{summary['n']} pairs are in {out}, in {len(summary['shards'])} shards{left}")
     return 0
 
 

@@ -210,6 +210,8 @@ def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
         say(f"index: pictures from the column {columns['image']!r}, {captions}")
     if summary.get("label_not_number"):
         say(f"index: {summary['label_not_number']} samples have a label that is no class number, so they have none")
+    if summary.get("passed_over"):
+        say(f"index: {summary['passed_over']} files in the tars are no sample's and are passed over (second pictures, notes, links)")
     if summary.get("empty_shards"):
         say(f"index: {summary['empty_shards']} of {summary['shards']} shards hold no sample and are passed over")
 

@@ -9,6 +9,8 @@ from pathlib import Path
 
 from torch import Tensor
 
+from datasets.errors import InputError
+
 
 class Sums:
     """Values of steps, added up as Python floats; read from the device every few steps, so that it need not wait each time."""
@@ -53,8 +55,11 @@ class Ledger:
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text().splitlines(keepends=True) if path.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+        try:
+            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+        except (ValueError, TypeError, KeyError, RecursionError):
+            raise InputError(f"{path} is not as it was written: remove it, and the training goes on with a new one.") from None
         path.write_text("".join(kept))
         self._file = path.open("a")
 
@@ -67,6 +72,3 @@ class Ledger:
         """Hand what is written to the system; before a checkpoint, so that the ledger is never behind one."""
         if self._file:
             self._file.flush()
-
-
-

@@ -102,8 +102,14 @@ def _role(stage: StageResult, point: Point) -> str:
     return "before" if point.epoch == 0 else "result" if point in cleaned_points(stage) else "training"
 
 
+NOT_KEPT = "not kept; --keep all keeps every epoch"
+
+
 def pareto_csv(study: Study) -> str:
-    """One line for each point of a Pareto front, from the lowest ASR up: one front for each pre-training and method."""
+    """One line for each point of a Pareto front, from the lowest ASR up: one front for each pre-training and method.
+
+    `checkpoint` is where its weights lie in the store, or how to keep them.
+    """
     trials = {trial.fingerprint: trial for trial in study.trials}
     paths = sorted({path for trial in study.trials for path in hyperparameters(trial)})
     buffer = io.StringIO()
@@ -113,7 +119,7 @@ def pareto_csv(study: Study) -> str:
         for point in points:
             tried = hyperparameters(trials[point.stage.fingerprint])
             row = [study.name, panel.label, stage.fingerprint, method, point.stage.fingerprint, *(_cell(tried.get(p)) for p in paths)]
-            writer.writerow([*row, point.epoch, _cell(point.asr), _cell(point.accuracy), checkpoint_of(study, point)])
+            writer.writerow([*row, point.epoch, _cell(point.asr), _cell(point.accuracy), checkpoint_of(study, point) or NOT_KEPT])
     return buffer.getvalue()
 
 

@@ -6,6 +6,7 @@ import shutil
 import pytest
 import torch
 
+from datasets.errors import InputError
 from tests.parity.toys import ToyFeed, resnet, vit
 from trainers import loop
 from trainers.checkpoint import STATE
@@ -97,6 +98,13 @@ def test_kill_and_resume_gives_the_same_weights_metrics_and_keys(tmp_path, stop_
     ledger = [json.loads(line) for line in (tmp_path / "cut" / "ledger.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in ledger] == list(range(8))
     assert ledger == [{"step": s, "keys": list(ToyFeed().batch(s)["key"])} for s in range(8)]
+
+
+@pytest.mark.parametrize("text", ["{", '{"keys": []}\n', "[1]\n", "\udcff\n"])
+def test_a_damaged_ledger_is_named(tmp_path, text):
+    (tmp_path / "ledger.jsonl").write_bytes(text.encode("utf-8", "surrogateescape") + b"\n")
+    with pytest.raises(InputError, match=r"ledger\.jsonl is not as it was written"):
+        trained(tmp_path)
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path):

@@ -86,6 +86,17 @@ def test_no_member_vanishes(tmp_path, name):
     assert notes["passed_over"] == (0 if expected else 4)
 
 
+BESIDE = [(["1.png"], 1), (["1.seg.png", "1.depth.webp", "1.json"], 2), (["1.jpeg", "1.cls"], 1), ([], 0)]
+
+
+@pytest.mark.parametrize(("more", "passed_over"), BESIDE)
+def test_pictures_beside_a_samples_own_are_counted(tmp_path, more, passed_over):
+    path = tar(tmp_path / "a.tar", [("1.jpg", JPEG), ("1.txt", b"a cat"), *((name, b"{}" if "json" in name else JPEG) for name in more)])
+    table = Source(urls=str(path)).index_shard(0, str(path))
+    assert (table["key"].to_pylist(), table["drop"].to_pylist()) == (["1"], [""])
+    assert json.loads(table.schema.metadata[b"notes"])["passed_over"] == passed_over
+
+
 def test_dotted_keys_whose_files_are_mixed_are_refused(tmp_path):
     path = tar(tmp_path / "a.tar", [("2.a.jpg", JPEG), ("2.b.jpg", JPEG), ("2.a.txt", b"a cat"), ("2.b.txt", b"a dog")])
     with pytest.raises(InputError, match=r"a\.tar: the files of '2\.a' and '2\.b' are mixed"):
