@@ -157,7 +157,7 @@ def test_the_set_is_known_by_what_is_in_it(tmp_path):
 
 
 @pytest.mark.parametrize(("fields", "said"), [
-    ({"clean.poisons": -1}, "0 to 400"), ({"clean.poisons": 401}, "0 to 400"), ({"clean.keys": "k.txt"}, "absolute"),
+    ({"clean.poisons": -1}, "0 to 500"), ({"clean.poisons": 501}, "0 to 500"), ({"clean.keys": "k.txt"}, "absolute"),
 ])
 def test_a_plan_refuses_it_before_anything_runs(fields, said):
     with pytest.raises(InputError, match=said):

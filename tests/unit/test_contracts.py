@@ -172,7 +172,7 @@ def test_plan_does_not_start_ray(tmp_path):
         f"assert run(['plan', 'sweeps.quickstart', '--store', {str(tmp_path)!r}]) == 0\nassert not ray.is_initialized()"
     )
     printed = python(program)
-    assert "31 744" in printed, "8 epochs of 62 steps of 64 pairs"
+    assert "39 680" in printed, "10 epochs of 62 steps of 64 pairs"
     assert list(tmp_path.iterdir()) == [], "planning writes nothing"
 
 
@@ -187,7 +187,7 @@ def test_plan_does_not_start_ray(tmp_path):
         (["plan", "sweeps.quickstart", "--pretrain.epochs", "two"], "a whole number"),
         (["plan", "sweeps.quickstart", "--pretrain.epochs"], "needs a value"),
         (["plan", "sweeps.quickstart", "--wokers", "2"], "--wokers"),
-        (["plan", "sweeps.quickstart", "--clean.method.inmodal_weight", "4"], "varies it itself, in its grid of clean.method"),
+        (["plan", "sweeps.quickstart", "--pretrain.objective.inmodal_weight", "4"], "varies it itself, in its grid of pretrain.objective"),
         (["plan", "sweeps.quickstart", "--seeds", ""], "--seeds: '' is no list of seeds"),
         (["run", "sweeps.quickstart", "--seeds", "0,1,0"], "each once"),
         (["report", "sweeps.quickstart", "--seeds=-1,2"], "from 0 up"),

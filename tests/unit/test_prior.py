@@ -48,7 +48,7 @@ def test_a_plan_lists_it_once_with_its_own_pairs(tmp_path):
     sweep = Sweep(name="x", base=WITH, space={"poison.count": tune.grid_search([60, 120]), "clean.lr": tune.grid_search([1e-3, 1e-4])})
     rows = plan_rows(make_plan(sweep), Compute(store=str(tmp_path)), None)
     trained = [(row["name"], row["pairs"]) for row in rows if row["stage"] == "pretrain"]
-    assert trained == [("mmcl+ssl unpoisoned", 4 * 62 * 64), ("MMCL, count 60", 8 * 62 * 64), ("MMCL, count 120", 8 * 62 * 64)]
+    assert trained == [("mmcl+ssl unpoisoned", 4 * 62 * 64), ("MMCL, count 60", 10 * 62 * 64), ("MMCL, count 120", 10 * 62 * 64)]
 
 
 @pytest.mark.parametrize(("fields", "said"), [
