@@ -69,6 +69,10 @@ class Evaluate(Component):
     evaluators: tuple[Evaluator, ...] = ()
     """Further measurements of the same pictures, beside accuracy and ASR; their metrics go to MLflow."""
 
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"evaluate.batch_size is {self.batch_size}; it must be at least 1")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(NamedFields):

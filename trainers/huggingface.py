@@ -116,9 +116,23 @@ def configuration(file: Path) -> dict[str, Any]:
 
 
 def preprocessing(file: Path) -> dict[str, Any]:
-    """Mean and standard deviation of `preprocessor_config.json` beside the weights; empty where there is none."""
+    """What `preprocessor_config.json` beside the weights tells, in open_clip's words: mean, std, interpolation, size; empty without one."""
     path = file.with_name("preprocessor_config.json")
     config = read_json(path) if path.is_file() else {}
     if not isinstance(config, dict):
         raise InputError(f"{path} is not an object")
-    return {own: config[theirs] for own, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in config}
+    if config.get("do_rescale", True) is False:
+        raise InputError(f"{path}: do_rescale is false; only models of pixels in 0 … 1 are read")
+    told = {own: config[theirs] for own, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in config}
+    if config.get("do_normalize", True) is False:
+        told = {"mean": [0, 0, 0], "std": [1, 1, 1]}
+    if isinstance(resample := config.get("resample"), int):  # Pillow's number
+        told["interpolation"] = _RESAMPLE.get(resample, str(resample))
+    crop = config.get("crop_size")
+    side = crop.get("height") if isinstance(crop, dict) else crop
+    if isinstance(side, int) and config.get("do_center_crop", True):
+        told["size"] = side
+    return told
+
+
+_RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}

@@ -11,7 +11,7 @@ import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from importlib.util import find_spec
 from pathlib import Path
@@ -152,6 +152,11 @@ class TinyCLIP(Component):
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
+            if any(type(number) is int and number < 1 for number in (value if isinstance(value, tuple) else (value,))):
+                raise InputError(f"model.{name} is {value}; it must be at least 1")
+        if self.context_length < 2:
+            raise InputError(f"model.context_length is {self.context_length}; it must be at least 2: start and end are part of it")
         if self.image_size < 32 or self.image_size % 32:
             raise InputError(f"model.image_size is {self.image_size}; it must be a multiple of 32")
         if self.text_width % self.text_heads:

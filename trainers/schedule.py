@@ -57,6 +57,10 @@ class Training(Component):
             raise InputError(f"{self.slug}.lr is {self.lr}; it must be a number above 0")
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise InputError(f"{self.slug}.weight_decay is {self.weight_decay}; it must be a number from 0 up")
+        if not all(0 <= beta < 1 for beta in self.betas):
+            raise InputError(f"{self.slug}.betas is {self.betas}; both must be from 0 up and below 1")
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise InputError(f"{self.slug}.eps is {self.eps}; it must be a number above 0")
         if self.precision not in PRECISIONS:
             raise InputError(f"{self.slug}.precision is {self.precision!r}; accepted: {', '.join(PRECISIONS)}")
         if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:

@@ -6,6 +6,7 @@ What a file says is read as data and never run (see `torchfile`). Names and shap
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import re
 import sys
@@ -89,16 +90,17 @@ def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], Non
     _check_numbers(file, state, own, finite)
     about = _object(file.with_name(CONFIG))
     if about:
-        told = _object(file.with_name(CONFIG), "model_cfg") or encoder.config
+        told = _object(file.with_name(CONFIG), "model_cfg")
+        whole, told = bool(told), told or encoder.config
         preprocess = _object(file.with_name(CONFIG), "preprocess_cfg")
     else:
-        told = huggingface.configuration(file) if theirs else {}
+        whole, told = False, huggingface.configuration(file) if theirs else {}
         preprocess = huggingface.preprocessing(file) if theirs else {}
     if told:
-        _check_configuration(encoder, file, told)
+        _check_configuration(encoder, file, told, whole)
     else:
         _say_activation(encoder, file, form, say)
-    _check_preprocessing(file, preprocess)
+    _check_preprocessing(encoder, file, preprocess, say)
     short = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.dtype in (torch.float16, torch.bfloat16)}
     if short:
         say(f"NOTE checkpoint {file} holds {' and '.join(sorted(short))} weights; the model has them in float32.")
@@ -319,19 +321,40 @@ def _check_numbers(file: Path, state: dict[str, Tensor], own: Mapping[str, Tenso
             raise InputError(f"checkpoint {file}: {name} holds NaN or infinite numbers: the training diverged, or the file is damaged")
 
 
-def _check_configuration(encoder: Encoder, file: Path, told: dict[str, Any]) -> None:
-    """InputError where a configuration beside the weights is of a model that computes otherwise with tensors of the same shapes."""
+def _check_configuration(encoder: Encoder, file: Path, told: dict[str, Any], whole: bool) -> None:
+    """InputError where a configuration beside the weights is of a model that computes otherwise with tensors of the same shapes.
+
+    In a `whole` one a field that is left out has open_clip's default; in another it is not known.
+    """
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
     quick, own_quick = (bool(config.get("quick_gelu")) for config in (told, encoder.config))
     if quick != own_quick:
         raise InputError(f"checkpoint {file} is of a model with{'' if quick else 'out'} QuickGELU, the experiment's is one "
                          f"with{'' if own_quick else 'out'}; {_fitting_name(encoder)}")  # fmt: skip
-    for tower, field, usual in (("text_cfg", "heads", 8), ("vision_cfg", "head_width", 64)):
+    for tower, kind in (("text_cfg", CLIPTextCfg), ("vision_cfg", CLIPVisionCfg)):
         theirs, ours = (config.get(tower) or {} for config in (told, encoder.config))
         if not isinstance(theirs, dict):
             raise InputError(f"checkpoint {file}: {tower} of the configuration beside it is not an object")
-        if theirs and theirs.get(field, usual) != ours.get(field, usual):
-            raise InputError(f"checkpoint {file} is of a model with {tower}.{field} {theirs.get(field, usual)}, the experiment's has "
-                             f"{ours.get(field, usual)}")  # fmt: skip
+        for field in dataclasses.fields(kind) if theirs else ():
+            if field.name in _OF_NO_ACCOUNT or not (whole or field.name in theirs):
+                continue
+            one, other = (config.get(field.name, field.default) for config in (theirs, ours))
+            if _plain(one) != _plain(other):
+                raise InputError(f"checkpoint {file} is of a model with {tower}.{field.name} {one}, the experiment's has {other}")
+
+
+_OF_NO_ACCOUNT = (
+    "patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path", "hf_model_pretrained",
+    "layers", "width", "mlp_ratio", "patch_size", "image_size", "context_length", "vocab_size",
+)  # fmt: skip
+"""Fields of a tower that change nothing of what a trained one computes, or that the tensors' names and shapes tell."""
+
+
+def _plain(value: Any) -> Any:
+    """A setting in one form: a tuple is a list, a square's sides are one number."""
+    value = list(value) if isinstance(value, (tuple, list)) else value
+    return value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
 
 
 def _say_activation(encoder: Encoder, file: Path, form: str, say: Callable[[str], None]) -> None:
@@ -366,13 +389,19 @@ def _object(path: Path, field: str = "") -> dict[str, Any]:
     return value
 
 
-def _check_preprocessing(file: Path, preprocess: dict[str, Any]) -> None:
+def _check_preprocessing(encoder: Encoder, file: Path, preprocess: dict[str, Any], say: Callable[[str], None]) -> None:
+    """InputError for a mean or deviation that is none; a NOTE where the weights are for pictures that were made smaller otherwise."""
     for name in ("mean", "std"):
         value = preprocess.get(name, [1, 1, 1])
         three = isinstance(value, list) and len(value) == 3 and all(type(number) in (int, float) for number in value)
         if not three or not all((name == "mean" or number > 0) and abs(number) < 1e6 for number in value):
             raise InputError(f"checkpoint {file}: {name} in the configuration beside it is {str(value)[:80]}; it must be three numbers"
                              + (" above 0" if name == "std" else ""))  # fmt: skip
+    ours = {"size": encoder.image_size, "mode": "RGB", **{name: encoder.preprocess[name] for name in ("interpolation", "resize_mode")}}
+    other = [f"{name} {preprocess[name]}" for name in ours if name in preprocess and _plain(preprocess[name]) != ours[name]]
+    if other:
+        here = ", ".join(f"{name} {value}" for name, value in ours.items())
+        say(f"NOTE checkpoint {file} is for pictures with {', '.join(other)}; here they are given with {here}, and features will differ.")
 
 
 def _shape(value: Tensor | None) -> str:

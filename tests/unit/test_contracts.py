@@ -196,6 +196,8 @@ def test_plan_does_not_start_ray(tmp_path):
         (["claims", "sweeps.quickstart", "--seeds", "0,one"], "whole numbers"),
         (["plan", "sweeps.quickstart", "--seeds", "0,1", "--pretrain.seed", "3"], "--seeds and --pretrain.seed both"),
         (["plan", "sweeps.quickstart", "--clean.warmup_steps", "5000"], "warmup"),
+        (["plan", "sweeps.quickstart", "--evaluate.batch_size", "0"], "evaluate.batch_size is 0"),
+        (["plan", "sweeps.quickstart", "--pretrain.model.vision_width", "0"], "model.vision_width is 0"),
         (["plan", "sweeps.quickstart", "--eda", "daily"], "once, per_epoch"),
         (["plan", "sweeps.quickstart", "--clean", "None"], "varies clean"),
         (["plan", "sweeps.quickstart", "--samples-per-second", "0"], "above 0"),

@@ -13,7 +13,7 @@ from tests.parity.toys import RESNET, ToyFeed, resnet, vit
 from trainers import checkpoint, model, schedule
 from trainers.batch import to_device
 from trainers.checkpoint import Progress
-from trainers.model import Encoder, EndlessModel, Model, TinyCLIP, Tokenizer, load_weights
+from trainers.model import Encoder, EndlessModel, Model, TinyCLIP, TinyViT, Tokenizer, load_weights
 from trainers.schedule import Training
 from trainers.throughput import flops_per_sample, mfu
 
@@ -55,6 +55,19 @@ def test_unknown_names_and_tags_say_what_there_is():
         TinyCLIP(image_size=40)
 
 
+@pytest.mark.parametrize("fields", [
+    {"embed_dim": -4}, {"vision_width": 0}, {"text_layers": -1}, {"context_length": 1}, {"vision_layers": (1, 1, 0, 1)}, {"text_heads": 0},
+])  # fmt: skip
+def test_sizes_that_no_model_has_are_refused(fields):
+    [name] = fields
+    for kind in (TinyCLIP, TinyViT):
+        if not (kind is TinyViT and name == "vision_layers"):
+            with pytest.raises(InputError, match=f"model.{name} is .*; it must be at least"):
+                kind(**fields)
+    with pytest.raises(InputError, match="model.patch_size is 0"):
+        TinyViT(patch_size=0)
+
+
 @pytest.mark.parametrize(("name", "tag", "fitting"), [
     ("RN50", "openai", "RN50-quickgelu"), ("ViT-B-32", "laion400m_e32", "ViT-B-32-quickgelu"),
     ("RN50-quickgelu", "openai", ""), ("ViT-B-32", "laion2b_s34b_b79k", ""),
@@ -74,6 +87,7 @@ def test_a_checkpoint_of_another_activation_is_refused(tmp_path):
     about = json.loads((folder / "open_clip_config.json").read_text())
     about["model_cfg"]["quick_gelu"] = True
     (folder / "open_clip_config.json").write_text(json.dumps(about))
+    (folder / "meta.json").unlink()  # which has its checksum
     with pytest.raises(InputError, match="is of a model with QuickGELU, the experiment's is one without"):
         load_weights(TinyCLIP().build(1), folder)
 

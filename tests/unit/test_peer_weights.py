@@ -107,6 +107,14 @@ def test_a_hugging_face_checkpoint_tells_its_activation_heads_and_pixels(tmp_pat
     ours = encoder("vit", quick_gelu=False)
     load_weights(ours, folder)
     assert ours.preprocess["mean"] == (0.5, 0.25, 0.5) and ours.preprocess["std"] == (0.5, 0.5, 0.25)
+    told = {"do_normalize": False, "resample": 2, "crop_size": {"height": 48, "width": 48}}
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(told))
+    assert "for pictures with size 48, interpolation bilinear; here" in said_by(ours, folder)[0]
+    assert ours.preprocess["mean"] == (0.0, 0.0, 0.0) and ours.preprocess["std"] == (1.0, 1.0, 1.0)
+    (tmp_path / "preprocessor_config.json").write_text('{"do_rescale": false}')
+    with pytest.raises(InputError, match="do_rescale is false"):
+        load_weights(ours, folder)
+    (tmp_path / "preprocessor_config.json").unlink()
     with pytest.raises(InputError, match="is of a model without QuickGELU, the experiment's is one with; take the model 'RN50'"):
         load_weights(encoder("vit", twin="RN50"), folder)
     about["text_config"].pop("hidden_act")  # which leaves their default, quick_gelu

@@ -41,6 +41,7 @@ def test_decay_spares_biases_norms_and_logit_scale(build):
     ({"weight_decay": -1.0}, "weight_decay"), ({"precision": "fp8"}, "precision.*auto, bf16, fp32"),
     ({"accumulate": 0}, "accumulate"), ({"warmup_steps": -1}, "warmup_steps"),
     ({"checkpoint_every_steps": 0}, "checkpoint_every"),
+    ({"betas": (0.9, 1.0)}, "betas"), ({"betas": (-0.1, 0.9)}, "betas"), ({"eps": 0.0}, "eps"),
     ({"epochs": "two"}, "epochs"),
 ])
 def test_wrong_fields_are_named(fields, words):

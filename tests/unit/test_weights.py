@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
+import re
 from pathlib import Path
 
 import numpy as np
@@ -160,6 +162,31 @@ def test_a_broken_configuration_beside_the_weights_is_named(tmp_path, text, word
         with pytest.raises(InputError, match=words) as error:
             load_weights(ours, tmp_path)
         assert str(tmp_path) in str(error.value)
+
+
+@pytest.mark.parametrize(("tower", "field", "value"), [
+    ("vision_cfg", "pool_type", "avg"), ("vision_cfg", "final_ln_after_pool", True), ("text_cfg", "no_causal_mask", True),
+    ("text_cfg", "pool_type", "first"), ("text_cfg", "act_kwargs", {"approximate": "tanh"}), ("text_cfg", "heads", 4),
+])  # fmt: skip
+def test_a_model_that_computes_otherwise_with_the_same_tensors_is_refused(tmp_path, tower, field, value):
+    ours = vit()
+    save_file(ours.model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    about = {"model_cfg": {**ours.config, tower: {**ours.config[tower], field: value}}}
+    (tmp_path / "open_clip_config.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=f"is of a model with {tower}.{field} {re.escape(str(value))}, the experiment's has"):
+        load_weights(ours, tmp_path)
+
+
+@pytest.mark.parametrize(("field", "value"), [("resize_mode", "squash"), ("interpolation", "bilinear"), ("size", 64), ("size", [64, 64])])
+def test_pictures_made_smaller_otherwise_are_noted(tmp_path, field, value):
+    ours = vit()
+    save_file(ours.model.state_dict(), tmp_path / "open_clip_model.safetensors")
+    usual = {"size": [32, 32], "interpolation": "bicubic", "resize_mode": "shortest", "mode": "RGB"}
+    for preprocess, expected in ((usual, 0), ({**usual, field: value}, 1)):
+        (tmp_path / "open_clip_config.json").write_text(json.dumps({"model_cfg": ours.config, "preprocess_cfg": preprocess}))
+        said: list[str] = []
+        load_weights(ours, tmp_path, say=said.append)
+        assert len(said) == expected and all(f"for pictures with {field} {value}; here" in line for line in said)
 
 
 # Refusals
