@@ -114,11 +114,10 @@ def cut(path: Path) -> None:
     os.truncate(path, path.stat().st_size * 2 // 3)
 
 
-def files_of(store: Path, *kinds: str) -> list[Path]:
-    """Files that something may be computed from, as paths from the store; of the sheet's pictures only two, for they are alike."""
-    found = [path.relative_to(store) for kind in kinds for path in sorted((store / kind).rglob("*")) if path.is_file()]
-    pictures = [path for path in found if path.suffix == ".png"][2:]
-    return [path for path in found if path.name != "progress.json" and not path.name.startswith(".lock") and path not in pictures]
+def files_of(store: Path) -> list[Path]:
+    """Every file of a stage, as paths from the store, but for locks and the bar of progress, of which nothing is computed."""
+    found = [path.relative_to(store) for kind in KINDS for path in sorted((store / kind).rglob("*")) if path.is_file()]
+    return [path for path in found if path.name != "progress.json" and not path.name.startswith(".lock")]
 
 
 def harms(store: Path, file: Path, places: int) -> Iterator[tuple[str, Callable[[Path], None]]]:
@@ -187,7 +186,7 @@ KINDS = ("world", "index", "testset", "poison", "pretrain", "cleanset", "clean",
 
 
 def test_a_finished_sweep(finished: Path, tmp_path: Path) -> None:
-    ended = broken_one_by_one(SWEEP, finished, files_of(finished, *KINDS), outcome(finished), tmp_path)
+    ended = broken_one_by_one(SWEEP, finished, files_of(finished), outcome(finished), tmp_path)
     read = [name for name in ended if Path(name).name in (METRICS, "gate.json", "trials.json", "samples.json") or name.endswith(".png")]
     assert len(read) >= 6 and all(ended[name] == {"refused"} for name in read)
 
@@ -195,8 +194,7 @@ def test_a_finished_sweep(finished: Path, tmp_path: Path) -> None:
 def test_cleanings_to_do(finished: Path, to_clean: Path, tmp_path: Path) -> None:
     expected = results_of(SWEEP, to_clean, tmp_path)
     assert expected == outcome(finished)
-    files = [path for path in files_of(to_clean, *KINDS) if "epoch_0002" not in path.parts]  # as little read as the first epoch's
-    ended = broken_one_by_one(SWEEP, to_clean, files, expected, tmp_path / "broken", places=2)
+    ended = broken_one_by_one(SWEEP, to_clean, files_of(to_clean), expected, tmp_path / "broken", places=2)
     read = [name for name in ended if Path(name).suffix in (".arrow", ".npy", ".parquet", ".tar") or "epoch_0003/open" in name]
     assert len(read) == 9 and all(ended[name] == {"refused"} for name in read), read
 
@@ -205,6 +203,6 @@ def test_a_pretraining_under_way(finished: Path, training: Path, tmp_path: Path)
     expected = results_of(PRETRAINING, training, tmp_path)
     whole = outcome(finished)
     assert all(whole[name] == value for name, value in expected.items() if stages(BASE)["pretrain"].fingerprint in name)
-    ended = broken_one_by_one(PRETRAINING, training, files_of(training, "pretrain"), expected, tmp_path / "broken")
+    ended = broken_one_by_one(PRETRAINING, training, files_of(training), expected, tmp_path / "broken")
     assert all(ways == {"same"} for name, ways in ended.items() if "epoch_0002" in name or METRICS in name), ended
     assert all(ways == {"refused"} for name, ways in ended.items() if "epoch_0001/open" in name), ended
