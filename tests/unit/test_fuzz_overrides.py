@@ -1,14 +1,9 @@
 """Odd overrides, arguments and sweep files: each is taken or refused in a sentence, in bounded time and memory."""
 
 import dataclasses
-import resource
-import signal
-from collections.abc import Callable, Iterator
 
 import numpy as np
-import pytest
 
-from datasets.errors import InputError
 from datasets.seeding import rng
 from orchestrator import cli
 from orchestrator.arguments import COMPUTE, FETCH, overrides_of, parser
@@ -17,8 +12,6 @@ from orchestrator.loading import load_sweep, narrowed, overridden
 from orchestrator.plan import make_plan
 from sweeps.quickstart import SWEEP
 
-SECONDS, BYTES = 5, 1 << 30
-"""For one input, and above what the process has when the test begins."""
 TEXTS = (
     "1", "4", "64", "0", "1e-2", "0.99", "-3", "1e-3", "0.5", "true", "None",
     "banana", "(1, 2)", "[1, [2]]", "{1: 2}", "{[]: 1}", "{1, 2}", "'x'", "b'x'", "1j", "...", "",
@@ -27,37 +20,6 @@ TEXTS = (
     "/no/such/file", "~nobody-of-this-name", "random", "last", "once",
 )  # fmt: skip
 ODD = "\0\n\t\x1b '\"\\()[]{},.:=-+*%#_0159eEjx\u0663ü\udcff"
-
-
-@pytest.fixture
-def bounded() -> Iterator[Callable[[Callable[[], object]], bool]]:
-    """Calls what it is given: whether it returned, False where it raised InputError; anything else fails, as do time and memory."""
-    before = resource.getrlimit(resource.RLIMIT_AS)
-    with open("/proc/self/statm") as statm:
-        has = int(statm.read().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (has + BYTES, before[1]))
-
-    def late(*arguments: object) -> None:
-        raise TimeoutError(f"took more than {SECONDS} s")
-
-    handler = signal.signal(signal.SIGALRM, late)
-
-    def call(action: Callable[[], object]) -> bool:
-        signal.alarm(SECONDS)
-        try:
-            action()
-            return True
-        except InputError as error:
-            assert str(error).strip(), "a refusal says why"
-            return False
-        finally:
-            signal.alarm(0)
-
-    try:
-        yield call
-    finally:
-        signal.signal(signal.SIGALRM, handler)
-        resource.setrlimit(resource.RLIMIT_AS, before)
 
 
 def mutated(text: str, draw: np.random.Generator) -> str:
