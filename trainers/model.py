@@ -214,6 +214,17 @@ class TinyViT(TinyCLIP):
                 "head_width": self.vision_width // self.vision_heads, "patch_size": self.patch_size}
 
 
+TOWERS = ("text_cfg", "vision_cfg")
+"""The two encoders in open_clip's configurations."""
+
+
+def tower_defaults(tower: str) -> dict[str, Any]:
+    """What a field of a tower means where an open_clip configuration leaves it out."""
+    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+
+    return {field.name: field.default for field in fields(CLIPTextCfg if tower == "text_cfg" else CLIPVisionCfg)}
+
+
 class Tokenizer:
     """A tokenizer with a bounded memory of captions already seen: list of B captions -> int64 [B, L]."""
 

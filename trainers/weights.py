@@ -6,7 +6,6 @@ What a file says is read as data and never run (see `torchfile`). Names and shap
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import re
 import sys
@@ -326,22 +325,22 @@ def _check_configuration(encoder: Encoder, file: Path, told: dict[str, Any], who
 
     In a `whole` one a field that is left out has open_clip's default; in another it is not known.
     """
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
+    from trainers.model import TOWERS, tower_defaults  # which imports this
 
     quick, own_quick = (bool(config.get("quick_gelu")) for config in (told, encoder.config))
     if quick != own_quick:
         raise InputError(f"checkpoint {file} is of a model with{'' if quick else 'out'} QuickGELU, the experiment's is one "
                          f"with{'' if own_quick else 'out'}; {_fitting_name(encoder)}")  # fmt: skip
-    for tower, kind in (("text_cfg", CLIPTextCfg), ("vision_cfg", CLIPVisionCfg)):
+    for tower in TOWERS:
         theirs, ours = (config.get(tower) or {} for config in (told, encoder.config))
         if not isinstance(theirs, dict):
             raise InputError(f"checkpoint {file}: {tower} of the configuration beside it is not an object")
-        for field in dataclasses.fields(kind) if theirs else ():
-            if field.name in _OF_NO_ACCOUNT or not (whole or field.name in theirs):
+        for field, default in tower_defaults(tower).items() if theirs else ():
+            if field in _OF_NO_ACCOUNT or not (whole or field in theirs):
                 continue
-            one, other = (config.get(field.name, field.default) for config in (theirs, ours))
+            one, other = (config.get(field, default) for config in (theirs, ours))
             if _plain(one) != _plain(other):
-                raise InputError(f"checkpoint {file} is of a model with {tower}.{field.name} {one}, the experiment's has {other}")
+                raise InputError(f"checkpoint {file} is of a model with {tower}.{field} {one}, the experiment's has {other}")
 
 
 _OF_NO_ACCOUNT = (

@@ -240,7 +240,7 @@ def test_a_reference_that_cannot_be_is_refused(fields, said):
 
 
 def test_a_series_must_be_varied():
-    assert make_plan(replace(SWEEP, series="clean.lr")) and make_plan(replace(SWEEP, series="clean.method.inmodal_weight"))
+    assert make_plan(replace(SWEEP, series="clean.lr")) and make_plan(replace(SWEEP, series="pretrain.objective.inmodal_weight"))
     with pytest.raises(InputError, match="'clean.pairs', which the sweep does not vary; it varies pretrain.objective"):
         make_plan(replace(SWEEP, series="clean.pairs"))
     assert make_plan(replace(SWEEP, space={"poison.count": tune.grid_search([40, 80])}, series="poison.count"))
