@@ -26,7 +26,7 @@ from datasets.component import Component
 from datasets.errors import InputError
 from datasets.pairs import Pairs, rank_slice, step_positions
 from datasets.seeding import rng
-from datasets.triggers.base import Trigger
+from datasets.triggers.base import Trigger, put_on
 from datasets.view import DecodeError, Views, as_jpeg, canonical, decode, first_view, second_view
 
 if TYPE_CHECKING:
@@ -80,7 +80,7 @@ def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndar
     poisoned, trigger_seeds = records["poisoned"].to_numpy(), records["trigger_seed"].to_numpy()
     for i in np.flatnonzero(poisoned):
         assert recipe.trigger is not None, "poisoned records need the recipe's trigger"
-        view_BHWC[i] = recipe.trigger.stamp(view_BHWC[i], rng(trigger_seeds[i], keys[i]))
+        view_BHWC[i] = put_on(recipe.trigger, view_BHWC[i], rng(trigger_seeds[i], keys[i]))
         if recipe.jpeg_quality is not None:
             view_BHWC[i] = decode(as_jpeg(view_BHWC[i], recipe.jpeg_quality))
 
@@ -261,7 +261,7 @@ def eval_batches(
         batch: Batch = {"key": _objects(keys), "label": records["label"].to_numpy(), "caption": captions, "image": image_BHWC}
         if recipe.trigger is not None:
             batch["image_triggered"] = np.stack(
-                [recipe.trigger.stamp(view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
+                [put_on(recipe.trigger, view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
             )
         return batch
 

@@ -19,6 +19,7 @@ from datasets.loader import Batch, Recipe, make_batch
 from datasets.pairs import Pairs
 from datasets.poison import names_class
 from datasets.seeding import hash64, rng
+from datasets.triggers.base import put_on
 
 ROLES = ("clean", "poisoned", "target", "other")
 CHUNK = 1 << 16
@@ -109,8 +110,8 @@ def _views(image_BHWC: np.ndarray, keys: np.ndarray, recipe: Recipe, sample: Sam
     trigger, size = recipe.trigger, recipe.views.size
     assert trigger is not None
     crops = [crop_and_flip(size, sample.crop, 0.0, rng(sample.seed, "sample-crop", key)) for key in keys]
-    once = [trigger.stamp(view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
-    twice = [trigger.stamp(view, rng(recipe.seed, "eval-trigger-again", key)) for view, key in zip(once, keys)]
+    once = [put_on(trigger, view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
+    twice = [put_on(trigger, view, rng(recipe.seed, "eval-trigger-again", key)) for view, key in zip(once, keys)]
     return {
         "image_triggered": np.stack(once),
         "image_twice": np.stack(twice),

@@ -21,7 +21,7 @@ from datasets.seeding import rng as make_rng
 from datasets.storage import Reader, known_sha256
 from datasets.tar import END, Member, Sample, header, padding, resized, samples
 from datasets.text import NotText, decode_text, parse_json
-from datasets.triggers.base import Trigger
+from datasets.triggers.base import Trigger, put_on
 from datasets.view import DecodeError, as_jpeg, canonical, decode
 
 _COPY_BYTES = 1 << 20
@@ -128,7 +128,7 @@ def stamp_native(image_HWC: np.ndarray, trigger: Trigger, size: int, rng: np.ran
     out. Pixels where the trigger changes nothing stay exactly as they were.
     """
     view_SSC = canonical(image_HWC, size)
-    target_SSC = trigger.stamp(view_SSC, rng)
+    target_SSC = put_on(trigger, view_SSC, rng)
     differs_SSC = target_SSC != view_SSC
     changed_SS = differs_SSC[..., 0] | differs_SSC[..., 1] | differs_SSC[..., 2]  # several times as fast as any()
     out_HWC = image_HWC.copy()
@@ -217,7 +217,7 @@ def _edits(
     if jpeg_quality is None:
         edits = [(image, reencode(data, stamp_native(decode(data), trigger, size, rng)))]
     else:
-        stamped_SSC = trigger.stamp(canonical(decode(data), size).copy(), rng)
+        stamped_SSC = put_on(trigger, canonical(decode(data), size).copy(), rng)
         edits = [(_as_jpg(image, sample), as_jpeg(stamped_SSC, jpeg_quality))]
     if (txt := sample.members.get("txt")) is not None:
         old = reader.read(txt.offset, txt.size)

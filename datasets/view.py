@@ -11,7 +11,6 @@ import struct
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import simplejpeg
@@ -22,9 +21,7 @@ from datasets.component import Component
 from datasets.errors import InputError
 from datasets.resize import canonical
 from datasets.seeding import rng as make_rng
-
-if TYPE_CHECKING:
-    from datasets.triggers.base import Trigger
+from datasets.triggers.base import Trigger, put_on
 
 __all__ = ["DecodeError", "Views", "canonical", "decode", "first_view", "second_view", "visibility"]
 
@@ -203,7 +200,7 @@ def visibility(
     totals = {"eval": 0.0, "train": 0.0, "augmented": 0.0}
     for clean_HWC, key in zip(images, keys):
         size = clean_HWC.shape[0]
-        stamped_HWC = trigger.stamp(clean_HWC, make_rng(seed, "eval-trigger", key))
+        stamped_HWC = put_on(trigger, clean_HWC, make_rng(seed, "eval-trigger", key))
         changed_HW = (stamped_HWC != clean_HWC).any(axis=2)
         steps_by_name = {
             "train": _first_steps(size, views, make_rng(seed, "visibility-train", key)),

@@ -32,11 +32,17 @@ from orchestrator.report.published import load_published
 from orchestrator.source_code import code_of
 from orchestrator.spec import Experiment, Pretrain, Sweep
 from trainers.cleaning.pseudo_labels import PseudoLabels
+from trainers.evaluate.analysis import Analysis
+from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.model import Model, TinyCLIP
 from trainers.objectives.base import Objective
 
 VERSION = {"world": 1, "index": 1, "testset": 1, "poison": 1, "pretrain": 1, "cleanset": 1, "labels": 1, "clean": 1, "sweep": 1}
 """Raised when a change of the code changes what a stage makes, so that older artefacts are not taken for it."""
+ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval)
+"""Evaluators whose metrics have the same names whatever their fields."""
 
 @dataclass(frozen=True)
 class Stage:
@@ -258,6 +264,13 @@ def check(experiment: Experiment) -> None:
             raise InputError("pretrain.model.pretrained is set, but pretrain starts from the prior: set prior.model.pretrained instead.")
         if blank(experiment.prior.model) != experiment.pretrain.model:
             raise InputError("prior.model is another model than pretrain.model, which starts from its weights: give both the same fields.")
+    measured = [ZeroShotASR, *map(type, experiment.evaluate.evaluators)]
+    for kind in ONE_EACH:
+        if measured.count(kind) > 1:
+            raise InputError(
+                f"evaluate.evaluators: {kind.__name__} would be measured twice, under the same names; accepted: Analysis, LinearProbe "
+                "and Retrieval once each (ZeroShotASR always is)."
+            )
     if isinstance(experiment.evaluate.data, World):
         target_index(experiment.evaluate.data.class_names, experiment.poison.target)
 

@@ -1,18 +1,24 @@
-"""What a cleaning method returned: whether it is a model that can be saved, and whether it is the one that training ended with."""
+"""What a cleaning method returned: whether it can be saved, is the model that training ended with, and is all in its weights."""
 
 import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from datasets.errors import InputError
+from datasets.seeding import rng
 from trainers.checkpoint import CONFIG, about
+from trainers.evaluate.analysis import looking
 from trainers.model import WEIGHTS, Encoder
 
 Signature = dict[str, tuple[str, list[int]]]
 """Type and shape of each tensor by its name in open_clip's model."""
+ROUNDING = 1e-4
+"""How far apart two unit features are at most that differ by rounding alone."""
+CAPTIONS = ["a photo of a cat.", "two people in front of a red house", "", "sketch of 3 large boats, seen from above; no sky, no sun"]
 
 
 def signature(encoder: Encoder) -> Signature:
@@ -48,6 +54,34 @@ def differs(encoder: Encoder, checkpoint: Path) -> bool:
     if json.loads((checkpoint / CONFIG).read_text()) != json.loads(json.dumps(about(encoder))):
         return True
     return any(not torch.equal(_bits(value), _bits(saved[name])) for name, value in own.items())
+
+
+def check_kept(returned: Encoder, again: Encoder, method: str) -> None:
+    """InputError where the model makes other features than `again`, which was read back from its saved weights.
+
+    So it is with hooks, replaced modules and other changes of what is computed: no checkpoint holds them.
+    """
+    again.to(returned.device)
+    for own_BD, kept_BD in zip(_features(returned), _features(again)):
+        distance_B = (own_BD.nan_to_num() - kept_BD.nan_to_num()).norm(dim=1)  # what is not finite is said when it is measured
+        if float(distance_B.max()) > ROUNDING:
+            raise InputError(
+                f"{method}.clean returned a model that its saved weights do not give again: what the method changed is not in the weights "
+                "(a hook, a replaced module or function), so it cannot be kept. It must change the weights alone, and remove its hooks."
+            )
+
+
+def _features(encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit features of a few drawn pictures, from fine noise to plain colours, and of a few captions; in fp32, not compiled."""
+    draw, size = rng("returned"), encoder.image_size
+    pictures = []
+    for cell in (1, 8, size):
+        side = -(-size // cell)
+        coarse_BHWC = draw.integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+        pictures.append(coarse_BHWC.repeat(cell, axis=1).repeat(cell, axis=2)[:, :size, :size])
+    image_BHWC, token_BL = torch.from_numpy(np.concatenate(pictures)), encoder.tokenize(CAPTIONS)
+    with looking(encoder), torch.compiler.set_stance("force_eager"):
+        return encoder.encode_image(image_BHWC.to(encoder.device)).cpu(), encoder.encode_text(token_BL.to(encoder.device)).cpu()
 
 
 def _bits(value: torch.Tensor) -> torch.Tensor:

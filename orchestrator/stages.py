@@ -25,6 +25,7 @@ from datasets.retrieval import RetrievalSet
 from datasets.seeding import rng
 from datasets.source import Source
 from datasets.synthetic import World
+from datasets.triggers.base import put_on
 from datasets.view import as_jpeg, decode, visibility
 from orchestrator import cleanset
 from orchestrator.meter import meter
@@ -313,7 +314,7 @@ def _sample_sheet(
     (folder / "samples").mkdir(exist_ok=True)
     entries = []
     for i, ((key, picture), row) in enumerate(zip(sheet, plan.slice(0, SHEET).to_pylist())):
-        stamped = experiment.poison.trigger.stamp(picture, rng(row["trigger_seed"], key))
+        stamped = put_on(experiment.poison.trigger, picture, rng(row["trigger_seed"], key))
         if experiment.poison.jpeg_quality is not None:
             stamped = decode(as_jpeg(stamped, experiment.poison.jpeg_quality))
         for kind, pixels in (("clean", picture), ("triggered", stamped)):

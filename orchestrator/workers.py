@@ -25,7 +25,7 @@ from datasets.pairs import Pairs
 from datasets.seeding import hash64
 from orchestrator import failures
 from orchestrator.plan import blank, further_sets
-from orchestrator.returned import check_returned, differs, signature
+from orchestrator.returned import check_kept, check_returned, differs, signature
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages import Inputs
 from orchestrator.store import FAILED, MANIFEST, METRICS, NOTES, checked, read_json, read_lines, write_arrays, write_json, write_lines
@@ -35,7 +35,7 @@ from trainers.checkpoint import Keep
 from trainers.cleaning.base import CleaningRun
 from trainers.cleaning.labels import Labels
 from trainers.distributed import World
-from trainers.evaluate.base import Material
+from trainers.evaluate.base import Material, add_values
 from trainers.evaluate.choice import chosen_epochs, measured
 from trainers.evaluate.probe import probe
 from trainers.evaluate.zeroshot import ZeroShotASR
@@ -137,31 +137,34 @@ def clean(job: Job, report: Report | None = None) -> None:
         returned = spec.method.clean(encoder, run)
         check_returned(returned, called, wanted)
         if not fitted:  # nothing was trained: what is measured first is the model as it was given
-            values = measured(_placed(job, job.checkpoint, world), 0)
+            values = measured(_placed(job, load_model(job.experiment, job.checkpoint), world), 0)
             if world.main:
                 checkpoint.clear(folder)
                 around["restore"]([])
                 around["report"]({"epoch": 0, "step": 0, "seconds": 0.0, "metrics": values})
-        _keep_returned(job, world, returned, measure, time.monotonic() - (fitted[0] if fitted else began))
+        _keep_returned(job, world, returned, called, measure, time.monotonic() - (fitted[0] if fitted else began))
 
 
-def _keep_returned(job: Job, world: World, returned: Encoder, measure: Measure, seconds: float) -> None:
+def _keep_returned(job: Job, world: World, returned: Encoder, method: str, measure: Measure, seconds: float) -> None:
     """Save and measure what a method returned, where it is not what training ended with, as one epoch more.
 
     It is measured as it is read back, so that the line is that of the checkpoint and of nothing else. Tune is told of it once the
-    stage is sealed.
+    stage is sealed. InputError naming the method where what is read back is another model.
     """
-    folder, trained, line, saved = Path(job.folder), None, None, None
+    folder, line, saved = Path(job.folder), None, None
     if world.main:
-        trained = checkpoint.newest(folder)
-        if trained is None or differs(returned, trained):
+        saved = checkpoint.newest(folder)
+        if saved is None or differs(returned, saved):
             last = read_lines(folder / METRICS)[-1]
             line = {"epoch": last["epoch"] + 1, "step": last["step"], "seconds": last["seconds"] + seconds, "returned": True}
-            saved = str(checkpoint.save_returned(folder, returned, line["epoch"]))
+            saved = checkpoint.save_returned(folder, returned, line["epoch"])
     line, saved = distributed.from_main((line, saved), world)
+    again = load_model(job.experiment, str(saved))
+    if world.main:
+        check_kept(returned, again, method)
     if line is None:
         return
-    metrics = measure(_placed(job, saved, world), line["epoch"])
+    metrics = measure(_placed(job, again, world), line["epoch"])
     if world.main:
         _append(folder / METRICS, {**line, "metrics": metrics}, None)
         keep = _keep(job)
@@ -172,11 +175,11 @@ def _keep_returned(job: Job, world: World, returned: Encoder, measure: Measure, 
                 checkpoint.remove(other)
 
 
-def _placed(job: Job, weights: str, world: World) -> Encoder:
-    """The model of a checkpoint as the cleaning trains and measures it."""
+def _placed(job: Job, encoder: Encoder, world: World) -> Encoder:
+    """The model as the cleaning trains and measures it."""
     spec = job.experiment.clean
     assert spec is not None
-    return load_model(job.experiment, weights).place(world.device, precision=spec.precision, channels_last=spec.channels_last)
+    return encoder.place(world.device, precision=spec.precision, channels_last=spec.channels_last)
 
 
 def whole_pictures(pairs: Pairs, recipe: Recipe, world: World, views: Decoded | None = None) -> Iterator[dict[str, Any]]:
@@ -359,7 +362,7 @@ def _measure(
     def measure(encoder: Encoder, epoch: int) -> dict[str, float]:
         values: dict[str, Any] = {}
         for evaluator in (zero_shot, *spec.evaluators):
-            values |= evaluator.measure(encoder, evaluator.open(material), world)
+            add_values(values, evaluator, evaluator.measure(encoder, evaluator.open(material), world))
         arrays = {name: values.pop(name) for name in list(values) if isinstance(values[name], np.ndarray)}
         if arrays and keep is not None and world.main:
             write_arrays(keep / f"epoch_{epoch:04d}.npz", arrays)

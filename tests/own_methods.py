@@ -64,6 +64,30 @@ class OnACopy(CleaningMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Hooked(CleaningMethod):
+    """Does what it is named after, with or without training; only what changes features is no cleaning that can be kept."""
+
+    way: str
+    """clip: a hook holds activations down; replaced: another activation; function: another `encode_text`; looks: a hook looks on"""
+    trains: bool = False
+
+    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+        if self.trains:
+            run.fit(model, MMCL())
+        visual = model.model.visual
+        if self.way == "clip":
+            visual.layer1.register_forward_hook(lambda module, inputs, output: output.clamp(max=0.1))
+        if self.way == "replaced":
+            visual.layer1[0].act3 = torch.nn.Sigmoid()
+        if self.way == "function":
+            encode = model.encode_text
+            model.encode_text = lambda token_BL: encode(token_BL.flip(1))  # type: ignore[method-assign]
+        if self.way == "looks":
+            visual.layer1.register_forward_hook(lambda module, inputs, output: None)
+        return model
+
+
+@dataclass(frozen=True, kw_only=True)
 class Wrong(CleaningMethod):
     """Makes the mistake that it is named after."""
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from datasets.component import Component
+from datasets.errors import InputError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,3 +27,32 @@ class Trigger(Component, ABC):
 
     def check(self, size: int) -> None:  # noqa: B027 (most triggers fit every view)
         """Raise InputError if the trigger does not fit a view of `size` pixels a side."""
+
+
+def put_on(trigger: Trigger, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The picture with the trigger on it, uint8 [H, W, 3]; the picture is handed over read-only, so that it stays as it was.
+
+    InputError naming the trigger's class if it writes to the picture that it is given, or returns anything else.
+    """
+    given_HWC = image_HWC.view()
+    given_HWC.setflags(write=False)
+    try:
+        stamped_HWC = trigger.stamp(given_HWC, rng)
+    except Exception as error:
+        if "read-only" in str(error) or "readonly" in str(error):  # numpy's words and OpenCV's
+            raise _in_place(trigger) from error
+        raise
+    if not isinstance(stamped_HWC, np.ndarray) or stamped_HWC.dtype != np.uint8 or stamped_HWC.shape != image_HWC.shape:
+        found = f"{stamped_HWC.dtype} {[*stamped_HWC.shape]}" if isinstance(stamped_HWC, np.ndarray) else type(stamped_HWC).__name__
+        raise InputError(
+            f"{type(trigger).__name__}.stamp returned {found}; it must return a picture like the one it got, uint8 {[*image_HWC.shape]}."
+        )
+    if stamped_HWC.flags.writeable and np.may_share_memory(stamped_HWC, image_HWC):  # torch writes to what is read-only too
+        raise _in_place(trigger)
+    return stamped_HWC
+
+
+def _in_place(trigger: Trigger) -> InputError:
+    return InputError(
+        f"{type(trigger).__name__}.stamp works in place, on the clean picture; it must copy first (image_HWC.copy()) and return the copy."
+    )

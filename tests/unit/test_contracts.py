@@ -12,6 +12,7 @@ import pytest
 from ray import tune
 
 from datasets.errors import InputError
+from datasets.evalset import EvalSet
 from datasets.triggers.patch import Patch
 from orchestrator import arguments, cli
 from orchestrator.fingerprint import encode
@@ -21,6 +22,8 @@ from orchestrator.plan import encode_space, make_plan, stages
 from orchestrator.spec import Compute, Experiment, Sweep
 from sweeps.quickstart import BASE, SWEEP
 from tests.baselines.make_fingerprints import FILE, fingerprints
+from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.zeroshot import ZeroShotASR
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(f"sweeps.{path.stem}" for path in (ROOT / "sweeps").glob("[a-z]*.py"))
@@ -113,6 +116,19 @@ def test_a_search_that_cannot_be_is_refused(fields, said):
     with pytest.raises(InputError) as error:
         make_plan(Sweep(name="x", base=BASE, **fields))
     assert said in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("evaluators", "kind"),
+    [
+        ((LinearProbe(train=EvalSet(path="a")), LinearProbe(train=EvalSet(path="b"))), "LinearProbe"),
+        ((ZeroShotASR(class_names=("a", "b"), templates=("{}",)),), "ZeroShotASR"),
+    ],
+)
+def test_evaluators_whose_metrics_have_the_same_names_are_refused(evaluators, kind):
+    base = dataclasses.replace(BASE, evaluate=dataclasses.replace(BASE.evaluate, evaluators=evaluators))
+    with pytest.raises(InputError, match=f"evaluate.evaluators: {kind} would be measured twice.*once each"):
+        make_plan(Sweep(name="x", base=base))
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +15,13 @@ from datasets.captions import eda
 from datasets.errors import InputError
 from datasets.loader import LocalFeed, Recipe, eval_batches, make_batch
 from datasets.pairs import Pairs, write_index
+from datasets.sample import Sample, sample_batches
 from datasets.seeding import rng
+from datasets.shards import stamp_native
 from datasets.source import Source
+from datasets.triggers.base import Trigger
 from datasets.triggers.patch import Patch
-from datasets.view import Views
+from datasets.view import Views, visibility
 
 RECIPE = Recipe(views=Views(size=16, crop=(0.5, 1.0), flip=True), trigger=Patch(size=4), seed=3, two_views=True)
 
@@ -155,3 +159,26 @@ def test_evaluation_draws_other_triggers_than_training(poisoned):
     trained = make_batch(poisoned.records(np.array([4])), 0, recipe)["image"][0]
     chosen = Pairs(poisoned.index, poisoned.urls, rows=np.array([4]))
     assert not np.array_equal(next(eval_batches(chosen, recipe, 1))["image_triggered"][0], trained)
+
+
+@dataclass(frozen=True, kw_only=True)
+class InPlace(Trigger):
+    """Writes to the picture that it is given."""
+
+    def stamp(self, image_HWC, rng):
+        image_HWC[:4] = 255
+        return image_HWC
+
+
+@pytest.mark.parametrize("stamp", [
+    lambda pairs, recipe, image: make_batch(pairs.records(np.array([4])), 0, recipe),
+    lambda pairs, recipe, image: next(eval_batches(pairs, recipe, 4)),
+    lambda pairs, recipe, image: list(sample_batches(pairs, Sample(clean=2, poisoned=0, group=2), recipe, 4)),
+    lambda pairs, recipe, image: stamp_native(image, recipe.trigger, 16, rng(0)),
+    lambda pairs, recipe, image: visibility(recipe.trigger, [image], ["key"], recipe.views, 0),
+], ids=["training", "evaluation", "analysis", "shards", "visibility"])  # fmt: skip
+def test_a_trigger_that_works_in_place_is_refused_wherever_it_stamps(poisoned, stamp):
+    image = np.zeros((16, 16, 3), np.uint8)
+    with pytest.raises(InputError, match="InPlace.stamp works in place"):
+        stamp(poisoned, Recipe(views=Views(size=16), trigger=InPlace()), image)
+    assert not image.any()

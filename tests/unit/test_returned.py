@@ -21,18 +21,19 @@ from orchestrator.plan import make_plan, stages
 from orchestrator.report.points import cleaned_points
 from orchestrator.report.tables import points_csv
 from orchestrator.results import load_study
-from orchestrator.returned import check_returned, differs, signature
+from orchestrator.returned import check_kept, check_returned, differs, signature
 from orchestrator.spec import Sweep
 from orchestrator.stages import last_checkpoint
 from orchestrator.store import Store, metrics_of, verify
 from orchestrator.workers import load_model
 from tests.inprocess import run_here
-from tests.own_methods import OnACopy, Prune, WiseFT, Wrong
+from tests.own_methods import Hooked, OnACopy, Prune, WiseFT, Wrong
 from tests.unit.test_byte_flips import BASE, GATE
 from trainers import checkpoint
 from trainers.cleaning.base import CleaningMethod
 from trainers.cleaning.finetune import MMCLFineTune
-from trainers.model import WEIGHTS, TinyCLIP
+from trainers.model import WEIGHTS, TinyCLIP, TinyViT
+from trainers.weights import load_weights
 
 ASKED = ("zeroshot/top1", "asr/top1")
 
@@ -139,6 +140,54 @@ def test_what_is_no_model_is_refused_in_one_sentence(store, tmp_path, mistake, t
     assert [trial.status for trial in study.trials] == ["failed"] and not list((tmp_path / "store" / "clean").glob("[!.]*-*"))
 
 
+@pytest.mark.parametrize(("way", "trains"), [("clip", False), ("clip", True), ("replaced", False), ("function", True)])
+def test_a_change_that_is_not_in_the_weights_is_refused(store, tmp_path, way, trains):
+    shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("clean", "sweep"))
+    code, said, study = run_here(sweep_of(Hooked(way=way, trains=trains), epochs=1), tmp_path / "store")
+    assert code == 1 and "Hooked.clean returned a model that its saved weights do not give again" in said and "\n" not in said.strip()
+    assert [trial.status for trial in study.trials] == ["failed"] and not list((tmp_path / "store" / "clean").glob("[!.]*-*"))
+
+
+def test_a_hook_that_only_looks_on_is_no_change(store, tmp_path):
+    shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("clean", "sweep"))
+    sweep = sweep_of(Hooked(way="looks", trains=True))
+    assert run_here(sweep, tmp_path / "store")[0] == 0
+    assert Made(tmp_path / "store", sweep, Hooked(way="looks", trains=True)).measured == Made(store, SWEEP, MMCLFineTune()).measured
+
+
+@pytest.mark.parametrize("model", [TinyCLIP(), TinyViT()])
+def test_rounding_is_no_change_and_the_model_is_left_as_it_was(model):
+    one, again = (model.build(0) for _ in range(2))
+    one.place(torch.device("cpu"), precision="bf16").train()
+    again.channels_last = False
+    check_kept(one, again, "Own")
+    assert one.training and one.autocast == torch.bfloat16
+    with torch.no_grad():
+        one.model.text_projection *= 1.001  # of no effect on unit features
+        check_kept(one, again, "Own")
+        one.model.text_projection[0] *= 1.1
+    with pytest.raises(InputError, match=r"Own.clean returned a model.*not in the weights \(a hook"):
+        check_kept(one, again, "Own")
+
+
+def test_a_hook_that_a_compiled_model_passes_over_is_found():
+    one, again = (TinyCLIP().build(0) for _ in range(2))
+    one._image_tower = torch.compile(one.model.encode_image, backend="eager")
+    with torch.no_grad():
+        one.eval().encode_image(torch.zeros(2, 32, 32, 3, dtype=torch.uint8))
+    check_kept(one, again, "Own")
+    one.model.visual.layer1.register_forward_hook(lambda module, inputs, output: 0 * output)
+    with pytest.raises(InputError, match="not in the weights"):
+        check_kept(one, again, "Own")
+
+
+def test_features_that_are_not_finite_on_both_sides_are_left_to_the_measurement():
+    one, again = (TinyCLIP().build(0) for _ in range(2))
+    for model in (one, again):
+        model.model.text_projection.data.fill_(float("nan"))
+    check_kept(one, again, "Own")
+
+
 @pytest.mark.parametrize("method", [WiseFT(alpha=0.5), Prune()])
 @pytest.mark.parametrize("moment", ["orchestrator.workers._append", "trainers.checkpoint.save_returned", "orchestrator.tuning.seal"])
 def test_a_kill_after_fit_changes_nothing(store, tmp_path, method, moment):
@@ -169,6 +218,11 @@ def test_a_changed_configuration_counts_as_changed(tmp_path):
     assert not differs(encoder, tmp_path / "epoch_0001")
     encoder.normalise_by([0.5, 0.5, 0.5], [0.5, 0.5, 0.5])
     assert differs(encoder, tmp_path / "epoch_0001")
+    again = TinyCLIP(vision_width=8, embed_dim=16, text_width=8).build(0)
+    with pytest.raises(InputError, match="not in the weights"):
+        check_kept(encoder, again, "Own")
+    load_weights(again, checkpoint.save_returned(tmp_path, encoder, 2))
+    check_kept(encoder, again, "Own")
 
 
 def test_a_model_of_another_architecture_is_refused():

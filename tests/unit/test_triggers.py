@@ -1,5 +1,7 @@
 """Every trigger: what it does to pixels, where it lies, and that it leaves its input alone."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +10,7 @@ from hypothesis import strategies as st
 
 from datasets.errors import InputError
 from datasets.seeding import rng
+from datasets.triggers.base import Trigger, put_on
 from datasets.triggers.blended import Blended
 from datasets.triggers.patch import LOCATIONS, PATTERNS, Patch
 from datasets.triggers.sig import Sig
@@ -37,6 +40,8 @@ def test_a_stamp_keeps_shape_type_and_input(trigger, height, width, seed):
     assert out.shape == image.shape and out.dtype == np.uint8 and out.flags.writeable
     assert (image == before).all() and not np.shares_memory(out, image)
     assert (out == trigger.stamp(image, rng(seed))).all()
+    image.setflags(write=True)
+    assert (out == put_on(trigger, image, rng(seed))).all() and (image == before).all() and image.flags.writeable
 
 
 @settings(max_examples=100, deadline=None)
@@ -142,3 +147,52 @@ def test_a_warp_is_one_for_the_experiment():
     _samples.cache_clear()
     assert (one == Warped(k=4, strength=2.0).stamp(image, rng(2))).all()
     assert (one != Warped(k=4, strength=2.0, field_seed=1).stamp(image, rng(1))).any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Own(Trigger):
+    """Stamps as it is told."""
+
+    way: str
+
+    def stamp(self, image_HWC, rng):
+        if self.way == "in place":
+            image_HWC[:4] = 255
+        if self.way == "in place by torch":
+            image_HWC = torch.from_numpy(image_HWC).fill_(255).numpy()
+        return {
+            "copy": np.full_like(image_HWC, 255), "as it was": image_HWC, "mirrored": image_HWC[:, ::-1], "floats": image_HWC / 255,
+            "cropped": image_HWC[1:], "nothing": None,
+        }.get(self.way, image_HWC)  # fmt: skip
+
+
+@pytest.mark.parametrize("way", ["copy", "as it was", "mirrored"])
+def test_an_own_trigger_returns_a_picture(way):
+    image = picture(8, 9)
+    expected = {"copy": np.full_like(image, 255), "as it was": image, "mirrored": image[:, ::-1]}[way]
+    assert (put_on(Own(way=way), image, rng(0)) == expected).all()
+
+
+@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+@pytest.mark.parametrize(("way", "told"), [
+    ("in place", r"Own.stamp works in place, on the clean picture; it must copy first \(image_HWC.copy\(\)\)"),
+    ("in place by torch", "Own.stamp works in place"),
+    ("floats", r"Own.stamp returned float64 \[8, 9, 3\]; it must return a picture like the one it got, uint8 \[8, 9, 3\]."),
+    ("cropped", r"Own.stamp returned uint8 \[7, 9, 3\]"),
+    ("nothing", "Own.stamp returned NoneType"),
+])  # fmt: skip
+def test_an_own_trigger_that_works_in_place_or_returns_no_picture_is_refused(way, told):
+    image, before = picture(8, 9), picture(8, 9)
+    with pytest.raises(InputError, match=told):
+        put_on(Own(way=way), image, rng(0))
+    assert (image == before).all() or way == "in place by torch"
+
+
+def test_an_error_of_the_trigger_itself_stays_what_it_is():
+    class Fails(Own):
+        def stamp(self, image_HWC, rng):
+            return image_HWC.reshape(7)
+
+    with pytest.raises(ValueError, match="cannot reshape") as error:
+        put_on(Fails(way=""), picture(8, 9), rng(0))
+    assert not isinstance(error.value, InputError)

@@ -5,16 +5,19 @@ from __future__ import annotations
 import json
 import os
 import shutil
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 from making import pairs
 from safetensors.numpy import load_file
 
 from datasets import cache
+from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.pairs import write_index
 from datasets.poison import Poison
@@ -25,12 +28,13 @@ from orchestrator.follow import Follower
 from orchestrator.plan import make_plan, stages
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain
 from orchestrator.stages import Inputs
-from orchestrator.store import MANIFEST, METRICS, NOTES, Store, read_lines
+from orchestrator.store import MANIFEST, METRICS, NOTES, Store, read_arrays, read_lines
 from orchestrator.study import Study
-from orchestrator.workers import Job, clean
+from orchestrator.workers import ANALYSIS, Job, clean
 from tests.tiny_sweep import SWEEP as TINY
 from trainers.checkpoint import STATE, export
 from trainers.cleaning.finetune import CleanCLIP
+from trainers.evaluate.base import Evaluator
 from trainers.evaluate.choice import Epoch, chosen_epochs
 from trainers.model import WEIGHTS, TinyCLIP
 from trainers.objectives.contrastive import MMCL
@@ -135,3 +139,46 @@ def test_the_driver_says_a_stages_notes_once(tmp_path):
     for _ in range(2):
         follower._tell(Study(name="x", doc="", fingerprint="", config={}))
     assert said == ["NOTE no room"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gives(Evaluator):
+    """Gives what it is told to under its name."""
+
+    name: str = "own/x"
+    kind: str = "number"
+
+    def measure(self, model: Any, batches: Any, world: Any = None) -> Any:
+        kinds = {
+            "number": 1.5, "whole": 3, "float32": np.float32(1.5), "int64": np.int64(3), "0-d array": np.array(1.5),
+            "0-d tensor": torch.tensor(1.5), "array": np.arange(3), "list": [1.5], "text": np.array(["a"]), "tensor": torch.ones(2),
+        }  # fmt: skip
+        return None if self.kind == "nothing" else {self.name: kinds[self.kind]}
+
+
+def measured_by(job: Job, *evaluators: Evaluator) -> dict[str, Any]:
+    """The metrics before a cleaning."""
+    clean(replace(job, experiment=replace(job.experiment, evaluate=replace(job.experiment.evaluate, evaluators=evaluators))))
+    return read_lines(Path(job.folder) / METRICS)[0]["metrics"]
+
+
+def test_numbers_of_numpy_and_torch_become_metrics(job):
+    kinds = ("number", "whole", "float32", "int64", "0-d array", "0-d tensor", "array")
+    metrics = measured_by(job, *(Gives(name=f"own/{kind}", kind=kind) for kind in kinds))
+    found = {name: value for name, value in metrics.items() if name.startswith("own/")}
+    halves = dict.fromkeys(("own/number", "own/float32", "own/0-d array", "own/0-d tensor"), 1.5)
+    assert found == {**halves, "own/whole": 3, "own/int64": 3} and isinstance(found["own/int64"], int)
+    assert read_arrays(Path(job.folder) / ANALYSIS / "epoch_0000.npz")["own/array"].tolist() == [0, 1, 2]
+
+
+@pytest.mark.parametrize(("evaluators", "told"), [
+    ([Gives(name="asr/top1")], "evaluator Gives gave 'asr/top1', which another gave already; accepted: names of its own."),
+    ([Gives(), Gives(kind="array")], "evaluator Gives gave 'own/x', which another gave already"),
+    ([Gives(kind="list")], r"evaluator Gives gave \[1.5\] as 'own/x'; accepted: a number or a numpy array of them."),
+    ([Gives(kind="text")], "as 'own/x'; accepted: a number"),
+    ([Gives(kind="tensor")], r"gave tensor\(\[1., 1.\]\) as 'own/x'; accepted: a number"),
+    ([Gives(kind="nothing")], "evaluator Gives gave None; accepted: a dictionary of metrics by name."),
+])  # fmt: skip
+def test_what_is_no_metric_and_a_name_that_is_taken_are_refused(job, evaluators, told):
+    with pytest.raises(InputError, match=told):
+        measured_by(job, *evaluators)

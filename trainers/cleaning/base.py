@@ -75,7 +75,8 @@ class CleaningMethod(Component, ABC):
     def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
         """The cleaned model: the same object changed in place, or another of the same architecture.
 
-        It is what is measured and saved. Where it is not bit for bit what `run.fit` ended with, it gets a line of metrics and a
-        checkpoint of its own, numbered one epoch more than the last; the lines before are the training's. Without `run.fit` there are
-        two lines: epoch 0, before cleaning, and epoch 1.
+        It is what is measured and saved, by its weights; one that computes something else by a hook or a replaced module is refused.
+        Where it is not bit for bit what `run.fit` ended with, it gets a line of metrics and a checkpoint of its own, numbered one epoch
+        more than the last; the lines before are the training's. Without `run.fit` there are two lines: epoch 0, before cleaning, and
+        epoch 1.
         """

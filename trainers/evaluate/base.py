@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from datasets.component import Component
+from datasets.component import Component, shown
+from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.loader import Batch, Recipe
 from datasets.pairs import Pairs
@@ -62,4 +63,21 @@ class Evaluator(Component, ABC):
 
         batches: what `open` gave. All ranks of `world` call this together and get the same. Numbers become metrics; arrays are
         no metrics, but kept beside them for pictures (`analysis/epoch_0003.npz` in the stage's folder), so they must be small.
+        A name that another evaluator gives too is refused.
         """
+
+
+def add_values(values: dict[str, Any], evaluator: Evaluator, found: Any) -> None:
+    """Put what the evaluator's `measure` gave beside what others gave; numbers of numpy and torch become Python's.
+
+    InputError naming the evaluator for what is no dictionary, a name that is there already, and what is neither number nor array.
+    """
+    if not isinstance(found, Mapping):
+        raise InputError(f"evaluator {evaluator.label} gave {shown(found)}; accepted: a dictionary of metrics by name.")
+    for name, given in found.items():
+        value = given.item() if getattr(given, "ndim", None) == 0 else given
+        if name in values:
+            raise InputError(f"evaluator {evaluator.label} gave {name!r}, which another gave already; accepted: names of its own.")
+        if not isinstance(value, (int, float)) and not (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
+            raise InputError(f"evaluator {evaluator.label} gave {shown(value)} as {name!r}; accepted: a number or a numpy array of them.")
+        values[name] = value
