@@ -65,9 +65,9 @@ class EvalSet(Component):
     """A known set (`named.SETS`: imagenet1k, imagenetv2, imagenet-a, cifar10, dtd, …): its official files are looked for at `path`,
     then the layouts below with its class names; its prompts are taken."""
     layout: str = "auto"
-    """`folder`: a folder per class, named after it, its index or (ImageNet) its synset, or in the order of `classes` if there
-    are as many; `labels_csv`: columns image, label (a class's index, name or synset); `clip_benchmark`: `<split>/0.tar…` with jpg
-    and cls members, classnames.txt, zeroshot_classification_templates.txt; `auto`: whichever is there."""
+    """`folder`: a folder per class, all named after it or (ImageNet) its synset, or all after its index, or codes in the order of
+    `classes` if there are as many; `labels_csv`: columns image, label (likewise); `clip_benchmark`: `<split>/0.tar…` with jpg and cls
+    members, classnames.txt, zeroshot_classification_templates.txt; `auto`: whichever is there."""
     classes: str | tuple[str, ...] = "auto"
     """`imagenet1k`, `cifar10` or another of `prompts.NAMES`, or the names in the order of their indices; `auto`: what the set
     itself says."""
@@ -93,9 +93,9 @@ class EvalSet(Component):
     def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
         """Read the set. `folder` gets the pictures of sets that keep them in arrays (CIFAR, STL-10, SVHN), as a tar of PNGs.
 
-        `say` gets a line about what its user should know and may want: files that are no pictures, a class without a usable
-        picture, another number of pictures than was published. Raises `InputError` for a label that is no class, a class folder
-        of an unknown name or without a usable picture, and a set without pictures.
+        `say` gets a line about what its user should know and may want: files that are no pictures, class folders taken in their order,
+        a class without a usable picture, another number of pictures than was published. Raises `InputError` for a label that is no
+        class, a class folder of an unknown name or without a usable picture, and a set without pictures.
         """
         official = self._official()
         if official is not None:
@@ -314,7 +314,7 @@ class EvalSet(Component):
             say(f"{root}: {len(others)} files are no pictures of a class and are passed over: {named(others)}.")
         folders = sorted({name.split("/", 1)[0] for name in pictures})
         names = self._names(lambda: self._folder_names(folders))
-        index_of = folder_labels(folders, names, self._synsets(names), root)
+        index_of = folder_labels(folders, names, self._synsets(names), root, say)
         labels = [index_of[name.split("/", 1)[0]] for name in pictures]
         return file_rows(root, pictures, labels, self.verify), [os.path.abspath(root)], names
 
