@@ -274,7 +274,7 @@ def test_imagenet_folders_by_synset_and_v2_by_number(tmp_path):
     loaded = EvalSet(path=str(tmp_path / "all"), name="imagenetv2").load()
     assert {key.split("/")[0]: label for key, label in zip(*(loaded.table[c].to_pylist() for c in ("key", "label")))}["10"] == 10
     save(tmp_path / "val" / "n99999999" / "a.JPEG")
-    with pytest.raises(InputError, match="'n99999999' is no class; accepted are names of classes or synsets alone, or indices alone, 0 … 999"):
+    with pytest.raises(InputError, match="'n99999999' is no class; accepted are names of classes or synsets alone, or indices"):
         EvalSet(path=str(tmp_path / "val"), name="imagenet1k").load()
     with pytest.raises(InputError, match="folder 'n99999999' is no class"):
         EvalSet(path=str(tmp_path / "val"), classes="imagenet1k").load()
