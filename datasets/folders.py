@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
@@ -9,9 +10,8 @@ from typing import NamedTuple
 import pyarrow as pa
 
 from datasets.errors import InputError, NotThisSet
-from datasets.source import INDEX_SCHEMA, read_bytes
+from datasets.source import INDEX_SCHEMA, fault, read_bytes
 from datasets.storage import name_text
-from datasets.view import DecodeError, decode
 
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 """What counts as a picture by its extension, in any case: torchvision's `ImageFolder` and GIF."""
@@ -133,12 +133,4 @@ def _size(file: str) -> int:
 
 
 def _drop(folder: str, key: str, span: tuple[int, int], verify: str) -> str:
-    if span[1] < 0:
-        return "no_image"
-    if verify == "none":
-        return ""
-    try:
-        decode(read_bytes(folder, *span, key))
-    except DecodeError as error:
-        return error.reason  # counted in the index
-    return ""
+    return "no_image" if span[1] < 0 else fault(functools.partial(read_bytes, folder, *span, key), verify, f"{folder}: the picture {key}")

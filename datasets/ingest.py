@@ -20,7 +20,7 @@ from datasets import tables
 from datasets.addresses import file_place, read_file
 from datasets.captions import NO_CAPTION, NOT_TEXT, Caption, as_caption, chosen
 from datasets.dropped import dropped_csv
-from datasets.errors import InputError
+from datasets.errors import InputError, said
 from datasets.shards import write_tar
 from datasets.source import EXTENSIONS
 from datasets.storage import is_remote, size_of
@@ -266,18 +266,19 @@ def _usable(
             progress(min(done, total), total)
         reason = "no_image" if pair.picture == "" else pair.caption.drop_reason(min_length)
         if not reason:
+            where = f"ingest: the picture {_printable(pair.name)[:200]!r} of {_printable(pair.file)}"
             try:
                 data = _bytes_of(pair.picture)
-            except InputError as error:  # a scheme that is not known, no permission
-                raise InputError(f"ingest: the picture {pair.name[:200]!r} of {pair.file}: {error}") from None
-            try:
                 packed = pack(data, resize) if data is not None else None
-            except DecodeError as error:
-                reason = error.reason
-            else:
                 reason = "" if packed else "no_image"
-                if packed:
-                    yield pair, packed.data, packed.extension, packed.width, packed.height
+            except DecodeError as error:
+                packed, reason = None, error.reason
+            except InputError as error:  # a scheme that is not known
+                raise InputError(f"{where}: {error}") from None
+            except (OSError, MemoryError) as error:  # no permission, a disk that fails
+                raise InputError(f"{where} cannot be read: {said(error)}.") from error
+            if packed:
+                yield pair, packed.data, packed.extension, packed.width, packed.height
         if reason:
             leave_out(pair, reason)
 

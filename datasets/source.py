@@ -28,11 +28,11 @@ from datasets.addresses import file_of as file_of
 from datasets.addresses import read_bytes as read_bytes
 from datasets.captions import NO_CAPTION, NOT_TEXT, Caption, as_caption, chosen
 from datasets.component import Component
-from datasets.errors import InputError
+from datasets.errors import InputError, said
 from datasets.storage import Reader, expand, is_remote, size_of
 from datasets.tar import TEXT_EXTENSIONS, Sample, samples
 from datasets.text import NotText, decode_text
-from datasets.view import DecodeError, TooLarge, check_size, decode
+from datasets.view import DecodeError, check_size, decode, pillow_errors
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -134,7 +134,7 @@ class Source(Component):
         kind = self._format_of(url)
         if name is None:
             name = self._name_of(url) if self.key_prefix or kind == "parquet" else _stem(url)
-        rows = _Rows(source=self, number=number, name=name)
+        rows = _Rows(self, number, url, name)
         {"webdataset": self._index_tar, "parquet": self._index_parquet, "csv": self._index_csv}[kind](url, rows)
         if not rows.keys and self.shards() == [url]:
             others = f" (passed over: {', '.join(map(repr, rows.passed_over[:5]))})" if rows.passed_over else ""
@@ -256,8 +256,8 @@ _NOWHERE = _Place("", 0, 0, None)
 class _Rows:
     """Columns of an index table as they grow, with the checks that every format shares."""
 
-    def __init__(self, source: Source, number: int, name: str) -> None:
-        self.source, self.number, self.name = source, number, name
+    def __init__(self, source: Source, number: int, url: str, name: str) -> None:
+        self.source, self.number, self.url, self.name = source, number, url, name
         self.keys: list[str] = []
         self.drops: list[str] = []
         self.first_missing = ""
@@ -275,7 +275,7 @@ class _Rows:
         if not drop and place.read is None:
             drop = "no_image"
         if not drop and place.read is not None:
-            drop = _fault(place.read, self.source.verify)
+            drop = fault(place.read, self.source.verify, f"{self.url}: the picture {place.member[:200]!r}")
         for n, caption in enumerate(captions, 1):
             one = f"{key}#{n}" if n > 1 else key
             self.keys.append(f"{self.name}/{one}" if self.source.key_prefix else one)
@@ -373,19 +373,18 @@ def _stem(url: str) -> str:
     return posixpath.basename(url).split(".", 1)[0]
 
 
-def _fault(read: Callable[[], bytes], verify: str) -> str:
-    """Why the picture cannot be used, as far as `verify` looks, or ""."""
+def fault(read: Callable[[], bytes], verify: str, where: str) -> str:
+    """Why the picture cannot be used, as far as `verify` looks, or "". `InputError` names `where` if its bytes cannot be read."""
     try:
         if verify == "decode":
             decode(read())
         elif verify == "header":
-            with Image.open(io.BytesIO(read())) as picture:
+            data = read()
+            with pillow_errors(), Image.open(io.BytesIO(data)) as picture:
                 check_size(*picture.size, picture.mode)
-                return "" if picture.width > 0 else "undecodable"
+                return "" if picture.width > 0 else DecodeError.reason
     except DecodeError as error:
-        return error.reason
-    except Image.DecompressionBombError:
-        return TooLarge.reason
-    except (OSError, ValueError, SyntaxError):
-        return DecodeError.reason
+        return error.reason  # counted in the index
+    except (OSError, MemoryError) as error:  # no fault of the picture's, which must not be dropped for it
+        raise InputError(f"{where} cannot be read: {said(error)}.") from error
     return ""

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -16,6 +19,8 @@ from making import encoded, members, picture, tar
 
 from datasets.dropped import write_dropped
 from datasets.errors import InputError
+from datasets.evalset import EvalSet
+from datasets.ingest import ingest
 from datasets.pairs import write_index
 from datasets.poison import PLAN_SCHEMA
 from datasets.shards import poison_shard
@@ -445,3 +450,54 @@ def test_a_path_that_is_not_utf8_is_refused(tmp_path):
         pass
     with pytest.raises(InputError, match=r"caf\\xe9\.tar' has a name that is not UTF-8"):
         Source(urls=str(tmp_path)).shards()
+
+
+# ---- faults of the machine ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["decode", "header"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_picture_that_cannot_be_read_is_no_undecodable_one(folder, monkeypatch, verify, number):
+    path = tar(folder / "a.tar", members(0, 3))
+    offset, at = rows(path, "offset", "length")[1]
+    pread = os.pread
+
+    def failing(descriptor: int, length: int, start: int) -> bytes:
+        if (start, length) == (offset, at):
+            raise OSError(number, os.strerror(number))
+        return pread(descriptor, length, start)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", failing)
+        with pytest.raises(InputError, match=rf"a\.tar cannot be read at byte {offset}: {os.strerror(number)}"):
+            index(path, verify=verify)
+
+    def closed(place: str) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("datasets.source.read_file", closed)
+    (folder / "a.csv").write_text("image,caption\n0.jpg,a cat\n")
+    with pytest.raises(InputError, match=rf"a\.csv: the picture '0\.jpg' cannot be read: {os.strerror(number)}\."):
+        index(folder / "a.csv", verify=verify)
+    monkeypatch.setattr("datasets.ingest.read_file", closed)
+    with pytest.raises(InputError, match=rf"the picture '0\.jpg' of a\.csv cannot be read: {os.strerror(number)}\."):
+        ingest(folder / "a.csv", folder / "out")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_a_picture_that_this_machine_cannot_decode_is_no_undecodable_one(folder, monkeypatch, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    (folder / "a.png").write_bytes(encoded(picture(0), "PNG"))
+    (folder / "a.csv").write_text("image,caption\na.png,a cat\n")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    said = "there is not enough memory" if isinstance(error, MemoryError) else "Too many open files"
+    with pytest.raises(InputError, match=rf"a\.csv: the picture 'a\.png' cannot be read: {said}\."):
+        index(folder / "a.csv")
+    with pytest.raises(InputError, match=rf"the picture 'a\.png' of a\.csv cannot be read: {said}\."):
+        ingest(folder / "a.csv", folder / "out")
+    (folder / "labels.csv").write_text("image,label\na.png,0\n")
+    shutil.copytree(folder, folder / "sets" / "cat")
+    with pytest.raises(InputError, match=rf"the picture cat/a\.png cannot be read: {said}\."):
+        EvalSet(path=str(folder / "sets"), templates=("a {}",)).load()
