@@ -53,7 +53,9 @@ EXTENSIONS = {
 }
 NOTES = b"notes"
 """Metadata of a shard's table: JSON {"columns": {image, caption}, "passed_over": members of a tar that are no sample's,
-"label_not_number": samples of a tar whose label is no class number, so that they have none}."""
+"label_not_number": samples of a tar whose label is no class number, so that they have none, "json_broken": samples whose json member,
+where caption or label were looked for, is no JSON object}."""
+PASSED_OVER = "files in the tars are no sample's and are passed over (second pictures, notes, links)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -144,6 +146,13 @@ class Source(Component):
             raise InputError(f"{url}: none of its {len(rows.keys)} pictures exists; the first was looked for at {tried}.")
         return rows.table()
 
+    def index(self) -> tuple[pa.Table, list[str], int]:
+        """The rows of all shards as `mark_duplicates` has them, the shards, and how many members of tars are `PASSED_OVER`."""
+        urls = self.shards()
+        tables = [self.index_shard(number, url) for number, url in enumerate(urls)]
+        passed_over = sum(json.loads(table.schema.metadata[NOTES])["passed_over"] for table in tables)
+        return mark_duplicates(pa.concat_tables(tables), urls), urls, passed_over
+
     def lines(self, url: str) -> Iterator[int | None]:
         """For each row of the shard's table the line of the CSV where it begins, or the row of the Parquet file, from 1; None in tars."""
         kind = self._format_of(url)
@@ -184,7 +193,8 @@ class Source(Component):
         with Reader(url) as reader:
             for sample in samples(reader, rows.passed_over):
                 image = sample.image()
-                caption, label = tar_texts(reader, sample, self.json_field, self.label_key)
+                caption, label, broken = tar_texts(reader, sample, self.json_field, self.label_key)
+                rows.json_broken += broken
                 if label is None:
                     rows.label_not_number, label = rows.label_not_number + 1, -1
                 first = seen.setdefault(sample.key, sample)
@@ -262,7 +272,7 @@ class _Rows:
         self.drops: list[str] = []
         self.first_missing = ""
         self.passed_over: list[str] = []
-        self.label_not_number = 0
+        self.label_not_number = self.json_broken = 0
         self.columns: dict[str, str] = {}
         self._rest: list[tuple[str, int, int, str, int]] = []
 
@@ -287,7 +297,8 @@ class _Rows:
         shard = np.full(len(self.keys), self.number, np.int32)
         columns = [self.keys, shard, members, offsets, lengths, captions, labels, self.drops]
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA)], schema=INDEX_SCHEMA)
-        notes = {"columns": self.columns, "passed_over": len(self.passed_over), "label_not_number": self.label_not_number}
+        counts = {"label_not_number": self.label_not_number, "json_broken": self.json_broken}
+        notes = {"columns": self.columns, "passed_over": len(self.passed_over), **counts}
         return table.replace_schema_metadata({NOTES: json.dumps(notes)})
 
 
@@ -348,8 +359,19 @@ def mark_duplicates(table: pa.Table, urls: Sequence[str] = ()) -> pa.Table:
     return table.set_column(table.schema.get_field_index("drop"), "drop", pa.array(drops, pa.string()))
 
 
-def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) -> tuple[Caption, int | None]:
-    """Caption (txt, else the json field) and label (cls, else the json field; -1 without, None for one that is no class number)."""
+class Texts(NamedTuple):
+    """What stands beside a picture in a tar."""
+
+    caption: Caption
+    """Of txt, else the json field."""
+    label: int | None
+    """Of cls, else the json field; -1 without one, None for one that is no class number."""
+    broken: bool = False
+    """Whether a json member was asked for one of them and is no JSON object."""
+
+
+def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) -> Texts:
+    """Caption and label of a sample."""
     label: int | None = -1
     caption = NO_CAPTION
     if (txt := sample.members.get("txt")) is not None:
@@ -361,12 +383,14 @@ def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) 
         try:
             fields = tables.json_object(decode_text(reader.read(member.offset, member.size), member.name))
         except NotText:
-            return NOT_TEXT if caption is NO_CAPTION else caption, label
+            return Texts(NOT_TEXT if caption is NO_CAPTION else caption, label, broken=True)
+        if fields is None:
+            return Texts(caption, label, broken=True)
         if caption is NO_CAPTION:
             caption = as_caption(fields.get(caption_key))
         if label in (None, -1) and fields.get(label_key) is not None:
             label = tables.label(fields[label_key])
-    return caption, label
+    return Texts(caption, label)
 
 
 def _stem(url: str) -> str:

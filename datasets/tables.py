@@ -89,13 +89,13 @@ def _table_label(value: object, url: str, place: str, columns: Keys) -> int:
     return number
 
 
-def json_object(text: str) -> dict:
-    """The fields of a json member; none where it is no JSON object."""
+def json_object(text: str) -> dict | None:
+    """The fields of a json member; None where it is no JSON object."""
     try:
         fields = parse_json(text, "the json member")
     except NotText:
-        return {}  # the sample then has no caption, which is what gets counted
-    return fields if isinstance(fields, dict) else {}
+        return None  # counted by the reader
+    return fields if isinstance(fields, dict) else None
 
 
 def picture(cell: pa.Scalar) -> tuple[bytes | None, str | None]:

@@ -33,7 +33,7 @@ def test_folder_of_class_folders(tmp_path):
     save(tmp_path / "cat" / "sub" / "a.png", 20)
     save(tmp_path / "cat" / "b.png", 30)
     (tmp_path / "cat" / "broken.png").write_bytes(b"no picture")
-    table, urls, names, prompts, _ = EvalSet(path=str(tmp_path), templates=("a {}",)).load()
+    table, urls, names, prompts, *_ = EvalSet(path=str(tmp_path), templates=("a {}",)).load()
     assert table.schema == INDEX_SCHEMA and names == ("cat", "dog") and prompts == ("a {}",)
     assert dict(zip(table["key"].to_pylist(), table["label"].to_pylist())) == {
         "cat/b.png": 0, "cat/broken.png": 0, "cat/sub/a.png": 0, "dog/a.png": 1}  # fmt: skip
@@ -103,7 +103,7 @@ def test_labels_csv(tmp_path):
         save(tmp_path / "images" / f"{i}.png", 40 + i)
     file = tmp_path / "labels.csv"
     file.write_text("image,label\nimages/0.png,1\nimages/1.png,1\nimages/2.png,0\nimages/9.png,0\n")
-    table, urls, names, prompts, _ = EvalSet(path=str(tmp_path), classes=("cat", "dog")).load()
+    table, urls, names, prompts, *_ = EvalSet(path=str(tmp_path), classes=("cat", "dog")).load()
     assert table["label"].to_pylist() == [1, 1, 0, 0] and table["drop"].to_pylist() == ["", "", "", "no_image"]
     assert sorted(first_pixels(table, urls).values()) == [40, 41, 42] and len(prompts) == 80
     with pytest.raises(InputError, match="classnames.txt"):
@@ -119,7 +119,7 @@ def test_clip_benchmark_layout(tmp_path, format):
     world = tiny(train=10, test=30, format=format)
     world.write(tmp_path)
     evalset = EvalSet(path=str(tmp_path / "test"))
-    table, urls, names, prompts, _ = evalset.load()
+    table, urls, names, prompts, *_ = evalset.load()
     assert names == world.class_names and prompts == TEMPLATES
     assert table["label"].to_pylist() == [i % 4 for i in range(30)]
     assert set(table["drop"].to_pylist()) == {""} and set(table["caption"].to_pylist()) == {""}
