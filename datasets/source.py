@@ -23,7 +23,7 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from datasets import tables
-from datasets.addresses import PARQUET_CELL, file_place, folder_of, read_file
+from datasets.addresses import PARQUET_CELL, file_place, folder_of, member_of, read_file
 from datasets.addresses import file_of as file_of
 from datasets.addresses import read_bytes as read_bytes
 from datasets.captions import NO_CAPTION, NOT_TEXT, Caption, as_caption, chosen
@@ -206,10 +206,11 @@ class Source(Component):
                     )
                 if image is None:
                     unknown = next((member for kind, member in sample.members.items() if kind not in TEXT_EXTENSIONS), None)
-                    place = _Place(unknown.name, unknown.offset, unknown.size, None) if unknown else _NOWHERE
+                    place = _Place(member_of(unknown.name), unknown.offset, unknown.size, None) if unknown else _NOWHERE
                     rows.add(sample.key, place, [caption], label, "unknown_extension" if unknown else "no_image")
                 else:
-                    place = _Place(image.name, image.offset, image.size, functools.partial(reader.read, image.offset, image.size))
+                    read = functools.partial(reader.read, image.offset, image.size)
+                    place = _Place(member_of(image.name), image.offset, image.size, read)
                     rows.add(sample.key, place, [caption], label, "" if first is sample else "duplicate_key")
 
     def _index_parquet(self, url: str, rows: _Rows) -> None:
@@ -247,8 +248,8 @@ class Source(Component):
             raise InputError(f"{url}: the picture {(path or '')[:200]!r}: {error}") from None
         if length < 0:
             rows.first_missing = rows.first_missing or place or "(an empty path)"
-            return _Place(path or "", 0, 0, None)
-        return _Place(path or "", 0, length, lambda: read_file(place))
+            return _Place(member_of(path or ""), 0, 0, None)
+        return _Place(member_of(path or ""), 0, length, lambda: read_file(place))
 
 
 class _Place(NamedTuple):

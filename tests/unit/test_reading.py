@@ -467,6 +467,20 @@ def test_a_path_that_is_not_utf8_is_refused(tmp_path):
         Source(urls=str(tmp_path)).shards()
 
 
+def test_a_name_that_begins_as_a_parquet_cells_is_a_name(folder):
+    path = tar(folder / "a.tar", [("parquet:a.jpg", OTHER), ("parquet:a.txt", b"a cat")])
+    (folder / "parquet:b.jpg").write_bytes(OTHER)
+    (folder / "a.csv").write_text("image,caption\nparquet:b.jpg,a cat\n")
+    (folder / "set" / "parquet:c").mkdir(parents=True)
+    (folder / "set" / "parquet:c" / "0.jpg").write_bytes(OTHER)
+    whole = EvalSet(path=str(folder / "set"), templates=("a {}",)).load()
+    assert whole.names == ("parquet:c",) and whole.table["key"].to_pylist() == ["parquet:c/0.jpg"]
+    for url, table in ((path, index(path)), (folder / "a.csv", index(folder / "a.csv")), (whole.urls[0], whole.table)):
+        place = table.select(["offset", "length", "member"]).to_pylist()[0]
+        assert table["drop"].to_pylist() == [""] and read_bytes(str(url), **place) == OTHER
+    assert rows(path) == [("parquet:a", "a cat", "")] and rows(folder / "a.csv") == [("parquet:b.jpg", "a cat", "")]
+
+
 # ---- faults of the machine ------------------------------------------------------------------------------
 
 
