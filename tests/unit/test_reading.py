@@ -250,6 +250,8 @@ REFUSED = {
     "a picture of another kind": (b'caption,image\n"big cat,0.jpg\n19"" monitor,1.png\na dog",2.jpg\n', "line 2 closes in line 4"),
     "the path swallowed": (b'image,caption\n"0.jpg,a cat\n1.jpg",a dog\n', "opens a cell in line 2 closes in line 3"),
     "names without an extension": (b'image,caption\nimg1,"a dog\nimg2,a cat\nimg3,a bird"\n', "opens a cell in line 2 closes in line 4"),
+    "names without an extension, spaces": (b'image,caption\na,"tall man\nb, cat\nc,a dog"\n', "opens a cell in line 2 closes in line 4"),
+    "a file of another form": (b'image,caption\n0.jpg,"a dog\nLICENSE, a cat"\n', "opens a cell in line 2 closes in line 3"),
     "the caption before them": (b'caption,image\n"a dog,img1\na cat, x,img2\na bird",img3\n', "opens a cell in line 2 closes in line 4"),
     "the caption between": (b'image,caption,label\nimg1,"a dog,1\nimg2,a cat",2\n', "opens a cell in line 2 closes in line 3"),
     "a label of two lines": (b'image,caption,label\n0.jpg,a dog,"1\n2"\n', "opens a cell in line 2 closes in line 3"),
@@ -267,9 +269,26 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(("path", "caption"), [
+    ("0.jpg", "one\ntwo,three"),
+    ("0.jpg", "one, two\nthree, four\nfive,six"),
+    ("img", "tall, dark\nand a man, short"),
+    ("sub/img", "tall,dark\nman,short"),
+])
+def test_captions_of_several_lines_with_commas_are_captions(folder, path, caption):
+    (folder / path).parent.mkdir(exist_ok=True)
+    (folder / path).write_bytes(JPEG)
+    (folder / "a.csv").write_text(f'image,caption\n{path},"{caption}"\n1.jpg,x\n')
+    assert rows(folder / "a.csv") == [(path, caption, ""), ("1.jpg", "x", "")]
+    if path != "img":  # there "dark" stands where a path would, and looks like one
+        (folder / "a.csv").write_text(f'caption,image\n"{caption}",{path}\nx,1.jpg\n')
+        assert rows(folder / "a.csv") == [(path, caption, ""), ("1.jpg", "x", "")]
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_tables_that_would_be_misread_are_refused_with_the_line(folder, name):
     data, said = REFUSED[name]
+    (folder / "LICENSE").write_bytes(JPEG)
     (folder / "a.csv").write_bytes(data)
     with pytest.raises(InputError, match=rf"a\.csv.*{said}"):
         index(folder / "a.csv")
