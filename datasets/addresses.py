@@ -3,7 +3,7 @@
 * member inside a tar: `member` its name, `offset` and `length` its bytes;
 * a file of its own (CSV, Parquet of paths): `member` its path relative to the table's folder, `offset` 0; the shard of an
   evaluation set can be the folder itself, and then `member` is the path as `storage.name_text` writes it;
-* a Parquet cell: `member` is `parquet:<column>`, `offset` the row number.
+* a Parquet cell: `member` is `parquet:<column>`, `offset` the row number; a file or tar member of such a name is `./parquet:…`.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ from datasets.errors import InputError
 from datasets.storage import Reader, is_remote, name_of, read_range, size_of
 
 PARQUET_CELL = "parquet:"
+
+
+def member_of(name: str) -> str:
+    """A file's or tar member's name, as it cannot be taken for a Parquet cell."""
+    return f"./{name}" if name.startswith(PARQUET_CELL) else name
 
 
 def read_bytes(url: str, offset: int, length: int, member: str) -> bytes:

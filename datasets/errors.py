@@ -11,3 +11,8 @@ class InputError(ValueError):
 
 class NotThisSet(InputError):
     """An evaluation set's files are not laid out as what it was taken for."""
+
+
+def said(error: OSError | MemoryError) -> str:
+    """What the machine says of its own fault, for the end of a sentence."""
+    return getattr(error, "strerror", None) or str(error) or "there is not enough memory"

@@ -26,7 +26,7 @@ from datasets.named import PUBLISHED, SETS, Files, canonical_name, words
 from datasets.prompts import NAMES, PROMPTS
 from datasets.seeding import hash64
 from datasets.shards import write_tar
-from datasets.source import Source, mark_duplicates
+from datasets.source import PASSED_OVER, Source
 from datasets.storage import name_text
 from datasets.text import read_list
 
@@ -53,6 +53,12 @@ class Loaded(NamedTuple):
     templates: tuple[str, ...]
     numbers: tuple[int, ...]
     """Of the classes in the list that the names were taken from: 0, 1, 2 … unless the set holds some of ImageNet's alone."""
+    passed_over: int = 0
+    """Files in its folders or tars that are no picture of a class, or no sample's."""
+
+
+_Read = tuple[pa.Table, list[str], tuple[str, ...], int]
+"""The first three and the last of `Loaded`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +71,9 @@ class EvalSet(Component):
     """A known set (`named.SETS`: imagenet1k, imagenetv2, imagenet-a, cifar10, dtd, …): its official files are looked for at `path`,
     then the layouts below with its class names; its prompts are taken."""
     layout: str = "auto"
-    """`folder`: a folder per class, named after it, its index or (ImageNet) its synset, or in the order of `classes` if there
-    are as many; `labels_csv`: columns image, label (a class's index, name or synset); `clip_benchmark`: `<split>/0.tar…` with jpg
-    and cls members, classnames.txt, zeroshot_classification_templates.txt; `auto`: whichever is there."""
+    """`folder`: a folder per class, all named after it or (ImageNet) its synset, or all after its index, or codes in the order of
+    `classes` if there are as many; `labels_csv`: columns image, label (likewise); `clip_benchmark`: `<split>/0.tar…` with jpg and cls
+    members, classnames.txt, zeroshot_classification_templates.txt; `auto`: whichever is there."""
     classes: str | tuple[str, ...] = "auto"
     """`imagenet1k`, `cifar10` or another of `prompts.NAMES`, or the names in the order of their indices; `auto`: what the set
     itself says."""
@@ -93,9 +99,9 @@ class EvalSet(Component):
     def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
         """Read the set. `folder` gets the pictures of sets that keep them in arrays (CIFAR, STL-10, SVHN), as a tar of PNGs.
 
-        `say` gets a line about what its user should know and may want: files that are no pictures, a class without a usable
-        picture, another number of pictures than was published. Raises `InputError` for a label that is no class, a class folder
-        of an unknown name or without a usable picture, and a set without pictures.
+        `say` gets a line about what its user should know and may want: files that are no pictures, class folders taken in their order,
+        a class without a usable picture, another number of pictures than was published. Raises `InputError` for a label that is no
+        class, a class folder of an unknown name or without a usable picture, and a set without pictures.
         """
         official = self._official()
         if official is not None:
@@ -103,7 +109,7 @@ class EvalSet(Component):
         else:
             layouts = {"folder": self._load_folder, "labels_csv": self._load_csv, "clip_benchmark": self._load_tars}
             read = layouts[self._layout()](say)
-        table, urls, names = read
+        table, urls, names, passed_over = read
         if not (np.asarray(table["drop"]) == "").any():
             raise InputError(f"the evaluation set {self.path} has no usable picture ({_reasons(table)}).")
         wanted = SETS[self.name].classes if self.name else None
@@ -122,7 +128,7 @@ class EvalSet(Component):
         numbers: Sequence[int] = range(len(names))
         if wanted and len(names) == len(imagenet_synsets()):
             table, names, numbers = _only_present(table, names, wanted, f"{self.path} ({self.name})")
-        return Loaded(table, urls, names, templates(self._templates()), tuple(numbers))
+        return Loaded(table, urls, names, templates(self._templates()), tuple(numbers), passed_over)
 
     def shards(self, folder: Path | None = None) -> list[str]:
         """The URLs that the index's `shard` column numbers; `folder` as it was given to `load`, wherever it lies now."""
@@ -234,7 +240,7 @@ class EvalSet(Component):
         ours = self.classes == "imagenet1k" or (self.name and SETS[self.name].imagenet)
         return imagenet_synsets() if ours and len(names) == len(imagenet_synsets()) else {}
 
-    def _load_arrays(self, found: Arrays, folder: Path | None) -> tuple[pa.Table, list[str], tuple[str, ...]]:
+    def _load_arrays(self, found: Arrays, folder: Path | None) -> _Read:
         assert folder is not None, "the pictures of this set need a folder"
         names = self._names(self._no_names)
         picture_NHWC, label_N = found.read()
@@ -246,21 +252,21 @@ class EvalSet(Component):
         tar = folder / _OWN_TAR
         write_tar(tar, ((f"{i:06d}", {"png": _png(picture), "cls": str(label_N[i])}) for i, picture in enumerate(picture_NHWC)))
         table = Source(urls=str(tar), format="webdataset", verify="none").index_shard(0, str(tar))
-        return _without_captions(table), [str(tar)], names
+        return _without_captions(table), [str(tar)], names, 0
 
-    def _load_files(self, found: Files) -> tuple[pa.Table, list[str], tuple[str, ...]]:
+    def _load_files(self, found: Files) -> _Read:
         names = self._names(lambda: found.names)
         wrong = next((i for i, label in enumerate(found.labels) if not 0 <= label < len(names)), None)
         if wrong is not None:
             raise InputError(f"{found.folder}: {found.files[wrong]} has label {found.labels[wrong]}, none of the {len(names)} classes.")
         if not found.files:
             raise InputError(f"{found.folder} holds no picture of the split {self.split!r}.")
-        return file_rows(found.folder, found.files, found.labels, self.verify, found.spans), [os.path.abspath(found.folder)], names
+        return file_rows(found.folder, found.files, found.labels, self.verify, found.spans), [os.path.abspath(found.folder)], names, 0
 
-    def _load_tars(self, say: Say) -> tuple[pa.Table, list[str], tuple[str, ...]]:
-        source = self._source()
-        urls = source.shards()
-        table = mark_duplicates(pa.concat_tables([source.index_shard(i, url) for i, url in enumerate(urls)]), urls)
+    def _load_tars(self, say: Say) -> _Read:
+        table, urls, passed_over = self._source().index()
+        if passed_over:
+            say(f"{self.path}: {passed_over} {PASSED_OVER}.")
         names = self._names(self._no_names)
         labels = table["label"].to_numpy()
         wrong = np.flatnonzero((labels < 0) | (labels >= len(names)))
@@ -270,12 +276,10 @@ class EvalSet(Component):
                 f"{self.path}: sample {key!r} has no label in its cls member or one that is not among the {len(names)} "
                 f"classes (0 … {len(names) - 1})."
             )
-        return _without_captions(table), urls, names
+        return _without_captions(table), urls, names, passed_over
 
-    def _load_csv(self, say: Say) -> tuple[pa.Table, list[str], tuple[str, ...]]:
-        source = self._source()
-        urls = source.shards()
-        table = mark_duplicates(pa.concat_tables([source.index_shard(i, url) for i, url in enumerate(urls)]), urls)
+    def _load_csv(self, say: Say) -> _Read:
+        table, urls, _ = self._source().index()
         # the label column was read as the caption, for it may hold names
         texts = [(text or "").strip() for text in table["caption"].to_pylist()]
         if "" in texts:
@@ -295,7 +299,7 @@ class EvalSet(Component):
             first[path] = label
         for name, column in (("label", pa.array(labels, pa.int32())), ("drop", pa.array(drops, pa.string()))):
             table = table.set_column(table.schema.get_field_index(name), name, column)
-        return table, urls, names
+        return table, urls, names, 0
 
     def _no_names(self) -> tuple[str, ...]:
         raise NotThisSet(f"evalset.classes is auto, but {self._folder()} has no classnames.txt; name the classes.")
@@ -306,7 +310,7 @@ class EvalSet(Component):
             self._no_names()
         return tuple(sorted(set(texts)))
 
-    def _load_folder(self, say: Say) -> tuple[pa.Table, list[str], tuple[str, ...]]:
+    def _load_folder(self, say: Say) -> _Read:
         root = self._root()
         pictures, others = class_folders(root)
         others = [place for place in others if place not in _OWN_FILES]
@@ -314,9 +318,9 @@ class EvalSet(Component):
             say(f"{root}: {len(others)} files are no pictures of a class and are passed over: {named(others)}.")
         folders = sorted({name.split("/", 1)[0] for name in pictures})
         names = self._names(lambda: self._folder_names(folders))
-        index_of = folder_labels(folders, names, self._synsets(names), root)
+        index_of = folder_labels(folders, names, self._synsets(names), root, say)
         labels = [index_of[name.split("/", 1)[0]] for name in pictures]
-        return file_rows(root, pictures, labels, self.verify), [os.path.abspath(root)], names
+        return file_rows(root, pictures, labels, self.verify), [os.path.abspath(root)], names, len(others)
 
     def _folder_names(self, folders: list[str]) -> tuple[str, ...]:
         """The folders' own names as those of the classes."""

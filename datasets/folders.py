@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import pyarrow as pa
 
+from datasets.addresses import member_of
 from datasets.errors import InputError, NotThisSet
-from datasets.source import INDEX_SCHEMA, read_bytes
+from datasets.source import INDEX_SCHEMA, fault, read_bytes
 from datasets.storage import name_text
-from datasets.view import DecodeError, decode
 
 PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 """What counts as a picture by its extension, in any case: torchvision's `ImageFolder` and GIF."""
@@ -116,7 +117,8 @@ def file_rows(
         raise InputError(f"{folder}: none of the {len(files)} pictures exists; the first was looked for as {keys[0]}.")
     drops = ["duplicate_key" if twice else _drop(folder, key, span, verify) for key, span, twice in zip(keys, spans, again)]
     offsets, lengths = zip(*spans)
-    columns = [keys, [0] * len(keys), keys, offsets, [max(0, n) for n in lengths], [""] * len(keys), labels, drops]
+    members = [member_of(key) for key in keys]
+    columns = [keys, [0] * len(keys), members, offsets, [max(0, n) for n in lengths], [""] * len(keys), labels, drops]
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, INDEX_SCHEMA)], schema=INDEX_SCHEMA)
 
 
@@ -135,10 +137,4 @@ def _size(file: str) -> int:
 def _drop(folder: str, key: str, span: tuple[int, int], verify: str) -> str:
     if span[1] < 0:
         return "no_image"
-    if verify == "none":
-        return ""
-    try:
-        decode(read_bytes(folder, *span, key))
-    except DecodeError as error:
-        return error.reason  # counted in the index
-    return ""
+    return fault(functools.partial(read_bytes, folder, *span, member_of(key)), verify, f"{folder}: the picture {key}")

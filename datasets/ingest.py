@@ -20,7 +20,7 @@ from datasets import tables
 from datasets.addresses import file_place, read_file
 from datasets.captions import NO_CAPTION, NOT_TEXT, Caption, as_caption, chosen
 from datasets.dropped import dropped_csv
-from datasets.errors import InputError
+from datasets.errors import InputError, said
 from datasets.shards import write_tar
 from datasets.source import EXTENSIONS
 from datasets.storage import is_remote, size_of
@@ -76,7 +76,7 @@ def ingest(
     """Pack a folder of pictures, or the pairs of a CSV, TSV or Parquet file, into shards in the new folder `out`.
 
     Folder: all pictures in it and below, links followed, in order of their paths. `captions`: `txt` (the sibling file of that
-    extension) or `folder` (the name of the picture's folder, `_` and `-` as spaces). `classes`: `folder` numbers the
+    extension, in any case) or `folder` (the name of the picture's folder, `_` and `-` as spaces). `classes`: `folder` numbers the
     top folders in order of name, as `cls` members and `classnames.txt`, and refuses one without a usable picture; `none` writes no
     labels. A table is read as `Source` reads it, with its keys: a CSV has a header line, paths are relative to the table, a `label_key`
     column of numbers becomes `cls` members, and of a Parquet column of lists of captions `captions` takes the `first`, a `random` one or
@@ -85,11 +85,12 @@ def ingest(
     With `resize`, pictures whose shorter side is longer than that many pixels are shrunk to it (bicubic) and packed as
     JPEG of quality 95. Others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG; a key is the
     shard in 5 digits and the place in 4. Pairs that cannot be used, a caption's file without a picture among them, are counted by
-    reason and listed in `dropped.csv`. The shards are a function of the input alone. All is written
+    reason and listed in `dropped.csv`; so are the folder's other files, as `unknown_extension`, which `passed_over` counts. The shards
+    are a function of the input alone. All is written
     aside and renamed, so `out` is whole or not there. `progress(done, all)` is called along the way.
 
     Returns what `manifest.json` holds: {n, dropped {reason: count}, passed_over (other files of the folder), columns {image, caption},
-    shards {name: {n, bytes, sha256}}, classes, …}.
+    shards {name: {n, bytes, sha256}}, classes, with `classes` without_class (packed pictures beside the class folders), …}.
     Raises `InputError` for a source without pictures, or an `out` that exists and is not empty.
     """
     source_path, out = Path(source_path).absolute(), Path(out).absolute()
@@ -104,6 +105,7 @@ def ingest(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"ingest: {out} exists and is not empty; name a new folder.")
     names: list[str] = []
+    others: list[str] = []
     notes: dict[str, object] = {}
     pairs: Iterable[_Pair]
     if source_path.is_dir():
@@ -111,8 +113,8 @@ def ingest(
             raise InputError(f"ingest: captions is {captions!r}, but {source_path} is a folder; accepted are txt, folder.")
         if out.is_relative_to(source_path):
             raise InputError(f"ingest: {out} lies inside {source_path}, which is being packed; name a folder elsewhere.")
-        pairs, names, notes["passed_over"] = _from_folder(source_path, captions, classes)
-        total = len(pairs)
+        pairs, names, others = _from_folder(source_path, captions, classes)
+        notes["passed_over"], total = len(others), len(pairs)
     elif source_path.is_file():
         if captions == "folder" or classes != "none":
             raise InputError(f"ingest: captions and classes go by folders, but {source_path} is a table.")
@@ -133,9 +135,11 @@ def ingest(
                 dropped[reason] += 1
                 add(_printable(pair.name), _printable(pair.file), pair.line, reason)
 
-            labels = set[int]()
+            labels: Counter[int] = Counter()
             usable = _noting(labels, _usable(pairs, total, min_caption_length, resize, leave_out, progress))
             shards = dict(_write_shards(usable, aside, shard_size))
+            for other in others:
+                add(_printable(other), _printable(other), None, "unknown_extension")
         if not shards:
             raise InputError(f"ingest: none of the {sum(dropped.values())} pairs of {source_path} can be used: {_reasons(dropped)}.")
         if without := [name for i, name in enumerate(names) if i not in labels]:
@@ -144,6 +148,7 @@ def ingest(
             "n": sum(shard["n"] for shard in shards.values()),
             "dropped": dict(sorted(dropped.items())),
             **notes,
+            **({"without_class": labels[-1]} if classes == "folder" else {}),
             "shard_size": shard_size,
             "classes": names,
             "shards": shards,
@@ -194,12 +199,13 @@ def _from_table(
     return listed, len(listed)
 
 
-def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair], list[str], int]:
-    """The folder's pictures with captions and labels, the names of the classes, and how many other files there are."""
+def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair], list[str], list[str]]:
+    """The folder's pictures with captions and labels, the names of the classes, and the other files."""
     files = sorted(_files(folder), key=lambda path: path.relative_to(folder).parts)
     paths = [path for path in files if path.name.lower().endswith(_PICTURES)]
     without = {path.with_suffix("") for path in paths}
-    alone = [path for path in files if captions == "txt" and path.suffix == ".txt" and path.with_suffix("") not in without]
+    texts = {path.with_suffix(""): path for path in files if captions == "txt" and path.suffix.lower() == ".txt"}
+    alone = [path for stem, path in texts.items() if stem not in without]
     tops = sorted(_below(folder, [entry.name for entry in os.scandir(folder) if entry.is_dir()])) if classes == "folder" else []
     if bad := next((top for top in tops if top != _printable(top)), None):
         raise InputError(f"ingest: the folder {_printable(bad)!r} has a name that is not UTF-8, so it names no class; rename it.")
@@ -214,14 +220,15 @@ def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair]
         if captions == "folder":
             name = path.parent.name
             caption = NOT_TEXT if name != _printable(name) else Caption(" ".join(name.replace("_", " ").replace("-", " ").split()))
-        elif (text := path.with_suffix(".txt")).is_file():
+        elif (text := texts.get(path.with_suffix(""))) is not None and text.is_file():
             used.add(text)
             caption = as_caption(text.read_bytes())
         pairs.append(_Pair(str(path), relative.as_posix(), relative.as_posix(), None, caption, number.get(relative.parts[0], -1)))
     for path in alone:
         relative = path.relative_to(folder)
         pairs.append(_Pair("", relative.as_posix(), relative.as_posix(), None, NO_CAPTION, -1))
-    return pairs, tops, len(files) - len(paths) - len(used) - len(alone)
+    known = {*paths, *used, *alone}
+    return pairs, tops, [path.relative_to(folder).as_posix() for path in files if path not in known]
 
 
 def _files(folder: Path) -> Iterator[Path]:
@@ -266,26 +273,27 @@ def _usable(
             progress(min(done, total), total)
         reason = "no_image" if pair.picture == "" else pair.caption.drop_reason(min_length)
         if not reason:
+            where = f"ingest: the picture {_printable(pair.name)[:200]!r} of {_printable(pair.file)}"
             try:
                 data = _bytes_of(pair.picture)
-            except InputError as error:  # a scheme that is not known, no permission
-                raise InputError(f"ingest: the picture {pair.name[:200]!r} of {pair.file}: {error}") from None
-            try:
                 packed = pack(data, resize) if data is not None else None
-            except DecodeError as error:
-                reason = error.reason
-            else:
                 reason = "" if packed else "no_image"
-                if packed:
-                    yield pair, packed.data, packed.extension, packed.width, packed.height
+            except DecodeError as error:
+                packed, reason = None, error.reason
+            except InputError as error:  # a scheme that is not known
+                raise InputError(f"{where}: {error}") from None
+            except (OSError, MemoryError) as error:  # no permission, a disk that fails
+                raise InputError(f"{where} cannot be read: {said(error)}.") from error
+            if packed:
+                yield pair, packed.data, packed.extension, packed.width, packed.height
         if reason:
             leave_out(pair, reason)
 
 
-def _noting(labels: set[int], usable: Iterator[_Usable]) -> Iterator[_Usable]:
-    """The same pairs; their labels go to `labels`."""
+def _noting(labels: Counter[int], usable: Iterator[_Usable]) -> Iterator[_Usable]:
+    """The same pairs; their labels are counted in `labels`."""
     for one in usable:
-        labels.add(one[0].label)
+        labels[one[0].label] += 1
         yield one
 
 

@@ -16,7 +16,7 @@ from datasets.errors import InputError
 from datasets.evalset import Loaded, Say, check_path, silent
 from datasets.folders import file_rows, sizes
 from datasets.seeding import hash64
-from datasets.source import Source, mark_duplicates
+from datasets.source import PASSED_OVER, Source
 from datasets.text import NotText, lines_of, read_json
 
 _BELOW = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco")
@@ -53,19 +53,20 @@ class RetrievalSet(Component):
     def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
         """Read the set: one row a picture, its captions in `caption`, one a line. No class has a name, no prompt is needed.
 
-        `say` gets a line about empty captions, which are passed over.
+        `say` gets a line about empty captions and about files in the tars that are no sample's; both are passed over.
         """
+        passed_over = 0
         if self._json() is not None:
             pictures = self._pictures()
             root, files = self._root(pictures), [place for place, _ in pictures]
             table = file_rows(root, files, [-1] * len(files), self.verify)
             texts, urls = [captions for _, captions in pictures], [os.path.abspath(root)]
         else:
-            source = self._source()
-            urls = source.shards()
-            table = mark_duplicates(pa.concat_tables([source.index_shard(i, url) for i, url in enumerate(urls)]), urls)
+            table, urls, passed_over = self._source().index()
             texts = [lines_of(text) for text in table["caption"].to_pylist()]
         clean = [[" ".join(text.split()) for text in captions] for captions in texts]
+        if passed_over:
+            say(f"{self.path}: {passed_over} {PASSED_OVER}.")
         if empty := sum(captions.count("") for captions in clean):
             say(f"{self.path}: {empty} empty captions are passed over.")
         kept = [[text for text in captions if text][: self.captions or None] for captions in clean]
@@ -75,7 +76,7 @@ class RetrievalSet(Component):
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
         if not (np.asarray(table["drop"]) == "").any():
             raise InputError(f"the retrieval set {self.path} has no usable picture with a caption.")
-        return Loaded(table, urls, (), (), ())
+        return Loaded(table, urls, (), (), (), passed_over)
 
     def shards(self, folder: Path | None = None) -> list[str]:
         """The URLs that the index's `shard` column numbers."""

@@ -23,16 +23,16 @@ import pyarrow.compute as pc
 from PIL import Image
 
 from datasets import tables
-from datasets.addresses import PARQUET_CELL, file_place, folder_of, read_file
+from datasets.addresses import PARQUET_CELL, file_place, folder_of, member_of, read_file
 from datasets.addresses import file_of as file_of
 from datasets.addresses import read_bytes as read_bytes
 from datasets.captions import NO_CAPTION, NOT_TEXT, Caption, as_caption, chosen
 from datasets.component import Component
-from datasets.errors import InputError
+from datasets.errors import InputError, said
 from datasets.storage import Reader, expand, is_remote, size_of
 from datasets.tar import TEXT_EXTENSIONS, Sample, samples
 from datasets.text import NotText, decode_text
-from datasets.view import DecodeError, TooLarge, check_size, decode
+from datasets.view import DecodeError, check_size, decode, pillow_errors
 
 INDEX_SCHEMA = pa.schema(
     [
@@ -53,7 +53,9 @@ EXTENSIONS = {
 }
 NOTES = b"notes"
 """Metadata of a shard's table: JSON {"columns": {image, caption}, "passed_over": members of a tar that are no sample's,
-"label_not_number": samples of a tar whose label is no class number, so that they have none}."""
+"label_not_number": samples of a tar whose label is no class number, so that they have none, "json_broken": samples whose json member,
+where caption or label were looked for, is no JSON object}."""
+PASSED_OVER = "files in the tars are no sample's and are passed over (second pictures, notes, links)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,7 +136,7 @@ class Source(Component):
         kind = self._format_of(url)
         if name is None:
             name = self._name_of(url) if self.key_prefix or kind == "parquet" else _stem(url)
-        rows = _Rows(source=self, number=number, name=name)
+        rows = _Rows(self, number, url, name)
         {"webdataset": self._index_tar, "parquet": self._index_parquet, "csv": self._index_csv}[kind](url, rows)
         if not rows.keys and self.shards() == [url]:
             others = f" (passed over: {', '.join(map(repr, rows.passed_over[:5]))})" if rows.passed_over else ""
@@ -143,6 +145,13 @@ class Source(Component):
             tried = rows.first_missing
             raise InputError(f"{url}: none of its {len(rows.keys)} pictures exists; the first was looked for at {tried}.")
         return rows.table()
+
+    def index(self) -> tuple[pa.Table, list[str], int]:
+        """The rows of all shards as `mark_duplicates` has them, the shards, and how many members of tars are `PASSED_OVER`."""
+        urls = self.shards()
+        tables = [self.index_shard(number, url) for number, url in enumerate(urls)]
+        passed_over = sum(json.loads(table.schema.metadata[NOTES])["passed_over"] for table in tables)
+        return mark_duplicates(pa.concat_tables(tables), urls), urls, passed_over
 
     def lines(self, url: str) -> Iterator[int | None]:
         """For each row of the shard's table the line of the CSV where it begins, or the row of the Parquet file, from 1; None in tars."""
@@ -184,7 +193,8 @@ class Source(Component):
         with Reader(url) as reader:
             for sample in samples(reader, rows.passed_over):
                 image = sample.image()
-                caption, label = tar_texts(reader, sample, self.json_field, self.label_key)
+                caption, label, broken = tar_texts(reader, sample, self.json_field, self.label_key)
+                rows.json_broken += broken
                 if label is None:
                     rows.label_not_number, label = rows.label_not_number + 1, -1
                 first = seen.setdefault(sample.key, sample)
@@ -196,10 +206,11 @@ class Source(Component):
                     )
                 if image is None:
                     unknown = next((member for kind, member in sample.members.items() if kind not in TEXT_EXTENSIONS), None)
-                    place = _Place(unknown.name, unknown.offset, unknown.size, None) if unknown else _NOWHERE
+                    place = _Place(member_of(unknown.name), unknown.offset, unknown.size, None) if unknown else _NOWHERE
                     rows.add(sample.key, place, [caption], label, "unknown_extension" if unknown else "no_image")
                 else:
-                    place = _Place(image.name, image.offset, image.size, functools.partial(reader.read, image.offset, image.size))
+                    read = functools.partial(reader.read, image.offset, image.size)
+                    place = _Place(member_of(image.name), image.offset, image.size, read)
                     rows.add(sample.key, place, [caption], label, "" if first is sample else "duplicate_key")
 
     def _index_parquet(self, url: str, rows: _Rows) -> None:
@@ -237,8 +248,8 @@ class Source(Component):
             raise InputError(f"{url}: the picture {(path or '')[:200]!r}: {error}") from None
         if length < 0:
             rows.first_missing = rows.first_missing or place or "(an empty path)"
-            return _Place(path or "", 0, 0, None)
-        return _Place(path or "", 0, length, lambda: read_file(place))
+            return _Place(member_of(path or ""), 0, 0, None)
+        return _Place(member_of(path or ""), 0, length, lambda: read_file(place))
 
 
 class _Place(NamedTuple):
@@ -256,13 +267,13 @@ _NOWHERE = _Place("", 0, 0, None)
 class _Rows:
     """Columns of an index table as they grow, with the checks that every format shares."""
 
-    def __init__(self, source: Source, number: int, name: str) -> None:
-        self.source, self.number, self.name = source, number, name
+    def __init__(self, source: Source, number: int, url: str, name: str) -> None:
+        self.source, self.number, self.url, self.name = source, number, url, name
         self.keys: list[str] = []
         self.drops: list[str] = []
         self.first_missing = ""
         self.passed_over: list[str] = []
-        self.label_not_number = 0
+        self.label_not_number = self.json_broken = 0
         self.columns: dict[str, str] = {}
         self._rest: list[tuple[str, int, int, str, int]] = []
 
@@ -275,7 +286,7 @@ class _Rows:
         if not drop and place.read is None:
             drop = "no_image"
         if not drop and place.read is not None:
-            drop = _fault(place.read, self.source.verify)
+            drop = fault(place.read, self.source.verify, f"{self.url}: the picture {place.member[:200]!r}")
         for n, caption in enumerate(captions, 1):
             one = f"{key}#{n}" if n > 1 else key
             self.keys.append(f"{self.name}/{one}" if self.source.key_prefix else one)
@@ -287,7 +298,8 @@ class _Rows:
         shard = np.full(len(self.keys), self.number, np.int32)
         columns = [self.keys, shard, members, offsets, lengths, captions, labels, self.drops]
         table = pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA)], schema=INDEX_SCHEMA)
-        notes = {"columns": self.columns, "passed_over": len(self.passed_over), "label_not_number": self.label_not_number}
+        counts = {"label_not_number": self.label_not_number, "json_broken": self.json_broken}
+        notes = {"columns": self.columns, "passed_over": len(self.passed_over), **counts}
         return table.replace_schema_metadata({NOTES: json.dumps(notes)})
 
 
@@ -348,8 +360,19 @@ def mark_duplicates(table: pa.Table, urls: Sequence[str] = ()) -> pa.Table:
     return table.set_column(table.schema.get_field_index("drop"), "drop", pa.array(drops, pa.string()))
 
 
-def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) -> tuple[Caption, int | None]:
-    """Caption (txt, else the json field) and label (cls, else the json field; -1 without, None for one that is no class number)."""
+class Texts(NamedTuple):
+    """What stands beside a picture in a tar."""
+
+    caption: Caption
+    """Of txt, else the json field."""
+    label: int | None
+    """Of cls, else the json field; -1 without one, None for one that is no class number."""
+    broken: bool = False
+    """Whether a json member was asked for one of them and is no JSON object."""
+
+
+def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) -> Texts:
+    """Caption and label of a sample."""
     label: int | None = -1
     caption = NO_CAPTION
     if (txt := sample.members.get("txt")) is not None:
@@ -361,31 +384,32 @@ def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) 
         try:
             fields = tables.json_object(decode_text(reader.read(member.offset, member.size), member.name))
         except NotText:
-            return NOT_TEXT if caption is NO_CAPTION else caption, label
+            return Texts(NOT_TEXT if caption is NO_CAPTION else caption, label, broken=True)
+        if fields is None:
+            return Texts(caption, label, broken=True)
         if caption is NO_CAPTION:
             caption = as_caption(fields.get(caption_key))
         if label in (None, -1) and fields.get(label_key) is not None:
             label = tables.label(fields[label_key])
-    return caption, label
+    return Texts(caption, label)
 
 
 def _stem(url: str) -> str:
     return posixpath.basename(url).split(".", 1)[0]
 
 
-def _fault(read: Callable[[], bytes], verify: str) -> str:
-    """Why the picture cannot be used, as far as `verify` looks, or ""."""
+def fault(read: Callable[[], bytes], verify: str, where: str) -> str:
+    """Why the picture cannot be used, as far as `verify` looks, or "". `InputError` names `where` if its bytes cannot be read."""
     try:
         if verify == "decode":
             decode(read())
         elif verify == "header":
-            with Image.open(io.BytesIO(read())) as picture:
+            data = read()
+            with pillow_errors(), Image.open(io.BytesIO(data)) as picture:
                 check_size(*picture.size, picture.mode)
-                return "" if picture.width > 0 else "undecodable"
+                return "" if picture.width > 0 else DecodeError.reason
     except DecodeError as error:
-        return error.reason
-    except Image.DecompressionBombError:
-        return TooLarge.reason
-    except (OSError, ValueError, SyntaxError):
-        return DecodeError.reason
+        return error.reason  # counted in the index
+    except (OSError, MemoryError) as error:  # no fault of the picture's, which must not be dropped for it
+        raise InputError(f"{where} cannot be read: {said(error)}.") from error
     return ""

@@ -29,6 +29,7 @@ _LOOKED_AT = 1 << 16
 _LABEL = re.compile(r"\+?0*(\d{1,10})(?:\.0*)?", re.ASCII)
 _NO_LABEL = re.compile(r"|-1(?:\.0*)?")
 _LINE_END = re.compile(r"\r\n|\r|\n")
+_EXTENSION = re.compile(r"\.[A-Za-z]\w*$")
 
 
 class Keys(NamedTuple):
@@ -89,13 +90,13 @@ def _table_label(value: object, url: str, place: str, columns: Keys) -> int:
     return number
 
 
-def json_object(text: str) -> dict:
-    """The fields of a json member; none where it is no JSON object."""
+def json_object(text: str) -> dict | None:
+    """The fields of a json member; None where it is no JSON object."""
     try:
         fields = parse_json(text, "the json member")
     except NotText:
-        return {}  # the sample then has no caption, which is what gets counted
-    return fields if isinstance(fields, dict) else {}
+        return None  # counted by the reader
+    return fields if isinstance(fields, dict) else None
 
 
 def picture(cell: pa.Scalar) -> tuple[bytes | None, str | None]:
@@ -209,7 +210,7 @@ def _rows(url: str, reader: Any, delimiter: str, keys: Keys, found: Callable[[Ke
             continue
         if len(fields) != width:
             raise InputError(f"{url} cannot be read as {kind}: line {line} has {len(fields)} columns, the first line {width}.")
-        if reader.line_num > line and _swallowed(fields, image, number, width, delimiter):
+        if reader.line_num > line and _swallowed(fields, image, number, width, delimiter, url):
             raise InputError(
                 f"{url} cannot be read as CSV: the quotation mark that opens a cell in line {line} closes in line {reader.line_num}, "
                 "and whole rows stand between; double quotation marks within a cell. Only captions may hold line ends."
@@ -221,21 +222,33 @@ def _rows(url: str, reader: Any, delimiter: str, keys: Keys, found: Callable[[Ke
         raise InputError(f"{url} is empty; a header line and rows are expected.")
 
 
-def _swallowed(fields: Sequence[str], image: int, number: int, width: int, delimiter: str) -> bool:
+def _swallowed(fields: Sequence[str], image: int, number: int, width: int, delimiter: str, url: str) -> bool:
     """Whether a row of several lines holds others.
 
-    Its path or label has line ends, each of its lines has as many delimiters as a row (not counting those before a space, which are
-    a sentence's), or a line within a cell has a picture's name where the path is.
+    Its path or label has line ends, or one of its other lines has as many cells as a row, and what stands where the path does looks like
+    one: it has a picture's extension, the form of the row's own path, or is a file's name.
     """
     path = fields[image].strip()
-    kinds = {os.path.splitext(path)[1].lower(), *_PICTURES} - {""}
-    parts = re.compile(re.escape(delimiter) + r"(?! )")
-    if all(len(parts.findall(line)) == width - 1 for line in _LINE_END.split(delimiter.join(fields))):
+    if _LINE_END.search(path) or number >= 0 and _LINE_END.search(fields[number].strip()):
         return True
-    for inner in (line.split(delimiter) for cell in fields for line in _LINE_END.split(cell)):
-        if len(inner) >= width and os.path.splitext(inner[image].strip().strip('"'))[1].lower() in kinds:
-            return True
-    return bool(_LINE_END.search(path) or number >= 0 and _LINE_END.search(fields[number].strip()))
+    kinds = {os.path.splitext(path)[1].lower(), *_PICTURES} - {""}
+    lines = _LINE_END.split(delimiter.join(fields))
+    del lines[len(_LINE_END.findall(delimiter.join(fields[:image])))]  # the row's own
+    for cells in (line.split(delimiter) for line in lines):
+        for cell in (cells[image], cells[image - width]) if len(cells) >= width else ():  # a caption may have delimiters too
+            name = cell.strip().strip('"')
+            if os.path.splitext(name)[1].lower() in kinds or (name and _form(name) == _form(path)) or _is_file(url, name):
+                return True
+    return False
+
+
+def _form(path: str) -> tuple[bool, bool, bool]:
+    """What paths of one table have in common: an extension, a folder, spaces."""
+    return bool(_EXTENSION.search(path)), "/" in path, any(map(str.isspace, path))
+
+
+def _is_file(url: str, name: str) -> bool:
+    return not is_remote(url) and os.path.isfile(os.path.join(os.path.dirname(url), name))
 
 
 def _open(url: str) -> Any:

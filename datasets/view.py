@@ -5,11 +5,12 @@ Shape legend: H height, W width, S side of the view, C = 3 channels; pictures ar
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import io
 import struct
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,7 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
     Raises:
         TooLarge: more than MAX_PIXELS pixels, or `max_bytes` bytes when decoded; the header alone was read.
         DecodeError: the bytes are no picture, or are cut off.
+        MemoryError, OSError: they could not be decoded on this machine now.
     """
     if data[:2] == b"\xff\xd8":
         if data.count(b"\xff\xda") > MAX_SCANS:
@@ -100,12 +102,18 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
             raise
         except (ValueError, RuntimeError):
             pass  # Pillow forgives what is harmless, such as bytes after the end, and refuses the rest below
+    with pillow_errors(), Image.open(io.BytesIO(data), formats=_formats()) as picture:
+        check_size(*picture.size, picture.mode, max_bytes)
+        picture.load()
+        check_size(*picture.size, picture.mode, max_bytes)  # before it is converted: some headers tell another mode
+        return _to_rgb(picture)
+
+
+@contextlib.contextmanager
+def pillow_errors() -> Iterator[None]:
+    """What Pillow says of a picture's bytes, as `DecodeError`; what is the machine's fault (no memory, no more files) goes through."""
     try:
-        with Image.open(io.BytesIO(data), formats=_formats()) as picture:
-            check_size(*picture.size, picture.mode, max_bytes)
-            picture.load()
-            check_size(*picture.size, picture.mode, max_bytes)  # before it is converted: some headers tell another mode
-            return _to_rgb(picture)
+        yield
     except DecodeError:
         raise
     except Image.DecompressionBombError as error:
@@ -113,8 +121,10 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
     except UnidentifiedImageError:  # its own text is the address of an object
         raise DecodeError("the bytes are no picture of a format that Pillow knows") from None
     # Pillow's plug-ins raise all of these on broken files; whatever it is, the picture cannot be used
-    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, MemoryError, RuntimeError,
-            struct.error, ZeroDivisionError, NotImplementedError, AttributeError, AssertionError) as error:  # fmt: skip
+    except (OSError, ValueError, SyntaxError, EOFError, IndexError, TypeError, KeyError, OverflowError, RuntimeError, struct.error,
+            ZeroDivisionError, NotImplementedError, AttributeError, AssertionError) as error:  # fmt: skip
+        if isinstance(error, OSError) and error.errno is not None:  # the operating system's; Pillow's own have no number
+            raise
         raise DecodeError(f"{type(error).__name__}: {error}") from error
 
 

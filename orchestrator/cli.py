@@ -266,8 +266,13 @@ def _ingest(options: argparse.Namespace) -> int:
     )
     print(json.dumps(summary, indent=1))
     out, dropped = Path(options.out).absolute(), sum(summary["dropped"].values())
-    left = f"; {dropped} are left out, listed in {out / 'dropped.csv'}" if dropped else ""
-    _aside(f"{summary['n']} pairs are in {out}, in {len(summary['shards'])} shards{left}")
+    others, without = summary.get("passed_over"), summary.get("without_class")
+    parts = [f"{summary['n']} pairs are in {out}, in {len(summary['shards'])} shards"]
+    parts += [f"{without} without a label, beside the class folders"] if without else []
+    parts += [f"{dropped} are left out"] if dropped else []
+    parts += [f"{others} other files are passed over"] if others else []
+    listed = f", listed in {out / 'dropped.csv'}" if dropped or others else ""
+    _aside(f"{'; '.join(parts)}{listed}")
     return 0
 
 

@@ -33,6 +33,12 @@ class Data(Component):
     max_dropped: float = 0.5
     """Fail when a larger share of the samples is dropped by the filters or does not decode."""
 
+    def __post_init__(self) -> None:
+        if self.subset is not None and self.subset < 1:
+            raise InputError(f"data.subset is {self.subset}; accepted is a number of pairs, at least 1, or None for all.")
+        if not 0 <= self.max_dropped <= 1:
+            raise InputError(f"data.max_dropped is {self.max_dropped}; accepted is a share, 0 … 1.")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Pretrain(Training):

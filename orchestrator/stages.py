@@ -23,7 +23,7 @@ from datasets.pairs import Pairs, smallest_hashes, write_index
 from datasets.poison import make_plan
 from datasets.retrieval import RetrievalSet
 from datasets.seeding import rng
-from datasets.source import Source
+from datasets.source import PASSED_OVER, Source
 from datasets.synthetic import World
 from datasets.triggers.base import put_on
 from datasets.view import as_jpeg, decode, visibility
@@ -211,8 +211,10 @@ def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
         say(f"index: pictures from the column {columns['image']!r}, {captions}")
     if summary.get("label_not_number"):
         say(f"index: {summary['label_not_number']} samples have a label that is no class number, so they have none")
+    if summary.get("json_broken"):
+        say(f"index: {summary['json_broken']} samples have a json member that is no JSON object, so no caption or label is read from it")
     if summary.get("passed_over"):
-        say(f"index: {summary['passed_over']} files in the tars are no sample's and are passed over (second pictures, notes, links)")
+        say(f"index: {summary['passed_over']} {PASSED_OVER}")
     if summary.get("empty_shards"):
         say(f"index: {summary['empty_shards']} of {summary['shards']} shards hold no sample and are passed over")
 
@@ -254,7 +256,8 @@ def _testset(tests: EvalSet | RetrievalSet, folder: Path, limit: float, say: Cal
     if drops:
         say(f"NOTE {tests.path}: {kept} of {len(loaded.table)} pictures can be used ({_counts(drops)}).")
     write_index([loaded.table], folder / "index.arrow")
-    write_json(folder / "summary.json", {"samples": len(loaded.table), "kept": kept, "drops": drops})
+    summary = {"samples": len(loaded.table), "kept": kept, "drops": drops, "passed_over": loaded.passed_over}
+    write_json(folder / "summary.json", summary)
     classes = {"names": list(loaded.names), "templates": list(loaded.templates), "numbers": list(loaded.numbers)}
     write_json(folder / "classes.json", classes)
 

@@ -55,7 +55,7 @@ def index_shards(
     are damaged, which are made again. The driver holds the keys in memory, not the rows.
     Returns {"shards", "empty_shards", "samples", "kept", "drops": {reason: samples}, "passed_over": members of tars that are no sample's,
     "columns": those of the tables that were read}, and where there are any "label_not_number": samples of tars whose label is no class
-    number, so that they have none.
+    number, so that they have none, and "json_broken": those whose json member is no JSON object.
     Raises InputError as `Source.index_shard` and `mark_duplicates` do.
     """
     urls, parts = source.shards(), Path(out) / "parts"
@@ -81,7 +81,7 @@ def index_shards(
     write_index([table], Path(out) / "index.arrow")
     drops = Counter({entry["values"]: entry["counts"] for entry in table["drop"].value_counts().to_pylist()})
     kept = drops.pop("", 0)
-    unlabelled = sum(note.get("label_not_number", 0) for note in notes)
+    counts = {name: sum(note.get(name, 0) for note in notes) for name in ("label_not_number", "json_broken")}
     shutil.rmtree(parts)
     return {
         "shards": len(urls),
@@ -91,7 +91,7 @@ def index_shards(
         "drops": dict(sorted(drops.items())),
         "passed_over": sum(note["passed_over"] for note in notes),
         "columns": list({str(note["columns"]): note["columns"] for note in notes if note["columns"]}.values()),
-        **({"label_not_number": unlabelled} if unlabelled else {}),
+        **{name: count for name, count in counts.items() if count},
     }
 
 

@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import csv
+import json
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from making import members, tar
+from making import encoded, members, picture, tar
 from test_analysis import local_index
 
+from datasets.evalset import EvalSet
+from datasets.retrieval import RetrievalSet
 from datasets.source import Source
-from orchestrator.plan import stages
-from orchestrator.stages import make_data, unknown_extension
+from orchestrator.plan import Stage, stages
+from orchestrator.stages import make_data, make_set, unknown_extension
 from orchestrator.store import Store, verify
 from tests.tiny_sweep import BASE
 
@@ -45,3 +48,17 @@ def test_the_index_lists_what_it_leaves_out(tmp_path: Path):
         ["y", "0.tar/y.gif", "", "unknown_extension"],
     ]
     assert unknown_extension(found.folder / "index.arrow") == "; the first of an unknown extension is y.gif"
+
+
+@pytest.mark.parametrize("kind", [EvalSet, RetrievalSet])
+def test_what_the_tars_of_a_set_hold_beside_its_samples_is_said_and_counted(tmp_path: Path, kind: type[EvalSet | RetrievalSet]):
+    for number, more in enumerate(([("0.png", encoded(picture(1), "PNG"))], [("noext", b"3"), ("a.md", b"notes")], [])):
+        sample = [(f"{number}.jpg", encoded(picture(0))), (f"{number}.cls", b"0"), (f"{number}.txt", b"a cat\na dog")]
+        tar(tmp_path / "set" / "test" / f"{number}.tar", [*sample, *more])
+    (tmp_path / "set" / "classnames.txt").write_text("cat\n")
+    store, said, stage = Store(tmp_path / "store"), list[str](), Stage("testset", "a", {})
+    made = make_set(kind(path=str(tmp_path / "set")), stage, store, 0.5, said.append)
+    found = store.find("testset", stage.fingerprint)
+    assert found is not None and len(made.pairs()) == 3
+    assert json.loads((found.folder / "summary.json").read_text()) == {"samples": 3, "kept": 3, "drops": {}, "passed_over": 3}
+    assert f"NOTE {tmp_path / 'set'}: 3 files in the tars are no sample's and are passed over (second pictures, notes, links)." in said

@@ -33,7 +33,7 @@ def test_folder_of_class_folders(tmp_path):
     save(tmp_path / "cat" / "sub" / "a.png", 20)
     save(tmp_path / "cat" / "b.png", 30)
     (tmp_path / "cat" / "broken.png").write_bytes(b"no picture")
-    table, urls, names, prompts, _ = EvalSet(path=str(tmp_path), templates=("a {}",)).load()
+    table, urls, names, prompts, *_ = EvalSet(path=str(tmp_path), templates=("a {}",)).load()
     assert table.schema == INDEX_SCHEMA and names == ("cat", "dog") and prompts == ("a {}",)
     assert dict(zip(table["key"].to_pylist(), table["label"].to_pylist())) == {
         "cat/b.png": 0, "cat/broken.png": 0, "cat/sub/a.png": 0, "dog/a.png": 1}  # fmt: skip
@@ -50,7 +50,9 @@ def test_class_folders_by_index_and_by_order(tmp_path):
     for name in ("n01", "n02", "n03"):
         save(tmp_path / "wnid" / name / "a.png")
     names = ("tench", "missile", "missile")
-    assert EvalSet(path=str(tmp_path / "wnid"), classes=names).load()[0]["label"].to_pylist() == [0, 1, 2]
+    notes: list[str] = []
+    assert EvalSet(path=str(tmp_path / "wnid"), classes=names).load(say=notes.append)[0]["label"].to_pylist() == [0, 1, 2]
+    assert "taken in their order: n01 → tench, n02 → missile, n03 → missile." in notes[0]
     save(tmp_path / "number" / "2" / "a.png")
     assert EvalSet(path=str(tmp_path / "number"), classes=names).load()[0]["label"].to_pylist() == [2]
     save(tmp_path / "number" / "trench" / "a.png")
@@ -58,12 +60,50 @@ def test_class_folders_by_index_and_by_order(tmp_path):
         EvalSet(path=str(tmp_path / "number"), classes=names).load()
 
 
+def folder_set(root, *folders):
+    for i, name in enumerate(folders):
+        save(root / name / "a.png", 10 * i)
+    return lambda *classes: EvalSet(path=str(root), classes=classes, templates=("a {}",)).load().table["label"].to_pylist()
+
+
+def test_class_folders_are_never_taken_in_order_where_they_have_names(tmp_path):
+    labels = folder_set(tmp_path / "case", "Cat", "Dog")  # in the order of their names: Cat, Dog
+    assert labels("dog", "cat") == [1, 0] and labels("Cat", "cat", "dog", "Dog") == [0, 3]
+    for classes in (("zebra", "ape"), ("dog", "a cat")):
+        with pytest.raises(InputError, match="the folder 'Cat' is no class; accepted are names of classes alone, or indices alone, 0 … 1"):
+            labels(*classes)
+    labels = folder_set(tmp_path / "spelling", "Polar_Bear", "t-shirt")
+    assert labels("T shirt", "polar bear") == [1, 0]
+    with pytest.raises(InputError, match="the folder 'Polar_Bear' is no class"):
+        labels("polar bear", "polar-bear", "t-shirt")
+
+
+def test_numbers_are_all_names_or_all_indices(tmp_path):
+    labels = folder_set(tmp_path / "from0", "0", "1", "2", "3")
+    assert labels("1", "2", "3", "4") == [0, 1, 2, 3] and labels("3", "2", "1", "0") == [3, 2, 1, 0]
+    labels = folder_set(tmp_path / "from1", "1", "2", "3", "4")
+    assert labels("1", "2", "3", "4") == [0, 1, 2, 3]
+    with pytest.raises(InputError, match="the folder '4' is no class"):
+        labels("cat", "dog", "cow", "bird")
+    labels = folder_set(tmp_path / "mixed", "0", "dog")
+    with pytest.raises(InputError, match="the folder '0' is no class"):
+        labels("cat", "dog")
+    file = tmp_path / "from0" / "labels.csv"
+    for rows, expected in (([0, 1, 2, 3], [0, 1, 2, 3]), ([4, 3, 2, 1], [3, 2, 1, 0]), (["1.0", "4.0"], [0, 3])):
+        file.write_text("image,label\n" + "".join(f"{i}/a.png,{label}\n" for i, label in enumerate(rows)))
+        loaded = EvalSet(path=str(file), classes=("1", "2", "3", "4"), templates=("a {}",)).load()
+        assert loaded.table["label"].to_pylist() == expected
+    file.write_text("image,label\n0/a.png,0\n1/a.png,4\n")
+    with pytest.raises(InputError, match="line 2: the label '0' is no class"):
+        EvalSet(path=str(file), classes=("1", "2", "3", "4")).load()
+
+
 def test_labels_csv(tmp_path):
     for i in range(3):
         save(tmp_path / "images" / f"{i}.png", 40 + i)
     file = tmp_path / "labels.csv"
-    file.write_text("image,label\nimages/0.png,1\nimages/1.png,dog\nimages/2.png,0\nimages/9.png,0\n")
-    table, urls, names, prompts, _ = EvalSet(path=str(tmp_path), classes=("cat", "dog")).load()
+    file.write_text("image,label\nimages/0.png,1\nimages/1.png,1\nimages/2.png,0\nimages/9.png,0\n")
+    table, urls, names, prompts, *_ = EvalSet(path=str(tmp_path), classes=("cat", "dog")).load()
     assert table["label"].to_pylist() == [1, 1, 0, 0] and table["drop"].to_pylist() == ["", "", "", "no_image"]
     assert sorted(first_pixels(table, urls).values()) == [40, 41, 42] and len(prompts) == 80
     with pytest.raises(InputError, match="classnames.txt"):
@@ -79,7 +119,7 @@ def test_clip_benchmark_layout(tmp_path, format):
     world = tiny(train=10, test=30, format=format)
     world.write(tmp_path)
     evalset = EvalSet(path=str(tmp_path / "test"))
-    table, urls, names, prompts, _ = evalset.load()
+    table, urls, names, prompts, *_ = evalset.load()
     assert names == world.class_names and prompts == TEMPLATES
     assert table["label"].to_pylist() == [i % 4 for i in range(30)]
     assert set(table["drop"].to_pylist()) == {""} and set(table["caption"].to_pylist()) == {""}

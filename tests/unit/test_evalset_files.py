@@ -213,7 +213,8 @@ def test_a_picture_that_retrievals_json_lists_again_is_counted(tmp_path):
         (["0.png,0", f"1.png,{10**30}"], "line 3: the label '10"),
         (["0.png,nan"], "line 2: the label 'nan' is no class"),
         (["0.png,cat", "0.png,dog"], "0.png is of two classes, 'cat' and 'dog'"),
-        (["0.png,cat", "./0.png,1"], "0.png is of two classes"),
+        (["0.png,cat", "./0.png,Dog"], "0.png is of two classes"),
+        (["0.png,cat", "1.png,1"], "line 3: the label '1' is no class, .*names of classes alone, or indices alone, 0 … 1"),
     ],
 )
 def test_labels_that_are_no_class_are_refused_with_their_line(tmp_path, rows, said):
@@ -239,7 +240,7 @@ def test_labels_in_columns_of_tabs_are_refused_with_their_line_and_swallowed_row
 def test_numbers_as_programs_write_them(tmp_path):
     for i in range(4):
         save(tmp_path / f"{i}.png")
-    (tmp_path / "labels.csv").write_text("image,label\n0.png,0.0\n1.png,1.\n2.png, 1 \n3.png,dog\n3.png,1.0\n")
+    (tmp_path / "labels.csv").write_text("image,label\n0.png,0.0\n1.png,1.\n2.png, 1 \n3.png,+1\n3.png,1.0\n")
     loaded, _ = load(tmp_path, classes=("cat", "dog"))
     assert loaded.table["label"].to_pylist() == [0, 1, 1, 1, 1]
     assert loaded.table["drop"].to_pylist() == ["", "", "", "", "duplicate_key"]

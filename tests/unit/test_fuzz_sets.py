@@ -88,7 +88,7 @@ def folder(root: Path) -> Callable[[], object]:
 
 
 def labels_csv(root: Path) -> Callable[[], object]:
-    put(root, "labels.csv", rows([("image", "label"), ("0.png", "cat"), ("1.png", 1.0), ("0.png", "cat")]))
+    put(root, "labels.csv", rows([("image", "label"), ("0.png", "cat"), ("1.png", "Dog"), ("0.png", "cat")]))
     for i in range(2):
         put(root, f"{i}.png", encoded(i))
     return EvalSet(path=str(root), classes=("cat", "dog"), templates=("a {}",)).load

@@ -17,6 +17,7 @@ from datasets.errors import InputError
 from datasets.ingest import ingest
 from datasets.source import Source, read_bytes
 from datasets.view import decode
+from orchestrator import cli
 
 
 @pytest.fixture
@@ -143,6 +144,7 @@ def test_what_is_left_out_is_listed(tmp_path, folder):
         ["cats/numbers.png", "cats/numbers.png", "", "no_letters"],
         ["cats/odd.png", "cats/odd.png", "", "caption_not_text"],
         ["cats/silent.jpg", "cats/silent.jpg", "", "no_caption"],
+        ["notes.json", "notes.json", "", "unknown_extension"],
     ]
     (folder / "pairs.csv").write_text('image,caption\ncats/0.JPG,"one\ntwo"\n"no, where.jpg",a cat\n' + "x" * 300 + ",a cat\ncats,a cat\n")
     manifest = ingest(folder / "pairs.csv", tmp_path / "table")
@@ -234,3 +236,34 @@ def test_what_is_no_table_of_pictures_says_what_to_do(tmp_path, name, data, said
     with pytest.raises(InputError, match=said):
         ingest(tmp_path / name, tmp_path / "out")
     assert [path.name for path in tmp_path.iterdir()] == [name]
+
+
+def test_a_captions_extension_is_of_any_case_and_what_is_passed_over_is_listed(tmp_path):
+    (tmp_path / "in").mkdir()
+    for name in ("a.jfif", "b.jpg", "c.JPG", "d.jpg"):
+        (tmp_path / "in" / name).write_bytes(encoded(picture(0)))
+    for name, text in {"a.txt": "no picture", "b.TXT": "a cat", "c.txt": "a dog", "c.TXT": "a cow", "d.Txt": "a hen"}.items():
+        (tmp_path / "in" / name).write_text(text)
+    manifest = ingest(tmp_path / "in", tmp_path / "out")
+    assert manifest["n"] == 3 and manifest["dropped"] == {"no_image": 1} and manifest["passed_over"] == 2
+    assert [data for name, data in packed(tmp_path / "out").items() if name.endswith("txt")] == [b"a cat", b"a dog", b"a hen"]
+    assert listed(tmp_path / "out") == [
+        ["a.txt", "a.txt", "", "no_image"],
+        ["a.jfif", "a.jfif", "", "unknown_extension"],
+        ["c.TXT", "c.TXT", "", "unknown_extension"],
+    ]
+
+
+def test_pictures_beside_the_class_folders_are_counted_and_said(tmp_path, capsys):
+    for name in ("cat/0.jpg", "dog/0.jpg", "loose.jpg", "notes.md"):
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes(encoded(picture(0)))
+    out = tmp_path / "out"
+    assert cli.run(["ingest", str(tmp_path / "in"), str(out), "--captions", "folder", "--classes", "folder"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)["without_class"] == 1
+    assert (
+        f"3 pairs are in {out}, in 1 shards; 1 without a label, beside the class folders; 1 other files are passed over, "
+        f"listed in {out / 'dropped.csv'}\n"
+    ) in said.err
+    assert "without_class" not in ingest(tmp_path / "in", tmp_path / "other", captions="folder")

@@ -40,6 +40,16 @@ def test_a_field_of_another_kind(field, value):
     assert isinstance(SWEEP, Sweep)
 
 
+@pytest.mark.parametrize(("field", "value"), [
+    ("subset", 0), ("subset", -3), ("max_dropped", 2), ("max_dropped", -0.1), ("max_dropped", float("nan")),
+])
+def test_a_number_of_pairs_or_a_share_that_is_none(field, value):
+    with pytest.raises(InputError, match=rf"data\.{field} is {value}"):
+        replace(BASE.data, **{field: value})
+    for good in ({"subset": 1}, {"subset": None}, {"max_dropped": 0}, {"max_dropped": 1}):
+        replace(BASE.data, **good)
+
+
 BOTH = (BASE.pretrain, replace(BASE.pretrain, objective=MMCLSSL(), batch_size=16))
 WHOLE = replace(SWEEP, space={
     "pretrain": tune.grid_search(list(BOTH)),

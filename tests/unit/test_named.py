@@ -274,7 +274,7 @@ def test_imagenet_folders_by_synset_and_v2_by_number(tmp_path):
     loaded = EvalSet(path=str(tmp_path / "all"), name="imagenetv2").load()
     assert {key.split("/")[0]: label for key, label in zip(*(loaded.table[c].to_pylist() for c in ("key", "label")))}["10"] == 10
     save(tmp_path / "val" / "n99999999" / "a.JPEG")
-    with pytest.raises(InputError, match="folder 'n99999999' is no class; folders are named after a class, its index or its synset"):
+    with pytest.raises(InputError, match="'n99999999' is no class; accepted are names of classes or synsets alone, or indices"):
         EvalSet(path=str(tmp_path / "val"), name="imagenet1k").load()
     with pytest.raises(InputError, match="folder 'n99999999' is no class"):
         EvalSet(path=str(tmp_path / "val"), classes="imagenet1k").load()
@@ -289,8 +289,12 @@ def test_a_thousand_other_synsets_are_not_taken_in_their_order(tmp_path):
         EvalSet(path=str(tmp_path), classes="imagenet1k").load()
     for folder in tmp_path.iterdir():
         folder.rename(tmp_path / f"class {folder.name}")
+    with pytest.raises(InputError, match="'class n00000000' is no class"):
+        EvalSet(path=str(tmp_path), classes="imagenet1k").load()
+    for index, folder in enumerate(sorted(tmp_path.iterdir())):
+        folder.rename(tmp_path / f"c{index:04d}")
     labels = EvalSet(path=str(tmp_path), classes="imagenet1k", verify="none").load().table["label"].to_pylist()
-    assert labels == list(range(1000))  # names that say nothing: in their order, as many as there are classes
+    assert labels == list(range(1000))  # codes that say nothing: in their order, as many as there are classes
 
 
 def test_the_200_classes_of_imagenet_r_are_the_only_candidates(tmp_path):

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
+import os
+import shutil
 import tarfile
 from pathlib import Path
 
@@ -16,12 +19,15 @@ from making import encoded, members, picture, tar
 
 from datasets.dropped import write_dropped
 from datasets.errors import InputError
+from datasets.evalset import EvalSet
+from datasets.ingest import ingest
 from datasets.pairs import write_index
 from datasets.poison import PLAN_SCHEMA
 from datasets.shards import poison_shard
 from datasets.source import Source, mark_duplicates, read_bytes, shard_files, shard_names
 from datasets.tar import END, header, padding
 from datasets.triggers.patch import Patch
+from orchestrator.stages import _index as index_stage
 from orchestrator.streaming import index_shards
 
 JPEG, OTHER = encoded(picture(0)), encoded(picture(1))
@@ -244,6 +250,8 @@ REFUSED = {
     "a picture of another kind": (b'caption,image\n"big cat,0.jpg\n19"" monitor,1.png\na dog",2.jpg\n', "line 2 closes in line 4"),
     "the path swallowed": (b'image,caption\n"0.jpg,a cat\n1.jpg",a dog\n', "opens a cell in line 2 closes in line 3"),
     "names without an extension": (b'image,caption\nimg1,"a dog\nimg2,a cat\nimg3,a bird"\n', "opens a cell in line 2 closes in line 4"),
+    "names without an extension, spaces": (b'image,caption\na,"tall man\nb, cat\nc,a dog"\n', "opens a cell in line 2 closes in line 4"),
+    "a file of another form": (b'image,caption\n0.jpg,"a dog\nLICENSE, a cat"\n', "opens a cell in line 2 closes in line 3"),
     "the caption before them": (b'caption,image\n"a dog,img1\na cat, x,img2\na bird",img3\n', "opens a cell in line 2 closes in line 4"),
     "the caption between": (b'image,caption,label\nimg1,"a dog,1\nimg2,a cat",2\n', "opens a cell in line 2 closes in line 3"),
     "a label of two lines": (b'image,caption,label\n0.jpg,a dog,"1\n2"\n', "opens a cell in line 2 closes in line 3"),
@@ -261,9 +269,26 @@ REFUSED = {
 }
 
 
+@pytest.mark.parametrize(("path", "caption"), [
+    ("0.jpg", "one\ntwo,three"),
+    ("0.jpg", "one, two\nthree, four\nfive,six"),
+    ("img", "tall, dark\nand a man, short"),
+    ("sub/img", "tall,dark\nman,short"),
+])
+def test_captions_of_several_lines_with_commas_are_captions(folder, path, caption):
+    (folder / path).parent.mkdir(exist_ok=True)
+    (folder / path).write_bytes(JPEG)
+    (folder / "a.csv").write_text(f'image,caption\n{path},"{caption}"\n1.jpg,x\n')
+    assert rows(folder / "a.csv") == [(path, caption, ""), ("1.jpg", "x", "")]
+    if path != "img":  # there "dark" stands where a path would, and looks like one
+        (folder / "a.csv").write_text(f'caption,image\n"{caption}",{path}\nx,1.jpg\n')
+        assert rows(folder / "a.csv") == [(path, caption, ""), ("1.jpg", "x", "")]
+
+
 @pytest.mark.parametrize("name", REFUSED)
 def test_tables_that_would_be_misread_are_refused_with_the_line(folder, name):
     data, said = REFUSED[name]
+    (folder / "LICENSE").write_bytes(JPEG)
     (folder / "a.csv").write_bytes(data)
     with pytest.raises(InputError, match=rf"a\.csv.*{said}"):
         index(folder / "a.csv")
@@ -299,7 +324,21 @@ def test_labels_of_tars_that_are_no_class_number_are_counted_and_the_pairs_kept(
     path = tar(tmp_path / "a.tar", named)
     assert rows(path, "drop", "label") == [("", -1), ("", -1), ("", 2), ("", -1), ("", -1)]
     summary = index_shards(Source(urls=str(path)), tmp_path / "out")
-    assert summary["kept"] == 5 and summary["label_not_number"] == 3
+    assert summary["kept"] == 5 and summary["label_not_number"] == 3 and "json_broken" not in summary
+
+
+def test_json_members_that_are_no_object_are_counted_and_the_pairs_kept(tmp_path):
+    texts = [b'{"label": 3, ', b"[3]", b"", b"\xff", b'{"label": 3}']
+    named = [(f"{i}.{kind}", data) for i, text in enumerate(texts) for kind, data in (("jpg", JPEG), ("txt", b"a cat"), ("json", text))]
+    whole = [("8.jpg", JPEG), ("8.txt", b"a cat"), ("8.cls", b"4"), ("8.json", b"{")]  # nothing is asked of its json member
+    path = tar(tmp_path / "a.tar", [*named, ("7.jpg", JPEG), ("7.json", b'{"caption": "a c'), *whole])
+    assert rows(path, "drop", "label") == [("", -1)] * 4 + [("", 3), ("no_caption", -1), ("", 4)]
+    said: list[str] = []
+    (tmp_path / "out").mkdir()
+    index_stage(Source(urls=str(path)), tmp_path / "out", said.append)
+    summary = json.loads((tmp_path / "out" / "summary.json").read_text())
+    assert summary["kept"] == 6 and summary["json_broken"] == 5
+    assert "index: 5 samples have a json member that is no JSON object, so no caption or label is read from it" in said
 
 
 def test_links_in_tars_are_passed_over_and_counted(tmp_path):
@@ -445,3 +484,68 @@ def test_a_path_that_is_not_utf8_is_refused(tmp_path):
         pass
     with pytest.raises(InputError, match=r"caf\\xe9\.tar' has a name that is not UTF-8"):
         Source(urls=str(tmp_path)).shards()
+
+
+def test_a_name_that_begins_as_a_parquet_cells_is_a_name(folder):
+    path = tar(folder / "a.tar", [("parquet:a.jpg", OTHER), ("parquet:a.txt", b"a cat")])
+    (folder / "parquet:b.jpg").write_bytes(OTHER)
+    (folder / "a.csv").write_text("image,caption\nparquet:b.jpg,a cat\n")
+    (folder / "set" / "parquet:c").mkdir(parents=True)
+    (folder / "set" / "parquet:c" / "0.jpg").write_bytes(OTHER)
+    whole = EvalSet(path=str(folder / "set"), templates=("a {}",)).load()
+    assert whole.names == ("parquet:c",) and whole.table["key"].to_pylist() == ["parquet:c/0.jpg"]
+    for url, table in ((path, index(path)), (folder / "a.csv", index(folder / "a.csv")), (whole.urls[0], whole.table)):
+        place = table.select(["offset", "length", "member"]).to_pylist()[0]
+        assert table["drop"].to_pylist() == [""] and read_bytes(str(url), **place) == OTHER
+    assert rows(path) == [("parquet:a", "a cat", "")] and rows(folder / "a.csv") == [("parquet:b.jpg", "a cat", "")]
+
+
+# ---- faults of the machine ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("verify", ["decode", "header"])
+@pytest.mark.parametrize("number", [errno.EIO, errno.EACCES, errno.EMFILE])
+def test_a_picture_that_cannot_be_read_is_no_undecodable_one(folder, monkeypatch, verify, number):
+    path = tar(folder / "a.tar", members(0, 3))
+    offset, at = rows(path, "offset", "length")[1]
+    pread = os.pread
+
+    def failing(descriptor: int, length: int, start: int) -> bytes:
+        if (start, length) == (offset, at):
+            raise OSError(number, os.strerror(number))
+        return pread(descriptor, length, start)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "pread", failing)
+        with pytest.raises(InputError, match=rf"a\.tar cannot be read at byte {offset}: {os.strerror(number)}"):
+            index(path, verify=verify)
+
+    def closed(place: str) -> bytes:
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("datasets.source.read_file", closed)
+    (folder / "a.csv").write_text("image,caption\n0.jpg,a cat\n")
+    with pytest.raises(InputError, match=rf"a\.csv: the picture '0\.jpg' cannot be read: {os.strerror(number)}\."):
+        index(folder / "a.csv", verify=verify)
+    monkeypatch.setattr("datasets.ingest.read_file", closed)
+    with pytest.raises(InputError, match=rf"the picture '0\.jpg' of a\.csv cannot be read: {os.strerror(number)}\."):
+        ingest(folder / "a.csv", folder / "out")
+
+
+@pytest.mark.parametrize("error", [MemoryError(), OSError(errno.EMFILE, "Too many open files")])
+def test_a_picture_that_this_machine_cannot_decode_is_no_undecodable_one(folder, monkeypatch, error):
+    def fail(*_: object) -> None:
+        raise error
+
+    (folder / "a.png").write_bytes(encoded(picture(0), "PNG"))
+    (folder / "a.csv").write_text("image,caption\na.png,a cat\n")
+    monkeypatch.setattr("PIL.ImageFile.ImageFile.load", fail)
+    said = "there is not enough memory" if isinstance(error, MemoryError) else "Too many open files"
+    with pytest.raises(InputError, match=rf"a\.csv: the picture 'a\.png' cannot be read: {said}\."):
+        index(folder / "a.csv")
+    with pytest.raises(InputError, match=rf"the picture 'a\.png' of a\.csv cannot be read: {said}\."):
+        ingest(folder / "a.csv", folder / "out")
+    (folder / "labels.csv").write_text("image,label\na.png,0\n")
+    shutil.copytree(folder, folder / "sets" / "cat")
+    with pytest.raises(InputError, match=rf"the picture cat/a\.png cannot be read: {said}\."):
+        EvalSet(path=str(folder / "sets"), templates=("a {}",)).load()
