@@ -9,7 +9,7 @@ import pytest
 from tests.experiments import TINY, artefacts, cleansweep, start, stop, wait_for
 
 pytestmark = pytest.mark.ray
-LONG = ("run", TINY, "--clean.epochs", "40")
+LONG = ("run", TINY, "--clean.epochs", "12")
 
 
 def statuses(store: Path) -> set[str]:
