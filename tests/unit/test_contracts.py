@@ -182,14 +182,17 @@ def test_help_imports_neither_torch_nor_ray():
         assert "usage: cleansweep" in python(program)
 
 
-def test_plan_does_not_start_ray(tmp_path):
-    program = (
+def test_what_only_reads_starts_no_ray(tmp_path):
+    store = ["--store", str(tmp_path)]
+    printed = python(
         "import ray\nfrom orchestrator.cli import run\n"
-        f"assert run(['plan', 'sweeps.quickstart', '--store', {str(tmp_path)!r}]) == 0\nassert not ray.is_initialized()"
+        f"import os\nassert run(['plan', 'sweeps.quickstart', *{store}]) == 0\n"
+        f"assert os.listdir({str(tmp_path)!r}) == [], 'planning writes nothing'\n"
+        f"for words in (['show', *{store}], ['report', 'sweeps.quickstart', *{store}], ['claims', 'sweeps.quickstart', *{store}]):\n"
+        "    assert run(words) in (0, 2), words\n"
+        "assert not ray.is_initialized()"
     )
-    printed = python(program)
     assert "39 680" in printed, "10 epochs of 62 steps of 64 pairs"
-    assert list(tmp_path.iterdir()) == [], "planning writes nothing"
 
 
 @pytest.mark.parametrize(
