@@ -14,6 +14,8 @@ SAID = {
     LOST_PROCESS: "lost its process",
 }  # fmt: skip
 """Kind → what is said of a stage; of any other kind it is said that it failed."""
+CERTAIN = (INPUT, DIVERGED)
+"""Kinds that come again however often it is tried."""
 CUDA_OUT_OF_MEMORY = 2
 """cudaErrorMemoryAllocation."""
 

@@ -9,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
+from orchestrator.failures import CERTAIN
 from orchestrator.meter import left, smoothed
 from orchestrator.plan import Plan, stages
 from orchestrator.report.titles import plan_titles, titles
 from orchestrator.results import load_study, recorded_trials
-from orchestrator.store import NOTES, Store
+from orchestrator.store import FAILED, NOTES, Store, read_failure
 from orchestrator.study import StageResult, Study, TrialResult
 from orchestrator.tracking import Tracker, TrackingError
 
@@ -72,6 +73,7 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._told: dict[str, tuple[float, int]] = {}
         self._noted: set[str] = set()
+        self._began, self._failed = time.time(), set[str]()
         self._titles: dict[str, str] = {}
         self._rates: dict[str, Callable[[float, float], float]] = {}
         self._before = {path: path.read_bytes() for path in store.root.glob(f"*/.work-*/{PROGRESS}")}
@@ -123,7 +125,12 @@ class Follower:
     def _tell(self, study: Study) -> None:
         self._tell_notes()
         for result in [*study.priors, *study.pretrains, *study.trials]:
-            if result.status != "running":
+            if result.status != "running" or result.fingerprint in self._failed:
+                continue
+            failed = read_failure(result.folder)
+            if failed and failed["kind"] in CERTAIN and (result.folder / FAILED).stat().st_mtime > self._began:
+                self._failed.add(result.fingerprint)
+                self._say(f"{self._named(result, study)}  failed: {failed['error']}")
                 continue
             progress, now = self._progress(result.folder / PROGRESS), time.monotonic()
             if progress is None:

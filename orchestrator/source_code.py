@@ -11,6 +11,8 @@ from datasets.component import Component
 
 OWN = ("datasets", "trainers", "orchestrator")
 """Packages whose versions tell what their code was: `plan.VERSION`, and the commit in the manifest."""
+_CARRIED = "_source_digest"
+"""Attribute by which a class tells it where it arrived by value, without its source: in a worker."""
 
 
 def code_of(value: Any) -> tuple[tuple[str, str], ...]:
@@ -38,5 +40,7 @@ def _digest(cls: type) -> str:
     try:
         source = "\n".join(inspect.getsource(base) for base in outside)
     except (OSError, TypeError, SyntaxError):
-        return ""
-    return hashlib.sha256(source.encode()).hexdigest()[:16]
+        return cls.__dict__.get(_CARRIED, "")
+    digest = hashlib.sha256(source.encode()).hexdigest()[:16]
+    setattr(cls, _CARRIED, digest)
+    return digest

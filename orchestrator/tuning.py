@@ -251,7 +251,13 @@ def _trial(config: dict[str, Any], context: Context) -> None:
                     cpus=context.compute.trial_cpus,
                     gpus=context.compute.trial_gpus,
                 )
-                clean(job, report)
+                try:
+                    clean(job, report)
+                except Exception:
+                    failed = read_failure(folder)
+                    if failed and failed["kind"] in failures.CERTAIN:
+                        return  # it would end so each time: Tune, which retries what is raised, need not know
+                    raise
                 found = seal(store, stage, spent(folder))
             else:
                 store.discard(stage.kind, stage.fingerprint)

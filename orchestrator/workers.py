@@ -35,7 +35,7 @@ from trainers.checkpoint import Keep
 from trainers.cleaning.base import CleaningRun
 from trainers.cleaning.labels import Labels
 from trainers.distributed import World
-from trainers.evaluate.base import Material, add_values
+from trainers.evaluate.base import Material, add_values, unchanged
 from trainers.evaluate.choice import chosen_epochs, measured
 from trainers.evaluate.probe import probe
 from trainers.evaluate.zeroshot import ZeroShotASR
@@ -362,7 +362,9 @@ def _measure(
     def measure(encoder: Encoder, epoch: int) -> dict[str, float]:
         values: dict[str, Any] = {}
         for evaluator in (zero_shot, *spec.evaluators):
-            add_values(values, evaluator, evaluator.measure(encoder, evaluator.open(material), world))
+            with unchanged(encoder, evaluator):
+                found = evaluator.measure(encoder, evaluator.open(material), world)
+            add_values(values, evaluator, found)
         arrays = {name: values.pop(name) for name in list(values) if isinstance(values[name], np.ndarray)}
         if arrays and keep is not None and world.main:
             write_arrays(keep / f"epoch_{epoch:04d}.npz", arrays)

@@ -114,8 +114,11 @@ def points_of(stage: StageResult) -> list[Point]:
 
 
 def cleaned_points(trial: TrialResult) -> list[Point]:
-    """The points of a trial that are its method's results (`choice.results`); epoch 0 is the model before cleaning."""
-    return results(points_of(trial))
+    """The points of a trial that are its method's results (`choice.results`); epoch 0 is the model before cleaning.
+
+    Of a trial that failed there are none: what its training passed through is not what the method would have returned.
+    """
+    return [] if trial.status == "failed" else results(points_of(trial))
 
 
 def checkpoint_of(study: Study, point: Point) -> str:

@@ -1,9 +1,12 @@
 """A class of the user's own whose code changes: nothing is made anew, and that is said."""
 
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from ray import cloudpickle
 
 from datasets.component import Component
 from orchestrator.loading import load_sweep
@@ -14,6 +17,7 @@ from orchestrator.stages import seal
 from orchestrator.store import Store
 from sweeps.quickstart import BASE
 
+ROOT = Path(__file__).resolve().parents[2]
 SWEEP = '''
 """Mine."""
 from dataclasses import dataclass, replace
@@ -70,6 +74,19 @@ def test_a_change_of_the_code_is_said(tmp_path, was, is_now, notes):
 def test_the_projects_own_classes_are_not_noted():
     assert code_of((BASE.poison, BASE.pretrain, BASE.clean)) == ()
     assert all(stage.code == () for stage in stages(BASE).values())
+
+
+def test_a_class_that_travelled_by_value_brings_it_along(tmp_path):
+    """Stages are sealed in workers, which have no file of the sweep's."""
+    (tmp_path / "mine_own_code.py").write_text(SWEEP)
+    base = load_sweep(str(tmp_path / "mine_own_code.py")).base
+    code = code_of(base.clean)
+    arrived = cloudpickle.dumps(base.clean)
+    shown = "import sys, pickle; from orchestrator.source_code import code_of; print(code_of(pickle.load(sys.stdin.buffer)))"
+    for path in tmp_path.glob("*.py"):
+        path.unlink()
+    done = subprocess.run([sys.executable, "-c", shown], input=arrived, capture_output=True, cwd=ROOT, timeout=60)
+    assert done.returncode == 0 and done.stdout.decode().strip() == str(code), done.stderr.decode()[-500:]
 
 
 def test_a_class_without_source_is_passed_over():

@@ -156,6 +156,15 @@ class Gives(Evaluator):
         return None if self.kind == "nothing" else {self.name: kinds[self.kind]}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Breaks(Evaluator):
+    """Changes the weights that it measures."""
+
+    def measure(self, encoder, data, world):
+        encoder.model.text_projection.data.mul_(0.5)
+        return {"own/y": 1.0}
+
+
 def measured_by(job: Job, *evaluators: Evaluator) -> dict[str, Any]:
     """The metrics before a cleaning."""
     clean(replace(job, experiment=replace(job.experiment, evaluate=replace(job.experiment.evaluate, evaluators=evaluators))))
@@ -177,6 +186,7 @@ def test_numbers_of_numpy_and_torch_become_metrics(job):
     ([Gives(kind="list")], r"evaluator Gives gave \[1.5\] as 'own/x'; accepted: a number or a numpy array of them."),
     ([Gives(kind="text")], "as 'own/x'; accepted: a number"),
     ([Gives(kind="tensor")], r"gave tensor\(\[1., 1.\]\) as 'own/x'; accepted: a number"),
+    ([Breaks()], "evaluator Breaks changed the model that it measured"),
     ([Gives(kind="nothing")], "evaluator Gives gave None; accepted: a dictionary of metrics by name."),
 ])  # fmt: skip
 def test_what_is_no_metric_and_a_name_that_is_taken_are_refused(job, evaluators, told):

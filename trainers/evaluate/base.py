@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 
 from datasets.component import Component, shown
 from datasets.errors import InputError
@@ -81,3 +83,17 @@ def add_values(values: dict[str, Any], evaluator: Evaluator, found: Any) -> None
         if not isinstance(value, (int, float)) and not (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
             raise InputError(f"evaluator {evaluator.label} gave {shown(value)} as {name!r}; accepted: a number or a numpy array of them.")
         values[name] = value
+
+
+@contextmanager
+def unchanged(encoder: Encoder, evaluator: Evaluator) -> Iterator[None]:
+    """InputError where the model's weights or buffers are others at the end, told by the norm of each: training goes on from them."""
+
+    def norms() -> list[float]:
+        tensors = [value for value in encoder.state_dict().values() if value.is_floating_point()]
+        return [float(norm) for norm in torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).tolist()]
+
+    before = norms()
+    yield
+    if not np.array_equal(before, norms(), equal_nan=True):
+        raise InputError(f"evaluator {evaluator.label} changed the model that it measured; it must leave weights and buffers as they were.")
