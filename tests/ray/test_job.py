@@ -64,9 +64,9 @@ def test_submitted_job(tmp_path: Path):
         stop(head)
         shutil.rmtree(short, ignore_errors=True)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert "12 finished" in submitted.stdout
+    assert "2 pre-trainings, 6 cleanings (6 finished)" in submitted.stdout
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
     [experiment] = [e for e in client.search_experiments() if e.name == "quickstart"]
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.data.tags["role"] for run in runs) == ["clean"] * 12 + ["pretrain"] * 2 + ["sweep"]
+    assert sorted(run.data.tags["role"] for run in runs) == ["clean"] * 6 + ["pretrain"] * 2 + ["sweep"]
     assert all(run.info.status == "FINISHED" for run in runs)
