@@ -12,10 +12,8 @@ import pyarrow as pa
 from datasets.addresses import member_of
 from datasets.errors import InputError, NotThisSet
 from datasets.source import INDEX_SCHEMA, fault, read_bytes
-from datasets.storage import name_text
+from datasets.storage import PICTURES, name_text
 
-PICTURES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-"""What counts as a picture by its extension, in any case: torchvision's `ImageFolder` and GIF."""
 NAMED = 3
 """Files that a message names before it only counts."""
 

@@ -23,11 +23,10 @@ from datasets.dropped import dropped_csv
 from datasets.errors import InputError, said
 from datasets.shards import write_tar
 from datasets.source import EXTENSIONS
-from datasets.storage import is_remote, size_of
+from datasets.storage import PICTURES, is_remote, size_of
 from datasets.view import DecodeError, decode
 
 _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 
 
 @dataclass(frozen=True)
@@ -85,7 +84,8 @@ def ingest(
     With `resize`, pictures whose shorter side is longer than that many pixels are shrunk to it (bicubic) and packed as
     JPEG of quality 95. Others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG; a key is the
     shard in 5 digits and the place in 4. Pairs that cannot be used, a caption's file without a picture among them, are counted by
-    reason and listed in `dropped.csv`; so are the folder's other files, as `unknown_extension`, which `passed_over` counts. The shards
+    reason and listed in `dropped.csv`; so are the folder's other files, as `unknown_extension` or `hidden` (a hidden folder is one),
+    which `passed_over` counts. The shards
     are a function of the input alone. All is written
     aside and renamed, so `out` is whole or not there. `progress(done, all)` is called along the way.
 
@@ -105,7 +105,7 @@ def ingest(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"ingest: {out} exists and is not empty; name a new folder.")
     names: list[str] = []
-    others: list[str] = []
+    others: dict[str, str] = {}
     notes: dict[str, object] = {}
     pairs: Iterable[_Pair]
     if source_path.is_dir():
@@ -122,7 +122,7 @@ def ingest(
     else:
         raise InputError(f"ingest: {source_path} does not exist.")
     if not total:
-        raise InputError(f"ingest: {source_path} holds no pictures ({', '.join(_PICTURES)}).")
+        raise InputError(f"ingest: {source_path} holds no pictures ({', '.join(PICTURES)}).")
 
     aside = out.with_name(f".{out.name}.tmp")
     shutil.rmtree(aside, ignore_errors=True)
@@ -138,8 +138,8 @@ def ingest(
             labels: Counter[int] = Counter()
             usable = _noting(labels, _usable(pairs, total, min_caption_length, resize, leave_out, progress))
             shards = dict(_write_shards(usable, aside, shard_size))
-            for other in others:
-                add(_printable(other), _printable(other), None, "unknown_extension")
+            for other, reason in others.items():
+                add(_printable(other), _printable(other), None, reason)
         if not shards:
             raise InputError(f"ingest: none of the {sum(dropped.values())} pairs of {source_path} can be used: {_reasons(dropped)}.")
         if without := [name for i, name in enumerate(names) if i not in labels]:
@@ -199,10 +199,11 @@ def _from_table(
     return listed, len(listed)
 
 
-def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair], list[str], list[str]]:
-    """The folder's pictures with captions and labels, the names of the classes, and the other files."""
-    files = sorted(_files(folder), key=lambda path: path.relative_to(folder).parts)
-    paths = [path for path in files if path.name.lower().endswith(_PICTURES)]
+def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair], list[str], dict[str, str]]:
+    """The folder's pictures with captions and labels, the names of the classes, and why each other file is passed over."""
+    hidden: list[Path] = []
+    files = sorted(_files(folder, hidden), key=lambda path: path.relative_to(folder).parts)
+    paths = [path for path in files if path.name.lower().endswith(PICTURES)]
     without = {path.with_suffix("") for path in paths}
     texts = {path.with_suffix(""): path for path in files if captions == "txt" and path.suffix.lower() == ".txt"}
     alone = [path for stem, path in texts.items() if stem not in without]
@@ -211,7 +212,7 @@ def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair]
         raise InputError(f"ingest: the folder {_printable(bad)!r} has a name that is not UTF-8, so it names no class; rename it.")
     filled = {path.relative_to(folder).parts[0] for path in paths if path.parent != folder}
     if empty := [top for top in tops if top not in filled] if filled else []:
-        raise _no_class(folder, empty[0], f" ({', '.join(_PICTURES)})")
+        raise _no_class(folder, empty[0], f" ({', '.join(PICTURES)})")
     number = {top: i for i, top in enumerate(tops)}
     pairs, used = [], set[Path]()
     for path in paths:
@@ -228,16 +229,19 @@ def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair]
         relative = path.relative_to(folder)
         pairs.append(_Pair("", relative.as_posix(), relative.as_posix(), None, NO_CAPTION, -1))
     known = {*paths, *used, *alone}
-    return pairs, tops, [path.relative_to(folder).as_posix() for path in files if path not in known]
+    others = {path.relative_to(folder).as_posix(): "unknown_extension" for path in files if path not in known}
+    return pairs, tops, others | {path.relative_to(folder).as_posix(): "hidden" for path in sorted(hidden)}
 
 
-def _files(folder: Path) -> Iterator[Path]:
-    """The files in a folder and below that are not hidden. Links to folders are followed, but not round in circles."""
+def _files(folder: Path, hidden: list[Path]) -> Iterator[Path]:
+    """The files in a folder and below; hidden files and folders go to `hidden` instead, the latter as one. Links to folders are
+    followed, but not round in circles."""
 
     def fail(error: OSError) -> None:
         raise error
 
     for parent, below, files in os.walk(folder, onerror=fail, followlinks=True):
+        hidden += [Path(parent, name) for name in (*below, *files) if name.startswith(".")]
         below[:] = _below(Path(parent), below)
         yield from (Path(parent, name) for name in files if not name.startswith("."))
 

@@ -17,6 +17,8 @@ from typing import IO, Any
 from datasets.errors import InputError
 from datasets.text import whole_characters
 
+PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
+"""What counts as a picture by its extension, in any case: torchvision's `ImageFolder`, JFIF and GIF."""
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _BRACE = re.compile(r"\{([^{}]*)\}")
 _NO_TEXT = re.compile(r"[\udc80-\udcff]|\\(?=x[0-9a-f]{2})")

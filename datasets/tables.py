@@ -16,14 +16,13 @@ import pyarrow.parquet as pq
 
 from datasets.captions import NO_CAPTION, Caption, as_caption
 from datasets.errors import InputError
-from datasets.storage import filesystem, is_remote
+from datasets.storage import PICTURES, filesystem, is_remote
 from datasets.text import NotText, decode_text, encoding_of, parse_json
 
 IMAGE_NAMES = ("jpg", "image", "image_bytes", "bytes", "filepath")
 CAPTION_NAMES = ("caption", "text", "title", "TEXT")
 CHOICES = ("one", "first", "random", "each")
 """What becomes of a list of captions."""
-_PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp", ".tif", ".tiff")
 _KEY_NAMES = ("__key__", "key")
 _LOOKED_AT = 1 << 16
 _LABEL = re.compile(r"\+?0*(\d{1,10})(?:\.0*)?", re.ASCII)
@@ -231,7 +230,7 @@ def _swallowed(fields: Sequence[str], image: int, number: int, width: int, delim
     path = fields[image].strip()
     if _LINE_END.search(path) or number >= 0 and _LINE_END.search(fields[number].strip()):
         return True
-    kinds = {os.path.splitext(path)[1].lower(), *_PICTURES} - {""}
+    kinds = {os.path.splitext(path)[1].lower(), *PICTURES} - {""}
     lines = _LINE_END.split(delimiter.join(fields))
     del lines[len(_LINE_END.findall(delimiter.join(fields[:image])))]  # the row's own
     for cells in (line.split(delimiter) for line in lines):

@@ -16,7 +16,7 @@ from datasets.errors import InputError
 from datasets.storage import Reader
 
 BLOCK = 512
-IMAGE_EXTENSIONS = ("jpg", "jpeg", "png", "webp")
+IMAGE_EXTENSIONS = ("jpg", "jpeg", "jfif", "png", "webp")
 TEXT_EXTENSIONS = ("txt", "json", "cls")
 NO_SAMPLES = frozenset(
     ("index", "idx", "md", "rst", "html", "log", "db", "ini", "yaml", "yml", "toml", "xml", "csv", "tsv", "parquet")

@@ -115,7 +115,8 @@ def parser() -> argparse.ArgumentParser:
     analysed.add_argument("--checkpoint", required=True, nargs="+", help="as for evaluate; the epochs of a stage one after another")
     analysed.add_argument("--out", type=Path, help="folder for pictures and arrays [analysis/ in the store]")
     ingested = command("ingest", "Pack a folder or table of pictures and captions into shards.")
-    ingested.add_argument("source", help="folder of pictures, or a CSV, TSV or Parquet file of pictures and captions")
+    packed = "JPEG, PNG and WebP are packed byte for byte, others as PNG"
+    ingested.add_argument("source", help=f"folder of pictures, or a CSV, TSV or Parquet file of pictures and captions; {packed}")
     ingested.add_argument("out", help="folder for the shards; must be new or empty")
     ingested.add_argument("--shard-size", type=_whole, default=1000, help="samples in a shard")
     ingested.add_argument("--image-key", default="auto", help="column of the pictures or their paths; auto: jpg, image, image_bytes …")

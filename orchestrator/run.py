@@ -49,6 +49,10 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
     """
     store = Store(compute.store)
     plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
+    for _, experiment in plan.upstream:
+        stage = stages(experiment)["pretrain"]
+        if store.find(stage.kind, stage.fingerprint) is None:
+            experiment.pretrain.check_workers(compute.workers)
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     tracker.check()

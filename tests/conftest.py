@@ -1,6 +1,8 @@
-"""For all tests: property tests take the time they take, for a busy machine is no failure, and Ray comes last.
+"""For all tests: property tests take the time they take, for a busy machine is no failure; the tests that start Ray stay together.
 
-The one Ray of `tests/ray` lives until the end; many tests of the other folders are about a process that has none.
+`make test` runs in two processes. One has every test that starts a Ray, for two Rays on two cores are in each other's way; it
+begins with them, as they take longest. In one process (`pytest` by itself) they come last: the one Ray of `tests/ray` lives until
+the last of its tests, and many tests of the other folders are about a process that has none.
 """
 
 from pathlib import Path
@@ -8,10 +10,28 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.experiments import TINY, cleansweep
+
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
+WITH_RAY = {Path(__file__).with_name(name) for name in ("chaos", "ray")}
 
 
-@pytest.hookimpl(trylast=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    items.sort(key=lambda item: Path(__file__).with_name("ray") in item.path.parents)
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    several = hasattr(config, "workerinput")
+    for item in items:
+        with_ray = item.path.parent in WITH_RAY
+        item.add_marker(pytest.mark.xdist_group("ray" if with_ray else item.path.stem))
+        if with_ray:
+            item.add_marker(pytest.mark.ray)
+    items.sort(key=lambda item: (item.path.parent in WITH_RAY) != several)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The store of `tests/tiny_sweep.py`, run to its end with two pre-training workers; nobody writes into it."""
+    store = tmp_path_factory.mktemp("tiny")
+    code, output = cleansweep("run", TINY, "--store", str(store), "--workers", "2", "--cpus-per-worker", "0.5", CLEANSWEEP_LEDGER="1")
+    assert code == 0, output
+    return store

@@ -1,6 +1,7 @@
 """Running the command line as a user does, and reading what it left behind."""
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -72,6 +73,16 @@ def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds
 def artefacts(store: Path, stage: str) -> dict[str, Path]:
     """Fingerprint's first digits → folder of each finished artefact of a stage."""
     return {p.name.rsplit("-", 1)[1]: p for p in store.glob(f"{stage}/*-*") if not p.name.startswith(".")}
+
+
+UPSTREAM = ("world", "index", "testset", "poison", "pretrain")
+"""What is made before the cleanings."""
+
+
+def furnish(store: Path, made: Path, *stages: str) -> None:
+    """Copy the finished artefacts of these stages from another store: what is tested is the rest."""
+    for stage in stages:
+        shutil.copytree(made / stage, store / stage)
 
 
 def results(store: Path) -> list[str]:

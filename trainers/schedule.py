@@ -67,11 +67,15 @@ class Training(Component):
             raise InputError(f"{self.slug}.checkpoint_every_steps is {self.checkpoint_every_steps}; "
                              "it must be at least 1, or None")
 
-    def check(self, total_steps: int, world_size: int) -> None:
-        """Raise InputError where the stage's length or the number of workers does not fit these fields."""
+    def check_workers(self, world_size: int) -> None:
+        """Raise InputError where batches cannot be shared among so many workers."""
         if self.batch_size % (world_size * self.accumulate):
             raise InputError(f"{self.slug}.batch_size {self.batch_size} must be a multiple of "
                              f"{world_size} workers x accumulate {self.accumulate}")
+
+    def check(self, total_steps: int, world_size: int) -> None:
+        """Raise InputError where the stage's length or the number of workers does not fit these fields."""
+        self.check_workers(world_size)
         if total_steps < self.epochs or total_steps % self.epochs:
             raise InputError(f"{total_steps} steps do not make {self.epochs} epochs of whole batches of {self.batch_size}")
         if self.warmup_steps >= total_steps:

@@ -116,9 +116,9 @@ def points_of(stage: StageResult) -> list[Point]:
 def cleaned_points(trial: TrialResult) -> list[Point]:
     """The points of a trial that are its method's results (`choice.results`); epoch 0 is the model before cleaning.
 
-    Of a trial that failed there are none: what its training passed through is not what the method would have returned.
+    Of a trial that failed, or that still runs, there are none: what its training passes through is not what the method returns.
     """
-    return [] if trial.status == "failed" else results(points_of(trial))
+    return [] if trial.status in ("failed", "running") else results(points_of(trial))
 
 
 def checkpoint_of(study: Study, point: Point) -> str:

@@ -6,9 +6,8 @@ from pathlib import Path
 import mlflow
 import pytest
 
-from tests.experiments import TINY, artefacts, cleansweep, start, stop, wait_for
+from tests.experiments import TINY, UPSTREAM, artefacts, cleansweep, furnish, start, stop, wait_for
 
-pytestmark = pytest.mark.ray
 LONG = ("run", TINY, "--clean.epochs", "12")
 
 
@@ -22,7 +21,8 @@ def statuses(store: Path) -> set[str]:
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_interrupted_in_the_sweep(tmp_path: Path, number: signal.Signals):
+def test_interrupted_in_the_sweep(tiny_store: Path, tmp_path: Path, number: signal.Signals):
+    furnish(tmp_path, tiny_store, *UPSTREAM)
     process = start(*LONG, "--store", str(tmp_path))
     try:
         wait_for(lambda: list(tmp_path.glob("clean/.work-*/epoch_0002")), process)

@@ -28,7 +28,6 @@ from datasets.triggers.patch import Patch
 from orchestrator import ROOT, cluster
 from orchestrator.streaming import poison_shards
 
-pytestmark = pytest.mark.ray
 SHARDS, EACH, SIDE, VIEW = 4, 10, 900, 64  # big pictures: a shard takes long enough to be caught at it
 DRIVER = """
 import sys

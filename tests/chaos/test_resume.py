@@ -7,12 +7,9 @@ from pathlib import Path
 
 import mlflow
 import psutil
-import pytest
 from safetensors.numpy import load_file
 
-from tests.experiments import TINY, artefacts, cleansweep, descendants, results, start, stop, wait_for
-
-pytestmark = pytest.mark.ray
+from tests.experiments import TINY, UPSTREAM, artefacts, cleansweep, descendants, furnish, results, start, stop, wait_for
 
 
 def weights(store: Path, stage: str) -> dict[str, dict]:
@@ -41,26 +38,18 @@ def runs(store: Path) -> dict[str, list[str]]:
     return found
 
 
-@pytest.fixture(scope="module")
-def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of a run that nothing happened to, with two pre-training workers."""
-    store = tmp_path_factory.mktemp("undisturbed")
-    code, output = cleansweep("run", TINY, "--store", str(store), "--workers", "2", "--cpus-per-worker", "0.5", CLEANSWEEP_LEDGER="1")
-    assert code == 0, output
-    return store
-
-
-def test_running_again_makes_nothing(undisturbed: Path):
-    before = {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/*/manifest.json")}
+def test_running_again_makes_nothing(tiny_store: Path):
+    before = {path: path.stat().st_mtime_ns for path in tiny_store.glob("*/*/manifest.json")}
     assert len(before) == 11, "world, index, testset, poison, pretrain, cleanset, 4 cleanings, sweep"
-    code, output = cleansweep("run", TINY, "--store", str(undisturbed))
+    code, output = cleansweep("run", TINY, "--store", str(tiny_store))
     assert code == 0, output
-    assert {path: path.stat().st_mtime_ns for path in undisturbed.glob("*/*/manifest.json")} == before
-    assert runs(undisturbed) == {"sweep": ["FINISHED"], "pretrain": ["FINISHED"], "clean": ["FINISHED"] * 4}
+    assert {path: path.stat().st_mtime_ns for path in tiny_store.glob("*/*/manifest.json")} == before
+    assert runs(tiny_store) == {"sweep": ["FINISHED"], "pretrain": ["FINISHED"], "clean": ["FINISHED"] * 4}
 
 
-def test_killed_worker(undisturbed: Path, tmp_path: Path):
+def test_killed_worker(tiny_store: Path, tmp_path: Path):
     """SIGKILL of a pre-training worker within an epoch: the stage continues by itself to the same weights."""
+    furnish(tmp_path, tiny_store, "world", "index", "testset", "poison", "cleanset", "clean")
     process = start(
         "run", TINY, "--store", str(tmp_path), "--workers", "2", "--cpus-per-worker", "0.5", CLEANSWEEP_LEDGER="1"
     )  # fmt: skip
@@ -74,10 +63,10 @@ def test_killed_worker(undisturbed: Path, tmp_path: Path):
     finally:
         stop(process)
     assert process.returncode == 0, output
-    assert_same_weights(weights(tmp_path, "pretrain"), weights(undisturbed, "pretrain"))
-    assert results(tmp_path) == results(undisturbed)
+    assert_same_weights(weights(tmp_path, "pretrain"), weights(tiny_store, "pretrain"))
+    assert results(tmp_path) == results(tiny_store)
     [ledger] = tmp_path.glob("pretrain/*/ledger.jsonl")
-    [expected] = undisturbed.glob("pretrain/*/ledger.jsonl")
+    [expected] = tiny_store.glob("pretrain/*/ledger.jsonl")
     assert ledger.read_text() == expected.read_text()
     lines = [json.loads(line) for line in ledger.read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(24))
@@ -86,8 +75,9 @@ def test_killed_worker(undisturbed: Path, tmp_path: Path):
         assert len(keys) == len(set(keys)) == 384, "an epoch holds no key twice"
 
 
-def test_killed_driver(undisturbed: Path, tmp_path: Path):
+def test_killed_driver(tiny_store: Path, tmp_path: Path):
     """SIGKILL of the driver in the middle of the sweep; the same command makes only what is missing."""
+    furnish(tmp_path, tiny_store, *UPSTREAM)
     process = start("run", TINY, "--store", str(tmp_path), "--workers", "2", "--cpus-per-worker", "0.5")
     try:
         wait_for(lambda: len(artefacts(tmp_path, "clean")) >= 1, process)
@@ -100,8 +90,8 @@ def test_killed_driver(undisturbed: Path, tmp_path: Path):
     code, output = cleansweep("run", TINY, "--store", str(tmp_path), "--workers", "2", "--cpus-per-worker", "0.5")
     assert code == 0, output
     assert finished.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}.items()
-    assert_same_weights(weights(tmp_path, "clean"), weights(undisturbed, "clean"))
-    assert results(tmp_path) == results(undisturbed)
+    assert_same_weights(weights(tmp_path, "clean"), weights(tiny_store, "clean"))
+    assert results(tmp_path) == results(tiny_store)
     assert runs(tmp_path) == {"sweep": ["FINISHED"], "pretrain": ["FINISHED"], "clean": ["FINISHED"] * 4}
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for experiment in client.search_experiments():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,17 +20,16 @@ from datasets.triggers.patch import Patch
 from orchestrator import cluster
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    for item in items:
-        if Path(__file__).parent in item.path.parents:
-            item.add_marker(pytest.mark.ray)
-
-
 @pytest.fixture(scope="session")
-def ray_session() -> Iterator[None]:
+def ray_session() -> None:
     cluster.connect(2, object_store_bytes=300_000_000)
-    yield
-    cluster.shutdown()
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
+    """Stop Ray after the last test of this folder: of several processes, this one may go on with others."""
+    if nextitem is None or nextitem.path.parent != Path(__file__).parent:
+        cluster.shutdown()
 
 
 @dataclass(frozen=True)

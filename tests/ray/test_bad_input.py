@@ -11,7 +11,6 @@ from datasets.synthetic import tiny
 from orchestrator.report.page import DROP_REASONS
 from tests.experiments import ROOT, artefacts, cleansweep
 
-pytestmark = pytest.mark.ray
 OWN = str(ROOT / "tests" / "own_sweep.py")
 
 

@@ -16,7 +16,6 @@ from datasets.source import Source
 from tests.experiments import cleansweep, start, stop, wait_for
 from tests.misbehaving import Server, serving
 
-pytestmark = pytest.mark.ray
 OPTIONS = ("--shard-size", "20", "--allow-private", "--host-rate", "0", "--host-connections", "0", "--threads", "4", "--backoff", "0.01")
 OPTIONS += ("--retries", "1", "--timeout", "20", "--num-cpus", "2")
 ODD = ("status?404", "html.jpg", "bomb", "short", "loop", "reset", "at_last?500x1", "nothing")

@@ -10,11 +10,9 @@ import tempfile
 from pathlib import Path
 
 import mlflow
-import pytest
 
 from tests.experiments import ROOT, stop, wait_for
 
-pytestmark = pytest.mark.ray
 BIN = Path(sys.executable).parent
 
 

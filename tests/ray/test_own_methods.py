@@ -9,13 +9,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file
 
-from tests.experiments import ROOT, artefacts, cleansweep
+from tests.experiments import ROOT, UPSTREAM, artefacts, cleansweep, furnish
 from trainers.model import WEIGHTS
 
 OWN = str(ROOT / "tests" / "own_methods.py")
 
 
-def test_weight_surgery_beside_cleanclip(tmp_path: Path) -> None:
+def test_weight_surgery_beside_cleanclip(tiny_store: Path, tmp_path: Path) -> None:
+    furnish(tmp_path, tiny_store, *UPSTREAM)
     code, output = cleansweep("run", OWN, "--store", str(tmp_path))
     assert code == 0, output
     [pretrained] = artefacts(tmp_path, "pretrain").values()

@@ -4,16 +4,14 @@ import csv
 import json
 from pathlib import Path
 
-import pytest
+from tests.experiments import ROOT, UPSTREAM, artefacts, cleansweep, furnish
 
-from tests.experiments import ROOT, artefacts, cleansweep
-
-pytestmark = pytest.mark.ray
 SEARCH = str(ROOT / "tests" / "search_sweep.py")
 DRAWN = str(ROOT / "tests" / "drawn_sweep.py")
 
 
-def test_optuna_with_asha(tmp_path: Path):
+def test_optuna_with_asha(tiny_store: Path, tmp_path: Path):
+    furnish(tmp_path, tiny_store, *UPSTREAM)
     code, output = cleansweep("run", SEARCH, "--store", str(tmp_path))
     assert code == 0, output
     [record] = artefacts(tmp_path, "sweep").values()
@@ -36,7 +34,8 @@ def test_optuna_with_asha(tmp_path: Path):
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")} == before
 
 
-def test_random_draws_are_trials_and_a_second_run_makes_nothing(tmp_path: Path):
+def test_random_draws_are_trials_and_a_second_run_makes_nothing(tiny_store: Path, tmp_path: Path):
+    furnish(tmp_path, tiny_store, *UPSTREAM)
     code, output = cleansweep("run", DRAWN, "--store", str(tmp_path), "--max-concurrent-trials", "1")
     assert code == 0, output
     [record] = artefacts(tmp_path, "sweep").values()

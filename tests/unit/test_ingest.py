@@ -137,8 +137,9 @@ def test_what_is_left_out_is_listed(tmp_path, folder):
     (folder / "notes.json").write_text("{}")
     manifest = ingest(folder, tmp_path / "out")
     expected = {"caption_not_text": 1, "no_caption": 1, "no_image": 1, "no_letters": 1, "undecodable": 1}
-    assert manifest["n"] == 7 and manifest["dropped"] == expected and manifest["passed_over"] == 1
+    assert manifest["n"] == 7 and manifest["dropped"] == expected and manifest["passed_over"] == 2
     assert sorted(listed(tmp_path / "out")) == [
+        ["cats/.hidden.jpg", "cats/.hidden.jpg", "", "hidden"],
         ["cats/broken.jpg", "cats/broken.jpg", "", "undecodable"],
         ["cats/lost.txt", "cats/lost.txt", "", "no_image"],
         ["cats/numbers.png", "cats/numbers.png", "", "no_letters"],
@@ -240,17 +241,20 @@ def test_what_is_no_table_of_pictures_says_what_to_do(tmp_path, name, data, said
 
 def test_a_captions_extension_is_of_any_case_and_what_is_passed_over_is_listed(tmp_path):
     (tmp_path / "in").mkdir()
-    for name in ("a.jfif", "b.jpg", "c.JPG", "d.jpg"):
+    (tmp_path / "in" / ".thumbs").mkdir()
+    for name in ("a.svg", "b.jfif", "c.JPG", "d.jpg", "._d.jpg", ".thumbs/d.jpg"):
         (tmp_path / "in" / name).write_bytes(encoded(picture(0)))
     for name, text in {"a.txt": "no picture", "b.TXT": "a cat", "c.txt": "a dog", "c.TXT": "a cow", "d.Txt": "a hen"}.items():
         (tmp_path / "in" / name).write_text(text)
     manifest = ingest(tmp_path / "in", tmp_path / "out")
-    assert manifest["n"] == 3 and manifest["dropped"] == {"no_image": 1} and manifest["passed_over"] == 2
+    assert manifest["n"] == 3 and manifest["dropped"] == {"no_image": 1} and manifest["passed_over"] == 4
     assert [data for name, data in packed(tmp_path / "out").items() if name.endswith("txt")] == [b"a cat", b"a dog", b"a hen"]
     assert listed(tmp_path / "out") == [
         ["a.txt", "a.txt", "", "no_image"],
-        ["a.jfif", "a.jfif", "", "unknown_extension"],
+        ["a.svg", "a.svg", "", "unknown_extension"],
         ["c.TXT", "c.TXT", "", "unknown_extension"],
+        ["._d.jpg", "._d.jpg", "", "hidden"],
+        [".thumbs", ".thumbs", "", "hidden"],
     ]
 
 
