@@ -43,7 +43,7 @@ def test_same_in_another_process_with_another_hash_seed():
 
 
 @pytest.mark.parametrize(
-    "value", [float("nan"), float("inf"), {1, 2}, Path("x"), object(), {"a": lambda: 0}, {1: 2}, b"bytes"], ids=repr
+    "value", [float("nan"), float("inf"), {1, 2}, Path("x"), object(), {"a": lambda: 0}, {1: 2}, b"bytes"]
 )
 def test_values_without_a_stable_text_are_refused(value):
     with pytest.raises(InputError):
