@@ -44,7 +44,7 @@ miniatures: $(STAMP)  ## every sweep of the study as its miniature, in one store
 	$(BIN)/cleansweep claims sweeps.main_cc3m sweeps.main_cc6m sweeps.poisoned_cleaning_set --miniature --store store/miniatures
 
 test: $(STAMP)  ## every test; ARGS="-k poison" picks some
-	$(BIN)/python -m pytest -n 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	$(BIN)/python -m pytest -n 2 $(ARGS)
 
 check: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

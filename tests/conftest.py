@@ -14,18 +14,35 @@ from tests.experiments import TINY, cleansweep
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
-WITH_RAY = {Path(__file__).with_name(name) for name in ("chaos", "ray")}
+WITH_RAY = ("chaos", "ray")
+"""Folders of tests that start a Ray."""
+
+
+def _with_ray(nodeid: str) -> bool:
+    return Path(nodeid.partition("::")[0]).parent.name in WITH_RAY
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     several = hasattr(config, "workerinput")
     for item in items:
-        with_ray = item.path.parent in WITH_RAY
-        item.add_marker(pytest.mark.xdist_group("ray" if with_ray else item.path.stem))
-        if with_ray:
+        if _with_ray(item.nodeid):
             item.add_marker(pytest.mark.ray)
-    items.sort(key=lambda item: (item.path.parent in WITH_RAY) != several)
+    items.sort(key=lambda item: _with_ray(item.nodeid) != several)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class Files(LoadScopeScheduling):
+        """Gives whole files to the processes, and to one of them all those with a Ray."""
+
+        def _split_scope(self, nodeid: str) -> str:
+            return "with Ray" if _with_ray(nodeid) else nodeid.partition("::")[0]
+
+    config.option.loadscopereorder = False
+    return Files(config, log)
 
 
 @pytest.fixture(scope="session")
