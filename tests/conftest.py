@@ -1,8 +1,9 @@
 """For all tests: property tests take the time they take, for a busy machine is no failure; the tests that start Ray stay together.
 
-`make test` runs in two processes. One has every test that starts a Ray, for two Rays on two cores are in each other's way; it
-begins with them, as they take longest. In one process (`pytest` by itself) they come last: the one Ray of `tests/ray` lives until
-the last of its tests, and many tests of the other folders are about a process that has none.
+`make test` runs in two processes, to which whole files go. One begins with all of `tests/ray` that uses its one Ray; what is left when
+the other has done the rest are the tests that share the store of `tiny_store`, which are kept together too. In one process (`pytest`
+by itself) those with Ray come last: the one Ray of `tests/ray` lives until the last of its tests, and many tests of the other
+folders are about a process that has none.
 """
 
 from pathlib import Path
@@ -10,25 +11,22 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.experiments import TINY, cleansweep
+from tests.experiments import TINY, cleansweep, group_of
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
-WITH_RAY = ("chaos", "ray")
-"""Folders of tests that start a Ray."""
-
-
-def _with_ray(nodeid: str) -> bool:
-    return Path(nodeid.partition("::")[0]).parent.name in WITH_RAY
 
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    several = hasattr(config, "workerinput")
+    order = ("ray", "", "sharing") if hasattr(config, "workerinput") else ("", "sharing", "ray")
+    places: dict[pytest.Item, int] = {}
     for item in items:
-        if _with_ray(item.nodeid):
+        group = group_of(item.nodeid)
+        if group in order:
             item.add_marker(pytest.mark.ray)
-    items.sort(key=lambda item: _with_ray(item.nodeid) != several)
+        places[item] = order.index(group if group in order else "")
+    items.sort(key=places.__getitem__)
 
 
 @pytest.hookimpl(optionalhook=True)
@@ -36,10 +34,8 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     from xdist.scheduler import LoadScopeScheduling
 
     class Files(LoadScopeScheduling):
-        """Gives whole files to the processes, and to one of them all those with a Ray."""
-
         def _split_scope(self, nodeid: str) -> str:
-            return "with Ray" if _with_ray(nodeid) else nodeid.partition("::")[0]
+            return group_of(nodeid)
 
     config.option.loadscopereorder = False
     return Files(config, log)

@@ -75,6 +75,8 @@ def artefacts(store: Path, stage: str) -> dict[str, Path]:
     return {p.name.rsplit("-", 1)[1]: p for p in store.glob(f"{stage}/*-*") if not p.name.startswith(".")}
 
 
+SHARING = ("chaos", "test_search", "test_own_methods")
+"""Folders and files of tests that begin with the store of `tiny_store`."""
 UPSTREAM = ("world", "index", "testset", "poison", "pretrain")
 """What is made before the cleanings."""
 
@@ -93,3 +95,11 @@ def results(store: Path) -> list[str]:
     rows = list(csv.DictReader(path.open()))
     assert rows
     return sorted(str({k: v for k, v in row.items() if k != "seconds"}) for row in rows)
+
+
+def group_of(nodeid: str) -> str:
+    """What goes to one process together: ray, sharing, or a file."""
+    file = Path(nodeid.partition("::")[0])
+    if {file.stem, file.parent.name} & set(SHARING):
+        return "sharing"
+    return "ray" if file.parent.name == "ray" else str(file)

@@ -18,6 +18,7 @@ from datasets.shards import write_tar
 from datasets.source import Source
 from datasets.triggers.patch import Patch
 from orchestrator import cluster
+from tests.experiments import group_of
 
 
 @pytest.fixture(scope="session")
@@ -28,7 +29,7 @@ def ray_session() -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
     """Stop Ray after the last test of this folder: of several processes, this one may go on with others."""
-    if nextitem is None or nextitem.path.parent != Path(__file__).parent:
+    if nextitem is None or group_of(nextitem.nodeid) != "ray":
         cluster.shutdown()
 
 
