@@ -4,6 +4,7 @@ import dataclasses
 import difflib
 import types
 import typing
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,10 +65,31 @@ class Component(NamedFields):
         """
         return type(self).__name__
 
+    def needs(self) -> "tuple[Component, ...]":
+        """What must be made before it runs, each a stage of its own: a further test set, the labels of the cleaning pictures, or
+        whatever a kind of stage says that it `serves`. It finds the folder of each in `Material.made` or `CleaningRun.made`."""
+        return ()
+
     @property
     def slug(self) -> str:
         """What the folders of its artefacts and messages about it begin with: the class's name in lower case."""
         return type(self).__name__.lower()
+
+
+def components(value: Any) -> Iterator[Component]:
+    """The components in a value, a component itself first, then those in its fields."""
+    if isinstance(value, (tuple, list)):
+        for item in value:
+            yield from components(item)
+    elif isinstance(value, Component):
+        yield value
+        for own in dataclasses.fields(value):
+            yield from components(getattr(value, own.name))
+
+
+def needs_of(value: Any) -> tuple[Component, ...]:
+    """What the components in a value need, each once."""
+    return tuple(dict.fromkeys(need for component in components(value) for need in component.needs()))
 
 
 def check_fields(component: Any) -> None:

@@ -13,7 +13,8 @@ from datasets.storage import write_whole
 from orchestrator import cluster
 from orchestrator.plan import Plan
 from orchestrator.spec import Compute, Experiment
-from orchestrator.stages import make_data
+from orchestrator.stages.base import At
+from orchestrator.stages.graph import make_data
 from orchestrator.store import Store, slug, write_arrays, write_json
 from orchestrator.study import StageResult
 from trainers.distributed import World
@@ -60,7 +61,7 @@ def analysis_folder(plan: Plan, store: Store) -> Path:
 
 def _material(experiment: Experiment, store: Store) -> Material:
     """The pairs that the experiment trains on; its data are found or made."""
-    inputs = make_data(experiment, store, lambda line: print(line, file=sys.stderr))
+    inputs = make_data(experiment, At(store=store, say=lambda line: print(line, file=sys.stderr)))
     poison = experiment.poison
     return Material(
         test=tuple,  # an analysis looks at training pairs alone

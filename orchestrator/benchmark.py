@@ -12,10 +12,10 @@ from datasets.evalset import EvalSet
 from datasets.loader import Batch, Recipe, eval_batches
 from datasets.named import SETS, canonical_name
 from datasets.retrieval import RetrievalSet
-from orchestrator.identity import set_identity
-from orchestrator.plan import Stage, label
 from orchestrator.spec import Compute, Experiment
-from orchestrator.stages import MadeSet, make_set, same_classes
+from orchestrator.stages.base import At, ensure
+from orchestrator.stages.inputs import MadeSet
+from orchestrator.stages.testset import TestSet, require_same_classes, set_name
 from orchestrator.store import Store, write_json
 from trainers.distributed import World
 from trainers.evaluate.base import Evaluator, Material
@@ -76,7 +76,7 @@ def evaluate_on(
     pairs = {name: RetrievalSet(path=path) for name, path in retrieval.items()}
     for flag, split, sets in (("--on", "test", on), ("--linear-probe", "train", probes), ("--retrieval", "", pairs)):
         for name, given in sets.items():  # before anything is written
-            _stage(flag, name, given if isinstance(given, RetrievalSet) else _evalset(name, given, split))
+            _stage(flag, name, given if isinstance(given, RetrievalSet) else _evalset(name, given, split), 0)
     store.prepare()
     limit = 1 - experiment.data.max_dropped
     tests = {name: _open("--on", name, _evalset(name, path, "test"), store, limit, say) for name, path in on.items()}
@@ -84,7 +84,7 @@ def evaluate_on(
     for name, path in probes.items():
         train = _evalset(name, path, "train")
         trains[name] = train, _open("--linear-probe", name, train, store, limit, say)
-        same_classes(tests[name], train, trains[name][1])
+        require_same_classes(tests[name], train, trains[name][1])
     found = {name: _open("--retrieval", name, one, store, limit, say) for name, one in pairs.items()}
 
     world = start(compute.cpus_per_worker, compute.gpus_per_worker)
@@ -178,18 +178,21 @@ def _evalset(name: str, path: str, split: str) -> EvalSet:
 def _open(
     flag: str, name: str, tests: EvalSet | RetrievalSet, store: Store, limit: float, say: Callable[[str], None]
 ) -> MadeSet:
-    stage = _stage(flag, name, tests)
+    stage, at = _stage(flag, name, tests, limit), At(store=store, say=say)
     try:
-        return make_set(tests, stage, store, limit, say)
+        ensure(stage, at)
+        return stage.read(at)
     except InputError as error:
         raise _of(flag, name, tests, error) from error
 
 
-def _stage(flag: str, name: str, tests: EvalSet | RetrievalSet) -> Stage:
+def _stage(flag: str, name: str, tests: EvalSet | RetrievalSet, limit: float) -> TestSet:
+    stage = TestSet(tests=tests, name=set_name(tests), least=limit)
     try:
-        return Stage("testset", label(tests), set_identity(tests))
+        stage.fingerprint  # noqa: B018 (its files are read)
     except InputError as error:
         raise _of(flag, name, tests, error) from error
+    return stage
 
 
 def _of(flag: str, name: str, tests: EvalSet | RetrievalSet, error: InputError) -> InputError:

@@ -34,7 +34,7 @@ LABELLING = {"labeller", "classes", "templates"}
 def encode_evaluator(evaluator: Evaluator) -> Any:
     """Its configuration; the sets that it names enter as stages, whose identity is their content."""
     fields = encode(evaluator, "evaluate.evaluators")
-    return {name: value for name, value in fields.items() if getattr(evaluator, name, None) not in evaluator.sets()}
+    return {name: value for name, value in fields.items() if getattr(evaluator, name, None) not in evaluator.needs()}
 
 
 def clean_pairs(clean: Clean) -> int:

@@ -13,8 +13,8 @@ from datasets.component import Component, shown
 from datasets.errors import InputError
 from datasets.text import read_text
 from orchestrator.override import from_text, get, has, override, override_all, parse
-from orchestrator.plan import grid_values
 from orchestrator.spec import Experiment, Sweep
+from orchestrator.stages.swept import grid_values
 
 SEED = "pretrain.seed"
 

@@ -8,12 +8,15 @@ from typing import Any
 
 from datasets.errors import InputError
 from orchestrator.fingerprint import described, encode
-from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment, unpoisoned
+from orchestrator.plan import Plan, trial_experiment
 from orchestrator.report.kinds import names
 from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Gate
+from orchestrator.stages.base import Stage
+from orchestrator.stages.graph import stages
+from orchestrator.stages.swept import grid_values
+from orchestrator.stages.trained import Unpoisoned, lines_so_far
 from orchestrator.store import (
-    METRICS,
     Artefact,
     Store,
     commit,
@@ -22,7 +25,6 @@ from orchestrator.store import (
     part,
     read_failure,
     read_json,
-    read_lines,
     write_json,
 )
 from orchestrator.study import StageResult, Study, TrialResult
@@ -41,7 +43,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
     )  # fmt: skip
     for _, experiment in plan.upstream:
         made = stages(experiment)
-        _read_unpoisoned(study, made, store, experiment)
+        _read_unpoisoned(study, made, store)
         if not study.poison:
             _read_poison(study, made, store, experiment)
         result = read_stage(store, made["pretrain"], described(experiment), StageResult)
@@ -60,7 +62,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
         if made["clean"].fingerprint in known:
             continue  # two draws of the same values are two trials and one cleaning
         known.add(made["clean"].fingerprint)
-        _read_unpoisoned(study, made, store, experiment)
+        _read_unpoisoned(study, made, store)
         status, error, failure = trial.status, trial.error, trial.failure
         if trials is None and not live and (failed := _failed(store.work("clean", made["clean"].fingerprint))):
             status, error, failure = "failed", *failed
@@ -94,7 +96,7 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
     """
     found = store.find(stage.kind, stage.fingerprint)
     folder = found.folder if found else store.work(stage.kind, stage.fingerprint)
-    lines = metrics_of(found) if found else _lines_so_far(folder)
+    lines = metrics_of(found) if found else lines_so_far(folder)
     if not found and not lines:
         return None
     return kind(
@@ -108,16 +110,6 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
         status="finished" if found else "running",
         commit=found.manifest["commit"] if found else "",
     )
-
-
-def _lines_so_far(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a training that has not finished; where their file is damaged those that its newest checkpoint has noted."""
-    try:
-        return read_lines(folder / METRICS)
-    except InputError:
-        from trainers.checkpoint import reported
-
-        return reported(folder)
 
 
 def judge(pretrained: Artefact | None, gate: Gate) -> dict[str, Any] | None:
@@ -223,12 +215,6 @@ def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
     return [record.overrides for record in recorded_trials(plan, store)]
 
 
-def spent(folder: Path) -> float:
-    """Seconds of training over all attempts, as the last line of metrics tells."""
-    lines = _lines_so_far(folder)
-    return lines[-1]["seconds"] if lines else 0.0
-
-
 def decode_overrides(plan: Plan, encoded: dict[str, Any]) -> dict[str, Any]:
     """The values of a trial from their encoding: components are found among the values of their grid."""
     values = {}
@@ -242,14 +228,14 @@ def _trial_folder(store: Store, sweep: str) -> Path:
     return store.root / "sweep" / f".trials-{sweep[:12]}"
 
 
-def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store, experiment: Experiment) -> None:
+def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store) -> None:
     """Add the trainings without the poison that this experiment has and the study does not hold yet."""
-    for role in ("prior", "labeller"):
-        if role not in made:
+    for role, stage in made.items():
+        if not isinstance(stage, Unpoisoned):
             continue
-        result = next((known for known in study.priors if known.fingerprint == made[role].fingerprint), None)
+        result = next((known for known in study.priors if known.fingerprint == stage.fingerprint), None)
         if result is None:
-            result = read_stage(store, made[role], described(unpoisoned(experiment, role)), StageResult)
+            result = read_stage(store, stage, described(stage.experiment), StageResult)
             study.priors += [result] if result else []
         if result and role not in result.role:
             result.role = f"{result.role} and {role}" if result.role else role

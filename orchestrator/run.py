@@ -4,6 +4,7 @@ import json
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,20 @@ from orchestrator import cluster
 from orchestrator.fingerprint import encode
 from orchestrator.follow import Follower, Mirror
 from orchestrator.meter import meter
-from orchestrator.plan import Plan, Stage, stages
+from orchestrator.plan import Plan
 from orchestrator.report.claims import Verdict
 from orchestrator.report.claims_table import write_claims
 from orchestrator.report.page import write_report
 from orchestrator.report.points import CLEANING_SET
 from orchestrator.results import Trial, decode_overrides, judge, load_study
 from orchestrator.spec import Compute, Experiment
-from orchestrator.stages import Inputs, last_checkpoint, make_cleanset, make_data, make_stage, training_source
-from orchestrator.store import Store, part, slug, write_json
+from orchestrator.stages.base import At, Stage, ensure
+from orchestrator.stages.graph import make_data, stages, trained_by
+from orchestrator.store import Store, part, slug
 from orchestrator.study import Study
 from orchestrator.tracking import Tracker, TrackingError
-from orchestrator.training import pretrain_all
-from orchestrator.tuning import Upstream, clean_sweep
+from orchestrator.training import train_all
+from orchestrator.tuning import clean_sweep
 from orchestrator.waiting import RayEnded, Wanted, watching
 
 CHOOSES = {"clean", "clean.seed", *CLEANING_SET}
@@ -114,22 +116,22 @@ def _make(
         cluster.require_resources(compute.trial_cpus, compute.trial_gpus, "a trial")
     if cluster.has_gpu() and not (compute.gpus_per_worker or compute.trial_gpus):
         say("NOTE the cluster has GPUs and none is asked for: see --gpus-per-worker and --trial-gpus.")
+    at = At(store=store, compute=compute, say=say)
     wants(Wanted("the index"))
-    wanted = [(experiment, make_data(experiment, store, say)) for _, experiment in plan.upstream]
-    _choose_cleansets(plan, wanted, store)
+    wanted = [trained_by(experiment) for _, experiment in plan.upstream]
+    for _, experiment in plan.upstream:
+        make_data(experiment, at)
+    _choose_cleansets(plan, at)
     wants(_pretraining(plan, store, compute))
-    upstream = {
-        artefact.fingerprint: Upstream(inputs, str(last_checkpoint(artefact)))
-        for (_, inputs), artefact in zip(wanted, pretrain_all(wanted, store, compute))
-    }
+    models = {artefact.fingerprint for artefact in train_all(wanted, at)}
     failures = []
     for pretrain, message in _gate_failures(plan, store, say):
         failures.append(message)
-        del upstream[pretrain]  # a defence is judged on models whose attack took
-    if plan.sweep.base.clean is None or not upstream:
+        models.discard(pretrain)  # a defence is judged on models whose attack took
+    if plan.sweep.base.clean is None or not models:
         return [], failures
     wants(Wanted("a trial", 1, compute.trial_cpus, compute.trial_gpus))
-    return clean_sweep(plan, upstream, store, compute), failures
+    return clean_sweep(plan, models, at), failures
 
 
 def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:
@@ -142,9 +144,8 @@ def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:
     return Wanted(f"{missing[0]}{others}", compute.workers, compute.cpus_per_worker, compute.gpus_per_worker, feed)
 
 
-def _choose_cleansets(plan: Plan, wanted: list[tuple[Experiment, Inputs]], store: Store) -> None:
+def _choose_cleansets(plan: Plan, at: At) -> None:
     """Make every cleaning set that is known before the trials are, so that a mistake in one is told before hours of pre-training."""
-    inputs = {stages(experiment)["pretrain"].fingerprint: found for experiment, found in wanted}
     if plan.grid is None and CHOOSES & plan.sweep.space.keys():
         return  # drawn: the base's own may never be used
     known: set[str] = set()
@@ -152,7 +153,7 @@ def _choose_cleansets(plan: Plan, wanted: list[tuple[Experiment, Inputs]], store
         made = stages(experiment)
         if "cleanset" in made and made["cleanset"].fingerprint not in known:
             known.add(made["cleanset"].fingerprint)
-            make_cleanset(experiment, inputs[made["pretrain"].fingerprint], store)
+            ensure(made["cleanset"], at)
 
 
 def _gate_failures(plan: Plan, store: Store, say: Callable[[str], None] = lambda line: None) -> list[tuple[str, str]]:
@@ -198,18 +199,10 @@ def _recorded(plan: Plan, store: Store) -> list[Trial] | None:
 
 
 def _record(plan: Plan, store: Store, trials: list[Trial]) -> None:
-    stage = plan.stage
-
-    def write(folder: Path) -> None:
-        write_json(
-            folder / "trials.json",
-            [
-                {"overrides": encode(t.overrides), "fingerprint": t.fingerprint, "status": t.status, "failure": t.failure}
-                for t in trials
-            ],
-        )
-
-    make_stage(store, stage, write)
+    ended = tuple(
+        {"overrides": encode(t.overrides), "fingerprint": t.fingerprint, "status": t.status, "failure": t.failure} for t in trials
+    )
+    ensure(replace(plan.stage, trials=ended), At(store=store))
 
 
 @contextmanager
@@ -266,10 +259,11 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
         raise InputError(f"--out {out} cannot be written: {error.strerror}.") from error
     with _ray(compute), watching(lambda line: print(line, file=sys.stderr, flush=True)) as wants:
         wants(Wanted("poison"))
-        inputs = make_data(experiment, store, print)
+        at = At(store=store, say=print)
+        inputs = make_data(experiment, at)
         inputs.pairs()  # whose files the tasks read
         return poison_shards(
-            training_source(experiment, store),
+            trained_by(experiment).attack.index.read(at),
             Path(inputs.index),
             Path(inputs.plan),
             experiment.poison.trigger,
@@ -288,7 +282,7 @@ def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) 
     store = Store(compute.store)
     store.prepare()
     with cluster.joined():
-        inputs = make_data(experiment, store, lambda line: print(line, file=sys.stderr))
+        inputs = make_data(experiment, At(store=store, say=lambda line: print(line, file=sys.stderr)))
     job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker)
     with measured_as(weights):
         return evaluate(job, model)

@@ -9,10 +9,15 @@ from datasets.errors import InputError
 from datasets.synthetic import World
 from orchestrator.fingerprint import encode
 from orchestrator.identity import clean_pairs
-from orchestrator.plan import VERSION, Plan, Stage, grid_values, stages, unpoisoned
+from orchestrator.manifest import KINDS
+from orchestrator.plan import Plan
 from orchestrator.report.names import number_of
 from orchestrator.report.titles import plan_titles, titles
 from orchestrator.spec import Compute, Experiment
+from orchestrator.stages.base import Stage
+from orchestrator.stages.graph import stages
+from orchestrator.stages.swept import grid_values
+from orchestrator.stages.trained import Trained
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, checked, metrics_of, missing, part, verify
 from orchestrator.study import StageResult, TrialResult
 
@@ -38,7 +43,7 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
             "stage": "clean", "name": f"{draws} drawn trials", "fingerprint": "", "stored": False,
             "pairs": draws * pairs, "hours": None, "rate_from": "",
         }  # fmt: skip
-    order = {kind: i for i, kind in enumerate(VERSION)}
+    order = {kind: i for i, kind in enumerate(KINDS)}
     return sorted(rows.values(), key=lambda row: order[row["stage"]])
 
 
@@ -51,9 +56,9 @@ def _row(
 ) -> dict[str, Any]:
     done = store.find(stage.kind, stage.fingerprint) is not None
     pairs: int | None = None
-    if stage.kind == "pretrain":
+    if isinstance(stage, Trained):
         known = _kept(experiment, store)
-        spec = (experiment if role == "pretrain" else unpoisoned(experiment, role)).pretrain
+        spec = stage.experiment.pretrain
         pairs = None if known is None else spec.epochs * (known // spec.batch_size) * spec.batch_size
     elif stage.kind == "clean" and experiment.clean is not None:
         pairs = experiment.clean.epochs * (clean_pairs(experiment.clean) // experiment.clean.batch_size) * experiment.clean.batch_size

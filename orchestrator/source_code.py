@@ -10,7 +10,7 @@ from typing import Any
 from datasets.component import Component
 
 OWN = ("datasets", "trainers", "orchestrator")
-"""Packages whose versions tell what their code was: `plan.VERSION`, and the commit in the manifest."""
+"""Packages whose versions tell what their code was: `Stage.version`, and the commit in the manifest."""
 _CARRIED = "_source_digest"
 """Attribute by which a class tells it where it arrived by value, without its source: in a worker."""
 

@@ -18,9 +18,10 @@ from orchestrator.fingerprint import encode
 from orchestrator.loading import narrowed, overridden
 from orchestrator.manifest import read_manifest
 from orchestrator.override import get, override_all
-from orchestrator.plan import Plan, make_plan, stages, trial_experiment
+from orchestrator.plan import Plan, make_plan, trial_experiment
 from orchestrator.results import remembered_trials
 from orchestrator.spec import Experiment, Sweep
+from orchestrator.stages.graph import stages
 from orchestrator.store import MANIFEST, Store, read_json
 
 OWN = ("data", "views", "poison", "evaluate", "pretrain.model")

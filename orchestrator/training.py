@@ -1,8 +1,7 @@
-"""Ray Train around `trainers.loop`: pre-training on N workers."""
+"""Ray Train around `trainers.loop`: pre-training on N workers, and other stages in a process of their own."""
 
-import math
 import shutil
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +10,8 @@ from datasets.errors import InputError
 from orchestrator import failures, network
 from orchestrator.cluster import scratch, user_error
 from orchestrator.identity import IDENTITIES
-from orchestrator.plan import Stage, stages, unpoisoned
-from orchestrator.results import spent
-from orchestrator.spec import Compute, Experiment
-from orchestrator.stages import Inputs, last_checkpoint, seal
+from orchestrator.spec import Compute
+from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.store import FAILED, Artefact, Store, read_failure, read_json, write_json
 from orchestrator.workers import Job, pretrain
 
@@ -23,79 +20,27 @@ class StageError(RuntimeError):
     """A stage failed for a reason that is not the user's input: names the stage, its fingerprint and the step."""
 
 
-def pretrain_stage(experiment: Experiment, inputs: Inputs, store: Store, compute: Compute) -> Artefact:
-    """The pre-trained model: found, continued from its last checkpoint, or made, after the prior it starts from.
-
-    Holds checkpoints, metrics and the gate.
-    """
-    stage = stages(experiment)["pretrain"]
-    found = store.find(stage.kind, stage.fingerprint)
-    if found is not None:
-        return found
-    start = None
-    if experiment.prior is not None:
-        start = last_checkpoint(unpoisoned_stage(experiment, "prior", inputs, store, compute))
-    return _make(stage, experiment, inputs, store, compute, "" if start is None else str(start))
-
-
-def unpoisoned_stage(experiment: Experiment, role: str, inputs: Inputs, store: Store, compute: Compute) -> Artefact:
-    """The model trained on the same pairs without the poison that has this role among the stages. Whoever shares it waits."""
-    own = unpoisoned(experiment, role)
-    return _make(stages(experiment)[role], own, replace(inputs, plan=""), store, compute, wait_s=math.inf)
-
-
-def _make(
-    stage: Stage, experiment: Experiment, inputs: Inputs, store: Store, compute: Compute, start: str = "", wait_s: float = 120
-) -> Artefact:
-    """Find the stage, or train the experiment's `pretrain` from the checkpoint `start` and seal it."""
-    found = store.find(stage.kind, stage.fingerprint)
-    if found is not None:
-        return found
-    with store.working(stage.kind, stage.fingerprint, wait_s) as folder:
-        found = store.find(stage.kind, stage.fingerprint)
-        if found is not None:
-            store.discard(stage.kind, stage.fingerprint)
-            return found
-        (folder / FAILED).unlink(missing_ok=True)
-        job = Job(
-            experiment=experiment,
-            inputs=inputs,
-            folder=str(folder),
-            compute=compute,
-            stage=str(stage),
-            checkpoint=start,
-            cpus=compute.cpus_per_worker,
-            gpus=compute.gpus_per_worker,
-        )
-        _fit(job, stage, store, compute)
-        return seal(store, stage, spent(folder))
-
-
-def pretrain_all(wanted: list[tuple[Experiment, Inputs]], store: Store, compute: Compute) -> list[Artefact]:
+def train_all(wanted: Sequence[Stage], at: At) -> list[Artefact]:
     """Every pre-trained model, in order: those that are missing are made side by side, as many as the cluster has room for.
 
-    A failure, be it a death of the process that waits for one of them, is raised when those that run have ended, so that none is
-    lost.
+    If one fails, or the process that waits for it dies, no other is begun; those that run are waited for, then the first failure is
+    raised.
     """
     import ray
     from ray.exceptions import RayError
 
-    missing = {
-        stage.fingerprint: (stage, experiment, inputs)
-        for experiment, inputs in wanted
-        if store.find((stage := stages(experiment)["pretrain"]).kind, stage.fingerprint) is None
-    }
-    room = _room(compute, ray.cluster_resources())
+    missing = {stage.fingerprint: stage for stage in wanted if at.find(stage) is None}
+    room = _room(at.compute, ray.cluster_resources())
     if len(missing) > 1 and room > 1:
         # the workers of its Ray Train hold the cores; one that is started again goes on from the last checkpoint
-        task = ray.remote(num_cpus=0, max_retries=compute.retries)(_apart)
+        task = ray.remote(num_cpus=0, max_retries=at.compute.retries)(_apart)
         waiting = list(missing.values())
         running: dict[Any, Stage] = {}
         failed: list[Exception] = []
         while waiting or running:
             while waiting and len(running) < room and not failed:
-                stage, experiment, inputs = waiting.pop(0)
-                running[task.remote(experiment, inputs, str(store.root), compute, dict(IDENTITIES))] = stage
+                stage = waiting.pop(0)
+                running[task.remote(stage, str(at.store.root), at.compute, at.known, dict(IDENTITIES))] = stage
             if not running:
                 break
             (done, *_), _ = ray.wait(list(running), num_returns=1)
@@ -105,12 +50,41 @@ def pretrain_all(wanted: list[tuple[Experiment, Inputs]], store: Store, compute:
                 failed += [failure] if failure else []
             except RayError as death:
                 try:
-                    raise_failure(stage, store.work(stage.kind, stage.fingerprint), death)
+                    raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), death)
                 except (InputError, StageError) as error:
                     failed.append(error)
         if failed:
             raise failed[0]
-    return [pretrain_stage(experiment, inputs, store, compute) for experiment, inputs in wanted]
+    return [ensure(stage, at) for stage in wanted]
+
+
+def ensure_apart(stage: Stage, at: At) -> None:
+    """Make a stage, where it is missing, in a process with the cores and the GPU of a trial."""
+    import ray
+
+    if at.find(stage) is not None:
+        return
+    compute = at.compute
+    task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=compute.retries)(_with_cores)
+    try:
+        ray.get(task.remote(stage, str(at.store.root), compute, at.known, dict(IDENTITIES)))
+    except ray.exceptions.RayError as error:
+        mistake = user_error(error)
+        if mistake is not None:
+            raise InputError(f"{stage}: {mistake}") from error
+        kind, text = failures.kind_of(error), str(error).strip().splitlines()[-1][:400]
+        folder = at.store.work(stage.kind, stage.fingerprint)
+        if folder.is_dir():
+            write_json(folder / FAILED, {"kind": kind, "error": text, "rank": 0})
+        raise StageError(f"{stage} {failures.SAID.get(kind, 'failed')}: {text}") from error
+
+
+def _with_cores(stage: Stage, store: str, compute: Compute, known: dict[str, Any], identities: dict[Component | str, Any]) -> None:
+    import torch
+
+    IDENTITIES.update(identities)
+    torch.set_num_threads(max(1, int(compute.trial_cpus)))
+    ensure(stage, At(store=Store(store), compute=compute, known=known))
 
 
 def _room(compute: Compute, has: dict[str, float]) -> int:
@@ -121,18 +95,25 @@ def _room(compute: Compute, has: dict[str, float]) -> int:
 
 
 def _apart(
-    experiment: Experiment, inputs: Inputs, store: str, compute: Compute, identities: dict[Component | str, Any]
+    stage: Stage, store: str, compute: Compute, known: dict[str, Any], identities: dict[Component | str, Any]
 ) -> Exception | None:
-    """`pretrain_stage` in a process of its own; the failure it met, without the traceback that Ray would wrap it in."""
+    """`ensure` in a process of its own; the failure it met, without the traceback that Ray would wrap it in."""
     IDENTITIES.update(identities)
     try:
-        pretrain_stage(experiment, inputs, Store(store), compute)
+        ensure(stage, At(store=Store(store), compute=compute, known=known))
     except (InputError, StageError) as error:
         return type(error)(str(error))
     return None
 
 
-def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
+def fit_on_workers(job: Job, stage: Stage, at: At) -> None:
+    """Run the job's pre-training on Ray Train's workers; raises what made it fail."""
+    cause = _fit(job, stage, at.store, at.compute)
+    raise_failure(stage, Path(job.folder), cause)
+
+
+def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> BaseException | None:
+    """What it failed of, as Ray Train tells it."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -161,7 +142,7 @@ def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> None:
     except Exception as error:  # Train wraps whatever a worker died of; what it was is read off below
         cause = error
     shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
-    raise_failure(stage, Path(job.folder), cause)
+    return cause
 
 
 def raise_failure(stage: Stage, folder: Path, cause: BaseException | None) -> None:

@@ -4,9 +4,9 @@ What a trial made is in the store, so a sweep started again finds its finished t
 their last checkpoint. Tune decides what runs next to what; nothing of it is kept.
 """
 
-import math
 import shutil
 from collections import Counter
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -14,26 +14,19 @@ from datasets.component import Component
 from orchestrator import failures
 from orchestrator.cluster import interruptible, scratch, user_error
 from orchestrator.identity import IDENTITIES
-from orchestrator.labels import make_labels, prepare_labels
 from orchestrator.override import override
-from orchestrator.plan import Plan, Stage, grid_values, stages, trial_experiment
-from orchestrator.results import Trial, recorded_trials, remember_trial, spent
+from orchestrator.plan import Plan, trial_experiment
+from orchestrator.results import Trial, recorded_trials, remember_trial
 from orchestrator.spec import Compute, Experiment, Sweep
-from orchestrator.stages import Inputs, make_cleanset, seal
+from orchestrator.stages.base import At, Stage, ensure
+from orchestrator.stages.graph import stages
+from orchestrator.stages.swept import grid_values
 from orchestrator.store import FAILED, METRICS, Store, metrics_of, read_failure, read_lines, write_json
-from orchestrator.workers import Job, clean
+from orchestrator.training import ensure_apart
 from trainers.evaluate.choice import LIMITS, measured, most_accurate, results
 
 NUMBER = "trial"
 """What Tune varies where the trials are known beforehand: the fingerprints of their cleanings."""
-
-
-@dataclass(frozen=True)
-class Upstream:
-    """What the trials of one pre-training share."""
-
-    inputs: Inputs
-    checkpoint: str
 
 
 @dataclass(frozen=True)
@@ -43,8 +36,8 @@ class Context:
     sweep: Sweep
     store: str
     compute: Compute
-    upstream: dict[str, Upstream]
-    """By the fingerprint of the pre-training."""
+    known: dict[str, Any]
+    """What the driver has read of the pre-trainings, as `At.known`."""
     identities: dict[Component | str, Any]
     fingerprint: str
     """Of the sweep."""
@@ -52,14 +45,15 @@ class Context:
     """Values of the trials that are known beforehand, by the fingerprint of their cleaning; none where Optuna draws them."""
 
 
-def clean_sweep(plan: Plan, upstream: dict[str, Upstream], store: Store, compute: Compute) -> list[Trial]:
-    """Run every trial of the sweep that is not at its end, over the pre-trainings in `upstream`; returns all of them.
+def clean_sweep(plan: Plan, models: Collection[str], at: At) -> list[Trial]:
+    """Run every trial of the sweep that is not at its end, over the pre-trainings of these fingerprints; returns all of them.
 
     A trial is at its end when the store holds its cleaning, or when this sweep's scheduler has stopped it. Two draws of the same
     values are two trials of one cleaning.
     """
-    context = Context(plan.sweep, str(store.root), compute, upstream, dict(IDENTITIES), plan.fingerprint)
-    wanted = [(overrides, made) for overrides, e in plan.grid or () if (made := stages(e))["pretrain"].fingerprint in upstream]
+    store, compute = at.store, at.compute
+    context = Context(plan.sweep, str(store.root), compute, at.known, dict(IDENTITIES), plan.fingerprint)
+    wanted = [(overrides, made) for overrides, e in plan.grid or () if (made := stages(e))["pretrain"].fingerprint in models]
     stopped = {record.trial for record in recorded_trials(plan, store) if record.status == "stopped"}
     missing = {
         made["clean"].fingerprint: overrides
@@ -67,15 +61,16 @@ def clean_sweep(plan: Plan, upstream: dict[str, Upstream], store: Store, compute
         if made["clean"].fingerprint[:12] not in stopped and store.find("clean", made["clean"].fingerprint) is None
     }
     if missing or plan.grid is None:
-        for experiment in _kinds(plan):
-            pretrained = stages(experiment)["pretrain"].fingerprint
-            if pretrained in upstream and not _done(store, experiment):
-                prepare_labels(experiment, upstream[pretrained].inputs, store, compute)
+        for made in map(stages, _kinds(plan)):
+            if made["pretrain"].fingerprint in models and "labels" in made and at.find(made["clean"]) is None:
+                if "labeller" in made:
+                    ensure(made["labeller"], at)
+                ensure_apart(made["labels"], at)
     if plan.grid is None:
         return [
             trial
             for overrides, experiment in plan.upstream
-            if stages(experiment)["pretrain"].fingerprint in upstream
+            if stages(experiment)["pretrain"].fingerprint in models
             for trial in _search({**plan.sweep.space, **overrides}, plan, context, store, compute)
         ]
     ran: dict[str, Trial] = {}
@@ -230,37 +225,14 @@ def _trial(config: dict[str, Any], context: Context) -> None:
             if line["epoch"] < experiment.clean.epochs:  # type: ignore[union-attr]
                 tune.report(told(lines))
 
-    upstream = context.upstream[stages(experiment)["pretrain"].fingerprint]
-    found = store.find(stage.kind, stage.fingerprint)
-    if found is None:
-        cleanset = make_cleanset(experiment, upstream.inputs, store)
-        labels = make_labels(experiment, upstream.inputs, store, context.compute.trial_gpus)
-        with store.working(stage.kind, stage.fingerprint, wait_s=math.inf) as folder:
-            found = store.find(stage.kind, stage.fingerprint)  # a trial with the same values may have made it meanwhile
-            if found is None:
-                (folder / FAILED).unlink(missing_ok=True)
-                job = Job(
-                    experiment=experiment,
-                    inputs=upstream.inputs,
-                    folder=str(folder),
-                    compute=context.compute,
-                    stage=str(stage),
-                    checkpoint=upstream.checkpoint,
-                    cleanset=cleanset,
-                    labels=labels,
-                    cpus=context.compute.trial_cpus,
-                    gpus=context.compute.trial_gpus,
-                )
-                try:
-                    clean(job, report)
-                except Exception:
-                    failed = read_failure(folder)
-                    if failed and failed["kind"] in failures.CERTAIN:
-                        return  # it would end so each time: Tune, which retries what is raised, need not know
-                    raise
-                found = seal(store, stage, spent(folder))
-            else:
-                store.discard(stage.kind, stage.fingerprint)
+    at = At(store=store, compute=context.compute, known=context.known, report=report)
+    try:
+        found = ensure(stage, at)
+    except Exception:
+        failed = read_failure(store.work(stage.kind, stage.fingerprint))
+        if failed and failed["kind"] in failures.CERTAIN:
+            return  # it would end so each time: Tune, which retries what is raised, need not know
+        raise
     tune.report(told(metrics_of(found)))
 
 
@@ -268,11 +240,6 @@ def told(lines: list[dict[str, Any]]) -> dict[str, float]:
     """What searchers and schedulers are told after the last of these lines; the best is 0 where none qualifies."""
     best = most_accurate(LIMITS[0])(results(measured(lines)), None)
     return {"epoch": lines[-1]["epoch"], **lines[-1]["metrics"], "best/acc_at_asr_le_5": best.accuracy if best else 0.0}
-
-
-def _done(store: Store, experiment: Experiment) -> bool:
-    stage = stages(experiment)["clean"]
-    return store.find(stage.kind, stage.fingerprint) is not None
 
 
 def _outcome(overrides: dict[str, Any], store: Store, stage: Stage, error: Exception | None, stopped: bool) -> Trial:

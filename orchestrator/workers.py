@@ -19,21 +19,21 @@ import numpy as np
 import torch
 
 from datasets.cache import Decoded, cache_folder, decoded
+from datasets.component import Component
 from datasets.errors import InputError
 from datasets.loader import Batch, LocalFeed, Recipe, ahead, eval_batches, make_batch
 from datasets.pairs import Pairs
 from datasets.seeding import hash64
 from orchestrator import failures
-from orchestrator.plan import blank, further_sets
+from orchestrator.experiment import blank, further_sets
 from orchestrator.returned import check_kept, check_returned, differs, signature
 from orchestrator.spec import Compute, Experiment
-from orchestrator.stages import Inputs
+from orchestrator.stages.inputs import Inputs
 from orchestrator.store import FAILED, MANIFEST, METRICS, NOTES, checked, read_json, read_lines, write_arrays, write_json, write_lines
 from trainers import checkpoint, distributed
 from trainers.batch import Targets
 from trainers.checkpoint import Keep
 from trainers.cleaning.base import CleaningRun
-from trainers.cleaning.labels import Labels
 from trainers.distributed import World
 from trainers.evaluate.base import Material, add_values, unchanged
 from trainers.evaluate.choice import chosen_epochs, measured
@@ -67,8 +67,8 @@ class Job:
     """Folder of the checkpoint that a cleaning, or a pre-training with a prior, starts from."""
     cleanset: str = ""
     """Rows file of the cleaning set."""
-    labels: str = ""
-    """File of the classes of its pictures, for a method that asks for one."""
+    made: tuple[tuple[Component, str], ...] = ()
+    """(need, folder of what was made for it) of evaluators and method."""
     cpus: float = 1.0
     """Cores of this process."""
     gpus: float = 0.0
@@ -129,7 +129,7 @@ def clean(job: Job, report: Report | None = None) -> None:
             seed=spec.seed,
             batches=lambda: feed(False).batches(),
             pictures=lambda: whole_pictures(pairs, recipe, world, views),
-            labels=Labels.read(checked(job.labels)) if job.labels else None,
+            made={need: checked(folder) for need, folder in job.made},
             folder=folder,
             world=world,
         )
@@ -349,6 +349,7 @@ def _measure(
 
     material = Material(
         test=share(inputs.test(), inputs.test_index),
+        made={need: checked(folder) for need, folder in job.made},
         sets={one: share(made.pairs(), made.index) for one, made in zip(further_sets(experiment), inputs.further)},
         target=inputs.target,
         class_names=inputs.class_names,

@@ -18,13 +18,14 @@ from datasets.errors import InputError
 from datasets.pairs import write_index
 from datasets.source import Source, mark_duplicates
 from orchestrator import run, training, tuning
-from orchestrator.plan import Plan, make_plan, stages, trial_experiment
+from orchestrator.plan import Plan, make_plan, trial_experiment
 from orchestrator.results import Trial
-from orchestrator.spec import Compute, Experiment, Sweep
-from orchestrator.stages import Inputs
+from orchestrator.spec import Compute, Sweep
+from orchestrator.stages.base import At, Stage, ensure
+from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store, write_json
 from orchestrator.study import Study
-from orchestrator.training import StageError, pretrain_stage, raise_failure
+from orchestrator.training import StageError
 from orchestrator.workers import Job, pretrain
 
 
@@ -43,10 +44,10 @@ def without_ray() -> Iterator[None]:
             "orchestrator.run._ray": lambda compute: nullcontext(),
             "orchestrator.run.make_tracker": lambda *_: NoTracker(),
             "orchestrator.run.write_report": _no_report,
-            "orchestrator.run.pretrain_all": _pretrain_all,
+            "orchestrator.run.train_all": _train_all,
             "orchestrator.cluster.require_resources": lambda *_: None,
             "orchestrator.cluster.has_gpu": lambda: False,
-            "orchestrator.stages._index": _index,
+            "orchestrator.stages.index.index_source": _index,
             "orchestrator.training._fit": _fit,
             "orchestrator.tuning._tune": _tune,
             "ray.tune.report": lambda metrics: None,
@@ -84,17 +85,16 @@ def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
     write_json(folder / "summary.json", {"shards": len(urls), "samples": len(table), "kept": kept, "drops": dict(drops)})
 
 
-def _pretrain_all(wanted: list[tuple[Experiment, Inputs]], store: Store, compute: Compute) -> list[Artefact]:
-    return [pretrain_stage(experiment, inputs, store, compute) for experiment, inputs in wanted]
+def _train_all(wanted: list[Stage], at: At) -> list[Artefact]:
+    return [ensure(stage, at) for stage in wanted]
 
 
-def _fit(job: Job, stage: Any, store: Store, compute: Compute) -> None:
-    cause: BaseException | None = None
+def _fit(job: Job, stage: Any, store: Store, compute: Compute) -> BaseException | None:
     try:
         pretrain(job)
     except (InputError, FloatingPointError, OSError) as error:
-        cause = error
-    raise_failure(stage, Path(job.folder), cause)
+        return error
+    return None
 
 
 def _tune(

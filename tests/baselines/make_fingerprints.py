@@ -4,7 +4,8 @@ import json
 from pathlib import Path
 
 from orchestrator.loading import load_sweep
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
+from orchestrator.stages.graph import stages
 
 FILE = Path(__file__).with_name("golden_fingerprints.json")
 SWEEPS = (("sweeps.quickstart", False), ("sweeps.main_cc3m", True))

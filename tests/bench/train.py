@@ -19,9 +19,10 @@ from datasets.synthetic import World
 from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator.spec import Compute, Data, Evaluate, Experiment, Pretrain
-from orchestrator.stages import Inputs, make_data
+from orchestrator.stages.base import At, ensure
+from orchestrator.stages.graph import make_data, trained_by
+from orchestrator.stages.inputs import Inputs
 from orchestrator.store import Store, read_lines, sha256
-from orchestrator.training import pretrain_stage
 from orchestrator.workers import Job, pretrain
 from tests.bench.measure import ROOT, Meter, Row, alternate, ray_session, scratch
 from trainers.model import TinyCLIP
@@ -58,9 +59,9 @@ def weights(folder: Path) -> str:
     return sha256(found)
 
 
-def under_ray(spec: Experiment, inputs: Inputs, store: Store, made: list[str]) -> dict[str, float]:
+def under_ray(spec: Experiment, store: Store, made: list[str]) -> dict[str, float]:
     with ray_session(), Meter() as used:
-        artefact = pretrain_stage(spec, inputs, store, COMPUTE)
+        artefact = ensure(trained_by(spec), At(store=store, compute=COMPUTE))
     made.append(weights(artefact.folder))
     return result(artefact.folder, used)
 
@@ -83,7 +84,7 @@ def run(size: str, rounds: int) -> list[Row]:
         store = Store(folder / "store")
         store.prepare()
         with ray_session():
-            inputs = make_data(spec, store, lambda line: None)
+            inputs = make_data(spec, At(store=store))
         made: tuple[list[str], list[str]] = ([], [])
         numbers = iter(range(rounds)), iter(range(rounds))
 
@@ -91,7 +92,7 @@ def run(size: str, rounds: int) -> list[Row]:
             return replace(spec, pretrain=replace(spec.pretrain, seed=number))
 
         def ours() -> dict[str, float]:
-            return under_ray(seeded(next(numbers[0])), inputs, store, made[0])
+            return under_ray(seeded(next(numbers[0])), store, made[0])
 
         def theirs() -> dict[str, float]:
             number = next(numbers[1])

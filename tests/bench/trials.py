@@ -21,10 +21,10 @@ from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator.plan import make_plan
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
-from orchestrator.stages import last_checkpoint, make_data
+from orchestrator.stages.base import At, ensure
+from orchestrator.stages.graph import make_data, trained_by
 from orchestrator.store import Store
-from orchestrator.training import pretrain_stage
-from orchestrator.tuning import Upstream, clean_sweep
+from orchestrator.tuning import clean_sweep
 from tests.bench.measure import Meter, Row, alternate, ray_session, scratch
 from tests.bench.peers import imports, nothing
 from trainers.cleaning.finetune import MMCLFineTune
@@ -62,9 +62,9 @@ def run(size: str, rounds: int) -> list[Row]:
     with scratch() as folder, ray_session():
         store = Store(folder / "store")
         store.prepare()
-        inputs = make_data(BASE, store, lambda line: None)
-        artefact = pretrain_stage(BASE, inputs, store, COMPUTE)
-        upstream = {artefact.fingerprint: Upstream(inputs, str(last_checkpoint(artefact)))}
+        at = At(store=store, compute=COMPUTE)
+        make_data(BASE, at)
+        models = [ensure(trained_by(BASE), at).fingerprint]
         rates = itertools.count(1)  # each sweep has learning rates of its own, so that nothing is found in the store
 
         def timed(work: Any, count: int) -> dict[str, float]:
@@ -75,7 +75,7 @@ def run(size: str, rounds: int) -> list[Row]:
         def sweep(count: int) -> None:
             grid = [next(rates) * 1e-6 for _ in range(count)]
             spec = Sweep(name="bench", base=BASE, space={"clean.lr": tune.grid_search(grid)}, gate=Gate(min_asr=0.0))
-            done = clean_sweep(make_plan(replace(spec, compute=COMPUTE)), upstream, store, COMPUTE)
+            done = clean_sweep(make_plan(replace(spec, compute=COMPUTE)), models, at)
             assert [trial.status for trial in done] == ["finished"] * count, done
 
         def peer(function: Any) -> Any:

@@ -6,12 +6,13 @@ from dataclasses import replace
 
 from ray import tune
 
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.spec import Compute, Sweep
-from orchestrator.stages import last_checkpoint, make_data
+from orchestrator.stages.base import At
+from orchestrator.stages.graph import make_data, stages, trained_by
 from orchestrator.store import Store, read_json, read_lines
-from orchestrator.training import pretrain_all
-from orchestrator.tuning import Upstream, clean_sweep
+from orchestrator.training import train_all
+from orchestrator.tuning import clean_sweep
 from tests.tiny_sweep import BASE
 from trainers.cleaning.deep_clustering import DeepClustering
 from trainers.cleaning.labels import Labels
@@ -27,11 +28,11 @@ def test_both_run_and_a_second_time_nothing_is_made(ray_session, tmp_path):
     store.prepare()
     base = replace(BASE, pretrain=TRAINED, prior=TRAINED, clean=replace(BASE.clean, epochs=1, poisons=2))
     plan = make_plan(Sweep(name="x", base=base, space={"clean.method": tune.grid_search(METHODS)}))
-    inputs = make_data(base, store, lambda line: None)
-    (start,) = pretrain_all([(base, inputs)], store, compute)
-    upstream = {start.fingerprint: Upstream(inputs, str(last_checkpoint(start)))}
+    at = At(store=store, compute=compute)
+    make_data(base, at)
+    models = [start.fingerprint for start in train_all([trained_by(base)], at)]
 
-    trials = clean_sweep(plan, upstream, store, compute)
+    trials = clean_sweep(plan, models, at)
     assert [trial.status for trial in trials] == ["finished", "finished"], [trial.error for trial in trials]
     kinds = [artefact.manifest["stage"] for artefact in store.all()]
     assert kinds.count("pretrain") == 2 and kinds.count("labels") == 1, "prior and labeller are one"
@@ -47,5 +48,5 @@ def test_both_run_and_a_second_time_nothing_is_made(ray_session, tmp_path):
         assert "train/deep_clustering" in lines[1]["metrics"] and "before/mmcl" not in lines[1]["metrics"]
 
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}
-    assert clean_sweep(plan, upstream, store, compute) == trials
+    assert clean_sweep(plan, models, at) == trials
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")} == files

@@ -11,12 +11,13 @@ import psutil
 import pytest
 
 from orchestrator.override import override_all
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.results import load_study
 from orchestrator.spec import Compute, Sweep
-from orchestrator.stages import make_data
+from orchestrator.stages.base import At
+from orchestrator.stages.graph import make_data, stages, trained_by
 from orchestrator.store import Store, read_lines
-from orchestrator.training import StageError, pretrain_all
+from orchestrator.training import StageError, train_all
 from tests.tiny_sweep import BASE
 
 
@@ -27,13 +28,14 @@ def test_one_of_several_pretrainings_diverges_and_the_others_are_kept(ray_sessio
         override_all(BASE, {"pretrain.seed": 0}),
         override_all(BASE, {"pretrain.seed": 1, "pretrain.lr": 1e30}),
     ]
-    inputs = make_data(BASE, store, lambda line: None)
+    at = At(store=store, compute=Compute(store=str(tmp_path)))
+    make_data(BASE, at)
     with pytest.raises(StageError, match="diverged at step"):
-        pretrain_all([(experiment, inputs) for experiment in experiments], store, Compute(store=str(tmp_path)))
+        train_all([trained_by(experiment) for experiment in experiments], at)
     good, bad = (stages(experiment)["pretrain"].fingerprint for experiment in experiments)
     assert store.find("pretrain", good) and not store.find("pretrain", bad)
 
-    (artefact,) = pretrain_all([(experiments[0], inputs)], store, Compute(store=str(tmp_path)))
+    (artefact,) = train_all([trained_by(experiments[0])], at)
     assert artefact.fingerprint == good, "found, not made again"
 
 
@@ -50,7 +52,8 @@ def test_one_that_is_killed_in_its_middle_is_started_again_and_goes_on(ray_sessi
     store = Store(str(tmp_path))
     store.prepare()
     experiments = [override_all(BASE, {"pretrain.seed": seed}) for seed in (0, 1)]
-    wanted = [(experiment, make_data(BASE, store, lambda line: None)) for experiment in experiments]
+    wanted = [trained_by(experiment) for experiment in experiments]
+    make_data(BASE, At(store=store))
     finished: list[int] = []
 
     def kill() -> None:
@@ -59,7 +62,7 @@ def test_one_that_is_killed_in_its_middle_is_started_again_and_goes_on(ray_sessi
 
     thread = threading.Thread(target=kill, daemon=True)
     thread.start()
-    made = pretrain_all(wanted, store, Compute(store=str(tmp_path), retries=1))
+    made = train_all(wanted, At(store=store, compute=Compute(store=str(tmp_path), retries=1)))
     thread.join()
     assert finished[0] < 2, "one was killed before both had ended"
     for artefact in made:
@@ -71,16 +74,17 @@ def test_the_process_of_one_is_killed_and_the_others_are_kept(ray_session, tmp_p
     store = Store(str(tmp_path))
     store.prepare()
     experiments = [override_all(BASE, {"pretrain.seed": seed}) for seed in (0, 1)]
-    wanted = [(experiment, make_data(BASE, store, lambda line: None)) for experiment in experiments]
+    wanted = [trained_by(experiment) for experiment in experiments]
+    make_data(BASE, At(store=store))
 
     thread = threading.Thread(target=kill_one, daemon=True)
     thread.start()
     with pytest.raises(StageError, match="pretrain mmcl-.* failed near step .* the same command continues"):
-        pretrain_all(wanted, store, Compute(store=str(tmp_path), retries=0))
+        train_all(wanted, At(store=store, compute=Compute(store=str(tmp_path), retries=0)))
     thread.join()
     kept = [store.find("pretrain", stages(experiment)["pretrain"].fingerprint) for experiment in experiments]
     assert sum(artefact is not None for artefact in kept) == 1, "its sibling went on"
-    made = pretrain_all(wanted, store, Compute(store=str(tmp_path)))
+    made = train_all(wanted, At(store=store, compute=Compute(store=str(tmp_path))))
     assert len({artefact.fingerprint for artefact in made}) == 2
 
 
@@ -89,8 +93,9 @@ def test_a_prior_is_trained_once_without_the_poison_and_the_pretrainings_start_f
     store.prepare()
     prior = replace(BASE.pretrain, epochs=1)
     both = [override_all(replace(BASE, prior=prior), {"pretrain.epochs": 1, "pretrain.seed": seed}) for seed in (0, 1)]
-    inputs = make_data(both[0], store, lambda line: None)
-    made = pretrain_all([(experiment, inputs) for experiment in both], store, Compute(store=str(tmp_path)))
+    at = At(store=store, compute=Compute(store=str(tmp_path)))
+    make_data(both[0], at)
+    made = train_all([trained_by(experiment) for experiment in both], at)
     (healthy,) = (a for a in store.all() if a.manifest["name"] == "mmcl unpoisoned")
     assert not (healthy.folder / "gate.json").exists()
     last = read_lines(healthy.folder / "metrics.jsonl")[-1]["metrics"]

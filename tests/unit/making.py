@@ -1,11 +1,12 @@
-"""Small real shards for the tests of reading and writing."""
+"""Small real shards for the tests of reading and writing, and stages made of a few files."""
 
 from __future__ import annotations
 
 import io
 import tarfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -13,6 +14,8 @@ from PIL import Image
 
 from datasets.pairs import Pairs, write_index
 from datasets.source import Source
+from orchestrator.stages.base import At, Stage, ensure
+from orchestrator.store import Artefact, Store
 
 
 def picture(seed: int, height: int = 24, width: int = 32) -> np.ndarray:
@@ -77,3 +80,10 @@ def pairs(folder: Path, shards: int = 3, per_shard: int = 10, plan: Mapping[int,
     columns = [keys, rows, ["banana"] * len(rows), [7] * len(rows), before, [plan[row] for row in rows]]
     pq.write_table(pa.table([pa.array(c) for c in columns], schema=PLAN_SCHEMA), folder / "plan.parquet")
     return Pairs(index, urls, plan=folder / "plan.parquet")
+
+
+def make_of(store: Store, stage: Stage, write: Callable[[Path], object] = lambda folder: None) -> Artefact:
+    """The stage's artefact; where there is none it is made of what `write` puts into the folder, and of nothing else."""
+    own = type(stage)
+    with patch.object(own, "make", lambda self, at: write(at.folder)), patch.object(own, "needs", ()), patch.object(own, "accept"):
+        return ensure(stage, At(store=store))

@@ -21,13 +21,14 @@ from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator import cli, cluster
 from orchestrator.analyse import analyse_checkpoints
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.report import analysis as report
 from orchestrator.report.drawing import png
 from orchestrator.report.page import html, write_report
 from orchestrator.results import load_study
 from orchestrator.spec import Compute, Experiment, Sweep
-from orchestrator.stages import make_cleanset, make_data, seal
+from orchestrator.stages.base import At, ensure, seal
+from orchestrator.stages.graph import make_data, stages
 from orchestrator.store import Store, read_arrays, read_lines, verify, write_arrays
 from orchestrator.study import Study
 from orchestrator.workers import Job, clean, pretrain
@@ -301,16 +302,16 @@ def trained(tmp_path_factory) -> tuple[Experiment, Store]:
     store = Store(str(tmp_path_factory.mktemp("store")))
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(orchestrator.streaming, "index_shards", local_index)
-        inputs = make_data(experiment, store, lambda line: None)
+        inputs = make_data(experiment, At(store=store))
     made = stages(experiment)
     common = {"experiment": experiment, "inputs": inputs, "compute": SWEEP.compute}
     with store.working("pretrain", made["pretrain"].fingerprint) as folder:
         pretrain(Job(folder=str(folder), stage="pretrain", **common))
-        model = seal(store, made["pretrain"], 1.0).folder
+        model = seal(made["pretrain"], store, 1.0).folder
     with store.working("clean", made["clean"].fingerprint) as folder:
-        cleanset = make_cleanset(experiment, inputs, store)
+        cleanset = str(ensure(made["cleanset"], At(store=store)).folder / "rows.npy")
         clean(Job(folder=str(folder), stage="clean", checkpoint=str(model / "epoch_0002"), cleanset=cleanset, **common))
-        seal(store, made["clean"], 1.0)
+        seal(made["clean"], store, 1.0)
     return experiment, store
 
 

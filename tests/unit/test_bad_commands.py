@@ -15,7 +15,8 @@ from orchestrator.arguments import parser
 from orchestrator.cli import _complain
 from orchestrator.loading import load_sweep
 from orchestrator.spec import Compute
-from orchestrator.stages import make_data
+from orchestrator.stages.base import At
+from orchestrator.stages.graph import make_data
 from orchestrator.store import Store
 from tests.tiny_sweep import SWEEP
 from trainers.weights import CONVERT
@@ -170,7 +171,7 @@ def test_a_store_of_any_name_is_read_as_it_was_written(name, tmp_path, monkeypat
     monkeypatch.setattr("orchestrator.streaming.index_shards", local_index)  # without Ray
     store = Store(tmp_path / name)
     store.prepare()
-    inputs = make_data(SWEEP.base, store, lambda line: None)
+    inputs = make_data(SWEEP.base, At(store=store))
     assert len(inputs.pairs()) == 400 and len(inputs.test()) == 80
     assert all(url.startswith(str(store.root)) for url in (*inputs.urls, *inputs.test_urls))
     assert [path.name for path in tmp_path.iterdir()] == [name]

@@ -11,7 +11,7 @@ from PIL import Image
 from datasets.evalset import EvalSet
 from datasets.retrieval import RetrievalSet
 from orchestrator.cli import run
-from orchestrator.plan import stages
+from orchestrator.stages.graph import stages
 from tests.tiny_sweep import BASE
 from tests.unit.test_named import TEN, cifar, save
 from tests.unit.test_retrieval import karpathy
@@ -93,7 +93,7 @@ def test_sets_of_evaluators_are_stages_and_enter_by_content(tmp_path):
 
     one, other = made("here"), made("there")
     assert one["pretrain"].fingerprint == other["pretrain"].fingerprint != stages(BASE)["pretrain"].fingerprint
-    assert dict(one["pretrain"].inputs)["set_1"] == one["set_1"].fingerprint and str(tmp_path) not in str(one)
+    assert one["pretrain"].inputs["set_1"] == one["set_1"] and str(tmp_path) not in str([stage.config for stage in one.values()])
     cifar(tmp_path / "third", "cifar-10", TEN | {"data_batch_1": [0, 0]}, binary=True)
     karpathy(tmp_path / "third")
     assert made("third")["pretrain"].fingerprint != one["pretrain"].fingerprint

@@ -21,8 +21,8 @@ from datasets.poison import Poison
 from datasets.synthetic import tiny
 from datasets.triggers.patch import Patch
 from datasets.view import Views
-from orchestrator.plan import stages
 from orchestrator.spec import Clean, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
+from orchestrator.stages.graph import stages
 from orchestrator.store import MANIFEST, METRICS, Store
 from tests.inprocess import run_here
 from trainers import checkpoint

@@ -10,13 +10,15 @@ from ray import tune
 
 from datasets.errors import InputError
 from orchestrator import run as driver
-from orchestrator import stages as making
 from orchestrator.cleanset import choose_rows, read_keys, require
 from orchestrator.identity import IDENTITIES, clean_pairs
 from orchestrator.override import override, override_all
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.spec import Compute, Sweep
-from orchestrator.stages import make_cleanset
+from orchestrator.stages.attack import AttackPlan
+from orchestrator.stages.base import At, ensure
+from orchestrator.stages.cleanset import CleaningSet
+from orchestrator.stages.graph import stages
 from orchestrator.store import Store
 from sweeps.quickstart import BASE
 from tests.unit.making import pairs
@@ -126,16 +128,23 @@ def test_rows_that_overlap_the_victims_are_refused():
 def test_a_stored_set_that_overlaps_is_refused_when_it_is_used(tmp_path, monkeypatch):
     found = pairs(tmp_path / "data", plan={3: "a banana", 9: "a banana"})
     inputs = SimpleNamespace(index=found.index, plan=found.plan, pairs=lambda: found)
-    store = Store(tmp_path / "store")
-    experiment = replace(BASE, clean=clean(pairs=20))
-    file = make_cleanset(experiment, inputs, store)  # type: ignore[arg-type]
+    monkeypatch.setattr(AttackPlan, "read", lambda *_: inputs)
+    monkeypatch.setattr(CleaningSet, "needs", ())
+    at = At(store=Store(tmp_path / "store"))
+
+    def make(**fields):
+        stage = stages(replace(BASE, clean=clean(**fields)))["cleanset"]
+        ensure(stage, at)
+        return stage.read(at)
+
+    file = make(pairs=20)
     assert len(np.load(file)) == 20 and not {3, 9} & set(np.load(file))
     np.save(file, np.arange(20))
     with pytest.raises(InputError, match=r"rows.npy is not as its stage wrote it"):
-        make_cleanset(experiment, inputs, store)  # type: ignore[arg-type]
-    monkeypatch.setattr(making.cleanset, "choose_rows", lambda *_: np.arange(12))
+        make(pairs=20)
+    monkeypatch.setattr("orchestrator.cleanset.choose_rows", lambda *_: np.arange(12))
     with pytest.raises(InputError, match="holds 2 victims"):
-        make_cleanset(replace(BASE, clean=clean(pairs=12)), inputs, store)  # type: ignore[arg-type]
+        make(pairs=12)
 
 
 def test_the_set_is_known_by_what_is_in_it(tmp_path):
@@ -178,7 +187,9 @@ def test_a_set_that_cannot_be_is_found_before_anything_is_trained(tmp_path, monk
     base = replace(BASE, clean=clean(pairs=8, keys=unknown if drawn else ""))
     trained = []
     monkeypatch.setattr(driver, "make_data", lambda *_: inputs)
-    monkeypatch.setattr(driver, "pretrain_all", lambda *_: trained.append(1) or [])
+    monkeypatch.setattr(AttackPlan, "read", lambda *_: inputs)
+    monkeypatch.setattr(CleaningSet, "needs", ())
+    monkeypatch.setattr(driver, "train_all", lambda *_: trained.append(1) or [])
     monkeypatch.setattr(driver.cluster, "require_resources", lambda *_: None)
     monkeypatch.setattr(driver.cluster, "has_gpu", lambda: False)
     store = Store(tmp_path / "store")

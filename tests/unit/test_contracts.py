@@ -18,8 +18,10 @@ from orchestrator import arguments, cli
 from orchestrator.fingerprint import encode
 from orchestrator.loading import load_sweep
 from orchestrator.override import get, override
-from orchestrator.plan import encode_space, make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.spec import Compute, Experiment, Sweep
+from orchestrator.stages.graph import stages
+from orchestrator.stages.swept import encode_space
 from sweeps.quickstart import BASE, SWEEP
 from tests.baselines.make_fingerprints import FILE, fingerprints
 from trainers.evaluate.linear_probe import LinearProbe

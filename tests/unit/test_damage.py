@@ -5,15 +5,18 @@ import json
 import pytest
 
 from datasets.errors import InputError
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.report.cautions import diverged
 from orchestrator.results import load_study
 from orchestrator.show import show
-from orchestrator.stages import last_checkpoint, make_stage, seal
+from orchestrator.stages.base import seal
+from orchestrator.stages.graph import stages
+from orchestrator.stages.trained import last_checkpoint
 from orchestrator.store import FAILED, METRICS, Store, write_json
 from orchestrator.tuning import Trial
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
+from tests.unit.making import make_of
 from trainers.checkpoint import STATE
 
 PLAN = make_plan(SWEEP)
@@ -36,7 +39,7 @@ def store(tmp_path):
                 (folder / epoch).mkdir()
                 (folder / epoch / "open_clip_model.safetensors").write_text("")
             (folder / "epoch_0002" / STATE).write_text("")
-            seal(store, stage, 1.0)
+            seal(stage, store, 1.0)
     return store
 
 
@@ -97,7 +100,7 @@ def test_the_last_checkpoint_is_never_an_earlier_one(store):
 def test_a_data_stage_without_one_of_its_files_is_not_used(tmp_path):
     stage = stages(SWEEP.base)["poison"]
     store = Store(tmp_path)
-    found = make_stage(store, stage, lambda folder: (folder / "rows.npy").touch())
+    found = make_of(store, stage, lambda folder: (folder / "rows.npy").touch())
     (found.folder / "rows.npy").unlink()
     with pytest.raises(InputError, match="rows.npy is missing"):
-        make_stage(store, stage, lambda folder: None)
+        make_of(store, stage)

@@ -14,8 +14,10 @@ from test_analysis import local_index
 from datasets.evalset import EvalSet
 from datasets.retrieval import RetrievalSet
 from datasets.source import Source
-from orchestrator.plan import Stage, stages
-from orchestrator.stages import make_data, make_set, unknown_extension
+from orchestrator.stages.base import At, ensure
+from orchestrator.stages.graph import make_data, stages
+from orchestrator.stages.index import unknown_extension
+from orchestrator.stages.testset import TestSet
 from orchestrator.store import Store, verify
 from tests.tiny_sweep import BASE
 
@@ -30,7 +32,7 @@ def without_ray(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("name", ["[x]", "{a,b}", "what?", "feature%2Fx", "a b#ü*"])
 def test_a_world_is_found_in_a_store_of_any_name(tmp_path, name):
     store = Store(tmp_path / name)
-    inputs = make_data(BASE, store, lambda line: None)
+    inputs = make_data(BASE, At(store=store))
     assert all(url.startswith(f"{tmp_path}/{name}/world/") for url in inputs.urls) and len(inputs.pairs()) > 0
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
@@ -40,7 +42,7 @@ def test_the_index_lists_what_it_leaves_out(tmp_path: Path):
     experiment = replace(BASE, data=replace(BASE.data, source=Source(urls=str(tmp_path / "data"))))
     store = Store(tmp_path / "store")
     stage = stages(experiment)["index"]
-    make_data(experiment, store, lambda line: None)
+    make_data(experiment, At(store=store))
     found = store.find("index", stage.fingerprint)
     assert found is not None and verify(found) == [] and "dropped.csv" in found.manifest["files"]
     assert list(csv.reader((found.folder / "dropped.csv").read_text().splitlines()))[1:] == [
@@ -56,8 +58,10 @@ def test_what_the_tars_of_a_set_hold_beside_its_samples_is_said_and_counted(tmp_
         sample = [(f"{number}.jpg", encoded(picture(0))), (f"{number}.cls", b"0"), (f"{number}.txt", b"a cat\na dog")]
         tar(tmp_path / "set" / "test" / f"{number}.tar", [*sample, *more])
     (tmp_path / "set" / "classnames.txt").write_text("cat\n")
-    store, said, stage = Store(tmp_path / "store"), list[str](), Stage("testset", "a", {})
-    made = make_set(kind(path=str(tmp_path / "set")), stage, store, 0.5, said.append)
+    store, said, stage = Store(tmp_path / "store"), list[str](), TestSet(tests=kind(path=str(tmp_path / "set")))
+    at = At(store=store, say=said.append)
+    ensure(stage, at)
+    made = stage.read(at)
     found = store.find("testset", stage.fingerprint)
     assert found is not None and len(made.pairs()) == 3
     assert json.loads((found.folder / "summary.json").read_text()) == {"samples": 3, "kept": 3, "drops": {}, "passed_over": 3}

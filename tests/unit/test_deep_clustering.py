@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 from datasets.errors import InputError
 from datasets.seeding import rng
 from orchestrator.override import override_all
-from orchestrator.plan import stages
+from orchestrator.stages.graph import stages
 from sweeps.quickstart import BASE
 from tests.parity.toys import RESNET, ToySet, resnet
 from trainers import schedule

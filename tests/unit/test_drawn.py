@@ -7,14 +7,15 @@ import ray
 from fake_study import line
 from ray import tune
 
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.results import load_study, recorded_trials, remember_trial
 from orchestrator.run import _record, _recorded
 from orchestrator.show import plan_rows, plan_text
 from orchestrator.spec import Compute
-from orchestrator.stages import seal
+from orchestrator.stages.base import At, seal
+from orchestrator.stages.graph import stages
 from orchestrator.store import METRICS, Store
-from orchestrator.tuning import Context, Notes, Upstream, _optuna, clean_sweep
+from orchestrator.tuning import Context, Notes, _optuna, clean_sweep
 from tests.drawn_sweep import SWEEP
 
 PLAN = make_plan(SWEEP)
@@ -32,7 +33,7 @@ def lines(store, stage, epochs=2):
 def finished(store, stage):
     with store.working("clean", stage.fingerprint):
         (store.work("clean", stage.fingerprint) / METRICS).write_text(json.dumps(line(1, 80.0, 3.0)) + "\n")
-        seal(store, stage, 1.0)
+        seal(stage, store, 1.0)
 
 
 def test_draws_are_known_beforehand_and_are_the_same_every_time():
@@ -66,8 +67,7 @@ def test_what_is_at_its_end_is_not_run_again_and_starts_no_ray(tmp_path):
     finished(store, done)
     lines(store, stopped)
     remember_trial(store, PLAN.fingerprint, stopped.fingerprint, second, status="stopped")
-    upstream = {stages(SWEEP.base)["pretrain"].fingerprint: Upstream(None, "")}
-    trials = clean_sweep(PLAN, upstream, store, SWEEP.compute)
+    trials = clean_sweep(PLAN, [stages(SWEEP.base)["pretrain"].fingerprint], At(store=store, compute=SWEEP.compute))
     assert not ray.is_initialized()
     assert [trial.status for trial in trials] == ["finished" if o == first else "stopped" for o, _ in GRID]
     study = load_study(PLAN, store)

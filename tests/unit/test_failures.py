@@ -10,10 +10,12 @@ import torch
 
 from datasets.errors import InputError
 from orchestrator import failures
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.results import load_study
+from orchestrator.stages.base import At, ensure
+from orchestrator.stages.graph import stages
 from orchestrator.store import FAILED, METRICS, Store, write_lines
-from orchestrator.training import StageError, _make, raise_failure
+from orchestrator.training import StageError, raise_failure
 from orchestrator.tuning import _outcome
 from orchestrator.workers import Job, _failures
 from tests.tiny_sweep import SWEEP
@@ -81,8 +83,9 @@ def test_a_pretraining_that_lost_its_process_is_known_afterwards_and_can_go_on(t
         write_lines(folder / METRICS, [line(0, 80.0, 97.0)])
     (result,) = load_study(plan, store).pretrains
     assert (result.status, result.failure) == ("failed", "lost_process")
-    with patch("orchestrator.training._fit", lambda job, *_: write_lines(Path(job.folder) / METRICS, [line(1, 80.0, 97.0)])):
-        made = _make(stage, plan.upstream[0][1], None, store, SWEEP.compute)  # type: ignore[arg-type]
+    own = patch.multiple(type(stage), needs=(), read=lambda *_: None)
+    with own, patch("orchestrator.training._fit", lambda job, *_: write_lines(Path(job.folder) / METRICS, [line(1, 80.0, 97.0)])):
+        made = ensure(stage, At(store=store, compute=SWEEP.compute))
     assert not (made.folder / FAILED).exists()
 
 

@@ -7,8 +7,9 @@ import pytest
 
 from orchestrator.follow import Follower, Mirror
 from orchestrator.meter import SMOOTHING_S, clock, left, meter, smoothed
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.results import load_study
+from orchestrator.stages.graph import stages
 from orchestrator.store import Store
 from orchestrator.tracking import Tracker
 from tests.tiny_sweep import SWEEP

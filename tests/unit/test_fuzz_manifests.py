@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from datasets.errors import InputError
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.results import load_study, recorded_trials, remember_trial
 from orchestrator.show import show
+from orchestrator.stages.graph import stages
 from orchestrator.store import FAILED, MANIFEST, METRICS, Store, read_failure, write_json, write_lines
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line

@@ -8,8 +8,9 @@ from ray import tune
 from datasets.errors import InputError
 from orchestrator import cli
 from orchestrator.loading import load_sweep
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.spec import Sweep
+from orchestrator.stages.graph import stages
 from tests.tiny_sweep import BASE, SWEEP
 from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
 from trainers.cleaning.shrink_perturb import ShrinkPerturb

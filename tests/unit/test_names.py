@@ -10,7 +10,7 @@ from fake_study import fake_study, seeded_study
 
 from datasets.errors import InputError
 from orchestrator.fingerprint import described, encode, fingerprint
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.report import kinds
 from orchestrator.report.claims import claims
 from orchestrator.report.drawing import look
@@ -21,9 +21,10 @@ from orchestrator.report.selection import table
 from orchestrator.report.tables import headline, pareto_csv, points_csv, summary_html, summary_text
 from orchestrator.report.titles import plan_titles
 from orchestrator.show import _titles
-from orchestrator.stages import make_stage
+from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store
 from tests.tiny_sweep import SWEEP
+from tests.unit.making import make_of
 from trainers.cleaning.base import CleaningMethod
 from trainers.cleaning.deep_clustering import DeepClustering
 from trainers.cleaning.finetune import CleanCLIP, FineTune, MMCLFineTune, SSLFineTune
@@ -103,7 +104,7 @@ def test_a_label_is_no_part_of_an_identity_and_a_manifest_holds_it(tmp_path):
     assert fingerprint(Named()) == fingerprint(encode(Named()))
     stage = stages(SWEEP.base)["clean"]
     assert "label" not in stage.config["method"] and stage.shown["method"]["label"] == "CleanCLIP"
-    made = make_stage(Store(tmp_path), stage, lambda folder: None)
+    made = make_of(Store(tmp_path), stage)
     assert made.manifest["config"]["method"]["label"] == "CleanCLIP" and made.fingerprint == stage.fingerprint
 
 
@@ -189,7 +190,7 @@ def test_plan_and_show_name_each_trial_by_what_tells_it_apart(tmp_path):
     store = Store(tmp_path)
     for _, experiment in plan.grid:
         for role in ("pretrain", "clean"):
-            make_stage(store, stages(experiment)[role], lambda folder: None)
+            make_of(store, stages(experiment)[role])
     shown = _titles(store.all())
     assert sorted(shown.values()) == sorted(["MMCL", *told])
     older = [Artefact(one.folder, json.loads(json.dumps(one.manifest), object_hook=without_label)) for one in store.all()]

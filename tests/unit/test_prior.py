@@ -5,10 +5,12 @@ from dataclasses import replace
 import pytest
 
 from datasets.errors import InputError
+from orchestrator.experiment import unpoisoned
 from orchestrator.override import override, override_all
-from orchestrator.plan import make_plan, stages, unpoisoned
+from orchestrator.plan import make_plan
 from orchestrator.show import plan_rows
 from orchestrator.spec import Compute, Sweep
+from orchestrator.stages.graph import stages
 from sweeps.quickstart import BASE
 from trainers.model import Model, TinyCLIP
 from trainers.objectives.contrastive import MMCLSSL
@@ -22,7 +24,7 @@ def test_it_changes_the_pretraining_and_stands_before_it():
     assert [role for role in made if role not in plain] == ["prior"] and list(made).index("prior") < list(made).index("pretrain")
     assert made["prior"].kind == "pretrain" and made["prior"].name == "mmcl+ssl unpoisoned" and made["prior"].config["unpoisoned"]
     assert {role for role in plain if plain[role].fingerprint != made[role].fingerprint} == {"pretrain", "clean"}
-    assert ("prior", made["prior"].fingerprint) in made["pretrain"].inputs
+    assert made["pretrain"].inputs["prior"] == made["prior"]
 
 
 def test_it_is_shared_by_all_plans_of_the_same_attack():
@@ -38,7 +40,7 @@ def test_it_is_shared_by_all_plans_of_the_same_attack():
 
 
 def test_its_training_sees_no_other_stage():
-    own = unpoisoned(WITH, "prior")
+    own = unpoisoned(WITH, WITH.prior)
     assert own.pretrain == PRIOR and own.clean is None and own.prior is None and own.evaluate.evaluators == ()
 
 

@@ -1,5 +1,6 @@
 """Pseudo-labels: made by another model, joined by key."""
 
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -12,13 +13,14 @@ from datasets.errors import InputError
 from datasets.prompts import NAMES
 from datasets.seeding import rng
 from datasets.triggers.patch import Patch
+from orchestrator.experiment import labelling
 from orchestrator.override import override_all
-from orchestrator.plan import labelling, stages
+from orchestrator.stages.graph import stages
 from sweeps.quickstart import BASE
 from tests.parity.toys import RESNET, ToySet, resnet
 from trainers.batch import image_tensor
 from trainers.cleaning.base import CleaningRun
-from trainers.cleaning.labels import CLASSES, SCHEMA, Labels
+from trainers.cleaning.labels import CLASSES, FILE, SCHEMA, Labels
 from trainers.cleaning.pseudo_labels import PseudoLabels, zero_shot_labels
 from trainers.cleaning.shrink_perturb import ShrinkPerturb
 from trainers.loop import fit
@@ -39,27 +41,34 @@ def table(file, keys, classes=4, labels=None, schema=SCHEMA):
 
 
 def cleaned(folder, labels, method=METHOD):
+    """Weights after a cleaning with the labels of a file, or with these."""
+    (folder / "made").mkdir(parents=True)
+    if isinstance(labels, Labels):
+        labels.write(folder / "made" / FILE)
+    else:
+        shutil.copy(labels, folder / "made" / FILE)
+    made = {METHOD.labelling: folder / "made"}
     training = Training(epochs=2, batch_size=8, lr=1e-3, warmup_steps=1)
 
     def train(model, objective, targets):
         fit(model, objective, training, ToySet(), folder, targets=targets)
 
-    return method.clean(resnet(), CleaningRun(train=train, fresh=lambda: RESNET.build(5), seed=3, labels=labels)).state_dict()
+    return method.clean(resnet(), CleaningRun(train=train, fresh=lambda: RESNET.build(5), seed=3, made=made)).state_dict()
 
 
 @pytest.mark.parametrize("method", [METHOD, ShrinkPerturb(then=METHOD)], ids=["alone", "after shrink-perturb"])
 def test_the_order_of_rows_says_nothing(tmp_path, method):
-    one = cleaned(tmp_path / "one", Labels.read(table(tmp_path / "a.parquet", KEYS)), method)
+    one = cleaned(tmp_path / "one", table(tmp_path / "a.parquet", KEYS), method)
     shuffled = [*rng("shuffle").permutation(KEYS), "a key of another set"]
-    other = cleaned(tmp_path / "two", Labels.read(table(tmp_path / "b.parquet", shuffled)), method)
+    other = cleaned(tmp_path / "two", table(tmp_path / "b.parquet", shuffled), method)
     assert all(torch.equal(other[name], value) for name, value in one.items()) and "head.weight" in one
     wrong = Labels({key: TRUE[KEYS[i - 1]] for i, key in enumerate(KEYS)}, 4, "x")
     assert not torch.equal(cleaned(tmp_path / "three", wrong, method)["head.weight"], one["head.weight"])
 
 
 def test_a_missing_key_is_an_error_that_names_it(tmp_path):
-    with pytest.raises(InputError, match=r"c\.parquet has no label for the sample '0-7'"):
-        cleaned(tmp_path, Labels.read(table(tmp_path / "c.parquet", [key for key in KEYS if key != "0-7"])))
+    with pytest.raises(InputError, match=r"labels\.parquet has no label for the sample '0-7'"):
+        cleaned(tmp_path, table(tmp_path / "c.parquet", [key for key in KEYS if key != "0-7"]))
 
 
 @pytest.mark.parametrize(("made", "said"), [
@@ -103,8 +112,8 @@ def with_method(method, **fields):
 def test_labels_are_a_stage_between_cleaning_set_and_cleaning():
     made = stages(with_method(ShrinkPerturb(then=METHOD)))
     assert list(made)[-4:] == ["cleanset", "labeller", "labels", "clean"]
-    assert dict(made["labels"].inputs) == {role: made[role].fingerprint for role in ("cleanset", "testset", "labeller")}
-    assert dict(made["clean"].inputs)["labels"] == made["labels"].fingerprint
+    assert made["labels"].inputs == {role: made[role] for role in ("cleanset", "testset", "labeller")}
+    assert made["clean"].inputs["labels"] == made["labels"]
     assert (made["labeller"].kind, made["labels"].kind) == ("pretrain", "labels")
     assert "labels" not in stages(BASE)
 

@@ -27,7 +27,7 @@ from datasets.shards import poison_shard
 from datasets.source import Source, mark_duplicates, read_bytes, shard_files, shard_names
 from datasets.tar import END, header, padding
 from datasets.triggers.patch import Patch
-from orchestrator.stages import _index as index_stage
+from orchestrator.stages.index import index_source
 from orchestrator.streaming import index_shards
 
 JPEG, OTHER = encoded(picture(0)), encoded(picture(1))
@@ -335,7 +335,7 @@ def test_json_members_that_are_no_object_are_counted_and_the_pairs_kept(tmp_path
     assert rows(path, "drop", "label") == [("", -1)] * 4 + [("", 3), ("no_caption", -1), ("", 4)]
     said: list[str] = []
     (tmp_path / "out").mkdir()
-    index_stage(Source(urls=str(path)), tmp_path / "out", said.append)
+    index_source(Source(urls=str(path)), tmp_path / "out", said.append)
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["kept"] == 6 and summary["json_broken"] == 5
     assert "index: 5 samples have a json member that is no JSON object, so no caption or label is read from it" in said

@@ -17,13 +17,14 @@ from safetensors.torch import load_file
 
 from datasets.errors import InputError
 from orchestrator import workers
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.report.points import cleaned_points
 from orchestrator.report.tables import points_csv
 from orchestrator.results import load_study
 from orchestrator.returned import check_kept, check_returned, differs, signature
 from orchestrator.spec import Sweep
-from orchestrator.stages import last_checkpoint
+from orchestrator.stages.graph import stages
+from orchestrator.stages.trained import last_checkpoint
 from orchestrator.store import Store, metrics_of, verify
 from orchestrator.workers import load_model
 from tests.inprocess import run_here

@@ -10,10 +10,11 @@ from ray import cloudpickle
 
 from datasets.component import Component
 from orchestrator.loading import load_sweep
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.run import _tell_of_other_code
 from orchestrator.source_code import code_of
-from orchestrator.stages import seal
+from orchestrator.stages.base import seal
+from orchestrator.stages.graph import stages
 from orchestrator.store import Store
 from sweeps.quickstart import BASE
 
@@ -49,7 +50,7 @@ def told(folder: Path, name: str, text: str, store: Store, make: bool = False) -
         stage = stages(plan.sweep.base)["clean"]
         with store.working(stage.kind, stage.fingerprint) as work:
             (work / "metrics.jsonl").write_text("")
-            seal(store, stage, 1.0)
+            seal(stage, store, 1.0)
     said: list[str] = []
     _tell_of_other_code(plan, store, said.append)
     return said

@@ -15,9 +15,10 @@ from datasets.triggers.warped import Warped
 from orchestrator import cluster
 from orchestrator.cli import run
 from orchestrator.loading import load_sweep, narrowed
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.results import remember_trial
-from orchestrator.stages import seal
+from orchestrator.stages.base import seal
+from orchestrator.stages.graph import stages
 from orchestrator.store import Store
 from orchestrator.targets import GIVEN, OWN, experiments_of
 from tests.tiny_sweep import BASE, SWEEP
@@ -77,7 +78,7 @@ def made(store: Store, experiment, kind: str = "pretrain", weights: bool = False
         (folder / "epoch_0001").mkdir()
         if weights:
             export(folder / "epoch_0001", experiment.pretrain.model.build(0))
-        return str(seal(store, stage, 1.0).folder / "epoch_0001")
+        return str(seal(stage, store, 1.0).folder / "epoch_0001")
 
 
 def warped(experiment):
@@ -264,7 +265,7 @@ def test_a_model_that_was_trained_with_another_trigger_is_measured_and_that_is_s
     other = warped(BASE)
     poisoned = stages(other)["poison"]
     with store.working("poison", poisoned.fingerprint):
-        seal(store, poisoned, 1.0)
+        seal(poisoned, store, 1.0)
     for kind in ("pretrain", "clean"):
         said: list[str] = []
         target(sweep("seeds"), store, made(store, other, kind), said=said)

@@ -25,9 +25,10 @@ from datasets.source import Source
 from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator.follow import Follower
-from orchestrator.plan import make_plan, stages
+from orchestrator.plan import make_plan
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain
-from orchestrator.stages import Inputs
+from orchestrator.stages.graph import stages
+from orchestrator.stages.inputs import Inputs
 from orchestrator.store import MANIFEST, METRICS, NOTES, Store, read_arrays, read_lines
 from orchestrator.study import Study
 from orchestrator.workers import ANALYSIS, Job, clean

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -13,7 +13,6 @@ import numpy as np
 from datasets import seeding
 from datasets.component import Component
 from trainers.batch import Targets
-from trainers.cleaning.labels import Labels
 from trainers.distributed import World
 from trainers.model import Encoder
 from trainers.objectives.base import Objective
@@ -34,8 +33,8 @@ class CleaningRun:
     pictures: Callable[[], Iterator[dict[str, Any]]] | None = None
     """all cleaning pictures once, as trained on but not augmented: this rank's share of batches that are the same for any number of
     ranks, each with "number" (its place among all), "key" and "image" """
-    labels: Labels | None = None
-    """what a stage of labels found, for a method that asks for one (`PseudoLabels`)"""
+    made: Mapping[Component, Path] = field(default_factory=dict)
+    """folder of each thing that the method needs (`Component.needs`)"""
     folder: Path | None = None
     """the stage's own, for what must outlast a kill"""
     world: World = field(default_factory=World)

@@ -17,6 +17,8 @@ from trainers.model import Encoder
 
 SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int32())])
 CLASSES = b"classes"
+FILE = "labels.parquet"
+"""Of the stage that makes them."""
 
 
 class Labels:

@@ -9,15 +9,41 @@ from typing import Any
 import torch
 
 from datasets import classes
+from datasets.component import Component
 from datasets.errors import InputError
 from trainers.batch import image_tensor
 from trainers.cleaning.base import CleaningMethod, CleaningRun
-from trainers.cleaning.labels import Labels
+from trainers.cleaning.labels import FILE, Labels
 from trainers.distributed import World
 from trainers.evaluate.zeroshot import class_head
 from trainers.model import Encoder, Model
 from trainers.objectives.clustering import Clustering
 from trainers.schedule import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labelling(Component):
+    """How pictures get classes from a model: the fields of `PseudoLabels` of these names."""
+
+    labeller: Model | Training
+    classes: str | tuple[str, ...] = "auto"
+    templates: str | tuple[str, ...] = "auto"
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        self.prompts((), ())
+        if isinstance(self.labeller, Model) and not self.labeller.pretrained:
+            raise InputError("labeller.pretrained is not set: give a tag of open_clip's or a checkpoint file, or a Pretrain to train.")
+
+    def needs(self) -> tuple[Component, ...]:
+        return () if isinstance(self.labeller, Model) else (self.labeller,)
+
+    def prompts(self, names: Sequence[str], templates: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+        """Class names and templates to label with, given those of the test set."""
+        return (
+            tuple(names) if self.classes == "auto" else classes.class_names(self.classes),
+            tuple(templates) if self.templates == "auto" else classes.templates(self.templates),
+        )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,9 +71,7 @@ class PseudoLabels(CleaningMethod):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        self.prompts((), ())
-        if isinstance(self.labeller, Model) and not self.labeller.pretrained:
-            raise InputError("labeller.pretrained is not set: give a tag of open_clip's or a checkpoint file, or a Pretrain to train.")
+        self.labelling  # noqa: B018 (raises InputError for what cannot label)
         self.objective  # noqa: B018 (raises InputError for weights that make no objective)
 
     @property
@@ -59,17 +83,18 @@ class PseudoLabels(CleaningMethod):
         """The loss that is trained with."""
         return Clustering(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight, deep_clustering_weight=self.weight)
 
-    def prompts(self, names: Sequence[str], templates: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Class names and templates to label with, given those of the test set."""
-        return (
-            tuple(names) if self.classes == "auto" else classes.class_names(self.classes),
-            tuple(templates) if self.templates == "auto" else classes.templates(self.templates),
-        )
+    @property
+    def labelling(self) -> Labelling:
+        """How the pictures get their classes."""
+        return Labelling(labeller=self.labeller, classes=self.classes, templates=self.templates)
+
+    def needs(self) -> tuple[Labelling, ...]:
+        return (self.labelling,)
 
     def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
-        assert run.labels is not None, "the labels are made before the cleaning"
-        model.draw_head(run.labels.classes, run.rng("head"))
-        return run.fit(model, self.objective, run.labels)
+        labels = Labels.read(run.made[self.labelling] / FILE)
+        model.draw_head(labels.classes, run.rng("head"))
+        return run.fit(model, self.objective, labels)
 
 
 def zero_shot_labels(

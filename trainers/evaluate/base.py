@@ -6,6 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,7 +39,9 @@ class Material:
     class_names: tuple[str, ...] = ()
     """Of the test pictures."""
     sets: Mapping[EvalSet | RetrievalSet, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
-    """This rank's share of each further set that an evaluator names in `sets`."""
+    """This rank's share of each further set that an evaluator needs (`Component.needs`)."""
+    made: Mapping[Component, Path] = field(default_factory=dict)
+    """Folder of whatever else it needs."""
 
 
 class Evaluator(Component, ABC):
@@ -48,10 +51,6 @@ class Evaluator(Component, ABC):
     `Material` holds: `trainers.evaluate.analysis.Analysis` looks at training pairs. What it needs and `Material` lacks becomes a
     field there, filled in `orchestrator.workers`.
     """
-
-    def sets(self) -> tuple[EvalSet | RetrievalSet, ...]:
-        """Sets it needs beside the test pictures (`EvalSet`, `RetrievalSet`); they are made as stages and found in `Material.sets`."""
-        return ()
 
     def open(self, material: Material) -> Iterable[Batch]:
         """This rank's batches of one measurement."""

@@ -50,7 +50,7 @@ class LinearProbe(Evaluator):
         if not 0 < self.held_out < 1:
             raise InputError(f"linear_probe.held_out is {self.held_out}; it is a share between 0 and 1.")
 
-    def sets(self) -> tuple[EvalSet, ...]:
+    def needs(self) -> tuple[EvalSet, ...]:
         return (self.train,)
 
     def open(self, material: Material) -> Iterator[Batch]:

@@ -42,7 +42,7 @@ class Retrieval(Evaluator):
     chunk: int = 256
     """Queries compared with everything at once."""
 
-    def sets(self) -> tuple[RetrievalSet, ...]:
+    def needs(self) -> tuple[RetrievalSet, ...]:
         return (self.data,)
 
     def open(self, material: Material) -> Iterator[Batch]:

@@ -1,0 +1,238 @@
+"""A stage: one thing to make, as a value that knows what it is made of and how. `ensure` finds it in the store or makes it."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from datasets.component import Component
+from datasets.errors import InputError
+from orchestrator import manifest
+from orchestrator.fingerprint import fingerprint
+from orchestrator.source_code import code_of
+from orchestrator.spec import Compute, Experiment
+from orchestrator.store import FAILED, Artefact, Store, require_files
+
+KINDS: dict[str, type[Stage]] = {}
+"""Kind → its class. A subclass of `Stage` enters by being defined."""
+
+
+SERVING: dict[type[Component], type[Stage]] = {}
+"""Class of a need → the kind of stage that serves it."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Stage(ABC):
+    """One thing to make. A new kind is a frozen dataclass of this class in its own file.
+
+    Two stages are equal when their fingerprints are: the hash of kind, version, `config` and the fingerprints of `inputs`.
+    """
+
+    kind: ClassVar[str]
+    """Folder of the store that holds its artefacts."""
+    version: ClassVar[int] = 1
+    """Raised when a change of the code changes what a stage makes, so that older artefacts are not taken for it."""
+    spent: ClassVar[str] = ""
+    """Pattern of the files that only going on with an unfinished stage needs; they go once it is finished."""
+    wait_s: ClassVar[float] = 120
+    """How long to wait for another process that is making it."""
+    role: ClassVar[str] = ""
+    """What those that are made from it call it; empty: its kind."""
+    serves: ClassVar[tuple[type[Component], ...]] = ()
+    """Classes of what components need (`Component.needs`) that this kind makes; `serve` then tells how."""
+
+    def __init_subclass__(cls) -> None:
+        if "kind" in cls.__dict__:
+            known = KINDS.get(cls.kind, cls)
+            assert known.__qualname__ == cls.__qualname__, f"{known} and {cls} are both stages of the kind {cls.kind!r}"
+            KINDS[cls.kind] = cls
+            if cls.kind not in manifest.KINDS:
+                manifest.KINDS.append(cls.kind)
+        for need in cls.__dict__.get("serves", ()):
+            SERVING[need] = cls
+
+    @classmethod
+    def serve(cls, need: Any, around: Around) -> Stage:
+        """The stage that makes what a component needs."""
+        raise NotImplementedError(f"{cls.__name__} serves {type(need).__name__} and does not say how")
+
+    @property
+    @abstractmethod
+    def name(self) -> str:
+        """What its folder is called, before the fingerprint."""
+
+    @cached_property
+    @abstractmethod
+    def config(self) -> Any:
+        """What determines the result, apart from the inputs, as plain JSON."""
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        """Role → the stages that it is made from."""
+        return {}
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        """What must be there before it is made: its inputs, and what else it reads."""
+        return tuple(self.inputs.values())
+
+    @property
+    def shown(self) -> Any:
+        """The configuration as the manifest has it: with the labels of its components."""
+        return self.config
+
+    @property
+    def components(self) -> Any:
+        """The components that it runs; where they are a user's own, the manifest holds a hash of their source."""
+        return ()
+
+    @abstractmethod
+    def make(self, at: At) -> None:
+        """Write the artefact's files into `at.folder`, which may hold what an earlier attempt left."""
+
+    def seconds(self, folder: Path, since: float) -> float:
+        """Seconds that making it took; `since`: of this attempt."""
+        return since
+
+    def accept(self, found: Artefact, at: At) -> None:
+        """Raise InputError where a finished artefact, found or new, must not be used by what asks for it now."""
+        return
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """64 hexadecimal digits."""
+        inputs = {role: stage.fingerprint for role, stage in self.inputs.items()}
+        return fingerprint({"stage": self.kind, "version": self.version, "config": self.config, "inputs": inputs})
+
+    @cached_property
+    def code(self) -> tuple[tuple[str, str], ...]:
+        """(class, hash of its source) of the components that are not the project's."""
+        return code_of(self.components)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Stage) and self.fingerprint == other.fingerprint
+
+    def __hash__(self) -> int:
+        return hash(self.fingerprint)
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.name}-{self.fingerprint[:12]}"
+
+
+@dataclass(kw_only=True)
+class Around:
+    """The experiment that a stage is made for, and its stages so far."""
+
+    experiment: Experiment
+    made: dict[str, Stage] = field(default_factory=dict)
+    """Role → stage, in the order in which they are made."""
+    served: dict[Component, Stage] = field(default_factory=dict)
+    """Need → the stage that makes it."""
+
+    def ask(self, need: Component, role: str = "") -> Stage:
+        """The stage that makes what a component needs, the same for all that need it; it gets the role, or that of its kind."""
+        kind = next((SERVING[cls] for cls in type(need).__mro__ if cls in SERVING), None)
+        if kind is None:
+            raise InputError(f"{type(need).__name__} is needed, but no kind of stage makes it: give one that `serves` it.")
+        if need not in self.served:
+            self.served[need] = kind.serve(need, self)
+        enter(self.made, role or kind.role or kind.kind, self.served[need])
+        return self.served[need]
+
+
+def enter(made: dict[str, Stage], role: str, stage: Stage) -> None:
+    """Put a stage among others under its role; where another has that, under `role_1` …; of `set_` already the first is numbered."""
+    numbered = (f"{role.rstrip('_')}_{number}" for number in itertools.count(0 if role.endswith("_") else 1))
+    names = itertools.chain([] if role.endswith("_") else [role], numbered)
+    made[next(name for name in names if made.get(name, stage) == stage)] = stage
+
+
+def by_role(stages: Iterable[Stage]) -> dict[str, Stage]:
+    """The stages that serve a component's needs, by their roles."""
+    made: dict[str, Stage] = {}
+    for stage in stages:
+        enter(made, stage.role or stage.kind, stage)
+    return made
+
+
+@dataclass(kw_only=True)
+class At:
+    """Where stages are made: the store, the machines, and who is told."""
+
+    store: Store
+    compute: Compute = field(default_factory=Compute)
+    say: Callable[[str], None] = lambda line: None
+    report: Callable[[dict[str, Any]], None] | None = None
+    """Gets each line of metrics of the stage that is being made."""
+    folder: Path = Path()
+    """The stage's working folder."""
+    known: dict[str, Any] = field(default_factory=dict)
+    """Fingerprint → what the driver has read of a stage, so that trials need not read it again."""
+
+    def find(self, stage: Stage) -> Artefact | None:
+        """The finished artefact of a stage."""
+        return self.store.find(stage.kind, stage.fingerprint)
+
+    def of(self, stage: Stage) -> Artefact:
+        """The finished artefact of a stage that was made before."""
+        found = self.find(stage)
+        assert found is not None, f"{stage} is made before it is read"
+        return found
+
+
+def ensure(stage: Stage, at: At) -> Artefact:
+    """The stage's artefact: found, or made in its working folder, after what it needs, and sealed.
+
+    InputError where a file of it was lost, or where another process holds it for longer than the stage waits.
+    """
+    found = at.find(stage)
+    if found is None:
+        for needed in stage.needs:
+            ensure(needed, at)
+        with at.store.working(stage.kind, stage.fingerprint, stage.wait_s) as folder:
+            found = at.find(stage)  # another process may have finished it meanwhile
+            if found is None:
+                (folder / FAILED).unlink(missing_ok=True)
+                start = time.monotonic()
+                stage.make(At(**{**vars(at), "folder": folder}))
+                found = seal(stage, at.store, stage.seconds(folder, time.monotonic() - start))
+                at.say(f"{stage}: made in {time.monotonic() - start:.1f} s")
+            else:
+                at.store.discard(stage.kind, stage.fingerprint)
+    stage.accept(require_files(found), at)
+    return found
+
+
+def seal(stage: Stage, store: Store, seconds: float) -> Artefact:
+    """Seal the stage's working folder under its identity."""
+    return store.seal(
+        stage.kind,
+        stage.name,
+        stage.fingerprint,
+        config=stage.shown,
+        inputs={role: one.fingerprint for role, one in stage.inputs.items()},
+        seconds=seconds,
+        spent=stage.spent,
+        code=dict(stage.code),
+    )
+
+
+def walk(*stages: Stage) -> Iterator[Stage]:
+    """The stages and all that they need, each once, what is made first coming first."""
+    seen: set[str] = set()
+
+    def visit(stage: Stage) -> Iterator[Stage]:
+        if stage.fingerprint not in seen:
+            seen.add(stage.fingerprint)
+            for needed in stage.needs:
+                yield from visit(needed)
+            yield stage
+
+    for stage in stages:
+        yield from visit(stage)

@@ -1,0 +1,76 @@
+"""The stage `clean`: a pre-trained model after a cleaning. A trial of Ray Tune makes it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+from orchestrator.fingerprint import labelled
+from orchestrator.identity import cleanset_fields, encode_cleaning
+from orchestrator.spec import Clean, Experiment
+from orchestrator.stages.base import At, Stage, by_role
+from orchestrator.stages.cleanset import CleaningSet
+from orchestrator.stages.trained import Trained, last_checkpoint, made_for, spent
+from orchestrator.workers import Job, clean
+from trainers.checkpoint import STATE
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Cleaned(Stage):
+    """The experiment's cleaning of its pre-trained model."""
+
+    kind = "clean"
+    spent = f"epoch_*/{STATE}"
+    wait_s: ClassVar[float] = math.inf
+    """A trial with the same values may be making it."""
+    experiment: Experiment
+    cleanset: CleaningSet
+    model: Trained
+    needed: tuple[Stage, ...] = ()
+    """What its method needs, in the order of `needs_of`."""
+
+    @property
+    def cleaning(self) -> Clean:
+        assert self.experiment.clean is not None
+        return self.experiment.clean
+
+    @property
+    def name(self) -> str:
+        return self.cleaning.method.slug
+
+    @cached_property
+    def config(self) -> Any:
+        return {key: value for key, value in encode_cleaning(self.cleaning).items() if key not in cleanset_fields(self.cleaning)}
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        return {"cleanset": self.cleanset, "pretrain": self.model, **by_role(self.needed)}
+
+    @property
+    def shown(self) -> Any:
+        return {**self.config, "method": labelled(self.cleaning.method, self.config["method"])}
+
+    @property
+    def components(self) -> Any:
+        return self.cleaning
+
+    def make(self, at: At) -> None:
+        job = Job(
+            experiment=self.experiment,
+            inputs=self.model.read(at),
+            folder=str(at.folder),
+            compute=at.compute,
+            stage=str(self),
+            checkpoint=str(last_checkpoint(at.of(self.model))),
+            cleanset=self.cleanset.read(at),
+            made=(*self.model.made(at), *made_for(self.cleaning.method, self.needed, at)),
+            cpus=at.compute.trial_cpus,
+            gpus=at.compute.trial_gpus,
+        )
+        clean(job, at.report)
+
+    def seconds(self, folder: Path, since: float) -> float:
+        return spent(folder)

@@ -1,0 +1,60 @@
+"""The stage `cleanset`: the pairs that a cleaning trains on."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from orchestrator import cleanset
+from orchestrator.identity import cleanset_identity
+from orchestrator.spec import Clean
+from orchestrator.stages.attack import AttackPlan
+from orchestrator.stages.base import At, Stage
+from orchestrator.stages.index import read_index
+from orchestrator.store import Artefact, checked
+
+FILE = "rows.npy"
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class CleaningSet(Stage):
+    """Rows of the index: pairs of the pre-training without its victims, but for those that were asked for."""
+
+    kind = "cleanset"
+    clean: Clean
+    """Of it what chooses the pairs is part of the identity."""
+    attack: AttackPlan
+
+    @property
+    def name(self) -> str:
+        return cleanset_identity(self.clean)[0]
+
+    @cached_property
+    def config(self) -> Any:
+        return cleanset_identity(self.clean)[1]
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        return {"poison": self.attack}
+
+    def make(self, at: At) -> None:
+        inputs = self.attack.read(at)
+        rows = cleanset.choose_rows(self.clean, read_index(inputs.index), inputs.pairs().rows, _victims(inputs.plan))
+        np.save(at.folder / FILE, rows)
+
+    def accept(self, found: Artefact, at: At) -> None:
+        """No victim may be among the rows but those that were asked for."""
+        rows, inputs = np.load(checked(found.folder / FILE)), self.attack.read(at)
+        cleanset.require(rows, read_index(inputs.index), _victims(inputs.plan), self.clean, str(self))
+
+    def read(self, at: At) -> str:
+        """The file of its rows."""
+        return str(at.of(self).folder / FILE)
+
+
+def _victims(plan: str) -> np.ndarray:
+    return pq.read_table(checked(plan), columns=["row"])["row"].to_numpy()

@@ -1,0 +1,69 @@
+"""From an experiment to its stages, and from those to what a training reads."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+
+from datasets.component import needs_of
+from datasets.synthetic import World
+from orchestrator.experiment import check
+from orchestrator.spec import Experiment
+from orchestrator.stages.attack import AttackPlan
+from orchestrator.stages.base import Around, At, Stage, ensure, walk
+from orchestrator.stages.cleaned import Cleaned
+from orchestrator.stages.cleanset import CleaningSet
+from orchestrator.stages.index import Index
+from orchestrator.stages.inputs import Inputs
+from orchestrator.stages.labels import Labelled  # noqa: F401 (so that labels are served)
+from orchestrator.stages.testset import TestSet
+from orchestrator.stages.trained import Trained, Unpoisoned
+from orchestrator.stages.world import Drawn
+
+
+@lru_cache(maxsize=4096)
+def stages(experiment: Experiment) -> dict[str, Stage]:
+    """The stages of one experiment by role, in the order in which they are made."""
+    check(experiment)
+    around = Around(experiment=experiment)
+    made, limit = around.made, experiment.data.max_dropped
+    source, tests = experiment.data.source, experiment.evaluate.data
+    world = test_world = None
+    if isinstance(source, World):
+        made["world"] = world = Drawn(world=source)
+    if isinstance(tests, World):
+        made["test_world"] = test_world = Drawn(world=tests)
+    made["index"] = index = Index(source=None if isinstance(source, World) else source, world=world, max_dropped=limit)
+    test = TestSet(tests=None if isinstance(tests, World) else tests, world=test_world, where="evaluate.data", least=1 - limit)
+    made["testset"] = test
+    made["poison"] = attack = AttackPlan(poison=experiment.poison, views=experiment.views, data=experiment.data, index=index, testset=test)
+    measured = tuple(around.ask(need) for need in needs_of(experiment.evaluate.evaluators))
+    prior = None if experiment.prior is None else around.ask(experiment.prior, "prior")
+    assert isinstance(prior, Unpoisoned | None)
+    made["pretrain"] = trained = Trained(experiment=experiment, attack=attack, prior=prior, needed=measured)
+    clean = experiment.clean
+    if clean is not None:
+        made["cleanset"] = cleanset = CleaningSet(clean=clean, attack=attack)
+        needed = tuple(around.ask(need) for need in needs_of(clean.method))
+        made["clean"] = Cleaned(experiment=experiment, cleanset=cleanset, model=trained, needed=needed)
+    for stage in made.values():
+        stage.fingerprint  # noqa: B018 (what cannot be identified is told now)
+    return made
+
+
+def trained_by(experiment: Experiment) -> Trained:
+    """The experiment's pre-training."""
+    stage = stages(experiment)["pretrain"]
+    assert isinstance(stage, Trained)
+    return stage
+
+
+def make_data(experiment: Experiment, at: At) -> Inputs:
+    """Find or make what is read before anything is trained: worlds, index, test sets, poison plan. `at` knows it from here on."""
+    stage = trained_by(experiment)
+    for one in walk(stage.attack.index, stage.attack.testset, *stage.sets):
+        ensure(one, at)
+    stage.attack.unpoisoned(at, stage.sets)  # further sets of other classes are refused before more is made
+    ensure(stage.attack, at)
+    at.known[stage.attack.fingerprint] = stage.attack.read(at)
+    at.known[stage.fingerprint] = inputs = stage.read(at)
+    return inputs
