@@ -6,13 +6,21 @@ import types
 import typing
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from datasets.errors import InputError
 
-ADDED = {"added": True}
-"""`field(default=…, metadata=ADDED)`: a field that a class got after artefacts were made with it. At its default it is no part of
-the identity, so those artefacts stay valid; the default must mean what was done before."""
+NEUTRAL = {"neutral": True}
+"""`field(default=…, metadata=NEUTRAL)`: a field that changes how something runs and never what comes of it, so it is no part of an
+identity."""
+
+
+def since(value: Any) -> Any:
+    """A field that its class got after artefacts were made with it, with this default, which must mean what was done before.
+
+    While it has that value it is no part of the identity, so those artefacts stay valid.
+    """
+    return dataclasses.field(default=value, metadata={"since": value})
 
 
 class NamedFields:
@@ -34,15 +42,21 @@ class NamedFields:
 class Component(NamedFields):
     """A frozen dataclass that is its own configuration.
 
-    Its class and fields are its identity: `orchestrator.fingerprint` encodes them as canonical JSON. Fields are numbers,
+    Its class's `id` and its fields are its identity: `orchestrator.fingerprint` encodes them as canonical JSON. Fields are numbers,
     text, booleans, None, other components, or tuples of those, and are checked against their annotations before a
     subclass's own `__post_init__` runs: a wrong type raises InputError.
     """
+
+    id: ClassVar[str] = "Component"
+    """What the class is called in identities: its name, unless its body says otherwise (`id = "…"`). The module is no part of it, so a
+    class may be moved; one that is renamed keeps its artefacts by the `id` that it had."""
 
     def __post_init__(self) -> None:
         check_fields(self)
 
     def __init_subclass__(cls) -> None:
+        if "id" not in cls.__dict__:
+            cls.id = cls.__name__
         own = cls.__dict__.get("__post_init__")
         if own is not None:  # so that no subclass can forget to call the base's
 

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.classes import fill, target_index
-from datasets.component import ADDED, Component
+from datasets.component import Component, since
 from datasets.errors import InputError
 from datasets.pairs import smallest_hashes
 from datasets.seeding import hash64
@@ -55,7 +55,7 @@ class Poison(Component):
     a random sample that names the target)."""
     seed: int = 0
     """Seed of everything drawn here."""
-    jpeg_quality: int | None = field(default=None, metadata=ADDED)
+    jpeg_quality: int | None = since(None)
     """Quality, 1 … 100, of the JPEG that a victim's stamped canonical view is written as and read from, as published attacks on
     CLIP made theirs; the trigger at evaluation is not compressed. None: victims are stamped without loss."""
 

@@ -9,7 +9,7 @@ from datasets.evalset import EvalSet
 from datasets.retrieval import RetrievalSet
 from datasets.synthetic import World
 from orchestrator.identity import clean_pairs
-from orchestrator.spec import Experiment, Pretrain
+from orchestrator.spec import Experiment, Given, Pretrain
 from trainers.cleaning.pseudo_labels import PseudoLabels
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.linear_probe import LinearProbe
@@ -79,6 +79,8 @@ def check(experiment: Experiment) -> None:
         labeller = method.labeller if isinstance(method.labeller, Model) else method.labeller.model
         _check_model(labeller, "labeller" if labeller is method.labeller else "labeller.model")
         experiment.poison.trigger.check(labeller.image_size)
+    if isinstance(experiment.pretrain, Given) and experiment.prior is not None:
+        raise InputError("prior is set, but pretrain is a given model, which is not trained here: leave the prior out.")
     if experiment.prior is not None:
         _check_model(experiment.prior.model, "prior.model")
         if getattr(experiment.pretrain.model, "pretrained", None):

@@ -10,14 +10,17 @@ from typing import Any
 from datasets.component import Component
 from datasets.errors import InputError
 
+ID = "id"
+"""Key of a component's id in a configuration."""
 LABEL = "label"
 """Key of a component's label in a configuration that people read; a field of this name is the component's label."""
 
 
-def encode(value: Any, where: str = "value") -> Any:
+def encode(value: Any, where: str = "value", neutral: bool = False) -> Any:
     """The value as plain JSON types, the same in every process and on every machine.
 
-    Components become {"class": "module.Name", field: ...}, without fields of `component.ADDED` at their default.
+    Components become {"class": "module.Name", "id": …, field: …}. Left out are neutral fields (unless they are asked for) and later ones
+    that are as before (`component.since`). The class is for people: where there is an id, it is no part of a fingerprint.
     Floats keep their shortest exact text; NaN, paths, functions, sets and everything else without a stable text raise InputError
     naming the field.
     """
@@ -29,13 +32,13 @@ def encode(value: Any, where: str = "value") -> Any:
         return value
     if isinstance(value, Component):
         name = f"{type(value).__module__}.{type(value).__qualname__}"
-        entering = [f for f in dataclasses.fields(value) if not (f.metadata.get("added") and getattr(value, f.name) == f.default)]
-        fields = {f.name: encode(getattr(value, f.name), f"{where}.{f.name}") for f in entering}
-        return {"class": name, **fields}
+        entering = [f for f in dataclasses.fields(value) if _enters(f, value) or (neutral and f.metadata.get("neutral"))]
+        fields = {f.name: encode(getattr(value, f.name), f"{where}.{f.name}", neutral) for f in entering}
+        return {"class": name, ID: value.id, **fields}
     if isinstance(value, (tuple, list)):
-        return [encode(item, f"{where}[{i}]") for i, item in enumerate(value)]
+        return [encode(item, f"{where}[{i}]", neutral) for i, item in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: encode(item, f"{where}.{key}") for key, item in sorted(value.items())}
+        return {key: encode(item, f"{where}.{key}", neutral) for key, item in sorted(value.items())}
     hint = " Give paths as text." if isinstance(value, PurePath) else ""
     raise InputError(
         f"{where} is a {type(value).__name__}, which has no stable text. Accepted: numbers, text, booleans, None, "
@@ -43,9 +46,16 @@ def encode(value: Any, where: str = "value") -> Any:
     )
 
 
+def _enters(field: dataclasses.Field, value: Component) -> bool:
+    """Whether a field is part of the identity."""
+    if field.metadata.get("neutral"):
+        return False
+    return "since" not in field.metadata or getattr(value, field.name) != field.metadata["since"]
+
+
 def described(value: Any, where: str = "value") -> Any:
     """The value as plain JSON types with the label of each component beside its class: for people, never for an identity."""
-    return labelled(value, encode(value, where))
+    return labelled(value, encode(value, where, neutral=True))
 
 
 def labelled(value: Any, encoded: Any) -> Any:
@@ -54,16 +64,25 @@ def labelled(value: Any, encoded: Any) -> Any:
         label = value.label
         if not isinstance(label, str) or not label.strip() or "\n" in label:
             raise InputError(f"{type(value).__name__}.label is {label!r}; accepted: one line of text.")
-        own = {name: labelled(getattr(value, name, None), part) for name, part in encoded.items() if name != "class"}
-        return {"class": encoded["class"], LABEL: label, **own}
+        own = {name: labelled(getattr(value, name, None), part) for name, part in encoded.items() if name not in ("class", ID)}
+        return {"class": encoded["class"], ID: encoded[ID], LABEL: label, **own}
     if isinstance(value, (tuple, list)) and isinstance(encoded, list):
         return [labelled(*pair) for pair in zip(value, encoded)]
     return encoded
 
 
 def canonical(value: Any) -> str:
-    """The encoded value as JSON with sorted keys and no spaces."""
-    return json.dumps(encode(value), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    """The encoded value as JSON with sorted keys and no spaces, without what is for people alone."""
+    return json.dumps(_without_paths(encode(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+
+
+def _without_paths(value: Any) -> Any:
+    """Nested plain values without the class's path where there is an id."""
+    if isinstance(value, list):
+        return [_without_paths(item) for item in value]
+    if isinstance(value, dict):
+        return {key: _without_paths(item) for key, item in value.items() if not (key == "class" and ID in value)}
+    return value
 
 
 def fingerprint(value: Any) -> str:

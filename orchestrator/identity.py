@@ -4,6 +4,7 @@ The identities of files are kept, and travel with a stage to the process that ma
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from datasets.component import Component
@@ -25,8 +26,6 @@ IDENTITIES: dict[Component | str, Any] = {}
 """Digests of the files of the sources seen so far, and of files of keys; a trial gets the driver's, so that it need not read
 them again."""
 
-NEUTRAL = {"checkpoint_every_steps"}
-"""Fields that change how a stage runs and not what it makes."""
 LABELLING = {"labeller", "classes", "templates"}
 """Fields of `PseudoLabels` that its stage of labels is made from."""
 
@@ -79,24 +78,22 @@ def weights_identity(model: Model | TinyCLIP) -> Any:
     """Size and hash of the checkpoint that pre-training starts from; None without one, or for a tag of open_clip's.
 
     Where it is read from several files (parts, a configuration beside it), the hashes of the others by name too.
-    InputError where it is of a finished stage and damaged.
     """
     path = model.file if isinstance(model, Model) else None
-    if path is None:
-        return None
+    return None if path is None else file_identity(path)
+
+
+def file_identity(path: Path) -> Any:
+    """Size and hash of a checkpoint, and the hashes of what else is read with it. InputError where it is damaged or cannot be read."""
     file, *others = files_read(checked(path))
     beside = {"beside": {other.name: sha256(other) for other in others}} if others else {}
     return {"size": file.stat().st_size, "sha256": sha256(file), **beside}
 
 
-def encode_stage(component: Component, where: str) -> Any:
-    return _without(encode(component, where), lambda key, owner: key in NEUTRAL)
-
-
 def encode_cleaning(clean: Clean) -> Any:
     """Its configuration, less what the stage of labels is made from: that enters by the labels."""
     labels = {f"{type(part).__module__}.{type(part).__qualname__}" for part in clean.method.parts() if isinstance(part, PseudoLabels)}
-    return _without(encode_stage(clean, "clean"), lambda key, owner: owner.get("class") in labels and key in LABELLING)
+    return _without(encode(clean, "clean"), lambda key, owner: owner.get("class") in labels and key in LABELLING)
 
 
 def _without(value: Any, drop: Callable[[str, dict[str, Any]], bool]) -> Any:

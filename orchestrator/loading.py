@@ -13,7 +13,7 @@ from datasets.component import Component, shown
 from datasets.errors import InputError
 from datasets.text import read_text
 from orchestrator.override import from_text, get, has, override, override_all, parse
-from orchestrator.spec import Experiment, Sweep
+from orchestrator.spec import Experiment, Given, Sweep
 from orchestrator.stages.swept import grid_values
 
 SEED = "pretrain.seed"
@@ -155,6 +155,8 @@ def _repeated(sweep: Sweep, seeds: Sequence[int]) -> Sweep:
         grid: dict[str, Any] = {SEED: {"grid_search": list(seeds)}}
         return replace(sweep, space=sweep.space | grid if SEED in sweep.space else grid | sweep.space)
     stages = [override(sweep.base, "pretrain", stage).pretrain for stage in stages]  # which refuses what is no Pretrain
+    if given := next((stage for stage in stages if isinstance(stage, Given)), None):
+        raise InputError(f"--seeds: {given.checkpoint} is a given model, which is not trained here; vary clean.seed for repetitions.")
     again = dict.fromkeys(replace(stage, seed=seed) for seed in seeds for stage in stages)
     return replace(sweep, space=sweep.space | {"pretrain": {"grid_search": list(again)}})
 

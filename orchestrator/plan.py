@@ -5,14 +5,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from datasets.component import Component
+from datasets.component import Component, components
 from datasets.errors import InputError
 from datasets.seeding import rng
 from orchestrator.experiment import check
 from orchestrator.fingerprint import canonical, encode
 from orchestrator.override import has, override, override_all
+from orchestrator.report.kinds import own
 from orchestrator.report.names import flatten
 from orchestrator.report.published import load_published
+from orchestrator.source_code import OWN
 from orchestrator.spec import Experiment, Sweep
 from orchestrator.stages.swept import Swept, grid_values
 
@@ -72,9 +74,34 @@ def make_plan(sweep: Sweep) -> Plan:
     grid = tuple(_draws(sweep, grids) if drawn else _combinations(sweep.base, grids)) if known else None
     for _, experiment in upstream if grid is None else grid:
         check(experiment)
+    _check_ids(sweep)
     _check_series(sweep)
     _check_reference(sweep, [experiment for _, experiment in (upstream if grid is None else grid)])
     return Plan(sweep, upstream, grid)
+
+
+def _check_ids(sweep: Sweep) -> None:
+    """Two classes of one id would be taken for each other: those that the sweep uses, and all that come with the project."""
+    values = [value for space in sweep.space.values() for value in grid_values(space) or getattr(space, "categories", None) or []]
+    used = {type(component) for component in components((sweep.base, *values))}
+    known: dict[str, type] = {cls.id: cls for cls in (*_subclasses(Component), *own().values()) if cls.__module__.partition(".")[0] in OWN}
+    for cls in sorted(used, key=_path):
+        other = known.setdefault(cls.id, cls)
+        if _path(other) != _path(cls):
+            raise InputError(
+                f"{_path(cls)} has the id {cls.id!r}, as {_path(other)} has, so one would be taken for the other: give it an id of its "
+                f'own, id = "…" in its body.'
+            )
+
+
+def _subclasses(cls: type[Component]) -> Iterator[type[Component]]:
+    for below in cls.__subclasses__():
+        yield below
+        yield from _subclasses(below)
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def _check_reference(sweep: Sweep, experiments: Sequence[Experiment]) -> None:

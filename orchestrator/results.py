@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
-from orchestrator.fingerprint import described, encode
+from orchestrator.fingerprint import canonical, described, encode
+from orchestrator.manifest import KINDS
 from orchestrator.plan import Plan, trial_experiment
 from orchestrator.report.kinds import names
 from orchestrator.report.published import load_published
@@ -27,7 +28,7 @@ from orchestrator.store import (
     read_json,
     write_json,
 )
-from orchestrator.study import StageResult, Study, TrialResult
+from orchestrator.study import StageResult, StageState, Study, TrialResult
 
 
 def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *, live: bool = False) -> Study:
@@ -55,6 +56,8 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
         verdict = judge(store.find("pretrain", result.fingerprint), sweep.gate)
         if verdict is not None:
             study.gates[result.fingerprint] = verdict
+    if not live:
+        study.stages = _stages(plan, store)
     known: set[str] = set()
     for trial in _trials(plan, store) if trials is None else trials:
         experiment = trial_experiment(sweep, trial.overrides)
@@ -87,6 +90,23 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
         for result in of_a_kind:
             result.called = called[result.fingerprint]
     return study
+
+
+def _stages(plan: Plan, store: Store) -> list[StageState]:
+    """Every stage that is known before anything is drawn, kind by kind."""
+    wanted = {
+        stage.fingerprint: stage
+        for _, experiment in (plan.upstream if plan.grid is None else plan.grid)
+        for role, stage in stages(experiment).items()
+        if plan.grid is not None or role not in ("cleanset", "clean")
+    }
+    states = []
+    for stage in sorted(wanted.values(), key=lambda stage: KINDS.index(stage.kind)):
+        found = store.find(stage.kind, stage.fingerprint)
+        begun = store.work(stage.kind, stage.fingerprint).is_dir()
+        state, seconds = ("finished", found.manifest["seconds"]) if found else ("begun" if begun else "to do", 0.0)
+        states.append(StageState(kind=stage.kind, name=stage.name, fingerprint=stage.fingerprint, state=state, seconds=seconds))
+    return states
 
 
 def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
@@ -220,7 +240,7 @@ def decode_overrides(plan: Plan, encoded: dict[str, Any]) -> dict[str, Any]:
     values = {}
     for path, space in plan.sweep.space.items():
         choices = grid_values(space) or getattr(space, "categories", [])
-        values[path] = next((value for value in choices if encode(value) == encoded[path]), encoded[path])
+        values[path] = next((value for value in choices if canonical(value) == canonical(encoded[path])), encoded[path])
     return values
 
 

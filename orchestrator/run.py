@@ -22,11 +22,12 @@ from orchestrator.report.points import CLEANING_SET
 from orchestrator.results import Trial, decode_overrides, judge, load_study
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages.base import At, Stage, ensure
+from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import make_data, stages, trained_by
 from orchestrator.store import Store, part, slug
 from orchestrator.study import Study
 from orchestrator.tracking import Tracker, TrackingError
-from orchestrator.training import train_all
+from orchestrator.training import ensure_all, train_all
 from orchestrator.tuning import clean_sweep
 from orchestrator.waiting import RayEnded, Wanted, watching
 
@@ -54,7 +55,10 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
     for _, experiment in plan.upstream:
         stage = stages(experiment)["pretrain"]
         if store.find(stage.kind, stage.fingerprint) is None:
-            experiment.pretrain.check_workers(compute.workers)
+            if isinstance(stage, Brought):
+                stage.check()
+            else:
+                experiment.training.check_workers(compute.workers)
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     tracker.check()
@@ -122,6 +126,9 @@ def _make(
     for _, experiment in plan.upstream:
         make_data(experiment, at)
     _choose_cleansets(plan, at)
+    wants(Wanted("what evaluators need"))
+    ensure_all([needed for stage in wanted for needed in stage.needed], at)
+    ensure_all([stage for stage in wanted if stage.apart], at)
     wants(_pretraining(plan, store, compute))
     models = {artefact.fingerprint for artefact in train_all(wanted, at)}
     failures = []

@@ -7,7 +7,7 @@ import pyarrow.ipc as ipc
 
 from datasets.errors import InputError
 from datasets.synthetic import World
-from orchestrator.fingerprint import encode
+from orchestrator.fingerprint import ID, canonical, encode
 from orchestrator.identity import clean_pairs
 from orchestrator.manifest import KINDS
 from orchestrator.plan import Plan
@@ -15,6 +15,7 @@ from orchestrator.report.names import number_of
 from orchestrator.report.titles import plan_titles, titles
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages.base import Stage
+from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import stages
 from orchestrator.stages.swept import grid_values
 from orchestrator.stages.trained import Trained
@@ -56,9 +57,9 @@ def _row(
 ) -> dict[str, Any]:
     done = store.find(stage.kind, stage.fingerprint) is not None
     pairs: int | None = None
-    if isinstance(stage, Trained):
+    if isinstance(stage, Trained) and not isinstance(stage, Brought):
         known = _kept(experiment, store)
-        spec = stage.experiment.pretrain
+        spec = stage.experiment.training
         pairs = None if known is None else spec.epochs * (known // spec.batch_size) * spec.batch_size
     elif stage.kind == "clean" and experiment.clean is not None:
         pairs = experiment.clean.epochs * (clean_pairs(experiment.clean) // experiment.clean.batch_size) * experiment.clean.batch_size
@@ -82,10 +83,10 @@ def _kept(experiment: Experiment, store: Store) -> int | None:
 
 def _measured_rate(stage: Stage, experiment: Experiment, stored: list[Artefact]) -> tuple[float | None, str]:
     """Samples a second of a stored stage of the same kind and model, the newest; None without one."""
-    model = encode(experiment.pretrain.model)
+    model = canonical(experiment.pretrain.model)
     for artefact in reversed(stored):
         same = artefact.manifest["stage"] == stage.kind and artefact.manifest["name"] == stage.name
-        if same and (stage.kind == "clean" or artefact.manifest["config"].get("pretrain", {}).get("model") == model):
+        if same and (stage.kind == "clean" or canonical(artefact.manifest["config"].get("pretrain", {}).get("model")) == model):
             lines = _metrics(artefact)
             rates = [line["metrics"].get("train/samples_per_second") for line in lines[1:]]
             if rates and rates[-1]:
@@ -124,8 +125,8 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
         lines.append("The number of pairs is known once the shards are indexed.")
     lines += [f"NOTE another stage of the store is damaged: {wrong}" for _, wrong in store.damaged()]
     lines += ["", "fields (override with --path value):"]
-    varied = {path: [encode(value, path) for value in grid_values(space) or []] for path, space in sweep.space.items()}
-    lines += [f"  {line}" for line in _fields(encode(sweep.base), "", varied)]
+    varied = {path: [encode(value, path, neutral=True) for value in grid_values(space) or []] for path, space in sweep.space.items()}
+    lines += [f"  {line}" for line in _fields(encode(sweep.base, neutral=True), "", varied)]
     return "\n".join(lines)
 
 
@@ -139,7 +140,7 @@ def _fields(node: Any, path: str, varied: dict[str, list[Any]]) -> list[str]:
     if isinstance(node, dict):
         lines = [] if not path or "class" not in node else [f"{path}: {node['class'].rpartition('.')[2]}"]
         for name, value in node.items():
-            if name != "class":
+            if name not in ("class", ID):
                 lines += _fields(value, f"{path}.{name}" if path else name, varied)
         return lines
     return [f"{path} = {VARIED if node is VARIED else json.dumps(node, ensure_ascii=False)}"]

@@ -3,10 +3,12 @@
 Everything in `Experiment` enters a fingerprint; nothing in `Compute` does. `Sweep` adds search spaces over dotted paths.
 """
 
+import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
-from datasets.component import Component, NamedFields, check_fields
+from datasets.component import NEUTRAL, Component, NamedFields, check_fields
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.poison import Poison
@@ -30,7 +32,7 @@ class Data(Component):
     """Use only this many pairs, chosen by the hash of their keys; None uses all. Subsets are nested."""
     seed: int = 0
     """Of the subset."""
-    max_dropped: float = 0.5
+    max_dropped: float = field(default=0.5, metadata=NEUTRAL)
     """Fail when a larger share of the samples is dropped by the filters or does not decode."""
 
     def __post_init__(self) -> None:
@@ -46,6 +48,29 @@ class Pretrain(Training):
 
     model: Model | TinyCLIP
     objective: Objective
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(Component):
+    """A model that others trained, in place of a pre-training: it is measured, judged by the gate, and cleaned like one trained here.
+
+    The attack of the experiment must be the one that it was trained with, for accuracy and ASR are measured by its trigger and target.
+    """
+
+    model: Model | TinyCLIP
+    checkpoint: str
+    """Absolute path of its weights, in any form that `evaluate --checkpoint` reads; known by the bytes, wherever they lie."""
+
+    def __post_init__(self) -> None:
+        if getattr(self.model, "pretrained", None):
+            raise InputError("Given.model.pretrained is set: a given model starts from Given.checkpoint alone, so leave it out.")
+        if not os.path.isabs(self.checkpoint):
+            raise InputError(f"Given.checkpoint is {self.checkpoint!r}: give the absolute path, workers have other working folders.")
+
+    @property
+    def label(self) -> str:
+        path = Path(self.checkpoint)
+        return " ".join((path.stem or "given").split()) or "given"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +93,7 @@ class Evaluate(Component):
     """Zero-shot classification of the clean and the triggered test set, after every epoch."""
 
     data: EvalSet | World
-    batch_size: int = 256
+    batch_size: int = field(default=256, metadata=NEUTRAL)
     """Images a step on each rank; does not change a count."""
     seed: int = 0
     """Of the trigger's noise and place at evaluation."""
@@ -100,13 +125,19 @@ class Experiment(Component):
     data: Data
     views: Views
     poison: Poison
-    pretrain: Pretrain
+    pretrain: Pretrain | Given
     evaluate: Evaluate
     clean: Clean | None = None
     prior: Pretrain | None = None
     """Training on the same pairs without the poison, first: the healthy model that `pretrain` then poisons."""
     eda: str = "once"
     """Augmented captions of the in-modal term: once (one variant for each key) | per_epoch."""
+
+    @property
+    def training(self) -> Pretrain:
+        """The pre-training of an experiment that has one of its own."""
+        assert isinstance(self.pretrain, Pretrain)
+        return self.pretrain
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,18 @@ class TrialResult(StageResult):
     """Fingerprint of the pre-training it starts from."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class StageState:
+    """One stage of the sweep, of whatever kind, and how far it has come."""
+
+    kind: str
+    name: str
+    fingerprint: str
+    state: str
+    """finished | begun | to do"""
+    seconds: float = 0.0
+
+
 @dataclass(kw_only=True)
 class Study:
     """A sweep with everything it made."""
@@ -63,6 +75,8 @@ class Study:
     """Fingerprint of a pre-training → verdict of the attack gate."""
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Sample sheet: {"key", "clean": PNG bytes, "triggered": PNG bytes, "caption_before", "caption_after"}."""
+    stages: list[StageState] = field(default_factory=list)
+    """Every stage of the sweep, in the order in which they are made; empty while it is followed."""
     missing: int = 0
     """Trials of the grid that nothing is known of yet; not those of models whose attack did not take."""
     series: str = ""

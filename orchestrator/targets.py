@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets.component import Component
 from datasets.errors import InputError
-from orchestrator.fingerprint import encode
+from orchestrator.fingerprint import canonical, encode
 from orchestrator.loading import narrowed, overridden
 from orchestrator.manifest import read_manifest
 from orchestrator.override import get, override_all
@@ -63,7 +63,7 @@ def experiments_of(
         trained = _poison_of(checkpoint)
         measured = encode(found[checkpoint].poison, "poison")
         for field in ("trigger", "target") if trained else ():
-            if trained[field] != measured[field]:
+            if canonical(trained[field]) != canonical(measured[field]):
                 say(f"NOTE {checkpoint} was trained with {field} {trained[field]} and is measured with {measured[field]}.")
     return found
 

@@ -1,7 +1,7 @@
 """Ray Train around `trainers.loop`: pre-training on N workers, and other stages in a process of their own."""
 
 import shutil
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,7 @@ from orchestrator import failures, network
 from orchestrator.cluster import scratch, user_error
 from orchestrator.identity import IDENTITIES
 from orchestrator.spec import Compute
-from orchestrator.stages.base import At, Stage, ensure
+from orchestrator.stages.base import At, Stage, ensure, walk
 from orchestrator.store import FAILED, Artefact, Store, read_failure, read_json, write_json
 from orchestrator.workers import Job, pretrain
 
@@ -58,12 +58,19 @@ def train_all(wanted: Sequence[Stage], at: At) -> list[Artefact]:
     return [ensure(stage, at) for stage in wanted]
 
 
-def ensure_apart(stage: Stage, at: At) -> None:
-    """Make a stage, where it is missing, in a process with the cores and the GPU of a trial."""
+def ensure_all(wanted: Iterable[Stage], at: At) -> None:
+    """Make these stages and all that they need, one after the other, each where its kind says."""
+    for stage in walk(*wanted):
+        if stage.apart and at.find(stage) is None:
+            _ensure_apart(stage, at)
+        else:
+            ensure(stage, at)
+
+
+def _ensure_apart(stage: Stage, at: At) -> None:
+    """Make a stage in a process with the cores and the GPU of a trial."""
     import ray
 
-    if at.find(stage) is not None:
-        return
     compute = at.compute
     task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=compute.retries)(_with_cores)
     try:

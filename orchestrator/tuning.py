@@ -22,7 +22,7 @@ from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.stages.graph import stages
 from orchestrator.stages.swept import grid_values
 from orchestrator.store import FAILED, METRICS, Store, metrics_of, read_failure, read_lines, write_json
-from orchestrator.training import ensure_apart
+from orchestrator.training import ensure_all
 from trainers.evaluate.choice import LIMITS, measured, most_accurate, results
 
 NUMBER = "trial"
@@ -62,10 +62,8 @@ def clean_sweep(plan: Plan, models: Collection[str], at: At) -> list[Trial]:
     }
     if missing or plan.grid is None:
         for made in map(stages, _kinds(plan)):
-            if made["pretrain"].fingerprint in models and "labels" in made and at.find(made["clean"]) is None:
-                if "labeller" in made:
-                    ensure(made["labeller"], at)
-                ensure_apart(made["labels"], at)
+            if made["pretrain"].fingerprint in models and at.find(made["clean"]) is None:
+                ensure_all(made["clean"].needs, at)
     if plan.grid is None:
         return [
             trial

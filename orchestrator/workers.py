@@ -79,7 +79,7 @@ def pretrain(job: Job) -> None:
     """Pre-train in this process, one of `World.current().size`; the main rank also writes the gate's verdict."""
     world = _start(job)
     with _failures(job, world):
-        spec = job.experiment.pretrain
+        spec = job.experiment.training
         say = _note(job)
         encoder = load_model(job.experiment, job.checkpoint, say) if job.checkpoint else spec.model.build(spec.seed, say)
         feed = _feed(job, world, job.inputs.pairs(), spec, spec.objective.two_views)
@@ -223,6 +223,18 @@ def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
     return _measure(job, world, lambda line: print(line, file=sys.stderr))(encoder, 0)
 
 
+def measure_given(job: Job, weights: str) -> Encoder:
+    """The given model, after its line of metrics and the gate's facts are written into the job's folder."""
+    world, folder = _start(job), Path(job.folder)
+    with _failures(job, world), measured_as(weights):
+        encoder = load_model(job.experiment, weights, _note(job)).place(world.device)
+        began = time.monotonic()
+        metrics = _measure(job, world, _note(job), folder / ANALYSIS)(encoder, 0)
+        write_lines(folder / METRICS, [{"epoch": 0, "step": 0, "seconds": time.monotonic() - began, "metrics": metrics}])
+        write_json(folder / "gate.json", gate_facts(job, metrics))
+    return encoder
+
+
 def gate_facts(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
     """What the attack gate judges an undefended model by; each sweep applies its own threshold to it."""
     summary = read_json(checked(Path(job.inputs.plan).with_name("summary.json")))
@@ -268,7 +280,7 @@ def start(cpus: float, gpus: float) -> World:
 def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, Any]:
     """What `fit` and a cleaning run are told about this process: where to save, how to measure, whom to tell."""
     folder = Path(job.folder)
-    batch_size = (job.experiment.clean if job.cleanset else job.experiment.pretrain).batch_size  # type: ignore[union-attr]
+    batch_size = (job.experiment.clean if job.cleanset else job.experiment.training).batch_size  # type: ignore[union-attr]
     return {
         "folder": folder,
         "world": world,

@@ -33,7 +33,7 @@ SWEEP = Sweep(
 MINIATURE = Sweep(
     name="openai-pretrained-miniature",
     base=override_all(
-        replace(miniature(), prior=replace(miniature().pretrain, seed=100)), {"pretrain.lr": 1e-3, "pretrain.epochs": 5}
+        replace(miniature(), prior=replace(miniature().training, seed=100)), {"pretrain.lr": 1e-3, "pretrain.epochs": 5}
     ),
     space={
         "pretrain.objective": OBJECTIVES,

@@ -32,7 +32,7 @@ SWEEP = Sweep(
     compute=CLUSTER,
 )  # fmt: skip
 
-HEALTHY = replace(miniature().pretrain, seed=100)
+HEALTHY = replace(miniature().training, seed=100)
 
 MINIATURE = Sweep(
     name="pseudo-labels-miniature",

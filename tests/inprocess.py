@@ -49,6 +49,7 @@ def without_ray() -> Iterator[None]:
             "orchestrator.cluster.has_gpu": lambda: False,
             "orchestrator.stages.index.index_source": _index,
             "orchestrator.training._fit": _fit,
+            "orchestrator.training._ensure_apart": ensure,
             "orchestrator.tuning._tune": _tune,
             "ray.tune.report": lambda metrics: None,
         }.items():

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import nn
 
-from datasets.component import Component
+from datasets.component import NEUTRAL, Component
 from datasets.errors import InputError
 
 PRECISIONS = ("auto", "bf16", "fp32")
@@ -44,7 +44,7 @@ class Training(Component):
     """batch normalisation over all workers' pairs; without it the result depends on the number of workers"""
     seed: int = 0
     """of the order of samples, and of whatever else a stage draws"""
-    checkpoint_every_steps: int | None = None
+    checkpoint_every_steps: int | None = field(default=None, metadata=NEUTRAL)
     """also save within an epoch; None: at the end of epochs only"""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from functools import cache
 from typing import Any
 
 from datasets.component import Component
-from orchestrator.fingerprint import LABEL
+from orchestrator.fingerprint import ID, LABEL
 from orchestrator.study import StageResult, TrialResult
 
 Node = dict[str, Any]
@@ -41,8 +41,9 @@ def reserved() -> frozenset[str]:
 
 
 def objective_node(stage: StageResult) -> Node:
-    """The pre-training objective; empty where the configuration has none."""
-    return _node(stage.config, "pretrain", "objective")
+    """The pre-training objective, or the given model; empty where the configuration has neither."""
+    pretrain = _node(stage.config, "pretrain")
+    return _node(stage.config, "pretrain", "objective") or (pretrain if "checkpoint" in pretrain else {})
 
 
 def method_node(stage: StageResult) -> Node:
@@ -137,7 +138,7 @@ def _bare(node: Node) -> Component:
     cls = own()[node["class"]]
     made = object.__new__(cls)
     for name, value in node.items():
-        if name != "class":
+        if name not in ("class", ID):
             inner = isinstance(value, dict) and "class" in value
             object.__setattr__(made, name, (_bare(value) if value["class"] in own() else _Named(label_of(value))) if inner else value)
     return made

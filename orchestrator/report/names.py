@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from datasets.component import Component
-from orchestrator.fingerprint import LABEL, described, encode
+from orchestrator.fingerprint import ID, LABEL, described, encode
 from orchestrator.report import kinds
 from orchestrator.study import StageResult, TrialResult
 
@@ -35,7 +35,7 @@ def hyperparameters(trial: TrialResult) -> dict[str, Any]:
         found[path] = _scalar(value)
         inner = encode(value, path) if isinstance(value, Component) else value
         if isinstance(inner, dict):
-            found |= {p: _scalar(v) for p, v in flatten(inner, path) if p.rpartition(".")[2] not in ("class", LABEL)}
+            found |= {p: _scalar(v) for p, v in flatten(inner, path) if p.rpartition(".")[2] not in ("class", ID, LABEL)}
     return found
 
 

@@ -16,7 +16,17 @@ from orchestrator.report.points import panels, plans_cleaning, points_of
 from orchestrator.report.series import series_csv
 from orchestrator.report.shown import along, before_first_step, best_ways, curves, image, most_shown, scatters, similarities
 from orchestrator.report.style import document
-from orchestrator.report.tables import headline, pareto_csv, plain_table, points_csv, pretrain_names, summary_html, trials_html
+from orchestrator.report.tables import (
+    headline,
+    pareto_csv,
+    plain_table,
+    points_csv,
+    pretrain_names,
+    stages_csv,
+    stages_html,
+    summary_html,
+    trials_html,
+)
 from orchestrator.study import Study
 
 MAX_CONFIGS = 40
@@ -48,6 +58,8 @@ def write_report(study: Study, out: Path) -> Path:
     files = {"points.csv": points_csv(study)}
     if study.trials:
         files["pareto.csv"] = pareto_csv(study)
+    if study.stages:
+        files["stages.csv"] = stages_csv(study)
     if study.series:
         files["series.csv"] = series_csv(study)
     for name, text in {**files, "report.html": html(study, drawn)}.items():
@@ -222,6 +234,7 @@ def _run(study: Study) -> str:
         _facts(facts)
         + plain_table(heads, lines)
         + (f'<p class="soft">{said}</p>' if study.priors else "")
+        + stages_html(study)
         + _json("Configuration of the study", study.config)
         + f"<details><summary>Configuration of each stage{first}</summary>{single}</details>"
     )

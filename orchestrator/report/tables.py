@@ -306,6 +306,25 @@ def trials_html(study: Study) -> str:
     )
 
 
+STAGE_HEADS = ("stage", "name", "state", "seconds", "fingerprint")
+
+
+def stages_csv(study: Study) -> str:
+    """One line for each stage of the sweep."""
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    writer.writerow(STAGE_HEADS)
+    writer.writerows((s.kind, s.name, s.state, round(s.seconds, 3), s.fingerprint) for s in study.stages)
+    return out.getvalue()
+
+
+def stages_html(study: Study) -> str:
+    """Every stage of the sweep, under one line that opens."""
+    rows = [(s.kind, s.name, s.state, duration(s.seconds) if s.seconds else "–", s.fingerprint[:12]) for s in study.stages]
+    table = plain_table(("stage", "name", "state", "time", "fingerprint"), rows)
+    return f"<details><summary>Every stage: {len(rows)}</summary>{table}</details>" if rows else ""
+
+
 def pretrain_names(study: Study) -> dict[str, str]:
     """Fingerprint of a pre-training → its panel, and its seed where there are several: "MMCL, seed 1"."""
     told = {}

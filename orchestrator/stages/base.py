@@ -44,6 +44,8 @@ class Stage(ABC):
     """How long to wait for another process that is making it."""
     role: ClassVar[str] = ""
     """What those that are made from it call it; empty: its kind."""
+    apart: ClassVar[bool] = False
+    """Whether a process with the cores and the GPU of a trial makes it; else the one that asks for it."""
     serves: ClassVar[tuple[type[Component], ...]] = ()
     """Classes of what components need (`Component.needs`) that this kind makes; `serve` then tells how."""
 

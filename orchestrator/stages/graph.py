@@ -7,11 +7,12 @@ from functools import lru_cache
 from datasets.component import needs_of
 from datasets.synthetic import World
 from orchestrator.experiment import check
-from orchestrator.spec import Experiment
+from orchestrator.spec import Experiment, Given
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage, ensure, walk
 from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.cleanset import CleaningSet
+from orchestrator.stages.given import Brought
 from orchestrator.stages.index import Index
 from orchestrator.stages.inputs import Inputs
 from orchestrator.stages.labels import Labelled  # noqa: F401 (so that labels are served)
@@ -39,7 +40,8 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     measured = tuple(around.ask(need) for need in needs_of(experiment.evaluate.evaluators))
     prior = None if experiment.prior is None else around.ask(experiment.prior, "prior")
     assert isinstance(prior, Unpoisoned | None)
-    made["pretrain"] = trained = Trained(experiment=experiment, attack=attack, prior=prior, needed=measured)
+    kind = Brought if isinstance(experiment.pretrain, Given) else Trained
+    made["pretrain"] = trained = kind(experiment=experiment, attack=attack, prior=prior, needed=measured)
     clean = experiment.clean
     if clean is not None:
         made["cleanset"] = cleanset = CleaningSet(clean=clean, attack=attack)

@@ -31,6 +31,7 @@ class Labelled(Stage):
     """The classes of the cleaning pictures, for a cleaning that needs them (`PseudoLabels`)."""
 
     kind = "labels"
+    apart = True
     serves = (Labelling,)
     need: Labelling
     views: Views

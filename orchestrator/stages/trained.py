@@ -15,7 +15,7 @@ from datasets.component import Component, needs_of
 from datasets.errors import InputError
 from orchestrator.experiment import unpoisoned
 from orchestrator.fingerprint import encode, labelled
-from orchestrator.identity import encode_evaluator, encode_stage, weights_identity
+from orchestrator.identity import encode_evaluator, weights_identity
 from orchestrator.spec import Experiment, Pretrain
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage, by_role
@@ -42,7 +42,7 @@ class Trained(Stage):
 
     @property
     def name(self) -> str:
-        return self.experiment.pretrain.objective.slug
+        return self.experiment.training.objective.slug
 
     @cached_property
     def config(self) -> Any:
@@ -50,7 +50,7 @@ class Trained(Stage):
         return {
             "weights": weights_identity(self.experiment.pretrain.model),
             "eda": [self.experiment.eda, synonym_digest()],
-            "pretrain": encode_stage(self.experiment.pretrain, "pretrain"),
+            "pretrain": encode(self.experiment.pretrain, "pretrain"),
             "evaluate": {"seed": evaluate.seed, "evaluators": [encode_evaluator(evaluator) for evaluator in evaluate.evaluators]},
         }
 
@@ -61,7 +61,7 @@ class Trained(Stage):
 
     @property
     def shown(self) -> Any:
-        objective, trained = self.experiment.pretrain.objective, self.config["pretrain"]
+        objective, trained = self.experiment.training.objective, self.config["pretrain"]
         return {**self.config, "pretrain": {**trained, "objective": labelled(objective, trained["objective"])}}
 
     @property
@@ -120,7 +120,7 @@ class Unpoisoned(Trained):
 
     @property
     def name(self) -> str:
-        return f"{self.experiment.pretrain.objective.slug} unpoisoned"
+        return f"{self.experiment.training.objective.slug} unpoisoned"
 
     @cached_property
     def config(self) -> Any:
@@ -129,7 +129,7 @@ class Unpoisoned(Trained):
             "unpoisoned": True,
             "weights": weights_identity(own.pretrain.model),
             "eda": [own.eda, synonym_digest()],
-            "pretrain": encode_stage(own.pretrain, "unpoisoned"),
+            "pretrain": encode(own.pretrain, "unpoisoned"),
             "views": encode(own.views, "views"),
             "subset": [own.data.subset, own.data.seed],
             "evaluate": {

@@ -1,5 +1,6 @@
 """The gradient and the training do not depend on the number of processes: real gloo processes, float64."""
 
+import multiprocessing
 import sys
 from pathlib import Path
 
@@ -164,7 +165,8 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     torch.set_num_threads(threads)
     assert "tests.parity.toys" in sys.modules
     for size in (2, 4):
-        mp.spawn(_process, (size, str(folder)), nprocs=size)
+        multiprocessing.set_forkserver_preload(["torch", "open_clip", "scipy.stats", "sklearn.linear_model"])  # seconds a process
+        mp.start_processes(_process, (size, str(folder)), nprocs=size, start_method="forkserver")
     return {
         size: [torch.load(folder / f"world{size}-rank{rank}.pt", weights_only=False) for rank in range(size)]
         for size in (1, 2, 4)

@@ -1,17 +1,26 @@
 """Fingerprints: stable text, nothing without one, nothing of how a run is executed."""
 
+import importlib
 import json
+import pkgutil
 import subprocess
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import pytest
+from ray import tune
 
-from datasets.component import ADDED, Component
+import datasets
+import orchestrator
+import trainers
+from datasets.component import NEUTRAL, Component, since
 from datasets.errors import InputError
 from datasets.triggers.patch import Patch
-from orchestrator.fingerprint import canonical, encode, fingerprint
+from orchestrator.fingerprint import canonical, described, encode, fingerprint
+from orchestrator.plan import make_plan
+from tests.tiny_sweep import SWEEP as TINY
+from trainers.cleaning.base import CleaningMethod
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,9 +73,55 @@ def test_canonical_json_is_sorted_ascii_without_spaces():
 @dataclass(frozen=True, kw_only=True)
 class Grown(Component):
     rate: float = 1.0
-    later: int | None = field(default=None, metadata=ADDED)
+    later: int | None = since(None)
+    threads: int = field(default=1, metadata=NEUTRAL)
 
 
 def test_a_field_that_was_added_leaves_no_trace_at_its_default():
-    assert encode(Grown()) == {"class": f"{Grown.__module__}.Grown", "rate": 1.0}
+    assert encode(Grown()) == {"class": f"{Grown.__module__}.Grown", "id": "Grown", "rate": 1.0}
     assert encode(Grown(later=3))["later"] == 3 and fingerprint(Grown(later=3)) != fingerprint(Grown())
+
+
+def test_a_neutral_field_is_no_part_of_the_identity_and_people_see_it():
+    assert fingerprint(Grown(threads=8)) == fingerprint(Grown()) and described(Grown(threads=8))["threads"] == 8
+
+
+def test_a_class_that_was_moved_or_renamed_is_known_by_its_id():
+    body = {"__annotations__": {"rate": float}, "rate": 1.0}
+    moved = dataclass(frozen=True, kw_only=True)(type("Grown", (Component,), {**body, "__module__": "elsewhere"}))
+    renamed = dataclass(frozen=True, kw_only=True)(type("Risen", (Component,), {**body, "id": "Grown"}))
+    assert fingerprint(moved()) == fingerprint(renamed()) == fingerprint(Grown())
+    assert encode(moved())["class"] == "elsewhere.Grown"
+
+    class Derived(Grown):
+        pass
+
+    assert Derived.id == "Derived" and fingerprint(Derived()) != fingerprint(Grown()), "nothing goes by the id of what it was derived from"
+
+
+def test_no_two_classes_of_the_project_have_one_id():
+    for package in (datasets, trainers, orchestrator):
+        for module in pkgutil.walk_packages(package.__path__, f"{package.__name__}."):
+            if not module.name.endswith("__main__"):
+                importlib.import_module(module.name)
+    found: dict[str, set[str]] = {}
+    waiting = [Component]
+    while waiting:
+        cls = waiting.pop()
+        waiting += cls.__subclasses__()
+        if cls.__module__.partition(".")[0] in ("datasets", "trainers", "orchestrator", "sweeps"):
+            found.setdefault(cls.id, set()).add(f"{cls.__module__}.{cls.__qualname__}")
+    assert len(found) > 20 and not {name: paths for name, paths in found.items() if len(paths) > 1}
+
+
+def test_two_classes_of_one_id_are_refused():
+    @dataclass(frozen=True, kw_only=True)
+    class CleanCLIP(CleaningMethod):
+        def clean(self, model, run):
+            return model
+
+    sweep = replace(TINY, space={"clean.method": tune.grid_search([CleanCLIP()])})
+    with pytest.raises(InputError, match=r"CleanCLIP has the id 'CleanCLIP', as .*finetune.CleanCLIP has.*give it an id of its own"):
+        make_plan(sweep)
+    CleanCLIP.id = "LabsOwn"
+    assert make_plan(sweep).grid

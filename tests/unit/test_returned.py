@@ -190,7 +190,7 @@ def test_features_that_are_not_finite_on_both_sides_are_left_to_the_measurement(
 
 
 @pytest.mark.parametrize("method", [WiseFT(alpha=0.5), Prune()])
-@pytest.mark.parametrize("moment", ["orchestrator.workers._append", "trainers.checkpoint.save_returned", "orchestrator.tuning.seal"])
+@pytest.mark.parametrize("moment", ["orchestrator.workers._append", "trainers.checkpoint.save_returned", "orchestrator.stages.base.seal"])
 def test_a_kill_after_fit_changes_nothing(store, tmp_path, method, moment):
     """The method is called again; what it returned before is not taken for a checkpoint to train on from."""
     shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("clean", "sweep"))
@@ -205,7 +205,7 @@ def test_a_kill_after_fit_changes_nothing(store, tmp_path, method, moment):
     with patch(moment, killed), pytest.raises(KeyboardInterrupt):
         run_here(sweep, tmp_path / "store")
     [work] = (tmp_path / "store" / "clean").glob(".work-*")
-    assert (checkpoint.newest(work) is not None) == (isinstance(method, WiseFT) and moment != "orchestrator.tuning.seal")
+    assert (checkpoint.newest(work) is not None) == (isinstance(method, WiseFT) and moment != "orchestrator.stages.base.seal")
     code, said, _ = run_here(sweep, tmp_path / "store")
     assert code == 0, said
     made, whole = Made(tmp_path / "store", sweep, method), Made(store, SWEEP, method)

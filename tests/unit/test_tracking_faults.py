@@ -94,16 +94,15 @@ def test_a_new_database_is_made_at_a_path_that_has_to_be_quoted(tmp_path: Path):
     assert (store.root / "mlflow.db").stat().st_size > 0
 
 
-@pytest.mark.parametrize("name", ["what?", "%41 [x]"])
-def test_the_pages_show_the_files_of_a_store_of_any_name(name: str, tmp_path: Path, made: Path):
-    store = store_at(tmp_path / name, made)
+def test_the_pages_show_the_files_of_a_store_of_any_name(tmp_path: Path, made: Path):
+    store = store_at(tmp_path / "what? %41 [x]", made)
     study = small(store.root)
     tracker = make_tracker(store, "", study.name)
     parent = log(tracker, study)
     with served(f"sqlite:///{store.root / 'mlflow.db'}", tmp_path) as port:
         address = f"http://127.0.0.1:{port}/get-artifact?path=config.json&run_uuid={parent}"
         assert b"quickstart" in urllib.request.urlopen(address, timeout=60).read()
-    assert [path.name for path in tmp_path.iterdir()] == [name]
+    assert [path.name for path in tmp_path.iterdir()] == ["what? %41 [x]"]
 
 
 class served:

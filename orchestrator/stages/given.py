@@ -1,0 +1,71 @@
+"""The stage `pretrain` of a model that others trained: its weights in our form, what they measure, and what the gate says of them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from orchestrator.fingerprint import encode, labelled
+from orchestrator.identity import encode_evaluator, file_identity
+from orchestrator.spec import Given
+from orchestrator.stages.base import At
+from orchestrator.stages.trained import Trained
+from orchestrator.workers import Job, load_model, measure_given
+from trainers.checkpoint import epoch_folder, export
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Brought(Trained):
+    """The experiment's given model, known by the bytes of its checkpoint. It has one epoch, 0."""
+
+    apart = True
+
+    @property
+    def given(self) -> Given:
+        assert isinstance(self.experiment.pretrain, Given)
+        return self.experiment.pretrain
+
+    @property
+    def name(self) -> str:
+        return self.given.label
+
+    @cached_property
+    def config(self) -> Any:
+        evaluate = self.experiment.evaluate
+        return {
+            "given": file_identity(Path(self.given.checkpoint)),
+            "model": encode(self.given.model, "pretrain.model"),
+            "evaluate": {"seed": evaluate.seed, "evaluators": [encode_evaluator(evaluator) for evaluator in evaluate.evaluators]},
+        }
+
+    @property
+    def shown(self) -> Any:
+        return {**self.config, "pretrain": labelled(self.given, encode(self.given, "pretrain"))}
+
+    @property
+    def components(self) -> Any:
+        return (self.given, self.experiment.evaluate.evaluators)
+
+    def check(self) -> None:
+        """InputError where the checkpoint does not hold the model."""
+        load_model(self.experiment, self.given.checkpoint)
+
+    def make(self, at: At) -> None:
+        job = Job(
+            experiment=self.experiment,
+            inputs=self.read(at),
+            folder=str(at.folder),
+            compute=replace(at.compute, cpus_per_worker=at.compute.trial_cpus),
+            stage=str(self),
+            made=self.made(at),
+            cpus=at.compute.trial_cpus,
+            gpus=at.compute.trial_gpus,
+        )
+        folder = epoch_folder(at.folder, 0)
+        folder.mkdir(exist_ok=True)
+        export(folder, measure_given(job, self.given.checkpoint))
+
+    def seconds(self, folder: Path, since: float) -> float:
+        return since
