@@ -25,6 +25,23 @@ _DEPTH = 4
 """Folders from a file of an artefact up to the artefact, at most."""
 
 
+def holds_artefacts(folder: Path) -> bool:
+    """Whether a folder of a store is that of a kind: a known one, or one that its artefacts name (made by a class that is not here)."""
+    if folder.name not in KINDS:
+        named = (_stage(path) for path in folder.glob(f"*-*/{MANIFEST}"))
+        if folder.name not in named:
+            return False
+        KINDS.append(folder.name)
+    return True
+
+
+def _stage(manifest: Path) -> str:
+    try:
+        return str(json.loads(manifest.read_bytes())["stage"])
+    except (OSError, ValueError, TypeError, KeyError, RecursionError):
+        return ""
+
+
 def write_manifest(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
     """Write the manifest of an artefact, its digest added; returns it."""
     plain = json.loads(json.dumps({**fields, "format": FORMAT}))
@@ -115,10 +132,7 @@ def _was_one(folder: Path) -> bool:
 
 def _is_whole(folder: Path) -> bool:
     """Whether it has the manifest of an artefact, at whatever place."""
-    try:
-        return json.loads((folder / MANIFEST).read_bytes())["stage"] in KINDS
-    except (OSError, ValueError, TypeError, KeyError, RecursionError):
-        return False
+    return _stage(folder / MANIFEST) in (*KINDS, folder.parent.name)
 
 
 def damage(path: Path, what: str = "") -> InputError:

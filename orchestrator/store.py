@@ -28,7 +28,7 @@ import numpy as np
 from datasets.errors import InputError
 from datasets.storage import is_at, sync, write_whole
 from datasets.storage import sha256 as hash_of
-from orchestrator.manifest import KINDS, MANIFEST, checked, damage, digest_of, read_manifest, write_manifest
+from orchestrator.manifest import MANIFEST, checked, damage, digest_of, holds_artefacts, read_manifest, write_manifest
 
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
@@ -113,7 +113,7 @@ class Store:
 
     def _folders(self, stage: str = "*", digits: str = "*") -> list[Path]:
         """Folders of finished artefacts."""
-        found = [path for path in self.root.glob(f"{stage}/*-{digits}") if path.parent.name in KINDS and path.is_dir()]
+        found = [path for path in self.root.glob(f"{stage}/*-{digits}") if path.is_dir() and holds_artefacts(path.parent)]
         return sorted(path for path in found if not path.name.startswith("."))
 
     def work(self, stage: str, fingerprint: str) -> Path:

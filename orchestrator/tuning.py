@@ -18,7 +18,7 @@ from orchestrator.override import override
 from orchestrator.plan import Plan, trial_experiment
 from orchestrator.results import Trial, recorded_trials, remember_trial
 from orchestrator.spec import Compute, Experiment, Sweep
-from orchestrator.stages.base import At, Stage, ensure
+from orchestrator.stages.base import SERVING, At, Stage, ensure, register
 from orchestrator.stages.graph import stages
 from orchestrator.stages.swept import grid_values
 from orchestrator.store import FAILED, METRICS, Store, metrics_of, read_failure, read_lines, write_json
@@ -41,6 +41,8 @@ class Context:
     identities: dict[Component | str, Any]
     fingerprint: str
     """Of the sweep."""
+    kinds: tuple[type[Stage], ...] = ()
+    """Kinds of stages that serve components' needs."""
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Values of the trials that are known beforehand, by the fingerprint of their cleaning; none where Optuna draws them."""
 
@@ -52,7 +54,7 @@ def clean_sweep(plan: Plan, models: Collection[str], at: At) -> list[Trial]:
     values are two trials of one cleaning.
     """
     store, compute = at.store, at.compute
-    context = Context(plan.sweep, str(store.root), compute, at.known, dict(IDENTITIES), plan.fingerprint)
+    context = Context(plan.sweep, str(store.root), compute, at.known, dict(IDENTITIES), plan.fingerprint, tuple(SERVING.values()))
     wanted = [(overrides, made) for overrides, e in plan.grid or () if (made := stages(e))["pretrain"].fingerprint in models]
     stopped = {record.trial for record in recorded_trials(plan, store) if record.status == "stopped"}
     missing = {
@@ -209,6 +211,8 @@ def _trial(config: dict[str, Any], context: Context) -> None:
     from ray import tune
 
     IDENTITIES.update(context.identities)
+    for kind in context.kinds:
+        register(kind)
     overrides = values_of(config, context)
     experiment = trial_experiment(context.sweep, overrides)
     assert experiment.clean is not None

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import time
 from dataclasses import dataclass, replace
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +46,7 @@ class Hinted(Stage):
     def name(self) -> str:
         return f"strength {self.hint.strength}"
 
-    @cached_property
+    @property
     def config(self) -> Any:
         return encode(self.hint)
 

@@ -50,14 +50,7 @@ class Stage(ABC):
     """Classes of what components need (`Component.needs`) that this kind makes; `serve` then tells how."""
 
     def __init_subclass__(cls) -> None:
-        if "kind" in cls.__dict__:
-            known = KINDS.get(cls.kind, cls)
-            assert known.__qualname__ == cls.__qualname__, f"{known} and {cls} are both stages of the kind {cls.kind!r}"
-            KINDS[cls.kind] = cls
-            if cls.kind not in manifest.KINDS:
-                manifest.KINDS.append(cls.kind)
-        for need in cls.__dict__.get("serves", ()):
-            SERVING[need] = cls
+        register(cls)
 
     @classmethod
     def serve(cls, need: Any, around: Around) -> Stage:
@@ -69,10 +62,11 @@ class Stage(ABC):
     def name(self) -> str:
         """What its folder is called, before the fingerprint."""
 
-    @cached_property
+    @property
     @abstractmethod
     def config(self) -> Any:
-        """What determines the result, apart from the inputs, as plain JSON."""
+        """What determines the result, apart from the inputs, as plain JSON. In a sweep file write a plain property: one that is cached
+        holds a lock, which does not travel."""
 
     @property
     def inputs(self) -> dict[str, Stage]:
@@ -125,6 +119,18 @@ class Stage(ABC):
 
     def __str__(self) -> str:
         return f"{self.kind} {self.name}-{self.fingerprint[:12]}"
+
+
+def register(cls: type[Stage]) -> None:
+    """Make a kind known in this process. A class that came here by value, from a sweep file, has not been defined here."""
+    if "kind" in cls.__dict__:
+        known = KINDS.get(cls.kind, cls)
+        assert known.__qualname__ == cls.__qualname__, f"{known} and {cls} are both stages of the kind {cls.kind!r}"
+        KINDS[cls.kind] = cls
+        if cls.kind not in manifest.KINDS:
+            manifest.KINDS.append(cls.kind)
+    for need in cls.__dict__.get("serves", ()):
+        SERVING[need] = cls
 
 
 @dataclass(kw_only=True)
@@ -193,6 +199,7 @@ def ensure(stage: Stage, at: At) -> Artefact:
 
     InputError where a file of it was lost, or where another process holds it for longer than the stage waits.
     """
+    register(type(stage))
     found = at.find(stage)
     if found is None:
         for needed in stage.needs:

@@ -39,7 +39,7 @@ def test_a_stage_of_ones_own(tiny_store: Path, tmp_path: Path) -> None:
     made = {manifest["config"]["method"]["label"]: manifest["inputs"] for manifest in cleanings}
     assert made["Guided"]["hint"] == json.loads((hint / "manifest.json").read_text())["fingerprint"] and "hint" not in made["CleanCLIP"]
     code, output = cleansweep("show", *store, "--verify")
-    assert code == 0 and "hint      strength-0.5-" in output
+    assert code == 0 and "hint      strength-0-5-" in output
 
     [listed] = tmp_path.glob("reports/*/stages.csv")
     rows = list(csv.DictReader(listed.open()))
