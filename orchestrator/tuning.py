@@ -63,9 +63,8 @@ def clean_sweep(plan: Plan, models: Collection[str], at: At) -> list[Trial]:
         if made["clean"].fingerprint[:12] not in stopped and store.find("clean", made["clean"].fingerprint) is None
     }
     if missing or plan.grid is None:
-        for made in map(stages, _kinds(plan)):
-            if made["pretrain"].fingerprint in models and at.find(made["clean"]) is None:
-                ensure_all(made["clean"].needs, at)
+        wanted_by = [made["clean"] for made in map(stages, _kinds(plan)) if made["pretrain"].fingerprint in models]
+        ensure_all([need for trial in wanted_by if at.find(trial) is None for need in trial.needs], at)
     if plan.grid is None:
         return [
             trial

@@ -1,7 +1,7 @@
 """For all tests: property tests take the time they take, for a busy machine is no failure; the tests that start Ray stay together.
 
 `make test` runs in two processes, to which whole files go. One begins with the tests of `tests/ray`, which have one Ray, the other
-with those that share the store of `tiny_store`; the rest is for whoever comes first to it. In one process (`pytest`
+with all that need none; those that share the store of `tiny_store` come last. In one process (`pytest`
 by itself) those with Ray come last: the one Ray of `tests/ray` lives until the last of its tests, and many tests of the other
 folders are about a process that has none.
 """
@@ -19,7 +19,7 @@ settings.load_profile("unhurried")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    order = ("ray", "sharing", "") if hasattr(config, "workerinput") else ("", "sharing", "ray")
+    order = ("ray", "", "sharing") if hasattr(config, "workerinput") else ("", "sharing", "ray")
     places: dict[pytest.Item, int] = {}
     for item in items:
         group = group_of(item.nodeid)

@@ -75,7 +75,7 @@ def artefacts(store: Path, stage: str) -> dict[str, Path]:
     return {p.name.rsplit("-", 1)[1]: p for p in store.glob(f"{stage}/*-*") if not p.name.startswith(".")}
 
 
-SHARING = ("chaos", "test_search", "test_own_methods", "test_own_stage", "test_given")
+SHARING = ("chaos", "test_search", "test_own", "test_given")
 """Folders and files of tests that begin with the store of `tiny_store`."""
 UPSTREAM = ("world", "index", "testset", "poison", "pretrain")
 """What is made before the cleanings."""

@@ -1,17 +1,14 @@
-"""Cleaning methods as a lab would write them, and a sweep of them beside CleanCLIP."""
+"""Cleaning methods as a lab would write them."""
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-from ray import tune
 from torch.nn.utils import prune
 
-from orchestrator.spec import Sweep
-from tests.tiny_sweep import SWEEP as TINY
 from trainers.cleaning.base import CleaningMethod, CleaningRun
 from trainers.model import Encoder
 from trainers.objectives.contrastive import MMCL
@@ -107,9 +104,3 @@ class Wrong(CleaningMethod):
         if self.mistake == "twice":
             run.fit(run.fit(model, MMCL()), MMCL())
         return model
-
-
-SWEEP: Sweep = replace(
-    TINY, name="own methods",
-    space={"clean.method": tune.grid_search([TINY.base.clean.method, WiseFT(alpha=0.0), Prune()])},
-)  # fmt: skip

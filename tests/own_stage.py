@@ -1,4 +1,4 @@
-"""A lab's own kind of stage, and the method that needs what it makes."""
+"""A lab's own kind of stage, the method that needs what it makes, and a sweep of it beside other methods."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from orchestrator.fingerprint import encode
 from orchestrator.spec import Sweep
 from orchestrator.stages.base import Around, At, Stage
 from orchestrator.store import write_json
+from tests.own_methods import Prune, WiseFT
 from tests.tiny_sweep import SWEEP as TINY
 from trainers.cleaning.base import CleaningMethod, CleaningRun
 from trainers.cleaning.finetune import CleanCLIP
@@ -77,10 +78,6 @@ class Guided(CleaningMethod):
         return model
 
 
-assert TINY.base.clean is not None
 SWEEP: Sweep = replace(
-    TINY,
-    name="own stage",
-    base=replace(TINY.base, clean=replace(TINY.base.clean, epochs=1)),
-    space={"clean.method": tune.grid_search([CleanCLIP(), Guided()])},
+    TINY, name="own", space={"clean.method": tune.grid_search([CleanCLIP(), WiseFT(alpha=0.0), Prune(), Guided()])}
 )

@@ -21,8 +21,6 @@ from orchestrator.store import FAILED, Artefact, Store, require_files
 
 KINDS: dict[str, type[Stage]] = {}
 """Kind → its class. A subclass of `Stage` enters by being defined."""
-
-
 SERVING: dict[type[Component], type[Stage]] = {}
 """Class of a need → the kind of stage that serves it."""
 
@@ -38,7 +36,7 @@ class Stage(ABC):
     """Folder of the store that holds its artefacts."""
     version: ClassVar[int] = 1
     """Raised when a change of the code changes what a stage makes, so that older artefacts are not taken for it."""
-    spent: ClassVar[str] = ""
+    not_kept: ClassVar[str] = ""
     """Pattern of the files that only going on with an unfinished stage needs; they go once it is finished."""
     wait_s: ClassVar[float] = 120
     """How long to wait for another process that is making it."""
@@ -227,7 +225,7 @@ def seal(stage: Stage, store: Store, seconds: float) -> Artefact:
         config=stage.shown,
         inputs={role: one.fingerprint for role, one in stage.inputs.items()},
         seconds=seconds,
-        spent=stage.spent,
+        spent=stage.not_kept,
         code=dict(stage.code),
     )
 

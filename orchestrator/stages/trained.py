@@ -33,7 +33,7 @@ class Trained(Stage):
     """The experiment's pre-training, from a fresh model, from given weights, or from its prior. Ray Train's workers make it."""
 
     kind = "pretrain"
-    spent = f"epoch_*/{STATE}"
+    not_kept = f"epoch_*/{STATE}"
     experiment: Experiment
     attack: AttackPlan
     prior: Unpoisoned | None

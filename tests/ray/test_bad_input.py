@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from datasets.synthetic import tiny
+from orchestrator.loading import load_sweep
 from tests.experiments import ROOT, artefacts, cleansweep
+from tests.inprocess import run_here
 
 OWN = str(ROOT / "tests" / "own_sweep.py")
 
@@ -73,15 +75,18 @@ def test_a_label_that_is_no_class(data: Path):
     assert "label" in refused(output, code)
 
 
-def test_target_rate_and_size(data: Path):
+def test_a_target_that_is_no_class_and_workers_that_cannot_share_a_batch(data: Path):
     code, output = run(data, "--poison.target", "zebra")
     assert "zebra" in refused(output, code)
-    code, output = run(data, "--poison.rate", "0.0001")
-    assert "no victims" in refused(output, code)
     code, output = run(data, "--workers", "3", "--cpus-per-worker", "0.5")
     assert "16" in refused(output, code) and "3" in refused(output, code)
-    code, output = run(data, "--clean.pairs", "5000")
-    assert "5000" in refused(output, code)
+
+
+@pytest.mark.parametrize(("path", "value", "said"), [("poison.rate", "0.0001", "no victims"), ("clean.pairs", "5000", "5000")])
+def test_numbers_that_the_data_do_not_have(data: Path, monkeypatch: pytest.MonkeyPatch, path: str, value: str, said: str):
+    monkeypatch.setenv("OWN_DATA", str(data))
+    code, words, _ = run_here(load_sweep(OWN, {path: value}), data.parent / "store")
+    assert code == 2 and said in words, words
 
 
 def test_a_checkpoint_of_another_architecture(data: Path, tmp_path: Path):

@@ -68,14 +68,14 @@ def test_running_again_asks_nobody(urls: Path, undisturbed: Path, server: Server
 
 
 def test_killed_and_run_again(urls: Path, undisturbed: Path, tmp_path: Path):
-    """SIGKILL of the driver, then ctrl-C of its successor; the third comes to the bytes of the undisturbed run."""
+    """SIGKILL of the driver, then SIGTERM of its successor; the third comes to the bytes of the undisturbed run."""
     out = tmp_path / "out"
-    for number, code, shards in ((signal.SIGKILL, -9, 1), (signal.SIGINT, 130, 3)):
+    for number, code, shards in ((signal.SIGKILL, -9, 1), (signal.SIGTERM, 130, 3)):
         process = start("fetch", str(urls), str(out), *OPTIONS, "--tasks", "1")
         try:
             wait_for(lambda shards=shards: sum(finished(out, n) is not None for n in range(6)) >= shards, process)
             os.kill(process.pid, number)
-            if number == signal.SIGINT:
+            if number == signal.SIGTERM:
                 output, _ = process.communicate(timeout=120)
                 assert "the same command continues" in output and "Traceback" not in output
         finally:
