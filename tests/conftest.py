@@ -20,12 +20,13 @@ settings.load_profile("unhurried")
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
     order = ("ray", "", "sharing") if hasattr(config, "workerinput") else ("", "sharing", "ray")
-    places: dict[pytest.Item, int] = {}
+    places: dict[pytest.Item, tuple[int, bool]] = {}
     for item in items:
         group = group_of(item.nodeid)
         if group in order:
             item.add_marker(pytest.mark.ray)
-        places[item] = order.index(group if group in order else "")
+        kills = item.path.stem == "test_pretraining"  # processes that hold cores of the one Ray: last, so that no other test waits for them
+        places[item] = order.index(group if group in order else ""), kills
     items.sort(key=places.__getitem__)
 
 
