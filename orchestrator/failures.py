@@ -16,6 +16,12 @@ SAID = {
 """Kind → what is said of a stage; of any other kind it is said that it failed."""
 CERTAIN = (INPUT, DIVERGED)
 """Kinds that come again however often it is tried."""
+
+
+class ComesAgain(Exception):
+    """A failure of such a kind, which the stage's folder tells of."""
+
+
 CUDA_OUT_OF_MEMORY = 2
 """cudaErrorMemoryAllocation."""
 

@@ -63,8 +63,8 @@ def clean_sweep(plan: Plan, models: Collection[str], at: At) -> list[Trial]:
         if made["clean"].fingerprint[:12] not in stopped and store.find("clean", made["clean"].fingerprint) is None
     }
     if missing or plan.grid is None:
-        wanted_by = [made["clean"] for made in map(stages, _kinds(plan)) if made["pretrain"].fingerprint in models]
-        ensure_all([need for trial in wanted_by if at.find(trial) is None for need in trial.needs], at)
+        cleanings = [made["clean"] for made in map(stages, _kinds(plan)) if made["pretrain"].fingerprint in models]
+        ensure_all([need for cleaning in cleanings if at.find(cleaning) is None for need in cleaning.needs], at)
     if plan.grid is None:
         return [
             trial
@@ -229,11 +229,8 @@ def _trial(config: dict[str, Any], context: Context) -> None:
     at = At(store=store, compute=context.compute, known=context.known, report=report)
     try:
         found = ensure(stage, at)
-    except Exception:
-        failed = read_failure(store.work(stage.kind, stage.fingerprint))
-        if failed and failed["kind"] in failures.CERTAIN:
-            return  # it would end so each time: Tune, which retries what is raised, need not know
-        raise
+    except failures.ComesAgain:
+        return  # Tune, which retries what is raised, need not know
     tune.report(told(metrics_of(found)))
 
 

@@ -8,12 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from orchestrator import failures
 from orchestrator.fingerprint import labelled
 from orchestrator.identity import cleanset_fields, encode_cleaning
 from orchestrator.spec import Clean, Experiment
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.trained import Trained, last_checkpoint, made_for, spent
+from orchestrator.store import read_failure
 from orchestrator.workers import Job, clean
 from trainers.checkpoint import STATE
 
@@ -70,7 +72,13 @@ class Cleaned(Stage):
             cpus=at.compute.trial_cpus,
             gpus=at.compute.trial_gpus,
         )
-        clean(job, at.report)
+        try:
+            clean(job, at.report)
+        except Exception as error:
+            failed = read_failure(at.folder)
+            if failed and failed["kind"] in failures.CERTAIN:
+                raise failures.ComesAgain(failed["error"]) from error
+            raise
 
     def seconds(self, folder: Path, since: float) -> float:
         return spent(folder)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from orchestrator.fingerprint import encode, labelled
-from orchestrator.identity import encode_evaluator, file_identity
+from orchestrator.identity import encode_evaluate, file_identity
 from orchestrator.spec import Given
 from orchestrator.stages.base import At
 from orchestrator.stages.trained import Trained
@@ -33,11 +33,10 @@ class Brought(Trained):
 
     @cached_property
     def config(self) -> Any:
-        evaluate = self.experiment.evaluate
         return {
             "given": file_identity(Path(self.given.checkpoint)),
             "model": encode(self.given.model, "pretrain.model"),
-            "evaluate": {"seed": evaluate.seed, "evaluators": [encode_evaluator(evaluator) for evaluator in evaluate.evaluators]},
+            "evaluate": encode_evaluate(self.experiment.evaluate),
         }
 
     @property
@@ -57,7 +56,7 @@ class Brought(Trained):
             experiment=self.experiment,
             inputs=self.read(at),
             folder=str(at.folder),
-            compute=replace(at.compute, cpus_per_worker=at.compute.trial_cpus),
+            compute=at.compute,
             stage=str(self),
             made=self.made(at),
             cpus=at.compute.trial_cpus,

@@ -103,6 +103,7 @@ class Labelled(Stage):
         own = dict(zip(pairs.keys().to_pylist(), pairs.labels().tolist()))
         write_json(at.folder / "summary.json", _summary(labels, names, own))
 
+
 def _summary(labels: Labels, names: tuple[str, ...], own: dict[str, int]) -> dict[str, Any]:
     """Pictures of each class, and the share (in percent) of the labels that are those of the data set, where it has some."""
     counts = np.bincount(list(labels.by_key.values()), minlength=len(names))

@@ -15,7 +15,7 @@ from datasets.component import Component, needs_of
 from datasets.errors import InputError
 from orchestrator.experiment import unpoisoned
 from orchestrator.fingerprint import encode, labelled
-from orchestrator.identity import encode_evaluator, weights_identity
+from orchestrator.identity import encode_evaluate, weights_identity
 from orchestrator.spec import Experiment, Pretrain
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage, by_role
@@ -46,12 +46,11 @@ class Trained(Stage):
 
     @cached_property
     def config(self) -> Any:
-        evaluate = self.experiment.evaluate
         return {
             "weights": weights_identity(self.experiment.pretrain.model),
             "eda": [self.experiment.eda, synonym_digest()],
             "pretrain": encode(self.experiment.pretrain, "pretrain"),
-            "evaluate": {"seed": evaluate.seed, "evaluators": [encode_evaluator(evaluator) for evaluator in evaluate.evaluators]},
+            "evaluate": encode_evaluate(self.experiment.evaluate),
         }
 
     @property

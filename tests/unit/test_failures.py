@@ -13,10 +13,11 @@ from orchestrator import failures
 from orchestrator.plan import make_plan
 from orchestrator.results import load_study
 from orchestrator.stages.base import At, ensure
+from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.graph import stages
-from orchestrator.store import FAILED, METRICS, Store, write_lines
+from orchestrator.store import FAILED, METRICS, Store, write_json, write_lines
 from orchestrator.training import StageError, raise_failure
-from orchestrator.tuning import _outcome
+from orchestrator.tuning import NUMBER, Context, _outcome, _trial
 from orchestrator.workers import Job, _failures
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
@@ -94,3 +95,18 @@ def test_no_word_of_an_error_is_searched_in_the_orchestrator():
     sources = [path.read_text() for path in root.rglob("*.py")]
     for spelled in ('" in str(error)', "in said for words", '" in message', '" in text for'):
         assert not any(spelled in source for source in sources), spelled
+
+
+def test_what_an_earlier_attempt_failed_of_is_not_taken_for_this_one(tmp_path):
+    plan, store = make_plan(SWEEP), Store(tmp_path)
+    overrides, experiment = plan.grid[0]
+    stage = stages(experiment)["clean"]
+    with store.working("clean", stage.fingerprint) as folder:
+        write_json(folder / FAILED, {"kind": "input", "error": "an old mistake", "rank": 0})
+    context = Context(SWEEP, str(tmp_path), SWEEP.compute, {}, {}, plan.fingerprint, trials={stage.fingerprint: overrides})
+
+    def damaged(self, at):
+        raise InputError("a new one, of what the cleaning is made from")
+
+    with patch.object(CleaningSet, "make", damaged), patch.object(CleaningSet, "needs", ()), pytest.raises(InputError, match="a new one"):
+        _trial({NUMBER: stage.fingerprint}, context)
