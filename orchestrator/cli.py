@@ -38,6 +38,8 @@ def run(arguments: list[str]) -> int:
         if getattr(options, "store", None) == "":
             raise InputError("--store is empty; accepted: the folder for all results.")
         options.overrides = overrides_of(rest, options.command)
+        if "orchestrator.stages.graph" in sys.modules:  # of an earlier command of this process
+            sys.modules["orchestrator.stages.graph"].look_again()
         return HANDLERS[options.command](options)
     except InputError as error:
         _complain(error)

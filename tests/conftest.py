@@ -1,11 +1,12 @@
 """For all tests: property tests take the time they take, for a busy machine is no failure; the tests that start Ray stay together.
 
 `make test` runs in two processes, to which whole files go. One begins with the tests of `tests/ray`, which have one Ray, the other
-with all that need none; those that share the store of `tiny_store` come last. In one process (`pytest`
-by itself) those with Ray come last: the one Ray of `tests/ray` lives until the last of its tests, and many tests of the other
-folders are about a process that has none.
+with all that need none; `tests/chaos` comes last. In one process (`pytest` by itself) those with Ray come last: the one Ray of
+`tests/ray` lives until the last of its tests, and many tests of the other folders are about a process that has none.
 """
 
+import fcntl
+import os
 from pathlib import Path
 
 import pytest
@@ -19,14 +20,14 @@ settings.load_profile("unhurried")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    order = ("ray", "", "sharing") if hasattr(config, "workerinput") else ("", "sharing", "ray")
+    order = ("ray", "", "chaos") if hasattr(config, "workerinput") else ("", "chaos", "ray")
     places: dict[pytest.Item, tuple[int, bool]] = {}
     for item in items:
-        group = group_of(item.nodeid)
-        if group in order:
+        folder = item.path.parent.name
+        if folder in order:
             item.add_marker(pytest.mark.ray)
         kills = item.path.stem == "test_pretraining"  # processes that hold cores of the one Ray: last, so that no other test waits for them
-        places[item] = order.index(group if group in order else ""), kills
+        places[item] = order.index(folder if folder in order else ""), kills
     items.sort(key=places.__getitem__)
 
 
@@ -44,8 +45,17 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 @pytest.fixture(scope="session")
 def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The store of `tests/tiny_sweep.py`, run to its end with two pre-training workers; nobody writes into it."""
-    store = tmp_path_factory.mktemp("tiny")
-    code, output = cleansweep("run", TINY, "--store", str(store), "--workers", "2", "--cpus-per-worker", "0.5", CLEANSWEEP_LEDGER="1")
-    assert code == 0, output
+    """The store of `tests/tiny_sweep.py`, run to its end with two pre-training workers; nobody writes into it.
+
+    Of several processes the first that needs it makes it for all.
+    """
+    base = tmp_path_factory.getbasetemp()
+    store = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
+    with open(store.with_suffix(".lock"), "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not store.with_suffix(".made").exists():
+            words = ("--workers", "2", "--cpus-per-worker", "0.5")
+            code, output = cleansweep("run", TINY, "--store", str(store), *words, CLEANSWEEP_LEDGER="1")
+            assert code == 0, output
+            store.with_suffix(".made").touch()
     return store

@@ -75,8 +75,6 @@ def artefacts(store: Path, stage: str) -> dict[str, Path]:
     return {p.name.rsplit("-", 1)[1]: p for p in store.glob(f"{stage}/*-*") if not p.name.startswith(".")}
 
 
-SHARING = ("chaos", "test_search", "test_own", "test_given")
-"""Folders and files of tests that begin with the store of `tiny_store`."""
 UPSTREAM = ("world", "index", "testset", "poison", "pretrain")
 """What is made before the cleanings."""
 
@@ -98,8 +96,6 @@ def results(store: Path) -> list[str]:
 
 
 def group_of(nodeid: str) -> str:
-    """What goes to one process together: ray, sharing, or a file."""
+    """What goes to one process together: all that uses the one Ray of `tests/ray`, or a file."""
     file = Path(nodeid.partition("::")[0])
-    if {file.stem, file.parent.name} & set(SHARING):
-        return "sharing"
     return "ray" if file.parent.name == "ray" else str(file)

@@ -13,5 +13,5 @@ SWEEP: Sweep = replace(
     space={"clean.lr": tune.loguniform(1e-4, 1e-2), "clean.method.inmodal_weight": tune.choice([1.0, 2.0])},
     search="optuna",
     scheduler="asha",
-    num_samples=3,
+    num_samples=2,
 )

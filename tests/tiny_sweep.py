@@ -32,5 +32,5 @@ SWEEP = Sweep(
         "clean.lr": tune.grid_search([1e-3, 3e-3]),
     },
     gate=Gate(min_asr=0.0, action="warn"),
-    compute=Compute(num_cpus=2),
+    compute=Compute(num_cpus=2, max_concurrent_trials=1),  # each trial process imports for as long as a trial takes
 )

@@ -12,7 +12,7 @@ import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, fields
-from functools import partial
+from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -127,6 +127,14 @@ class EndlessModel(Model):
         return partial(_endless, tokenize)
 
 
+@cache
+def _tokenizer(context_length: int) -> Any:
+    """CLIP's own, once a process: its vocabulary takes a quarter of a second to read."""
+    import open_clip
+
+    return open_clip.SimpleTokenizer(context_length=context_length)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TinyCLIP(Component):
     """A small CLIP given by its sizes: a modified ResNet and a text transformer, as open_clip builds them."""
@@ -185,7 +193,7 @@ class TinyCLIP(Component):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
             model = open_clip.CLIP(**self.config)
-        return Encoder(model, self.config, Tokenizer(open_clip.SimpleTokenizer(context_length=self.context_length)))
+        return Encoder(model, self.config, Tokenizer(_tokenizer(self.context_length)))
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,6 +7,7 @@ from functools import lru_cache
 from datasets.component import needs_of
 from datasets.synthetic import World
 from orchestrator.experiment import check
+from orchestrator.identity import IDENTITIES
 from orchestrator.spec import Experiment, Given
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage, ensure, walk
@@ -50,6 +51,12 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     for stage in made.values():
         stage.fingerprint  # noqa: B018 (what cannot be identified is told now)
     return made
+
+
+def look_again() -> None:
+    """Forget what files were known by: they may have changed since the last command of this process."""
+    IDENTITIES.clear()
+    stages.cache_clear()
 
 
 def trained_by(experiment: Experiment) -> Trained:

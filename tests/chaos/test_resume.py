@@ -1,4 +1,4 @@
-"""Killed and run again: the same weights, the same runs, nothing made twice."""
+"""Killed or interrupted, and run again: the same weights, the same runs, nothing made twice (SIGTERM: test_fetch_job)."""
 
 import json
 import os
@@ -75,21 +75,28 @@ def test_killed_worker(tiny_store: Path, tmp_path: Path):
         assert len(keys) == len(set(keys)) == 384, "an epoch holds no key twice"
 
 
-def test_killed_driver(tiny_store: Path, tmp_path: Path):
-    """SIGKILL of the driver in the middle of the sweep; the same command makes only what is missing."""
+def test_killed_driver_and_interrupted_successor(tiny_store: Path, tmp_path: Path):
+    """SIGKILL of the driver in the middle of the sweep, then ctrl-C; the same command makes only what is missing."""
     furnish(tmp_path, tiny_store, *UPSTREAM)
-    process = start("run", TINY, "--store", str(tmp_path), "--workers", "2", "--cpus-per-worker", "0.5")
-    try:
-        wait_for(lambda: len(artefacts(tmp_path, "clean")) >= 1, process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
-    finally:
-        stop(process)
-    finished = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}
-    assert len(artefacts(tmp_path, "clean")) < 4, "the kill came too late to show anything"
-    code, output = cleansweep("run", TINY, "--store", str(tmp_path), "--workers", "2", "--cpus-per-worker", "0.5")
-    assert code == 0, output
-    assert finished.items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}.items()
+    words = ("run", TINY, "--store", str(tmp_path))
+    finished: list[dict[Path, int]] = [{}]
+    for number in (signal.SIGKILL, signal.SIGINT):
+        before = len(artefacts(tmp_path, "clean"))
+        process = start(*words)
+        try:
+            wait_for(lambda before=before: len(artefacts(tmp_path, "clean")) > before, process)
+            process.send_signal(number)
+            output, _ = process.communicate(timeout=120) if number == signal.SIGINT else ("", process.wait())
+        finally:
+            stop(process)
+        finished.append({path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")})
+        assert finished[-2].items() <= finished[-1].items()
+        assert len(artefacts(tmp_path, "clean")) < 4, "it came too late to show anything"
+    assert process.returncode == 130 and "the same command continues" in output and "Traceback" not in output, output
+    assert artefacts(tmp_path, "sweep") == {} and "RUNNING" not in str(runs(tmp_path))
+    code, output = cleansweep(*words)
+    assert code == 0 and "4 finished" in output, output
+    assert finished[-1].items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}.items()
     assert_same_weights(weights(tmp_path, "clean"), weights(tiny_store, "clean"))
     assert results(tmp_path) == results(tiny_store)
     assert runs(tmp_path) == {"sweep": ["FINISHED"], "pretrain": ["FINISHED"], "clean": ["FINISHED"] * 4}

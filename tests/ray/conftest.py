@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from unittest.mock import patch
 
 import numpy as np
 import pyarrow as pa
@@ -17,13 +20,29 @@ from datasets.poison import PLAN_SCHEMA
 from datasets.shards import write_tar
 from datasets.source import Source
 from datasets.triggers.patch import Patch
-from orchestrator import cluster
+from orchestrator import cli, cluster
 from tests.experiments import group_of
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> None:
     cluster.connect(2, object_store_bytes=300_000_000)
+
+
+@pytest.fixture
+def here(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tuple[int, str]]:
+    """`cleansweep …` as `tests.experiments.cleansweep` runs it, in this process and on the one Ray, which it leaves running."""
+
+    def run(*arguments: str, **environment: str) -> tuple[int, str]:
+        output = io.StringIO()
+        with monkeypatch.context() as patched, contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            for name, value in environment.items():
+                patched.setenv(name, value)
+            with patch("ray.shutdown"):
+                code = cli.run(list(arguments))
+        return code, output.getvalue()
+
+    return run
 
 
 @pytest.hookimpl(trylast=True)

@@ -4,7 +4,7 @@ import json
 import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow as pa
@@ -37,8 +37,12 @@ def urls(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+Run = Callable[..., tuple[int, str]]
+
+
 @pytest.fixture(scope="module")
 def undisturbed(urls: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What a run in a process and a Ray of its own fetches."""
     out = tmp_path_factory.mktemp("fetched") / "out"
     code, output = cleansweep("fetch", str(urls), str(out), *OPTIONS)
     assert code == 0, output
@@ -61,9 +65,9 @@ def test_the_counts_add_up_and_the_shards_are_a_source(undisturbed: Path):
     assert all(row["caption"] == f"a picture of thing {20 * int(row['key'][:5]) + int(row['key'][5:])}" for row in rows)
 
 
-def test_running_again_asks_nobody(urls: Path, undisturbed: Path, server: Server):
+def test_running_again_asks_nobody(here: Run, urls: Path, undisturbed: Path, server: Server):
     before, asked = files(undisturbed), sum(server.asked.values())
-    code, output = cleansweep("fetch", str(urls), str(undisturbed), *OPTIONS)
+    code, output = here("fetch", str(urls), str(undisturbed), *OPTIONS)
     assert code == 0 and files(undisturbed) == before and sum(server.asked.values()) == asked, output
 
 
@@ -88,16 +92,16 @@ def test_killed_and_run_again(urls: Path, undisturbed: Path, tmp_path: Path):
     assert all((out / f"{n:05d}_stats.json").stat().st_mtime_ns == at for n, at in whole.items()), "whole shards were left alone"
 
 
-def test_failures_are_tried_again(tmp_path: Path, server: Server):
+def test_failures_are_tried_again(here: Run, tmp_path: Path, server: Server):
     (tmp_path / "list.csv").write_text("url,text\n" + "".join(f"{server.url(f'at_last?500x{n}&r')},picture {n}\n" for n in (0, 1, 2, 9)))
     words = ("fetch", str(tmp_path / "list.csv"), str(tmp_path / "out"), *OPTIONS, "--retries", "0")
     for flags, expected in (((), 1), (("--retry-failed",), 2), (("--retry-failed",), 3)):
-        code, output = cleansweep(*words, *flags)
+        code, output = here(*words, *flags)
         assert code == 0, output
         assert json.loads((tmp_path / "out" / "summary.json").read_text())["status"] == {"success": expected, "http_500": 4 - expected}
 
 
-def test_mistakes_are_told_in_a_sentence(urls: Path, undisturbed: Path, tmp_path: Path):
+def test_mistakes_are_told_in_a_sentence(here: Run, urls: Path, undisturbed: Path, tmp_path: Path):
     before = files(undisturbed)
     (tmp_path / "empty.tsv").write_text("")
     (tmp_path / "changed.tsv").write_text(urls.read_text() + "one more\thttp://127.0.0.1/x\n")
@@ -112,20 +116,20 @@ def test_mistakes_are_told_in_a_sentence(urls: Path, undisturbed: Path, tmp_path
         ((str(tmp_path / "changed.tsv"), str(undisturbed), *OPTIONS), "another list"),
         ((str(urls), str(undisturbed), *OPTIONS, "--threads", "0"), "threads is 0"),
     ):
-        code, output = cleansweep("fetch", *words)
+        code, output = here("fetch", *words)
         [line] = [line for line in output.splitlines() if line.startswith("cleansweep: ")]
         assert code == 2 and said in line and "Traceback" not in output
     assert files(undisturbed) == before and not (tmp_path / "o").exists()
 
 
-def test_a_parquet_list_gives_the_shards_of_its_text(server: Server, tmp_path: Path):
+def test_a_parquet_list_gives_the_shards_of_its_text(here: Run, server: Server, tmp_path: Path):
     rows = [(f"a picture of thing {i}", server.url("nothing" if i == 7 else f"slow?{i}")) for i in range(30)]
     (tmp_path / "list.tsv").write_text("".join(f"{caption}\t{url}\n" for caption, url in rows))
     columns = {"id": list(range(30)), "URL": [url for _, url in rows], "TEXT": [text for text, _ in rows]}
     pq.write_table(pa.table(columns), tmp_path / "list.parquet")
     outputs = []
     for name in ("list.tsv", "list.parquet"):
-        code, output = cleansweep("fetch", str(tmp_path / name), str(tmp_path / f"{name}-out"), *OPTIONS)
+        code, output = here("fetch", str(tmp_path / name), str(tmp_path / f"{name}-out"), *OPTIONS)
         assert code == 0, output
         outputs.append(output)
     text, parquet = (files(tmp_path / f"{name}-out") for name in ("list.tsv", "list.parquet"))

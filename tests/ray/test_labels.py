@@ -1,4 +1,4 @@
-"""Cleaning by clusters and by pseudo-labels through Tune: the stages in between are made once and found again."""
+"""A prior without the poison, and cleaning by clusters and by pseudo-labels through Tune: what is needed is made once and found again."""
 
 from __future__ import annotations
 
@@ -7,10 +7,11 @@ from dataclasses import replace
 from ray import tune
 
 from orchestrator.plan import make_plan
+from orchestrator.results import load_study
 from orchestrator.spec import Compute, Sweep
 from orchestrator.stages.base import At
 from orchestrator.stages.graph import make_data, stages, trained_by
-from orchestrator.store import Store, read_json, read_lines
+from orchestrator.store import Artefact, Store, read_json, read_lines
 from orchestrator.training import train_all
 from orchestrator.tuning import clean_sweep
 from tests.tiny_sweep import BASE
@@ -30,15 +31,17 @@ def test_both_run_and_a_second_time_nothing_is_made(ray_session, tmp_path):
     plan = make_plan(Sweep(name="x", base=base, space={"clean.method": tune.grid_search(METHODS)}))
     at = At(store=store, compute=compute)
     make_data(base, at)
-    models = [start.fingerprint for start in train_all([trained_by(base)], at)]
+    made = train_all([trained_by(base)], at)
+    models = [start.fingerprint for start in made]
+    check_prior(store, made)
 
     trials = clean_sweep(plan, models, at)
     assert [trial.status for trial in trials] == ["finished", "finished"], [trial.error for trial in trials]
     kinds = [artefact.manifest["stage"] for artefact in store.all()]
     assert kinds.count("pretrain") == 2 and kinds.count("labels") == 1, "prior and labeller are one"
 
-    made = stages(next(experiment for overrides, experiment in plan.grid if overrides["clean.method"] is METHODS[1]))
-    labelled = store.find("labels", made["labels"].fingerprint)
+    cleaned = stages(next(experiment for overrides, experiment in plan.grid if overrides["clean.method"] is METHODS[1]))
+    labelled = store.find("labels", cleaned["labels"].fingerprint)
     labels = Labels.read(labelled.folder / "labels.parquet")
     summary = read_json(labelled.folder / "summary.json")
     assert len(labels.by_key) == summary["pictures"] == sum(summary["counts"].values()) == 96 and labels.classes == 4
@@ -47,6 +50,20 @@ def test_both_run_and_a_second_time_nothing_is_made(ray_session, tmp_path):
         assert {"before/mmcl", "before/mmcl_grad_norm", "before/inmodal", "before/inmodal_grad_norm"} <= set(lines[0]["metrics"])
         assert "train/deep_clustering" in lines[1]["metrics"] and "before/mmcl" not in lines[1]["metrics"]
 
+    study = load_study(plan, store)
+    assert [result.fingerprint for result in study.pretrains] == models and len(study.priors) == len(study.gates) == 1
+
     files = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}
     assert clean_sweep(plan, models, at) == trials
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")} == files
+
+
+def check_prior(store: Store, made: list[Artefact]) -> None:
+    """The prior was trained without the poison, and every pre-training starts from it."""
+    (healthy,) = (artefact for artefact in store.all() if artefact.manifest["name"] == "mmcl unpoisoned")
+    assert not (healthy.folder / "gate.json").exists()
+    last = read_lines(healthy.folder / "metrics.jsonl")[-1]["metrics"]
+    for artefact in made:
+        assert (artefact.folder / "gate.json").exists() and artefact.manifest["inputs"]["prior"] == healthy.fingerprint
+        first = read_lines(artefact.folder / "metrics.jsonl")[0]["metrics"]
+        assert first["zeroshot/top1_count"] == last["zeroshot/top1_count"] and first["asr/top1_count"] == last["asr/top1_count"]

@@ -9,13 +9,14 @@ import csv
 import json
 import os
 import signal
+from collections.abc import Callable
 from pathlib import Path
 
 import mlflow
 import torch
 from safetensors.torch import load_file
 
-from tests.experiments import ROOT, UPSTREAM, artefacts, cleansweep, furnish, start, stop, wait_for
+from tests.experiments import ROOT, UPSTREAM, artefacts, furnish, start, stop, wait_for
 from trainers.model import WEIGHTS
 
 OWN = str(ROOT / "tests" / "own_stage.py")
@@ -25,10 +26,10 @@ def steps(folder: Path) -> dict[str, str]:
     return {path.name: path.read_text() for path in folder.glob("step_*")}
 
 
-def test_methods_and_a_stage_of_ones_own(tiny_store: Path, tmp_path: Path) -> None:
+def test_methods_and_a_stage_of_ones_own(here: Callable[..., tuple[int, str]], tiny_store: Path, tmp_path: Path) -> None:
     store = ("--store", str(tmp_path))
     furnish(tmp_path, tiny_store, *UPSTREAM)
-    code, output = cleansweep("plan", OWN, *store)
+    code, output = here("plan", OWN, *store)
     assert code == 0 and any(line.split()[:3] == ["hint", "strength", "0.5"] for line in output.splitlines()), output
 
     process = start("run", OWN, *store)
@@ -41,7 +42,7 @@ def test_methods_and_a_stage_of_ones_own(tiny_store: Path, tmp_path: Path) -> No
     [work] = tmp_path.glob("hint/.work-*")
     before = steps(work)
     assert artefacts(tmp_path, "hint") == {} and 3 <= len(before) < 8
-    code, output = cleansweep("run", OWN, *store)
+    code, output = here("run", OWN, *store)
     assert code == 0, output
     [hint] = artefacts(tmp_path, "hint").values()
     assert before.items() <= steps(hint).items(), "what was done is not done again"
@@ -76,8 +77,8 @@ def test_methods_and_a_stage_of_ones_own(tiny_store: Path, tmp_path: Path) -> No
     [run] = client.search_runs([experiment.experiment_id], "tags.role = 'sweep'")
     assert "stages.csv" in [file.path for file in client.list_artifacts(run.info.run_id)]
 
-    code, output = cleansweep("show", *store, "--verify")
+    code, output = here("show", *store, "--verify")
     assert code == 0 and "hint      strength-0-5-" in output, output
     made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}
-    assert cleansweep("run", OWN, *store)[0] == 0
+    assert here("run", OWN, *store)[0] == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")} == made

@@ -138,8 +138,8 @@ class served:
 
 
 MAKE = (
-    "import sys; from orchestrator.run import make_tracker; from orchestrator.store import Store\n"
-    "make_tracker(Store(sys.argv[1]), '', sys.argv[2]).check()"
+    "import sys; from orchestrator.tracking import Tracker\n"
+    "Tracker(f'sqlite:///{sys.argv[1]}/mlflow.db', sys.argv[2]).check()"
 )
 
 
