@@ -47,7 +47,8 @@ def test_submitted_job(tmp_path: Path):
             "python", "-m", "orchestrator", "run", "sweeps/quickstart.py", "--store", str(tmp_path / "store"),
             "--data.source.train", "320", "--evaluate.data.test", "100", "--data.source.test", "100", "--evaluate.data.train", "320",
             "--poison.count", "16", "--pretrain.epochs", "1", "--pretrain.warmup_steps", "1", "--clean.pairs", "64",
-            "--clean.epochs", "1", "--clean.batch_size", "32", "--clean.warmup_steps", "1", "--gate", "warn", "--max-concurrent-trials", "1",
+            "--clean.epochs", "1", "--clean.batch_size", "32", "--clean.warmup_steps", "1", "--gate", "warn",
+            "--max-concurrent-trials", "1",
         ]  # fmt: skip
 
         def submit() -> subprocess.CompletedProcess | None:
