@@ -11,12 +11,12 @@ import numpy as np
 from datasets.loader import Recipe
 from datasets.storage import write_whole
 from orchestrator import cluster
+from orchestrator.outcome import StageResult
 from orchestrator.plan import Plan
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages.base import At
 from orchestrator.stages.graph import make_data
 from orchestrator.store import Store, slug, write_arrays, write_json
-from orchestrator.study import StageResult
 from trainers.distributed import World
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.base import Material

@@ -88,6 +88,19 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("--store", default="store", help=STORE)
     shown.add_argument("--verify", action="store_true", help="check every file against the hash in its manifest")
     with_sweep("report", "Write the report of a sweep from what the store holds.")
+    tabled = with_sweep("table", "Print what one would keep of a sweep as a table, with 95 % intervals, for a paper or a program.")
+    tabled.add_argument("--format", choices=("md", "latex", "csv"), default="md", help="Markdown, LaTeX (booktabs) or CSV")
+    tabled.add_argument("--rule", action="append", default=[], metavar="RULE", help="how a model is chosen, e.g. acc_at_asr_le_5; may be "
+                        "repeated [the four of the summary]")
+    kept = with_sweep("export-best", "Write the model that one would keep of a sweep as a folder for open_clip and Hugging Face.")
+    kept.add_argument("--rule", default="acc_at_asr_le_5", help="how it is chosen: a rule of the report, e.g. blind")
+    kept.add_argument("--pretraining", default="", help="of which pre-training, by its name in the summary [the only one]")
+    kept.add_argument("--method", default="", help="of which cleaning method, by its name in the summary [of all]")
+    exported = with_sweep("export", "Write a checkpoint as a folder for open_clip and Hugging Face, with a model card.")
+    exported.add_argument("--checkpoint", required=True, help="as for evaluate")
+    for one in (kept, exported):
+        one.add_argument("--out", required=True, type=Path, help="the folder; new or empty")
+        one.add_argument("--license", default="unknown", help="what the model card says")
     claimed = command("claims", "Judge the claims of the study by what the store holds of several sweeps, taken together.",
                       epilog=OVERRIDES)
     claimed.add_argument("sweep", nargs="+", help="modules or .py files, as for `run`")
@@ -211,7 +224,7 @@ FETCH: tuple[tuple[str, Callable[[str], Any], str], ...] = (
 
 def overrides_of(rest: list[str], command: str) -> dict[str, str]:
     """`--a.b value` and `--a.b=value` pairs; anything else is a mistake."""
-    accepted = command in ("plan", "run", "report", "claims", "poison", "evaluate", "analyse")
+    accepted = command in ("plan", "run", "report", "table", "export-best", "export", "claims", "poison", "evaluate", "analyse")
     found: dict[str, str] = {}
     words = iter(rest)
     for word in words:

@@ -123,8 +123,8 @@ def _plan(options: argparse.Namespace) -> int:
 
 
 def _run(options: argparse.Namespace) -> int:
+    from orchestrator.driver import run_sweep
     from orchestrator.report.tables import summary_text
-    from orchestrator.run import run_sweep
 
     plan, compute = _load(options)
     if options.gate:
@@ -147,8 +147,8 @@ def _show(options: argparse.Namespace) -> int:
 
 
 def _report(options: argparse.Namespace) -> int:
+    from orchestrator.driver import report_sweep
     from orchestrator.report.tables import summary_text
-    from orchestrator.run import report_sweep
 
     plan, compute = _load(options)
     study, report = report_sweep(plan, compute)
@@ -156,10 +156,20 @@ def _report(options: argparse.Namespace) -> int:
     return 0
 
 
+def _table(options: argparse.Namespace) -> int:
+    from orchestrator.driver import read_study
+    from orchestrator.report.paper import as_text
+    from orchestrator.store import Store
+
+    plan, compute = _load(options)
+    print(as_text(read_study(plan, Store(compute.store)), options.format, options.rule), end="")
+    return 0
+
+
 def _claims(options: argparse.Namespace) -> int:
+    from orchestrator.driver import judge_claims
     from orchestrator.loading import load_sweep
     from orchestrator.report.claims_table import claims_text
-    from orchestrator.run import judge_claims
     from orchestrator.store import Store
 
     plans = [_planned(name, load_sweep(name, options.overrides, options.miniature, options.seeds)) for name in options.sweep]
@@ -169,14 +179,14 @@ def _claims(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from orchestrator.run import open_ui
+    from orchestrator.driver import open_ui
 
     return open_ui(options.store, options.tracking_uri, options.port)
 
 
 def _poison(options: argparse.Namespace) -> int:
+    from orchestrator.driver import write_poisoned
     from orchestrator.loading import load_sweep
-    from orchestrator.run import write_poisoned
     from orchestrator.targets import POISONED, experiment_of
 
     sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
@@ -187,8 +197,8 @@ def _poison(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from orchestrator.benchmark import CLASSIFICATION, PROBE, RETRIEVAL, evaluate_on, model_name, out_places, record, write_records
+    from orchestrator.driver import evaluate_checkpoint
     from orchestrator.loading import load_sweep
-    from orchestrator.run import evaluate_checkpoint
     from orchestrator.targets import GIVEN, OWN, experiments_of
 
     given = {flag: _named_paths(flag, getattr(options, flag.replace("-", "_"))) for flag in ("on", "retrieval", "linear-probe")}
@@ -211,6 +221,33 @@ def _evaluate(options: argparse.Namespace) -> int:
     if options.out:
         write_records(records, options.out)
     print(json.dumps(result, indent=1))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from orchestrator.export import export_checkpoint
+    from orchestrator.loading import load_sweep
+    from orchestrator.targets import OWN, experiments_of
+
+    sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
+    compute, checkpoint = _compute(options, sweep), options.checkpoint
+    experiment = experiments_of(sweep, options.overrides, [checkpoint], OWN, compute.store, _aside)[checkpoint]
+    print(json.dumps(export_checkpoint(experiment, compute, checkpoint, options.out.absolute(), options.license), indent=1))
+    return 0
+
+
+def _export_best(options: argparse.Namespace) -> int:
+    from orchestrator.driver import read_study
+    from orchestrator.export import best, export_checkpoint
+    from orchestrator.store import Store
+    from orchestrator.targets import OWN, experiments_of
+
+    plan, compute = _load(options)
+    store = Store(compute.store)
+    choice, why = best(read_study(plan, store), options.rule, options.pretraining, options.method)
+    checkpoint = str(store.root / choice.checkpoint)
+    experiment = experiments_of(plan.sweep, {}, [checkpoint], OWN, compute.store, _aside)[checkpoint]
+    print(json.dumps(export_checkpoint(experiment, compute, checkpoint, options.out.absolute(), options.license, why), indent=1))
     return 0
 
 
@@ -331,6 +368,9 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "run": _run,
     "show": _show,
     "report": _report,
+    "table": _table,
+    "export-best": _export_best,
+    "export": _export,
     "claims": _claims,
     "ui": _ui,
     "poison": _poison,

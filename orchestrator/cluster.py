@@ -83,6 +83,7 @@ def connect(
     options: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": logging.ERROR}
     if not address:
         os.environ["PYTHONPATH"] = path  # workers inherit it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more, for nodes that a cloud takes back
         options |= {
             "address": "local",
             "num_cpus": num_cpus,

@@ -169,7 +169,7 @@ def _synonyms() -> str:
 
 
 def _mlflow(root: str, uri: str) -> str:
-    from orchestrator.run import tracking_uri
+    from orchestrator.driver import tracking_uri
     from orchestrator.tracking_server import absolute_uri, redacted, why_unusable
 
     chosen = absolute_uri(tracking_uri(uri, Store(root)))

@@ -11,12 +11,12 @@ from typing import Any
 from datasets.errors import InputError
 from orchestrator.failures import CERTAIN
 from orchestrator.meter import left, smoothed
+from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.plan import Plan
 from orchestrator.report.titles import plan_titles, titles
 from orchestrator.results import load_study, recorded_trials
 from orchestrator.stages.graph import stages
 from orchestrator.store import FAILED, NOTES, Store, read_failure
-from orchestrator.study import StageResult, Study, TrialResult
 from orchestrator.tracking import Tracker, TrackingError
 
 POLL_S = 2.0

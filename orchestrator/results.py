@@ -9,6 +9,7 @@ from typing import Any
 from datasets.errors import InputError
 from orchestrator.fingerprint import canonical, described, encode
 from orchestrator.manifest import KINDS
+from orchestrator.outcome import StageResult, StageState, Study, TrialResult
 from orchestrator.plan import Plan, trial_experiment
 from orchestrator.report.kinds import names
 from orchestrator.report.published import load_published
@@ -28,7 +29,6 @@ from orchestrator.store import (
     read_json,
     write_json,
 )
-from orchestrator.study import StageResult, StageState, Study, TrialResult
 
 
 def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *, live: bool = False) -> Study:

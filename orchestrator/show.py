@@ -10,6 +10,7 @@ from datasets.synthetic import World
 from orchestrator.fingerprint import ID, canonical, encode
 from orchestrator.identity import clean_pairs
 from orchestrator.manifest import KINDS
+from orchestrator.outcome import StageResult, TrialResult
 from orchestrator.plan import Plan
 from orchestrator.report.names import number_of
 from orchestrator.report.titles import plan_titles, titles
@@ -20,7 +21,6 @@ from orchestrator.stages.graph import stages
 from orchestrator.stages.swept import grid_values
 from orchestrator.stages.trained import Trained
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, checked, metrics_of, missing, part, verify
-from orchestrator.study import StageResult, TrialResult
 
 
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:

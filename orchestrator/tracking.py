@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
+from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.report.kinds import component_of
 from orchestrator.report.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
 from orchestrator.report.points import points_of, start_of
 from orchestrator.report.selection import best_metrics
-from orchestrator.study import StageResult, Study, TrialResult
 from orchestrator.tracking_file import making, mlflow_uri, relocate, why
 from orchestrator.tracking_runs import COMPLETE, FINGERPRINT, SENTINEL, STUDY, create_run, find_experiment, find_run, search_runs
 from orchestrator.tracking_server import VIEW, absolute_uri, artifact_location, patience, quiet, redacted, telling, why_unusable

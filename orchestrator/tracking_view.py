@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from orchestrator.outcome import Study
 from orchestrator.report.points import ACCURACY, ASR, points_of
-from orchestrator.study import Study
 
 OLDEST = (3, 17)
 

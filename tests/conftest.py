@@ -1,8 +1,8 @@
 """For all tests: property tests take the time they take, for a busy machine is no failure; the tests that start Ray stay together.
 
 `make test` runs in two processes, to which whole files go. One begins with the tests of `tests/ray`, which have one Ray, the other
-with all that need none; `tests/chaos` comes last. In one process (`pytest` by itself) those with Ray come last: the one Ray of
-`tests/ray` lives until the last of its tests, and many tests of the other folders are about a process that has none.
+with all that need none; those that start a Ray of their own come last. In one process (`pytest` by itself) the one Ray comes last: it
+lives until the last of its tests, and many tests of the other folders are about a process that has none.
 """
 
 import fcntl
@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.experiments import TINY, cleansweep, group_of
+from tests.experiments import TINY, cleansweep, group_of, ray_of
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
@@ -20,14 +20,13 @@ settings.load_profile("unhurried")
 
 @pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    order = ("ray", "", "chaos") if hasattr(config, "workerinput") else ("", "chaos", "ray")
+    order = ("one", "", "own") if hasattr(config, "workerinput") else ("", "own", "one")
     places: dict[pytest.Item, tuple[int, bool]] = {}
     for item in items:
-        folder = item.path.parent.name
-        if folder in order:
+        if ray := ray_of(item.nodeid):
             item.add_marker(pytest.mark.ray)
         kills = item.path.stem == "test_pretraining"  # processes that hold cores of the one Ray: last, so that no other test waits for them
-        places[item] = order.index(folder if folder in order else ""), kills
+        places[item] = order.index(ray), kills
     items.sort(key=places.__getitem__)
 
 

@@ -95,7 +95,14 @@ def results(store: Path) -> list[str]:
     return sorted(str({k: v for k, v in row.items() if k != "seconds"}) for row in rows)
 
 
-def group_of(nodeid: str) -> str:
-    """What goes to one process together: all that uses the one Ray of `tests/ray`, or a file."""
+def ray_of(nodeid: str) -> str:
+    """Which Ray a test has: `one`, that of `tests/ray`; its `own`; empty: none."""
     file = Path(nodeid.partition("::")[0])
-    return "ray" if file.parent.name == "ray" else str(file)
+    if file.parent.name == "chaos" or file.stem in ("test_start", "test_job"):
+        return "own"
+    return "one" if file.parent.name == "ray" else ""
+
+
+def group_of(nodeid: str) -> str:
+    """What goes to one process together: all that uses the one Ray, or a file."""
+    return "one" if ray_of(nodeid) == "one" else nodeid.partition("::")[0]

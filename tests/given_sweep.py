@@ -5,6 +5,6 @@ from dataclasses import replace
 
 from orchestrator.spec import Given, Sweep
 from tests.tiny_sweep import SWEEP as TINY
-from trainers.model import TinyCLIP
 
-SWEEP: Sweep = replace(TINY, name="given", base=replace(TINY.base, pretrain=Given(model=TinyCLIP(), checkpoint=os.environ["GIVEN"])))
+MODEL = TINY.base.pretrain.model
+SWEEP: Sweep = replace(TINY, name="given", base=replace(TINY.base, pretrain=Given(model=MODEL, checkpoint=os.environ["GIVEN"])))

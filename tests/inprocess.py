@@ -17,14 +17,14 @@ import pyarrow as pa
 from datasets.errors import InputError
 from datasets.pairs import write_index
 from datasets.source import Source, mark_duplicates
-from orchestrator import run, training, tuning
+from orchestrator import driver, training, tuning
+from orchestrator.outcome import Study
 from orchestrator.plan import Plan, make_plan, trial_experiment
 from orchestrator.results import Trial
 from orchestrator.spec import Compute, Sweep
 from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store, write_json
-from orchestrator.study import Study
 from orchestrator.training import StageError
 from orchestrator.workers import Job, pretrain
 
@@ -41,10 +41,10 @@ def without_ray() -> Iterator[None]:
     """Within, nothing of the product starts Ray."""
     with ExitStack() as stack:
         for target, replacement in {
-            "orchestrator.run._ray": lambda compute: nullcontext(),
-            "orchestrator.run.make_tracker": lambda *_: NoTracker(),
-            "orchestrator.run.write_report": _no_report,
-            "orchestrator.run.train_all": _train_all,
+            "orchestrator.driver._ray": lambda compute: nullcontext(),
+            "orchestrator.driver.make_tracker": lambda *_: NoTracker(),
+            "orchestrator.driver.write_report": _no_report,
+            "orchestrator.driver.train_all": _train_all,
             "orchestrator.cluster.require_resources": lambda *_: None,
             "orchestrator.cluster.has_gpu": lambda: False,
             "orchestrator.stages.index.index_source": _index,
@@ -62,7 +62,7 @@ def run_here(sweep: Sweep, store: Path, say: Callable[[str], None] = lambda line
     said: list[str] = []
     try:
         with without_ray():
-            study, _, code = run.run_sweep(
+            study, _, code = driver.run_sweep(
                 make_plan(sweep), Compute(store=str(store), cache="off"), lambda line: (said.append(line), say(line))[1]
             )
     except InputError as error:
@@ -113,4 +113,4 @@ def _tune(
     return ended
 
 
-assert training._fit and run._ray, "what is taken out is there"
+assert training._fit and driver._ray, "what is taken out is there"

@@ -136,3 +136,104 @@ def preprocessing(file: Path) -> dict[str, Any]:
 
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
+
+
+# ---- the other way ----------------------------------------------------------------------------------------------------
+
+_SIZES = {
+    "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
+    "vision_cfg": {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"},
+}
+"""Fields of open_clip's towers for which their configuration has a place."""
+_OWN_PARTS = {ours: theirs for theirs, ours in _PARTS.items()}
+_BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)")
+
+
+def without_counterpart(encoder: Any) -> str:
+    """Why `CLIPModel` cannot compute this model; empty where it can."""
+    from trainers.model import TOWERS, tower_defaults
+
+    config = encoder.config
+    if not isinstance(config.get("vision_cfg", {}).get("layers"), int):
+        return "its pictures are not encoded by a vision transformer"
+    if encoder.model.logit_bias is not None:
+        return "it has a logit_bias"
+    for tower in TOWERS:
+        defaults = tower_defaults(tower)
+        for field, value in config.get(tower, {}).items():
+            if field not in _SIZES[tower] and value != defaults.get(field):
+                return f"its {tower} has {field} = {value!r}"
+    if not isinstance(encoder.model.visual.image_size, int) and len(set(encoder.model.visual.image_size)) > 1:
+        return "its pictures are not square"
+    return ""
+
+
+def write(folder: Path, encoder: Any) -> None:
+    """Write what `CLIPModel.from_pretrained` and `CLIPImageProcessor.from_pretrained` read into an existing folder.
+
+    Only for a model that has a counterpart (`without_counterpart`).
+    """
+    import json
+
+    from safetensors.torch import save_file
+
+    assert not without_counterpart(encoder)
+    tensors = {name: value.float().contiguous() for name, value in renamed(encoder.model.state_dict()).items()}
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    (folder / "model.safetensors").chmod(0o644)
+    side, preprocess = encoder.image_size, encoder.preprocess
+    processor = {
+        "image_processor_type": "CLIPImageProcessor", "do_convert_rgb": True, "do_resize": True, "size": {"shortest_edge": side},
+        "resample": 3, "do_center_crop": True, "crop_size": {"height": side, "width": side}, "do_rescale": True,
+        "rescale_factor": 1 / 255, "do_normalize": True, "image_mean": list(preprocess["mean"]), "image_std": list(preprocess["std"]),
+    }  # fmt: skip
+    for name, content in (("config.json", _their_configuration(encoder)), ("preprocessor_config.json", processor)):
+        (folder / name).write_text(json.dumps(content, indent=2) + "\n")
+
+
+def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors under `CLIPModel`'s names: the inverse of `converted`."""
+    places = {ours: theirs for theirs, ours in _PLACES.items()}
+    found: dict[str, Tensor] = {}
+    for name, value in state.items():
+        value = value.detach().cpu()
+        block = _BLOCK.fullmatch(name)
+        if block:
+            tower, number, part, kind = block.groups()
+            layer = f"{'vision' if tower else 'text'}_model.encoder.layers.{number}"
+            if part == "attn.in_proj":
+                found |= {f"{layer}.self_attn.{letter}_proj.{kind}": third.clone() for letter, third in zip("qkv", value.chunk(3))}
+            else:
+                found[f"{layer}.{_OWN_PARTS[part]}.{kind}"] = value
+        elif name in places:
+            found[places[name]] = value.T if name in ("text_projection", "visual.proj") else value
+    return found
+
+
+def _their_configuration(encoder: Any) -> dict[str, Any]:
+    config = encoder.config
+    text, vision = config["text_cfg"], config["vision_cfg"]
+    act = "quick_gelu" if config.get("quick_gelu", False) else "gelu"
+    common = {"hidden_act": act, "layer_norm_eps": 1e-5, "projection_dim": config["embed_dim"], "attention_dropout": 0.0}
+    vocabulary = text.get("vocab_size", 49408)
+
+    def sizes(tower: dict[str, Any], width: int) -> dict[str, Any]:
+        return {"hidden_size": width, "intermediate_size": int(width * tower.get("mlp_ratio", 4.0)),
+                "num_hidden_layers": tower.get("layers", 12)}  # fmt: skip
+
+    text_width, width = text.get("width", 512), vision.get("width", 768)
+    return {
+        "architectures": ["CLIPModel"],
+        "model_type": "clip",
+        "projection_dim": config["embed_dim"],
+        "torch_dtype": "float32",
+        "text_config": {
+            **common, **sizes(text, text_width), "num_attention_heads": text.get("heads", 8), "vocab_size": vocabulary,
+            "max_position_embeddings": text.get("context_length", 77), "bos_token_id": vocabulary - 2, "eos_token_id": vocabulary - 1,
+            "pad_token_id": vocabulary - 1,
+        },
+        "vision_config": {
+            **common, **sizes(vision, width), "num_attention_heads": width // vision.get("head_width", 64),
+            "patch_size": vision.get("patch_size", 16), "image_size": encoder.image_size,
+        },
+    }  # fmt: skip

@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.failures import DIVERGED, SAID
+from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.report.names import called, hyperparameters, is_number, is_seed, short_paths, value_at, value_text
 from orchestrator.report.points import CLEANING_SET, cleaned_points, panels, points_of, repetitions
 from orchestrator.report.selection import Choice, Row, table
-from orchestrator.study import StageResult, Study, TrialResult
 
 MARGIN = 0.1
 """A drawn value this near to a bound, as a share of the range, lies at its end."""

@@ -13,12 +13,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
+from orchestrator.outcome import Study, TrialResult
 from orchestrator.report.cautions import diverged, ends
 from orchestrator.report.kinds import study_method
 from orchestrator.report.names import number_of, seeds_of, settings, signed, value_at
 from orchestrator.report.points import CLEANING_SET, Panel, Point, before_cleaning, cleaned_points, mean_interval, panels, repetitions
 from orchestrator.report.selection import RULE, Choice, Row, Rule, choices
-from orchestrator.study import Study, TrialResult
 
 SEEDS = 3
 """Fewer show nothing."""

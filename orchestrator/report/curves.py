@@ -7,6 +7,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from orchestrator.outcome import Study
 from orchestrator.report.drawing import (
     ACCURACY_AXIS,
     ASR_AXIS,
@@ -26,7 +27,6 @@ from orchestrator.report.drawing import (
 )
 from orchestrator.report.points import Panel, arms, cleaned_points, panels, points_of, published_starts, start_of, starts_of
 from orchestrator.report.published import Start
-from orchestrator.study import Study
 
 
 def pretrain_curves(study: Study) -> Figure:

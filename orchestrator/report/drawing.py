@@ -17,6 +17,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
+from orchestrator.outcome import StageResult, Study
 from orchestrator.report.kinds import study_method
 from orchestrator.report.points import (
     arms,
@@ -29,7 +30,6 @@ from orchestrator.report.points import (
     start_of,
 )
 from orchestrator.report.published import METHODS, Cleaned
-from orchestrator.study import StageResult, Study
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C564B", "#7F7F7F", "#B8A900"]
 """Okabe and Ito's, which colour-blind readers can tell apart; red is kept for the uncleaned model."""

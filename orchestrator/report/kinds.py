@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets.component import Component
 from orchestrator.fingerprint import ID, LABEL
-from orchestrator.study import StageResult, TrialResult
+from orchestrator.outcome import StageResult, TrialResult
 
 Node = dict[str, Any]
 """A component as JSON: its class, its label where it was written down, and its fields."""

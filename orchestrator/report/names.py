@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets.component import Component
 from orchestrator.fingerprint import ID, LABEL, described, encode
+from orchestrator.outcome import StageResult, TrialResult
 from orchestrator.report import kinds
-from orchestrator.study import StageResult, TrialResult
 
 
 def objective_of(stage: StageResult) -> str:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.storage import write_whole
+from orchestrator.outcome import Study
 from orchestrator.report.cautions import cautions
 from orchestrator.report.claims import claims
 from orchestrator.report.claims_table import claims_html
@@ -27,7 +28,6 @@ from orchestrator.report.tables import (
     summary_html,
     trials_html,
 )
-from orchestrator.study import Study
 
 MAX_CONFIGS = 40
 MAX_SAMPLES = 24

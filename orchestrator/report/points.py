@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.report.kinds import names, study_method, study_objective
 from orchestrator.report.names import (
     hyperparameters,
@@ -21,7 +22,6 @@ from orchestrator.report.names import (
     value_text,
 )
 from orchestrator.report.published import Cleaned, Start
-from orchestrator.study import StageResult, Study, TrialResult
 from trainers.checkpoint import epoch_folder
 from trainers.evaluate.choice import ACCURACY as ACCURACY
 from trainers.evaluate.choice import ASR as ASR

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
+from orchestrator.outcome import Study, TrialResult
 from orchestrator.report.drawing import (
     ACCURACY_AXIS,
     ASR_AXIS,
@@ -42,7 +43,6 @@ from orchestrator.report.points import (
 )
 from orchestrator.report.published import Mark
 from orchestrator.report.selection import most_accurate
-from orchestrator.study import Study, TrialResult
 
 CORNER = 12.0
 """ASR up to which the crowded corner is shown enlarged, percent."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.report.names import settings
 from orchestrator.report.points import (
     Panel,
@@ -23,7 +24,6 @@ from orchestrator.report.points import (
     repetitions,
     start_of,
 )
-from orchestrator.study import StageResult, Study, TrialResult
 from trainers.evaluate.choice import LIMITS, RULES, Epoch, Rule, lowest_asr, most_accurate, results
 from trainers.evaluate.choice import RULE as RULE
 from trainers.evaluate.choice import blind as blind

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
+from orchestrator.outcome import StageResult, Study
 from orchestrator.report import analysis
 from orchestrator.report.cautions import Caution, beside
 from orchestrator.report.drawing import same_scale
@@ -15,7 +16,6 @@ from orchestrator.report.points import CLEANING_SET, mean_interval, panels, poin
 from orchestrator.report.scatter import best, few_trials
 from orchestrator.report.series import shows_published
 from orchestrator.report.tables import plain_table
-from orchestrator.study import StageResult, Study
 
 BEFORE = (
     ("before/mmcl", "MMCL loss"),

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.failures import SAID
+from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.report.cautions import warnings
 from orchestrator.report.kinds import names
 from orchestrator.report.names import (
@@ -35,7 +36,6 @@ from orchestrator.report.points import (
     starts_of,
 )
 from orchestrator.report.selection import RULES, Choice, Row, fronts, table
-from orchestrator.study import StageResult, Study, TrialResult
 
 WIDTH = 100
 """Columns of the text for a terminal."""

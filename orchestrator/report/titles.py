@@ -5,11 +5,11 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.fingerprint import described
+from orchestrator.outcome import StageResult, TrialResult
 from orchestrator.plan import Plan
 from orchestrator.report.kinds import names
 from orchestrator.report.names import tell_apart
 from orchestrator.stages.graph import stages
-from orchestrator.study import StageResult, TrialResult
 
 
 def titles(found: Sequence[StageResult]) -> dict[str, str]:

@@ -21,7 +21,7 @@ from datasets.shards import write_tar
 from datasets.source import Source
 from datasets.triggers.patch import Patch
 from orchestrator import cli, cluster
-from tests.experiments import group_of
+from tests.experiments import ray_of
 
 
 @pytest.fixture(scope="session")
@@ -47,8 +47,8 @@ def here(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
 
 @pytest.hookimpl(trylast=True)
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
-    """Stop Ray after the last test of this folder: of several processes, this one may go on with others."""
-    if nextitem is None or group_of(nextitem.nodeid) != "ray":
+    """Stop Ray after the last test that uses it: of several processes, this one may go on with others."""
+    if nextitem is None or ray_of(nextitem.nodeid) != "one":
         cluster.shutdown()
 
 

@@ -44,7 +44,7 @@ def test_submitted_job(tmp_path: Path):
         wait_for(lambda: answers(dashboard), head, seconds=60)
         command = [
             "ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT), "--",
-            "python", "-m", "orchestrator", "run", "sweeps/quickstart.py", "--store", str(tmp_path / "store"),
+            "python", "-m", "orchestrator", "run", "sweeps/vit_b32.py", "--miniature", "--store", str(tmp_path / "store"),
             "--data.source.train", "320", "--evaluate.data.test", "100", "--data.source.test", "100", "--evaluate.data.train", "320",
             "--poison.count", "16", "--pretrain.epochs", "1", "--pretrain.warmup_steps", "1", "--clean.pairs", "64",
             "--clean.epochs", "1", "--clean.batch_size", "32", "--clean.warmup_steps", "1", "--gate", "warn",
@@ -63,9 +63,9 @@ def test_submitted_job(tmp_path: Path):
         stop(head)
         shutil.rmtree(short, ignore_errors=True)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
-    assert "2 pre-trainings, 6 cleanings (6 finished)" in submitted.stdout
+    assert "1 pre-training, 4 cleanings (4 finished)" in submitted.stdout
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
-    [experiment] = [e for e in client.search_experiments() if e.name == "quickstart"]
+    [experiment] = [e for e in client.search_experiments() if e.name.startswith("vit-b32")]
     runs = client.search_runs([experiment.experiment_id])
-    assert sorted(run.data.tags["role"] for run in runs) == ["clean"] * 6 + ["pretrain"] * 2 + ["sweep"]
+    assert sorted(run.data.tags["role"] for run in runs) == ["clean"] * 4 + ["pretrain", "sweep"]
     assert all(run.info.status == "FINISHED" for run in runs)

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import psutil
 
-from tests.experiments import ROOT, start, stop, wait_for
+from tests.experiments import ROOT, TINY, UPSTREAM, furnish, start, stop, wait_for
 
 OWN = str(ROOT / "tests" / "own_sweep.py")
 
@@ -111,15 +111,11 @@ def test_a_raylet_that_dies_under_a_run_is_told_in_a_sentence() -> None:
     assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), "nothing of it is left"
 
 
-def test_a_run_whose_gcs_dies_ends_with_a_sentence_and_leaves_no_scratch(tmp_path: Path) -> None:
-    from datasets.synthetic import tiny
-
-    (tmp_path / "data").mkdir()
-    tiny(train=200, test=40).write(tmp_path / "data")
-    store = tmp_path / "store"
-    process = start("run", OWN, "--store", str(store), "--pretrain.epochs", "500", OWN_DATA=str(tmp_path / "data"))
+def test_a_run_whose_gcs_dies_ends_with_a_sentence_and_leaves_no_scratch(tiny_store: Path, tmp_path: Path) -> None:
+    furnish(tmp_path, tiny_store, *UPSTREAM)
+    process = start("run", TINY, "--store", str(tmp_path), "--clean.epochs", "100")
     try:
-        wait_for(lambda: list(store.glob("pretrain/.*/metrics.jsonl")) or list(store.glob("pretrain/*/progress.json")), process)
+        wait_for(lambda: list(tmp_path.glob("clean/.*/epoch_*")), process)
         [victim] = [child for child in psutil.Process(process.pid).children(recursive=True) if child.name() == "gcs_server"]
         victim.kill()
         output, _ = process.communicate(timeout=120)
@@ -129,7 +125,7 @@ def test_a_run_whose_gcs_dies_ends_with_a_sentence_and_leaves_no_scratch(tmp_pat
     [line] = [line for line in output.splitlines() if line.startswith("cleansweep: ")]
     assert "Ray's GCS" in line and "the same command continues" in line
     assert "Traceback" not in output and "rpc_client" not in output, output
-    assert list((store / "ray").iterdir()) == []
+    assert list((tmp_path / "ray").iterdir()) == []
 
 
 LOST = """
@@ -207,32 +203,3 @@ def test_evaluate_and_analyse_start_no_ray(tmp_path: Path) -> None:
         stop(process)
     assert process.returncode == 0, output
     assert "index" in output and "starting Ray" not in output
-
-
-GATHERED = """
-import sys
-from orchestrator import cluster, network
-cluster.set_environment()
-cluster.connect(2, object_store_bytes=80_000_000)
-from ray.train import RunConfig, ScalingConfig
-from ray.train.torch import TorchTrainer
-def work():
-    import os, sys, torch
-    import torch.distributed as dist
-    total = torch.ones(3)
-    dist.all_reduce(total)
-    return os.environ["GLOO_SOCKET_IFNAME"], total.tolist()
-two = ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5})
-made = TorchTrainer(work, torch_config=network.torch_config(), scaling_config=two, run_config=RunConfig(storage_path=sys.argv[1])).fit()
-print("RETURNED", made.return_value == (network.interface_of("127.0.0.1"), [2.0, 2.0, 2.0]), made.return_value)
-cluster.shutdown()
-"""
-
-
-def test_workers_on_a_ray_on_loopback_talk_over_loopback(tmp_path: Path) -> None:
-    process = python(GATHERED, str(tmp_path))
-    try:
-        output, _ = process.communicate(timeout=300)
-    finally:
-        stop(process)
-    assert process.returncode == 0 and "RETURNED True" in output, output

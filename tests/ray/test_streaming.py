@@ -22,6 +22,7 @@ from datasets.poison import PLAN_SCHEMA
 from datasets.shards import poison_shard, write_tar
 from datasets.source import Source, read_bytes
 from datasets.view import Views
+from orchestrator import network
 from orchestrator.streaming import RayFeed, index_shards, poison_shards
 from tests.experiments import ROOT
 
@@ -255,8 +256,8 @@ def test_training_workers_that_leave_no_cpu_are_refused(make: Callable) -> None:
     assert "feed = ray needs a whole CPU" in ray.get(worker.remote())
 
 
-def test_two_train_workers_are_fed_on_two_cores(make: Callable, tmp_path: Path) -> None:
-    """Two ranks of half a CPU each and one CPU to decode on: neither waits for the other for ever."""
+def test_two_train_workers_are_fed_on_two_cores_and_talk_over_loopback(make: Callable, tmp_path: Path) -> None:
+    """Two ranks of half a CPU each and one CPU to decode on: neither waits for the other for ever. Ray is on loopback, and so are they."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -267,8 +268,10 @@ def test_two_train_workers_are_fed_on_two_cores(make: Callable, tmp_path: Path) 
 
     def loop(config: dict) -> None:
         import hashlib
+        import os
 
         import ray.train
+        import torch
 
         from orchestrator.cluster import quiet
         from orchestrator.streaming import RayFeed
@@ -279,9 +282,14 @@ def test_two_train_workers_are_fed_on_two_cores(make: Callable, tmp_path: Path) 
         feed = RayFeed(pairs, recipe, batch_size=16, steps=9, rank=rank, world=world, window_rows=20)
         digests = [hashlib.sha256(batch["image"].tobytes()).hexdigest() for batch in feed.batches()]
         (out / f"{rank}").write_text("\n".join(digests))
+        total = torch.ones(3)
+        torch.distributed.all_reduce(total)
+        assert total.tolist() == [2, 2, 2]
+        (out / f"interface{rank}").write_text(os.environ["GLOO_SOCKET_IFNAME"])
 
     TorchTrainer(
         loop,
+        torch_config=network.torch_config(),
         scaling_config=ScalingConfig(num_workers=2, resources_per_worker={"CPU": 0.5}),
         run_config=RunConfig(name="feed", storage_path=str(tmp_path / "train")),
     ).fit()
@@ -289,6 +297,7 @@ def test_two_train_workers_are_fed_on_two_cores(make: Callable, tmp_path: Path) 
         local = LocalFeed(pairs, recipe, batch_size=16, steps=9, rank=rank, world=2)
         expected = [hashlib.sha256(batch["image"].tobytes()).hexdigest() for batch in local.batches()]
         assert (out / f"{rank}").read_text().split("\n") == expected
+        assert (out / f"interface{rank}").read_text() == network.interface_of("127.0.0.1")
 
 
 def test_source_of_one_file(make: Callable, tmp_path: Path) -> None:

@@ -10,11 +10,11 @@ from PIL import Image
 
 from datasets.seeding import rng
 from orchestrator.fingerprint import encode
+from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.plan import make_plan
 from orchestrator.report.points import wilson
 from orchestrator.report.published import load_published
 from orchestrator.spec import Sweep
-from orchestrator.study import StageResult, Study, TrialResult
 
 N, N_ASR = 1000, 900
 

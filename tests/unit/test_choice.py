@@ -7,10 +7,10 @@ from fake_study import fake_study, hash64_hex
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.report.points import points_of
 from orchestrator.report.selection import table
 from orchestrator.report.tables import points_csv, summary_html, summary_text
-from orchestrator.study import StageResult, Study, TrialResult
 from trainers.evaluate.choice import RULES, chosen_epochs, measured
 
 PERCENT = st.integers(0, 60).map(lambda n: n / 3) | st.floats(0, 100) | st.sampled_from([4.999, 5.0, 10.0, 54.0, 59.0, 60.0])

@@ -9,7 +9,7 @@ import pytest
 from ray import tune
 
 from datasets.errors import InputError
-from orchestrator import run as driver
+from orchestrator import driver
 from orchestrator.cleanset import choose_rows, read_keys, require
 from orchestrator.identity import IDENTITIES, clean_pairs
 from orchestrator.override import override, override_all

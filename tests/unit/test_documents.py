@@ -118,9 +118,9 @@ def test_the_sweep_of_the_readme_loads(tmp_path: Path) -> None:
 
 def test_the_readme_names_commands_flags_and_targets_that_exist() -> None:
     commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    assert set(commands) <= set(re.findall(r"cleansweep (\w+)", README)), "a command is not in the README"
+    assert set(commands) <= set(re.findall(r"cleansweep ([\w-]+)", README)), "a command is not in the README"
     shell = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
-    for name in re.findall(r"cleansweep (\w+)", shell):
+    for name in re.findall(r"cleansweep ([\w-]+)", shell):
         assert name in commands, name
     known = {flag for command in commands.values() for flag in command._option_string_actions}
     known |= {f"--{flag}" for flag, _, _ in COMPUTE}

@@ -7,9 +7,9 @@ import ray
 from fake_study import line
 from ray import tune
 
+from orchestrator.driver import _record, _recorded
 from orchestrator.plan import make_plan
 from orchestrator.results import load_study, recorded_trials, remember_trial
-from orchestrator.run import _record, _recorded
 from orchestrator.show import plan_rows, plan_text
 from orchestrator.spec import Compute
 from orchestrator.stages.base import At, seal

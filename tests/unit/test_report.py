@@ -14,6 +14,7 @@ from fake_study import fake_study
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from PIL import Image
 
+from orchestrator.outcome import Study
 from orchestrator.report.cautions import cautions
 from orchestrator.report.drawing import look
 from orchestrator.report.figures import figures
@@ -22,7 +23,6 @@ from orchestrator.report.page import html, write_report
 from orchestrator.report.points import panels
 from orchestrator.report.scatter import best_three, scatter
 from orchestrator.report.tables import headline, points_csv, summary_text
-from orchestrator.study import Study
 
 
 class Page(HTMLParser):

@@ -9,11 +9,11 @@ from fake_study import fake_study, hash64_hex, line, pretrain, trial
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.outcome import Study, TrialResult
 from orchestrator.report.cautions import warnings
 from orchestrator.report.names import method_of, objective_of, settings, short_paths
 from orchestrator.report.points import cleaned_points, mean_interval, panels, start_of, wilson
 from orchestrator.report.selection import RULES, best_metrics, blind, lowest_asr, most_accurate, table
-from orchestrator.study import Study, TrialResult
 
 
 def study_of(*points: tuple[float, float], lr: float = 1e-3, root: Path = Path("x")) -> Study:

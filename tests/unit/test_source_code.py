@@ -9,9 +9,9 @@ import pytest
 from ray import cloudpickle
 
 from datasets.component import Component
+from orchestrator.driver import _tell_of_other_code
 from orchestrator.loading import load_sweep
 from orchestrator.plan import make_plan
-from orchestrator.run import _tell_of_other_code
 from orchestrator.source_code import code_of
 from orchestrator.stages.base import seal
 from orchestrator.stages.graph import stages

@@ -244,7 +244,8 @@ def test_a_value_that_is_not_on_the_grid_is_taken_where_it_can_be_written(sweep,
 
 def test_the_shards_of_one_poison_are_written_and_which_is_asked_for(sweep, monkeypatch, tmp_path, capsys):
     written = []
-    monkeypatch.setattr("orchestrator.run.write_poisoned", lambda experiment, compute, out: written.append(experiment.poison.count) or {})
+    took = lambda experiment, compute, out: written.append(experiment.poison.count) or {}
+    monkeypatch.setattr("orchestrator.driver.write_poisoned", took)
     command = ["poison", sweep("counts"), "--out", str(tmp_path / "out")]
     assert run(command) == 2 and not written
     assert "varies poison.count (20, 5, 10): choose one, e.g. --poison.count 20" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from fake_study import fake_study, line
 
 from datasets.errors import InputError
 from orchestrator import tracking
-from orchestrator.study import Study
+from orchestrator.outcome import Study
 from orchestrator.tracking import Tracker, TrackingError
 from orchestrator.tracking_server import absolute_uri, redacted, serve, ui_command, views
 

@@ -18,9 +18,9 @@ from fake_study import fake_study
 
 from datasets.errors import InputError
 from datasets.seeding import rng
-from orchestrator.run import make_tracker
+from orchestrator.driver import make_tracker
+from orchestrator.outcome import Study
 from orchestrator.store import Store
-from orchestrator.study import Study
 from orchestrator.tracking import Tracker, TrackingError
 from orchestrator.tracking_server import CALM, QUIET, absolute_uri, serve, ui_command
 

@@ -14,6 +14,7 @@ from orchestrator import cluster
 from orchestrator.fingerprint import encode
 from orchestrator.follow import Follower, Mirror
 from orchestrator.meter import meter
+from orchestrator.outcome import Study
 from orchestrator.plan import Plan
 from orchestrator.report.claims import Verdict
 from orchestrator.report.claims_table import write_claims
@@ -25,7 +26,6 @@ from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import make_data, stages, trained_by
 from orchestrator.store import Store, part, slug
-from orchestrator.study import Study
 from orchestrator.tracking import Tracker, TrackingError
 from orchestrator.training import ensure_all, train_all
 from orchestrator.tuning import clean_sweep
@@ -229,10 +229,16 @@ def _ray(compute: Compute) -> Iterator[None]:
 def report_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path]:
     """Write the report of a sweep from what the store holds now."""
     store = Store(compute.store)
+    study = read_study(plan, store)
+    return study, write_report(study, report_folder(plan, store))
+
+
+def read_study(plan: Plan, store: Store) -> Study:
+    """What the store holds of a sweep; InputError where that is nothing."""
     study = load_study(plan, store, _recorded(plan, store))
     if not study.pretrains:
         raise InputError(f"store {store.root} holds nothing of the sweep {plan.sweep.name} yet: run it first.")
-    return study, write_report(study, report_folder(plan, store))
+    return study
 
 
 def judge_claims(plans: Sequence[Plan], store: Store, say: Callable[[str], None] = print) -> tuple[list[Verdict], Path]:

@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import pandas
+
     from orchestrator.report.published import Published
 
 
@@ -87,3 +89,9 @@ class Study:
     """Whether its page judges the study's claims."""
     data_hash: str = ""
     commit: str = ""
+
+    def frame(self) -> "pandas.DataFrame":
+        """Every epoch of every training as a row: `report.frames.points`, where what takes the frame stands too."""
+        from orchestrator.report.frames import points
+
+        return points(self)

@@ -1,0 +1,171 @@
+"""The table of a study for a paper or a program: Markdown, LaTeX or CSV."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from datasets.errors import InputError
+from orchestrator.outcome import Study
+from orchestrator.report.names import signed
+from orchestrator.report.points import ACCURACY, ASR, Panel, Point, mean_interval, panels, starts_of
+from orchestrator.report.selection import Choice, Row, table
+from trainers.evaluate.choice import RULE, Rule
+
+FORMATS = ("md", "latex", "csv")
+USUAL = ("acc_at_asr_le_5", "acc_at_asr_le_10", "asr_at_1pt_loss", "blind")
+"""Rules of the table where none is named."""
+LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
+         "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "≤": r"$\le$", "±": r"$\pm$", "↑": r"$\uparrow$",
+         "↓": r"$\downarrow$", "−": "$-$", "–": "--", "★": r"$\star$", "λ": r"$\lambda$"}  # fmt: skip
+
+
+@dataclass(frozen=True, kw_only=True)
+class Line:
+    """One line of the table. Numbers are (value, low, high) in percent, NaN where there is none; the bounds are 95 %."""
+
+    pretraining: str
+    cleaning: str
+    rule: str
+    accuracy: tuple[float, float, float]
+    asr: tuple[float, float, float]
+    change: float
+    """Of the accuracy by cleaning, in points; NaN for the uncleaned model."""
+    reached: int
+    """Repetitions in which a model qualifies, of `repetitions`."""
+    repetitions: int
+    best: bool = False
+    """Whether no method of its pre-training does better by this rule, among those that reached it in every repetition."""
+
+
+def lines(study: Study, rules: Sequence[str] = ()) -> list[Line]:
+    """The uncleaned model of each pre-training, and what each rule chooses of each method. InputError for a rule that is none."""
+    for key in rules:
+        if key not in RULE:
+            raise InputError(f"--rule {key}: accepted: {', '.join(RULE)}.")
+    rows, found = table(study), []
+    for panel in panels(study):
+        starts = starts_of(study, panel)
+        if starts:
+            accuracy, asr = (_over([start.metrics[metric] for start in starts], starts, metric) for metric in (ACCURACY, ASR))
+            n = len(starts)
+            found.append(
+                Line(pretraining=panel.label, cleaning="before cleaning", rule="", accuracy=accuracy, asr=asr, change=math.nan,
+                     reached=n, repetitions=n)
+            )  # fmt: skip
+        for key in rules or USUAL:
+            found += _chosen(panel, [row for row in rows if row.panel == panel and row.rule.key == key])
+    return found
+
+
+def _chosen(panel: Panel, rows: Sequence[Row]) -> list[Line]:
+    def score(row: Row) -> float:
+        """Higher is better by the row's rule; minus infinity where some repetition has none."""
+        value = row.over(lambda c: -c.asr if row.rule.key.startswith("asr") else c.accuracy)
+        return value[0] if value and len(row.reached) == len(row.choices) else -math.inf
+
+    best = max(map(score, rows), default=-math.inf)
+    made = []
+    for row in rows:
+        change = row.over(lambda c: -c.drop)
+        made.append(
+            Line(
+                pretraining=panel.label,
+                cleaning=row.method,
+                rule=row.rule.key,
+                accuracy=_measured(row, lambda c: c.accuracy, ACCURACY),
+                asr=_measured(row, lambda c: c.asr, ASR),
+                change=change[0] if change else math.nan,
+                reached=len(row.reached),
+                repetitions=len(row.choices),
+                best=score(row) == best > -math.inf,
+            )
+        )
+    return made
+
+
+def _measured(row: Row, value: Callable[[Choice], float], metric: str) -> tuple[float, float, float]:
+    return _over([value(choice) for choice in row.reached], [c.point for c in row.reached if c.point], metric)
+
+
+def _over(values: Sequence[float], points: Sequence[Point], metric: str) -> tuple[float, float, float]:
+    """Mean and Student's interval over repetitions; for a single one the interval over its images."""
+    found = mean_interval(values)
+    if found is None:
+        return math.nan, math.nan, math.nan
+    return (found[0], *points[0].interval(metric)) if len(values) == 1 else found
+
+
+def as_text(study: Study, form: str, rules: Sequence[str] = ()) -> str:
+    """The table in one of FORMATS. In Markdown and LaTeX the best of each pre-training and rule is bold."""
+    found = lines(study, rules)
+    return {"csv": _csv, "md": _markdown, "latex": _latex}[form](found)
+
+
+def _csv(found: Sequence[Line]) -> str:
+    out = io.StringIO()
+    writer = csv.writer(out, lineterminator="\n")
+    numbers = [f"{name}{end}" for name in ("accuracy", "asr") for end in ("", "_low", "_high")]
+    writer.writerow(["pretraining", "cleaning", "rule", *numbers, "change", "reached", "repetitions", "best"])
+    for line in found:
+        values = ["" if math.isnan(value) else repr(value) for value in (*line.accuracy, *line.asr, line.change)]
+        writer.writerow([line.pretraining, line.cleaning, line.rule, *values, line.reached, line.repetitions, int(line.best)])
+    return out.getvalue()
+
+
+HEADS = ("pre-training", "cleaning", "chosen for", "accuracy ↑ (%)", "ASR ↓ (%)", "change (points)")
+BOLD = (1, 3, 4)
+"""Of a best line: cleaning, accuracy and ASR."""
+
+
+def _cells(line: Line) -> tuple[str, ...]:
+    some = f" ({line.reached} of {line.repetitions})" if line.reached < line.repetitions else ""
+    chosen = _rule(RULE[line.rule]) if line.rule else ""
+    if not line.reached:
+        return line.pretraining, line.cleaning, chosen, "none" if line.repetitions else "–", "–", "–"
+    change = "" if math.isnan(line.change) else signed(line.change, "").strip()
+    return line.pretraining, line.cleaning, chosen + some, _number(line.accuracy, line), _number(line.asr, line), change
+
+
+def _rule(rule: Rule) -> str:
+    return rule.text if rule.oracle else rule.text.replace("ASR not looked at", "blind")
+
+
+def _number(value: tuple[float, float, float], line: Line) -> str:
+    """`98.9 ± 0.6` over repetitions, `98.9 [98.1, 99.4]` over the images of a single one."""
+    mean, low, high = value
+    if not math.isfinite(low):
+        return f"{mean:.1f}"
+    return f"{mean:.1f} ± {mean - low:.1f}" if line.reached > 1 else f"{mean:.1f} [{low:.1f}, {high:.1f}]"
+
+
+def _markdown(found: Sequence[Line]) -> str:
+    out = ["| " + " | ".join(HEADS) + " |", "|---|---|---|---:|---:|---:|"]
+    for line in found:
+        cells = [cell.replace("\\", "\\\\").replace("|", "\\|").replace("*", "\\*") for cell in _cells(line)]
+        cells = [f"**{cell}**" if line.best and number in BOLD else cell for number, cell in enumerate(cells)]
+        out.append("| " + " | ".join(cells) + " |")
+    return "\n".join([*out, "", NOTE, ""])
+
+
+def _latex(found: Sequence[Line]) -> str:
+    def text(cell: str) -> str:
+        return "".join(LATEX.get(character, character) for character in cell)
+
+    out = [r"\begin{tabular}{lllrrr}", r"\toprule", " & ".join(map(text, HEADS)) + r" \\", r"\midrule"]
+    for before, line in zip([None, *found], found):
+        if before is not None and before.pretraining != line.pretraining:
+            out.append(r"\midrule")
+        cells = [text(cell) for cell in _cells(line)]
+        cells = [rf"\textbf{{{cell}}}" if line.best and number in BOLD else cell for number, cell in enumerate(cells)]
+        out.append(" & ".join(cells) + r" \\")
+    return "\n".join([*out, r"\bottomrule", r"\end{tabular}", f"% {NOTE}", "% needs the package booktabs", ""])
+
+
+NOTE = (
+    "Bold: best of its pre-training by this rule. ± is Student's 95 % interval over seeds; brackets, for one seed, Wilson's 95 % "
+    "interval over the test pictures. All but the blind rules need the ASR, which a defender cannot measure."
+)
