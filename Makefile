@@ -33,7 +33,7 @@ install: $(STAMP)  ## make .venv and install the project into it
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.version_info >= (3, 11) or sys.exit("Python 3.11 or newer is needed; name it: make PYTHON=python3.11 …")'
 	$(PYTHON) -m venv $(VENV) || { $(PYTHON) -m venv --without-pip $(VENV) && $(PYTHON) -m pip --python $(BIN)/python install pip; }
-	$(BIN)/python -m pip install -c constraints.txt -e ".[dev]"
+	$(BIN)/python -m pip install --no-compile -c constraints.txt -e ".[dev]"  # what is imported is compiled then
 	touch $@
 
 demo: $(STAMP)  ## poison, pre-train, clean and compare on a small procedural world (minutes on two cores)

@@ -88,7 +88,7 @@ def parser() -> argparse.ArgumentParser:
     shown.add_argument("--store", default="store", help=STORE)
     shown.add_argument("--verify", action="store_true", help="check every file against the hash in its manifest")
     with_sweep("report", "Write the report of a sweep from what the store holds.")
-    tabled = with_sweep("table", "Print what one would keep of a sweep as a table, with 95 % intervals, for a paper or a program.")
+    tabled = with_sweep("table", "Print what one would keep of a sweep as a table, with intervals, for a paper or a program.")
     tabled.add_argument("--format", choices=("md", "latex", "csv"), default="md", help="Markdown, LaTeX (booktabs) or CSV")
     tabled.add_argument("--rule", action="append", default=[], metavar="RULE", help="how a model is chosen, e.g. acc_at_asr_le_5; may be "
                         "repeated [the four of the summary]")

@@ -59,6 +59,10 @@ def check(experiment: Experiment) -> None:
     experiment.poison.trigger.check(size)
     clean = experiment.clean
     if clean is not None:
+        epochs = getattr(experiment.pretrain, "epochs", 0)
+        if clean.start.isdecimal() and not min(epochs, 1) <= int(clean.start) <= epochs:
+            stored = f"1 to {epochs}" if epochs else "0, for a given model has no other"
+            raise InputError(f"clean.start is {clean.start}; the pre-training has a checkpoint after the epochs {stored}.")
         if clean.choice not in ("random", "last"):
             raise InputError(f"clean.choice is {clean.choice!r}; accepted: random, last.")
         pairs = clean_pairs(clean)

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.component import NEUTRAL, Component, NamedFields, check_fields
+from datasets.component import NEUTRAL, Component, NamedFields, check_fields, since
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.poison import Poison
@@ -86,6 +86,13 @@ class Clean(Training):
     """Victims left in the cleaning set on purpose, in place of as many clean pairs; nested in their number."""
     keys: str = ""
     """Text file with the key of one pair a line, the cleaning set itself; `pairs` and `choice` then have no say."""
+    start: str = since("last")
+    """The epoch of the pre-training that is cleaned: last | most_accurate (the ASR not looked at) | its number."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start not in ("last", "most_accurate") and not self.start.isdecimal():
+            raise InputError(f"clean.start is {self.start!r}; accepted: last, most_accurate, or the number of an epoch.")
 
 
 @dataclass(frozen=True, kw_only=True)

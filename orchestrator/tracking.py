@@ -18,7 +18,7 @@ from datasets.errors import InputError
 from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.report.kinds import component_of
 from orchestrator.report.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
-from orchestrator.report.points import points_of, start_of
+from orchestrator.report.points import Point, points_of, start_of, uncleaned
 from orchestrator.report.selection import best_metrics
 from orchestrator.tracking_file import making, mlflow_uri, relocate, why
 from orchestrator.tracking_runs import COMPLETE, FINGERPRINT, SENTINEL, STUDY, create_run, find_experiment, find_run, search_runs
@@ -51,8 +51,8 @@ class Tracker:
         self._by_stage: dict[str, str] = {}
         self._logged: dict[str, set[int]] = {}
         self._complete: set[str] = set()
-        self._starts: dict[str, float] = {}
-        """Fingerprint of a pre-training → accuracy of the uncleaned model."""
+        self._sources: dict[str, list[Point]] = {}
+        """Fingerprint of a pre-training → its epochs."""
         self._objectives: dict[str, str] = {}
         self._client: Any = None
         self._experiment = ""
@@ -88,8 +88,7 @@ class Tracker:
                 self._json(run_id, study.poison, "poison.json")
             for pretrain in study.pretrains:
                 self._objectives[pretrain.fingerprint] = objective_of(pretrain)
-                if start := start_of(study, pretrain.fingerprint):
-                    self._starts[pretrain.fingerprint] = start.accuracy
+                self._sources[pretrain.fingerprint] = points_of(pretrain)
             return run_id
 
     def stage_run(self, result: StageResult, parent_run_id: str, role: str, tags: Mapping[str, str] | None = None) -> str:
@@ -144,7 +143,7 @@ class Tracker:
                 values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
                 if isinstance(result, TrialResult):
                     so_far = [known for known in result.metrics if known["epoch"] <= epoch]
-                    values |= best_metrics(so_far, self._starts.get(result.pretrain))
+                    values |= best_metrics(so_far, self._uncleaned(result))
                 values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
                 finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
                 now = int(time.time() * 1000)
@@ -161,7 +160,7 @@ class Tracker:
         self.sync(result)
         run_id = self._by_stage[result.fingerprint]
         if points_of(result) and not isinstance(result, TrialResult):
-            self._starts[result.fingerprint] = points_of(result)[-1].accuracy
+            self._sources[result.fingerprint] = points_of(result)
         if run_id in self._complete:
             return
         status = status or STATUS[result.status]
@@ -172,7 +171,7 @@ class Tracker:
             if points and result.status in ("finished", "stopped"):  # what failed may go on, and end elsewhere
                 last |= {"final/accuracy": points[-1].accuracy, "final/asr": points[-1].asr}
             if isinstance(result, TrialResult):
-                last |= best_metrics(result.metrics, self._starts.get(result.pretrain))
+                last |= best_metrics(result.metrics, self._uncleaned(result))
             fresh = {k: v for k, v in last.items() if run.data.metrics.get(k) != v}
             self._log_last(run_id, fresh, points[-1].epoch if points else 0)
             if isinstance(result, TrialResult) and points and "best/acc_at_asr_le_5" not in last:
@@ -192,12 +191,17 @@ class Tracker:
                 self._client.set_terminated(run_id, status)
             self._client.set_tag(run_id, COMPLETE, _whole(result))
 
+    def _uncleaned(self, trial: TrialResult) -> float | None:
+        """The accuracy of the model that the trial cleans, in percent."""
+        start = uncleaned(self._sources.get(trial.pretrain, []), trial)
+        return start.accuracy if start else None
+
     def finish_sweep(self, run_id: str, study: Study, files: list[Path] | None = None, status: str = "FINISHED") -> None:
         """Log the sweep's best values and files (report, figures, table), and end its run."""
         with self._guard("the end of the sweep"):
             best: dict[str, float] = {}
             for trial in study.trials:
-                start = start_of(study, trial.pretrain)
+                start = start_of(study, trial.pretrain, trial)
                 for key, value in best_metrics(trial.metrics, start.accuracy if start else None).items():
                     better = min if key.startswith("best/asr") else max
                     best[key] = better(value, best.get(key, value))

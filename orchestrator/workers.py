@@ -299,8 +299,9 @@ def _keep(job: Job) -> Keep:
     """What stays of a cleaning's checkpoints: where it is "chosen", the epochs that the report's rules pick of those so far."""
     if job.compute.keep != "chosen":
         return job.compute.keep
-    before = measured(read_lines(Path(job.checkpoint).parent / METRICS))  # of the pre-training, whose last epoch is the uncleaned model
-    return partial(chosen_epochs, start=before[-1] if before else None)
+    before = measured(read_lines(Path(job.checkpoint).parent / METRICS))  # of the pre-training
+    uncleaned = next((point for point in before if checkpoint.epoch_folder(Path(), point.epoch).name == Path(job.checkpoint).name), None)
+    return partial(chosen_epochs, start=uncleaned)
 
 
 def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None) -> Any:

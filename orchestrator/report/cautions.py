@@ -8,7 +8,7 @@ from typing import Any
 from orchestrator.failures import DIVERGED, SAID
 from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.report.names import called, hyperparameters, is_number, is_seed, short_paths, value_at, value_text
-from orchestrator.report.points import CLEANING_SET, cleaned_points, panels, points_of, repetitions
+from orchestrator.report.points import GIVEN, cleaned_points, panels, points_of, repetitions
 from orchestrator.report.selection import Choice, Row, table
 
 MARGIN = 0.1
@@ -171,7 +171,7 @@ def _ends(study: Study, rows: list[Row]) -> Iterator[Caution]:
 
     A series of what a cleaning is given (its pairs, its poisons) is never chosen from, nor is one of before the cleaning.
     """
-    series = study.series if study.series.startswith("clean.") and study.series not in CLEANING_SET else ""
+    series = study.series if study.series.startswith("clean.") and study.series not in GIVEN else ""
     judged = [(row, "") for row in rows] + [(row, series) for row in (table(study, series) if series else ())]
     found: dict[End, dict[tuple[str, str], None]] = {}
     for row, only in judged:

@@ -17,7 +17,7 @@ from orchestrator.outcome import Study, TrialResult
 from orchestrator.report.cautions import diverged, ends
 from orchestrator.report.kinds import study_method
 from orchestrator.report.names import number_of, seeds_of, settings, signed, value_at
-from orchestrator.report.points import CLEANING_SET, Panel, Point, before_cleaning, cleaned_points, mean_interval, panels, repetitions
+from orchestrator.report.points import GIVEN, Panel, Point, before_cleaning, cleaned_points, mean_interval, panels, repetitions
 from orchestrator.report.selection import RULE, Choice, Row, Rule, choices
 
 SEEDS = 3
@@ -278,7 +278,7 @@ class Bench:
 
     def like(self, other: "Bench") -> bool:
         """Whether the cleaning sets differ in their poisons alone."""
-        paths = [path for path in CLEANING_SET if path != "clean.poisons"]
+        paths = [path for path in GIVEN if path != "clean.poisons"]
         return [_given(self.trials[0], path) for path in paths] == [_given(other.trials[0], path) for path in paths]
 
 
@@ -290,7 +290,7 @@ def _benches(study: Study, objective: str, method: str, poisons: int) -> list[Be
         for trial in study.trials:
             wanted = panel.study_objective == objective and panel.holds(trial) and study_method(trial) == method
             if wanted and int(value_at(trial, "clean.poisons") or 0) == poisons:
-                groups.setdefault(tuple(_given(trial, path) for path in CLEANING_SET), []).append(trial)
+                groups.setdefault(tuple(_given(trial, path) for path in GIVEN), []).append(trial)
         for trials in groups.values():
             failed = {t.pretrain for t in trials if not (study.gates.get(t.pretrain) or {}).get("passed")}
             kept = tuple(trial for trial in trials if trial.pretrain not in failed)

@@ -96,7 +96,7 @@ def trial_curves(study: Study, only: Panel | None = None) -> Figure:
                 axes = grid[row][column]
                 for trial in trials:
                     colour, marker = styles[named[trial.fingerprint]]
-                    start = start_of(study, trial.pretrain)
+                    start = start_of(study, trial.pretrain, trial)
                     points = cleaned_points(trial)
                     if not points:
                         continue

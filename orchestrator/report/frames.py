@@ -36,7 +36,6 @@ def points(study: Study) -> pandas.DataFrame:
 
     arms, seeds = measured.arms(study), measured.repetitions(study, study.trials)
     labels = {stage.fingerprint: panel.label for panel in measured.panels(study) for stage in panel.pretrains}
-    starts = {source: measured.start_of(study, source) for source in {trial.pretrain for trial in study.trials}}
     rows = []
     for stage in [*study.pretrains, *study.trials]:
         trial = stage if isinstance(stage, TrialResult) else None
@@ -53,7 +52,7 @@ def points(study: Study) -> pandas.DataFrame:
         }
         config = {path: _leaf(value) for path, value in flatten(stage.config)}
         config |= {path: _leaf(value) for path, value in hyperparameters(trial).items()} if trial else {}
-        start = starts.get(source) if trial else None
+        start = measured.start_of(study, source, trial) if trial else None
         found = {point.epoch: point for point in measured.points_of(stage)}
         results = {point.epoch for point in measured.cleaned_points(trial)} if trial else set()
         for epoch, line in sorted({line["epoch"]: line for line in stage.metrics}.items()):

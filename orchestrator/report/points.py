@@ -26,10 +26,13 @@ from trainers.checkpoint import epoch_folder
 from trainers.evaluate.choice import ACCURACY as ACCURACY
 from trainers.evaluate.choice import ASR as ASR
 from trainers.evaluate.choice import measured, results
+from trainers.evaluate.choice import start_of as epoch_to_start_from
 from trainers.model import WEIGHTS
 
 CLEANING_SET = ("clean.pairs", "clean.choice", "clean.poisons", "clean.keys")
-"""What a cleaning is given rather than how it is tuned: trials that differ in it are never chosen between."""
+"""The pairs that a cleaning is given, rather than how it is tuned: trials that differ in it are never chosen between."""
+GIVEN = (*CLEANING_SET, "clean.start")
+"""The same with the epoch that it starts from."""
 MAX_ARMS = 12
 """A series with more values (a drawn one) does not split a method's trials."""
 
@@ -128,21 +131,29 @@ def checkpoint_of(study: Study, point: Point) -> str:
     """
     stage, epoch = point.stage, point.epoch
     if epoch == 0 and isinstance(stage, TrialResult):
-        last = next((points_of(source)[-1:] for source in study.pretrains if source.fingerprint == stage.pretrain), [])
-        if not last or (last[0].accuracy, last[0].asr) != (point.accuracy, point.asr):
+        start = start_of(study, stage.pretrain, stage)
+        if start is None or (start.accuracy, start.asr) != (point.accuracy, point.asr):
             return ""
-        stage, epoch = last[0].stage, last[0].epoch
+        stage, epoch = start.stage, start.epoch
     folder = epoch_folder(stage.folder, epoch)
     return str(folder.relative_to(stage.folder.parent.parent)) if (folder / WEIGHTS).is_file() else ""
 
 
-def start_of(study: Study, pretrain: str) -> Point | None:
-    """The uncleaned model: the last epoch of the pre-training or, without one, epoch 0 of a cleaning."""
+def start_of(study: Study, pretrain: str, trial: TrialResult | None = None) -> Point | None:
+    """The uncleaned model: the last epoch of the pre-training, or the one that a trial starts from (`Clean.start`).
+
+    Where the pre-training is not there, epoch 0 of a cleaning.
+    """
     for stage in study.pretrains:
         if stage.fingerprint == pretrain and (points := points_of(stage)):
-            return points[-1]
-    firsts = [p for t in study.trials if t.pretrain == pretrain for p in points_of(t) if p.epoch == 0]
+            return uncleaned(points, trial)
+    firsts = [p for t in study.trials if t.pretrain == pretrain and trial in (None, t) for p in points_of(t) if p.epoch == 0]
     return firsts[0] if firsts else None
+
+
+def uncleaned(points: Sequence[Point], trial: TrialResult | None) -> Point | None:
+    """Of a pre-training's points the model that the trial cleans; without a trial the last."""
+    return epoch_to_start_from(points, str(value_at(trial, "clean.start") or "") if trial else "")
 
 
 def starts_of(study: Study, panel: Panel) -> list[Point]:
@@ -234,12 +245,12 @@ def before_cleaning(value: Any, ignoring: str, path: str = "") -> Any:
 
 
 def arms(study: Study, ignoring: str = "") -> dict[str, str]:
-    """Fingerprint of a trial → its method, with the cleaning set and the series' value where a method has several.
+    """Fingerprint of a trial → its method, with the cleaning set, the start and the series' value where a method has several.
 
     "CleanCLIP", or "CleanCLIP, poisons 5": trials of one arm are those among which a rule chooses.
     `ignoring` is a dotted path that does not split them.
     """
-    paths = [*CLEANING_SET]
+    paths = [*GIVEN]
     if study.series.startswith("clean.") and study.series not in ("clean.method", *paths):
         values = {str(value_at(trial, study.series)) for trial in study.trials}
         paths += [study.series] if len(values) <= MAX_ARMS else []

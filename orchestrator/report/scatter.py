@@ -169,7 +169,7 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
         if not points:
             continue
         if few:
-            start = start_of(study, trial.pretrain)
+            start = start_of(study, trial.pretrain, trial)
             way = [*([(start.asr, start.accuracy)] if start else []), *((p.asr, p.accuracy) for p in points)]
             axes.plot(*zip(*way), color=colour, linewidth=0.8, alpha=0.35, zorder=2)
         shown = [p for p in points if inside is None or _within(p, inside)]
@@ -232,7 +232,7 @@ def best_three(study: Study, panel: Panel) -> Figure:
         handles, seen = [], []
         for number, (trial, point) in enumerate(chosen):
             points = cleaned_points(trial)
-            start = start_of(study, trial.pretrain)
+            start = start_of(study, trial.pretrain, trial)
             way = ([start] if start else []) + points
             x, y = [p.asr for p in way], [p.accuracy for p in way]
             seen += y

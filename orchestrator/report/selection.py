@@ -108,7 +108,7 @@ def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Ch
         groups.setdefault((trial.pretrain, seeds[trial.fingerprint]), []).append(trial)
     made = []
     for (_, repetition), group in groups.items():
-        start = start_of(study, group[0].pretrain)
+        start = start_of(study, group[0].pretrain, group[0])
         points = [p for trial in group for p in cleaned_points(trial)]
         if start is None or not points:
             continue

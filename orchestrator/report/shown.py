@@ -12,7 +12,7 @@ from orchestrator.report.cautions import Caution, beside
 from orchestrator.report.drawing import same_scale
 from orchestrator.report.figures import Gallery
 from orchestrator.report.names import percent, value_at
-from orchestrator.report.points import CLEANING_SET, mean_interval, panels, points_of, published_starts
+from orchestrator.report.points import GIVEN, mean_interval, panels, points_of, published_starts
 from orchestrator.report.scatter import best, few_trials
 from orchestrator.report.series import shows_published
 from orchestrator.report.tables import plain_table
@@ -162,7 +162,7 @@ def before_first_step(study: Study) -> str:
         for line in trial.metrics:
             metrics = line.get("metrics", {})
             if line.get("epoch") == 0 and any(name in metrics for name, _ in BEFORE):
-                given = tuple(str(value_at(trial, path)) for path in CLEANING_SET)
+                given = tuple(str(value_at(trial, path)) for path in GIVEN)
                 kept = found.setdefault((trial.pretrain, *given), {})
                 for name, _ in BEFORE:
                     kept.setdefault(name, metrics.get(name))

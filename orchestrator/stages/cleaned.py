@@ -14,7 +14,7 @@ from orchestrator.identity import cleanset_fields, encode_cleaning
 from orchestrator.spec import Clean, Experiment
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.cleanset import CleaningSet
-from orchestrator.stages.trained import Trained, last_checkpoint, made_for, spent
+from orchestrator.stages.trained import Trained, checkpoint_at, made_for, spent
 from orchestrator.store import read_failure
 from orchestrator.workers import Job, clean
 from trainers.checkpoint import STATE
@@ -66,7 +66,7 @@ class Cleaned(Stage):
             folder=str(at.folder),
             compute=at.compute,
             stage=str(self),
-            checkpoint=str(last_checkpoint(at.of(self.model))),
+            checkpoint=str(checkpoint_at(at.of(self.model), self.cleaning.start)),
             cleanset=self.cleanset.read(at),
             made=(*self.model.made(at), *made_for(self.cleaning.method, self.needed, at)),
             cpus=at.compute.trial_cpus,

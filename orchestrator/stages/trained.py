@@ -21,10 +21,11 @@ from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage, by_role
 from orchestrator.stages.inputs import Inputs
 from orchestrator.stages.testset import TestSet
-from orchestrator.store import METRICS, Artefact, checked, read_lines
+from orchestrator.store import METRICS, Artefact, checked, metrics_of, read_lines
 from orchestrator.training import fit_on_workers
 from orchestrator.workers import Job
-from trainers.checkpoint import STATE, reported
+from trainers.checkpoint import STATE, epoch_folder, reported
+from trainers.evaluate.choice import measured, start_of
 from trainers.model import WEIGHTS
 
 
@@ -162,9 +163,19 @@ def made_for(value: Any, needed: Sequence[Stage], at: At) -> tuple[tuple[Compone
 
 def last_checkpoint(artefact: Artefact) -> Path:
     """The last epoch folder of a finished training; InputError where its weights were lost or changed."""
-    weights = [name for name in artefact.manifest["files"] if re.fullmatch(rf"epoch_\d+/{WEIGHTS}", name)]
-    last = max(weights, key=lambda name: int(name[len("epoch_") : name.index("/")]))
-    return checked((artefact.folder / last).parent)
+    return checkpoint_at(artefact, "last")
+
+
+def checkpoint_at(artefact: Artefact, start: str) -> Path:
+    """The epoch folder of a finished training that `Clean.start` names; InputError where it was not kept, was lost or changed."""
+    stored = sorted(int(match[1]) for name in artefact.manifest["files"] if (match := re.fullmatch(rf"epoch_(\d+)/{WEIGHTS}", name)))
+    if start == "most_accurate":
+        best = start_of([point for point in measured(metrics_of(artefact)) if point.epoch in stored], start)
+        start = str(best.epoch) if best else "last"
+    epoch = stored[-1] if start == "last" else int(start)
+    if epoch not in stored:
+        raise InputError(f"clean.start is {start}, but {artefact.folder} has checkpoints of the epochs {', '.join(map(str, stored))}.")
+    return checked(epoch_folder(artefact.folder, epoch))
 
 
 def spent(folder: Path) -> float:

@@ -1,18 +1,26 @@
 """Models that others trained, as the start of cleanings."""
 
-from dataclasses import replace
+import json
+from dataclasses import dataclass, replace
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from datasets.errors import InputError
 from orchestrator.override import override
 from orchestrator.spec import Given
 from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import stages
+from tests.experiments import artefacts
 from tests.inprocess import run_here
+from tests.parity import peer_models
 from tests.tiny_sweep import BASE, SWEEP
+from tests.unit.test_peer_weights import Scripted, assert_computes_the_same
 from trainers.model import Model, TinyCLIP
+from trainers.weights import load_weights
 
 
 @pytest.fixture
@@ -39,16 +47,6 @@ def test_it_is_known_by_its_bytes_and_its_model(tmp_path, file):
     assert stages(given(other))["pretrain"].fingerprint != stage.fingerprint
 
 
-def test_it_is_measured_and_cleaned_without_any_training(tmp_path, file):
-    sweep = replace(SWEEP, base=given(file))
-    code, said, study = run_here(sweep, tmp_path / "store")
-    assert code == 0, said
-    assert [len(result.metrics) for result in study.pretrains] == [1] and len(study.trials) == 4
-    first = study.pretrains[0].metrics[0]["metrics"]
-    assert all(trial.metrics[0]["metrics"]["zeroshot/top1"] == first["zeroshot/top1"] for trial in study.trials)
-    assert list(study.gates) == [study.pretrains[0].fingerprint]
-
-
 @pytest.mark.parametrize(
     ("make", "said"),
     [
@@ -62,3 +60,89 @@ def test_it_is_measured_and_cleaned_without_any_training(tmp_path, file):
 def test_what_cannot_be_is_one_error(make, said, file):
     with pytest.raises((InputError, TypeError), match=said):
         make(file)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Peers(TinyCLIP):
+    """The model that `peer_models` lays out as other programs do."""
+
+    tower: str = "resnet"
+    context_length: int = peer_models.CONTEXT
+
+    @property
+    def config(self):
+        return peer_models.config(self.tower)
+
+
+def written(form: str, folder: Path) -> tuple[Peers, Path, torch.nn.Module]:
+    """(the model, its file as a program writes it, that program's own model)."""
+    file = folder / "theirs.pt"
+    if form == "Hugging Face":
+        theirs = peer_models.HuggingFaceLayout(seed=2)
+        (folder / "config.json").write_text(json.dumps(theirs.configuration))
+        save_file({name: value.contiguous() for name, value in theirs.tensors.items()}, folder / "model.safetensors")
+        return Peers(tower="vit"), folder / "model.safetensors", theirs
+    layout = peer_models.OpenAILayout("resnet", seed=1).eval()
+    if form == "TorchScript":
+        extra = {"input_resolution": peer_models.SIZE, "context_length": peer_models.CONTEXT, "vocab_size": peer_models.VOCABULARY}
+        torch.jit.trace(Scripted(layout.half(), **extra), torch.zeros(1, 3, peer_models.SIZE, peer_models.SIZE).half()).save(file)
+        return Peers(), file, layout.float()
+    optimizer, state = torch.optim.AdamW(layout.parameters()), layout.state_dict()
+    optimizer.param_groups[0]["lr"] = np.float64(1e-4)
+    contents = {
+        "plain": state,
+        "compiled": {f"_orig_mod.{name}": value for name, value in state.items()},
+        "compiled and wrapped": {"model": {f"module._orig_mod.{name}": value for name, value in state.items()}},
+        "CleanCLIP": {"epoch": 64, "name": "x", "state_dict": {f"module.{name}": value for name, value in state.items()},
+                      "optimizer": optimizer.state_dict()},
+    }  # fmt: skip
+    torch.save(contents[form], file)
+    return Peers(), file, layout
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("form", ["plain", "compiled", "compiled and wrapped", "CleanCLIP", "TorchScript", "Hugging Face"])
+def test_every_form_is_judged_and_cleaned(form, tmp_path):
+    model, file, theirs = written(form, tmp_path)
+    base = replace(given(file, model=model), clean=replace(BASE.clean, epochs=1, warmup_steps=1))
+    code, said, study = run_here(replace(SWEEP, base=base, space={}), tmp_path / "store")
+    assert code == 0, said
+    [source] = artefacts(tmp_path / "store", "pretrain").values()
+    ours = peer_models.encoder(model.tower)
+    load_weights(ours, source / "epoch_0000")
+    assert_computes_the_same(ours, theirs)
+    [trial] = study.trials
+    assert list(study.gates) == [study.pretrains[0].fingerprint] and len(study.pretrains[0].metrics) == 1
+    before = study.pretrains[0].metrics[0]["metrics"]
+    assert trial.metrics[0]["metrics"]["asr/top1_count"] == before["asr/top1_count"] and [e["epoch"] for e in trial.metrics] == [0, 1]
+
+
+def test_an_earlier_epoch_is_cleaned_and_stands_apart(tmp_path):
+    sweep = replace(SWEEP, base=replace(BASE, clean=replace(BASE.clean, epochs=1, warmup_steps=1)))
+    starts = ["last", "1", "most_accurate"]
+    code, said, study = run_here(replace(sweep, space={"clean.start": {"grid_search": starts}}), tmp_path / "store")
+    assert code == 0, said
+    [source] = study.pretrains
+    accuracy = {line["epoch"]: line["metrics"]["zeroshot/top1"] for line in source.metrics}
+    most = 1 if accuracy[1] > accuracy[2] else 2
+    for trial, epoch in zip(study.trials, (2, 1, most), strict=True):
+        begun, model = trial.metrics[0]["metrics"], source.metrics[epoch]["metrics"]
+        assert all(begun[name] == model[name] for name in ("zeroshot/top1_count", "asr/top1_count")), trial.overrides
+    frame = study.frame()
+    cleaned = frame[(frame["stage"] == "clean") & (frame["epoch"] == 1)]
+    assert cleaned["method"].tolist() == ["CleanCLIP, start last", "CleanCLIP, start 1", "CleanCLIP, start most_accurate"]
+    assert cleaned["start_accuracy"].tolist() == [accuracy[2], accuracy[1], accuracy[most]]
+    before = stages(BASE)["clean"].fingerprint
+    assert stages(override(BASE, "clean.start", "last"))["clean"].fingerprint == before
+    assert stages(override(BASE, "clean.start", "1"))["clean"].fingerprint != before
+
+
+@pytest.mark.parametrize(("start", "said"), [
+    ("3", r"clean.start is 3; the pre-training has a checkpoint after the epochs 1 to 2\."),
+    ("0", r"clean.start is 0; .* 1 to 2"), ("best", "clean.start is 'best'; accepted: last, most_accurate, or the number"),
+])  # fmt: skip
+def test_an_epoch_that_will_not_be_there_is_told_before_anything_is_made(start, said, file):
+    with pytest.raises(InputError, match=said):
+        stages(override(BASE, "clean.start", start))
+    with pytest.raises(InputError, match="a given model has no other"):
+        stages(override(given(file), "clean.start", "1"))

@@ -127,6 +127,16 @@ def measured(lines: Iterable[dict[str, Any]]) -> list[Epoch]:
     return [found[epoch] for epoch in sorted(found)]
 
 
+def start_of(points: Sequence[M], start: str) -> M | None:
+    """The epoch of a pre-training that a cleaning starts from; None where it is not among these.
+
+    `start`: last | most_accurate (the ASR not looked at; ties go to the later epoch) | the number of an epoch.
+    """
+    if start == "most_accurate":
+        return blind([point for point in points if point.epoch > 0] or points, None)  # of epoch 0 a training keeps no checkpoint
+    return next((point for point in reversed(points) if start in ("", "last", str(point.epoch))), None)
+
+
 def results(points: Iterable[M]) -> list[M]:
     """The models that one cleaning gives: after each epoch or, where its method returned another than training ended with, that alone."""
     cleaned = [point for point in points if point.epoch > 0]
