@@ -99,7 +99,8 @@ def test_the_epochs_that_the_reports_rules_pick_keep_their_checkpoint(job, tmp_p
     experiment = replace(job.experiment, clean=replace(job.experiment.clean, epochs=5, lr=3e-2))
     before = {"zeroshot/top1": 40.0, "asr/top1": 100.0}
     (tmp_path / METRICS).write_text(json.dumps({"epoch": 1, "metrics": before}) + "\n")  # of the pre-training
-    clean(replace(job, experiment=experiment, compute=replace(job.compute, keep=keep)))
+    start = shutil.copytree(job.checkpoint, tmp_path / "epoch_0001")
+    clean(replace(job, experiment=experiment, checkpoint=str(start), compute=replace(job.compute, keep=keep)))
     found = {int(path.name.removeprefix("epoch_")) for path in (tmp_path / "run").glob("epoch_*")}
     lines = read_lines(tmp_path / "run" / METRICS)
     chosen = chosen_epochs(lines, Epoch(1, before["zeroshot/top1"], before["asr/top1"]))
