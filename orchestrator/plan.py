@@ -44,6 +44,11 @@ def make_plan(sweep: Sweep) -> Plan:
     grids: dict[str, list[Any]] = {}
     for path, space in sweep.space.items():
         values = grid_values(space)
+        if path.partition(".")[0] == "evaluate":
+            raise InputError(
+                f"space {path!r}: a measurement is no part of a training, so the sweep cannot vary it. Run it once more with another, "
+                "by --evaluate.… on the command line: nothing is trained again."
+            )
         if values is None:
             if not path.startswith("clean."):
                 raise InputError(

@@ -205,7 +205,7 @@ def _titles(found: list[Artefact]) -> dict[str, str]:
     return titles(made)
 
 
-SHOWN = ("summary.json", "gate.json", "trials.json", METRICS)
+SHOWN = ("summary.json", "measured.json", "trials.json", METRICS)
 """Small files whose content is shown."""
 
 
