@@ -34,7 +34,7 @@ def store(tmp_path):
         stage = stages(PLAN.grid[0][1])[kind]
         with store.working(kind, stage.fingerprint) as folder:
             (folder / METRICS).write_text("".join(json.dumps(line(epoch, 80.0, 97.0)) + "\n" for epoch in range(3)))
-            (folder / "gate.json").write_text(json.dumps(FACTS))
+            (folder / "measured.json").write_text("{}")
             for epoch in ("epoch_0001", "epoch_0002"):
                 (folder / epoch).mkdir()
                 (folder / epoch / "open_clip_model.safetensors").write_text("")
@@ -73,7 +73,7 @@ def test_a_trial_that_failed_before_its_first_line_is_not_counted_as_finished(st
     lambda path: path.write_text("not JSON\n"),
     lambda path: path.write_text(json.dumps({"epoch": 0}) + "\n"),
 ])
-@pytest.mark.parametrize(("kind", "name"), [("pretrain", METRICS), ("clean", METRICS), ("pretrain", "gate.json")])
+@pytest.mark.parametrize(("kind", "name"), [("pretrain", METRICS), ("clean", METRICS), ("pretrain", "measured.json")])
 def test_lost_or_broken_metrics_are_refused_and_listed(store, capsys, harm, kind, name):
     [file] = store.root.glob(f"{kind}/*-*/{name}")
     harm(file)
