@@ -16,8 +16,10 @@ from orchestrator.report.names import number_of
 from orchestrator.report.titles import plan_titles, titles
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages.base import Stage
+from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import stages
+from orchestrator.stages.measured import lacking
 from orchestrator.stages.swept import grid_values
 from orchestrator.stages.trained import Trained
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, checked, metrics_of, missing, part, verify
@@ -37,6 +39,8 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
                 continue
             row = rows[stage.fingerprint] = _row(role, stage, experiment, store, stored, rate)
             row["name"] = named.get(stage.fingerprint, stage.name)
+            for later in lacking(store, stage) if isinstance(stage, Trained | Cleaned) else []:
+                rows[later.fingerprint] = _row(role, later, experiment, store, stored, rate)
     if plan.grid is None and plan.sweep.base.clean is not None:
         draws = _draws(plan)
         pairs = plan.sweep.base.clean.epochs * clean_pairs(plan.sweep.base.clean)

@@ -39,7 +39,7 @@ from trainers.evaluate.base import Evaluator, Material, add_values, unchanged
 from trainers.evaluate.choice import Epoch, chosen_epochs
 from trainers.evaluate.probe import probe
 from trainers.evaluate.zeroshot import ZeroShotASR
-from trainers.loop import Measure, Report, fit
+from trainers.loop import Report, fit
 from trainers.model import Encoder, Model
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
@@ -147,7 +147,9 @@ def clean(job: Job, report: Report | None = None) -> None:
         _keep_returned(job, world, returned, called, measure, time.monotonic() - (fitted[0] if fitted else began))
 
 
-def _keep_returned(job: Job, world: World, returned: Encoder, method: str, measure: Measure, seconds: float) -> None:
+def _keep_returned(
+    job: Job, world: World, returned: Encoder, method: str, measure: Callable[..., dict[str, float]], seconds: float
+) -> None:
     """Save and measure what a method returned, where it is not what training ended with, as one epoch more.
 
     It is measured as it is read back, so that the line is that of the checkpoint and of nothing else. Tune is told of it once the
@@ -166,7 +168,7 @@ def _keep_returned(job: Job, world: World, returned: Encoder, method: str, measu
         check_kept(returned, again, method)
     if line is None:
         return
-    metrics = measure(_placed(job, again, world), line["epoch"])
+    metrics = measure(_placed(job, again, world), line["epoch"], last=True)
     if world.main:
         _append(folder / METRICS, {**line, "metrics": metrics}, None)
         keep = _keep(job)
@@ -222,7 +224,7 @@ def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
     """Zero-shot accuracy and attack success of a model, with counts and intervals."""
     world = _start(job)
     encoder.place(world.device)
-    return _measure(job, world, lambda line: print(line, file=sys.stderr))(encoder, 0)
+    return _measure(job, world, lambda line: print(line, file=sys.stderr))(encoder, 0, last=True)
 
 
 def measure_given(job: Job, weights: str) -> Encoder:
@@ -231,7 +233,7 @@ def measure_given(job: Job, weights: str) -> Encoder:
     with _failures(job, world), measured_as(weights):
         encoder = load_model(job.experiment, weights, _note(job)).place(world.device)
         began = time.monotonic()
-        metrics = _measure(job, world, _note(job), folder)(encoder, 0)
+        metrics = _measure(job, world, _note(job), folder)(encoder, 0, last=True)
         write_lines(folder / METRICS, [{"epoch": 0, "step": 0, "seconds": time.monotonic() - began, "metrics": metrics}])
     return encoder
 
@@ -349,10 +351,11 @@ def _decoded(job: Job, pairs: Pairs, file: str, say: Callable[[str], None]) -> D
 
 def _measure(
     job: Job, world: World, say: Callable[[str], None], folder: Path | None = None, only: tuple[Evaluator | None, ...] | None = None
-) -> Callable[[Encoder, int], dict[str, float]]:
+) -> Callable[..., dict[str, float]]:
     """What measures a model after an epoch: accuracy and ASR (None), then each evaluator, or `only` these.
 
-    Arrays that evaluators give, and what each is known by, are written into the stage's `folder`, where there is one.
+    Arrays that evaluators give, and what each is known by, are written into the stage's `folder`, where there is one. What is not due
+    is left out, unless it is told that the model is the `last`.
     """
     experiment, inputs = job.experiment, job.inputs
     spec = experiment.evaluate
@@ -376,10 +379,16 @@ def _measure(
     )
     zero_shot = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, target=inputs.target)
 
-    def measure(encoder: Encoder, epoch: int) -> dict[str, float]:
+    stage = experiment.clean if job.cleanset else experiment.pretrain
+    epochs = getattr(stage, "epochs", 0)  # a given model has none
+
+    def measure(encoder: Encoder, epoch: int, last: bool = False) -> dict[str, float]:
         values: dict[str, Any] = {}
         names = []
         for evaluator in (one or zero_shot for one in ((None, *spec.evaluators) if only is None else only)):
+            if only is None and not last and not evaluator.due(epoch, epochs):
+                names.append([])
+                continue
             before = set(values)
             with unchanged(encoder, evaluator):
                 found = evaluator.measure(encoder, evaluator.open(material), world)

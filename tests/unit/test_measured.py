@@ -108,3 +108,14 @@ def test_what_others_measured_is_not_taken_for_what_is_wanted(finished: Path) ->
 def test_a_checkpoint_that_is_gone_and_a_sweep_over_measurements_are_told(finished: Path) -> None:
     with pytest.raises(InputError, match="a measurement is no part of a training"):
         make_plan(replace(SMALL, space={"evaluate.seed": {"grid_search": [0, 1]}}))
+
+
+def test_an_evaluator_says_how_often_it_measures(tmp_path: Path) -> None:
+    sweep = with_evaluators(Norm(every=0))
+    longer = replace(sweep, base=replace(sweep.base, clean=replace(BASE.clean, epochs=3, warmup_steps=1)))
+    code, said, study = run_here(longer, tmp_path / "store")
+    assert code == 0, said
+    for stage in [*study.pretrains, *study.trials]:
+        assert [line["epoch"] for line in stage.metrics if "norm/text" in line["metrics"]] == [stage.metrics[-1]["epoch"]]
+    assert [Norm(every=2).due(epoch, 5) for epoch in range(6)] == [True, False, True, False, True, True]
+    assert artefacts(tmp_path / "store", "measure") == {}
