@@ -62,7 +62,7 @@ class Poison(Component):
 
     prompts: str | tuple[str, ...] = since("auto")
     """Texts that become captions, with {} where the class name goes: openai (80 prompts for ImageNet) | simple (7 of them) | a set of
-    `datasets.prompts.PROMPTS` | the texts themselves | auto: a procedural world's own, else openai."""
+    `datasets.prompts.PROMPTS` | the texts themselves | auto: those of the set that the attack is judged on."""
 
     def __post_init__(self) -> None:
         if isinstance(self.prompts, str) and self.prompts != "auto":

@@ -15,7 +15,7 @@ from orchestrator.fingerprint import encode
 from orchestrator.follow import Follower, Mirror
 from orchestrator.meter import meter
 from orchestrator.outcome import Study
-from orchestrator.plan import Plan, trial_experiment
+from orchestrator.plan import Plan, check_measurements, trial_experiment
 from orchestrator.report.claims import Verdict
 from orchestrator.report.claims_table import write_claims
 from orchestrator.report.page import write_report
@@ -53,6 +53,7 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
     """
     store = Store(compute.store)
     plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
+    check_measurements(plan)
     for _, experiment in plan.upstream:
         stage = stages(experiment)["pretrain"]
         if store.find(stage.kind, stage.fingerprint) is None:

@@ -16,7 +16,7 @@ from orchestrator.report.kinds import names
 from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Gate
 from orchestrator.stages.attack import AttackPlan
-from orchestrator.stages.base import At, Stage
+from orchestrator.stages.base import Stage
 from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import arrays_of, lines_of
 from orchestrator.stages.swept import grid_values
@@ -142,10 +142,10 @@ def judge(store: Store, made: dict[str, Stage], gate: Gate) -> dict[str, Any] | 
     stage, attack = made["pretrain"], made["poison"]
     assert isinstance(stage, Trained) and isinstance(attack, AttackPlan)
     points = measured(lines_of(store, stage))
-    poison = store.find(attack.kind, attack.fingerprint)
-    if store.find(stage.kind, stage.fingerprint) is None or poison is None or not points:
+    poison, tests = store.find(attack.kind, attack.fingerprint), store.find(stage.testset.kind, stage.testset.fingerprint)
+    if store.find(stage.kind, stage.fingerprint) is None or poison is None or tests is None or not points:
         return None
-    classes = stage.testset.read(At(store=store)).class_names
+    classes = json.loads(part(tests, "classes.json"))["names"]
     summary = json.loads(part(poison, "summary.json"))
     return attack_gate(
         points[-1].metrics,

@@ -11,7 +11,7 @@ from orchestrator.fingerprint import ID, canonical, encode
 from orchestrator.identity import clean_pairs
 from orchestrator.manifest import KINDS
 from orchestrator.outcome import StageResult, TrialResult
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, check_measurements
 from orchestrator.report.names import number_of
 from orchestrator.report.titles import plan_titles, titles
 from orchestrator.spec import Compute, Experiment
@@ -27,6 +27,7 @@ from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, checke
 
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
     """One row a stage: kind, name, fingerprint, stored or not, pairs to train on, hours where a rate is known."""
+    check_measurements(plan)
     store = Store(compute.store)
     stored = store.all()
     rows: dict[str, dict[str, Any]] = {}

@@ -16,6 +16,7 @@ from PIL import Image
 
 from datasets.classes import templates
 from datasets.errors import InputError
+from datasets.evalset import EvalSet
 from datasets.loader import Recipe, make_batch
 from datasets.pairs import smallest_hashes
 from datasets.poison import Poison, class_name, make_plan
@@ -46,6 +47,8 @@ class AttackPlan(Stage):
     data: Data
     """Of it the subset and its seed are part of the identity."""
     index: Index
+    tests: EvalSet | World
+    """The set that the attack is judged on; of it the prompts are part of the identity, where the poison has none of its own."""
 
     @property
     def name(self) -> str:
@@ -65,7 +68,8 @@ class AttackPlan(Stage):
         """The name of the captions' prompts, or the texts."""
         if self.poison.prompts != "auto":
             return self.poison.prompts if isinstance(self.poison.prompts, str) else list(self.poison.prompts)
-        return list(self.data.source.templates) if isinstance(self.data.source, World) else "openai"
+        found = self.tests.templates if isinstance(self.tests, World) else self.tests.prompts()
+        return found if isinstance(found, str) else list(found)
 
     @property
     def inputs(self) -> dict[str, Stage]:

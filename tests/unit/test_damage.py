@@ -20,16 +20,22 @@ from tests.unit.making import make_of
 from trainers.checkpoint import STATE
 
 PLAN = make_plan(SWEEP)
-FACTS = {
-    "metrics": {"asr/top1": 97.0, "asr/floor": 1.0, "zeroshot/top1": 80.0}, "target": "banana", "class_names": ["apple", "banana"],
-    "captions_with_target": 5, "captions": 5, "visibility": {"visible": 1.0},
-}  # fmt: skip
+FILES = {
+    "testset": {"classes.json": {"names": ["apple", "banana"], "templates": ["a {}"]}, "summary.json": {"kept": 2, "drops": {}}},
+    "poison": {"summary.json": {"captions_with_target": 5, "victims": 5, "visibility": {"visible": 1.0}}},
+}
 
 
 @pytest.fixture
 def store(tmp_path):
-    """Holds the sweep's pre-training and its first cleaning."""
+    """Holds the sweep's pre-training, its first cleaning, and what the gate judges by."""
     store = Store(tmp_path)
+    for kind, files in FILES.items():
+        stage = stages(PLAN.grid[0][1])[kind]
+        with store.working(kind, stage.fingerprint) as folder:
+            for name, content in files.items():
+                write_json(folder / name, content)
+            seal(stage, store, 1.0)
     for kind in ("pretrain", "clean"):
         stage = stages(PLAN.grid[0][1])[kind]
         with store.working(kind, stage.fingerprint) as folder:

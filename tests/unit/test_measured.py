@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from datasets.errors import InputError
-from orchestrator.plan import make_plan
+from orchestrator.plan import check_measurements, make_plan
 from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import lines_of, measurements
 from orchestrator.store import Store
@@ -106,8 +106,10 @@ def test_what_others_measured_is_not_taken_for_what_is_wanted(finished: Path) ->
 
 
 def test_a_checkpoint_that_is_gone_and_a_sweep_over_measurements_are_told(finished: Path) -> None:
-    with pytest.raises(InputError, match="a measurement is no part of a training"):
-        make_plan(replace(SMALL, space={"evaluate.seed": {"grid_search": [0, 1]}}))
+    with pytest.raises(InputError, match="space evaluate.seed: a measurement is no part of a training"):
+        check_measurements(make_plan(replace(SMALL, space={"evaluate.seed": {"grid_search": [0, 1]}})))
+    both = {"evaluate.seed": {"grid_search": [0]}, "pretrain.seed": {"grid_search": [0, 1]}}
+    check_measurements(make_plan(replace(SMALL, space=both)))
 
 
 def test_an_evaluator_says_how_often_it_measures(tmp_path: Path) -> None:
