@@ -18,8 +18,7 @@ BASE = Experiment(
     views=Views(size=32),
     poison=Poison(trigger=Patch(pattern="saturated", size=6, cell=2, location="bottom_right"), target="banana", count=20),
     pretrain=Pretrain(
-        model=TinyCLIP(embed_dim=32, vision_width=8, text_width=32, text_heads=1),
-        objective=MMCL(), epochs=2, batch_size=32, lr=3e-3, warmup_steps=5, checkpoint_every_steps=4
+        model=TinyCLIP(), objective=MMCL(), epochs=2, batch_size=32, lr=3e-3, warmup_steps=5, checkpoint_every_steps=4
     ),
     clean=Clean(method=CleanCLIP(), pairs=96, epochs=3, batch_size=32, lr=1e-3, warmup_steps=2),
     evaluate=Evaluate(data=WORLD),
