@@ -29,7 +29,19 @@ from orchestrator.experiment import blank, further_sets
 from orchestrator.returned import check_kept, check_returned, differs, signature
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages.inputs import Inputs
-from orchestrator.store import FAILED, MANIFEST, METRICS, NOTES, checked, read_json, read_lines, write_arrays, write_json, write_lines
+from orchestrator.store import (
+    FAILED,
+    MANIFEST,
+    METRICS,
+    NOTES,
+    checked,
+    digest_of,
+    read_json,
+    read_lines,
+    write_arrays,
+    write_json,
+    write_lines,
+)
 from trainers import checkpoint, distributed
 from trainers.batch import Targets
 from trainers.checkpoint import Keep
@@ -384,7 +396,7 @@ def _measure(
 
     def measure(encoder: Encoder, epoch: int, last: bool = False) -> dict[str, float]:
         values: dict[str, Any] = {}
-        names = []
+        names: list[list[str]] = []
         for evaluator in (one or zero_shot for one in ((None, *spec.evaluators) if only is None else only)):
             if only is None and not last and not evaluator.due(epoch, epochs):
                 names.append([])
@@ -406,14 +418,30 @@ def _measure(
 
 
 def _remember(path: Path, names: dict[str, list[str]], epoch: int) -> None:
-    """Note what was measured at this epoch, and that what an earlier attempt measured is not any more."""
-    known = read_json(path) or {}
+    """Note what was measured at this epoch, and that what an earlier attempt measured is not any more.
+
+    InputError names the file where an earlier attempt's was lost or damaged.
+    """
+    known = read_measured(path)
+    if known is None and (epoch > 0 or path.exists()):
+        raise InputError(f"{path} is not as it was written, or missing: delete {path.parent} to begin the stage anew.")
+    known = known or {}
     noted = {key: {**entry, "until": entry.get("until", epoch)} if key not in names else dict(entry) for key, entry in known.items()}
     for key, own in names.items():
         entry = noted.setdefault(key, {"names": own, "from": epoch})
         entry["names"] = sorted({*entry["names"], *own})
     if noted != known:
-        write_json(path, noted)
+        write_json(path, {"measured": noted, "digest": digest_of(noted)})
+
+
+def read_measured(path: Path) -> dict[str, Any] | None:
+    """Digest → what was measured while a model trained: {"names", "from" which epoch, "until" which, where it was not to the end}.
+
+    None where the file is missing or not as it was written.
+    """
+    found = read_json(path)
+    whole = isinstance(found, dict) and isinstance(found.get("measured"), dict) and found.get("digest") == digest_of(found["measured"])
+    return found["measured"] if whole else None
 
 
 def _append(path: Path, line: dict[str, Any], report: Report | None) -> None:

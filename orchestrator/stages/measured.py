@@ -13,8 +13,8 @@ from datasets.errors import InputError
 from orchestrator.identity import encode_evaluator
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.trained import Trained, lines_so_far, made_for, stored_epochs
-from orchestrator.store import Artefact, Store, metrics_of, part, read_json
-from orchestrator.workers import MEASURED, Job, measure_stored
+from orchestrator.store import Artefact, Store, metrics_of, part
+from orchestrator.workers import MEASURED, Job, measure_stored, read_measured
 from trainers.evaluate.base import Evaluator
 
 
@@ -104,7 +104,7 @@ def lines_of(store: Store, model: Any) -> list[dict[str, Any]]:
     found = store.find(model.kind, model.fingerprint)
     folder = store.work(model.kind, model.fingerprint)
     lines = metrics_of(found) if found else lines_so_far(folder)
-    along = _along(found) if found else read_json(folder / MEASURED) or {}
+    along = _along(found) if found else read_measured(folder / MEASURED) or {}
     wanted = list(measurements(model))
     if {one.digest for one in wanted} == along.keys() and all(_whole(along, key) for key in along):
         return lines
@@ -126,8 +126,8 @@ def arrays_of(store: Store, model: Any) -> tuple[Path, ...]:
 
 
 def _along(found: Artefact) -> dict[str, Any]:
-    """Digest → what was measured while the model trained: {"names", "from" which epoch, "until" which, where it was not to the end}."""
-    return json.loads(part(found, MEASURED)) if MEASURED in found.manifest["files"] else {}
+    """As `read_measured`, of a finished training."""
+    return json.loads(part(found, MEASURED))["measured"] if MEASURED in found.manifest["files"] else {}
 
 
 def _whole(along: dict[str, Any], key: str) -> bool:

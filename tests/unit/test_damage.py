@@ -12,7 +12,7 @@ from orchestrator.show import show
 from orchestrator.stages.base import seal
 from orchestrator.stages.graph import stages
 from orchestrator.stages.trained import last_checkpoint
-from orchestrator.store import FAILED, METRICS, Store, write_json
+from orchestrator.store import FAILED, METRICS, Store, digest_of, write_json
 from orchestrator.tuning import Trial
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
@@ -40,7 +40,7 @@ def store(tmp_path):
         stage = stages(PLAN.grid[0][1])[kind]
         with store.working(kind, stage.fingerprint) as folder:
             (folder / METRICS).write_text("".join(json.dumps(line(epoch, 80.0, 97.0)) + "\n" for epoch in range(3)))
-            (folder / "measured.json").write_text("{}")
+            write_json(folder / "measured.json", {"measured": {}, "digest": digest_of({})})
             for epoch in ("epoch_0001", "epoch_0002"):
                 (folder / epoch).mkdir()
                 (folder / epoch / "open_clip_model.safetensors").write_text("")

@@ -15,7 +15,7 @@ from orchestrator.plan import check_measurements, make_plan
 from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import lines_of, measurements
 from orchestrator.store import Store
-from orchestrator.workers import MEASURED, _remember
+from orchestrator.workers import MEASURED, _remember, read_measured
 from tests.experiments import artefacts
 from tests.inprocess import run_here
 from tests.tiny_sweep import BASE, SWEEP
@@ -95,8 +95,11 @@ def test_what_was_measured_for_a_part_of_a_training_is_measured_again(tmp_path: 
     file = tmp_path / MEASURED
     _remember(file, {"a": ["x"], "b": ["y"]}, 0)
     _remember(file, {"a": ["x"], "c": ["z"]}, 3)
-    known = json.loads(file.read_text())
-    assert known == {"a": {"names": ["x"], "from": 0}, "b": {"names": ["y"], "from": 0, "until": 3}, "c": {"names": ["z"], "from": 3}}
+    half, late = {"names": ["y"], "from": 0, "until": 3}, {"names": ["z"], "from": 3}
+    assert read_measured(file) == {"a": {"names": ["x"], "from": 0}, "b": half, "c": late}
+    file.write_text(file.read_text().replace("x", "y"))
+    with pytest.raises(InputError, match="measured.json is not as it was written"):
+        _remember(file, {"a": ["x"]}, 4)
 
 
 def test_what_others_measured_is_not_taken_for_what_is_wanted(finished: Path) -> None:
