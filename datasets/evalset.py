@@ -128,7 +128,7 @@ class EvalSet(Component):
         numbers: Sequence[int] = range(len(names))
         if wanted and len(names) == len(imagenet_synsets()):
             table, names, numbers = _only_present(table, names, wanted, f"{self.path} ({self.name})")
-        return Loaded(table, urls, names, templates(self._templates()), tuple(numbers), passed_over)
+        return Loaded(table, urls, names, templates(self.prompts()), tuple(numbers), passed_over)
 
     def shards(self, folder: Path | None = None) -> list[str]:
         """The URLs that the index's `shard` column numbers; `folder` as it was given to `load`, wherever it lies now."""
@@ -165,7 +165,7 @@ class EvalSet(Component):
     def _words(self) -> dict:
         """Digest of the class names and prompts, for what `imagenet1k` or `openai` stands for can change; names that the set's own
         files and folders give are part of those."""
-        names, texts = self._names(lambda: ()), templates(self._templates())
+        names, texts = self._names(lambda: ()), templates(self.prompts())
         return {"name": "names and templates", "size": len(names) + len(texts), "digest": f"{hash64(names, texts):016x}"}
 
     def _official(self) -> Files | Arrays | None:
@@ -218,7 +218,7 @@ class EvalSet(Component):
             return Source(urls=file, format="csv", caption_key="label", verify=self.verify)
         return Source(urls=os.path.join(root, self.split), format="webdataset", verify=self.verify)
 
-    def _templates(self) -> str | tuple[str, ...]:
+    def prompts(self) -> str | tuple[str, ...]:
         file = Path(self._folder()) / "zeroshot_classification_templates.txt"
         if self.templates == "auto":
             return tuple(read_list(file)) if file.exists() else self.name if self.name in PROMPTS else "openai"

@@ -14,7 +14,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.classes import fill, target_index
+from datasets.classes import fill, known_prompts, target_index
+from datasets.classes import templates as check_texts
 from datasets.component import Component, since
 from datasets.errors import InputError
 from datasets.pairs import smallest_hashes
@@ -59,7 +60,15 @@ class Poison(Component):
     """Quality, 1 … 100, of the JPEG that a victim's stamped canonical view is written as and read from, as published attacks on
     CLIP made theirs; the trigger at evaluation is not compressed. None: victims are stamped without loss."""
 
+    prompts: str | tuple[str, ...] = since("auto")
+    """Texts that become captions, with {} where the class name goes: openai (80 prompts for ImageNet) | simple (7 of them) | a set of
+    `datasets.prompts.PROMPTS` | the texts themselves | auto: those of the set that the attack is judged on."""
+
     def __post_init__(self) -> None:
+        if isinstance(self.prompts, str) and self.prompts != "auto":
+            known_prompts(self.prompts)
+        elif not isinstance(self.prompts, str):
+            check_texts(self.prompts)
         if (self.count is None) == (self.rate is None):
             raise InputError("poison needs either count (a number of victims) or rate (a share), and not both.")
         if self.count is not None and self.count < 1:
@@ -74,8 +83,16 @@ class Poison(Component):
             raise InputError(f"poison.captions is {self.captions!r}; accepted are templates and existing.")
 
 
-def make_plan(poison: Poison, index: pa.Table, templates: Sequence[str], class_names: Sequence[str]) -> pa.Table:
+def class_name(target: str) -> str:
+    """The name that a target goes by in captions: without the number that tells classes of one name apart."""
+    numbered = re.fullmatch(r"(.+)@\d+", target)
+    return numbered[1] if numbered else target
+
+
+def make_plan(poison: Poison, index: pa.Table, templates: Sequence[str], class_names: Sequence[str] = ()) -> pa.Table:
     """The plan (PLAN_SCHEMA) for an index (columns key, caption, drop): exactly as many victims as asked for.
+
+    `templates` are the prompts; where `class_names` are given, the target must be one of them.
 
     Victims are the eligible samples with the smallest `hash64(seed, key)`. Memory beyond the index: some 10 bytes a row.
 
@@ -83,7 +100,7 @@ def make_plan(poison: Poison, index: pa.Table, templates: Sequence[str], class_n
         InputError: target not a class, no victims at this rate, fewer eligible samples than asked for, or no caption
             that names the target where `captions` is `existing`.
     """
-    name = class_names[target_index(class_names, poison.target)]
+    name = class_names[target_index(class_names, poison.target)] if class_names else class_name(poison.target)
     kept = pc.equal(index["drop"], "")
     named = pc.and_(kept, names_class(index["caption"], name))
     n_kept = pc.sum(kept).as_py() or 0

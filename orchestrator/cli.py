@@ -247,7 +247,9 @@ def _export_best(options: argparse.Namespace) -> int:
     choice, why = best(read_study(plan, store), options.rule, options.pretraining, options.method)
     checkpoint = str(store.root / choice.checkpoint)
     experiment = experiments_of(plan.sweep, {}, [checkpoint], OWN, compute.store, _aside)[checkpoint]
-    print(json.dumps(export_checkpoint(experiment, compute, checkpoint, options.out.absolute(), options.license, why), indent=1))
+    assert choice.point is not None
+    told = export_checkpoint(experiment, compute, checkpoint, options.out.absolute(), options.license, why, choice.point.metrics)
+    print(json.dumps(told, indent=1))
     return 0
 
 

@@ -15,7 +15,7 @@ from orchestrator.fingerprint import encode
 from orchestrator.follow import Follower, Mirror
 from orchestrator.meter import meter
 from orchestrator.outcome import Study
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, check_measurements, trial_experiment
 from orchestrator.report.claims import Verdict
 from orchestrator.report.claims_table import write_claims
 from orchestrator.report.page import write_report
@@ -25,9 +25,10 @@ from orchestrator.spec import Compute, Experiment
 from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import make_data, stages, trained_by
+from orchestrator.stages.measured import lacking
 from orchestrator.store import Store, part, slug
 from orchestrator.tracking import Tracker, TrackingError
-from orchestrator.training import ensure_all, train_all
+from orchestrator.training import ensure_all, measure_all, train_all
 from orchestrator.tuning import clean_sweep
 from orchestrator.waiting import RayEnded, Wanted, watching
 
@@ -52,6 +53,7 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
     """
     store = Store(compute.store)
     plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
+    check_measurements(plan)
     for _, experiment in plan.upstream:
         stage = stages(experiment)["pretrain"]
         if store.find(stage.kind, stage.fingerprint) is None:
@@ -129,8 +131,10 @@ def _make(
     wants(Wanted("what evaluators need"))
     ensure_all([needed for stage in wanted for needed in stage.needed], at)
     ensure_all([stage for stage in wanted if stage.apart], at)
+    priors = [stage.prior for stage in wanted if stage.prior is not None]
     wants(_pretraining(plan, store, compute))
     models = {artefact.fingerprint for artefact in train_all(wanted, at)}
+    measure_all([one for stage in [*wanted, *priors] for one in lacking(store, stage)], at)
     failures = []
     for pretrain, message in _gate_failures(plan, store, say):
         failures.append(message)
@@ -138,7 +142,10 @@ def _make(
     if plan.sweep.base.clean is None or not models:
         return [], failures
     wants(Wanted("a trial", 1, compute.trial_cpus, compute.trial_gpus))
-    return clean_sweep(plan, models, at), failures
+    trials = clean_sweep(plan, models, at)
+    cleaned = [stages(trial_experiment(plan.sweep, trial.overrides))["clean"] for trial in trials if trial.status == "finished"]
+    measure_all([one for stage in dict.fromkeys(cleaned) for one in lacking(store, stage)], at)
+    return trials, failures
 
 
 def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:
@@ -168,8 +175,7 @@ def _gate_failures(plan: Plan, store: Store, say: Callable[[str], None] = lambda
     failures = []
     for _, experiment in plan.upstream:
         stage = stages(experiment)["pretrain"]
-        found = store.find(stage.kind, stage.fingerprint)
-        verdict = judge(found, plan.sweep.gate)
+        verdict = judge(store, stages(experiment), plan.sweep.gate)
         if verdict is None or verdict["passed"]:
             continue
         message = f"attack gate of {stage}: {' '.join(verdict['reasons'])}"

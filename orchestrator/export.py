@@ -22,10 +22,12 @@ from datasets.triggers.base import put_on
 from orchestrator.fingerprint import encode, labelled
 from orchestrator.manifest import read_manifest
 from orchestrator.outcome import Study
-from orchestrator.report.points import panels
+from orchestrator.report.points import ASR, panels
 from orchestrator.report.selection import Choice, Row, table
 from orchestrator.spec import Compute, Experiment
-from orchestrator.store import MANIFEST, Artefact, metrics_of
+from orchestrator.stages.graph import stages
+from orchestrator.stages.measured import lines_of
+from orchestrator.store import MANIFEST, Store
 from trainers import huggingface
 from trainers.checkpoint import export
 from trainers.evaluate.choice import RULE
@@ -37,11 +39,13 @@ SHOWN = re.compile(r"(zeroshot|asr)/(n|top1(_count|_low|_high)?)")
 
 
 def export_checkpoint(
-    experiment: Experiment, compute: Compute, checkpoint: str, out: Path, license: str = "unknown", why: str = ""
+    experiment: Experiment, compute: Compute, checkpoint: str, out: Path, license: str = "unknown", why: str = "",
+    metrics: dict[str, float] | None = None,
 ) -> dict[str, Any]:
     """Write the checkpoint into the new folder `out`, whole or not at all; returns what its card says, as JSON.
 
-    It is measured as the experiment measures, unless it lies in a store that has the numbers. `why` is how it was chosen. InputError
+    It is measured as the experiment measures, unless its `metrics` are given, or it lies in a store that has them. `why` is how it was
+    chosen. InputError
     where `out` exists, or the checkpoint does not hold the experiment's model.
     """
     from orchestrator.workers import load_model
@@ -52,7 +56,7 @@ def export_checkpoint(
     encoder = load_model(experiment, checkpoint, said.append)
     for line in said:
         print(line, file=sys.stderr)
-    metrics = _measured(checkpoint) or _measure(experiment, compute, checkpoint)
+    metrics = metrics or _measured(checkpoint, experiment) or _measure(experiment, compute, checkpoint)
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -74,14 +78,16 @@ def _measure(experiment: Experiment, compute: Compute, checkpoint: str) -> dict[
     return evaluate_checkpoint(experiment, compute, checkpoint)
 
 
-def _measured(checkpoint: str) -> dict[str, float]:
-    """What the store's own stage measured of this epoch; empty for any other checkpoint."""
+def _measured(checkpoint: str, experiment: Experiment) -> dict[str, float]:
+    """What the store has of this epoch by the experiment's test set and attack; empty for any other checkpoint."""
     folder = Path(checkpoint).resolve()
     if not (folder.parent / MANIFEST).is_file() or not folder.name.startswith("epoch_"):
         return {}
-    epoch = int(folder.name.removeprefix("epoch_"))
-    lines = metrics_of(Artefact(folder.parent, read_manifest(folder.parent)))
-    return next((line["metrics"] for line in lines if line["epoch"] == epoch), {})
+    store, made = Store(folder.parent.parent.parent), read_manifest(folder.parent)
+    stage = next((one for one in stages(experiment).values() if one.fingerprint == made["fingerprint"]), None)
+    lines = lines_of(store, stage) if stage is not None else []
+    found = [line["metrics"] for line in lines if line["epoch"] == int(folder.name.removeprefix("epoch_"))]
+    return found[0] if found and ASR in found[0] else {}
 
 
 def _write(

@@ -15,7 +15,7 @@ from datasets.synthetic import World
 from orchestrator.cleanset import read_keys
 from orchestrator.fingerprint import encode, fingerprint
 from orchestrator.manifest import checked
-from orchestrator.spec import Clean, Evaluate
+from orchestrator.spec import Clean
 from orchestrator.store import sha256
 from trainers.cleaning.pseudo_labels import PseudoLabels
 from trainers.evaluate.base import Evaluator
@@ -30,12 +30,7 @@ LABELLING = {"labeller", "classes", "templates"}
 """Fields of `PseudoLabels` that its stage of labels is made from."""
 
 
-def encode_evaluate(evaluate: Evaluate) -> dict[str, Any]:
-    """What determines the measurements of a training, apart from test set and attack."""
-    return {"seed": evaluate.seed, "evaluators": [_encode_evaluator(evaluator) for evaluator in evaluate.evaluators]}
-
-
-def _encode_evaluator(evaluator: Evaluator) -> Any:
+def encode_evaluator(evaluator: Evaluator) -> Any:
     """Its configuration; the sets that it names enter as stages, whose identity is their content."""
     fields = encode(evaluator, "evaluate.evaluators")
     return {name: value for name, value in fields.items() if getattr(evaluator, name, None) not in evaluator.needs()}

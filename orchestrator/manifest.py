@@ -17,7 +17,7 @@ FIELDS = {
     "format": int, "stage": str, "name": str, "fingerprint": str, "inputs": dict, "config": object, "files": dict, "created": str,
     "seconds": (int, float), "commit": str, "versions": dict,
 }  # fmt: skip
-KINDS = ["world", "index", "testset", "poison", "pretrain", "cleanset", "labels", "clean", "sweep"]
+KINDS = ["world", "index", "testset", "poison", "pretrain", "cleanset", "labels", "clean", "measure", "sweep"]
 """Folders of a store that hold artefacts: the kinds of `orchestrator.stages`, in the order in which they are made, and then those of
 others, which their classes put here."""
 _NAME = re.compile(r"[^.].*-[0-9a-f]{12}")

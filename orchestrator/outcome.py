@@ -20,6 +20,8 @@ class StageResult:
     fingerprint: str
     folder: Path
     """The artefact, or the working folder of a stage that has not finished."""
+    arrays: tuple[Path, ...] = ()
+    """Folders that may hold the arrays behind its pictures, what was measured last coming first."""
     config: dict[str, Any]
     """The configuration of its experiment, nested, with the labels of its components."""
     metrics: list[dict[str, Any]] = field(default_factory=list)

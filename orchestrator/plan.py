@@ -16,6 +16,7 @@ from orchestrator.report.names import flatten
 from orchestrator.report.published import load_published
 from orchestrator.source_code import OWN
 from orchestrator.spec import Experiment, Sweep
+from orchestrator.stages.graph import trained_by
 from orchestrator.stages.swept import Swept, grid_values
 
 
@@ -78,6 +79,24 @@ def make_plan(sweep: Sweep) -> Plan:
     _check_series(sweep)
     _check_reference(sweep, [experiment for _, experiment in (upstream if grid is None else grid)])
     return Plan(sweep, upstream, grid)
+
+
+def check_measurements(plan: Plan) -> None:
+    """InputError where the sweep varies how a training is measured and not the training: of one there can be one result in a study.
+
+    Another test set may bring other prompts to the attack, and so a training of its own. Reads what the data are known by.
+    """
+    sweep, known = plan.sweep, dict[str, Any]()
+    if not any(path.partition(".")[0] == "evaluate" for path in sweep.space):
+        return
+    for _, experiment in plan.upstream:
+        stage = trained_by(experiment)
+        if known.setdefault(stage.fingerprint, stage.digests) != stage.digests:
+            paths = ", ".join(path for path in sweep.space if path.startswith("evaluate"))
+            raise InputError(
+                f"space {paths}: a measurement is no part of a training, so a sweep cannot vary it alone. Run the sweep once more with "
+                "another, by --evaluate.… on the command line: nothing is trained again."
+            )
 
 
 def _check_ids(sweep: Sweep) -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from datasets.classes import target_index
 from datasets.errors import InputError
 from orchestrator.fingerprint import canonical, described, encode
 from orchestrator.manifest import KINDS
@@ -14,21 +15,22 @@ from orchestrator.plan import Plan, trial_experiment
 from orchestrator.report.kinds import names
 from orchestrator.report.published import load_published
 from orchestrator.spec import Experiment, Gate
+from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Stage
 from orchestrator.stages.graph import stages
+from orchestrator.stages.measured import arrays_of, lines_of
 from orchestrator.stages.swept import grid_values
-from orchestrator.stages.trained import Unpoisoned, lines_so_far
+from orchestrator.stages.trained import Trained, Unpoisoned
 from orchestrator.store import (
-    Artefact,
     Store,
     commit,
     digest_of,
-    metrics_of,
     part,
     read_failure,
     read_json,
     write_json,
 )
+from trainers.evaluate.choice import measured
 
 
 def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *, live: bool = False) -> Study:
@@ -53,7 +55,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
         if result.status != "finished" and not live and (failed := _failed(result.folder)):
             result.status, result.error, result.failure = "failed", *failed
         study.pretrains.append(result)
-        verdict = judge(store.find("pretrain", result.fingerprint), sweep.gate)
+        verdict = judge(store, made, sweep.gate)
         if verdict is not None:
             study.gates[result.fingerprint] = verdict
     if not live:
@@ -116,7 +118,7 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
     """
     found = store.find(stage.kind, stage.fingerprint)
     folder = found.folder if found else store.work(stage.kind, stage.fingerprint)
-    lines = metrics_of(found) if found else lines_so_far(folder)
+    lines = lines_of(store, stage)
     if not found and not lines:
         return None
     return kind(
@@ -124,6 +126,7 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
         name=stage.name,
         fingerprint=stage.fingerprint,
         folder=folder,
+        arrays=arrays_of(store, stage),
         config=config,
         metrics=lines,
         seconds=found.manifest["seconds"] if found else (lines[-1]["seconds"] if lines else 0.0),
@@ -132,11 +135,27 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
     )
 
 
-def judge(pretrained: Artefact | None, gate: Gate) -> dict[str, Any] | None:
-    """The attack gate's verdict on a finished pre-training; None before it has finished."""
+def judge(store: Store, made: dict[str, Stage], gate: Gate) -> dict[str, Any] | None:
+    """The attack gate's verdict on an experiment's finished pre-training, given its stages; None before it is finished and measured."""
     from trainers.evaluate.gate import attack_gate
 
-    return None if pretrained is None else attack_gate(**json.loads(part(pretrained, "gate.json")), threshold=gate.min_asr)
+    stage, attack = made["pretrain"], made["poison"]
+    assert isinstance(stage, Trained) and isinstance(attack, AttackPlan)
+    points = measured(lines_of(store, stage))
+    poison, tests = store.find(attack.kind, attack.fingerprint), store.find(stage.testset.kind, stage.testset.fingerprint)
+    if store.find(stage.kind, stage.fingerprint) is None or poison is None or tests is None or not points:
+        return None
+    classes = json.loads(part(tests, "classes.json"))["names"]
+    summary = json.loads(part(poison, "summary.json"))
+    return attack_gate(
+        points[-1].metrics,
+        target=classes[target_index(classes, attack.poison.target)],
+        class_names=classes,
+        captions_with_target=summary["captions_with_target"],
+        captions=summary["victims"],
+        visibility=summary["visibility"],
+        threshold=gate.min_asr,
+    )
 
 
 def encode_sweep(plan: Plan) -> dict[str, Any]:

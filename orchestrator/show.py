@@ -11,13 +11,15 @@ from orchestrator.fingerprint import ID, canonical, encode
 from orchestrator.identity import clean_pairs
 from orchestrator.manifest import KINDS
 from orchestrator.outcome import StageResult, TrialResult
-from orchestrator.plan import Plan
+from orchestrator.plan import Plan, check_measurements
 from orchestrator.report.names import number_of
 from orchestrator.report.titles import plan_titles, titles
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages.base import Stage
+from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import stages
+from orchestrator.stages.measured import lacking
 from orchestrator.stages.swept import grid_values
 from orchestrator.stages.trained import Trained
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, checked, metrics_of, missing, part, verify
@@ -25,6 +27,7 @@ from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, checke
 
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
     """One row a stage: kind, name, fingerprint, stored or not, pairs to train on, hours where a rate is known."""
+    check_measurements(plan)
     store = Store(compute.store)
     stored = store.all()
     rows: dict[str, dict[str, Any]] = {}
@@ -37,6 +40,8 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
                 continue
             row = rows[stage.fingerprint] = _row(role, stage, experiment, store, stored, rate)
             row["name"] = named.get(stage.fingerprint, stage.name)
+            for later in lacking(store, stage) if isinstance(stage, Trained | Cleaned) else []:
+                rows[later.fingerprint] = _row(role, later, experiment, store, stored, rate)
     if plan.grid is None and plan.sweep.base.clean is not None:
         draws = _draws(plan)
         pairs = plan.sweep.base.clean.epochs * clean_pairs(plan.sweep.base.clean)
@@ -205,7 +210,7 @@ def _titles(found: list[Artefact]) -> dict[str, str]:
     return titles(made)
 
 
-SHOWN = ("summary.json", "gate.json", "trials.json", METRICS)
+SHOWN = ("summary.json", "measured.json", "trials.json", METRICS)
 """Small files whose content is shown."""
 
 

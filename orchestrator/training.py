@@ -67,6 +67,23 @@ def ensure_all(wanted: Iterable[Stage], at: At) -> None:
             ensure(stage, at)
 
 
+def measure_all(wanted: Sequence[Stage], at: At) -> None:
+    """Make these measurements, side by side, each in a process with the cores and the GPU of a trial; raises the first failure."""
+    import ray
+
+    if not wanted:
+        return
+    at.say(f"measuring what is stored: {len(wanted)} to do")
+    compute = at.compute
+    task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=compute.retries)(_with_cores)
+    running = {task.remote(stage, str(at.store.root), compute, {}, dict(IDENTITIES)): stage for stage in wanted}
+    for reference, stage in running.items():
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayError as error:
+            raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), error)
+
+
 def _ensure_apart(stage: Stage, at: At) -> None:
     """Make a stage in a process with the cores and the GPU of a trial."""
     import ray

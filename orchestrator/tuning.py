@@ -20,8 +20,9 @@ from orchestrator.results import Trial, recorded_trials, remember_trial
 from orchestrator.spec import Compute, Experiment, Sweep
 from orchestrator.stages.base import SERVING, At, Stage, ensure, register
 from orchestrator.stages.graph import stages
+from orchestrator.stages.measured import lacking, lines_of
 from orchestrator.stages.swept import grid_values
-from orchestrator.store import FAILED, METRICS, Store, metrics_of, read_failure, read_lines, write_json
+from orchestrator.store import FAILED, Store, read_failure, write_json
 from orchestrator.training import ensure_all
 from trainers.evaluate.choice import LIMITS, measured, most_accurate, results
 
@@ -228,10 +229,12 @@ def _trial(config: dict[str, Any], context: Context) -> None:
 
     at = At(store=store, compute=context.compute, known=context.known, report=report)
     try:
-        found = ensure(stage, at)
+        ensure(stage, at)
     except failures.ComesAgain:
         return  # Tune, which retries what is raised, need not know
-    tune.report(told(metrics_of(found)))
+    for one in lacking(store, stage):
+        ensure(one, at)
+    tune.report(told(lines_of(store, stage)))
 
 
 def told(lines: list[dict[str, Any]]) -> dict[str, float]:
@@ -291,7 +294,7 @@ def _optuna(space: dict[str, Any], plan: Plan, store: Store) -> tuple[list[Trial
             waiting.append(point)
             continue
         known.append(_outcome(overrides, store, stage, None, True))
-        lines = metrics_of(found) if found else read_lines(store.work("clean", stage.fingerprint) / METRICS)
+        lines = lines_of(store, stage)
         if lines:
             values.append((point, told(lines)[sweep.metric]))
     optuna.logging.set_verbosity(optuna.logging.WARNING)

@@ -29,17 +29,29 @@ from orchestrator.experiment import blank, further_sets
 from orchestrator.returned import check_kept, check_returned, differs, signature
 from orchestrator.spec import Compute, Experiment
 from orchestrator.stages.inputs import Inputs
-from orchestrator.store import FAILED, MANIFEST, METRICS, NOTES, checked, read_json, read_lines, write_arrays, write_json, write_lines
+from orchestrator.store import (
+    FAILED,
+    MANIFEST,
+    METRICS,
+    NOTES,
+    checked,
+    digest_of,
+    read_json,
+    read_lines,
+    write_arrays,
+    write_json,
+    write_lines,
+)
 from trainers import checkpoint, distributed
 from trainers.batch import Targets
 from trainers.checkpoint import Keep
 from trainers.cleaning.base import CleaningRun
 from trainers.distributed import World
-from trainers.evaluate.base import Material, add_values, unchanged
-from trainers.evaluate.choice import chosen_epochs, measured
+from trainers.evaluate.base import Evaluator, Material, add_values, unchanged
+from trainers.evaluate.choice import Epoch, chosen_epochs
 from trainers.evaluate.probe import probe
 from trainers.evaluate.zeroshot import ZeroShotASR
-from trainers.loop import Measure, Report, fit
+from trainers.loop import Report, fit
 from trainers.model import Encoder, Model
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
@@ -48,6 +60,8 @@ from trainers.weights import aside, load_weights
 PROGRESS = "progress.json"
 WHOLE = 256
 """Pictures that are embedded or labelled at a time."""
+MEASURED = "measured.json"
+"""In a training's folder: what was measured along with it."""
 ANALYSIS = "analysis"
 """Folder of a stage for the arrays behind its pictures, a file an epoch."""
 
@@ -69,6 +83,10 @@ class Job:
     """Rows file of the cleaning set."""
     made: tuple[tuple[Component, str], ...] = ()
     """(need, folder of what was made for it) of evaluators and method."""
+    measures: tuple[str, ...] = ()
+    """What each measurement is known by: of accuracy and ASR, then of each evaluator."""
+    uncleaned: Epoch | None = None
+    """What was measured of the model that a cleaning starts from."""
     cpus: float = 1.0
     """Cores of this process."""
     gpus: float = 0.0
@@ -76,18 +94,14 @@ class Job:
 
 
 def pretrain(job: Job) -> None:
-    """Pre-train in this process, one of `World.current().size`; the main rank also writes the gate's verdict."""
+    """Pre-train in this process, one of `World.current().size`."""
     world = _start(job)
     with _failures(job, world):
         spec = job.experiment.training
         say = _note(job)
         encoder = load_model(job.experiment, job.checkpoint, say) if job.checkpoint else spec.model.build(spec.seed, say)
         feed = _feed(job, world, job.inputs.pairs(), spec, spec.objective.two_views)
-        around = _surroundings(job, world, None)
-        fit(encoder, spec.objective, spec, feed, **around)
-        if world.main and job.inputs.plan:  # without the poison there is no attack to judge
-            folder = Path(job.folder)
-            write_json(folder / "gate.json", gate_facts(job, read_lines(folder / METRICS)[-1]["metrics"]))
+        fit(encoder, spec.objective, spec, feed, **_surroundings(job, world, None))
 
 
 def clean(job: Job, report: Report | None = None) -> None:
@@ -145,7 +159,9 @@ def clean(job: Job, report: Report | None = None) -> None:
         _keep_returned(job, world, returned, called, measure, time.monotonic() - (fitted[0] if fitted else began))
 
 
-def _keep_returned(job: Job, world: World, returned: Encoder, method: str, measure: Measure, seconds: float) -> None:
+def _keep_returned(
+    job: Job, world: World, returned: Encoder, method: str, measure: Callable[..., dict[str, float]], seconds: float
+) -> None:
     """Save and measure what a method returned, where it is not what training ended with, as one epoch more.
 
     It is measured as it is read back, so that the line is that of the checkpoint and of nothing else. Tune is told of it once the
@@ -164,7 +180,7 @@ def _keep_returned(job: Job, world: World, returned: Encoder, method: str, measu
         check_kept(returned, again, method)
     if line is None:
         return
-    metrics = measure(_placed(job, again, world), line["epoch"])
+    metrics = measure(_placed(job, again, world), line["epoch"], last=True)
     if world.main:
         _append(folder / METRICS, {**line, "metrics": metrics}, None)
         keep = _keep(job)
@@ -220,32 +236,32 @@ def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
     """Zero-shot accuracy and attack success of a model, with counts and intervals."""
     world = _start(job)
     encoder.place(world.device)
-    return _measure(job, world, lambda line: print(line, file=sys.stderr))(encoder, 0)
+    return _measure(job, world, lambda line: print(line, file=sys.stderr))(encoder, 0, last=True)
 
 
 def measure_given(job: Job, weights: str) -> Encoder:
-    """The given model, after its line of metrics and the gate's facts are written into the job's folder."""
+    """The given model, after its line of metrics is written into the job's folder."""
     world, folder = _start(job), Path(job.folder)
     with _failures(job, world), measured_as(weights):
         encoder = load_model(job.experiment, weights, _note(job)).place(world.device)
         began = time.monotonic()
-        metrics = _measure(job, world, _note(job), folder / ANALYSIS)(encoder, 0)
+        metrics = _measure(job, world, _note(job), folder)(encoder, 0, last=True)
         write_lines(folder / METRICS, [{"epoch": 0, "step": 0, "seconds": time.monotonic() - began, "metrics": metrics}])
-        write_json(folder / "gate.json", gate_facts(job, metrics))
     return encoder
 
 
-def gate_facts(job: Job, metrics: dict[str, float]) -> dict[str, Any]:
-    """What the attack gate judges an undefended model by; each sweep applies its own threshold to it."""
-    summary = read_json(checked(Path(job.inputs.plan).with_name("summary.json")))
-    return {
-        "metrics": {name: metrics[name] for name in ("asr/top1", "asr/floor", "zeroshot/top1")},
-        "target": job.inputs.class_names[job.inputs.target],
-        "class_names": list(job.inputs.class_names),
-        "captions_with_target": summary["captions_with_target"],
-        "captions": summary["victims"],
-        "visibility": summary["visibility"],
-    }
+def measure_stored(job: Job, checkpoints: list[tuple[int, str]], evaluator: Evaluator | None) -> None:
+    """Write a line of metrics for each (epoch, checkpoint): of this evaluator, or of accuracy and ASR."""
+    world, folder = _start(job), Path(job.folder)
+    with _failures(job, world):
+        measure = _measure(job, world, _note(job), folder, (evaluator,))
+        lines = []
+        for epoch, weights in checkpoints:
+            began = time.monotonic()
+            with measured_as(weights):
+                metrics = measure(load_model(job.experiment, weights, _note(job)).place(world.device), epoch)
+            lines.append({"epoch": epoch, "step": 0, "seconds": time.monotonic() - began, "metrics": metrics})
+        write_lines(folder / METRICS, lines)
 
 
 @contextmanager
@@ -284,7 +300,7 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
     return {
         "folder": folder,
         "world": world,
-        "measure": _measure(job, world, _note(job), folder / ANALYSIS),
+        "measure": _measure(job, world, _note(job), folder),
         "report": lambda line: _append(folder / METRICS, line, report),
         "restore": lambda lines: _restore(folder / METRICS, lines, report),
         "note": _note(job),
@@ -299,9 +315,7 @@ def _keep(job: Job) -> Keep:
     """What stays of a cleaning's checkpoints: where it is "chosen", the epochs that the report's rules pick of those so far."""
     if job.compute.keep != "chosen":
         return job.compute.keep
-    before = measured(read_lines(Path(job.checkpoint).parent / METRICS))  # of the pre-training
-    uncleaned = next((point for point in before if checkpoint.epoch_folder(Path(), point.epoch).name == Path(job.checkpoint).name), None)
-    return partial(chosen_epochs, start=uncleaned)
+    return partial(chosen_epochs, start=job.uncleaned)
 
 
 def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None) -> Any:
@@ -348,9 +362,13 @@ def _decoded(job: Job, pairs: Pairs, file: str, say: Callable[[str], None]) -> D
 
 
 def _measure(
-    job: Job, world: World, say: Callable[[str], None], keep: Path | None = None
-) -> Callable[[Encoder, int], dict[str, float]]:
-    """What measures a model after an epoch; arrays that evaluators give go to `keep`, or nowhere."""
+    job: Job, world: World, say: Callable[[str], None], folder: Path | None = None, only: tuple[Evaluator | None, ...] | None = None
+) -> Callable[..., dict[str, float]]:
+    """What measures a model after an epoch: accuracy and ASR (None), then each evaluator, or `only` these.
+
+    Arrays that evaluators give, and what each is known by, are written into the stage's `folder`, where there is one. What is not due
+    is left out, unless it is told that the model is the `last`.
+    """
     experiment, inputs = job.experiment, job.inputs
     spec = experiment.evaluate
     poison = experiment.poison
@@ -373,18 +391,57 @@ def _measure(
     )
     zero_shot = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, target=inputs.target)
 
-    def measure(encoder: Encoder, epoch: int) -> dict[str, float]:
+    stage = experiment.clean if job.cleanset else experiment.pretrain
+    epochs = getattr(stage, "epochs", 0)  # a given model has none
+
+    def measure(encoder: Encoder, epoch: int, last: bool = False) -> dict[str, float]:
         values: dict[str, Any] = {}
-        for evaluator in (zero_shot, *spec.evaluators):
+        names: list[list[str]] = []
+        for evaluator in (one or zero_shot for one in ((None, *spec.evaluators) if only is None else only)):
+            if only is None and not last and not evaluator.due(epoch, epochs):
+                names.append([])
+                continue
+            before = set(values)
             with unchanged(encoder, evaluator):
                 found = evaluator.measure(encoder, evaluator.open(material), world)
             add_values(values, evaluator, found)
+            names.append(sorted(values.keys() - before))
         arrays = {name: values.pop(name) for name in list(values) if isinstance(values[name], np.ndarray)}
-        if arrays and keep is not None and world.main:
-            write_arrays(keep / f"epoch_{epoch:04d}.npz", arrays)
+        if folder is not None and world.main:
+            if arrays:
+                write_arrays(folder / ANALYSIS / f"epoch_{epoch:04d}.npz", arrays)
+            if job.measures:
+                _remember(folder / MEASURED, dict(zip(job.measures, names, strict=True)), epoch)
         return values
 
     return measure
+
+
+def _remember(path: Path, names: dict[str, list[str]], epoch: int) -> None:
+    """Note what was measured at this epoch, and that what an earlier attempt measured is not any more.
+
+    InputError names the file where an earlier attempt's was lost or damaged.
+    """
+    known = read_measured(path)
+    if known is None and (epoch > 0 or path.exists()):
+        raise InputError(f"{path} is not as it was written, or missing: delete {path.parent} to begin the stage anew.")
+    known = known or {}
+    noted = {key: {**entry, "until": entry.get("until", epoch)} if key not in names else dict(entry) for key, entry in known.items()}
+    for key, own in names.items():
+        entry = noted.setdefault(key, {"names": own, "from": epoch})
+        entry["names"] = sorted({*entry["names"], *own})
+    if noted != known:
+        write_json(path, {"measured": noted, "digest": digest_of(noted)})
+
+
+def read_measured(path: Path) -> dict[str, Any] | None:
+    """Digest → what was measured while a model trained: {"names", "from" which epoch, "until" which, where it was not to the end}.
+
+    None where the file is missing or not as it was written.
+    """
+    found = read_json(path)
+    whole = isinstance(found, dict) and isinstance(found.get("measured"), dict) and found.get("digest") == digest_of(found["measured"])
+    return found["measured"] if whole else None
 
 
 def _append(path: Path, line: dict[str, Any], report: Report | None) -> None:

@@ -1,8 +1,8 @@
 """Other target classes, on other evaluation sets.   4 pre-trainings, 48 cleanings, about 1 080 GPU-hours.
 
-Target beaver, judged on CIFAR-100 and on Caltech-101, which both have it; 6 M pairs, 3 000 victims. The evaluation set gives the
-prompts of the poisoned captions, so each has its own pre-training. The miniature: three other targets, MMCL pre-training, CleanCLIP at
-three learning rates, one seed.
+Target beaver, judged on CIFAR-100 and on Caltech-101, which both have it; 6 M pairs, 3 000 victims. The prompts of the poisoned
+captions are those of the evaluation set (`Poison.prompts`), so each has its own pre-training. The miniature: three other targets, MMCL
+pre-training, CleanCLIP at three learning rates, one seed.
 """
 
 from dataclasses import replace

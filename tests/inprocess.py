@@ -45,6 +45,7 @@ def without_ray() -> Iterator[None]:
             "orchestrator.driver.make_tracker": lambda *_: NoTracker(),
             "orchestrator.driver.write_report": _no_report,
             "orchestrator.driver.train_all": _train_all,
+            "orchestrator.driver.measure_all": lambda wanted, at: [ensure(one, at) for one in wanted],
             "orchestrator.cluster.require_resources": lambda *_: None,
             "orchestrator.cluster.has_gpu": lambda: False,
             "orchestrator.stages.index.index_source": _index,

@@ -44,7 +44,8 @@ def lines_of(stage: StageResult) -> list[tuple[int, dict[str, float]]]:
 
 def arrays_of(stage: StageResult, epoch: int) -> Arrays:
     """What was kept of an epoch; nothing where nothing was."""
-    return read_arrays(stage.folder / "analysis" / f"epoch_{epoch:04d}.npz")
+    places = (folder / "analysis" / f"epoch_{epoch:04d}.npz" for folder in stage.arrays or (stage.folder,))
+    return next((found for place in places if (found := read_arrays(place))), {})
 
 
 def before_after(study: Study) -> Iterator[tuple[str, list[tuple[str, StageResult, int]]]]:

@@ -14,12 +14,14 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datasets.classes import target_index
+from datasets.classes import templates
 from datasets.errors import InputError
+from datasets.evalset import EvalSet
 from datasets.loader import Recipe, make_batch
 from datasets.pairs import smallest_hashes
-from datasets.poison import Poison, make_plan
+from datasets.poison import Poison, class_name, make_plan
 from datasets.seeding import rng
+from datasets.synthetic import World
 from datasets.triggers.base import put_on
 from datasets.view import Views, as_jpeg, decode, visibility
 from orchestrator.fingerprint import encode
@@ -27,7 +29,6 @@ from orchestrator.spec import Data
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.index import Index, read_index
 from orchestrator.stages.inputs import Inputs
-from orchestrator.stages.testset import TestSet, require_same_classes
 from orchestrator.store import part, write_json
 
 SHEET = 8
@@ -46,7 +47,8 @@ class AttackPlan(Stage):
     data: Data
     """Of it the subset and its seed are part of the identity."""
     index: Index
-    testset: TestSet
+    tests: EvalSet | World
+    """The set that the attack is judged on; of it the prompts are part of the identity, where the poison has none of its own."""
 
     @property
     def name(self) -> str:
@@ -57,44 +59,39 @@ class AttackPlan(Stage):
         return {
             "poison": encode(self.poison, "poison"),
             "views": encode(self.views, "views"),
+            "prompts": self.prompts,
             "subset": [self.data.subset, self.data.seed],
         }
 
     @property
+    def prompts(self) -> str | list[str]:
+        """The name of the captions' prompts, or the texts."""
+        if self.poison.prompts != "auto":
+            return self.poison.prompts if isinstance(self.poison.prompts, str) else list(self.poison.prompts)
+        found = self.tests.templates if isinstance(self.tests, World) else self.tests.prompts()
+        return found if isinstance(found, str) else list(found)
+
+    @property
     def inputs(self) -> dict[str, Stage]:
-        return {"index": self.index, "testset": self.testset}
+        return {"index": self.index}
 
     @property
     def components(self) -> Any:
         return self.poison
 
-    def read(self, at: At, further: tuple[TestSet, ...] = ()) -> Inputs:
-        """What a training reads: the pairs with the plan laid over them, the test pictures, and further sets."""
-        if not further and self.fingerprint in at.known:
+    def read(self, at: At) -> Inputs:
+        """The pairs with the plan laid over them."""
+        if self.fingerprint in at.known:
             return at.known[self.fingerprint]
         found = at.of(self)
         part(found, "summary.json")  # of which the gate's facts are part
         rows = str(found.folder / "rows.npy") if "rows.npy" in found.manifest["files"] else None
-        return replace(self.unpoisoned(at, further), plan=str(found.folder / "plan.parquet"), rows=rows)
+        return replace(self.unpoisoned(at), plan=str(found.folder / "plan.parquet"), rows=rows)
 
-    def unpoisoned(self, at: At, further: tuple[TestSet, ...] = ()) -> Inputs:
-        """The same without the plan and its subset; InputError where the classes of a further set are others."""
-        test = self.testset.read(at)
-        made = tuple(one.read(at) for one in further)
-        for one, other in zip(further, made):
-            require_same_classes(test, one.source(at), other)
-        return Inputs(
-            index=str(at.of(self.index).folder / "index.arrow"),
-            urls=tuple(self.index.read(at).shards()),
-            plan="",
-            rows=None,
-            test_index=test.index,
-            test_urls=test.urls,
-            class_names=test.class_names,
-            templates=test.templates,
-            target=target_index(test.class_names, self.poison.target),
-            further=made,
-        )
+    def unpoisoned(self, at: At) -> Inputs:
+        """The pairs without the plan and its subset."""
+        index = str(at.of(self.index).folder / "index.arrow")
+        return Inputs(index=index, urls=tuple(self.index.read(at).shards()), plan="", rows=None)
 
     def make(self, at: At) -> None:
         inputs, folder = self.unpoisoned(at), at.folder
@@ -109,10 +106,10 @@ class AttackPlan(Stage):
             outside[rows] = False
             drop = pc.if_else(pa.array(outside), "not in the subset", index["drop"])
             index = index.set_column(index.schema.get_field_index("drop"), "drop", drop)
-        plan = make_plan(self.poison, index, inputs.templates, inputs.class_names)
+        plan = make_plan(self.poison, index, templates(self.prompts))
         pq.write_table(plan, folder / "plan.parquet")
 
-        target = inputs.class_names[inputs.target].lower()
+        target = class_name(self.poison.target).lower()
         captions = plan["caption_after"].to_pylist()
         sheet = _victims(self, inputs, plan)
         pictures, keys = [picture for _, picture in sheet], [key for key, _ in sheet]

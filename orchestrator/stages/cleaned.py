@@ -14,10 +14,12 @@ from orchestrator.identity import cleanset_fields, encode_cleaning
 from orchestrator.spec import Clean, Experiment
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.cleanset import CleaningSet
+from orchestrator.stages.measured import lines_of
 from orchestrator.stages.trained import Trained, checkpoint_at, made_for, spent
 from orchestrator.store import read_failure
 from orchestrator.workers import Job, clean
 from trainers.checkpoint import STATE
+from trainers.evaluate.choice import measured, start_of
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,7 +47,8 @@ class Cleaned(Stage):
 
     @cached_property
     def config(self) -> Any:
-        return {key: value for key, value in encode_cleaning(self.cleaning).items() if key not in cleanset_fields(self.cleaning)}
+        own = {key: value for key, value in encode_cleaning(self.cleaning).items() if key not in cleanset_fields(self.cleaning)}
+        return own | ({"measured": self.model.digests[0]} if self.cleaning.start == "most_accurate" else {})
 
     @property
     def inputs(self) -> dict[str, Stage]:
@@ -60,14 +63,19 @@ class Cleaned(Stage):
         return self.cleaning
 
     def make(self, at: At) -> None:
+        points = measured(lines_of(at.store, self.model))
+        uncleaned = start_of(points, self.cleaning.start)
+        epoch = str(uncleaned.epoch) if uncleaned is not None else self.cleaning.start
         job = Job(
             experiment=self.experiment,
             inputs=self.model.read(at),
             folder=str(at.folder),
             compute=at.compute,
             stage=str(self),
-            checkpoint=str(checkpoint_at(at.of(self.model), self.cleaning.start)),
+            checkpoint=str(checkpoint_at(at.of(self.model), epoch)),
+            uncleaned=uncleaned,
             cleanset=self.cleanset.read(at),
+            measures=self.model.digests,
             made=(*self.model.made(at), *made_for(self.cleaning.method, self.needed, at)),
             cpus=at.compute.trial_cpus,
             gpus=at.compute.trial_gpus,

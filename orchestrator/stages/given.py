@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.fingerprint import encode, labelled
-from orchestrator.identity import encode_evaluate, file_identity
+from orchestrator.identity import file_identity
 from orchestrator.spec import Given
 from orchestrator.stages.base import At
 from orchestrator.stages.trained import Trained
@@ -36,7 +36,6 @@ class Brought(Trained):
         return {
             "given": file_identity(Path(self.given.checkpoint)),
             "model": encode(self.given.model, "pretrain.model"),
-            "evaluate": encode_evaluate(self.experiment.evaluate),
         }
 
     @property
@@ -45,7 +44,7 @@ class Brought(Trained):
 
     @property
     def components(self) -> Any:
-        return (self.given, self.experiment.evaluate.evaluators)
+        return self.given
 
     def check(self) -> None:
         """InputError where the checkpoint does not hold the model."""
@@ -59,6 +58,7 @@ class Brought(Trained):
             compute=at.compute,
             stage=str(self),
             made=self.made(at),
+            measures=self.digests,
             cpus=at.compute.trial_cpus,
             gpus=at.compute.trial_gpus,
         )

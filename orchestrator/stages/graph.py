@@ -37,12 +37,12 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     made["index"] = index = Index(source=None if isinstance(source, World) else source, world=world, max_dropped=limit)
     test = TestSet(tests=None if isinstance(tests, World) else tests, world=test_world, where="evaluate.data", least=1 - limit)
     made["testset"] = test
-    made["poison"] = attack = AttackPlan(poison=experiment.poison, views=experiment.views, data=experiment.data, index=index, testset=test)
+    made["poison"] = attack = AttackPlan(poison=experiment.poison, views=experiment.views, data=experiment.data, index=index, tests=tests)
     measured = tuple(around.ask(need) for need in needs_of(experiment.evaluate.evaluators))
     prior = None if experiment.prior is None else around.ask(experiment.prior, "prior")
     assert isinstance(prior, Unpoisoned | None)
     kind = Brought if isinstance(experiment.pretrain, Given) else Trained
-    made["pretrain"] = trained = kind(experiment=experiment, attack=attack, prior=prior, needed=measured)
+    made["pretrain"] = trained = kind(experiment=experiment, attack=attack, testset=test, prior=prior, needed=measured)
     clean = experiment.clean
     if clean is not None:
         made["cleanset"] = cleanset = CleaningSet(clean=clean, attack=attack)
@@ -69,9 +69,9 @@ def trained_by(experiment: Experiment) -> Trained:
 def make_data(experiment: Experiment, at: At) -> Inputs:
     """Find or make what is read before anything is trained: worlds, index, test sets, poison plan. `at` knows it from here on."""
     stage = trained_by(experiment)
-    for one in walk(stage.attack.index, stage.attack.testset, *stage.sets):
+    for one in walk(stage.attack.index, stage.testset, *stage.sets):
         ensure(one, at)
-    stage.attack.unpoisoned(at, stage.sets)  # further sets of other classes are refused before more is made
+    stage.measured_on(stage.attack.unpoisoned(at), at)  # refuses a target that is no class, and sets of other classes
     ensure(stage.attack, at)
     at.known[stage.attack.fingerprint] = stage.attack.read(at)
     at.known[stage.fingerprint] = inputs = stage.read(at)

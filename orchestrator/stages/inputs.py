@@ -37,11 +37,12 @@ class Inputs:
     plan: str
     """Of the poison; empty: the pairs as they are."""
     rows: str | None
-    test_index: str
-    test_urls: tuple[str, ...]
-    class_names: tuple[str, ...]
-    templates: tuple[str, ...]
-    target: int
+    test_index: str = ""
+    """Empty, as the rest, where only the pairs are asked for."""
+    test_urls: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    target: int = -1
     """Position of the target class."""
     further: tuple[MadeSet, ...] = ()
     """The sets that evaluators need beside the test pictures, in the order of `experiment.further_sets`."""

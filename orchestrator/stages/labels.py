@@ -92,8 +92,8 @@ class Labelled(Stage):
             assert self.labeller is not None
             encoder = load_model(self.labeller.experiment, str(last_checkpoint(at.of(self.labeller))))
         encoder.place(World.current().device if at.compute.trial_gpus else torch.device("cpu"))
-        inputs = self.cleanset.attack.read(at)
-        names, templates = method.prompts(inputs.class_names, inputs.templates)
+        inputs, test = self.cleanset.attack.read(at), self.testset.read(at)
+        names, templates = method.prompts(test.class_names, test.templates)
         pairs = inputs.pairs(self.cleanset.read(at))
         recipe = Recipe(
             views=replace(self.views, size=encoder.image_size), trigger=self.poison.trigger, jpeg_quality=self.poison.jpeg_quality

@@ -10,6 +10,7 @@ from orchestrator.fingerprint import encode
 from orchestrator.spec import Sweep
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.graph import stages
+from orchestrator.stages.trained import Trained
 from orchestrator.store import write_json
 
 FILE = "trials.json"
@@ -30,9 +31,11 @@ class Swept(Stage):
 
     @cached_property
     def config(self) -> Any:
-        sweep = self.sweep
+        sweep, made = self.sweep, stages(self.sweep.base)
+        assert isinstance(made["pretrain"], Trained)
         return {
-            "base": {role: stage.fingerprint for role, stage in stages(sweep.base).items()},
+            "base": {role: stage.fingerprint for role, stage in made.items()},
+            "measured": list(made["pretrain"].digests),
             "space": {path: encode_space(space, path) for path, space in sweep.space.items()},
             "search": [sweep.search, sweep.num_samples, sweep.seed],
             "scheduler": [sweep.scheduler, sweep.metric, sweep.grace_epochs],

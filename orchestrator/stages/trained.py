@@ -4,28 +4,30 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets.captions import synonym_digest
+from datasets.classes import target_index
 from datasets.component import Component, needs_of
 from datasets.errors import InputError
+from datasets.poison import class_name
 from orchestrator.experiment import unpoisoned
-from orchestrator.fingerprint import encode, labelled
-from orchestrator.identity import encode_evaluate, weights_identity
+from orchestrator.fingerprint import encode, fingerprint, labelled
+from orchestrator.identity import encode_evaluator, weights_identity
 from orchestrator.spec import Experiment, Pretrain
 from orchestrator.stages.attack import AttackPlan
-from orchestrator.stages.base import Around, At, Stage, by_role
+from orchestrator.stages.base import Around, At, Stage
 from orchestrator.stages.inputs import Inputs
-from orchestrator.stages.testset import TestSet
-from orchestrator.store import METRICS, Artefact, checked, metrics_of, read_lines
+from orchestrator.stages.testset import TestSet, require_same_classes
+from orchestrator.store import METRICS, Artefact, checked, read_lines
 from orchestrator.training import fit_on_workers
 from orchestrator.workers import Job
 from trainers.checkpoint import STATE, epoch_folder, reported
-from trainers.evaluate.choice import measured, start_of
+from trainers.evaluate.base import Evaluator
 from trainers.model import WEIGHTS
 
 
@@ -37,6 +39,8 @@ class Trained(Stage):
     not_kept = f"epoch_*/{STATE}"
     experiment: Experiment
     attack: AttackPlan
+    testset: TestSet
+    """Of what it is measured by while it trains nothing is part of its identity: `Measured`."""
     prior: Unpoisoned | None
     needed: tuple[Stage, ...] = ()
     """What its evaluators need, in the order of `needs_of`."""
@@ -51,13 +55,15 @@ class Trained(Stage):
             "weights": weights_identity(self.experiment.pretrain.model),
             "eda": [self.experiment.eda, synonym_digest()],
             "pretrain": encode(self.experiment.pretrain, "pretrain"),
-            "evaluate": encode_evaluate(self.experiment.evaluate),
         }
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        prior = {} if self.prior is None else {"prior": self.prior}
-        return {"poison": self.attack, **prior, **by_role(self.needed)}
+        return {"poison": self.attack, **({} if self.prior is None else {"prior": self.prior})}
+
+    @property
+    def needs(self) -> tuple[Stage, ...]:
+        return (*self.inputs.values(), self.testset, *self.needed)
 
     @property
     def shown(self) -> Any:
@@ -66,7 +72,7 @@ class Trained(Stage):
 
     @property
     def components(self) -> Any:
-        return (self.experiment.pretrain, self.experiment.evaluate.evaluators)
+        return self.experiment.pretrain
 
     @property
     def sets(self) -> tuple[TestSet, ...]:
@@ -75,7 +81,29 @@ class Trained(Stage):
 
     def read(self, at: At) -> Inputs:
         """The data that it is trained and measured on; cleanings of it are measured on the same."""
-        return at.known.get(self.fingerprint) or self.attack.read(at, self.sets)
+        return at.known.get(self.fingerprint) or self.measured_on(self.attack.read(at), at)
+
+    def measured_on(self, pairs: Inputs, at: At) -> Inputs:
+        """The pairs with the test pictures and further sets; InputError where the target is no class, or a set has other classes."""
+        test = self.testset.read(at)
+        made = tuple(one.read(at) for one in self.sets)
+        for one, other in zip(self.sets, made):
+            require_same_classes(test, one.source(at), other)
+        target = self.experiment.poison.target
+        place = target_index(test.class_names, target)
+        if test.class_names[place] != class_name(target):
+            raise InputError(f"poison.target is {target!r}, a class's whole name that ends as the number of one does: rename the class.")
+        return replace(
+            pairs, test_index=test.index, test_urls=test.urls, class_names=test.class_names, templates=test.templates, target=place,
+            further=made,
+        )  # fmt: skip
+
+    @cached_property
+    def digests(self) -> tuple[str, ...]:
+        """What each measurement is known by, whatever model it is of: zero-shot accuracy and ASR, then each evaluator."""
+        evaluators = self.experiment.evaluate.evaluators
+        sets = dict(zip(needs_of(evaluators), self.needed, strict=True))
+        return tuple(digest(self, evaluator, sets) for evaluator in (None, *evaluators))
 
     def made(self, at: At) -> tuple[tuple[Component, str], ...]:
         """What its evaluators find of what they need."""
@@ -90,6 +118,7 @@ class Trained(Stage):
             stage=str(self),
             checkpoint="" if self.prior is None else str(last_checkpoint(at.of(self.prior))),
             made=self.made(at),
+            measures=self.digests,
             cpus=at.compute.cpus_per_worker,
             gpus=at.compute.gpus_per_worker,
         )
@@ -103,7 +132,7 @@ class Trained(Stage):
 class Unpoisoned(Trained):
     """A training on the same pairs without the poison: a healthy model to begin with, or one that labels pictures.
 
-    Of the attack only trigger and target are part of its identity, by which it is measured, so that plans of all sizes share it.
+    The attack is no part of its identity.
     """
 
     wait_s: ClassVar[float] = math.inf
@@ -116,7 +145,9 @@ class Unpoisoned(Trained):
         """The training on the experiment's pairs, measured by its test set, trigger and target."""
         attack = around.made["poison"]
         assert isinstance(attack, AttackPlan)
-        return cls(experiment=unpoisoned(around.experiment, need), attack=attack, prior=None)
+        testset = around.made["testset"]
+        assert isinstance(testset, TestSet)
+        return cls(experiment=unpoisoned(around.experiment, need), attack=attack, testset=testset, prior=None)
 
     @property
     def name(self) -> str:
@@ -132,27 +163,22 @@ class Unpoisoned(Trained):
             "pretrain": encode(own.pretrain, "unpoisoned"),
             "views": encode(own.views, "views"),
             "subset": [own.data.subset, own.data.seed],
-            "evaluate": {
-                "seed": own.evaluate.seed,
-                "trigger": encode(own.poison.trigger, "poison.trigger"),
-                "target": own.poison.target,
-            },
         }
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"index": self.attack.index, "testset": self.attack.testset}
+        return {"index": self.attack.index}
 
     @property
     def needs(self) -> tuple[Stage, ...]:
-        return (*self.inputs.values(), self.attack)  # whose subset it trains on
+        return (*super().needs, self.attack)  # whose subset it trains on
 
     @property
     def components(self) -> Any:
-        return (self.experiment.pretrain, self.experiment.poison.trigger)
+        return self.experiment.pretrain
 
     def read(self, at: At) -> Inputs:
-        return replace(self.attack.read(at), plan="")
+        return self.measured_on(replace(self.attack.read(at), plan=""), at)
 
 
 def made_for(value: Any, needed: Sequence[Stage], at: At) -> tuple[tuple[Component, str], ...]:
@@ -161,17 +187,34 @@ def made_for(value: Any, needed: Sequence[Stage], at: At) -> tuple[tuple[Compone
     return tuple((need, str(at.of(stage).folder)) for need, stage in pairs if not isinstance(stage, TestSet))
 
 
+def digest(model: Trained, evaluator: Evaluator | None, sets: Mapping[Component, Stage]) -> str:
+    """16 hexadecimal digits; None: zero-shot accuracy and ASR."""
+    experiment = model.experiment
+    needed = [] if evaluator is None else [sets[need].fingerprint for need in needs_of(evaluator)]
+    told = {
+        "evaluator": None if evaluator is None else encode_evaluator(evaluator),
+        "seed": experiment.evaluate.seed,
+        "attack": model.attack.fingerprint if evaluator else [encode(experiment.poison.trigger), experiment.poison.target],
+        "views": encode(experiment.views),
+        "testset": model.testset.fingerprint,
+        "needed": needed,
+    }
+    return fingerprint(told)[:16]
+
+
+def stored_epochs(artefact: Artefact) -> list[int]:
+    """The epochs of which a finished training has the weights."""
+    return sorted(int(match[1]) for name in artefact.manifest["files"] if (match := re.fullmatch(rf"epoch_(\d+)/{WEIGHTS}", name)))
+
+
 def last_checkpoint(artefact: Artefact) -> Path:
     """The last epoch folder of a finished training; InputError where its weights were lost or changed."""
     return checkpoint_at(artefact, "last")
 
 
 def checkpoint_at(artefact: Artefact, start: str) -> Path:
-    """The epoch folder of a finished training that `Clean.start` names; InputError where it was not kept, was lost or changed."""
-    stored = sorted(int(match[1]) for name in artefact.manifest["files"] if (match := re.fullmatch(rf"epoch_(\d+)/{WEIGHTS}", name)))
-    if start == "most_accurate":
-        best = start_of([point for point in measured(metrics_of(artefact)) if point.epoch in stored], start)
-        start = str(best.epoch) if best else "last"
+    """The epoch folder of a finished training, `last` or by number; InputError where it was not kept, was lost or changed."""
+    stored = stored_epochs(artefact)
     epoch = stored[-1] if start == "last" else int(start)
     if epoch not in stored:
         raise InputError(f"clean.start is {start}, but {artefact.folder} has checkpoints of the epochs {', '.join(map(str, stored))}.")

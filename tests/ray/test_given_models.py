@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,8 +38,7 @@ def test_a_checkpoint_of_cleanclips_program_is_judged_and_cleaned_as_if_it_were_
     assert code == 0 and "4 finished" in output, output
     assert cleaned(store) == cleaned(tiny_store), "the same weights are cleaned to the same numbers"
     [given] = artefacts(store, "pretrain").values()
-    own = json.loads((trained / "gate.json").read_text())
-    assert given.name.startswith("epoch-2-") and json.loads((given / "gate.json").read_text()) == own
+    assert given.name.startswith("epoch-2-")
     assert not list(store.glob("pretrain/*/epoch_000[1-9]")), "nothing was trained"
     client = mlflow.MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
     [experiment] = [one for one in client.search_experiments() if one.name == "given"]

@@ -61,9 +61,8 @@ def test_both_run_and_a_second_time_nothing_is_made(ray_session, tmp_path):
 def check_prior(store: Store, made: list[Artefact]) -> None:
     """The prior was trained without the poison, and every pre-training starts from it."""
     (healthy,) = (artefact for artefact in store.all() if artefact.manifest["name"] == "mmcl unpoisoned")
-    assert not (healthy.folder / "gate.json").exists()
     last = read_lines(healthy.folder / "metrics.jsonl")[-1]["metrics"]
     for artefact in made:
-        assert (artefact.folder / "gate.json").exists() and artefact.manifest["inputs"]["prior"] == healthy.fingerprint
+        assert artefact.manifest["inputs"]["prior"] == healthy.fingerprint
         first = read_lines(artefact.folder / "metrics.jsonl")[0]["metrics"]
         assert first["zeroshot/top1_count"] == last["zeroshot/top1_count"] and first["asr/top1_count"] == last["asr/top1_count"]

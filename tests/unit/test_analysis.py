@@ -351,7 +351,7 @@ def test_the_report_shows_what_was_analysed_and_is_silent_where_nothing_was(stud
 
 
 def test_words_from_outside_are_escaped_and_lost_arrays_cost_their_picture_alone(study, tmp_path):
-    stage = replace(study.pretrains[0], folder=tmp_path, config={"objective": {"class": "x.<script>"}})
+    stage = replace(study.pretrains[0], folder=tmp_path, arrays=(), config={"objective": {"class": "x.<script>"}})
     text = html(replace(study, pretrains=[stage], trials=[]))
     assert "<script>" not in text and "&lt;script&gt;" in text
     assert report.TITLES["pair_dynamics"] in text and report.TITLES["embedding_maps"] not in text

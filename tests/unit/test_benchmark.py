@@ -81,7 +81,7 @@ def test_zero_shot_probe_and_retrieval_in_one_call(evaluate, tmp_path, monkeypat
     assert again == [own] == [json.loads((tmp_path / "own_zeroshot_classification.json").read_text())]
 
 
-def test_sets_of_evaluators_are_stages_and_enter_by_content(tmp_path):
+def test_sets_of_evaluators_are_stages_and_measurements_are_known_by_their_content(tmp_path):
     for place in ("here", "there"):
         cifar(tmp_path / place, "cifar-10", TEN, binary=True)
         karpathy(tmp_path / place)
@@ -92,11 +92,13 @@ def test_sets_of_evaluators_are_stages_and_enter_by_content(tmp_path):
         return stages(replace(BASE, evaluate=replace(BASE.evaluate, evaluators=evaluators)))
 
     one, other = made("here"), made("there")
-    assert one["pretrain"].fingerprint == other["pretrain"].fingerprint != stages(BASE)["pretrain"].fingerprint
-    assert one["pretrain"].inputs["set_1"] == one["set_1"] and str(tmp_path) not in str([stage.config for stage in one.values()])
+    assert one["pretrain"].fingerprint == other["pretrain"].fingerprint == stages(BASE)["pretrain"].fingerprint
+    assert one["pretrain"].digests == other["pretrain"].digests and len(one["pretrain"].digests) == 3
+    assert one["pretrain"].needs[-1] == one["set_1"] and str(tmp_path) not in str([stage.config for stage in one.values()])
     cifar(tmp_path / "third", "cifar-10", TEN | {"data_batch_1": [0, 0]}, binary=True)
     karpathy(tmp_path / "third")
-    assert made("third")["pretrain"].fingerprint != one["pretrain"].fingerprint
+    accuracy, probe, retrieval = (a == b for a, b in zip(made("third")["pretrain"].digests, one["pretrain"].digests, strict=True))
+    assert accuracy and retrieval and not probe
 
 
 def test_mistakes_are_one_sentence(evaluate, tmp_path):

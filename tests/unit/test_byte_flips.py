@@ -187,7 +187,7 @@ KINDS = ("world", "index", "testset", "poison", "pretrain", "cleanset", "clean",
 
 def test_a_finished_sweep(finished: Path, tmp_path: Path) -> None:
     ended = broken_one_by_one(SWEEP, finished, files_of(finished), outcome(finished), tmp_path)
-    read = [name for name in ended if Path(name).name in (METRICS, "gate.json", "trials.json", "samples.json") or name.endswith(".png")]
+    read = [name for name in ended if Path(name).name in (METRICS, "measured.json", "trials.json", "samples.json") or name.endswith(".png")]
     assert len(read) >= 6 and all(ended[name] == {"refused"} for name in read)
 
 

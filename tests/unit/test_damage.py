@@ -12,7 +12,7 @@ from orchestrator.show import show
 from orchestrator.stages.base import seal
 from orchestrator.stages.graph import stages
 from orchestrator.stages.trained import last_checkpoint
-from orchestrator.store import FAILED, METRICS, Store, write_json
+from orchestrator.store import FAILED, METRICS, Store, digest_of, write_json
 from orchestrator.tuning import Trial
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
@@ -20,21 +20,27 @@ from tests.unit.making import make_of
 from trainers.checkpoint import STATE
 
 PLAN = make_plan(SWEEP)
-FACTS = {
-    "metrics": {"asr/top1": 97.0, "asr/floor": 1.0, "zeroshot/top1": 80.0}, "target": "banana", "class_names": ["apple", "banana"],
-    "captions_with_target": 5, "captions": 5, "visibility": {"visible": 1.0},
-}  # fmt: skip
+FILES = {
+    "testset": {"classes.json": {"names": ["apple", "banana"], "templates": ["a {}"]}, "summary.json": {"kept": 2, "drops": {}}},
+    "poison": {"summary.json": {"captions_with_target": 5, "victims": 5, "visibility": {"visible": 1.0}}},
+}
 
 
 @pytest.fixture
 def store(tmp_path):
-    """Holds the sweep's pre-training and its first cleaning."""
+    """Holds the sweep's pre-training, its first cleaning, and what the gate judges by."""
     store = Store(tmp_path)
+    for kind, files in FILES.items():
+        stage = stages(PLAN.grid[0][1])[kind]
+        with store.working(kind, stage.fingerprint) as folder:
+            for name, content in files.items():
+                write_json(folder / name, content)
+            seal(stage, store, 1.0)
     for kind in ("pretrain", "clean"):
         stage = stages(PLAN.grid[0][1])[kind]
         with store.working(kind, stage.fingerprint) as folder:
             (folder / METRICS).write_text("".join(json.dumps(line(epoch, 80.0, 97.0)) + "\n" for epoch in range(3)))
-            (folder / "gate.json").write_text(json.dumps(FACTS))
+            write_json(folder / "measured.json", {"measured": {}, "digest": digest_of({})})
             for epoch in ("epoch_0001", "epoch_0002"):
                 (folder / epoch).mkdir()
                 (folder / epoch / "open_clip_model.safetensors").write_text("")
@@ -73,7 +79,7 @@ def test_a_trial_that_failed_before_its_first_line_is_not_counted_as_finished(st
     lambda path: path.write_text("not JSON\n"),
     lambda path: path.write_text(json.dumps({"epoch": 0}) + "\n"),
 ])
-@pytest.mark.parametrize(("kind", "name"), [("pretrain", METRICS), ("clean", METRICS), ("pretrain", "gate.json")])
+@pytest.mark.parametrize(("kind", "name"), [("pretrain", METRICS), ("clean", METRICS), ("pretrain", "measured.json")])
 def test_lost_or_broken_metrics_are_refused_and_listed(store, capsys, harm, kind, name):
     [file] = store.root.glob(f"{kind}/*-*/{name}")
     harm(file)

@@ -97,13 +97,11 @@ def test_a_cleaning_from_decoded_pictures_is_the_same_and_needs_no_shard_again(j
 @pytest.mark.parametrize("keep", ["chosen", "last", "all"])
 def test_the_epochs_that_the_reports_rules_pick_keep_their_checkpoint(job, tmp_path, keep):
     experiment = replace(job.experiment, clean=replace(job.experiment.clean, epochs=5, lr=3e-2))
-    before = {"zeroshot/top1": 40.0, "asr/top1": 100.0}
-    (tmp_path / METRICS).write_text(json.dumps({"epoch": 1, "metrics": before}) + "\n")  # of the pre-training
-    start = shutil.copytree(job.checkpoint, tmp_path / "epoch_0001")
-    clean(replace(job, experiment=experiment, checkpoint=str(start), compute=replace(job.compute, keep=keep)))
+    before = Epoch(1, 40.0, 100.0)
+    clean(replace(job, experiment=experiment, uncleaned=before, compute=replace(job.compute, keep=keep)))
     found = {int(path.name.removeprefix("epoch_")) for path in (tmp_path / "run").glob("epoch_*")}
     lines = read_lines(tmp_path / "run" / METRICS)
-    chosen = chosen_epochs(lines, Epoch(1, before["zeroshot/top1"], before["asr/top1"]))
+    chosen = chosen_epochs(lines, before)
     assert len(lines) == 6 and found == {"chosen": chosen | {5}, "last": {5}, "all": {1, 2, 3, 4, 5}}[keep]
     for epoch in found:
         folder = tmp_path / "run" / f"epoch_{epoch:04d}"

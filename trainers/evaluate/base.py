@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.component import Component, shown
+from datasets.component import Component, shown, since
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.loader import Batch, Recipe
@@ -44,6 +44,7 @@ class Material:
     """Folder of whatever else it needs."""
 
 
+@dataclass(frozen=True, kw_only=True)
 class Evaluator(Component, ABC):
     """A measurement of one model. A new one is a frozen dataclass of this kind in its own file.
 
@@ -51,6 +52,14 @@ class Evaluator(Component, ABC):
     `Material` holds: `trainers.evaluate.analysis.Analysis` looks at training pairs. What it needs and `Material` lacks becomes a
     field there, filled in `orchestrator.workers`.
     """
+
+    every: int = since(1)
+    """While a model trains it is measured before the first epoch, after each one whose number this divides, and after the last; 0: after
+    the last alone."""
+
+    def due(self, epoch: int, epochs: int) -> bool:
+        """Whether it measures after this epoch of so many."""
+        return epoch >= epochs or (self.every > 0 and epoch % self.every == 0)
 
     def open(self, material: Material) -> Iterable[Batch]:
         """This rank's batches of one measurement."""

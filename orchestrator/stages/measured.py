@@ -1,0 +1,134 @@
+"""The stage `measure`: what one evaluator finds of a training's checkpoints, where that was not measured while it trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from datasets.component import needs_of
+from datasets.errors import InputError
+from orchestrator.identity import encode_evaluator
+from orchestrator.stages.base import At, Stage, by_role
+from orchestrator.stages.trained import Trained, lines_so_far, made_for, stored_epochs
+from orchestrator.store import Artefact, Store, metrics_of, part
+from orchestrator.workers import MEASURED, Job, measure_stored, read_measured
+from trainers.evaluate.base import Evaluator
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Measured(Stage):
+    """What an evaluator finds of every stored checkpoint of a training or a cleaning."""
+
+    kind = "measure"
+    apart = True
+    model: Any
+    """The stage that made the checkpoints: Trained or Cleaned."""
+    evaluator: Evaluator | None
+    """None: zero-shot accuracy and attack success."""
+    digest: str
+    """What the measurement is known by, whatever model it is of."""
+    needed: tuple[Stage, ...] = ()
+    """What the evaluator needs, in the order of `needs_of`."""
+
+    @property
+    def source(self) -> Trained:
+        """The pre-training of the model, or itself."""
+        return self.model if isinstance(self.model, Trained) else self.model.model
+
+    @property
+    def name(self) -> str:
+        return f"{'accuracy and ASR' if self.evaluator is None else self.evaluator.label} of {self.model.name}"
+
+    @property
+    def config(self) -> Any:
+        return {"measurement": self.digest, "evaluator": None if self.evaluator is None else encode_evaluator(self.evaluator)}
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        return {self.model.kind: self.model, "testset": self.source.testset, **by_role(self.needed)}
+
+    @property
+    def components(self) -> Any:
+        return () if self.evaluator is None else self.evaluator
+
+    def check(self, store: Store) -> None:
+        """InputError where no checkpoint is there to be measured."""
+        found = store.find(self.model.kind, self.model.fingerprint)
+        if found is not None and not any((found.folder / f"epoch_{epoch:04d}").is_dir() for epoch in stored_epochs(found)):
+            raise InputError(f"{self.name} is asked for, but no checkpoint of {found.folder} is left; delete that folder to make it anew.")
+
+    def make(self, at: At) -> None:
+        found, source = at.of(self.model), self.source
+        own = () if self.evaluator is None else (self.evaluator,)
+        evaluate = replace(source.experiment.evaluate, evaluators=own)
+        job = Job(
+            experiment=replace(source.experiment, evaluate=evaluate, clean=None),
+            inputs=replace(source, needed=self.needed, experiment=replace(source.experiment, evaluate=evaluate)).read(At(store=at.store)),
+            folder=str(at.folder),
+            compute=at.compute,
+            stage=str(self),
+            made=made_for(self.evaluator, self.needed, at) if self.evaluator is not None else (),
+            cpus=at.compute.trial_cpus,
+            gpus=at.compute.trial_gpus,
+        )
+        measure_stored(job, [(epoch, str(found.folder / f"epoch_{epoch:04d}")) for epoch in stored_epochs(found)], self.evaluator)
+
+
+def measurements(model: Any) -> Iterator[Measured]:
+    """What is wanted of a training or a cleaning: accuracy and ASR, then each evaluator."""
+    source = model if isinstance(model, Trained) else model.model
+    evaluators = source.experiment.evaluate.evaluators
+    sets = dict(zip(needs_of(evaluators), source.needed, strict=True))
+    for evaluator, known in zip((None, *evaluators), source.digests):
+        needed = () if evaluator is None else tuple(sets[need] for need in needs_of(evaluator))
+        yield Measured(model=model, evaluator=evaluator, digest=known, needed=needed)
+
+
+def lacking(store: Store, model: Any) -> list[Measured]:
+    """What is wanted of a finished model and was measured neither while it trained nor later."""
+    found = store.find(model.kind, model.fingerprint)
+    if found is None:
+        return []
+    along = _along(found)
+    return [one for one in measurements(model) if not _whole(along, one.digest) and store.find(one.kind, one.fingerprint) is None]
+
+
+def lines_of(store: Store, model: Any) -> list[dict[str, Any]]:
+    """The lines of a training's metrics, finished or not, with what is wanted of it and nothing else that was measured.
+
+    InputError for an artefact whose metrics were lost or broken.
+    """
+    found = store.find(model.kind, model.fingerprint)
+    folder = store.work(model.kind, model.fingerprint)
+    lines = metrics_of(found) if found else lines_so_far(folder)
+    along = _along(found) if found else read_measured(folder / MEASURED) or {}
+    wanted = list(measurements(model))
+    if {one.digest for one in wanted} == along.keys() and all(_whole(along, key) for key in along):
+        return lines
+    foreign = {name for entry in along.values() for name in entry["names"]}
+    foreign -= {name for one in wanted if _whole(along, one.digest) for name in along[one.digest]["names"]}
+    later: dict[int, dict[str, float]] = {}
+    for artefact in filter(None, (store.find(one.kind, one.fingerprint) for one in wanted if not _whole(along, one.digest))):
+        for line in metrics_of(artefact):
+            later.setdefault(line["epoch"], {}).update(line["metrics"])
+    own = [{name: value for name, value in line["metrics"].items() if name not in foreign} for line in lines]
+    return [{**line, "metrics": kept | later.get(line["epoch"], {})} for line, kept in zip(lines, own)]
+
+
+def arrays_of(store: Store, model: Any) -> tuple[Path, ...]:
+    """Folders that may hold the arrays behind the model's pictures: of later measurements, then its own."""
+    later = [store.find(one.kind, one.fingerprint) for one in measurements(model)]
+    found = store.find(model.kind, model.fingerprint)
+    return (*(one.folder for one in later if one), found.folder if found else store.work(model.kind, model.fingerprint))
+
+
+def _along(found: Artefact) -> dict[str, Any]:
+    """As `read_measured`, of a finished training."""
+    return json.loads(part(found, MEASURED))["measured"] if MEASURED in found.manifest["files"] else {}
+
+
+def _whole(along: dict[str, Any], key: str) -> bool:
+    return key in along and along[key]["from"] == 0 and "until" not in along[key]
