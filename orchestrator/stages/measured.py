@@ -9,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 from datasets.component import needs_of
-from datasets.errors import InputError
 from orchestrator.identity import encode_evaluator
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.trained import Trained, lines_so_far, made_for, stored_epochs
@@ -53,12 +52,6 @@ class Measured(Stage):
     @property
     def components(self) -> Any:
         return () if self.evaluator is None else self.evaluator
-
-    def check(self, store: Store) -> None:
-        """InputError where no checkpoint is there to be measured."""
-        found = store.find(self.model.kind, self.model.fingerprint)
-        if found is not None and not any((found.folder / f"epoch_{epoch:04d}").is_dir() for epoch in stored_epochs(found)):
-            raise InputError(f"{self.name} is asked for, but no checkpoint of {found.folder} is left; delete that folder to make it anew.")
 
     def make(self, at: At) -> None:
         found, source = at.of(self.model), self.source

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -108,7 +109,12 @@ def test_what_others_measured_is_not_taken_for_what_is_wanted(finished: Path) ->
     assert [one.name for one in measurements(stage)] == ["accuracy and ASR of mmcl"]
 
 
-def test_a_checkpoint_that_is_gone_and_a_sweep_over_measurements_are_told(finished: Path) -> None:
+def test_a_checkpoint_that_is_gone_and_a_sweep_over_measurements_are_told(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "store")
+    [model] = artefacts(tmp_path / "store", "pretrain").values()
+    shutil.rmtree(model / "epoch_0001")
+    code, said, _ = run_here(with_evaluators(Norm(power=3.0)), tmp_path / "store")
+    assert code == 2 and str(model / "epoch_0001") in said and "missing" in said
     with pytest.raises(InputError, match="space evaluate.seed: a measurement is no part of a training"):
         check_measurements(make_plan(replace(SMALL, space={"evaluate.seed": {"grid_search": [0, 1]}})))
     both = {"evaluate.seed": {"grid_search": [0]}, "pretrain.seed": {"grid_search": [0, 1]}}
