@@ -219,6 +219,7 @@ class EvalSet(Component):
         return Source(urls=os.path.join(root, self.split), format="webdataset", verify=self.verify)
 
     def prompts(self) -> str | tuple[str, ...]:
+        """`templates`, or for `auto` those of the set's own file, of its name, or openai: as `datasets.classes.templates` takes them."""
         file = Path(self._folder()) / "zeroshot_classification_templates.txt"
         if self.templates == "auto":
             return tuple(read_list(file)) if file.exists() else self.name if self.name in PROMPTS else "openai"

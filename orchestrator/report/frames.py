@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets.errors import InputError
-from orchestrator.outcome import StageResult, Study, TrialResult
+from orchestrator.outcome import Study, TrialResult
 from orchestrator.report import points as measured
 from orchestrator.report.names import flatten, hyperparameters
 from trainers.evaluate.choice import RULE, Epoch
@@ -54,9 +54,8 @@ def points(study: Study) -> pandas.DataFrame:
         config |= {path: _leaf(value) for path, value in hyperparameters(trial).items()} if trial else {}
         start = measured.start_of(study, source, trial) if trial else None
         found = {point.epoch: point for point in measured.points_of(stage)}
-        results = {point.epoch for point in measured.cleaned_points(trial)} if trial else set()
         for epoch, line in sorted({line["epoch"]: line for line in stage.metrics}.items()):
-            own = {"role": _role(stage, epoch, results), "epoch": epoch, "step": line.get("step"), "seconds": line.get("seconds")}
+            own = {"role": measured.role_of(stage, epoch), "epoch": epoch, "step": line.get("step"), "seconds": line.get("seconds")}
             point = found.get(epoch)
             if point is not None:
                 own |= {"checkpoint": measured.checkpoint_of(study, point), "accuracy": point.accuracy, "asr": point.asr}
@@ -75,7 +74,7 @@ def choose(frame: pandas.DataFrame, rule: str = "acc_at_asr_le_5", by: Sequence[
         raise InputError(f"rule is {rule!r}; accepted: {', '.join(RULE)}.")
     frame, picked = frame.reset_index(drop=True), []
     for _, group in _results(frame).groupby(list(by), sort=False, dropna=False):
-        models = [Epoch(int(row.epoch), row.accuracy, row.asr, row.fingerprint) for row in group.itertuples()]
+        models = _models(group)
         start = Epoch(0, float(group["start_accuracy"].iloc[0]), float(group["start_asr"].iloc[0]))
         choice = RULE[rule].choose(models, start)
         picked += [] if choice is None else [group.index[models.index(choice)]]
@@ -87,11 +86,8 @@ def front(frame: pandas.DataFrame, by: Sequence[str] = ("pretraining", "pretrain
     """The rows of each group that no other beats (none is at least as accurate at no higher ASR), from the lowest ASR up."""
     frame, kept = frame.reset_index(drop=True), []
     for _, group in _results(frame).groupby(list(by), sort=False, dropna=False):
-        best = -math.inf
-        for index, row in group.sort_values(["asr", "accuracy", "epoch", "fingerprint"], ascending=[True, False, True, True]).iterrows():
-            if row["accuracy"] > best:
-                best = row["accuracy"]
-                kept.append(index)
+        models = _models(group)
+        kept += [group.index[models.index(point)] for point in measured.front(models)]
     return frame.loc[kept]
 
 
@@ -116,10 +112,9 @@ def _results(frame: pandas.DataFrame) -> pandas.DataFrame:
     return frame[(frame["role"] == "result") & frame["accuracy"].notna() & frame["asr"].notna()]
 
 
-def _role(stage: StageResult, epoch: int, results: set[int]) -> str:
-    if not isinstance(stage, TrialResult):
-        return "training"
-    return "before" if epoch == 0 else "result" if epoch in results else "training"
+def _models(group: pandas.DataFrame) -> list[Epoch]:
+    """The rows as the report's rules and fronts take them."""
+    return [Epoch(int(row.epoch), row.accuracy, row.asr, row.fingerprint) for row in group.itertuples()]
 
 
 def _bounds(point: measured.Point) -> dict[str, float]:

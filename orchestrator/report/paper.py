@@ -13,11 +13,11 @@ from orchestrator.outcome import Study
 from orchestrator.report.names import signed
 from orchestrator.report.points import ACCURACY, ASR, Panel, Point, mean_interval, panels, starts_of
 from orchestrator.report.selection import Choice, Row, table
+from orchestrator.report.tables import SHORT
 from trainers.evaluate.choice import RULE, Rule
 
-FORMATS = ("md", "latex", "csv")
-USUAL = ("acc_at_asr_le_5", "acc_at_asr_le_10", "asr_at_1pt_loss", "blind")
-"""Rules of the table where none is named."""
+USUAL = tuple(SHORT)
+"""Rules of the table where none is named: those of the summary on the terminal."""
 LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "≤": r"$\le$", "±": r"$\pm$", "↑": r"$\uparrow$",
          "↓": r"$\downarrow$", "−": "$-$", "–": "--", "★": r"$\star$", "λ": r"$\lambda$"}  # fmt: skip
@@ -100,7 +100,7 @@ def _over(values: Sequence[float], points: Sequence[Point], metric: str) -> tupl
 
 
 def as_text(study: Study, form: str, rules: Sequence[str] = ()) -> str:
-    """The table in one of FORMATS. In Markdown and LaTeX the best of each pre-training and rule is bold."""
+    """The table as `form`: md | latex | csv. In Markdown and LaTeX the best of each pre-training and rule is bold."""
     found = lines(study, rules)
     return {"csv": _csv, "md": _markdown, "latex": _latex}[form](found)
 

@@ -25,7 +25,7 @@ from orchestrator.report.published import Cleaned, Start
 from trainers.checkpoint import epoch_folder
 from trainers.evaluate.choice import ACCURACY as ACCURACY
 from trainers.evaluate.choice import ASR as ASR
-from trainers.evaluate.choice import measured, results
+from trainers.evaluate.choice import M, measured, results
 from trainers.evaluate.choice import start_of as epoch_to_start_from
 from trainers.model import WEIGHTS
 
@@ -199,10 +199,17 @@ def plans_cleaning(study: Study) -> bool:
     return bool(study.trials) or not isinstance(base, dict) or base.get("clean") is not None
 
 
-def front(points: Sequence[Point]) -> list[Point]:
+def role_of(stage: StageResult, epoch: int) -> str:
+    """What an epoch is of its stage: before | training | result; only results are chosen from."""
+    if not isinstance(stage, TrialResult):
+        return "training"
+    return "before" if epoch == 0 else "result" if any(point.epoch == epoch for point in cleaned_points(stage)) else "training"
+
+
+def front(points: Sequence[M]) -> list[M]:
     """The points that no other beats: none is at least as accurate at no higher ASR. From the lowest ASR up."""
-    kept: list[Point] = []
-    for point in sorted(points, key=lambda p: (p.asr, -p.accuracy, p.epoch, p.stage.fingerprint)):
+    kept: list[M] = []
+    for point in sorted(points, key=lambda p: (p.asr, -p.accuracy, p.epoch, p.trial)):
         if not kept or point.accuracy > kept[-1].accuracy:
             kept.append(point)
     return kept

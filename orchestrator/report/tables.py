@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.failures import SAID
-from orchestrator.outcome import StageResult, Study, TrialResult
+from orchestrator.outcome import Study, TrialResult
 from orchestrator.report.cautions import warnings
 from orchestrator.report.kinds import names
 from orchestrator.report.names import (
@@ -27,12 +27,12 @@ from orchestrator.report.points import (
     ASR,
     Point,
     checkpoint_of,
-    cleaned_points,
     mean_interval,
     methods_of,
     panels,
     plans_cleaning,
     points_of,
+    role_of,
     starts_of,
 )
 from orchestrator.report.selection import RULES, Choice, Row, fronts, table
@@ -85,7 +85,7 @@ def points_csv(study: Study) -> str:
                     stage.status,
                     *(_cell(tried.get(path)) for path in paths),
                     point.epoch,
-                    _role(stage, point),
+                    role_of(stage, point.epoch),
                     *_measured(point, ACCURACY),
                     *_measured(point, ASR),
                     _cell(seconds.get(point.epoch)),
@@ -93,13 +93,6 @@ def points_csv(study: Study) -> str:
                 ]
             )
     return buffer.getvalue()
-
-
-def _role(stage: StageResult, point: Point) -> str:
-    """What a point is of its stage: before | training | result; only results are chosen from."""
-    if not isinstance(stage, TrialResult):
-        return "training"
-    return "before" if point.epoch == 0 else "result" if point in cleaned_points(stage) else "training"
 
 
 NOT_KEPT = "not kept; --keep all keeps every epoch"

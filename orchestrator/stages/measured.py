@@ -14,6 +14,7 @@ from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.trained import Trained, lines_so_far, made_for, stored_epochs
 from orchestrator.store import Artefact, Store, metrics_of, part
 from orchestrator.workers import MEASURED, Job, measure_stored, read_measured
+from trainers.checkpoint import epoch_folder
 from trainers.evaluate.base import Evaluator
 
 
@@ -67,7 +68,7 @@ class Measured(Stage):
             cpus=at.compute.trial_cpus,
             gpus=at.compute.trial_gpus,
         )
-        measure_stored(job, [(epoch, str(found.folder / f"epoch_{epoch:04d}")) for epoch in stored_epochs(found)], self.evaluator)
+        measure_stored(job, [(epoch, str(epoch_folder(found.folder, epoch))) for epoch in stored_epochs(found)], self.evaluator)
 
 
 def measurements(model: Any) -> Iterator[Measured]:
@@ -113,7 +114,7 @@ def lines_of(store: Store, model: Any) -> list[dict[str, Any]]:
 
 def arrays_of(store: Store, model: Any) -> tuple[Path, ...]:
     """Folders that may hold the arrays behind the model's pictures: of later measurements, then its own."""
-    later = [store.find(one.kind, one.fingerprint) for one in measurements(model)]
+    later = [store.find(one.kind, one.fingerprint) for one in measurements(model) if one.evaluator is not None]  # the first gives none
     found = store.find(model.kind, model.fingerprint)
     return (*(one.folder for one in later if one), found.folder if found else store.work(model.kind, model.fingerprint))
 
