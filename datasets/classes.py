@@ -59,7 +59,8 @@ def templates(which: str | Sequence[str]) -> tuple[str, ...]:
 def known_prompts(which: str) -> None:
     """InputError unless `templates` knows the name; nothing heavy is imported."""
     if which not in ("openai", "simple", *PROMPTS):
-        raise InputError(f"poison.prompts is {which!r}; accepted are auto, openai, simple, {', '.join(PROMPTS)}, or a list of texts with {{}}.")
+        names = ", ".join(("auto", "openai", "simple", *PROMPTS))
+        raise InputError(f"poison.prompts is {which!r}; accepted are {names}, or a list of texts with {{}}.")
 
 
 def fill(template: str, name: str) -> str:
