@@ -17,6 +17,8 @@ export OMP_NUM_THREADS ?= 1
 export MKL_NUM_THREADS ?= 1
 export OPENBLAS_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
+# Dozens of processes import the same modules: their bytecode is kept.
+export PYTHONDONTWRITEBYTECODE :=
 # Nothing is sent anywhere.
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true

@@ -113,6 +113,7 @@ def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[f
                 ray.init(**options, _node_ip_address=LOOPBACK, dashboard_host=LOOPBACK)
             for left in failed:  # once more: an agent that outlived its raylet may have written there
                 shutil.rmtree(left, ignore_errors=True)
+            _RUNNING[:] = [_session(folder, began)]
             return
         except BaseException as error:
             with contextlib.suppress(Exception):  # of what is half there; the rest is killed
@@ -304,23 +305,29 @@ _BEFORE: set[psutil.Process] = set()
 """The children that this process had before it started Ray."""
 
 
+_RUNNING: list[Path | None] = []
+"""The session of the Ray that this process started last."""
+
+
 def stop_started(session: Path | None = None) -> None:
     """Kill all that Ray started on this machine for this process, and wait for its end.
 
-    `session`: what works in this folder too, for a raylet that died leaves its agents to the system.
+    `session`: what works in this folder too, for a raylet that died leaves its workers and agents to the system;
+    without it that of the Ray that runs.
     """
+    session = session or next(iter(_RUNNING), None)
     for _ in range(3):  # what they start meanwhile too
         processes = _children() - _BEFORE
         if session is not None:
-            processes |= {one for one in psutil.process_iter() if any(str(session) in word for word in _command(one))}
+            processes |= {one for one in psutil.process_iter() if one.pid != os.getpid() and _works_in(one, str(session))}
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(processes, timeout=10)
 
 
-def _command(process: psutil.Process) -> list[str]:
-    try:
-        return list(process.cmdline())
-    except psutil.Error:  # it ended, or is another user's
-        return []
+def _works_in(process: psutil.Process, session: str) -> bool:
+    """Whether a server names the session in its command, or a worker, which has another command by then, writes its log there."""
+    with contextlib.suppress(psutil.Error):  # it ended, or is another user's
+        return any(session in word for word in process.cmdline()) or any(session in file.path for file in process.open_files())
+    return False

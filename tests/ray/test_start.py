@@ -108,7 +108,7 @@ def test_a_raylet_that_dies_under_a_run_is_told_in_a_sentence() -> None:
     assert process.returncode == 1, output
     [line] = output.splitlines()
     assert line.startswith("ENDED Ray's") and "killed" in line and "continues" in line
-    assert not any(child.is_running() and child.status() != psutil.STATUS_ZOMBIE for child in children), "nothing of it is left"
+    assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], "nothing of it is left"
 
 
 def test_a_run_whose_gcs_dies_ends_with_a_sentence_and_leaves_no_scratch(tiny_store: Path, tmp_path: Path) -> None:
