@@ -81,7 +81,7 @@ class Component(NamedFields):
 
     def needs(self) -> "tuple[Component, ...]":
         """What must be made before it runs, each a stage of its own: a further test set, the labels of the cleaning pictures, or
-        whatever a kind of stage says that it `serves`. It finds the folder of each in `Material.made` or `CleaningRun.made`."""
+        whatever a kind of stage says that it `serves`. It finds the folder of each in `Material.made` or `Run.made`."""
         return ()
 
     @property

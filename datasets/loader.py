@@ -147,11 +147,15 @@ class StepFeed:
         self.pairs, self.recipe = pairs, recipe
         self.batch_size, self.steps = batch_size, steps
         self.rank, self.world = rank, world
+        self.order: np.ndarray | None = None
         self.share(0)
 
     def share(self, step: int) -> tuple[int, np.ndarray]:
         """(epoch, int64 [batch_size // world]): this rank's positions of a global step."""
         epoch, positions = step_positions(len(self.pairs), self.batch_size, self.recipe.seed, step)
+        if self.order is not None:
+            within = step % (len(self.pairs) // self.batch_size)
+            positions = self.order[within * self.batch_size : (within + 1) * self.batch_size]
         return epoch, rank_slice(positions, self.rank, self.world)
 
 
@@ -174,15 +178,20 @@ class LocalFeed(StepFeed):
         """The rank's batch of a global step: `make_batch` of its records, with `step` and `epoch`."""
         epoch, positions = self.share(step)
         views = None if self.decoded is None else self.decoded[positions]
-        return make_batch(self.pairs.records(positions), epoch, self.recipe, views) | {"step": step, "epoch": epoch}
+        batch = make_batch(self.pairs.records(positions), epoch, self.recipe, views)
+        return batch | {"step": step, "epoch": epoch, "number": positions}
 
-    def batches(self, start_step: int = 0) -> Iterator[Batch]:
-        """Batches of steps `start_step` … `steps` − 1, the same whatever step one starts at."""
-        if self.workers == 0 or start_step >= self.steps:
-            return ahead(self.batch, range(start_step, self.steps))
-        return self._from_workers(start_step)
+    def batches(self, start_step: int = 0, stop_step: int | None = None, order: np.ndarray | None = None) -> Iterator[Batch]:
+        """Batches of steps `start_step` … `steps` − 1, the same whatever step one starts at.
 
-    def _from_workers(self, start_step: int) -> Iterator[Batch]:
+        Or those before `stop_step`, all of one epoch, whose steps take the positions of `order`, int64, where it is given.
+        """
+        steps, self.order = range(start_step, self.steps if stop_step is None else stop_step), order
+        if self.workers == 0 or not steps:
+            return ahead(self.batch, steps)
+        return self._from_workers(steps)
+
+    def _from_workers(self, wanted: range) -> Iterator[Batch]:
         import multiprocessing
 
         from torch.utils.data import DataLoader
@@ -196,7 +205,7 @@ class LocalFeed(StepFeed):
         loader: DataLoader = DataLoader(
             steps,
             batch_size=None,
-            sampler=range(start_step, self.steps),
+            sampler=wanted,
             num_workers=self.workers,
             collate_fn=_as_is,
             multiprocessing_context=context,

@@ -61,6 +61,9 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
                 stage.check()
             else:
                 experiment.training.check_workers(compute.workers)
+    for cleaning in dict.fromkeys(experiment.clean for _, experiment in plan.grid or plan.upstream):
+        if cleaning is not None:
+            cleaning.check_workers(compute.trial_workers)
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     tracker.check()
@@ -119,7 +122,7 @@ def _make(
     """Make what is missing; `wants` hears what the cluster must have for it."""
     cluster.require_resources(compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, "pre-training")
     if plan.sweep.base.clean is not None:
-        cluster.require_resources(compute.trial_cpus, compute.trial_gpus, "a trial")
+        cluster.require_resources(compute.trial_workers * compute.trial_cpus, compute.trial_workers * compute.trial_gpus, "a trial")
     if cluster.has_gpu() and not (compute.gpus_per_worker or compute.trial_gpus):
         say("NOTE the cluster has GPUs and none is asked for: see --gpus-per-worker and --trial-gpus.")
     at = At(store=store, compute=compute, say=say)
@@ -141,7 +144,7 @@ def _make(
         models.discard(pretrain)  # a defence is judged on models whose attack took
     if plan.sweep.base.clean is None or not models:
         return [], failures
-    wants(Wanted("a trial", 1, compute.trial_cpus, compute.trial_gpus))
+    wants(Wanted("a trial", compute.trial_workers, compute.trial_cpus, compute.trial_gpus))
     trials = clean_sweep(plan, models, at)
     cleaned = [stages(trial_experiment(plan.sweep, trial.overrides))["clean"] for trial in trials if trial.status == "finished"]
     measure_all([one for stage in dict.fromkeys(cleaned) for one in lacking(store, stage)], at)

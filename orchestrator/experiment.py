@@ -10,11 +10,11 @@ from datasets.retrieval import RetrievalSet
 from datasets.synthetic import World
 from orchestrator.identity import clean_pairs
 from orchestrator.spec import Experiment, Given, Pretrain
-from trainers.cleaning.pseudo_labels import PseudoLabels
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.linear_probe import LinearProbe
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import ZeroShotASR
+from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
 ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval)

@@ -17,8 +17,8 @@ from orchestrator.fingerprint import encode, fingerprint
 from orchestrator.manifest import checked
 from orchestrator.spec import Clean
 from orchestrator.store import sha256
-from trainers.cleaning.pseudo_labels import PseudoLabels
 from trainers.evaluate.base import Evaluator
+from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 from trainers.weights import files_read
 

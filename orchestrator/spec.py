@@ -8,15 +8,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from datasets.component import NEUTRAL, Component, NamedFields, check_fields, since
+from datasets.component import NEUTRAL, Component, NamedFields, check_fields, needs_of, since
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.poison import Poison
 from datasets.source import Source
 from datasets.synthetic import World
 from datasets.view import Views
-from trainers.cleaning.base import CleaningMethod
 from trainers.evaluate.base import Evaluator
+from trainers.methods.base import Method
 from trainers.model import Model, TinyCLIP
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
@@ -47,7 +47,17 @@ class Pretrain(Training):
     """Pre-training on the poisoned pairs."""
 
     model: Model | TinyCLIP
-    objective: Objective
+    objective: Objective | Method
+    """A loss that is trained with from the first step to the last, or a method with phases of its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        needed = needs_of(self.objective)
+        if needed:
+            raise InputError(
+                f"pretrain.objective is {type(self.objective).__name__}, which needs {type(needed[0]).__name__} to be made of a cleaning "
+                "set: it cleans, and a pre-training has no cleaning set."
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +87,7 @@ class Given(Component):
 class Clean(Training):
     """Cleaning the pre-trained model on pairs that hold no victim."""
 
-    method: CleaningMethod
+    method: Method
     pairs: int
     """Size of the cleaning set."""
     choice: str = "random"
@@ -165,7 +175,10 @@ class Compute(NamedFields):
     """Reading processes of each worker with the local feed; 0 reads in the worker itself."""
     feed_cpus: int = 1
     """Concurrent decoding tasks of each worker with the Ray feed."""
+    trial_workers: int = 1
+    """Ranks of a cleaning; more than one are workers of Ray Train."""
     trial_cpus: float = 1.0
+    """Of each of a trial's ranks, as `trial_gpus`."""
     trial_gpus: float = 0.0
     """May be a fraction: 0.25 packs four trials on a GPU."""
     max_concurrent_trials: int = 0
@@ -187,17 +200,19 @@ class Compute(NamedFields):
             if getattr(self, name) not in accepted:
                 raise InputError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
         for name, least in (
-            ("workers", 1), ("feed_cpus", 1), ("loader_workers", 0), ("max_concurrent_trials", 0), ("retries", 0), ("num_cpus", 0),
+            ("workers", 1), ("trial_workers", 1),
+            ("feed_cpus", 1), ("loader_workers", 0), ("max_concurrent_trials", 0), ("retries", 0), ("num_cpus", 0),
             ("gpus_per_worker", 0), ("trial_gpus", 0),
         ):  # fmt: skip
             if not least <= getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
-        if self.workers > 1 and self.gpus_per_worker not in (0, int(self.gpus_per_worker)):
-            raise InputError(f"gpus_per_worker is {self.gpus_per_worker}: ranks of one training cannot share a GPU; whole numbers.")
+        for name, count in (("gpus_per_worker", self.workers), ("trial_gpus", self.trial_workers)):
+            if count > 1 and getattr(self, name) not in (0, int(getattr(self, name))):
+                raise InputError(f"{name} is {getattr(self, name)}: ranks of one training cannot share a GPU; whole numbers.")
         if self.cache not in ("auto", "off") and not self.cache.startswith("/"):
             raise InputError(f"cache is {self.cache!r}; accepted: auto, off, or the absolute path of a folder on each machine's own disk.")
         if self.trial_gpus > 1:
-            raise InputError(f"trial_gpus is {self.trial_gpus}; a trial is one process on at most one GPU.")
+            raise InputError(f"trial_gpus is {self.trial_gpus}; each rank of a trial is one process on at most one GPU.")
         for name in ("cpus_per_worker", "trial_cpus"):
             if not 0 < getattr(self, name) < float("inf"):
                 raise InputError(f"{name} is {getattr(self, name)}; it must be above 0.")

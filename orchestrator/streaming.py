@@ -250,21 +250,25 @@ class RayFeed(StepFeed):
         InputError also where the training workers leave no CPU.
         """
         super().__init__(pairs, recipe, **steps)
+        self.stop = self.steps
         self.cpus, self.prefetch = cpus, prefetch
         _require_a_cpu(self.world)
         rows = window_rows or max(WINDOW_ROWS, WINDOW_ROWS // 4 * cpus)
         self._window_steps = max(1, rows * self.world // self.batch_size)
 
-    def batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
-        """As LocalFeed.batches: `make_batch`'s dict with "step" and "epoch", from `start_step` to the last."""
+    def batches(
+        self, start_step: int = 0, stop_step: int | None = None, order: np.ndarray | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """As LocalFeed.batches: `make_batch`'s dict with "step", "epoch" and "number"."""
+        self.stop, self.order = self.steps if stop_step is None else stop_step, order
         current = following = None
         try:
-            for step in range(start_step, self.steps):
+            for step in range(start_step, self.stop):
                 place = (step - start_step) % self._window_steps
                 if place == 0:
                     current, following = following or _Window(self, step), None
                 ahead = step - place + self._window_steps
-                if following is None and ahead < self.steps and place >= self._window_steps // 2:
+                if following is None and ahead < self.stop and place >= self._window_steps // 2:
                     following = _Window(self, ahead)
                 assert current is not None
                 yield current.take(step)
@@ -274,9 +278,9 @@ class RayFeed(StepFeed):
                     window.close()
 
     def layout(self, first: int) -> tuple[list[dict], dict[int, tuple[int, np.ndarray]], float]:
-        """The window from step `first` on: (a row for each block of its plan, epoch and index rows of each step,
+        """The window from step `first` on: (a row for each block of its plan, epoch and positions of each step,
         bytes of the object store)."""
-        steps = range(first, min(first + self._window_steps, self.steps))
+        steps = range(first, min(first + self._window_steps, self.stop))
         row_bytes = self.recipe.views.size**2 * 3 * (2 if self.recipe.two_views else 1)
         share = ray.cluster_resources().get("object_store_memory", 0.0) / (3 * self.world)  # two windows, and air
         block_rows = max(1, min(BLOCK_ROWS, int(min(BLOCK_BYTES, share / 6)) // row_bytes))
@@ -286,7 +290,7 @@ class RayFeed(StepFeed):
             records = self.pairs.records(np.concatenate([positions for _, positions in group]))
             for start in range(0, len(records), block_rows):
                 items.append({"epoch": epoch, "records": to_bytes(records.slice(start, block_rows))})
-        expected = {step: (epoch, self.pairs.rows[part]) for step, (epoch, part) in zip(steps, parts)}
+        expected = dict(zip(steps, parts))
         # in the making, made, and being joined to batches; more than its share would be spilled to disk
         rows = (2 * self.cpus + 2) * block_rows + 2 * self.batch_size // self.world
         return items, expected, min(share, rows * row_bytes)
@@ -321,9 +325,10 @@ class _Window:
         if isinstance(got, BaseException):
             with plain_errors():
                 raise got
-        epoch, rows = self._expected.pop(step)
+        epoch, positions = self._expected.pop(step)
+        rows = self._feed.pairs.rows[positions]
         assert np.array_equal(got["row"], rows), f"Ray Data gave other rows than the plan's for step {step}"
-        return {**got, "step": step, "epoch": epoch}
+        return {**got, "step": step, "epoch": epoch, "number": positions}
 
     def full(self) -> bool:
         """Whether as many batches lie ready as may."""

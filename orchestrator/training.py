@@ -1,7 +1,7 @@
-"""Ray Train around `trainers.loop`: pre-training on N workers, and other stages in a process of their own."""
+"""Ray Train around `trainers.loop`: trainings on N workers, and other stages in a process of their own."""
 
 import shutil
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +12,11 @@ from orchestrator.cluster import scratch, user_error
 from orchestrator.identity import IDENTITIES
 from orchestrator.spec import Compute
 from orchestrator.stages.base import At, Stage, ensure, walk
-from orchestrator.store import FAILED, Artefact, Store, read_failure, read_json, write_json
-from orchestrator.workers import Job, pretrain
+from orchestrator.store import FAILED, METRICS, Artefact, Store, read_failure, read_json, read_lines, write_json
+from orchestrator.workers import Job
+
+FOLLOW_S = 1.0
+"""Between two looks at the lines of a training that other processes make."""
 
 
 class StageError(RuntimeError):
@@ -30,7 +33,7 @@ def train_all(wanted: Sequence[Stage], at: At) -> list[Artefact]:
     from ray.exceptions import RayError
 
     missing = {stage.fingerprint: stage for stage in wanted if at.find(stage) is None}
-    room = _room(at.compute, ray.cluster_resources())
+    room = pretrainings_at_a_time(at.compute, ray.cluster_resources())
     if len(missing) > 1 and room > 1:
         # the workers of its Ray Train hold the cores; one that is started again goes on from the last checkpoint
         task = ray.remote(num_cpus=0, max_retries=at.compute.retries)(_apart)
@@ -111,11 +114,40 @@ def _with_cores(stage: Stage, store: str, compute: Compute, known: dict[str, Any
     ensure(stage, At(store=Store(store), compute=compute, known=known))
 
 
-def _room(compute: Compute, has: dict[str, float]) -> int:
-    """How many pre-trainings a cluster of these resources can run at a time, the CPUs of their feeds counted; at least 1."""
+def pretrainings_at_a_time(compute: Compute, has: dict[str, float]) -> int:
+    """How many pre-trainings a cluster of these resources can run side by side, the CPUs of their feeds counted; at least 1."""
     cpus = compute.cpus_per_worker + (compute.feed_cpus if compute.feed == "ray" else 0)
-    needs = {"CPU": compute.workers * cpus, "GPU": compute.workers * compute.gpus_per_worker}
+    return _room(compute.workers, cpus, compute.gpus_per_worker, has)
+
+
+def trials_at_a_time(compute: Compute, has: dict[str, float]) -> int:
+    """How many trials of several processes a cluster of these resources can run side by side; at least 1."""
+    room = _room(compute.trial_workers, compute.trial_cpus, compute.trial_gpus, has)
+    return min(room, compute.max_concurrent_trials or room)
+
+
+def _room(workers: int, cpus: float, gpus: float, has: dict[str, float]) -> int:
+    needs = {"CPU": workers * cpus, "GPU": workers * gpus}
     return max(1, int(min(has.get(name, 0.0) / need for name, need in needs.items() if need) + 1e-9))
+
+
+def ensure_followed(stage: Stage, at: At) -> Artefact:
+    """As `ensure`, for a training whose own workers hold the cores: a task without any waits for it, and this process meanwhile tells
+    `at.report` of each line that is new."""
+    import ray
+
+    told = 0
+    task = ray.remote(num_cpus=0, max_retries=0)(_apart)
+    waiting = [task.remote(stage, str(at.store.root), at.compute, at.known, dict(IDENTITIES))] if at.find(stage) is None else []
+    while waiting:
+        done, waiting = ray.wait(waiting, timeout=FOLLOW_S)
+        lines = read_lines(at.store.work(stage.kind, stage.fingerprint) / METRICS)
+        for line in lines[told:] if at.report is not None else []:
+            at.report(line)  # type: ignore[misc]
+        told = max(told, len(lines))
+        for failure in [failure for one in done if (failure := ray.get(one))]:
+            raise failure
+    return ensure(stage, at)
 
 
 def _apart(
@@ -125,37 +157,36 @@ def _apart(
     IDENTITIES.update(identities)
     try:
         ensure(stage, At(store=Store(store), compute=compute, known=known))
-    except (InputError, StageError) as error:
+    except (InputError, StageError, failures.ComesAgain) as error:
         return type(error)(str(error))
     return None
 
 
-def fit_on_workers(job: Job, stage: Stage, at: At) -> None:
-    """Run the job's pre-training on Ray Train's workers; raises what made it fail."""
-    cause = _fit(job, stage, at.store, at.compute)
+def fit_on_workers(job: Job, stage: Stage, at: At, train: Callable[[Job], None], workers: int) -> None:
+    """Run the job's training on so many of Ray Train's workers; raises what made it fail."""
+    cause = _fit(job, stage, at, train, workers)
     raise_failure(stage, Path(job.folder), cause)
 
 
-def _fit(job: Job, stage: Stage, store: Store, compute: Compute) -> BaseException | None:
+def _fit(job: Job, stage: Stage, at: At, train: Callable[[Job], None], workers: int) -> BaseException | None:
     """What it failed of, as Ray Train tells it."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
-    resources: dict[str, float] = {"CPU": compute.cpus_per_worker}
-    if compute.gpus_per_worker:
-        resources["GPU"] = compute.gpus_per_worker
+    resources: dict[str, float] = {"CPU": job.cpus}
+    if job.gpus:
+        resources["GPU"] = job.gpus
+    store = at.store
     name = scratch(store.root, f"{stage.kind}-{stage.fingerprint[:12]}")
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job},
+        train_loop_config={"job": job, "train": train},
         torch_config=network.torch_config(),
-        scaling_config=ScalingConfig(
-            num_workers=compute.workers, use_gpu=compute.gpus_per_worker > 0, resources_per_worker=resources
-        ),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=job.gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(
             name=name,
             storage_path=str(store.root / "ray"),
-            failure_config=FailureConfig(max_failures=compute.retries, controller_failure_limit=1),  # type: ignore[call-arg]
+            failure_config=FailureConfig(max_failures=at.compute.retries, controller_failure_limit=1),  # type: ignore[call-arg]
         ),
     )
     cause: BaseException | None = None
@@ -195,4 +226,4 @@ def _worker(config: dict[str, Any]) -> None:
     from orchestrator.cluster import quiet
 
     quiet()
-    pretrain(config["job"])
+    config["train"](config["job"])

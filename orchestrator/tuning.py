@@ -1,4 +1,4 @@
-"""Ray Tune: the cleaning sweep. A trial is one process that makes one `clean` stage of the store.
+"""Ray Tune: the cleaning sweep. A trial makes one `clean` stage of the store, in its process or with several workers of Ray Train.
 
 What a trial made is in the store, so a sweep started again finds its finished trials there and continues the others from
 their last checkpoint. Tune decides what runs next to what; nothing of it is kept.
@@ -23,7 +23,7 @@ from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import lacking, lines_of
 from orchestrator.stages.swept import grid_values
 from orchestrator.store import FAILED, Store, read_failure, write_json
-from orchestrator.training import ensure_all
+from orchestrator.training import ensure_all, ensure_followed, trials_at_a_time
 from trainers.evaluate.choice import LIMITS, measured, most_accurate, results
 
 NUMBER = "trial"
@@ -113,18 +113,18 @@ def _tune(
     from ray import tune
 
     sweep, notes = plan.sweep, Notes(plan, context, store)
-    resources: dict[str, float] = {"cpu": compute.trial_cpus}
-    if compute.trial_gpus:
-        resources["gpu"] = compute.trial_gpus
+    resources = {"CPU": compute.trial_cpus, **({"GPU": compute.trial_gpus} if compute.trial_gpus else {})}
+    if compute.trial_workers > 1:  # its workers hold the cores; Tune takes no trial that holds nothing, so it has a byte of memory
+        resources = {"memory": 1}
     name = scratch(store.root, f"sweep-{plan.fingerprint[:12]}")
     tuner = tune.Tuner(
-        tune.with_resources(tune.with_parameters(_trial, context=context), resources),
+        tune.with_resources(tune.with_parameters(_trial, context=context), tune.PlacementGroupFactory([resources])),
         param_space=space,
         tune_config=tune.TuneConfig(
             search_alg=searcher,
             scheduler=_scheduler(sweep, notes),
             num_samples=draws,
-            max_concurrent_trials=(compute.max_concurrent_trials or None) if sweep.search == "optuna" else None,
+            max_concurrent_trials=(_at_a_time(compute) or None) if sweep.search == "optuna" else None,
             metric=sweep.metric if sweep.scheduler == "asha" else None,
             mode="max" if sweep.scheduler == "asha" else None,
             # Importing torch and open_clip costs a process more than a small trial. A trial that ASHA stops in its middle
@@ -229,7 +229,7 @@ def _trial(config: dict[str, Any], context: Context) -> None:
 
     at = At(store=store, compute=context.compute, known=context.known, report=report)
     try:
-        ensure(stage, at)
+        (ensure_followed if context.compute.trial_workers > 1 else ensure)(stage, at)
     except failures.ComesAgain:
         return  # Tune, which retries what is raised, need not know
     for one in lacking(store, stage):
@@ -264,7 +264,14 @@ def _outcome(overrides: dict[str, Any], store: Store, stage: Stage, error: Excep
 def _basic(sweep: Sweep, compute: Compute) -> Any:
     from ray.tune.search.basic_variant import BasicVariantGenerator
 
-    return BasicVariantGenerator(random_state=sweep.seed, max_concurrent=compute.max_concurrent_trials)
+    return BasicVariantGenerator(random_state=sweep.seed, max_concurrent=_at_a_time(compute))
+
+
+def _at_a_time(compute: Compute) -> int:
+    """How many trials run side by side; 0: as many as Tune finds room for, which sees no room for trials of several processes."""
+    import ray
+
+    return trials_at_a_time(compute, ray.cluster_resources()) if compute.trial_workers > 1 else compute.max_concurrent_trials
 
 
 def _optuna(space: dict[str, Any], plan: Plan, store: Store) -> tuple[list[Trial], Any]:

@@ -43,15 +43,15 @@ from orchestrator.store import (
     write_lines,
 )
 from trainers import checkpoint, distributed
-from trainers.batch import Targets
 from trainers.checkpoint import Keep
-from trainers.cleaning.base import CleaningRun
 from trainers.distributed import World
 from trainers.evaluate.base import Evaluator, Material, add_values, unchanged
 from trainers.evaluate.choice import Epoch, chosen_epochs
 from trainers.evaluate.probe import probe
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import Report, fit
+from trainers.methods.base import Method, Phase, Run
+from trainers.methods.epoch import EpochPlan
 from trainers.model import Encoder, Model
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
@@ -97,11 +97,12 @@ def pretrain(job: Job) -> None:
     """Pre-train in this process, one of `World.current().size`."""
     world = _start(job)
     with _failures(job, world):
-        spec = job.experiment.training
-        say = _note(job)
-        encoder = load_model(job.experiment, job.checkpoint, say) if job.checkpoint else spec.model.build(spec.seed, say)
-        feed = _feed(job, world, job.inputs.pairs(), spec, spec.objective.two_views)
-        fit(encoder, spec.objective, spec, feed, **_surroundings(job, world, None))
+        spec, pairs, say = job.experiment.training, job.inputs.pairs(), _note(job)
+
+        def start(say: Callable[[str], None] = aside) -> Encoder:
+            return load_model(job.experiment, job.checkpoint, say) if job.checkpoint else spec.model.build(spec.seed, say)
+
+        _by_method(job, world, spec.objective, start(say), start, pairs, _surroundings(job, world, None))
 
 
 def clean(job: Job, report: Report | None = None) -> None:
@@ -111,52 +112,86 @@ def clean(job: Job, report: Report | None = None) -> None:
         spec = job.experiment.clean
         assert spec is not None
         pairs = job.inputs.pairs(job.cleanset)
-        poison = job.experiment.poison
-        recipe = Recipe(views=job.experiment.views, trigger=poison.trigger, jpeg_quality=poison.jpeg_quality)
         views = _decoded(job, pairs, job.cleanset, _note(job))  # not for a pre-training, which may be larger than the disk
         encoder = load_model(job.experiment, job.checkpoint, _note(job))
-
-        def feed(two_views: bool) -> Any:
-            return _feed(job, world, pairs, spec, two_views, views)
-
-        folder, called, wanted = Path(job.folder), type(spec.method).__name__, signature(encoder)
         few = replace(job, compute=replace(job.compute, loader_workers=0))  # batches are not worth starting processes for
-        begun = distributed.from_main(world.main and checkpoint.newest(folder) is not None, world)
+        begun = distributed.from_main(world.main and checkpoint.newest(Path(job.folder)) is not None, world)
         before = {} if begun else probe(encoder, _feed(few, world, pairs, spec, True, views), spec, world)
         around = _surroundings(job, world, report)
-        measure = around.pop("measure")
+        measure = around["measure"]
 
-        def measured(model: Encoder, epoch: int) -> dict[str, float]:
-            return measure(model, epoch) | (before if epoch == 0 else {})
+        def measured(model: Encoder, epoch: int, last: bool = False) -> dict[str, float]:
+            return measure(model, epoch, last) | (before if epoch == 0 else {})
 
-        fitted: list[float] = []  # when training ended
+        around["measure"] = measured
 
-        def train(model: Encoder, objective: Objective, targets: Targets | None) -> None:
-            if fitted:
-                raise InputError(f"{called}.clean called run.fit twice; it may be called once.")
-            fit(model, objective, spec, feed(objective.two_views), measure=measured, targets=targets, **around)
-            fitted.append(time.monotonic())
+        def start() -> Encoder:
+            return load_model(job.experiment, job.checkpoint)
 
-        run = CleaningRun(
-            train=train,
-            fresh=lambda: blank(job.experiment.pretrain.model).build(hash64(spec.seed, "fresh")),  # never the pre-training's own start
-            seed=spec.seed,
-            batches=lambda: feed(False).batches(),
-            pictures=lambda: whole_pictures(pairs, recipe, world, views),
-            made={need: checked(folder) for need, folder in job.made},
-            folder=folder,
-            world=world,
-        )
-        began = time.monotonic()
-        returned = spec.method.clean(encoder, run)
-        check_returned(returned, called, wanted)
-        if not fitted:  # nothing was trained: what is measured first is the model as it was given
-            values = measured(_placed(job, load_model(job.experiment, job.checkpoint), world), 0)
-            if world.main:
-                checkpoint.clear(folder)
-                around["restore"]([])
-                around["report"]({"epoch": 0, "step": 0, "seconds": 0.0, "metrics": values})
-        _keep_returned(job, world, returned, called, measure, time.monotonic() - (fitted[0] if fitted else began))
+        _by_method(job, world, spec.method, encoder, start, pairs, around, views)
+
+
+def _by_method(
+    job: Job, world: World, method: Method | Objective, encoder: Encoder, start: Callable[[], Encoder], pairs: Pairs,
+    around: dict[str, Any], views: Decoded | None = None,
+) -> None:  # fmt: skip
+    """Train the encoder by a method, and keep what it returns; `start` makes the encoder that it began with."""
+    spec, folder, called, wanted = _spec(job), Path(job.folder), type(method).__name__, signature(encoder)
+    poison = job.experiment.poison
+    recipe = Recipe(views=job.experiment.views, trigger=poison.trigger, jpeg_quality=poison.jpeg_quality)
+    whole = spec.epochs * (len(pairs) // spec.batch_size)
+    ended: list[float] = []  # when each phase did
+    progress = around.pop("progress")
+
+    def train(model: Encoder, objective: Objective, phase: Phase) -> None:
+        def begin_epoch(model: Encoder, epoch: int) -> EpochPlan:
+            assert phase.begin_epoch is not None
+            decided = phase.begin_epoch(model, epoch)
+            if not isinstance(decided, EpochPlan):
+                raise InputError(f"begin_epoch of {called} returned {type(decided).__name__}; accepted: trainers.methods.epoch.EpochPlan.")
+            decided.check(len(pairs), len(pairs) // spec.batch_size * spec.batch_size)
+            return decided
+
+        feed = _feed(job, world, pairs, spec, objective.two_views, views, phase.first + phase.training.epochs)
+        fit(
+            model, objective, phase.training, feed, first_epoch=phase.first, phase=phase.name,
+            begin_epoch=begin_epoch if phase.begin_epoch else None, progress=lambda step, _, rate: progress(step, whole, rate), **around,
+        )  # fmt: skip
+        ended.append(time.monotonic())
+
+    run = Run(
+        trainer=train,
+        training=spec,
+        fresh=lambda: blank(job.experiment.pretrain.model).build(hash64(spec.seed, "fresh")),  # never the pre-training's own start
+        keys=lambda: pairs.keys().to_pylist(),
+        pairs=lambda: whole_pictures(pairs, recipe, world, views),
+        made={need: checked(folder) for need, folder in job.made},
+        folder=folder,
+        world=world,
+    )
+    if isinstance(method, Objective):
+        run.fit(encoder, method)
+        return
+    began = time.monotonic()
+    returned = method.train(encoder, run)
+    check_returned(returned, called, wanted)
+    if 0 < run.done < spec.epochs:
+        raise InputError(f"{called}.train trained for {run.done} of the {spec.epochs} epochs of {spec.slug}: its last run.fit is to have "
+                         "all that are left.")
+    if not ended:  # nothing was trained: what is measured first is the model as it was given
+        values = around["measure"](_placed(job, start(), world), 0)
+        if world.main:
+            checkpoint.clear(folder)
+            around["restore"]([])
+            around["report"]({"epoch": 0, "step": 0, "seconds": 0.0, "metrics": values})
+    _keep_returned(job, world, returned, called, around["measure"], time.monotonic() - (ended[-1] if ended else began))
+
+
+def _spec(job: Job) -> Training:
+    """The fields of the training that the job is."""
+    spec = job.experiment.clean if job.cleanset else job.experiment.training
+    assert spec is not None
+    return spec
 
 
 def _keep_returned(
@@ -192,14 +227,13 @@ def _keep_returned(
 
 
 def _placed(job: Job, encoder: Encoder, world: World) -> Encoder:
-    """The model as the cleaning trains and measures it."""
-    spec = job.experiment.clean
-    assert spec is not None
+    """The model as the job trains and measures it."""
+    spec = _spec(job)
     return encoder.place(world.device, precision=spec.precision, channels_last=spec.channels_last)
 
 
 def whole_pictures(pairs: Pairs, recipe: Recipe, world: World, views: Decoded | None = None) -> Iterator[dict[str, Any]]:
-    """This rank's share of batches that hold every pair once, as trained on but not augmented: `CleaningRun.pictures`."""
+    """This rank's share of batches that hold every pair once, as trained on but not augmented: `Run.pairs`."""
     plain = replace(recipe, views=replace(recipe.views, crop=None, flip=False))
 
     def make(number: int) -> dict[str, Any]:
@@ -296,7 +330,7 @@ def start(cpus: float, gpus: float) -> World:
 def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, Any]:
     """What `fit` and a cleaning run are told about this process: where to save, how to measure, whom to tell."""
     folder = Path(job.folder)
-    batch_size = (job.experiment.clean if job.cleanset else job.experiment.training).batch_size  # type: ignore[union-attr]
+    batch_size = _spec(job).batch_size
     return {
         "folder": folder,
         "world": world,
@@ -318,7 +352,10 @@ def _keep(job: Job) -> Keep:
     return partial(chosen_epochs, start=job.uncleaned)
 
 
-def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None) -> Any:
+def _feed(
+    job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None, epochs: int | None = None
+) -> Any:
+    """The batches of a training up to the end of so many epochs, by default of all."""
     recipe = Recipe(
         views=job.experiment.views,
         trigger=job.experiment.poison.trigger,
@@ -329,7 +366,7 @@ def _feed(job: Job, world: World, pairs: Pairs, training: Training, two_views: b
     )
     if len(pairs) < training.batch_size:
         raise InputError(f"batch_size is {training.batch_size}, but there are only {len(pairs)} pairs to train on.")
-    steps = training.epochs * (len(pairs) // training.batch_size)
+    steps = (epochs or training.epochs) * (len(pairs) // training.batch_size)
     common: dict[str, Any] = {"batch_size": training.batch_size, "steps": steps, "rank": world.rank, "world": world.size}
     if job.compute.feed == "ray" and not job.cleanset:
         from orchestrator.streaming import RayFeed

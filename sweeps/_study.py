@@ -27,8 +27,8 @@ from datasets.synthetic import World
 from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain
-from trainers.cleaning.base import CleaningMethod
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
+from trainers.methods.base import Method
+from trainers.methods.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
 from trainers.model import Model, TinyCLIP
 from trainers.objectives.contrastive import MMCL, MMCLSSL
 
@@ -69,13 +69,13 @@ def full(name: str, victims: int) -> Experiment:
     )
 
 
-def cleaning(method: CleaningMethod, lr: float, **fields: Any) -> Clean:
+def cleaning(method: Method, lr: float, **fields: Any) -> Clean:
     """The study's cleaning: 20 epochs on the last 100 k clean pairs; batches of 128 for MMCL alone, else of 64."""
     given: dict[str, Any] = {"epochs": 20, "pairs": 100_000, "choice": "last", "warmup_steps": 50, "weight_decay": 0.1}
     return Clean(method=method, lr=lr, **{**given, "batch_size": 128 if isinstance(method, MMCLFineTune) else 64, **fields})
 
 
-def finetunings(*methods: CleaningMethod) -> list[Clean]:
+def finetunings(*methods: Method) -> list[Clean]:
     """The study's three fine-tunings, or those given, each over its learning rates."""
     return [
         cleaning(method, lr)
@@ -115,7 +115,7 @@ def miniature() -> Experiment:
     )
 
 
-def small(method: CleaningMethod, lr: float, **fields: Any) -> Clean:
+def small(method: Method, lr: float, **fields: Any) -> Clean:
     """The miniatures' cleaning: 6 epochs on 1 000 clean pairs."""
     given: dict[str, Any] = {"pairs": 1000, "epochs": 6, "batch_size": 64, "weight_decay": 0.1, "warmup_steps": 5}
     return Clean(method=method, lr=lr, **{**given, **fields})

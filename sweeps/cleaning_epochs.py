@@ -20,7 +20,7 @@ from sweeps._study import (
     full,
     miniature,
 )
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
+from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 
 SWEEP = Sweep(
     name="cleaning-epochs",

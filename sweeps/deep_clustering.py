@@ -9,7 +9,7 @@ from ray import tune
 
 from orchestrator.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature
-from trainers.cleaning.deep_clustering import DeepClustering
+from trainers.methods.deep_clustering import DeepClustering
 
 SWEEP = Sweep(
     name="deep-clustering",

@@ -9,7 +9,7 @@ from ray import tune
 
 from orchestrator.spec import Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, cleaning, full, miniature
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
+from trainers.methods.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
 
 RATES = (1e-8, 1e-7, 1e-6, 1e-5, 3e-5, 5e-5, 1e-4, 3e-4, 5e-4, 1e-3, 3e-3, 5e-3, 7e-3)
 

@@ -16,7 +16,7 @@ from datasets.synthetic import harder
 from orchestrator.override import override_all
 from orchestrator.spec import Data, Evaluate, Gate, Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, finetunings, full, miniature
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
+from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 
 SWEEP = Sweep(
     name="main-cc6m",

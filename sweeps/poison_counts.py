@@ -8,7 +8,7 @@ from ray import tune
 
 from orchestrator.spec import Reference, Sweep
 from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
+from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 
 SWEEP = Sweep(
     name="poison-counts",

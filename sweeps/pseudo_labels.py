@@ -11,7 +11,7 @@ from ray import tune
 
 from orchestrator.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature
-from trainers.cleaning.pseudo_labels import PseudoLabels
+from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model
 
 SIGLIP = Model(name="ViT-SO400M-14-SigLIP-384", pretrained="webli")

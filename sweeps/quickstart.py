@@ -14,7 +14,7 @@ from datasets.synthetic import World
 from datasets.triggers.blended import Blended
 from datasets.view import Views
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain, Sweep
-from trainers.cleaning.finetune import CleanCLIP
+from trainers.methods.finetune import CleanCLIP
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL, MMCLSSL
 

@@ -11,7 +11,7 @@ from ray import tune
 from orchestrator.override import override
 from orchestrator.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
-from trainers.cleaning.shrink_perturb import ShrinkPerturb
+from trainers.methods.shrink_perturb import ShrinkPerturb
 
 SWEEP = Sweep(
     name="shrink-perturb",

@@ -13,7 +13,7 @@ from datasets.triggers.blended import Blended
 from datasets.triggers.warped import Warped
 from orchestrator.spec import Gate, Reference, Sweep
 from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
+from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 
 BASE = full("cc6m", 3000)
 PATCH = BASE.poison

@@ -9,7 +9,7 @@ from ray import tune
 
 from orchestrator.spec import Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, cleaning, full, miniature
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
+from trainers.methods.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
 
 DECAYS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
 

@@ -9,19 +9,19 @@ from typing import Any
 import torch
 from torch.nn.utils import prune
 
-from trainers.cleaning.base import CleaningMethod, CleaningRun
+from trainers.methods.base import Method, Run
 from trainers.model import Encoder
 from trainers.objectives.contrastive import MMCL
 
 
 @dataclass(frozen=True, kw_only=True)
-class WiseFT(CleaningMethod):
+class WiseFT(Method):
     """Fine-tune, then interpolate: α · fine-tuned + (1 − α) · before (Wortsman et al. 2022)."""
 
     alpha: float = 0.5
     """share of the fine-tuned weights"""
 
-    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+    def train(self, model: Encoder, run: Run) -> Encoder:
         before = {name: value.clone() for name, value in model.model.state_dict().items()}
         run.fit(model, MMCL())
         after = model.model.state_dict()
@@ -32,13 +32,13 @@ class WiseFT(CleaningMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Prune(CleaningMethod):
+class Prune(Method):
     """Sets the smallest weights of each convolution to zero; trains nothing."""
 
     share: float = 0.3
     """of the weights that go"""
 
-    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+    def train(self, model: Encoder, run: Run) -> Encoder:
         with torch.no_grad():
             for module in model.model.modules():
                 if isinstance(module, torch.nn.Conv2d):
@@ -48,27 +48,27 @@ class Prune(CleaningMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class OnACopy(CleaningMethod):
+class OnACopy(Method):
     """Trains a copy and returns it, or the model that it was given."""
 
     trained: bool = True
     """whether the copy is returned"""
 
-    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+    def train(self, model: Encoder, run: Run) -> Encoder:
         own = copy.deepcopy(model, {id(model.tokenize): model.tokenize})
         run.fit(own, MMCL())
         return own if self.trained else model
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hooked(CleaningMethod):
+class Hooked(Method):
     """Does what it is named after, with or without training; only what changes features is no cleaning that can be kept."""
 
     way: str
     """clip: a hook holds activations down; replaced: another activation; function: another `encode_text`; looks: a hook looks on"""
     trains: bool = False
 
-    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+    def train(self, model: Encoder, run: Run) -> Encoder:
         if self.trains:
             run.fit(model, MMCL())
         visual = model.model.visual
@@ -85,12 +85,12 @@ class Hooked(CleaningMethod):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wrong(CleaningMethod):
+class Wrong(Method):
     """Makes the mistake that it is named after."""
 
     mistake: str
 
-    def clean(self, model: Encoder, run: CleaningRun) -> Any:
+    def train(self, model: Encoder, run: Run) -> Any:
         if self.mistake == "nothing":
             return None
         if self.mistake == "inner model":

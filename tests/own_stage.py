@@ -17,8 +17,8 @@ from orchestrator.stages.base import Around, At, Stage
 from orchestrator.store import write_json
 from tests.own_methods import Prune, WiseFT
 from tests.tiny_sweep import SWEEP as TINY
-from trainers.cleaning.base import CleaningMethod, CleaningRun
-from trainers.cleaning.finetune import CleanCLIP
+from trainers.methods.base import Method, Run
+from trainers.methods.finetune import CleanCLIP
 from trainers.model import Encoder
 
 
@@ -64,7 +64,7 @@ class Hinted(Stage):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guided(CleaningMethod):
+class Guided(Method):
     """Scales the logit scale by what a stage of its own has found."""
 
     hint: Hint = Hint()
@@ -72,7 +72,7 @@ class Guided(CleaningMethod):
     def needs(self) -> tuple[Hint, ...]:
         return (self.hint,)
 
-    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+    def train(self, model: Encoder, run: Run) -> Encoder:
         strength = json.loads((Path(run.made[self.hint]) / "summary.json").read_text())["strength"]
         model.model.logit_scale.data.mul_(strength)
         return model

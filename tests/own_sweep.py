@@ -8,7 +8,7 @@ from datasets.source import Source
 from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
-from trainers.cleaning.finetune import CleanCLIP
+from trainers.methods.finetune import CleanCLIP
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL
 

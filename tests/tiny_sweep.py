@@ -7,7 +7,7 @@ from datasets.synthetic import tiny
 from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
+from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL
 

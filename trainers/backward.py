@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from trainers.batch import split
-from trainers.objectives.base import Objective
+from trainers.objectives.base import Loss
 
 
-def backward(model: nn.Module, objective: Objective, batch: dict[str, Tensor], parts: int, seed: int) -> dict[str, Tensor]:
+def backward(model: nn.Module, objective: Loss, batch: dict[str, Tensor], parts: int, seed: int) -> dict[str, Tensor]:
     """Add the gradients of the objective on this batch; returns its values, detached.
 
     parts > 1 encodes the batch in that many parts without changing the loss (gradient caching, Gao et al. 2021): features of

@@ -1,19 +1,20 @@
 """From a feed's numpy batches to tensors on the device.
 
 A feed is anything with `batches(start_step) -> iterator of dicts` and `steps`. Each dict holds "step" (of the
-whole stage), "key", "image" uint8 [B, S, S, 3], "caption", and with two views "image_aug" and "caption_aug".
+whole stage), "number" int64 [B] of the pairs, "key", "image" uint8 [B, S, S, 3], "caption", and with two views "image_aug" and
+"caption_aug".
 """
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainers.model import Encoder
 
@@ -24,19 +25,11 @@ class Feed(Protocol):
     steps: int
     """of the whole stage: as many in each epoch"""
 
-    def batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
-        """This rank's batches from `start_step` to the end of the stage."""
-
-
-class Targets(Protocol):
-    """A class for each sample by its key, for an objective that classifies: what `batch["target"]` holds."""
-
-    def begin(self, encoder: Encoder, epoch: int, within: bool) -> Iterable[nn.Parameter]:
-        """Called on every rank before an epoch's first step, and after a resume `within` it. Returns the parameters that it drew
-        anew, of which the optimiser forgets what it knew."""
-
-    def of(self, keys: Sequence[str]) -> Tensor:
-        """int64 [B]."""
+    def batches(
+        self, start_step: int = 0, stop_step: int | None = None, order: np.ndarray | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """This rank's batches from `start_step` to the end of the stage, or up to `stop_step`, where another epoch begins; `order` are then
+        the numbers of the pairs of that epoch's steps, None for the stage's own."""
 
 
 def image_tensor(image_BHWC: Any, device: torch.device) -> Tensor:
@@ -58,10 +51,11 @@ def to_device(raw: Mapping[str, Any], encoder: Encoder, two_views: bool) -> dict
 
 
 def device_batches(
-    feed: Feed, encoder: Encoder, two_views: bool, start_step: int
+    feed: Feed, encoder: Encoder, two_views: bool, start_step: int, stop_step: int | None = None, order: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
     """Pairs of (raw batch, tensors on the device); on a GPU made two ahead in a thread, beside the computation."""
-    pairs = ((raw, to_device(raw, encoder, two_views)) for raw in feed.batches(start_step))
+    batches = feed.batches(start_step) if stop_step is None else feed.batches(start_step, stop_step, order)
+    pairs = ((raw, to_device(raw, encoder, two_views)) for raw in batches)
     return _ahead(pairs, 2) if encoder.device.type == "cuda" else pairs
 
 

@@ -2,7 +2,7 @@
 
     <folder>/epoch_0003/  open_clip_model.safetensors  weights under open_clip's names
                           open_clip_config.json        its model and preprocessing configuration
-                          state.safetensors            AdamW's tensors, and a head's weights; in the newest checkpoint of
+                          state.safetensors            AdamW's tensors, a head's weights, an objective's memory; in the newest checkpoint of
                                                        an unfinished training only
                           meta.json                    step, epoch, seconds, metric sums of the epoch under way, lines reported
                                                        so far, the stage; CRC-32 of the other files, SHA-256 of itself
@@ -29,6 +29,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 from datasets.errors import InputError
 from datasets.storage import crc32, sync
@@ -36,6 +37,8 @@ from trainers.model import WEIGHTS, Encoder, load_weights
 
 FULL = 1 << 20
 """Bytes: with less room than this a file that could not be written is taken to have filled the disk."""
+MEMORY = "memory."
+"""Before the names of an objective's buffers in STATE."""
 CONFIG, STATE, META = "open_clip_config.json", "state.safetensors", "meta.json"
 NAME = re.compile(r"(epoch|step)_(\d{4,})")
 LEFT_OVER = re.compile(r"\.(epoch|step)_\d+\.(partial|removed)")
@@ -174,18 +177,19 @@ def about(encoder: Encoder) -> dict[str, Any]:
 
 
 def save(
-    folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress, keep: Keep = "last", states: int = 1
+    folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress, keep: Keep = "last", states: int = 1,
+    memory: nn.Module | None = None,
 ) -> Path:
     """Write the checkpoint of this progress aside, flush it, rename it into place, then drop what it replaces.
 
     keep: "all" keeps the weights of every epoch, "last" of the newest checkpoint only, a function also those of the epochs it picks.
-    states: of how many checkpoints of the former the optimiser's state is kept. Returns the checkpoint's folder.
+    states: of how many checkpoints of the former the optimiser's state is kept, with the objective's `memory`. Returns its folder.
     """
     assert callable(keep) or keep in ("all", "last")
     folder.mkdir(parents=True, exist_ok=True)
     whole_epoch = not progress.sums
     final = epoch_folder(folder, progress.epoch) if whole_epoch else folder / f"step_{progress.step:08d}"
-    _write(final, encoder, {**asdict(progress), "beside": _beside(folder)}, optimizer)
+    _write(final, encoder, {**asdict(progress), "beside": _beside(folder)}, optimizer, memory)
     drop_superseded(folder, final, keep, states)
     return final
 
@@ -204,7 +208,9 @@ def save_returned(folder: Path, encoder: Encoder, epoch: int) -> Path:
     return final
 
 
-def _write(final: Path, encoder: Encoder, meta: dict[str, Any], optimizer: torch.optim.Optimizer | None) -> None:
+def _write(
+    final: Path, encoder: Encoder, meta: dict[str, Any], optimizer: torch.optim.Optimizer | None, memory: nn.Module | None = None
+) -> None:
     """Write a checkpoint aside, flush it, rename it into place."""
     aside = final.with_name(f".{final.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
@@ -212,7 +218,9 @@ def _write(final: Path, encoder: Encoder, meta: dict[str, Any], optimizer: torch
     try:
         export(aside, encoder)
         if optimizer is not None:
-            _save(_optimizer_tensors(encoder, optimizer), aside / STATE)
+            buffers = {} if memory is None else dict(memory.named_buffers())
+            held = {f"{MEMORY}{name}": buffer.detach().cpu().contiguous() for name, buffer in buffers.items()}
+            _save(_optimizer_tensors(encoder, optimizer) | held, aside / STATE)
         files = {path.name: crc32(path) for path in sorted(aside.iterdir())}
         meta = json.loads(json.dumps({**meta, "stage": final.parent.name, "files": files}))
         (aside / META).write_text(json.dumps({**meta, "digest": _digest(meta)}, indent=1) + "\n")
@@ -256,8 +264,14 @@ def remove(checkpoint: Path) -> None:
     shutil.rmtree(aside)
 
 
-def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer) -> Progress:
-    """Put weights and optimiser back as they were saved; returns the progress."""
+def progress_of(checkpoint: Path) -> Progress:
+    """How far its stage has come."""
+    meta = json.loads((checkpoint / META).read_text())
+    return Progress(**{known.name: meta[known.name] for known in fields(Progress)})
+
+
+def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, memory: nn.Module | None = None) -> None:
+    """Put weights, optimiser and the objective's memory back as they were saved."""
     load_weights(encoder, checkpoint, finite=False)  # one that diverged is to say so itself, in training
     tensors = load_file(checkpoint / STATE)
     for name, parameter in parameters(encoder):
@@ -267,8 +281,8 @@ def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer) -
             continue
         moments = {key: torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device), **moments}
-    meta = json.loads((checkpoint / META).read_text())
-    return Progress(**{known.name: meta[known.name] for known in fields(Progress)})
+    for name, buffer in memory.named_buffers() if memory is not None else ():
+        buffer.copy_(tensors[f"{MEMORY}{name}"])
 
 
 def clear(folder: Path) -> None:

@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets.seeding import hash64
+import numpy as np
+import torch
+from torch import nn
+
+from datasets.errors import InputError
+from datasets.seeding import hash64, rng
 from trainers import checkpoint, distributed, schedule
 from trainers.backward import backward
-from trainers.batch import Feed, Targets, device_batches
+from trainers.batch import Feed, device_batches
 from trainers.checkpoint import Keep, Progress
 from trainers.distributed import World
+from trainers.methods.epoch import BeginEpoch, EpochPlan, begin
 from trainers.model import Encoder
 from trainers.objectives.base import Objective
 from trainers.record import Ledger, Sums
@@ -27,23 +33,29 @@ Report = Callable[[dict[str, Any]], None]
 def fit(
     encoder: Encoder, objective: Objective, training: Training, feed: Feed, folder: Path, *, world: World | None = None,
     measure: Measure | None = None, report: Report | None = None, progress: Callable[[int, int, float], None] | None = None,
-    ledger: Path | None = None, keep: Keep = "last", states: int = 1, resume: bool = True, targets: Targets | None = None,
+    ledger: Path | None = None, keep: Keep = "last", states: int = 1, resume: bool = True, begin_epoch: BeginEpoch | None = None,
+    first_epoch: int = 0, phase: str = "",
     restore: Callable[[list[dict[str, Any]]], None] | None = None, note: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train `encoder` in place to the end of the feed, from the newest checkpoint in `folder` where there is one.
 
+    Where this is a phase of a stage, `first_epoch` epochs lie before it, `training.epochs` are its own, the feed's steps are those of the
+    stage to the phase's end, and schedule and optimiser begin with it. The checkpoint of a later phase leaves the model as it is: that
+    phase puts its weights back. `begin_epoch`: as `methods.epoch.begin` has it.
+
     Before the first step and after each epoch all ranks `measure`; then rank 0 saves and reports. A line may be reported again
     after a resume (equal but for times): receivers go by its epoch. `progress(step, steps, samples a second)` is called about
     once a second on rank 0. `ledger` gets a JSON line a step with the keys of all ranks. With several ranks `folder` must be
-    the same for all. A seed for dropout is set in torch's global generator before each step. `targets` gives batches a class by key.
+    the same for all. A seed for dropout is set in torch's global generator before each step.
     `restore` is given, on rank 0 before anything is measured, the lines reported up to the checkpoint that training goes on from, [] where
     it begins; `note` a line for the user for each damaged checkpoint that is passed over. `keep`, `states`: as `checkpoint.save` has them.
 
     Raises FloatingPointError naming the step and the part of the objective that is not finite.
     """
     world = world or World()
-    training.check(feed.steps, world.size)
-    per_epoch = feed.steps // training.epochs
+    per_epoch = feed.steps // (first_epoch + training.epochs)
+    first = first_epoch * per_epoch
+    training.check(feed.steps - first, world.size)
     encoder.place(world.device, precision=training.precision, channels_last=training.channels_last, compile=training.compile)
     if training.sync_batchnorm:
         distributed.synchronise_batchnorm(encoder, world)
@@ -53,9 +65,15 @@ def fit(
     if world.main and not resume:
         checkpoint.clear(folder)
     found = distributed.from_main(checkpoint.tidy(folder, keep, states, note) if world.main else None, world)
-    done = checkpoint.load(found, encoder, optimizer) if found else Progress()
+    done = checkpoint.progress_of(found) if found else Progress()
     if restore is not None and world.main:
         restore(done.lines)
+    if done.step > feed.steps:
+        return
+    running = objective.begin(encoder, rng(training.seed, "objective", first_epoch))
+    memory = running.to(world.device) if isinstance(running, nn.Module) else None
+    if found and done.step > first:
+        checkpoint.load(found, encoder, optimizer, memory)
     model = distributed.wrap(encoder, world, broadcast_buffers=not training.sync_batchnorm)
     say = report if report is not None and world.main else lambda line: None
     keys = Ledger(ledger if world.main else None, done.step)
@@ -74,21 +92,29 @@ def fit(
     elif done.line is not None:
         say(done.line)
 
+    def batches() -> Iterator[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
+        """All that are left, with the values of their epoch."""
+        if begin_epoch is None:
+            yield from device_batches(feed, encoder, objective.two_views, done.step)
+            return
+        while done.step < feed.steps:  # the loop below counts
+            epoch, within = divmod(done.step, per_epoch)
+            now = begin(begin_epoch, encoder, epoch, within > 0, folder, world)
+            for parameter in now.anew:
+                optimizer.state.pop(parameter, None)
+            for raw, batch in device_batches(feed, encoder, objective.two_views, done.step, (epoch + 1) * per_epoch, now.order):
+                yield raw, batch | values_of(now, raw["number"], encoder.device)
+
     sums = Sums(done.sums if world.main else {}, every=1 if world.device.type == "cpu" else 16)
     epoch_began = told = time.monotonic()
     first_step = told_step = done.step
-    for raw, batch in device_batches(feed, encoder, objective.two_views, done.step):
+    for raw, batch in batches():
         assert raw["step"] == done.step, "the feed must deliver every step once, in order"
-        if targets is not None:
-            if done.step == first_step:
-                for parameter in targets.begin(encoder, done.epoch, within=done.step % per_epoch != 0):
-                    optimizer.state.pop(parameter, None)
-            batch["target"] = targets.of(raw["key"]).to(encoder.device)
-        lr = schedule.learning_rate(done.step, feed.steps, training)
+        lr = schedule.learning_rate(done.step - first, feed.steps - first, training)
         for group in optimizer.param_groups:
             group["lr"] = lr
         seed = hash64(training.seed, "step", done.step, world.rank)
-        losses = backward(model, objective, batch, training.accumulate, seed)
+        losses = backward(model, running, batch, training.accumulate, seed)
         optimizer.step()
         optimizer.zero_grad()
         encoder.clamp_logit_scale()
@@ -115,13 +141,29 @@ def fit(
             rate = (done.step - first_step) * training.batch_size / max(time.monotonic() - epoch_began, 1e-9)
             metrics |= {"train/samples_per_second": rate, **measured()}
             line = {"epoch": done.epoch, "step": done.step, "seconds": time.monotonic() - began, "metrics": metrics}
-            done.line = line
+            done.line = line = {**line, "phase": phase} if phase else line
         done.seconds = time.monotonic() - began
+        if memory is not None:
+            check_equal(memory, objective, world)
         if world.main:
             keys.flush()
-            checkpoint.save(folder, encoder, optimizer, done, keep, states)
+            checkpoint.save(folder, encoder, optimizer, done, keep, states, memory)
         if whole_epoch:
             say(line)
             epoch_began, first_step = time.monotonic(), done.step
         else:
             sums.put_back(totals if world.main else {})
+
+
+def values_of(epoch: EpochPlan, numbers: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
+    """The epoch's values of the pairs of these numbers: int64 or float32 [B]."""
+    picked = {name: torch.from_numpy(value[numbers]) for name, value in epoch.values.items()}
+    return {name: (value.float() if value.is_floating_point() else value.long()).to(device) for name, value in picked.items()}
+
+
+def check_equal(memory: nn.Module, objective: Objective, world: World) -> None:
+    """InputError where the ranks' memories of an objective differ."""
+    sums = [hash64(name, buffer.detach().cpu().numpy().tobytes().hex()) for name, buffer in memory.named_buffers()]
+    ranks = distributed.gather_lists([sums], world)
+    if any(other != sums for other in ranks):
+        raise InputError(f"the memory of the objective {objective.label} is not the same on all ranks: gather what goes into it.")

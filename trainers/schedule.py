@@ -8,15 +8,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from datasets.component import NEUTRAL, Component
+from datasets.component import NEUTRAL, Component, since
 from datasets.errors import InputError
 
 PRECISIONS = ("auto", "bf16", "fp32")
+SCHEDULES = ("cosine", "constant")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Component):
-    """How one stage is optimised: AdamW, linear warm-up, cosine to 0, both counted from step 0 of this stage."""
+    """How one stage is optimised: AdamW, linear warm-up, cosine to 0, both counted from step 0 of this stage, or of its phase."""
 
     epochs: int
     """passes over the data; the remainder below a whole batch is dropped in each"""
@@ -44,6 +45,8 @@ class Training(Component):
     """batch normalisation over all workers' pairs; without it the result depends on the number of workers"""
     seed: int = 0
     """of the order of samples, and of whatever else a stage draws"""
+    schedule: str = since("cosine")
+    """of the learning rate after the warm-up: cosine (to 0) | constant"""
     checkpoint_every_steps: int | None = field(default=None, metadata=NEUTRAL)
     """also save within an epoch; None: at the end of epochs only"""
 
@@ -63,6 +66,8 @@ class Training(Component):
             raise InputError(f"{self.slug}.eps is {self.eps}; it must be a number above 0")
         if self.precision not in PRECISIONS:
             raise InputError(f"{self.slug}.precision is {self.precision!r}; accepted: {', '.join(PRECISIONS)}")
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"{self.slug}.schedule is {self.schedule!r}; accepted: {', '.join(SCHEDULES)}")
         if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
             raise InputError(f"{self.slug}.checkpoint_every_steps is {self.checkpoint_every_steps}; "
                              "it must be at least 1, or None")
@@ -84,9 +89,11 @@ class Training(Component):
 
 
 def learning_rate(step: int, total_steps: int, training: Training) -> float:
-    """Rate of `step` (0-based, of this stage): lr·(step+1)/warmup while warming up, then ½·lr·(1+cos π·t), t from 0 to 1."""
+    """Rate of `step` (0-based, of this stage): lr·(step+1)/warmup while warming up, then ½·lr·(1+cos π·t), t from 0 to 1, or lr."""
     if step < training.warmup_steps:
         return training.lr * (step + 1) / training.warmup_steps
+    if training.schedule == "constant":
+        return training.lr
     t = (step - training.warmup_steps) / (total_steps - training.warmup_steps)
     return 0.5 * training.lr * (1 + math.cos(math.pi * t))
 

@@ -21,17 +21,18 @@ Kind = tuple[str, ...]
 @cache
 def own() -> dict[str, type[Component]]:
     """Path → class of the objectives and cleaning methods that come with the project."""
-    from trainers.cleaning.deep_clustering import DeepClustering
-    from trainers.cleaning.finetune import CleanCLIP, FineTune, MMCLFineTune, SSLFineTune
-    from trainers.cleaning.pseudo_labels import PseudoLabels
-    from trainers.cleaning.shrink_perturb import ShrinkPerturb
+    from trainers.methods.deep_clustering import DeepClustering
+    from trainers.methods.finetune import CleanCLIP, FineTune, MMCLFineTune, SSLFineTune
+    from trainers.methods.pseudo_labels import PseudoLabels
+    from trainers.methods.shrink_perturb import ShrinkPerturb
     from trainers.objectives.clustering import Clustering
     from trainers.objectives.contrastive import MMCL, MMCLSSL, SSL, Contrastive
     from trainers.objectives.siglip import SigLIP
 
     contrastive = (Contrastive, MMCL, MMCLSSL, SSL, SigLIP, Clustering)
     cleaning = (FineTune, MMCLFineTune, CleanCLIP, SSLFineTune, ShrinkPerturb, DeepClustering, PseudoLabels)
-    return {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (*contrastive, *cleaning)}
+    paths = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (*contrastive, *cleaning)}
+    return paths | {path.replace("trainers.methods.", "trainers.cleaning."): cls for path, cls in paths.items()}  # where they were once
 
 
 @cache
@@ -93,7 +94,7 @@ def study_objective(stage: StageResult) -> str:
 
 def study_method(stage: StageResult) -> str:
     """The fine-tuning as the study calls it ("CleanCLIP", "MMCL", "SSL"), by class and weights; empty for any other class."""
-    found = _losses(method_node(stage), "trainers.cleaning.finetune", ("FineTune", "MMCLFineTune", "CleanCLIP", "SSLFineTune"))
+    found = _losses(method_node(stage), "trainers.methods.finetune", ("FineTune", "MMCLFineTune", "CleanCLIP", "SSLFineTune"))
     return "CleanCLIP" if found == "MMCL+SSL" else found
 
 

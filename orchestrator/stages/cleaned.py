@@ -17,6 +17,7 @@ from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.measured import lines_of
 from orchestrator.stages.trained import Trained, checkpoint_at, made_for, spent
 from orchestrator.store import read_failure
+from orchestrator.training import fit_on_workers
 from orchestrator.workers import Job, clean
 from trainers.checkpoint import STATE
 from trainers.evaluate.choice import measured, start_of
@@ -81,7 +82,10 @@ class Cleaned(Stage):
             gpus=at.compute.trial_gpus,
         )
         try:
-            clean(job, at.report)
+            if at.compute.trial_workers > 1:
+                fit_on_workers(job, self, at, clean, at.compute.trial_workers)
+            else:
+                clean(job, at.report)
         except Exception as error:
             failed = read_failure(at.folder)
             if failed and failed["kind"] in failures.CERTAIN:

@@ -20,9 +20,9 @@ from orchestrator.stages.testset import TestSet
 from orchestrator.stages.trained import Unpoisoned, last_checkpoint
 from orchestrator.store import write_json
 from orchestrator.workers import load_model, whole_pictures
-from trainers.cleaning.labels import FILE, Labels
-from trainers.cleaning.pseudo_labels import Labelling, zero_shot_labels
 from trainers.distributed import World
+from trainers.methods.labels import FILE, Labels
+from trainers.methods.pseudo_labels import Labelling, zero_shot_labels
 from trainers.model import Model
 
 

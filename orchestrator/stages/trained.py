@@ -25,7 +25,7 @@ from orchestrator.stages.inputs import Inputs
 from orchestrator.stages.testset import TestSet, require_same_classes
 from orchestrator.store import METRICS, Artefact, checked, read_lines
 from orchestrator.training import fit_on_workers
-from orchestrator.workers import Job
+from orchestrator.workers import Job, pretrain
 from trainers.checkpoint import STATE, epoch_folder, reported
 from trainers.evaluate.base import Evaluator
 from trainers.model import WEIGHTS
@@ -122,7 +122,7 @@ class Trained(Stage):
             cpus=at.compute.cpus_per_worker,
             gpus=at.compute.gpus_per_worker,
         )
-        fit_on_workers(job, self, at)
+        fit_on_workers(job, self, at, pretrain, at.compute.workers)
 
     def seconds(self, folder: Path, since: float) -> float:
         return spent(folder)

@@ -27,7 +27,7 @@ from orchestrator.store import Store
 from orchestrator.tuning import clean_sweep
 from tests.bench.measure import Meter, Row, alternate, ray_session, scratch
 from tests.bench.peers import imports, nothing
-from trainers.cleaning.finetune import MMCLFineTune
+from trainers.methods.finetune import MMCLFineTune
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL
 

@@ -12,9 +12,9 @@ import torch
 from datasets.seeding import rng
 from tests.parity.toys import ToyFeed, vit
 from trainers.batch import to_device
-from trainers.cleaning.base import CleaningRun
-from trainers.cleaning.finetune import CleanCLIP
 from trainers.loop import fit
+from trainers.methods.base import Run
+from trainers.methods.finetune import CleanCLIP
 from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import Contrastive
 from trainers.objectives.siglip import SigLIP
@@ -152,10 +152,10 @@ def test_a_cleanings_first_step_decays_and_warms_up_as_the_formula_says(tmp_path
         training = Training(epochs=4, batch_size=8, lr=0.05, weight_decay=decay, warmup_steps=5)
         feed = ToyFeed(batch_size=8, steps=8)
         folder = tmp_path / str(decay)
-        train = lambda m, objective, targets: fit(m, objective, training, feed, folder)  # noqa: E731
+        train = lambda m, objective, phase: fit(m, objective, training, feed, folder)  # noqa: E731
         feed.stop_at = 1
         with pytest.raises(KeyboardInterrupt):
-            CleanCLIP().clean(encoder, CleaningRun(train=train, fresh=vit, seed=0))
+            CleanCLIP().train(encoder, Run(trainer=train, training=training, fresh=vit))
         return {name: p.detach().numpy().copy() for name, p in encoder.model.named_parameters()}
 
     before = {name: p.detach().double().numpy() for name, p in vit().model.named_parameters()}

@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.loader import Recipe
 from datasets.pairs import Pairs
@@ -18,13 +19,12 @@ from datasets.seeding import hash64, rng
 from datasets.triggers.patch import Patch
 from datasets.view import Views
 from tests.parity.toys import ToyFeed, ToySet, resnet, vit
+from tests.phased import Banked, Phased
 from tests.unit.making import pairs
 from trainers import distributed
 from trainers.backward import backward
 from trainers.batch import to_device
 from trainers.checkpoint import parameters
-from trainers.cleaning.base import CleaningRun
-from trainers.cleaning.deep_clustering import Clusters, DeepClustering, embed
 from trainers.distributed import World
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.base import Material
@@ -32,6 +32,11 @@ from trainers.evaluate.linear_probe import LinearProbe
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import fit
+from trainers.methods.base import Phase, Run
+from trainers.methods.deep_clustering import DeepClustering, embed
+from trainers.methods.epoch import begin
+from trainers.model import Encoder
+from trainers.objectives.base import Objective
 from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import MMCL, MMCLSSL, SSL
 from trainers.objectives.siglip import SigLIP
@@ -74,15 +79,47 @@ def _cases() -> list[tuple[str, str, int]]:
     return [*cases, ("vit", "mmcl+ssl", 2), ("vit", "clustering", 2)]
 
 
-def _cluster(world: World, folder: Path) -> dict[str, int]:
-    """Clusters of a made-up set, and the features they were made of."""
+def _run(world: World, folder: Path, epochs: int, trainer: object) -> Run:
     feed = ToySet(rank=world.rank, world=world.size)
-    run = CleaningRun(train=lambda *_: None, fresh=resnet, seed=1, pictures=feed.pictures, folder=folder, world=world)
-    encoder, clusters = resnet(), Clusters(DeepClustering(clusters=6), run)
-    keys, feature_ND = embed(encoder, run)
-    encoder.draw_head(6, rng("before"))
-    drawn = clusters.begin(encoder, 0, within=False)
-    return {"keys": keys, "features": feature_ND, "clusters": clusters.by_key, "head": next(iter(drawn)).detach().clone()}
+    training = Training(epochs=epochs, batch_size=8, lr=1e-3, warmup_steps=1, seed=1)
+    return Run(trainer=trainer, training=training, fresh=resnet, pairs=feed.pairs, folder=folder, world=world)  # type: ignore[arg-type]
+
+
+def _cluster(world: World, folder: Path) -> dict[str, torch.Tensor]:
+    """Clusters of a made-up set, and the features they were made of."""
+    encoder, found = resnet(), {}
+
+    def train(model: Encoder, objective: Objective, phase: Phase) -> None:
+        epoch = begin(phase.begin_epoch, model, 0, False, folder, world)
+        found["clusters"], found["head"] = torch.from_numpy(epoch.values["target"]), epoch.anew[0].detach().clone()
+
+    run = _run(world, folder, 1, train)
+    found["features"] = embed(encoder, run)
+    DeepClustering(clusters=6).train(encoder, run)
+    return found
+
+
+def _phases(world: World, folder: Path) -> dict[str, torch.Tensor]:
+    """Weights and metrics after two phases: an objective with a memory, then an order and values of the epoch's own."""
+    lines, encoder = [], vit().double()
+
+    def train(model: Encoder, objective: Objective, phase: Phase) -> None:
+        feed = ToySet(rank=world.rank, world=world.size, epochs=phase.first + phase.training.epochs)
+        fit(model, objective, phase.training, feed, folder, world=world, report=lines.append, first_epoch=phase.first,
+            phase=phase.name, begin_epoch=phase.begin_epoch)  # fmt: skip
+
+    Phased().train(encoder, _run(world, folder, 3, train))
+    return {**encoder.model.state_dict(), **{f"epoch {line['epoch']}": line["metrics"].get("train/loss", 0.0) for line in lines}}
+
+
+def _differing_memories(world: World, folder: Path) -> str:
+    """What is said of a bank that holds each rank's own rows."""
+    try:
+        feed = ToySet(rank=world.rank, world=world.size, epochs=1)
+        fit(vit(), Banked(gathers=False), Training(epochs=1, batch_size=8, lr=1e-3, warmup_steps=1), feed, folder, world=world)
+    except InputError as error:
+        return str(error)
+    return ""
 
 
 def _evaluate(world: World, batch_size: int) -> dict[str, float]:
@@ -149,6 +186,8 @@ def _work(world: World, folder: Path) -> None:
         "probe": [_probe_and_retrieve(world, batch_size) for batch_size in (3, 100)],
         "analysis": _analyse(world, folder),
         "clusters": _cluster(world, folder / f"clusters{world.size}"),
+        "phases": _phases(world, folder / f"phases{world.size}"),
+        "differing": _differing_memories(world, folder / f"differing{world.size}"),
         "lines": _train(world, folder / f"train{world.size}"),
     }
     buffers = {name: b for name, b in results["gradients"][_cases()[0]].items() if name.startswith("buffer")}
@@ -203,10 +242,22 @@ def test_encoding_in_parts_gives_the_same_gradient(results, size, objective):
 
 def test_embeddings_and_clusters_are_equal_bit_for_bit_on_all_ranks(results):
     first, *others = [rank["results"]["clusters"] for size in (1, 2, 4) for rank in results[size]]
-    assert len(others) == 6 and first["keys"] == list(ToySet().samples["key"]) and len(set(first["clusters"].values())) == 6
-    for other in others:
-        assert other["keys"] == first["keys"] and torch.equal(other["features"], first["features"])
-        assert other["clusters"] == first["clusters"] and torch.equal(other["head"], first["head"])
+    assert len(others) == 6 and len(first["features"]) == ToySet().count and len(set(first["clusters"].tolist())) == 6
+    assert all(torch.equal(other[name], value) for other in others for name, value in first.items())
+
+
+@pytest.mark.parametrize("size", [2, 4])
+def test_phases_with_a_memory_and_an_order_of_their_own_do_not_depend_on_the_number_of_processes(results, size):
+    one, many = (results[n][0]["results"]["phases"] for n in (1, size))
+    assert one.keys() == many.keys() and all(one[f"epoch {epoch}"] for epoch in (1, 2, 3))
+    for name, value in one.items():
+        torch.testing.assert_close(torch.as_tensor(many[name]), torch.as_tensor(value), rtol=1e-6, atol=1e-7, msg=name)
+
+
+def test_memories_that_differ_between_ranks_are_refused(results):
+    assert results[1][0]["results"]["differing"] == ""
+    said = [rank["results"]["differing"] for size in (2, 4) for rank in results[size]]
+    assert len(said) == 6 and all("memory of the objective Banked is not the same on all ranks" in one for one in said)
 
 
 @pytest.mark.parametrize("size", [2, 4])

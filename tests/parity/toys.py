@@ -57,6 +57,7 @@ class ToyFeed:
 
         batch = {
             "step": step,
+            "number": np.arange(n),
             "key": np.array([f"{step}-{i}" for i in range(n)], object),
             "image": pictures(),
             "caption": np.array([f"a {WORDS[a]} {WORDS[b]} thing" for a, b in zip(word, other)], object),
@@ -91,17 +92,17 @@ class ToySet:
         self.samples = ToyFeed(batch_size=self.count).batch(0)
         self.steps = self.epochs * (self.count // self.batch_size)
 
-    def batches(self, start_step: int = 0) -> Iterator[dict[str, Any]]:
+    def batches(self, start_step: int = 0, stop_step: int | None = None, order: Any = None) -> Iterator[dict[str, Any]]:
         rows = self.batch_size // self.world
-        for step in range(start_step, self.steps):
+        for step in range(start_step, self.steps if stop_step is None else stop_step):
             if step == self.stop_at:
                 raise KeyboardInterrupt
             epoch, within = divmod(step, self.count // self.batch_size)
-            order = rng("toy order", epoch).permutation(self.count)
-            at = order[within * self.batch_size :][self.rank * rows : (self.rank + 1) * rows]
+            numbers = rng("toy order", epoch).permutation(self.count) if order is None else order
+            at = numbers[within * self.batch_size :][self.rank * rows : (self.rank + 1) * rows]
             yield {name: step if name == "step" else value[at] for name, value in self.samples.items()}
 
-    def pictures(self) -> Iterator[dict[str, Any]]:
+    def pairs(self) -> Iterator[dict[str, Any]]:
         """Every sample once, in batches of 7: this rank's share."""
         for number in range(self.rank, -(-self.count // 7), self.world):
             at = slice(7 * number, 7 * number + 7)

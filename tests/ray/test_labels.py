@@ -15,10 +15,10 @@ from orchestrator.store import Artefact, Store, read_json, read_lines
 from orchestrator.training import train_all
 from orchestrator.tuning import clean_sweep
 from tests.tiny_sweep import BASE
-from trainers.cleaning.deep_clustering import DeepClustering
-from trainers.cleaning.labels import Labels
-from trainers.cleaning.pseudo_labels import PseudoLabels
-from trainers.cleaning.shrink_perturb import ShrinkPerturb
+from trainers.methods.deep_clustering import DeepClustering
+from trainers.methods.labels import Labels
+from trainers.methods.pseudo_labels import PseudoLabels
+from trainers.methods.shrink_perturb import ShrinkPerturb
 
 TRAINED = replace(BASE.pretrain, epochs=1)
 METHODS = [DeepClustering(clusters=8), ShrinkPerturb(then=PseudoLabels(labeller=TRAINED))]

@@ -70,7 +70,7 @@ def trial(
         accuracy = start["zeroshot/top1"] + way * (target[0] - start["zeroshot/top1"]) + noise.normal(0, 0.3)
         asr = start["asr/top1"] + way * (target[1] - start["asr/top1"]) + noise.normal(0, 1.5)
         metrics.append(line(epoch, min(accuracy, 100), min(max(asr, 0), 100), **{"train/loss": 1 / epoch}))
-    method = {"class": f"trainers.cleaning.finetune.{cls}", "clip_weight": weights[0], "inmodal_weight": weights[1]}
+    method = {"class": f"trainers.methods.finetune.{cls}", "clip_weight": weights[0], "inmodal_weight": weights[1]}
     fingerprint = hash64_hex(source.fingerprint, cls, lr)
     return TrialResult(
         stage="clean",

@@ -66,7 +66,7 @@ def test_the_versions_are_told(capsys):
         assert name in told
 
 
-FIELDS = "from orchestrator.spec import *\nfrom trainers.cleaning.finetune import CleanCLIP\n"
+FIELDS = "from orchestrator.spec import *\nfrom trainers.methods.finetune import CleanCLIP\n"
 
 
 @pytest.mark.parametrize(("content", "said"), [

@@ -26,7 +26,7 @@ from orchestrator.stages.graph import stages
 from orchestrator.store import MANIFEST, METRICS, Store
 from tests.inprocess import run_here
 from trainers import checkpoint
-from trainers.cleaning.finetune import MMCLFineTune
+from trainers.methods.finetune import MMCLFineTune
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL
 

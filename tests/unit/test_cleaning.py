@@ -1,29 +1,31 @@
 """Cleaning methods."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 
 from datasets.errors import InputError
 from tests.parity.toys import RESNET, ToyFeed, resnet
-from trainers.cleaning.base import CleaningRun
-from trainers.cleaning.finetune import CleanCLIP, FineTune, MMCLFineTune, SSLFineTune
-from trainers.cleaning.shrink_perturb import ShrinkPerturb
 from trainers.loop import fit
+from trainers.methods.base import Run
+from trainers.methods.finetune import CleanCLIP, FineTune, MMCLFineTune, SSLFineTune
+from trainers.methods.shrink_perturb import ShrinkPerturb
 from trainers.objectives.contrastive import Contrastive
 from trainers.schedule import Training
 
 TRAINING = Training(epochs=2, batch_size=8, lr=1e-3, warmup_steps=1)
 
 
-def run(train) -> CleaningRun:
-    return CleaningRun(train=train, fresh=lambda: RESNET.build(77), seed=3)
+def run(train) -> Run:
+    return Run(trainer=train, training=replace(TRAINING, seed=3), fresh=lambda: RESNET.build(77))
 
 
 def test_objectives():
     def seen(method):
         objectives = []
         model = resnet()
-        assert method.clean(model, run(lambda m, objective, targets: objectives.append(objective))) is model
+        assert method.train(model, run(lambda m, objective, phase: objectives.append(objective))) is model
         return objectives
 
     assert seen(MMCLFineTune()) == [Contrastive(clip_weight=1, inmodal_weight=0)]
@@ -42,10 +44,10 @@ def test_shrink_and_perturb_is_the_formula_over_all_parameters():
     model, before, fresh = resnet(), resnet(), RESNET.build(77)
     found = {}
 
-    def train(encoder, objective, targets):
+    def train(encoder, objective, phase):
         found.update({name: p.clone() for name, p in encoder.model.named_parameters()})
 
-    ShrinkPerturb(shrink_lambda=0.6, perturb_gamma=0.01).clean(model, run(train))
+    ShrinkPerturb(shrink_lambda=0.6, perturb_gamma=0.01).train(model, run(train))
     new = dict(fresh.model.named_parameters())
     assert "logit_scale" in found
     for name, p in before.model.named_parameters():
@@ -60,7 +62,7 @@ def test_shrink_and_perturb_happens_once_though_the_stage_is_resumed(tmp_path):
     def cleaned(folder, stop_at=None):
         feed = ToyFeed(steps=8, stop_at=stop_at)
         model = resnet()
-        method.clean(model, run(lambda m, objective, targets: fit(m, objective, TRAINING, feed, folder)))
+        method.train(model, run(lambda m, objective, phase: fit(m, objective, TRAINING, feed, folder)))
         return model.model.state_dict()
 
     whole = cleaned(tmp_path / "whole")

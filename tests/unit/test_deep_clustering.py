@@ -15,12 +15,11 @@ from orchestrator.stages.graph import stages
 from sweeps.quickstart import BASE
 from tests.parity.toys import RESNET, ToySet, resnet
 from trainers import schedule
-from trainers.cleaning.base import CleaningRun
-from trainers.cleaning.deep_clustering import DeepClustering, embed
-from trainers.cleaning.kmeans import spherical_kmeans
-from trainers.cleaning.labels import Labels
-from trainers.cleaning.shrink_perturb import ShrinkPerturb
 from trainers.loop import fit
+from trainers.methods.base import Run
+from trainers.methods.deep_clustering import DeepClustering, embed
+from trainers.methods.kmeans import spherical_kmeans
+from trainers.methods.shrink_perturb import ShrinkPerturb
 from trainers.schedule import Training
 
 METHOD = DeepClustering(clusters=5, iterations=10)
@@ -75,11 +74,14 @@ def training(**fields):
 def cleaned(folder, method=METHOD, feed=None, **fields):
     feed, lines = feed or ToySet(), []
 
-    def train(model, objective, targets):
-        fit(model, objective, training(**fields), feed, folder, report=lines.append, targets=targets)
+    def train(model, objective, phase):
+        fit(model, objective, training(**fields), feed, folder, report=lines.append, begin_epoch=phase.begin_epoch)
 
-    run = CleaningRun(train=train, fresh=lambda: RESNET.build(77), seed=3, pictures=feed.pictures, folder=folder)
-    return method.clean(resnet(), run), lines
+    return method.train(resnet(), run(train, feed, folder)), lines
+
+
+def run(train, feed, folder=None):
+    return Run(trainer=train, training=training(seed=3), fresh=lambda: RESNET.build(77), pairs=feed.pairs, folder=folder)
 
 
 @pytest.mark.parametrize("stop_at", [4, 5, 6, 7, 11])
@@ -101,34 +103,34 @@ def test_after_a_kill_the_epochs_clusters_are_read_and_not_made_from_the_changed
             cleaned(tmp_path, feed=ToySet(stop_at=step), checkpoint_every_steps=2)
 
     stopped(5)
-    file = tmp_path / "clusters" / "epoch_0000.parquet"
-    before = file.stat().st_mtime_ns, Labels.read(file).by_key
-    assert before[1].keys() == set(ToySet().samples["key"]) and set(before[1].values()) == set(range(5))
-    feed = ToySet(stop_at=6)
-    feed.pictures = lambda: pytest.fail("embedded again")  # type: ignore[method-assign]
+    file = tmp_path / "epochs" / "epoch_0000.safetensors"
+    before = file.stat().st_mtime_ns, load_file(file)["target"].tolist()
+    assert len(before[1]) == ToySet().count and set(before[1]) == set(range(5))
+    feed = ToySet(stop_at=5)
+    feed.pairs = lambda: pytest.fail("embedded again")  # type: ignore[method-assign]
     with pytest.raises(KeyboardInterrupt):
         cleaned(tmp_path, feed=feed, checkpoint_every_steps=4)
-    assert (file.stat().st_mtime_ns, Labels.read(file).by_key) == before
+    assert (file.stat().st_mtime_ns, load_file(file)["target"].tolist()) == before
     cleaned(tmp_path)
-    assert [path.name for path in file.parent.iterdir()] == ["epoch_0001.parquet"], "earlier epochs' are not needed any more"
+    assert sorted(path.name for path in file.parent.iterdir()) == ["epoch_0000.safetensors", "epoch_0001.safetensors"]
 
 
 def test_the_head_is_trained_drawn_anew_and_kept_out_of_the_model(tmp_path):
     heads = []
 
     class Watched(ToySet):
-        def batches(self, start_step=0):
-            for batch in super().batches(start_step):
+        def batches(self, *steps):
+            for batch in super().batches(*steps):
                 yield batch
                 heads.append(model.head.weight.detach().clone())
 
     feed = Watched()
     model = resnet()
 
-    def train(encoder, objective, targets):
-        fit(encoder, objective, training(), feed, tmp_path, targets=targets)
+    def train(encoder, objective, phase):
+        fit(encoder, objective, training(), feed, tmp_path, begin_epoch=phase.begin_epoch)
 
-    METHOD.clean(model, CleaningRun(train=train, fresh=resnet, seed=3, pictures=feed.pictures, folder=tmp_path))
+    METHOD.train(model, run(train, feed, tmp_path))
     steps = [float((a - b).norm()) for a, b in zip(heads[1:], heads)]
     assert steps[5] > 5 * max(steps[:5]) and 0.007 < float(heads[6].std()) < 0.014, "a new head at the start of an epoch"
     assert heads[-1].shape == (5, 16)
@@ -151,11 +153,10 @@ def test_no_weight_decay_on_the_head():
 def test_embedding_is_in_evaluation_mode_and_leaves_the_model_as_it_was():
     model, feed = resnet().train(), ToySet()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    keys, features = embed(model, CleaningRun(train=lambda *_: None, fresh=resnet, seed=0, pictures=feed.pictures))
+    features = embed(model, run(lambda *_: None, feed))
     assert model.training and all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     with torch.no_grad():
         expected = model.eval().encode_image(torch.from_numpy(feed.samples["image"]))
-    assert keys == list(feed.samples["key"])
     torch.testing.assert_close(features, expected)
 
 

@@ -19,11 +19,12 @@ from orchestrator.arguments import COMPUTE, parser
 from orchestrator.fingerprint import fingerprint
 from orchestrator.loading import load_sweep
 from orchestrator.override import override
-from trainers.cleaning.base import CleaningMethod, CleaningRun
 from trainers.evaluate.base import Evaluator
+from trainers.methods.base import Method, Phase, Run
 from trainers.model import Encoder, TinyCLIP
 from trainers.objectives.base import Objective
 from trainers.objectives.contrastive import Contrastive
+from trainers.schedule import Training
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
@@ -73,16 +74,17 @@ def test_the_objective(examples: dict[str, ModuleType], encoder: Encoder) -> Non
 
 
 def test_the_cleaning_method(examples: dict[str, ModuleType]) -> None:
-    method = examples["trainers/cleaning"].Noise(sigma=0.2)
-    assert isinstance(method, CleaningMethod)
+    method = examples["trainers/methods"].Noise(sigma=0.2)
+    assert isinstance(method, Method)
     fitted: list[Objective] = []
 
-    def train(model: Encoder, objective: Objective, targets: object) -> None:
+    def train(model: Encoder, objective: Objective, phase: Phase) -> None:
         fitted.append(objective)
 
     def cleaned() -> Encoder:
-        run = CleaningRun(train=train, fresh=lambda: TinyCLIP().build(1), seed=0)
-        return method.clean(TinyCLIP().build(0), run)
+        training = Training(epochs=1, batch_size=8, lr=1e-3, warmup_steps=0)
+        run = Run(trainer=train, training=training, fresh=lambda: TinyCLIP().build(1))
+        return method.train(TinyCLIP().build(0), run)
 
     first, again, before = (model.model.visual.conv1.weight for model in (cleaned(), cleaned(), TinyCLIP().build(0)))
     assert torch.equal(first, again)

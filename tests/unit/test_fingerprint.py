@@ -20,7 +20,7 @@ from datasets.triggers.patch import Patch
 from orchestrator.fingerprint import canonical, described, encode, fingerprint
 from orchestrator.plan import make_plan
 from tests.tiny_sweep import SWEEP as TINY
-from trainers.cleaning.base import CleaningMethod
+from trainers.methods.base import Method
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,8 +116,8 @@ def test_no_two_classes_of_the_project_have_one_id():
 
 def test_two_classes_of_one_id_are_refused():
     @dataclass(frozen=True, kw_only=True)
-    class CleanCLIP(CleaningMethod):
-        def clean(self, model, run):
+    class CleanCLIP(Method):
+        def train(self, model, run):
             return model
 
     sweep = replace(TINY, space={"clean.method": tune.grid_search([CleanCLIP()])})

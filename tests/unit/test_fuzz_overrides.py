@@ -83,7 +83,7 @@ from dataclasses import replace
 from ray import tune
 from orchestrator.spec import Clean, Compute, Gate, Sweep
 from sweeps.quickstart import BASE
-from trainers.cleaning.finetune import CleanCLIP
+from trainers.methods.finetune import CleanCLIP
 SWEEP = Sweep(
     name="mine",
     base=replace(BASE, clean=Clean(method=CleanCLIP(inmodal_weight=1.0), pairs=512, epochs=2, batch_size=64, lr=1e-3, warmup_steps=3)),

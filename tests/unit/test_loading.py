@@ -12,8 +12,8 @@ from orchestrator.plan import make_plan
 from orchestrator.spec import Sweep
 from orchestrator.stages.graph import stages
 from tests.tiny_sweep import BASE, SWEEP
-from trainers.cleaning.finetune import CleanCLIP, MMCLFineTune
-from trainers.cleaning.shrink_perturb import ShrinkPerturb
+from trainers.methods.finetune import CleanCLIP, MMCLFineTune
+from trainers.methods.shrink_perturb import ShrinkPerturb
 from trainers.objectives.contrastive import MMCLSSL
 
 

@@ -25,22 +25,22 @@ from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store
 from tests.tiny_sweep import SWEEP
 from tests.unit.making import make_of
-from trainers.cleaning.base import CleaningMethod
-from trainers.cleaning.deep_clustering import DeepClustering
-from trainers.cleaning.finetune import CleanCLIP, FineTune, MMCLFineTune, SSLFineTune
-from trainers.cleaning.shrink_perturb import ShrinkPerturb
+from trainers.methods.base import Method
+from trainers.methods.deep_clustering import DeepClustering
+from trainers.methods.finetune import CleanCLIP, FineTune, MMCLFineTune, SSLFineTune
+from trainers.methods.shrink_perturb import ShrinkPerturb
 from trainers.objectives.contrastive import MMCL, MMCLSSL, SSL, Contrastive
 from trainers.objectives.siglip import SigLIP
 
 
 @dataclass(frozen=True, kw_only=True)
-class Guard(CleaningMethod):
+class Guard(Method):
     """Has the fields of the study's fine-tunings and does something else."""
 
     clip_weight: float = 1.0
     inmodal_weight: float = 1.0
 
-    def clean(self, model, run):
+    def train(self, model, run):
         return model
 
 
@@ -59,12 +59,12 @@ class Named(CleanCLIP):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Wrapped(CleaningMethod):
+class Wrapped(Method):
     objective: MMCL = field(default_factory=MMCL)
     """Named as the pre-training's: the order of fields decides nothing."""
-    method: CleaningMethod = field(default_factory=CleanCLIP)
+    method: Method = field(default_factory=CleanCLIP)
 
-    def clean(self, model, run):
+    def train(self, model, run):
         return model
 
 
@@ -95,7 +95,7 @@ def one(component, as_objective=False):
 )  # fmt: skip
 def test_a_component_says_its_own_label_and_the_report_says_it_too(component, label):
     assert component.label == label
-    assert one(component, as_objective=not isinstance(component, CleaningMethod)) == label
+    assert one(component, as_objective=not isinstance(component, Method)) == label
 
 
 def test_a_label_is_no_part_of_an_identity_and_a_manifest_holds_it(tmp_path):

@@ -48,7 +48,7 @@ def test_text_from_the_command_line_becomes_the_fields_type():
         ("nothing", 1, "its fields are data, views"),
         ("clean.lr", "fast", "accepted: a number"),
         ("clean.epochs", 1.5, "a whole number"),
-        ("clean.method", 3, "CleaningMethod"),
+        ("clean.method", 3, "Method"),
         ("views.crop", (0.5,), "2"),
         ("clean.lr.deeper", 1, "has no field"),
     ],

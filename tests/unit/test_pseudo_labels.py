@@ -19,11 +19,11 @@ from orchestrator.stages.graph import stages
 from sweeps.quickstart import BASE
 from tests.parity.toys import RESNET, ToySet, resnet
 from trainers.batch import image_tensor
-from trainers.cleaning.base import CleaningRun
-from trainers.cleaning.labels import CLASSES, FILE, SCHEMA, Labels
-from trainers.cleaning.pseudo_labels import PseudoLabels, zero_shot_labels
-from trainers.cleaning.shrink_perturb import ShrinkPerturb
 from trainers.loop import fit
+from trainers.methods.base import Run
+from trainers.methods.labels import CLASSES, FILE, SCHEMA, Labels
+from trainers.methods.pseudo_labels import PseudoLabels, zero_shot_labels
+from trainers.methods.shrink_perturb import ShrinkPerturb
 from trainers.model import Model, TinyCLIP
 from trainers.schedule import Training
 
@@ -50,10 +50,11 @@ def cleaned(folder, labels, method=METHOD):
     made = {METHOD.labelling: folder / "made"}
     training = Training(epochs=2, batch_size=8, lr=1e-3, warmup_steps=1)
 
-    def train(model, objective, targets):
-        fit(model, objective, training, ToySet(), folder, targets=targets)
+    def train(model, objective, phase):
+        fit(model, objective, training, ToySet(), folder, begin_epoch=phase.begin_epoch)
 
-    return method.clean(resnet(), CleaningRun(train=train, fresh=lambda: RESNET.build(5), seed=3, made=made)).state_dict()
+    run = Run(trainer=train, training=replace(training, seed=3), fresh=lambda: RESNET.build(5), keys=lambda: KEYS, made=made)
+    return method.train(resnet(), run).state_dict()
 
 
 @pytest.mark.parametrize("method", [METHOD, ShrinkPerturb(then=METHOD)], ids=["alone", "after shrink-perturb"])
@@ -95,7 +96,7 @@ def test_what_is_written_is_read(tmp_path):
 def test_the_labels_are_the_nearest_prompts():
     model, feed = resnet(), ToySet()
     names, templates = ("red thing", "green thing", "blue thing"), ("a {}", "the {}.")
-    labels = zero_shot_labels(model, feed.pictures(), names, templates)
+    labels = zero_shot_labels(model, feed.pairs(), names, templates)
     assert list(labels.by_key) == KEYS and labels.classes == 3
     with torch.no_grad():
         heads = [model.encode_text(model.tokenize([t.replace("{}", name) for t in templates])).mean(0).numpy() for name in names]

@@ -31,15 +31,15 @@ from tests.inprocess import run_here
 from tests.own_methods import Hooked, OnACopy, Prune, WiseFT, Wrong
 from tests.unit.test_byte_flips import BASE, GATE
 from trainers import checkpoint
-from trainers.cleaning.base import CleaningMethod
-from trainers.cleaning.finetune import MMCLFineTune
+from trainers.methods.base import Method
+from trainers.methods.finetune import MMCLFineTune
 from trainers.model import WEIGHTS, TinyCLIP, TinyViT
 from trainers.weights import load_weights
 
 ASKED = ("zeroshot/top1", "asr/top1")
 
 
-def sweep_of(*methods: CleaningMethod, epochs: int = 2) -> Sweep:
+def sweep_of(*methods: Method, epochs: int = 2) -> Sweep:
     base = replace(BASE, clean=replace(BASE.clean, epochs=epochs))
     return Sweep(name="own", base=base, space={"clean.method": tune.grid_search(list(methods))}, gate=GATE)
 
@@ -47,7 +47,7 @@ def sweep_of(*methods: CleaningMethod, epochs: int = 2) -> Sweep:
 class Made:
     """What a method left in the store."""
 
-    def __init__(self, store: Path, sweep: Sweep, method: CleaningMethod) -> None:
+    def __init__(self, store: Path, sweep: Sweep, method: Method) -> None:
         [experiment] = [e for _, e in make_plan(sweep).grid if e.clean.method == method]
         found, pretrained = (Store(store).find(kind, stages(experiment)[kind].fingerprint) for kind in ("clean", "pretrain"))
         self.experiment, self.artefact = experiment, found

@@ -238,8 +238,8 @@ def test_an_empty_study_has_an_empty_table():
     assert table(empty) == [] and warnings(empty) == [] and panels(empty) == []
 
 
-CLEANCLIP, SHRINK = "trainers.cleaning.finetune.CleanCLIP", "trainers.cleaning.shrink_perturb.ShrinkPerturb"
-CLUSTERING, PSEUDO = "trainers.cleaning.deep_clustering.DeepClustering", "trainers.cleaning.pseudo_labels.PseudoLabels"
+CLEANCLIP, SHRINK = "trainers.methods.finetune.CleanCLIP", "trainers.methods.shrink_perturb.ShrinkPerturb"
+CLUSTERING, PSEUDO = "trainers.methods.deep_clustering.DeepClustering", "trainers.methods.pseudo_labels.PseudoLabels"
 
 
 @pytest.mark.parametrize(
@@ -247,14 +247,14 @@ CLUSTERING, PSEUDO = "trainers.cleaning.deep_clustering.DeepClustering", "traine
     [
         ({"class": CLEANCLIP, "clip_weight": 1.0, "inmodal_weight": 4.0}, "CleanCLIP"),
         ({"class": CLEANCLIP, "clip_weight": 1.0, "inmodal_weight": 0.0}, "MMCL"),
-        ({"class": "trainers.cleaning.finetune.SSLFineTune", "clip_weight": 0.0, "inmodal_weight": 1.0}, "SSL"),
-        ({"class": "trainers.cleaning.finetune.FineTune", "clip_weight": 1.0, "inmodal_weight": 1.0}, "MMCL+SSL"),
+        ({"class": "trainers.methods.finetune.SSLFineTune", "clip_weight": 0.0, "inmodal_weight": 1.0}, "SSL"),
+        ({"class": "trainers.methods.finetune.FineTune", "clip_weight": 1.0, "inmodal_weight": 1.0}, "MMCL+SSL"),
         ({"class": SHRINK, "then": {"class": CLEANCLIP, "clip_weight": 1, "inmodal_weight": 1}}, "shrink-perturb + CleanCLIP"),
         ({"class": CLUSTERING, "clip_weight": 1.0, "inmodal_weight": 1.0, "weight": 5.0}, "deep-clustering"),
         ({"class": CLUSTERING, "clip_weight": 0.0, "inmodal_weight": 1.0, "weight": 5.0}, "deep-clustering + SSL"),
         ({"class": SHRINK, "then": {"class": PSEUDO, "clip_weight": 0, "inmodal_weight": 0}},
          "shrink-perturb + pseudo-labels alone"),
-        ({"class": "trainers.cleaning.finetune.MMCLFineTune", "clip_weight": 1.0, "inmodal_weight": 0.0}, "MMCL"),
+        ({"class": "trainers.methods.finetune.MMCLFineTune", "clip_weight": 1.0, "inmodal_weight": 0.0}, "MMCL"),
         ({"class": "a.SomethingNew", "x": 1}, "SomethingNew"),
         ({"class": "a.Defence", "clip_weight": 1.0, "inmodal_weight": 0.0}, "Defence"),
         ({"class": "a.Defence", "label": "mine", "then": {"class": CLEANCLIP}}, "mine"),

@@ -24,12 +24,12 @@ SWEEP = '''
 from dataclasses import dataclass, replace
 from orchestrator.spec import Sweep
 from sweeps.quickstart import BASE
-from trainers.cleaning.base import CleaningMethod
+from trainers.methods.base import Method
 from trainers.objectives.contrastive import MMCL
 
 @dataclass(frozen=True, kw_only=True)
-class Base(CleaningMethod):
-    def clean(self, model, run):
+class Base(Method):
+    def train(self, model, run):
         run.fit(model, MMCL())
         return model
 
@@ -58,9 +58,9 @@ def told(folder: Path, name: str, text: str, store: Store, make: bool = False) -
 
 @pytest.mark.parametrize(("was", "is_now", "notes"), [
     ("share: float = 0.5\n", "share: float = 0.5\n", 0),
-    ("share: float = 0.5\n", "share: float = 0.5\n    def clean(self, model, run):\n        return model\n", 1),
+    ("share: float = 0.5\n", "share: float = 0.5\n    def train(self, model, run):\n        return model\n", 1),
     ("run.fit(model, MMCL())", "run.fit(model, MMCL(clip_weight=2.0))", 1),  # of its base
-    ("share: float = 0.5\n", "share: float = 0.5\n    version: int = 2\n    def clean(self, model, run):\n        return model\n", 0),
+    ("share: float = 0.5\n", "share: float = 0.5\n    version: int = 2\n    def train(self, model, run):\n        return model\n", 0),
     ('name="mine"', 'name="other"', 0),
 ])  # fmt: skip
 def test_a_change_of_the_code_is_said(tmp_path, was, is_now, notes):

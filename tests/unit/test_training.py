@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.spec import Compute
-from orchestrator.training import _room
+from orchestrator.training import pretrainings_at_a_time, trials_at_a_time
 
 
 @pytest.mark.parametrize(
@@ -22,8 +22,18 @@ from orchestrator.training import _room
     ],
 )
 def test_feeds_count_beside_their_workers(compute, room):
-    assert _room(compute, {"CPU": 8.0, "GPU": 2.0}) == room
+    assert pretrainings_at_a_time(compute, {"CPU": 8.0, "GPU": 2.0}) == room
 
 
 def test_a_cluster_without_what_is_asked_for_is_tried_one_at_a_time():
-    assert _room(Compute(gpus_per_worker=1), {"CPU": 8.0}) == 1
+    assert pretrainings_at_a_time(Compute(gpus_per_worker=1), {"CPU": 8.0}) == 1
+
+
+@pytest.mark.parametrize(("compute", "room"), [
+    (Compute(trial_workers=2), 4),
+    (Compute(trial_workers=2, max_concurrent_trials=3), 3),
+    (Compute(trial_workers=2, trial_gpus=1), 1),
+    (Compute(trial_workers=16), 1),
+])
+def test_trials_of_several_processes_hold_what_their_workers_hold(compute, room):
+    assert trials_at_a_time(compute, {"CPU": 8.0, "GPU": 2.0}) == room

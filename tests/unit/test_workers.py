@@ -34,9 +34,9 @@ from orchestrator.store import MANIFEST, METRICS, NOTES, Store, read_arrays, rea
 from orchestrator.workers import ANALYSIS, Job, clean
 from tests.tiny_sweep import SWEEP as TINY
 from trainers.checkpoint import STATE, export
-from trainers.cleaning.finetune import CleanCLIP
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.choice import Epoch, chosen_epochs
+from trainers.methods.finetune import CleanCLIP
 from trainers.model import WEIGHTS, TinyCLIP
 from trainers.objectives.contrastive import MMCL
 

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, Protocol
 
+import numpy as np
 from torch import Tensor
 
 from datasets.component import Component
+from trainers.model import Encoder
 
 Features = Mapping[str, Tensor]
 """image, text, image_aug, text_aug: [B, D] of unit length; logit_scale: scalar, already exponentiated; logit_bias: scalar"""
+
+
+class Loss(Protocol):
+    """What computes the loss of a phase's steps: the objective itself, or what its `begin` makes."""
+
+    def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
+        """As `Objective.loss`."""
 
 
 class Objective(Component, ABC):
@@ -30,6 +39,12 @@ class Objective(Component, ABC):
     def uses_logit_bias(self) -> bool:
         """Whether the model's logit bias, if it has one, takes part (it is left alone otherwise)."""
         return False
+
+    def begin(self, encoder: Encoder, rng: np.random.Generator) -> Loss:
+        """What computes the loss from a phase's first step to its last. An objective with a memory, such as a bank of earlier features,
+        returns an `nn.Module` with `loss`, whose buffers are that memory: they are saved with each checkpoint and put back from it, and
+        must be equal on all ranks (so what goes into it is gathered, `distributed.gather_rows`)."""
+        return self
 
     @abstractmethod
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:

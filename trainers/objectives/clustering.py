@@ -19,7 +19,7 @@ class Clustering(Objective):
     """clip_weight·MMCL + inmodal_weight·SSL + deep_clustering_weight·CE(head(I), target).
 
     I are the unit features of the pictures themselves (not of the augmented views), the head the encoder's own linear layer,
-    targets those that `CleaningRun.fit` was given.
+    target a class for each pair, among the values of the epoch (`methods.epoch`).
     """
 
     clip_weight: float = 1.0

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trainers.cleaning.base import CleaningMethod, CleaningRun
+from trainers.methods.base import Method, Run
 from trainers.model import Encoder
 from trainers.objectives.contrastive import Contrastive
 
 
 @dataclass(frozen=True, kw_only=True)
-class FineTune(CleaningMethod):
+class FineTune(Method):
     """Fine-tune with clip_weight·MMCL + inmodal_weight·SSL. A term of weight 0 is not computed."""
 
     clip_weight: float = 1.0
@@ -31,7 +31,7 @@ class FineTune(CleaningMethod):
         """The loss that is fine-tuned with."""
         return Contrastive(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight)
 
-    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+    def train(self, model: Encoder, run: Run) -> Encoder:
         return run.fit(model, self.objective)
 
 

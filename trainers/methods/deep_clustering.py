@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from datasets.errors import InputError
 from trainers import distributed
 from trainers.batch import image_tensor
-from trainers.cleaning.base import CleaningMethod, CleaningRun
-from trainers.cleaning.kmeans import spherical_kmeans
-from trainers.cleaning.labels import Labels
+from trainers.methods.base import Method, Run
+from trainers.methods.epoch import EpochPlan
+from trainers.methods.kmeans import spherical_kmeans
 from trainers.model import Encoder
 from trainers.objectives.clustering import Clustering
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepClustering(CleaningMethod):
+class DeepClustering(Method):
     """At the start of each epoch all cleaning pictures are embedded (in evaluation mode) and clustered by spherical k-means; then
     trains with clip_weight·MMCL + inmodal_weight·SSL + weight·CE of a linear head on the picture's features against its cluster.
 
@@ -59,46 +57,28 @@ class DeepClustering(CleaningMethod):
         if self.clusters > pairs:
             raise InputError(f"clean.method.clusters is {self.clusters}, more than the {pairs} pairs of the cleaning set.")
 
-    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+    def train(self, model: Encoder, run: Run) -> Encoder:
         model.draw_head(self.clusters, run.rng("head"))  # so that the optimiser knows of it; drawn anew as an epoch begins
-        return run.fit(model, self.objective, Clusters(self, run))
+
+        def clustered(model: Encoder, epoch: int) -> EpochPlan:
+            feature_ND, values = embed(model, run), {}
+            if run.world.main:
+                label_N, _ = spherical_kmeans(feature_ND.to(model.device), self.clusters, self.iterations, run.rng(f"k-means {epoch}"))
+                values["target"] = label_N.cpu().numpy()
+            return EpochPlan(values=values, anew=model.draw_head(self.clusters, run.rng(f"head {epoch}")))
+
+        return run.fit(model, self.objective, begin_epoch=clustered)
 
 
-class Clusters(Labels):
-    """The clusters of the epoch under way, kept in the stage's folder so that a run killed within the epoch goes on with them."""
-
-    def __init__(self, method: DeepClustering, run: CleaningRun) -> None:
-        super().__init__({}, method.clusters, "the clustering of this epoch")
-        self.method, self.run = method, run
-
-    def begin(self, encoder: Encoder, epoch: int, within: bool) -> Iterable[nn.Parameter]:
-        run, world = self.run, self.run.world
-        assert run.folder is not None, "the clusters of an epoch need a place to be kept at"
-        file = run.folder / "clusters" / f"epoch_{epoch:04d}.parquet"
-        if not distributed.from_main(file.is_file(), world):
-            keys, feature_ND = embed(encoder, run)
-            if world.main:
-                points = feature_ND.to(encoder.device)
-                label_N, _ = spherical_kmeans(points, self.classes, self.method.iterations, run.rng(f"k-means {epoch}"))
-                Labels(dict(zip(keys, label_N.tolist())), self.classes, self.where).write(file)
-        self.by_key = distributed.from_main(Labels.read(file).by_key if world.main else None, world)
-        if world.main:
-            for other in file.parent.glob("epoch_*.parquet"):
-                if other != file:
-                    other.unlink()
-        return () if within else encoder.draw_head(self.classes, run.rng(f"head {epoch}"))
-
-
-def embed(encoder: Encoder, run: CleaningRun) -> tuple[list[str], Tensor]:
-    """Keys and unit features [N, D] of all cleaning pictures, in evaluation mode; the same on every rank, for any number of them."""
-    assert run.pictures is not None, "embedding the cleaning set needs its pictures"
-    parts: list[tuple[int, list[str], Any]] = []
+def embed(encoder: Encoder, run: Run) -> Tensor:
+    """Unit features [N, D] of the pictures of all pairs, in their order and in evaluation mode; the same on every rank, for any number
+    of them."""
+    parts: list[tuple[int, Tensor]] = []
     training = encoder.training
     encoder.eval()
     with torch.no_grad():
-        for batch in run.pictures():
-            feature_BD = encoder.encode_image(image_tensor(batch["image"], encoder.device))
-            parts.append((batch["number"], [str(key) for key in batch["key"]], feature_BD.cpu()))
+        for batch in run.pairs():
+            parts.append((batch["number"], encoder.encode_image(image_tensor(batch["image"], encoder.device)).cpu()))
     encoder.train(training)
     parts = sorted(distributed.gather_lists(parts, run.world), key=lambda part: part[0])
-    return [key for _, keys, _ in parts for key in keys], torch.cat([feature_BD for _, _, feature_BD in parts])
+    return torch.cat([feature_BD for _, feature_BD in parts])

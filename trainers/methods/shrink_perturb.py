@@ -7,13 +7,13 @@ from dataclasses import dataclass, field
 import torch
 
 from datasets.errors import InputError
-from trainers.cleaning.base import CleaningMethod, CleaningRun
-from trainers.cleaning.finetune import CleanCLIP
+from trainers.methods.base import Method, Run
+from trainers.methods.finetune import CleanCLIP
 from trainers.model import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
-class ShrinkPerturb(CleaningMethod):
+class ShrinkPerturb(Method):
     """p ← λ·p + γ·p_fresh for every parameter, once, before the first step; then another method.
 
     Every parameter means also norms, biases and the logarithm of the logit scale, as in the study. Running statistics of batch
@@ -25,7 +25,7 @@ class ShrinkPerturb(CleaningMethod):
     """λ, share of the old weights"""
     perturb_gamma: float = 1e-4
     """γ, share of freshly drawn weights"""
-    then: CleaningMethod = field(default_factory=CleanCLIP)
+    then: Method = field(default_factory=CleanCLIP)
     """the method that follows"""
 
     def __post_init__(self) -> None:
@@ -39,10 +39,10 @@ class ShrinkPerturb(CleaningMethod):
     def label(self) -> str:
         return f"shrink-perturb + {self.then.label}"
 
-    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+    def train(self, model: Encoder, run: Run) -> Encoder:
         fresh = dict(run.fresh().model.named_parameters())
         with torch.no_grad():
             for name, parameter in model.model.named_parameters():
                 noise = fresh[name].to(parameter.device, parameter.dtype)
                 parameter.mul_(self.shrink_lambda).add_(noise, alpha=self.perturb_gamma)
-        return self.then.clean(model, run)
+        return self.then.train(model, run)

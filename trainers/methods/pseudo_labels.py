@@ -12,10 +12,11 @@ from datasets import classes
 from datasets.component import Component
 from datasets.errors import InputError
 from trainers.batch import image_tensor
-from trainers.cleaning.base import CleaningMethod, CleaningRun
-from trainers.cleaning.labels import FILE, Labels
 from trainers.distributed import World
 from trainers.evaluate.zeroshot import class_head
+from trainers.methods.base import Method, Run
+from trainers.methods.epoch import EpochPlan
+from trainers.methods.labels import FILE, Labels
 from trainers.model import Encoder, Model
 from trainers.objectives.clustering import Clustering
 from trainers.schedule import Training
@@ -47,7 +48,7 @@ class Labelling(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PseudoLabels(CleaningMethod):
+class PseudoLabels(Method):
     """clip_weight·MMCL + inmodal_weight·SSL + weight·CE of a linear head on the picture's features against the class that
     `labeller` gives the picture.
 
@@ -91,10 +92,11 @@ class PseudoLabels(CleaningMethod):
     def needs(self) -> tuple[Labelling, ...]:
         return (self.labelling,)
 
-    def clean(self, model: Encoder, run: CleaningRun) -> Encoder:
+    def train(self, model: Encoder, run: Run) -> Encoder:
         labels = Labels.read(run.made[self.labelling] / FILE)
         model.draw_head(labels.classes, run.rng("head"))
-        return run.fit(model, self.objective, labels)
+        values = {"target": labels.of(run.keys())}
+        return run.fit(model, self.objective, begin_epoch=lambda model, epoch: EpochPlan(values=values))
 
 
 def zero_shot_labels(

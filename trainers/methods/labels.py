@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
-from torch import Tensor, nn
 
 from datasets.errors import InputError
 from datasets.storage import write_whole
-from trainers.model import Encoder
 
 SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int32())])
 CLASSES = b"classes"
@@ -22,19 +20,16 @@ FILE = "labels.parquet"
 
 
 class Labels:
-    """Classes 0 … classes − 1 by key: the `trainers.batch.Targets` of a whole stage."""
+    """Classes 0 … classes − 1 by key."""
 
     def __init__(self, by_key: Mapping[str, int], classes: int, where: str) -> None:
         """`where` is what messages call them."""
         self.by_key, self.classes, self.where = by_key, classes, where
 
-    def begin(self, encoder: Encoder, epoch: int, within: bool) -> Iterable[nn.Parameter]:
-        return ()
-
-    def of(self, keys: Sequence[str]) -> Tensor:
-        """int64 [B]; InputError naming a key that has no label."""
+    def of(self, keys: Iterable[str]) -> np.ndarray:
+        """int64 [keys]; InputError naming a key that has no label."""
         try:
-            return torch.tensor([self.by_key[str(key)] for key in keys])
+            return np.array([self.by_key[str(key)] for key in keys], np.int64)
         except KeyError as error:
             raise InputError(f"{self.where} has no label for the sample {error.args[0]!r}.") from None
 

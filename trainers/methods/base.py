@@ -1,0 +1,125 @@
+"""What a method is, and what it has at hand while it trains a model: before it is poisoned as well as after."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from datasets import seeding
+from datasets.component import Component
+from datasets.errors import InputError
+from trainers.distributed import World
+from trainers.methods.epoch import BeginEpoch
+from trainers.model import Encoder
+from trainers.objectives.base import Objective
+from trainers.schedule import Training
+
+IN_A_PHASE = ("lr", "weight_decay", "warmup_steps", "schedule", "betas", "eps", "precision")
+"""Fields of `Training` that a phase may have for itself."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A part of a stage's training with an objective, a schedule and an optimiser of its own."""
+
+    training: Training
+    """its fields; `epochs` are the phase's own"""
+    first: int = 0
+    """epochs of the stage that lie before it"""
+    name: str = ""
+    """what its epochs' lines call it"""
+    begin_epoch: BeginEpoch | None = None
+    """decides, as an epoch begins, on values for the pairs and on their order"""
+
+
+@dataclass(kw_only=True)
+class Run:
+    """One training stage, as its method sees it: `method.train(model, run)` does all of it."""
+
+    trainer: Callable[[Encoder, Objective, Phase], None]
+    """trains through a phase, from the newest checkpoint where there is one (`loop.fit`)"""
+    training: Training
+    """the fields of the stage"""
+    fresh: Callable[[], Encoder]
+    """makes a freshly initialised model of the same kind"""
+    keys: Callable[[], list[str]] = list
+    """the keys of the stage's pairs, in their order: a pair's number is its place among them"""
+    pairs: Callable[[], Iterator[dict[str, Any]]] = lambda: iter(())
+    """every pair once, in their order, as trained on but not augmented: this rank's share of batches that are the same for any
+    number of ranks, each with its own number ("number"), "key", "image" and "caption" """
+    made: Mapping[Component, Path] = field(default_factory=dict)
+    """folder of each thing that the method needs (`Component.needs`)"""
+    folder: Path | None = None
+    """the stage's own, for what must outlast a kill"""
+    world: World = field(default_factory=World)
+    """the processes that train together"""
+    done: int = 0
+    """epochs of the phases so far"""
+
+    @property
+    def seed(self) -> int:
+        """Of the stage."""
+        return self.training.seed
+
+    def fit(
+        self, model: Encoder, objective: Objective, *, epochs: int | None = None, phase: str = "", begin_epoch: BeginEpoch | None = None,
+        **changes: Any,
+    ) -> Encoder:
+        """Train the model in place for so many epochs of the stage, by default all that are left; returns it.
+
+        May be called several times. Each call is a phase with an optimiser and a schedule of its own, counted from 0, and with the
+        stage's fields but for `changes` (IN_A_PHASE). After a kill the method is called again from the start: a phase that was done
+        is passed over, and its weights are put back where the next one has not begun. So what a method finds out between phases it
+        keeps in `folder`. `begin_epoch(model, epoch)` is called on every rank before each epoch: `trainers.methods.epoch.EpochPlan`.
+        """
+        left = self.training.epochs - self.done
+        wanted = left if epochs is None else epochs
+        if not 1 <= wanted <= left:
+            raise InputError(f"run.fit is to train for {wanted} epochs{f' in the phase {phase!r}' if phase else ''}, but of the stage's "
+                             f"{self.training.epochs} epochs {left} are left.")
+        wrong = sorted(changes.keys() - set(IN_A_PHASE))
+        if wrong:
+            raise InputError(f"run.fit takes no {', '.join(wrong)}; a phase may have its own {', '.join(IN_A_PHASE)}.")
+        training = replace(self.training, epochs=wanted, **changes)
+        self.trainer(model, objective, Phase(training=training, first=self.done, name=phase, begin_epoch=begin_epoch))
+        self.done += wanted
+        return model
+
+    def rng(self, purpose: str) -> np.random.Generator:
+        """A generator that depends on the stage's seed and the purpose alone."""
+        return seeding.rng(self.seed, "cleaning", purpose)
+
+
+class Method(Component, ABC):
+    """A way to train a model on pairs: to pre-train one, or to remove a backdoor with pairs believed clean.
+
+    A new method is a frozen dataclass of this kind in its own file. Its `train` may change weights before `run.fit`, between its
+    calls, after them, or without any; it may train the model or a copy.
+    """
+
+    def parts(self) -> Iterator[Method]:
+        """This method and those it is made of, such as the one that follows it."""
+        yield self
+        for own in fields(self):
+            value = getattr(self, own.name)
+            if isinstance(value, Method):
+                yield from value.parts()
+
+    def check(self, pairs: int) -> None:
+        """Raise InputError where the method does not fit a cleaning set of that many pairs; asked of each of `parts`."""
+        return
+
+    @abstractmethod
+    def train(self, model: Encoder, run: Run) -> Encoder:
+        """The trained model: the same object changed in place, or another of the same architecture.
+
+        It is what is measured and saved, by its weights; one that computes something else by a hook or a replaced module is refused.
+        Where it is not bit for bit what the last `run.fit` ended with, it gets a line of metrics and a checkpoint of its own, numbered
+        one epoch more than the last; the lines before are the training's. Without `run.fit` there are two lines: epoch 0, before the
+        method, and epoch 1.
+        """

@@ -1,0 +1,96 @@
+"""What a method decides as an epoch begins: values for the pairs and their order. It is kept, so that a kill changes nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.torch import load_file, save
+from torch import nn
+
+from datasets.errors import InputError
+from datasets.storage import write_whole
+from trainers import distributed
+from trainers.distributed import World
+from trainers.model import Encoder
+
+FOLDER = "epochs"
+"""In the stage's folder."""
+TAKEN = ("step", "epoch", "row", "number", "key", "image", "caption", "poisoned", "image_aug", "caption_aug", "text", "text_aug")
+"""Names that a batch has already."""
+ORDER = "order"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochPlan:
+    """What holds for one epoch. A pair's number is its place among the stage's pairs."""
+
+    values: Mapping[str, np.ndarray] = field(default_factory=dict)
+    """name → integers or floats, [pairs]: `batch[name]` then has those of its pairs, for the objective"""
+    order: np.ndarray | None = None
+    """int64 [steps · batch size]: the numbers of the pairs that the epoch's steps take, in their order; a pair may come several times
+    or not at all. None: the stage's own, each pair once"""
+    anew: Iterable[nn.Parameter] = ()
+    """parameters that were drawn anew, of which the optimiser forgets what it knew; each rank's own"""
+
+    def check(self, pairs: int, samples: int) -> None:
+        """InputError where this does not fit a stage of that many pairs whose epochs take so many samples."""
+        for name, value in self.values.items():
+            if name in TAKEN or name == ORDER:
+                raise InputError(f"begin_epoch gives values called {name!r}, which a batch has already: choose another name.")
+            if value.shape != (pairs,) or value.dtype.kind not in "iufb":
+                raise InputError(f"begin_epoch gives {name!r} as {value.dtype} {list(value.shape)}; accepted is a number for each of "
+                                 f"the {pairs} pairs, [{pairs}].")
+        order = self.order
+        if order is None:
+            return
+        if order.shape != (samples,) or order.dtype.kind not in "iu":
+            raise InputError(f"begin_epoch gives the order as {order.dtype} {list(order.shape)}; accepted are the numbers of the pairs of "
+                             f"all steps of an epoch, integers [{samples}].")
+        if len(order) and not 0 <= order.min() <= order.max() < pairs:
+            raise InputError(f"begin_epoch orders pairs {order.min()} to {order.max()}; accepted are 0 to {pairs - 1}.")
+
+    def write(self, file: Path) -> None:
+        """As safetensors; InputError where values are no arrays that it holds."""
+        arrays = {**self.values, **({} if self.order is None else {ORDER: self.order})}
+        tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, save(tensors))
+
+    @staticmethod
+    def read(file: Path) -> EpochPlan:
+        """What `write` wrote, but for the parameters."""
+        arrays = {name: tensor.numpy() for name, tensor in load_file(file).items()}
+        order = arrays.pop(ORDER, None)
+        return EpochPlan(values=arrays, order=order)
+
+
+BeginEpoch = Callable[[Encoder, int], EpochPlan]
+"""(model, epochs of the stage so far) → what holds for the next. Called on every rank; the values and the order of rank 0 hold for all."""
+
+
+def begin(begin_epoch: BeginEpoch, encoder: Encoder, epoch: int, within: bool, folder: Path, world: World) -> EpochPlan:
+    """What holds for this epoch, the same on every rank; `within`: the epoch began in an earlier attempt, and its file is read.
+
+    The files of the two epochs before stay: a checkpoint of theirs may have to serve.
+    """
+    file = folder / FOLDER / f"epoch_{epoch:04d}.safetensors"
+    anew: tuple[nn.Parameter, ...] = ()
+    found: EpochPlan | None = None
+    if within:
+        found = EpochPlan.read(file) if world.main else None
+    else:
+        decided = begin_epoch(encoder, epoch)
+        anew = tuple(decided.anew)
+        if world.main:
+            decided.write(file)
+            found = EpochPlan(values=dict(decided.values), order=decided.order)
+            kept = {file.with_name(f"epoch_{epoch - back:04d}.safetensors") for back in range(3)}
+            for other in set(file.parent.glob("epoch_*.safetensors")) - kept:
+                other.unlink()
+    found = distributed.from_main(found, world)
+    assert found is not None
+    return EpochPlan(values=found.values, order=found.order, anew=anew)
