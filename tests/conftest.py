@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
-from tests.experiments import TINY, cleansweep, group_of, ray_of
+from tests.experiments import TINY, cleansweep, group_of, make_database, ray_of
 
 settings.register_profile("unhurried", deadline=None)
 settings.load_profile("unhurried")
@@ -56,5 +56,6 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
             words = ("--workers", "2", "--cpus-per-worker", "0.5")
             code, output = cleansweep("run", TINY, "--store", str(store), *words, CLEANSWEEP_LEDGER="1")
             assert code == 0, output
+            make_database(store.parent)
             store.with_suffix(".made").touch()
     return store

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -10,6 +11,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import psutil
+
+from orchestrator.tracking import Tracker
 
 ROOT = Path(__file__).resolve().parents[1]
 TINY = str(ROOT / "tests" / "tiny_sweep.py")
@@ -80,9 +83,22 @@ UPSTREAM = ("world", "index", "testset", "poison", "pretrain")
 
 
 def furnish(store: Path, made: Path, *stages: str) -> None:
-    """Copy the finished artefacts of these stages from another store: what is tested is the rest."""
+    """Copy the finished artefacts of these stages from another store, and an MLflow database without a run: what is tested is the rest."""
     for stage in stages:
         shutil.copytree(made / stage, store / stage)
+    shutil.copy(made.with_name(DATABASE), store / DATABASE)
+
+
+DATABASE = "mlflow.db"
+
+
+def make_database(folder: Path) -> None:
+    """A database of MLflow's without a run or an experiment; making its tables takes seconds."""
+    tracker = Tracker(f"sqlite:///{folder / DATABASE}", "none")
+    tracker.check()
+    with sqlite3.connect(folder / DATABASE) as database:
+        database.execute("DELETE FROM experiments WHERE name = 'none'")
+    database.close()
 
 
 def results(store: Path) -> list[str]:

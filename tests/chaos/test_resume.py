@@ -3,13 +3,15 @@
 import json
 import os
 import signal
+import subprocess
 from pathlib import Path
 
 import mlflow
 import psutil
 from safetensors.numpy import load_file
 
-from tests.experiments import TINY, UPSTREAM, artefacts, cleansweep, descendants, furnish, results, start, stop, wait_for
+from orchestrator import cli
+from tests.experiments import TINY, artefacts, cleansweep, descendants, furnish, results, start, stop, wait_for
 
 
 def weights(store: Path, stage: str) -> dict[str, dict]:
@@ -38,52 +40,18 @@ def runs(store: Path) -> dict[str, list[str]]:
     return found
 
 
-def test_running_again_makes_nothing(tiny_store: Path):
-    before = {path: path.stat().st_mtime_ns for path in tiny_store.glob("*/*/manifest.json")}
-    assert len(before) == 11, "world, index, testset, poison, pretrain, cleanset, 4 cleanings, sweep"
-    code, output = cleansweep("run", TINY, "--store", str(tiny_store))
-    assert code == 0, output
-    assert {path: path.stat().st_mtime_ns for path in tiny_store.glob("*/*/manifest.json")} == before
-    assert runs(tiny_store) == {"sweep": ["FINISHED"], "pretrain": ["FINISHED"], "clean": ["FINISHED"] * 4}
-
-
-def test_killed_worker(tiny_store: Path, tmp_path: Path):
-    """SIGKILL of a pre-training worker within an epoch: the stage continues by itself to the same weights."""
-    furnish(tmp_path, tiny_store, "world", "index", "testset", "poison", "cleanset", "clean")
-    process = start(
-        "run", TINY, "--store", str(tmp_path), "--workers", "2", "--cpus-per-worker", "0.5", CLEANSWEEP_LEDGER="1"
-    )  # fmt: skip
-    try:
-        # killed between the checkpoints of step 4 and step 8, as soon as the first is there
-        wait_for(lambda: list(tmp_path.glob("pretrain/.work-*/step_00000004")), process)
-        workers = [pid for pid in descendants(process.pid) if "RayTrainWorker" in " ".join(_command(pid))]
-        assert len(workers) == 2, workers
-        os.kill(workers[-1], signal.SIGKILL)
-        output, _ = process.communicate(timeout=400)
-    finally:
-        stop(process)
-    assert process.returncode == 0, output
-    assert_same_weights(weights(tmp_path, "pretrain"), weights(tiny_store, "pretrain"))
-    assert results(tmp_path) == results(tiny_store)
-    [ledger] = tmp_path.glob("pretrain/*/ledger.jsonl")
-    [expected] = tiny_store.glob("pretrain/*/ledger.jsonl")
-    assert ledger.read_text() == expected.read_text()
-    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(24))
-    for epoch in range(2):
-        keys = [key for line in lines[12 * epoch : 12 * epoch + 12] for key in line["keys"]]
-        assert len(keys) == len(set(keys)) == 384, "an epoch holds no key twice"
-
-
-def test_killed_driver_and_interrupted_successor(tiny_store: Path, tmp_path: Path):
-    """SIGKILL of the driver in the middle of the sweep, then ctrl-C; the same command makes only what is missing."""
-    furnish(tmp_path, tiny_store, *UPSTREAM)
-    words = ("run", TINY, "--store", str(tmp_path))
+def test_killed_worker_then_killed_driver_then_interrupted_and_at_last_run_again(tiny_store: Path, tmp_path: Path, capsys) -> None:
+    """SIGKILL of a pre-training worker within an epoch: the stage continues by itself to the same weights. SIGKILL of the driver in the
+    middle of the sweep, then ctrl-C: the same command makes only what is missing, and once more makes nothing."""
+    furnish(tmp_path, tiny_store, "world", "index", "testset", "poison", "cleanset")
+    words = ("run", TINY, "--store", str(tmp_path), "--workers", "2", "--cpus-per-worker", "0.5")
     finished: list[dict[Path, int]] = [{}]
     for number in (signal.SIGKILL, signal.SIGINT):
         before = len(artefacts(tmp_path, "clean"))
-        process = start(*words)
+        process = start(*words, CLEANSWEEP_LEDGER="1")
         try:
+            if number == signal.SIGKILL:
+                kill_a_worker(tmp_path, process)
             wait_for(lambda before=before: len(artefacts(tmp_path, "clean")) > before, process)
             process.send_signal(number)
             output, _ = process.communicate(timeout=120) if number == signal.SIGINT else ("", process.wait())
@@ -94,17 +62,42 @@ def test_killed_driver_and_interrupted_successor(tiny_store: Path, tmp_path: Pat
         assert len(artefacts(tmp_path, "clean")) < 4, "it came too late to show anything"
     assert process.returncode == 130 and "the same command continues" in output and "Traceback" not in output, output
     assert artefacts(tmp_path, "sweep") == {} and "RUNNING" not in str(runs(tmp_path))
+    check_ledger(tmp_path, tiny_store)
+
     code, output = cleansweep(*words)
     assert code == 0 and "4 finished" in output, output
-    assert finished[-1].items() <= {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}.items()
-    assert_same_weights(weights(tmp_path, "clean"), weights(tiny_store, "clean"))
+    made = {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")}
+    assert finished[-1].items() <= made.items() and len(made) == 11, "world, index, testset, poison, pretrain, cleanset, 4 cleanings, sweep"
+    for stage in ("pretrain", "clean"):
+        assert_same_weights(weights(tmp_path, stage), weights(tiny_store, stage))
     assert results(tmp_path) == results(tiny_store)
+    assert cli.run(list(words)) == 0, capsys.readouterr()
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.glob("*/*/manifest.json")} == made
     assert runs(tmp_path) == {"sweep": ["FINISHED"], "pretrain": ["FINISHED"], "clean": ["FINISHED"] * 4}
     client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     for experiment in client.search_experiments():
         for run in client.search_runs([experiment.experiment_id]):
             steps = [m.step for m in client.get_metric_history(run.info.run_id, "zeroshot/top1")]
             assert len(steps) == len(set(steps)), "no epoch is logged twice"
+
+
+def kill_a_worker(store: Path, process: subprocess.Popen) -> None:
+    """Between the checkpoints of step 4 and step 8, as soon as the first is there."""
+    wait_for(lambda: list(store.glob("pretrain/.work-*/step_00000004")), process)
+    workers = [pid for pid in descendants(process.pid) if "RayTrainWorker" in " ".join(_command(pid))]
+    assert len(workers) == 2, workers
+    os.kill(workers[-1], signal.SIGKILL)
+
+
+def check_ledger(store: Path, undisturbed: Path) -> None:
+    """Every step once, with the same keys as without a kill."""
+    [ledger], [expected] = (one.glob("pretrain/*/ledger.jsonl") for one in (store, undisturbed))
+    assert ledger.read_text() == expected.read_text()
+    lines = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(24))
+    for epoch in range(2):
+        keys = [key for line in lines[12 * epoch : 12 * epoch + 12] for key in line["keys"]]
+        assert len(keys) == len(set(keys)) == 384, "an epoch holds no key twice"
 
 
 def _command(pid: int) -> list[str]:

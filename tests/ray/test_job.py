@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlflow
 
-from tests.experiments import ROOT, stop, wait_for
+from tests.experiments import ROOT, furnish, stop, wait_for
 
 BIN = Path(sys.executable).parent
 
@@ -27,7 +27,12 @@ def answers(port: int) -> bool:
         return probe.connect_ex(("127.0.0.1", port)) == 0
 
 
-def test_submitted_job(tmp_path: Path):
+def test_submitted_job(tiny_store: Path, tmp_path: Path):
+    """It trains the model and one of four cleanings; the rest is in the store."""
+    store = tmp_path / "store"
+    store.mkdir()
+    furnish(store, tiny_store, "world", "index", "testset", "poison", "cleanset", "clean")
+    shutil.rmtree(next(store.glob("clean/*-*")))
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
     path = f"{BIN}{os.pathsep}{clean['PATH']}"
     environment = {**clean, "PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": secrets.token_hex(32)}
@@ -44,11 +49,7 @@ def test_submitted_job(tmp_path: Path):
         wait_for(lambda: answers(dashboard), head, seconds=60)
         command = [
             "ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT), "--",
-            "python", "-m", "orchestrator", "run", "sweeps/vit_b32.py", "--miniature", "--store", str(tmp_path / "store"),
-            "--data.source.train", "320", "--evaluate.data.test", "100", "--data.source.test", "100", "--evaluate.data.train", "320",
-            "--poison.count", "16", "--pretrain.epochs", "1", "--pretrain.warmup_steps", "1", "--clean.pairs", "64",
-            "--clean.epochs", "1", "--clean.batch_size", "32", "--clean.warmup_steps", "1", "--gate", "warn",
-            "--max-concurrent-trials", "1",
+            "python", "-m", "orchestrator", "run", "tests/tiny_sweep.py", "--store", str(store),
         ]  # fmt: skip
 
         def submit() -> subprocess.CompletedProcess | None:
@@ -64,8 +65,8 @@ def test_submitted_job(tmp_path: Path):
         shutil.rmtree(short, ignore_errors=True)
     assert submitted.returncode == 0, submitted.stdout + submitted.stderr
     assert "1 pre-training, 4 cleanings (4 finished)" in submitted.stdout
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'store' / 'mlflow.db'}")
-    [experiment] = [e for e in client.search_experiments() if e.name.startswith("vit-b32")]
+    client = mlflow.MlflowClient(f"sqlite:///{store / 'mlflow.db'}")
+    [experiment] = [e for e in client.search_experiments() if e.name == "tiny"]
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.data.tags["role"] for run in runs) == ["clean"] * 4 + ["pretrain", "sweep"]
     assert all(run.info.status == "FINISHED" for run in runs)

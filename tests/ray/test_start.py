@@ -10,8 +10,6 @@ import psutil
 
 from tests.experiments import ROOT, TINY, UPSTREAM, furnish, start, stop, wait_for
 
-OWN = str(ROOT / "tests" / "own_sweep.py")
-
 
 def python(program: str, *arguments: str, **environment: str) -> subprocess.Popen:
     clean = {k: v for k, v in os.environ.items() if not k.startswith("RAY_")}
@@ -176,30 +174,3 @@ def test_a_cluster_that_lost_a_node_says_what_it_waits_for() -> None:
     line = next(line for line in output.splitlines() if line.startswith("WAITING"))
     assert line.startswith("WAITING pretrain mmcl-0 needs 3 times 1 CPU; the cluster has 1 CPUs on 1 node now (lost: "), line
 
-
-WITHOUT = """
-import sys
-from orchestrator.cli import run
-sweep, weights, store = sys.argv[1:]
-for command in ("evaluate", "analyse"):
-    assert run([command, sweep, "--store", f"{store}/{command}", "--checkpoint", weights]) == 0
-    assert not sys.modules["ray"].is_initialized()
-"""
-
-
-def test_evaluate_and_analyse_start_no_ray(tmp_path: Path) -> None:
-    import torch
-
-    from datasets.synthetic import tiny
-    from trainers.model import TinyCLIP
-
-    (tmp_path / "data").mkdir()
-    tiny(train=200, test=40).write(tmp_path / "data")
-    torch.save(TinyCLIP().build(0).model.state_dict(), tmp_path / "w.pt")
-    process = python(WITHOUT, OWN, str(tmp_path / "w.pt"), str(tmp_path), OWN_DATA=str(tmp_path / "data"))
-    try:
-        output, _ = process.communicate(timeout=300)
-    finally:
-        stop(process)
-    assert process.returncode == 0, output
-    assert "index" in output and "starting Ray" not in output

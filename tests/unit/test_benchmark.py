@@ -2,16 +2,20 @@
 
 import json
 import re
+import sys
 from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from datasets.evalset import EvalSet
 from datasets.retrieval import RetrievalSet
+from datasets.synthetic import tiny
 from orchestrator.cli import run
 from orchestrator.stages.graph import stages
+from tests.experiments import ROOT
 from tests.tiny_sweep import BASE
 from tests.unit.test_named import TEN, cifar, save
 from tests.unit.test_retrieval import karpathy
@@ -139,3 +143,15 @@ def test_where_every_picture_is_the_targets_accuracy_is_measured_all_the_same(ev
 def test_a_checkpoint_that_is_none_is_told_before_data_are_prepared(evaluate, tmp_path):
     code, _, err = evaluate("--checkpoint", str(tmp_path / "nothing.pt"))
     assert code == 2 and "nothing.pt does not exist" in err and not (tmp_path / "store").exists()
+
+
+@pytest.mark.parametrize("command", ["evaluate", "analyse"])
+def test_shards_are_indexed_and_a_checkpoint_is_measured_without_ray(command, tmp_path, capsys, monkeypatch):
+    (tmp_path / "data").mkdir()
+    tiny(train=200, test=40).write(tmp_path / "data")
+    torch.save(TinyCLIP().build(0).model.state_dict(), tmp_path / "w.pt")
+    monkeypatch.setenv("OWN_DATA", str(tmp_path / "data"))
+    code = run([command, str(ROOT / "tests" / "own_sweep.py"), "--store", str(tmp_path / "store"), "--checkpoint", str(tmp_path / "w.pt")])
+    said = capsys.readouterr()
+    assert code == 0 and "index" in said.err + said.out and "starting Ray" not in said.err, said.err
+    assert "ray" not in sys.modules or not sys.modules["ray"].is_initialized()
