@@ -27,7 +27,7 @@ def analyse_checkpoints(experiments: dict[str, Experiment], compute: Compute, ou
 
     Pictures, arrays and numbers go to `out`, a folder a stage.
     """
-    from orchestrator.workers import load_model, measured_as
+    from orchestrator.job import load_model, measured_as
 
     store = Store(compute.store)
     store.prepare()

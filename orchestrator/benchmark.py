@@ -67,7 +67,7 @@ def evaluate_on(
 
     All sets are opened before the model is, so that a mistake is told first. One forward pass of the pictures of each set.
     """
-    from orchestrator.workers import load_model, measured_as, start
+    from orchestrator.job import load_model, measured_as, start
 
     strange = next((name for name in probes if name not in on), None)
     if strange is not None:

@@ -298,7 +298,8 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
 
 def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) -> dict[str, float]:
     """Metrics of a checkpoint (epoch folder, file or open_clip tag) under the experiment's test set and trigger."""
-    from orchestrator.workers import Job, evaluate, load_model, measured_as
+    from orchestrator.job import Job, load_model, measured_as
+    from orchestrator.measuring import evaluate
 
     model = load_model(experiment, weights)  # first, so that a mistake is told before data are prepared
     store = Store(compute.store)

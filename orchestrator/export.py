@@ -48,7 +48,7 @@ def export_checkpoint(
     chosen. InputError
     where `out` exists, or the checkpoint does not hold the experiment's model.
     """
-    from orchestrator.workers import load_model
+    from orchestrator.job import load_model
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not empty; name a new folder.")

@@ -33,18 +33,18 @@ def check_returned(returned: Any, method: str, wanted: Signature) -> None:
     """
     if not isinstance(returned, Encoder):
         what = "nothing" if returned is None else type(returned).__name__
-        raise InputError(f"{method}.clean returned {what}; it must return the cleaned model, an Encoder.")
+        raise InputError(f"{method}.train returned {what}; it must return the trained model, an Encoder.")
     found = signature(returned)
     for name in [*wanted, *(name for name in found if name not in wanted)]:
         if found.get(name) != wanted.get(name):
             now, was = (" ".join(map(str, kind)) if kind else "no weight" for kind in (found.get(name), wanted.get(name)))
             raise InputError(
-                f"{method}.clean returned a model of other weights than it got: {name} is {now}, it was {was}. It must return a model of "
+                f"{method}.train returned a model of other weights than it got: {name} is {now}, it was {was}. It must return a model of "
                 "the same architecture, with masks and parametrizations (torch.nn.utils.prune.remove) made part of the weights."
             )
     for name, value in returned.model.state_dict().items():
         if value.is_floating_point() and not bool(torch.isfinite(value).all()):
-            raise FloatingPointError(f"{method}.clean returned weights that are not finite: {name}")
+            raise FloatingPointError(f"{method}.train returned weights that are not finite: {name}")
 
 
 def differs(encoder: Encoder, checkpoint: Path) -> bool:
@@ -66,7 +66,7 @@ def check_kept(returned: Encoder, again: Encoder, method: str) -> None:
         distance_B = (own_BD.nan_to_num() - kept_BD.nan_to_num()).norm(dim=1)  # what is not finite is said when it is measured
         if float(distance_B.max()) > ROUNDING:
             raise InputError(
-                f"{method}.clean returned a model that its saved weights do not give again: what the method changed is not in the weights "
+                f"{method}.train returned a model that its saved weights do not give again: what the method changed is not in the weights "
                 "(a hook, a replaced module or function), so it cannot be kept. It must change the weights alone, and remove its hooks."
             )
 

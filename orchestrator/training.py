@@ -10,10 +10,10 @@ from datasets.errors import InputError
 from orchestrator import failures, network
 from orchestrator.cluster import scratch, user_error
 from orchestrator.identity import IDENTITIES
+from orchestrator.job import Job
 from orchestrator.spec import Compute
 from orchestrator.stages.base import At, Stage, ensure, walk
 from orchestrator.store import FAILED, METRICS, Artefact, Store, read_failure, read_json, read_lines, write_json
-from orchestrator.workers import Job
 
 FOLLOW_S = 1.0
 """Between two looks at the lines of a training that other processes make."""
@@ -96,14 +96,7 @@ def _ensure_apart(stage: Stage, at: At) -> None:
     try:
         ray.get(task.remote(stage, str(at.store.root), compute, at.known, dict(IDENTITIES)))
     except ray.exceptions.RayError as error:
-        mistake = user_error(error)
-        if mistake is not None:
-            raise InputError(f"{stage}: {mistake}") from error
-        kind, text = failures.kind_of(error), str(error).strip().splitlines()[-1][:400]
-        folder = at.store.work(stage.kind, stage.fingerprint)
-        if folder.is_dir():
-            write_json(folder / FAILED, {"kind": kind, "error": text, "rank": 0})
-        raise StageError(f"{stage} {failures.SAID.get(kind, 'failed')}: {text}") from error
+        raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), error)
 
 
 def _with_cores(stage: Stage, store: str, compute: Compute, known: dict[str, Any], identities: dict[Component | str, Any]) -> None:
@@ -214,10 +207,10 @@ def raise_failure(stage: Stage, folder: Path, cause: BaseException | None) -> No
         if folder.is_dir():  # its process wrote nothing down: it may have been lost. The next attempt removes this
             write_json(folder / FAILED, {"kind": failures.kind_of(cause), "error": lines[-1][:400], "rank": 0})
         progress = read_json(folder / "progress.json")
-        step = progress.get("step", 0) if isinstance(progress, dict) else 0
+        near = f" near step {progress.get('step', 0)}" if isinstance(progress, dict) else ""
+        said = failures.SAID.get(failures.kind_of(cause), "failed")
         raise StageError(
-            f"{stage} failed near step {step}: {lines[-1][:400].rstrip('.')}. Its checkpoints are kept; the same "
-            "command continues from them."
+            f"{stage} {said}{near}: {lines[-1][:400].rstrip('.')}. What was done is kept; the same command continues from there."
         ) from cause
 
 

@@ -97,7 +97,8 @@ def make_database(folder: Path) -> None:
     tracker = Tracker(f"sqlite:///{folder / DATABASE}", "none")
     tracker.check()
     with sqlite3.connect(folder / DATABASE) as database:
-        database.execute("DELETE FROM experiments WHERE name = 'none'")
+        for table in ("experiment_tags", "experiments"):
+            database.execute(f"DELETE FROM {table} WHERE experiment_id <> 0")
     database.close()
 
 

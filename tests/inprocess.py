@@ -18,6 +18,7 @@ from datasets.errors import InputError
 from datasets.pairs import write_index
 from datasets.source import Source, mark_duplicates
 from orchestrator import driver, training, tuning
+from orchestrator.job import Job
 from orchestrator.outcome import Study
 from orchestrator.plan import Plan, make_plan, trial_experiment
 from orchestrator.results import Trial
@@ -26,7 +27,6 @@ from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store, write_json
 from orchestrator.training import StageError
-from orchestrator.workers import Job, pretrain
 
 
 class NoTracker:
@@ -91,9 +91,9 @@ def _train_all(wanted: list[Stage], at: At) -> list[Artefact]:
     return [ensure(stage, at) for stage in wanted]
 
 
-def _fit(job: Job, stage: Any, store: Store, compute: Compute) -> BaseException | None:
+def _fit(job: Job, stage: Any, at: At, train: Callable[[Job], None], workers: int) -> BaseException | None:
     try:
-        pretrain(job)
+        train(job)
     except (InputError, FloatingPointError, OSError) as error:
         return error
     return None

@@ -11,6 +11,7 @@ from typing import Any, ClassVar
 from orchestrator import failures
 from orchestrator.fingerprint import labelled
 from orchestrator.identity import cleanset_fields, encode_cleaning
+from orchestrator.job import Job
 from orchestrator.spec import Clean, Experiment
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.cleanset import CleaningSet
@@ -18,7 +19,7 @@ from orchestrator.stages.measured import lines_of
 from orchestrator.stages.trained import Trained, checkpoint_at, made_for, spent
 from orchestrator.store import read_failure
 from orchestrator.training import fit_on_workers
-from orchestrator.workers import Job, clean
+from orchestrator.workers import clean
 from trainers.checkpoint import STATE
 from trainers.evaluate.choice import measured, start_of
 

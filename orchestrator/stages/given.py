@@ -9,10 +9,11 @@ from typing import Any
 
 from orchestrator.fingerprint import encode, labelled
 from orchestrator.identity import file_identity
+from orchestrator.job import Job, load_model
+from orchestrator.measuring import measure_given
 from orchestrator.spec import Given
 from orchestrator.stages.base import At
 from orchestrator.stages.trained import Trained
-from orchestrator.workers import Job, load_model, measure_given
 from trainers.checkpoint import epoch_folder, export
 
 

@@ -18,6 +18,7 @@ from datasets.poison import class_name
 from orchestrator.experiment import unpoisoned
 from orchestrator.fingerprint import encode, fingerprint, labelled
 from orchestrator.identity import encode_evaluator, weights_identity
+from orchestrator.job import Job
 from orchestrator.spec import Experiment, Pretrain
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage
@@ -25,7 +26,7 @@ from orchestrator.stages.inputs import Inputs
 from orchestrator.stages.testset import TestSet, require_same_classes
 from orchestrator.store import METRICS, Artefact, checked, read_lines
 from orchestrator.training import fit_on_workers
-from orchestrator.workers import Job, pretrain
+from orchestrator.workers import pretrain
 from trainers.checkpoint import STATE, epoch_folder, reported
 from trainers.evaluate.base import Evaluator
 from trainers.model import WEIGHTS

@@ -18,12 +18,13 @@ from datasets.poison import Poison
 from datasets.synthetic import World
 from datasets.triggers.patch import Patch
 from datasets.view import Views
+from orchestrator.job import Job
 from orchestrator.spec import Compute, Data, Evaluate, Experiment, Pretrain
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.graph import make_data, trained_by
 from orchestrator.stages.inputs import Inputs
 from orchestrator.store import Store, read_lines, sha256
-from orchestrator.workers import Job, pretrain
+from orchestrator.workers import pretrain
 from tests.bench.measure import ROOT, Meter, Row, alternate, ray_session, scratch
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL

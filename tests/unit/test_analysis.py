@@ -21,6 +21,7 @@ from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator import cli, cluster
 from orchestrator.analyse import analyse_checkpoints
+from orchestrator.job import Job
 from orchestrator.outcome import Study
 from orchestrator.plan import make_plan
 from orchestrator.report import analysis as report
@@ -31,7 +32,7 @@ from orchestrator.spec import Compute, Experiment, Sweep
 from orchestrator.stages.base import At, ensure, seal
 from orchestrator.stages.graph import make_data, stages
 from orchestrator.store import Store, read_arrays, read_lines, verify, write_arrays
-from orchestrator.workers import Job, clean, pretrain
+from orchestrator.workers import clean, pretrain
 from tests.tiny_sweep import BASE, SWEEP
 from tests.unit.making import pairs
 from trainers.evaluate.analysis import (

@@ -10,6 +10,7 @@ import torch
 
 from datasets.errors import InputError
 from orchestrator import failures
+from orchestrator.job import Job, noting_failures
 from orchestrator.plan import make_plan
 from orchestrator.results import load_study
 from orchestrator.stages.base import At, ensure
@@ -18,7 +19,6 @@ from orchestrator.stages.graph import stages
 from orchestrator.store import FAILED, METRICS, Store, write_json, write_lines
 from orchestrator.training import StageError, raise_failure
 from orchestrator.tuning import NUMBER, Context, _outcome, _trial
-from orchestrator.workers import Job, _failures
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
 from trainers.distributed import World
@@ -60,7 +60,7 @@ def test_a_training_process_writes_the_kind_and_the_trial_has_it(tmp_path, error
     folder = store.work("clean", stage.fingerprint)
     folder.mkdir(parents=True)
     job = Job(experiment=SWEEP.base, inputs=None, folder=str(folder), compute=SWEEP.compute, stage="clean")  # type: ignore[arg-type]
-    with pytest.raises(type(error)), _failures(job, World()):
+    with pytest.raises(type(error)), noting_failures(job, World()):
         raise error
     assert json.loads((folder / FAILED).read_text())["kind"] == kind
     trial = _outcome({}, store, stage, error, False)
@@ -78,7 +78,7 @@ def test_a_pretraining_that_lost_its_process_is_known_afterwards_and_can_go_on(t
     plan, store = make_plan(SWEEP), Store(tmp_path)
     stage = stages(plan.upstream[0][1])["pretrain"]
     with store.working("pretrain", stage.fingerprint) as folder:
-        with pytest.raises(StageError, match="continues from them"):
+        with pytest.raises(StageError, match="lost its process.*continues from there"):
             raise_failure(stage, folder, lost())  # type: ignore[arg-type]
         assert json.loads((folder / FAILED).read_text())["kind"] == "lost_process"
         write_lines(folder / METRICS, [line(0, 80.0, 97.0)])

@@ -56,10 +56,10 @@ def test_progress_that_cannot_be_read_is_left_out(following, content: bytes):
 def test_a_failure_that_would_come_again_is_said_at_once_and_once(following):
     follower, folder, said, study = following
     write(folder, step=4)
-    (folder / "failed.json").write_text(json.dumps({"kind": "input", "error": "Mine.clean returned nothing", "rank": 0}))
+    (folder / "failed.json").write_text(json.dumps({"kind": "input", "error": "Mine.train returned nothing", "rank": 0}))
     follower._tell(study())
     follower._tell(study())
-    assert len(said) == 1 and said[0].endswith("failed: Mine.clean returned nothing")
+    assert len(said) == 1 and said[0].endswith("failed: Mine.train returned nothing")
 
 
 def test_notes_of_a_stage_that_ended_between_two_looks_are_said_once_and_never_by_the_next_run(tmp_path):

@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from datasets.errors import InputError
+from orchestrator.measuring import MEASURED, _remember, read_measured
 from orchestrator.plan import check_measurements, make_plan
 from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import lines_of, measurements
 from orchestrator.store import Store
-from orchestrator.workers import MEASURED, _remember, read_measured
 from tests.experiments import artefacts
 from tests.inprocess import run_here
 from tests.tiny_sweep import BASE, SWEEP

@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from datasets.errors import InputError
 from orchestrator.identity import weights_identity
-from orchestrator.workers import measured_as
+from orchestrator.job import measured_as
 from tests.parity.peer_models import (
     CONTEXT,
     SIZE,

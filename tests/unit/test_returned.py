@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from datasets.errors import InputError
 from orchestrator import workers
+from orchestrator.job import load_model
 from orchestrator.plan import make_plan
 from orchestrator.report.points import cleaned_points
 from orchestrator.report.tables import points_csv
@@ -26,7 +27,6 @@ from orchestrator.spec import Sweep
 from orchestrator.stages.graph import stages
 from orchestrator.stages.trained import last_checkpoint
 from orchestrator.store import Store, metrics_of, verify
-from orchestrator.workers import load_model
 from tests.inprocess import run_here
 from tests.own_methods import Hooked, OnACopy, Prune, WiseFT, Wrong
 from tests.unit.test_byte_flips import BASE, GATE
@@ -127,12 +127,12 @@ def test_another_object_may_be_returned(tmp_path):
 
 
 @pytest.mark.parametrize(("mistake", "told"), [
-    ("nothing", "Wrong.clean returned nothing; it must return the cleaned model"),
-    ("inner model", "Wrong.clean returned CLIP; it must return the cleaned model"),
-    ("infinite", "Wrong.clean returned weights that are not finite: visual.conv1.weight"),
-    ("parametrized", "Wrong.clean returned a model of other weights than it got: visual.conv1.weight is no weight"),
+    ("nothing", "Wrong.train returned nothing; it must return the trained model"),
+    ("inner model", "Wrong.train returned CLIP; it must return the trained model"),
+    ("infinite", "Wrong.train returned weights that are not finite: visual.conv1.weight"),
+    ("parametrized", "Wrong.train returned a model of other weights than it got: visual.conv1.weight is no weight"),
     ("half", "visual.conv1.weight is torch.float16"),
-    ("twice", "Wrong.clean called run.fit twice"),
+    ("twice", "run.fit was called again, but the stage's 2 epochs are done"),
 ])
 def test_what_is_no_model_is_refused_in_one_sentence(store, tmp_path, mistake, told):
     shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("clean", "sweep"))
@@ -145,7 +145,7 @@ def test_what_is_no_model_is_refused_in_one_sentence(store, tmp_path, mistake, t
 def test_a_change_that_is_not_in_the_weights_is_refused(store, tmp_path, way, trains):
     shutil.copytree(store, tmp_path / "store", ignore=shutil.ignore_patterns("clean", "sweep"))
     code, said, study = run_here(sweep_of(Hooked(way=way, trains=trains), epochs=1), tmp_path / "store")
-    assert code == 1 and "Hooked.clean returned a model that its saved weights do not give again" in said and "\n" not in said.strip()
+    assert code == 1 and "Hooked.train returned a model that its saved weights do not give again" in said and "\n" not in said.strip()
     assert [trial.status for trial in study.trials] == ["failed"] and not list((tmp_path / "store" / "clean").glob("[!.]*-*"))
 
 
@@ -167,7 +167,7 @@ def test_rounding_is_no_change_and_the_model_is_left_as_it_was(model):
         one.model.text_projection *= 1.001  # of no effect on unit features
         check_kept(one, again, "Own")
         one.model.text_projection[0] *= 1.1
-    with pytest.raises(InputError, match=r"Own.clean returned a model.*not in the weights \(a hook"):
+    with pytest.raises(InputError, match=r"Own.train returned a model.*not in the weights \(a hook"):
         check_kept(one, again, "Own")
 
 
@@ -228,5 +228,5 @@ def test_a_changed_configuration_counts_as_changed(tmp_path):
 
 def test_a_model_of_another_architecture_is_refused():
     wanted = signature(TinyCLIP(vision_width=8).build(0))
-    with pytest.raises(InputError, match=r"Own.clean returned a model of other weights.*it was torch.float32 \[4, 3, 3, 3\]"):
+    with pytest.raises(InputError, match=r"Own.train returned a model of other weights.*it was torch.float32 \[4, 3, 3, 3\]"):
         check_returned(TinyCLIP(vision_width=16).build(0), "Own", wanted)

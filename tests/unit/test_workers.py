@@ -25,13 +25,15 @@ from datasets.source import Source
 from datasets.triggers.patch import Patch
 from datasets.view import Views
 from orchestrator.follow import Follower
+from orchestrator.job import Job
+from orchestrator.measuring import ANALYSIS
 from orchestrator.outcome import Study
 from orchestrator.plan import make_plan
 from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain
 from orchestrator.stages.graph import stages
 from orchestrator.stages.inputs import Inputs
 from orchestrator.store import MANIFEST, METRICS, NOTES, Store, read_arrays, read_lines
-from orchestrator.workers import ANALYSIS, Job, clean
+from orchestrator.workers import clean
 from tests.tiny_sweep import SWEEP as TINY
 from trainers.checkpoint import STATE, export
 from trainers.evaluate.base import Evaluator

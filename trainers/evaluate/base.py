@@ -50,7 +50,7 @@ class Evaluator(Component, ABC):
 
     It looks at the test pictures unless it says otherwise by a method `open` of its own, which makes its batches from whatever
     `Material` holds: `trainers.evaluate.analysis.Analysis` looks at training pairs. What it needs and `Material` lacks becomes a
-    field there, filled in `orchestrator.workers`.
+    field there, filled in `orchestrator.measuring`.
     """
 
     every: int = since(1)

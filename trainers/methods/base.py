@@ -79,6 +79,9 @@ class Run:
         """
         left = self.training.epochs - self.done
         wanted = left if epochs is None else epochs
+        if not left:
+            raise InputError(f"run.fit was called again, but the stage's {self.training.epochs} epochs are done: give the calls before "
+                             "it a number of `epochs`.")
         if not 1 <= wanted <= left:
             raise InputError(f"run.fit is to train for {wanted} epochs{f' in the phase {phase!r}' if phase else ''}, but of the stage's "
                              f"{self.training.epochs} epochs {left} are left.")
