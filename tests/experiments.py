@@ -12,8 +12,6 @@ from pathlib import Path
 
 import psutil
 
-from orchestrator.tracking import Tracker
-
 ROOT = Path(__file__).resolve().parents[1]
 TINY = str(ROOT / "tests" / "tiny_sweep.py")
 
@@ -94,6 +92,8 @@ DATABASE = "mlflow.db"
 
 def make_database(folder: Path) -> None:
     """A database of MLflow's without a run or an experiment; making its tables takes seconds."""
+    from orchestrator.tracking import Tracker
+
     tracker = Tracker(f"sqlite:///{folder / DATABASE}", "none")
     tracker.check()
     with sqlite3.connect(folder / DATABASE) as database:

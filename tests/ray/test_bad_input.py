@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from datasets.synthetic import tiny
-from tests.experiments import ROOT, artefacts, cleansweep
+from tests.experiments import ROOT, artefacts
 
 OWN = str(ROOT / "tests" / "own_sweep.py")
 
@@ -41,11 +41,10 @@ def run(here: Run, data: Path) -> Run:
     return lambda *words: here("run", OWN, "--store", str(data.parent / "store"), *words, OWN_DATA=str(data))
 
 
-def test_truncated_tar(data: Path):
-    """In a process and a Ray of its own, from which nothing but the sentence may come."""
+def test_truncated_tar(data: Path, run: Run):
     shard = data / "train" / "00000.tar"
     os.truncate(shard, shard.stat().st_size // 2)
-    code, output = cleansweep("run", OWN, "--store", str(data.parent / "store"), OWN_DATA=str(data))
+    code, output = run()
     line = refused(output, code)
     assert "00000.tar" in line and "byte" in line
     assert artefacts(data.parent / "store", "index") == {}

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import mlflow
 
-from tests.experiments import ROOT, furnish, stop, wait_for
+from tests.experiments import ROOT, TINY, furnish, stop, wait_for
 
 BIN = Path(sys.executable).parent
 
@@ -49,7 +49,7 @@ def test_submitted_job(tiny_store: Path, tmp_path: Path):
         wait_for(lambda: answers(dashboard), head, seconds=60)
         command = [
             "ray", "job", "submit", "--address", f"http://127.0.0.1:{dashboard}", "--working-dir", str(ROOT), "--",
-            "python", "-m", "orchestrator", "run", "tests/tiny_sweep.py", "--store", str(store),
+            "python", "-m", "orchestrator", "run", TINY, "--store", str(store),
         ]  # fmt: skip
 
         def submit() -> subprocess.CompletedProcess | None:

@@ -1,4 +1,4 @@
-"""A lab's own cleaning methods and its own kind of stage, in a real sweep that is killed on the way.
+"""A lab's own cleaning methods and its own kind of stage, in a real sweep that ctrl-C interrupts.
 
 One method changes weights after training, one trains nothing, one needs what a stage of its own makes.
 """
@@ -35,10 +35,14 @@ def test_methods_and_a_stage_of_ones_own(here: Callable[..., tuple[int, str]], t
     process = start("run", OWN, *store)
     try:
         wait_for(lambda: list(tmp_path.glob("hint/.work-*/step_2")), process)
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        os.kill(process.pid, signal.SIGINT)
+        output, _ = process.communicate(timeout=120)
     finally:
         stop(process)
+    assert process.returncode == 130 and "the same command continues" in output and "Traceback" not in output, output
+    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
+    begun = [run for one in client.search_experiments() for run in client.search_runs([one.experiment_id])]
+    assert begun and all(run.info.status != "RUNNING" for run in begun)
     [work] = tmp_path.glob("hint/.work-*")
     before = steps(work)
     assert artefacts(tmp_path, "hint") == {} and 3 <= len(before) < 8
@@ -72,7 +76,6 @@ def test_methods_and_a_stage_of_ones_own(here: Callable[..., tuple[int, str]], t
     rows = list(csv.DictReader((points.parent / "stages.csv").open()))
     assert [row["name"] for row in rows if row["stage"] == "hint"] == ["strength 0.5"] and {row["state"] for row in rows} == {"finished"}
     assert "strength 0.5" in (points.parent / "report.html").read_text()
-    client = mlflow.MlflowClient(f"sqlite:///{tmp_path / 'mlflow.db'}")
     [experiment] = [one for one in client.search_experiments() if one.name == "own"]
     [run] = client.search_runs([experiment.experiment_id], "tags.role = 'sweep'")
     assert "stages.csv" in [file.path for file in client.list_artifacts(run.info.run_id)]

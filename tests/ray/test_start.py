@@ -23,7 +23,7 @@ SLOW = """
 import time
 command = open("/proc/self/cmdline").read()
 if "dashboard/agent.py" in command or "runtime_env/agent/main.py" in command:
-    time.sleep(20)
+    time.sleep(17)
 """
 """What a busy machine does: Ray's agents need longer than the 15 s that the raylet gives them."""
 

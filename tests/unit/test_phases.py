@@ -62,7 +62,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Any
     return folder, *trained(folder)
 
 
-@pytest.mark.parametrize("stop_at", [1, 3, 6, 9, 12, 13, 15, 17])
+@pytest.mark.parametrize("stop_at", [1, 6, 9, 12, 15])
 def test_a_kill_at_any_moment_changes_nothing(whole, tmp_path, stop_at):
     _, weights, lines = whole
     with pytest.raises(KeyboardInterrupt):
