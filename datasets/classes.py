@@ -36,6 +36,10 @@ def imagenet_synsets() -> dict[str, int]:
     return {synset: index for index, synset in enumerate(file.read_text().split())}
 
 
+LISTS = ("openai", "simple", *PROMPTS)
+"""Names of lists of prompts."""
+
+
 def templates(which: str | Sequence[str]) -> tuple[str, ...]:
     """`openai` (80 prompts for ImageNet), `simple` (7 of them), a set of `prompts.PROMPTS`, or texts with `{}` or `{c}`; with `{}`."""
     if isinstance(which, str):
@@ -46,7 +50,7 @@ def templates(which: str | Sequence[str]) -> tuple[str, ...]:
             return tuple(call("{}") for call in calls)
         if which in PROMPTS:
             return PROMPTS[which]
-        raise InputError(f"templates is {which!r}; accepted are openai, simple, {', '.join(PROMPTS)}, or a list of texts with {{}}.")
+        raise InputError(f"templates is {which!r}; accepted are {', '.join(LISTS)}, or a list of texts with {{}}.")
     texts = tuple(text.replace("{c}", "{}") for text in which)
     if not texts:
         raise InputError("templates is an empty list; give at least one text with {} where the class name goes.")
@@ -58,14 +62,23 @@ def templates(which: str | Sequence[str]) -> tuple[str, ...]:
 
 def known_prompts(which: str) -> None:
     """InputError unless `templates` knows the name; nothing heavy is imported."""
-    if which not in ("openai", "simple", *PROMPTS):
-        names = ", ".join(("auto", "openai", "simple", *PROMPTS))
-        raise InputError(f"poison.prompts is {which!r}; accepted are {names}, or a list of texts with {{}}.")
+    if which not in LISTS:
+        raise InputError(f"poison.prompts is {which!r}; accepted are auto, {', '.join(LISTS)}, or a list of texts with {{}}.")
 
 
 def fill(template: str, name: str) -> str:
     """The template with the class name in it."""
     return template.replace("{}", name)
+
+
+NUMBERED = re.compile(r"(.+)@(\d+)")
+"""A target whose name several classes have: which of them."""
+
+
+def class_name(target: str) -> str:
+    """The name that a target goes by in captions: without the number that tells classes of one name apart."""
+    numbered = NUMBERED.fullmatch(target)
+    return numbered[1] if numbered else target
 
 
 def target_index(names: Sequence[str], target: str | int, numbers: Sequence[int] = ()) -> int:
@@ -89,7 +102,7 @@ def target_index(names: Sequence[str], target: str | int, numbers: Sequence[int]
             f"target {target!r} is the name of classes {', '.join(str(numbers[place]) for place in places)}; "
             f"write {target}@{numbers[places[0]]} to mean one of them."
         )
-    numbered = re.fullmatch(r"(.+)@(\d+)", target)
+    numbered = NUMBERED.fullmatch(target)
     if numbered and int(numbered[2]) in numbers and names[numbers.index(int(numbered[2]))] == numbered[1]:
         return numbers.index(int(numbered[2]))
     near = difflib.get_close_matches(target, names, n=3, cutoff=0.5) or list(names[:3])

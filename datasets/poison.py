@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.classes import fill, known_prompts, target_index
+from datasets.classes import class_name, fill, known_prompts, target_index
 from datasets.classes import templates as check_texts
 from datasets.component import Component, since
 from datasets.errors import InputError
@@ -81,12 +81,6 @@ class Poison(Component):
             raise InputError(f"poison.mode is {self.mode!r}; accepted are dirty_label and label_consistent.")
         if self.captions not in ("templates", "existing"):
             raise InputError(f"poison.captions is {self.captions!r}; accepted are templates and existing.")
-
-
-def class_name(target: str) -> str:
-    """The name that a target goes by in captions: without the number that tells classes of one name apart."""
-    numbered = re.fullmatch(r"(.+)@\d+", target)
-    return numbered[1] if numbered else target
 
 
 def make_plan(poison: Poison, index: pa.Table, templates: Sequence[str], class_names: Sequence[str] = ()) -> pa.Table:

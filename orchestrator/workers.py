@@ -117,6 +117,8 @@ def _by_method(
     if isinstance(method, Objective):
         run.fit(encoder, method)
         return
+    for part in method.parts():
+        part.check(len(pairs))
     began = time.monotonic()
     returned = method.train(encoder, run)
     check_returned(returned, called, wanted)

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from datasets.errors import InputError
 from orchestrator.outcome import Study
 from orchestrator.report.names import signed
-from orchestrator.report.points import ACCURACY, ASR, Panel, Point, mean_interval, panels, starts_of
+from orchestrator.report.points import ACCURACY, ASR, Panel, interval_of, panels, starts_of
 from orchestrator.report.selection import Choice, Row, table
 from orchestrator.report.tables import SHORT
 from trainers.evaluate.choice import RULE, Rule
@@ -50,7 +50,9 @@ def lines(study: Study, rules: Sequence[str] = ()) -> list[Line]:
     for panel in panels(study):
         starts = starts_of(study, panel)
         if starts:
-            accuracy, asr = (_over([start.metrics[metric] for start in starts], starts, metric) for metric in (ACCURACY, ASR))
+            accuracy, asr = (
+                interval_of([start.metrics[metric] for start in starts], starts, metric) or (math.nan,) * 3 for metric in (ACCURACY, ASR)
+            )
             n = len(starts)
             found.append(
                 Line(pretraining=panel.label, cleaning="before cleaning", rule="", accuracy=accuracy, asr=asr, change=math.nan,
@@ -88,15 +90,7 @@ def _chosen(panel: Panel, rows: Sequence[Row]) -> list[Line]:
 
 
 def _measured(row: Row, value: Callable[[Choice], float], metric: str) -> tuple[float, float, float]:
-    return _over([value(choice) for choice in row.reached], [c.point for c in row.reached if c.point], metric)
-
-
-def _over(values: Sequence[float], points: Sequence[Point], metric: str) -> tuple[float, float, float]:
-    """Mean and Student's interval over repetitions; for a single one the interval over its images."""
-    found = mean_interval(values)
-    if found is None:
-        return math.nan, math.nan, math.nan
-    return (found[0], *points[0].interval(metric)) if len(values) == 1 else found
+    return row.over(value, metric) or (math.nan, math.nan, math.nan)
 
 
 def as_text(study: Study, form: str, rules: Sequence[str] = ()) -> str:

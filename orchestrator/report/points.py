@@ -9,6 +9,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from scipy.special import stdtrit
+
 from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.report.kinds import names, study_method, study_objective
 from orchestrator.report.names import (
@@ -27,6 +29,7 @@ from trainers.evaluate.choice import ACCURACY as ACCURACY
 from trainers.evaluate.choice import ASR as ASR
 from trainers.evaluate.choice import M, measured, results
 from trainers.evaluate.choice import start_of as epoch_to_start_from
+from trainers.evaluate.zeroshot import wilson
 from trainers.model import WEIGHTS
 
 CLEANING_SET = ("clean.pairs", "clean.choice", "clean.poisons", "clean.keys")
@@ -35,11 +38,6 @@ GIVEN = (*CLEANING_SET, "clean.start")
 """The same with the epoch that it starts from."""
 MAX_ARMS = 12
 """A series with more values (a drawn one) does not split a method's trials."""
-
-T_975 = [
-    12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131,
-]  # fmt: skip
-"""Student's t, two-sided 95 %, for 1 … 15 degrees of freedom; beyond, 1.96 + 2.4 / df is within .01 of it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,7 +62,7 @@ class Point:
         low, high = self.metrics.get(f"{metric}_low"), self.metrics.get(f"{metric}_high")
         if low is not None and high is not None:
             return float(low), float(high)
-        return wilson(self.metrics[metric], self.metrics.get(f"{metric.split('/')[0]}/n", 0))
+        return interval_of_share(self.metrics[metric], self.metrics.get(f"{metric.split('/')[0]}/n", 0))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +86,17 @@ class Panel:
         return study_objective(self.pretrains[0])
 
 
-def wilson(share: float, n: float, z: float = 1.959964) -> tuple[float, float]:
-    """95 % Wilson score interval of a share of n, both in percent."""
+def interval_of_share(share: float, n: float) -> tuple[float, float]:
+    """95 % Wilson score interval of a share of n, both in percent; nan where n is not known."""
     if not n or not math.isfinite(share):
         return math.nan, math.nan
-    p = share / 100
-    centre = (p + z * z / (2 * n)) / (1 + z * z / n)
-    half = z * math.sqrt(p * (1 - p) / n + z * z / (4 * n * n)) / (1 + z * z / n)
-    return max(0.0, 100 * (centre - half)), min(100.0, 100 * (centre + half))
+    return wilson(share / 100 * n, n)
+
+
+def interval_of(values: Sequence[float], points: Sequence[Point], metric: str) -> tuple[float, float, float] | None:
+    """Mean and 95 % t interval over the repetitions; of a single one the interval over its images, where it is a metric."""
+    found = mean_interval(values)
+    return (found[0], *points[0].interval(metric)) if found and len(values) == 1 and metric else found
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
@@ -106,7 +107,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
     if n == 1:
         return mean, math.nan, math.nan
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
-    t = T_975[n - 2] if n - 2 < len(T_975) else 1.96 + 2.4 / (n - 1)
+    t = float(stdtrit(n - 1, 0.975))
     return mean, mean - t * sd / math.sqrt(n), mean + t * sd / math.sqrt(n)
 
 

@@ -18,7 +18,7 @@ from orchestrator.report.points import (
     checkpoint_of,
     cleaned_points,
     front,
-    mean_interval,
+    interval_of,
     panels,
     points_of,
     repetitions,
@@ -75,9 +75,10 @@ class Row:
     def reached(self) -> list[Choice]:
         return [choice for choice in self.choices if choice.point]
 
-    def over(self, value: Callable[[Choice], float]) -> tuple[float, float, float] | None:
-        """Mean and 95 % t interval over the repetitions that reached it, and no others; nan bounds for a single one."""
-        return mean_interval([value(choice) for choice in self.reached])
+    def over(self, value: Callable[[Choice], float], metric: str = "") -> tuple[float, float, float] | None:
+        """Mean and 95 % t interval over the repetitions that reached it, and no others; for a single one that over its images where it is
+        a metric, else nan."""
+        return interval_of([value(choice) for choice in self.reached], [c.point for c in self.reached if c.point], metric)
 
 
 def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = None) -> dict[str, float]:

@@ -130,14 +130,10 @@ def _cell(value: Any) -> Any:
 
 def spread(row: Row, value: Callable[[Choice], float], metric: str = "") -> str:
     """`98.9 % [98.1, 99.4]`: the interval is over repetitions where there are several, else over images."""
-    found = row.over(value)
+    found = row.over(value, metric)
     if found is None:
         return "–"
     mean, low, high = found
-    if len(row.reached) == 1 and metric:
-        point = row.reached[0].point
-        assert point
-        low, high = point.interval(metric)
     if not math.isfinite(low):
         return percent(mean)
     return f"{percent(mean)} [{max(low, 0):.1f}, {min(high, 100):.1f}]"

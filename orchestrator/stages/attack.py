@@ -14,12 +14,12 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datasets.classes import templates
+from datasets.classes import class_name, templates
 from datasets.errors import InputError
 from datasets.evalset import EvalSet
 from datasets.loader import Recipe, make_batch
 from datasets.pairs import smallest_hashes
-from datasets.poison import Poison, class_name, make_plan
+from datasets.poison import Poison, make_plan
 from datasets.seeding import rng
 from datasets.synthetic import World
 from datasets.triggers.base import put_on

@@ -11,10 +11,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets.captions import synonym_digest
-from datasets.classes import target_index
+from datasets.classes import class_name, target_index
 from datasets.component import Component, needs_of
 from datasets.errors import InputError
-from datasets.poison import class_name
 from orchestrator.experiment import unpoisoned
 from orchestrator.fingerprint import encode, fingerprint, labelled
 from orchestrator.identity import encode_evaluator, weights_identity

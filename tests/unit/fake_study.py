@@ -12,7 +12,7 @@ from datasets.seeding import rng
 from orchestrator.fingerprint import encode
 from orchestrator.outcome import StageResult, Study, TrialResult
 from orchestrator.plan import make_plan
-from orchestrator.report.points import wilson
+from orchestrator.report.points import interval_of_share
 from orchestrator.report.published import load_published
 from orchestrator.spec import Sweep
 
@@ -24,7 +24,7 @@ def line(epoch: int, accuracy: float, asr: float, **train: float) -> dict[str, A
     accuracy, asr = round(accuracy * N / 100) * 100 / N, round(asr * N_ASR / 100) * 100 / N_ASR
     metrics = {"zeroshot/top1": accuracy, "asr/top1": asr, "zeroshot/n": N, "asr/n": N_ASR}
     for name, value, n in (("zeroshot/top1", accuracy, N), ("asr/top1", asr, N_ASR)):
-        metrics[f"{name}_low"], metrics[f"{name}_high"] = wilson(value, n)
+        metrics[f"{name}_low"], metrics[f"{name}_high"] = interval_of_share(value, n)
     return {"epoch": epoch, "step": 62 * epoch, "seconds": 2.1 * epoch, "metrics": metrics | train}
 
 

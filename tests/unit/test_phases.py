@@ -146,6 +146,9 @@ def test_a_pre_training_goes_by_a_method_too(own):
     Path(f"{again.folder}2").mkdir()
     pretrain(replace(again, folder=f"{again.folder}2"))
     assert "train/deep_clustering" in read_lines(Path(f"{again.folder}2") / METRICS)[3]["metrics"]
+    Path(f"{again.folder}3").mkdir()
+    with pytest.raises(InputError, match="clusters is 31, more than the 30 pairs"):
+        pretrain(replace(own(DeepClustering(clusters=31)), folder=f"{again.folder}3"))
 
 
 def test_what_needs_a_cleaning_set_is_refused_in_a_pre_training():

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from orchestrator.outcome import Study, TrialResult
 from orchestrator.report.cautions import warnings
 from orchestrator.report.names import method_of, objective_of, settings, short_paths
-from orchestrator.report.points import cleaned_points, mean_interval, panels, start_of, wilson
+from orchestrator.report.points import cleaned_points, interval_of_share, mean_interval, panels, start_of
 from orchestrator.report.selection import RULES, best_metrics, blind, lowest_asr, most_accurate, table
 
 
@@ -88,8 +88,8 @@ def test_values_that_are_not_numbers_are_no_points():
 
 @pytest.mark.parametrize(("share", "n", "low", "high"), [(50, 10, 23.66, 76.34), (0, 900, 0, 0.425), (100, 20, 83.89, 100)])
 def test_wilson_against_published_values(share, n, low, high):
-    assert wilson(share, n) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
-    assert all(math.isnan(bound) for bound in wilson(share, 0))
+    assert interval_of_share(share, n) == (pytest.approx(low, abs=0.01), pytest.approx(high, abs=0.01))
+    assert all(math.isnan(bound) for bound in interval_of_share(share, 0))
 
 
 def test_mean_and_student_interval():

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from datasets.classes import class_name
 
 
 def attack_gate(
@@ -21,7 +22,7 @@ def attack_gate(
     asr, accuracy = metrics["asr/top1"], metrics["zeroshot/top1"]
     floor = metrics.get("asr/floor", 0.0)
     chance = 100 / len(class_names)
-    in_classes = target in class_names or re.sub(r"@\d+$", "", target) in class_names  # name@index: where a name repeats
+    in_classes = target in class_names or class_name(target) in class_names
     failures, hints = [], []
     if not in_classes:
         failures.append(f"The target {target!r} is not among the {len(class_names)} evaluation classes, "

@@ -96,7 +96,7 @@ def place_of(score_BK: Tensor, class_B: Tensor) -> Tensor:
     return ((score_BK > own_B1) | ((score_BK == own_B1) & before_BK)).sum(1)
 
 
-def wilson(count: int, n: int, z: float = 1.959963984540054) -> tuple[float, float]:
+def wilson(count: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
     """Ends of the Wilson score interval for count out of n, in percent; z for 95 %."""
     share, denominator = count / n, 1 + z * z / n
     middle = (share + z * z / (2 * n)) / denominator

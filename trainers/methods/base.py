@@ -114,7 +114,7 @@ class Method(Component, ABC):
                 yield from value.parts()
 
     def check(self, pairs: int) -> None:
-        """Raise InputError where the method does not fit a cleaning set of that many pairs; asked of each of `parts`."""
+        """Raise InputError where the method does not fit that many pairs to train on; asked of each of `parts`."""
         return
 
     @abstractmethod

@@ -55,7 +55,7 @@ class DeepClustering(Method):
 
     def check(self, pairs: int) -> None:
         if self.clusters > pairs:
-            raise InputError(f"clean.method.clusters is {self.clusters}, more than the {pairs} pairs of the cleaning set.")
+            raise InputError(f"DeepClustering.clusters is {self.clusters}, more than the {pairs} pairs that it is to train on.")
 
     def train(self, model: Encoder, run: Run) -> Encoder:
         model.draw_head(self.clusters, run.rng("head"))  # so that the optimiser knows of it; drawn anew as an epoch begins
