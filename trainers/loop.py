@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -163,7 +164,8 @@ def values_of(epoch: EpochPlan, numbers: np.ndarray, device: torch.device) -> di
 
 def check_equal(memory: nn.Module, objective: Objective, world: World) -> None:
     """InputError where the ranks' memories of an objective differ."""
-    sums = [hash64(name, buffer.detach().cpu().numpy().tobytes().hex()) for name, buffer in memory.named_buffers()]
+    held = {name: buffer.detach().cpu().reshape(-1).view(torch.uint8) for name, buffer in memory.named_buffers()}
+    sums = {name: hashlib.sha256(values.numpy().tobytes()).hexdigest() for name, values in held.items()}
     ranks = distributed.gather_lists([sums], world)
     if any(other != sums for other in ranks):
         raise InputError(f"the memory of the objective {objective.label} is not the same on all ranks: gather what goes into it.")
