@@ -42,8 +42,8 @@ class NamedFields:
 class Component(NamedFields):
     """A frozen dataclass that is its own configuration.
 
-    Its class's `id` and its fields are its identity: `orchestrator.fingerprint` encodes them as canonical JSON. Fields are numbers,
-    text, booleans, None, other components, or tuples of those, and are checked against their annotations before a
+    Its class's `id` and its fields are its identity: `orchestrator.experiment.fingerprint` encodes them as canonical JSON. Fields are
+    numbers, text, booleans, None, other components, or tuples of those, and are checked against their annotations before a
     subclass's own `__post_init__` runs: a wrong type raises InputError.
     """
 

@@ -19,9 +19,9 @@ import numpy as np
 import simplejpeg
 from PIL import Image
 
-from datasets import tar
 from datasets.component import Component
 from datasets.errors import InputError
+from datasets.index import tar
 from datasets.seeding import rng as make_rng
 
 Plane = np.ndarray

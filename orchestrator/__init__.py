@@ -20,7 +20,7 @@ if _other and Path(_other).resolve().parent != ROOT / "datasets":
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
 
 from orchestrator.api import load_sweep, run, study  # noqa: E402  (these need ROOT)
-from orchestrator.cluster import set_environment  # noqa: E402
+from orchestrator.cluster.session import set_environment  # noqa: E402
 
 __all__ = ["ROOT", "load_sweep", "run", "study"]
 

@@ -16,7 +16,7 @@ def main() -> None:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a terminal that knows few characters
 
-    from orchestrator.cli import run
+    from orchestrator.commands.cli import run
 
     try:
         code = run(sys.argv[1:])

@@ -10,8 +10,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from orchestrator.outcome import Study
-    from orchestrator.spec import Sweep
+    from orchestrator.experiment.spec import Sweep
+    from orchestrator.study.outcome import Study
 
 
 def load_sweep(
@@ -22,7 +22,7 @@ def load_sweep(
     `overrides`: dotted path of its experiment → value, as on the command line ({"clean.lr": 1e-3}). `miniature` takes its small
     version over the procedural world; `seeds` repeats each of its pre-trainings. InputError names what does not fit.
     """
-    from orchestrator import loading
+    from orchestrator.sweep import loading
 
     return loading.load_sweep(name, {path: str(value) for path, value in (overrides or {}).items()}, miniature, seeds)
 
@@ -30,12 +30,12 @@ def load_sweep(
 def run(sweep: Sweep, store: str = "store", *, say: Callable[[str], None] = print, **compute: Any) -> Study:
     """Run the sweep to its end, as `cleansweep run`; what the store has is not made again. Returns the study.
 
-    `compute`: fields of `orchestrator.spec.Compute`, e.g. workers=4. Trials that failed are in the study, with their errors.
+    `compute`: fields of `orchestrator.experiment.spec.Compute`, e.g. workers=4. Trials that failed are in the study, with their errors.
     InputError for what the user can mend, StageError where a pre-training failed, TrackingError where MLflow does not answer.
     """
-    from orchestrator.driver import run_sweep
-    from orchestrator.plan import make_plan
+    from orchestrator.run.driver import run_sweep
     from orchestrator.stages.graph import look_again
+    from orchestrator.sweep.plan import make_plan
 
     look_again()
     return run_sweep(make_plan(sweep), replace(sweep.compute, store=str(store), **compute), say)[0]
@@ -43,10 +43,10 @@ def run(sweep: Sweep, store: str = "store", *, say: Callable[[str], None] = prin
 
 def study(sweep: Sweep, store: str = "store") -> Study:
     """What the store holds of the sweep, finished or not. Nothing is run."""
-    from orchestrator.plan import make_plan
-    from orchestrator.results import load_study
     from orchestrator.stages.graph import look_again
     from orchestrator.store import Store
+    from orchestrator.sweep.plan import make_plan
+    from orchestrator.sweep.results import load_study
 
     look_again()
     return load_study(make_plan(sweep), Store(store))

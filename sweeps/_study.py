@@ -20,13 +20,13 @@ from typing import Any
 
 from ray import tune
 
-from datasets.evalset import EvalSet
-from datasets.poison import Poison
-from datasets.source import Source
+from datasets.attack.poison import Poison
+from datasets.evaluation.evalset import EvalSet
+from datasets.images.view import Views
+from datasets.index.source import Source
 from datasets.synthetic import World
 from datasets.triggers.patch import Patch
-from datasets.view import Views
-from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain
+from orchestrator.experiment.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain
 from trainers.methods.base import Method
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
 from trainers.model import Model, TinyCLIP

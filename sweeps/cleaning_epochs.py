@@ -6,7 +6,7 @@ miniature: 6 and 24 epochs, CleanCLIP, one learning rate, three seeds.
 
 from ray import tune
 
-from orchestrator.spec import Reference, Sweep
+from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import (
     CLUSTER,
     LR_INMODAL,

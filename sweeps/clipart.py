@@ -12,12 +12,12 @@ from pathlib import Path
 
 from ray import tune
 
-from datasets.evalset import EvalSet
-from datasets.poison import Poison
-from datasets.source import Source
+from datasets.attack.poison import Poison
+from datasets.evaluation.evalset import EvalSet
+from datasets.images.view import Views
+from datasets.index.source import Source
 from datasets.triggers.patch import Patch
-from datasets.view import Views
-from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
+from orchestrator.experiment.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL

@@ -7,7 +7,7 @@ beside, one learning rate, three seeds.
 
 from ray import tune
 
-from orchestrator.spec import Reference, Sweep
+from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature
 from trainers.methods.deep_clustering import DeepClustering
 

@@ -6,7 +6,7 @@ made again). The miniature: four weights, one learning rate, one seed.
 
 from ray import tune
 
-from orchestrator.spec import Reference, Sweep
+from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
 
 SWEEP = Sweep(

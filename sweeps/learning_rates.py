@@ -7,7 +7,7 @@ seed.
 
 from ray import tune
 
-from orchestrator.spec import Reference, Sweep
+from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, cleaning, full, miniature
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
 

@@ -8,7 +8,7 @@ The miniature, on ten shapes: three seeds, and learning rates wide enough for bo
 
 from ray import tune
 
-from orchestrator.spec import Reference, Sweep
+from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, finetunings, full, miniature, small_finetunings
 
 SWEEP = Sweep(

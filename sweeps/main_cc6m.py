@@ -13,8 +13,8 @@ from dataclasses import replace
 from ray import tune
 
 from datasets.synthetic import harder
-from orchestrator.override import override_all
-from orchestrator.spec import Data, Evaluate, Gate, Reference, Sweep
+from orchestrator.experiment.override import override_all
+from orchestrator.experiment.spec import Data, Evaluate, Gate, Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, finetunings, full, miniature
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 

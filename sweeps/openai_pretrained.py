@@ -10,8 +10,8 @@ from dataclasses import replace
 
 from ray import tune
 
-from orchestrator.override import override_all
-from orchestrator.spec import Gate, Reference, Sweep
+from orchestrator.experiment.override import override_all
+from orchestrator.experiment.spec import Gate, Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
 from trainers.model import Model
 

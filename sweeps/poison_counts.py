@@ -6,7 +6,7 @@ the time is pre-training. The miniature: 10 to 240 of 4 000, MMCL pre-training, 
 
 from ray import tune
 
-from orchestrator.spec import Reference, Sweep
+from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 

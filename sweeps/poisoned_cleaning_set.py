@@ -7,7 +7,7 @@ sweeps.main_cc6m: on 6 M pairs the study has results for every one of these numb
 
 from ray import tune
 
-from orchestrator.spec import Reference, Sweep
+from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, full, miniature
 
 POISONS = (1, 2, 3, 4, 5, 10, 25)

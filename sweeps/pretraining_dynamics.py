@@ -9,7 +9,7 @@ analyse`, which takes any stored epochs.
 
 from dataclasses import replace
 
-from orchestrator.spec import Experiment, Reference, Sweep
+from orchestrator.experiment.spec import Experiment, Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
 from trainers.evaluate.analysis import Analysis
 

@@ -9,7 +9,7 @@ from dataclasses import replace
 
 from ray import tune
 
-from orchestrator.spec import Reference, Sweep
+from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model

@@ -9,11 +9,11 @@ A demonstration, not evidence: these settings were chosen so that what it shows 
 
 from ray import tune
 
-from datasets.poison import Poison
+from datasets.attack.poison import Poison
+from datasets.images.view import Views
 from datasets.synthetic import World
 from datasets.triggers.blended import Blended
-from datasets.view import Views
-from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain, Sweep
+from orchestrator.experiment.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain, Sweep
 from trainers.methods.finetune import CleanCLIP
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL, MMCLSSL

@@ -8,8 +8,8 @@ from dataclasses import replace
 
 from ray import tune
 
-from orchestrator.override import override
-from orchestrator.spec import Reference, Sweep
+from orchestrator.experiment.override import override
+from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
 from trainers.methods.shrink_perturb import ShrinkPerturb
 

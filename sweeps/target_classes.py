@@ -9,10 +9,10 @@ from dataclasses import replace
 
 from ray import tune
 
-from datasets.evalset import EvalSet
-from datasets.poison import Poison
+from datasets.attack.poison import Poison
+from datasets.evaluation.evalset import EvalSet
 from datasets.triggers.patch import Patch
-from orchestrator.spec import Evaluate, Reference, Sweep
+from orchestrator.experiment.spec import Evaluate, Reference, Sweep
 from sweeps._study import CLUSTER, FOLDER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 
 SETS = [EvalSet(path=str(FOLDER / name), name=name) for name in ("cifar100", "caltech101")]

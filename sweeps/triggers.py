@@ -11,7 +11,7 @@ from ray import tune
 
 from datasets.triggers.blended import Blended
 from datasets.triggers.warped import Warped
-from orchestrator.spec import Gate, Reference, Sweep
+from orchestrator.experiment.spec import Gate, Reference, Sweep
 from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 

@@ -7,8 +7,8 @@ four blocks, twenty epochs, CleanCLIP at four learning rates, one seed.
 
 from ray import tune
 
-from orchestrator.override import override_all
-from orchestrator.spec import Gate, Reference, Sweep
+from orchestrator.experiment.override import override_all
+from orchestrator.experiment.spec import Gate, Reference, Sweep
 from sweeps._study import CLUSTER, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
 from trainers.model import Model, TinyViT
 

@@ -92,7 +92,7 @@ DATABASE = "mlflow.db"
 
 def make_database(folder: Path) -> None:
     """A database of MLflow's without a run or an experiment; making its tables takes seconds."""
-    from orchestrator.tracking import Tracker
+    from orchestrator.tracking.tracker import Tracker
 
     tracker = Tracker(f"sqlite:///{folder / DATABASE}", "none")
     tracker.check()

@@ -3,7 +3,7 @@
 import os
 from dataclasses import replace
 
-from orchestrator.spec import Given, Sweep
+from orchestrator.experiment.spec import Given, Sweep
 from tests.tiny_sweep import SWEEP as TINY
 
 MODEL = TINY.base.pretrain.model

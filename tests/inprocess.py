@@ -15,18 +15,20 @@ from unittest.mock import patch
 import pyarrow as pa
 
 from datasets.errors import InputError
-from datasets.pairs import write_index
-from datasets.source import Source, mark_duplicates
-from orchestrator import driver, training, tuning
-from orchestrator.job import Job
-from orchestrator.outcome import Study
-from orchestrator.plan import Plan, make_plan, trial_experiment
-from orchestrator.results import Trial
-from orchestrator.spec import Compute, Sweep
+from datasets.index.keys import mark_duplicates
+from datasets.index.pairs import write_index
+from datasets.index.source import Source
+from orchestrator.experiment.spec import Compute, Sweep
+from orchestrator.run import driver, tuning
 from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store, write_json
-from orchestrator.training import StageError
+from orchestrator.study.outcome import Study
+from orchestrator.sweep.plan import Plan, make_plan, trial_experiment
+from orchestrator.sweep.results import Trial
+from orchestrator.training import ray_train
+from orchestrator.training.job import Job
+from orchestrator.training.ray_train import StageError
 
 
 class NoTracker:
@@ -41,17 +43,17 @@ def without_ray() -> Iterator[None]:
     """Within, nothing of the product starts Ray."""
     with ExitStack() as stack:
         for target, replacement in {
-            "orchestrator.driver._ray": lambda compute: nullcontext(),
-            "orchestrator.driver.make_tracker": lambda *_: NoTracker(),
-            "orchestrator.driver.write_report": _no_report,
-            "orchestrator.driver.train_all": _train_all,
-            "orchestrator.driver.measure_all": lambda wanted, at: [ensure(one, at) for one in wanted],
-            "orchestrator.cluster.require_resources": lambda *_: None,
-            "orchestrator.cluster.has_gpu": lambda: False,
+            "orchestrator.run.driver._ray": lambda compute: nullcontext(),
+            "orchestrator.run.driver.make_tracker": lambda *_: NoTracker(),
+            "orchestrator.run.driver.write_report": _no_report,
+            "orchestrator.run.driver.train_all": _train_all,
+            "orchestrator.run.driver.measure_all": lambda wanted, at: [ensure(one, at) for one in wanted],
+            "orchestrator.cluster.session.require_resources": lambda *_: None,
+            "orchestrator.cluster.session.has_gpu": lambda: False,
             "orchestrator.stages.index.index_source": _index,
-            "orchestrator.training._fit": _fit,
-            "orchestrator.training._ensure_apart": ensure,
-            "orchestrator.tuning._tune": _tune,
+            "orchestrator.training.ray_train._fit": _fit,
+            "orchestrator.run.stages_on_ray._ensure_apart": ensure,
+            "orchestrator.run.tuning._tune": _tune,
             "ray.tune.report": lambda metrics: None,
         }.items():
             stack.enter_context(patch(target, replacement))
@@ -91,7 +93,7 @@ def _train_all(wanted: list[Stage], at: At) -> list[Artefact]:
     return [ensure(stage, at) for stage in wanted]
 
 
-def _fit(job: Job, stage: Any, at: At, train: Callable[[Job], None], workers: int) -> BaseException | None:
+def _fit(job: Job, train: Callable[[Job], None], *_: Any) -> BaseException | None:
     try:
         train(job)
     except (InputError, FloatingPointError, OSError) as error:
@@ -114,4 +116,4 @@ def _tune(
     return ended
 
 
-assert training._fit and driver._ray, "what is taken out is there"
+assert ray_train._fit and driver._ray, "what is taken out is there"

@@ -16,8 +16,8 @@ from urllib.parse import unquote
 import numpy as np
 from PIL import Image
 
-from datasets.download import Manners
-from datasets.fetch import Wanted
+from datasets.acquire.fetch import Wanted
+from datasets.acquire.manners import Manners
 from tests.unit.making import encoded, picture
 
 WANTED = Wanted(allow_private=True, max_bytes=1_000_000)

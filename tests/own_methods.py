@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch.nn.utils import prune
 
+from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
-from trainers.model import Encoder
 from trainers.objectives.contrastive import MMCL
 
 

@@ -11,15 +11,15 @@ from typing import Any
 from ray import tune
 
 from datasets.component import Component
-from orchestrator.fingerprint import encode
-from orchestrator.spec import Sweep
+from orchestrator.experiment.fingerprint import encode
+from orchestrator.experiment.spec import Sweep
 from orchestrator.stages.base import Around, At, Stage
 from orchestrator.store import write_json
 from tests.own_methods import Prune, WiseFT
 from tests.tiny_sweep import SWEEP as TINY
+from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.methods.finetune import CleanCLIP
-from trainers.model import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor, nn
 
 from trainers import distributed
+from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.methods.deep_clustering import embed
 from trainers.methods.epoch import EpochPlan
-from trainers.model import Encoder
 from trainers.objectives.base import Features, Objective
 from trainers.objectives.contrastive import MMCL
 

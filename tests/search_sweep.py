@@ -4,7 +4,7 @@ from dataclasses import replace
 
 from ray import tune
 
-from orchestrator.spec import Sweep
+from orchestrator.experiment.spec import Sweep
 from tests.tiny_sweep import SWEEP as TINY
 
 SWEEP: Sweep = replace(

@@ -2,11 +2,11 @@
 
 from ray import tune
 
-from datasets.poison import Poison
+from datasets.attack.poison import Poison
+from datasets.images.view import Views
 from datasets.synthetic import tiny
 from datasets.triggers.patch import Patch
-from datasets.view import Views
-from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
+from orchestrator.experiment.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.model import Encoder
+from trainers.encoder import Encoder
 
 
 class Feed(Protocol):

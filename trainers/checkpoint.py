@@ -17,11 +17,10 @@ the weights bit for bit.
 from __future__ import annotations
 
 import errno
-import hashlib
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
@@ -33,13 +32,14 @@ from torch import nn
 
 from datasets.errors import InputError
 from datasets.storage import crc32, sync
-from trainers.model import WEIGHTS, Encoder, load_weights
+from trainers.encoder import Encoder
+from trainers.weights.epoch_folder import CONFIG, META, STATE, WEIGHTS, digest, fault, read_meta
+from trainers.weights.load import load_weights
 
 FULL = 1 << 20
 """Bytes: with less room than this a file that could not be written is taken to have filled the disk."""
 MEMORY = "memory."
 """Before the names of an objective's buffers in STATE."""
-CONFIG, STATE, META = "open_clip_config.json", "state.safetensors", "meta.json"
 NAME = re.compile(r"(epoch|step)_(\d{4,})")
 LEFT_OVER = re.compile(r"\.(epoch|step)_\d+\.(partial|removed)")
 Keep = str | Callable[[list[dict[str, Any]]], Collection[int]]
@@ -81,7 +81,7 @@ def newest(folder: Path) -> Path | None:
 
 def reported(folder: Path) -> list[dict[str, Any]]:
     """The lines reported up to the newest checkpoint, as it has noted them."""
-    metas = [meta for path in _by_age(folder) if (meta := _meta(path)) and not meta.get("returned")]
+    metas = [meta for path in _by_age(folder) if (meta := read_meta(path)) and not meta.get("returned")]
     return metas[0]["before"] + ([metas[0]["line"]] if metas[0]["line"] else []) if metas else []
 
 
@@ -95,7 +95,7 @@ def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str
         if LEFT_OVER.fullmatch(path.name):
             shutil.rmtree(path)
     found = _by_age(folder)
-    for path in [path for path in found if _meta(path).get("returned")]:
+    for path in [path for path in found if read_meta(path).get("returned")]:
         found.remove(path)
         remove(path)
     faults = [fault(path) for path in found]
@@ -120,48 +120,15 @@ def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str
     return chosen
 
 
-def fault(checkpoint: Path, state: bool = True) -> str:
-    """Which file of the checkpoint is lost or not as it was written; empty where it is whole. `state`: to be trained on from."""
-    meta = _meta(checkpoint)
-    if not meta:
-        return f"{checkpoint / META} {'is not as it was written' if (checkpoint / META).exists() else 'is missing'}"
-    if state and meta.get("stage") != checkpoint.parent.name:
-        return f"{checkpoint} is a checkpoint of another stage ({meta.get('stage')})"
-    if state and STATE not in meta["files"]:  # of what a method returned
-        return f"{checkpoint / STATE} is missing"
-    sums = {checkpoint / name: checksum for name, checksum in meta["files"].items() if state or name != STATE}
-    if state:
-        sums |= {checkpoint.parent / name: checksum for name, checksum in meta.get("beside", {}).items()}
-    for path, checksum in sums.items():
-        if not path.is_file():
-            return f"{path} is missing"
-        if crc32(path) != checksum:
-            return f"{path} is not as it was written"
-    return ""
-
-
 def _by_age(folder: Path) -> list[Path]:
     """The folders that are called checkpoints, newest first; one of a step that does not tell its epoch comes first of all."""
 
     def age(path: Path) -> tuple[float, int]:
         kind, number = path.name.split("_")
-        return (int(number), -1) if kind == "epoch" else (_meta(path).get("epoch", float("inf")), int(number))
+        return (int(number), -1) if kind == "epoch" else (read_meta(path).get("epoch", float("inf")), int(number))
 
     found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(found, key=age, reverse=True)
-
-
-def _meta(checkpoint: Path) -> dict[str, Any]:
-    """What is noted of a checkpoint; empty where there is no such file or it is not as it was written."""
-    try:
-        meta = json.loads((checkpoint / META).read_bytes())
-        return meta if meta.pop("digest") == _digest(meta) else {}
-    except (OSError, ValueError, AttributeError, KeyError, RecursionError):
-        return {}
-
-
-def _digest(meta: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()
 
 
 def export(folder: Path, encoder: Encoder) -> None:
@@ -223,7 +190,7 @@ def _write(
             _save(_optimizer_tensors(encoder, optimizer) | held, aside / STATE)
         files = {path.name: crc32(path) for path in sorted(aside.iterdir())}
         meta = json.loads(json.dumps({**meta, "stage": final.parent.name, "files": files}))
-        (aside / META).write_text(json.dumps({**meta, "digest": _digest(meta)}, indent=1) + "\n")
+        (aside / META).write_text(json.dumps({**meta, "digest": digest(meta)}, indent=1) + "\n")
         for path in [*aside.iterdir(), aside]:
             sync(path)
         if final.exists():
@@ -251,7 +218,7 @@ def drop_superseded(folder: Path, newest: Path, keep: Keep, states: int = 1) -> 
 
 def _wanted(newest: Path, keep: Keep) -> set[str]:
     """Names of the folders that a function keeps, of the lines reported up to the newest checkpoint."""
-    meta = _meta(newest) if callable(keep) else {}
+    meta = read_meta(newest) if callable(keep) else {}
     lines = meta.get("before", []) + ([meta["line"]] if meta.get("line") else [])
     return {epoch_folder(newest.parent, epoch).name for epoch in keep(lines)} if callable(keep) else set()
 

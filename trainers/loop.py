@@ -19,8 +19,8 @@ from trainers.backward import backward
 from trainers.batch import Feed, device_batches
 from trainers.checkpoint import Keep, Progress
 from trainers.distributed import World
+from trainers.encoder import Encoder
 from trainers.methods.epoch import BeginEpoch, EpochPlan, begin
-from trainers.model import Encoder
 from trainers.objectives.base import Objective
 from trainers.record import Ledger, Sums
 from trainers.schedule import Training

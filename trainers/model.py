@@ -1,36 +1,28 @@
-"""CLIP models: open_clip's by name, or a tiny inline one, behind one `Encoder`.
+"""Which CLIP: one of open_clip's by its name, or a tiny one given by its sizes.
 
-Shape suffixes: B rows, H and W height and width, C channels, L tokens, D features.
+open_clip is imported where a model is made, for that takes two seconds.
 """
 
 from __future__ import annotations
 
 import difflib
 import logging
-import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, fields
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
-from torch.nn import functional as F
+from torch import Tensor
 
 from datasets.component import Component
 from datasets.errors import InputError
-from trainers.weights import WEIGHTS as WEIGHTS
-from trainers.weights import aside, load_weights
-
-MAX_LOGIT_SCALE = math.log(100)
-MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of the channels of OpenAI's training pictures, 0 … 1. (open_clip is imported where a model is made: it takes two seconds.)"""
-CACHED_CAPTIONS = 200_000
+from trainers.encoder import Encoder, Tokenizer, twin
+from trainers.weights.load import aside, load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -222,152 +214,6 @@ class TinyViT(TinyCLIP):
                 "head_width": self.vision_width // self.vision_heads, "patch_size": self.patch_size}
 
 
-TOWERS = ("text_cfg", "vision_cfg")
-"""The two encoders in open_clip's configurations."""
-
-
-def tower_defaults(tower: str) -> dict[str, Any]:
-    """What a field of a tower means where an open_clip configuration leaves it out."""
-    from open_clip.model import CLIPTextCfg, CLIPVisionCfg
-
-    return {field.name: field.default for field in fields(CLIPTextCfg if tower == "text_cfg" else CLIPVisionCfg)}
-
-
-class Tokenizer:
-    """A tokenizer with a bounded memory of captions already seen: list of B captions -> int64 [B, L]."""
-
-    def __init__(self, tokenize: Any) -> None:
-        self._tokenize = tokenize
-        self._seen: dict[str, Tensor] = {}
-
-    def __call__(self, captions: Sequence[str]) -> Tensor:
-        new = [caption for caption in dict.fromkeys(captions) if caption not in self._seen]
-        fresh = dict(zip(new, self._tokenize(new))) if new else {}
-        tokens_BL = torch.stack([fresh[c] if c in fresh else self._seen[c] for c in captions])
-        if len(self._seen) + len(fresh) > CACHED_CAPTIONS:
-            self._seen.clear()
-        self._seen.update((caption, row.clone()) for caption, row in fresh.items())
-        return tokens_BL
-
-
-class Encoder(nn.Module):
-    """An open_clip model that takes pictures as bytes and gives unit features as floats.
-
-    `model` is the open_clip model itself (its state dict is what checkpoints hold), `config` its open_clip configuration. `head`,
-    where a cleaning method has added one, is a linear classifier of picture features that is trained along and is no part of it.
-    `twin` is open_clip's name of the same architecture with the other activation (QuickGELU or GELU), where it has one.
-    """
-
-    model: Any
-    mean: Tensor
-    std: Tensor
-
-    def __init__(self, model: nn.Module, config: dict[str, Any], tokenizer: Tokenizer, twin: str = "") -> None:
-        super().__init__()
-        self.model = model
-        self.config = config
-        self.twin = twin
-        self.tokenize = tokenizer
-        preprocess = getattr(self.model.visual, "preprocess_cfg", {})
-        self.preprocess = {"mean": tuple(preprocess.get("mean", MEAN)),
-                           "std": tuple(preprocess.get("std", STD)),
-                           "interpolation": "bicubic", "resize_mode": "shortest"}
-        self.register_buffer("mean", torch.tensor(self.preprocess["mean"]) * 255, persistent=False)
-        self.register_buffer("std", torch.tensor(self.preprocess["std"]) * 255, persistent=False)
-        self.head: Any = None
-        self.autocast: torch.dtype | None = None
-        self.channels_last = True
-        self._image_tower = self.model.encode_image
-        self._text_tower = self.model.encode_text
-
-    def normalise_by(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
-        """Take these channel means and standard deviations, of pixels in 0 … 1, for pictures from now on; OpenAI's by default."""
-        self.preprocess |= {"mean": tuple(mean), "std": tuple(std)}
-        self.mean.copy_(torch.tensor(self.preprocess["mean"]) * 255)
-        self.std.copy_(torch.tensor(self.preprocess["std"]) * 255)
-
-    @property
-    def image_size(self) -> int:
-        """Side of the input in pixels."""
-        size = self.model.visual.image_size
-        return size if isinstance(size, int) else size[0]
-
-    @property
-    def device(self) -> torch.device:
-        """Where the weights lie."""
-        return self.model.logit_scale.device
-
-    def draw_head(self, classes: int, rng: np.random.Generator) -> list[nn.Parameter]:
-        """Add a linear head of that many classes, or draw its weights anew in place: N(0, 0.01), bias 0; its parameters."""
-        width = self.config["embed_dim"]
-        if self.head is None:
-            self.head = nn.Linear(width, classes, device=self.device, dtype=self.mean.dtype)
-        with torch.no_grad():
-            self.head.weight.copy_(torch.from_numpy(0.01 * rng.standard_normal((classes, width))))
-            self.head.bias.zero_()
-        return list(self.head.parameters())
-
-    def place(
-        self, device: torch.device, *, precision: str = "auto", channels_last: bool = True, compile: bool = False
-    ) -> Encoder:
-        """Move to a device and set how the forward runs there; returns itself. InputError for bf16 on a GPU without it."""
-        on_gpu = device.type == "cuda"
-        has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
-        if precision == "bf16" and on_gpu and not has_bf16:
-            raise InputError(f"training.precision is bf16, which {torch.cuda.get_device_name(device)} has not; use fp32")
-        self.autocast = torch.bfloat16 if precision == "bf16" or (precision == "auto" and has_bf16) else None
-        self.channels_last = channels_last
-        self.to(device)
-        self.model.to(memory_format=torch.channels_last if channels_last else torch.contiguous_format)
-        if compile:
-            self._image_tower = torch.compile(self.model.encode_image)
-            self._text_tower = torch.compile(self.model.encode_text)
-        return self
-
-    def encode_image(self, image_BHWC: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> unit features [B, D]; normalised on the device, encoded under autocast if that is set."""
-        pixels_BCHW = ((image_BHWC.to(self.mean.dtype) - self.mean) / self.std).permute(0, 3, 1, 2)
-        if not self.channels_last:
-            pixels_BCHW = pixels_BCHW.contiguous()
-        with self._precision():
-            feature_BD = self._image_tower(pixels_BCHW)
-        return _unit(feature_BD)
-
-    def encode_text(self, token_BL: Tensor) -> Tensor:
-        """int64 [B, L] -> unit features [B, D]."""
-        with self._precision():
-            feature_BD = self._text_tower(token_BL)
-        return _unit(feature_BD)
-
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features of what the batch holds: image, text, image_aug, text_aug [B, D]; the scalars logit_scale (as a factor) and, if
-        the model has one, logit_bias; with a head also class_logits [B, K] of image.
-
-        Both views of a modality pass the encoder as one batch, so batch normalisation sees their joint statistics (as in
-        CleanCLIP).
-        """
-        out: dict[str, Tensor] = {}
-        for name, encode in (("image", self.encode_image), ("text", self.encode_text)):
-            views = [view for view in (name, f"{name}_aug") if view in batch]
-            if views:
-                feature_BD = encode(torch.cat([batch[view] for view in views]) if len(views) > 1 else batch[views[0]])
-                out.update(zip(views, feature_BD.chunk(len(views))))
-        if self.head is not None and "image" in out:
-            out["class_logits"] = self.head(out["image"])
-        out["logit_scale"] = self.model.logit_scale.exp().reshape(())
-        if self.model.logit_bias is not None:
-            out["logit_bias"] = self.model.logit_bias.reshape(())
-        return out
-
-    @torch.no_grad()
-    def clamp_logit_scale(self) -> None:
-        """Keep the logit scale's logarithm within [0, ln 100]."""
-        self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
-
-    def _precision(self) -> AbstractContextManager[Any]:
-        return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
-
-
 @contextmanager
 def _unwarned() -> Iterator[None]:
     """Without open_clip's warning that a model has no pretrained weights, where none were asked for."""
@@ -385,14 +231,6 @@ def _endless(tokenize: Any, captions: list[str]) -> Tensor:
     return tokenize(captions, context_length=length + 1)[:, :length]
 
 
-def twin(name: str) -> str:
-    """open_clip's name of the same architecture with the other activation, QuickGELU or GELU; "" where it has none."""
-    import open_clip
-
-    other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
-    return other if other in open_clip.list_models() else ""
-
-
 def _config(name: str) -> dict[str, Any]:
     """A copy of open_clip's configuration of that name."""
     import open_clip
@@ -405,8 +243,3 @@ def _config(name: str) -> dict[str, Any]:
         near = difflib.get_close_matches(name, open_clip.list_models(), n=5, cutoff=0.4)
         raise InputError(f"model.name is {name!r}, which open_clip does not know; near names: {', '.join(near) or 'none'}")
     return config
-
-
-def _unit(feature_BD: Tensor) -> Tensor:
-    """Rows at length 1, in fp32 at least."""
-    return F.normalize(feature_BD.float() if feature_BD.dtype in (torch.float16, torch.bfloat16) else feature_BD, dim=-1)

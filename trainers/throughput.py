@@ -7,7 +7,7 @@ import copy
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from trainers.model import Encoder
+from trainers.encoder import Encoder
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "A10G": 70.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "T4": 65.0}
 """dense bf16 (fp16 on V100 and T4) matrix multiplication of a device in TFLOP/s, from the makers' data sheets (SXM parts)"""

@@ -1,0 +1,1 @@
+"""What is put on a poisoned picture? One file a trigger."""

@@ -16,12 +16,12 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.outcome import StageResult, Study
 from orchestrator.report.drawing import COLOURS, STYLE, columns_of, legend, look, wrapped
-from orchestrator.report.names import called, percent
-from orchestrator.report.points import Point, arms, cleaned_points, methods_of, panels, points_of, start_of
-from orchestrator.report.selection import RULES
 from orchestrator.store import read_arrays
+from orchestrator.study.names import called, percent
+from orchestrator.study.outcome import StageResult, Study
+from orchestrator.study.points import Point, arms, cleaned_points, methods_of, panels, points_of, start_of
+from orchestrator.study.selection import RULES
 
 KINDS = {"clean": "#0072B2", "poisoned": "#D55E00"}
 """Pairs and their colours."""

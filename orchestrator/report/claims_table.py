@@ -8,9 +8,9 @@ from html import escape
 from pathlib import Path
 
 from datasets.storage import write_whole
-from orchestrator.outcome import Study
-from orchestrator.report.claims import PUBLISHED, TEXTS, Verdict, as_json, claims
 from orchestrator.report.style import document
+from orchestrator.study.claims import PUBLISHED, TEXTS, Verdict, as_json, claims
+from orchestrator.study.outcome import Study
 
 WIDTH = 100
 

@@ -7,7 +7,6 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.outcome import Study
 from orchestrator.report.drawing import (
     ACCURACY_AXIS,
     ASR_AXIS,
@@ -25,8 +24,9 @@ from orchestrator.report.drawing import (
     published_name,
     wrapped,
 )
-from orchestrator.report.points import Panel, arms, cleaned_points, panels, points_of, published_starts, start_of, starts_of
-from orchestrator.report.published import Start
+from orchestrator.study.outcome import Study
+from orchestrator.study.points import Panel, arms, cleaned_points, panels, points_of, published_starts, start_of, starts_of
+from orchestrator.study.published import Start
 
 
 def pretrain_curves(study: Study) -> Figure:

@@ -7,13 +7,13 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from datasets.storage import write_whole
-from orchestrator.outcome import Study
 from orchestrator.report import analysis
 from orchestrator.report.curves import pretrain_curves, trial_curves
 from orchestrator.report.drawing import pdf, png
-from orchestrator.report.points import panels
 from orchestrator.report.scatter import best_three, corner, published, published_apart, scatter, zoom
 from orchestrator.report.series import series, steps
+from orchestrator.study.outcome import Study
+from orchestrator.study.points import panels
 
 ONLY_ON_THE_PAGE = ("scatter_", "curves_")
 """Beginnings of the names of figures that files show as one, all panels together."""

@@ -7,13 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from datasets.storage import write_whole
-from orchestrator.outcome import Study
-from orchestrator.report.cautions import cautions
-from orchestrator.report.claims import claims
 from orchestrator.report.claims_table import claims_html
 from orchestrator.report.figures import Gallery
-from orchestrator.report.names import called, duration, flatten, number_of, percent
-from orchestrator.report.points import panels, plans_cleaning, points_of
 from orchestrator.report.series import series_csv
 from orchestrator.report.shown import along, before_first_step, best_ways, curves, image, most_shown, scatters, similarities
 from orchestrator.report.style import document
@@ -28,6 +23,11 @@ from orchestrator.report.tables import (
     summary_html,
     trials_html,
 )
+from orchestrator.study.cautions import cautions
+from orchestrator.study.claims import claims
+from orchestrator.study.names import called, duration, flatten, number_of, percent
+from orchestrator.study.outcome import Study
+from orchestrator.study.points import panels, plans_cleaning, points_of
 
 MAX_CONFIGS = 40
 MAX_SAMPLES = 24

@@ -9,11 +9,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from datasets.errors import InputError
-from orchestrator.outcome import Study
-from orchestrator.report.names import signed
-from orchestrator.report.points import ACCURACY, ASR, Panel, interval_of, panels, starts_of
-from orchestrator.report.selection import Choice, Row, table
 from orchestrator.report.tables import SHORT
+from orchestrator.study.names import signed
+from orchestrator.study.outcome import Study
+from orchestrator.study.points import ACCURACY, ASR, Panel, interval_of, panels, starts_of
+from orchestrator.study.selection import Choice, Row, table
 from trainers.evaluate.choice import RULE, Rule
 
 USUAL = tuple(SHORT)

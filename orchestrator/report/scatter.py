@@ -9,7 +9,6 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
-from orchestrator.outcome import Study, TrialResult
 from orchestrator.report.drawing import (
     ACCURACY_AXIS,
     ASR_AXIS,
@@ -28,8 +27,9 @@ from orchestrator.report.drawing import (
     same_scale,
     wrapped,
 )
-from orchestrator.report.names import settings, value_at
-from orchestrator.report.points import (
+from orchestrator.study.names import settings, value_at
+from orchestrator.study.outcome import Study, TrialResult
+from orchestrator.study.points import (
     Panel,
     Point,
     arms,
@@ -41,8 +41,8 @@ from orchestrator.report.points import (
     start_of,
     starts_of,
 )
-from orchestrator.report.published import Mark
-from orchestrator.report.selection import most_accurate
+from orchestrator.study.published import Mark
+from orchestrator.study.selection import most_accurate
 
 CORNER = 12.0
 """ASR up to which the crowded corner is shown enlarged, percent."""

@@ -13,12 +13,12 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from orchestrator.outcome import Study
 from orchestrator.report.drawing import ACCURACY_AXIS, START, STYLE, legend, limits, look, published_name, wrapped
-from orchestrator.report.names import is_number, value_at, value_text
-from orchestrator.report.points import Panel, Point, arms, mean_interval, panels, start_of
-from orchestrator.report.published import Cleaned, Mark, Start
-from orchestrator.report.selection import RULE, Choice, choices
+from orchestrator.study.names import is_number, value_at, value_text
+from orchestrator.study.outcome import Study
+from orchestrator.study.points import Panel, Point, arms, mean_interval, panels, start_of
+from orchestrator.study.published import Cleaned, Mark, Start
+from orchestrator.study.selection import RULE, Choice, choices
 
 SHOWN = {"acc_at_asr_le_5": "accuracy", "asr_at_1pt_loss": "asr"}
 """Rule → what of its choice is drawn: the two rows of the figure."""

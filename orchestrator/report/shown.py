@@ -6,16 +6,16 @@ from collections.abc import Sequence
 from html import escape
 from typing import Any
 
-from orchestrator.outcome import StageResult, Study
 from orchestrator.report import analysis
-from orchestrator.report.cautions import Caution, beside
 from orchestrator.report.drawing import same_scale
 from orchestrator.report.figures import Gallery
-from orchestrator.report.names import percent, value_at
-from orchestrator.report.points import GIVEN, mean_interval, panels, points_of, published_starts
 from orchestrator.report.scatter import best, few_trials
 from orchestrator.report.series import shows_published
 from orchestrator.report.tables import plain_table
+from orchestrator.study.cautions import Caution, beside
+from orchestrator.study.names import percent, value_at
+from orchestrator.study.outcome import StageResult, Study
+from orchestrator.study.points import GIVEN, mean_interval, panels, points_of, published_starts
 
 BEFORE = (
     ("before/mmcl", "MMCL loss"),

@@ -10,10 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.failures import SAID
-from orchestrator.outcome import Study, TrialResult
-from orchestrator.report.cautions import warnings
-from orchestrator.report.kinds import names
-from orchestrator.report.names import (
+from orchestrator.study.cautions import warnings
+from orchestrator.study.kinds import names
+from orchestrator.study.names import (
     duration,
     hyperparameters,
     number_of,
@@ -22,7 +21,8 @@ from orchestrator.report.names import (
     signed,
     value_at,
 )
-from orchestrator.report.points import (
+from orchestrator.study.outcome import Study, TrialResult
+from orchestrator.study.points import (
     ACCURACY,
     ASR,
     Point,
@@ -35,7 +35,7 @@ from orchestrator.report.points import (
     role_of,
     starts_of,
 )
-from orchestrator.report.selection import RULES, Choice, Row, fronts, table
+from orchestrator.study.selection import RULES, Choice, Row, fronts, table
 
 WIDTH = 100
 """Columns of the text for a terminal."""

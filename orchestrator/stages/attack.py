@@ -14,22 +14,22 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datasets.classes import class_name, templates
+from datasets.attack.poison import Poison, make_plan
 from datasets.errors import InputError
-from datasets.evalset import EvalSet
-from datasets.loader import Recipe, make_batch
-from datasets.pairs import smallest_hashes
-from datasets.poison import Poison, make_plan
+from datasets.evaluation.classes import class_name, templates
+from datasets.evaluation.evalset import EvalSet
+from datasets.feed.loader import Recipe, make_batch
+from datasets.images.view import Views, as_jpeg, decode, visibility
+from datasets.index.pairs import smallest_hashes
 from datasets.seeding import rng
 from datasets.synthetic import World
 from datasets.triggers.base import put_on
-from datasets.view import Views, as_jpeg, decode, visibility
-from orchestrator.fingerprint import encode
-from orchestrator.spec import Data
+from orchestrator.experiment.fingerprint import encode
+from orchestrator.experiment.spec import Data
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.index import Index, read_index
-from orchestrator.stages.inputs import Inputs
 from orchestrator.store import part, write_json
+from orchestrator.training.inputs import Inputs
 
 SHEET = 8
 """Victims on the sample sheet."""

@@ -14,9 +14,9 @@ from typing import Any, ClassVar
 from datasets.component import Component
 from datasets.errors import InputError
 from orchestrator import manifest
-from orchestrator.fingerprint import fingerprint
-from orchestrator.source_code import code_of
-from orchestrator.spec import Compute, Experiment
+from orchestrator.experiment.fingerprint import fingerprint
+from orchestrator.experiment.source_code import code_of
+from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.store import FAILED, Artefact, Store, require_files
 
 KINDS: dict[str, type[Stage]] = {}

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from orchestrator import failures
-from orchestrator.fingerprint import labelled
-from orchestrator.identity import cleanset_fields, encode_cleaning
-from orchestrator.job import Job
-from orchestrator.spec import Clean, Experiment
+from orchestrator.experiment.fingerprint import labelled
+from orchestrator.experiment.identity import cleanset_fields, encode_cleaning
+from orchestrator.experiment.spec import Clean, Experiment
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.measured import lines_of
 from orchestrator.stages.trained import Trained, checkpoint_at, made_for, spent
 from orchestrator.store import read_failure
-from orchestrator.training import fit_on_workers
-from orchestrator.workers import clean
+from orchestrator.training.job import Job
+from orchestrator.training.ray_train import fit_on_workers
+from orchestrator.training.workers import clean
 from trainers.checkpoint import STATE
 from trainers.evaluate.choice import measured, start_of
 
@@ -84,7 +84,7 @@ class Cleaned(Stage):
         )
         try:
             if at.compute.trial_workers > 1:
-                fit_on_workers(job, self, at, clean, at.compute.trial_workers)
+                fit_on_workers(job, clean, at.compute.trial_workers, at.compute, str(self))
             else:
                 clean(job, at.report)
         except Exception as error:

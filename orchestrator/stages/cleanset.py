@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from orchestrator import cleanset
-from orchestrator.identity import cleanset_identity
-from orchestrator.spec import Clean
+from orchestrator.experiment import cleanset
+from orchestrator.experiment.identity import cleanset_identity
+from orchestrator.experiment.spec import Clean
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.index import read_index

@@ -7,13 +7,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from orchestrator.fingerprint import encode, labelled
-from orchestrator.identity import file_identity
-from orchestrator.job import Job, load_model
-from orchestrator.measuring import measure_given
-from orchestrator.spec import Given
+from orchestrator.experiment.fingerprint import encode, labelled
+from orchestrator.experiment.identity import file_identity
+from orchestrator.experiment.spec import Given
 from orchestrator.stages.base import At
 from orchestrator.stages.trained import Trained
+from orchestrator.training.job import Job, load_model
+from orchestrator.training.measuring import measure_given
 from trainers.checkpoint import epoch_folder, export
 
 

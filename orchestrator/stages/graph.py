@@ -6,20 +6,20 @@ from functools import lru_cache
 
 from datasets.component import needs_of
 from datasets.synthetic import World
-from orchestrator.experiment import check
-from orchestrator.identity import IDENTITIES
-from orchestrator.spec import Experiment, Given
+from orchestrator.experiment.check import check
+from orchestrator.experiment.identity import IDENTITIES
+from orchestrator.experiment.spec import Experiment, Given
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage, ensure, walk
 from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.given import Brought
 from orchestrator.stages.index import Index
-from orchestrator.stages.inputs import Inputs
 from orchestrator.stages.labels import Labelled  # noqa: F401 (so that labels are served)
 from orchestrator.stages.testset import TestSet
 from orchestrator.stages.trained import Trained, Unpoisoned
 from orchestrator.stages.world import Drawn
+from orchestrator.training.inputs import Inputs
 
 
 @lru_cache(maxsize=4096)

@@ -12,11 +12,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from datasets.dropped import write_dropped
 from datasets.errors import InputError
-from datasets.source import PASSED_OVER, Source
-from orchestrator.identity import set_identity
-from orchestrator.meter import meter
+from datasets.index.dropped import write_dropped
+from datasets.index.source import PASSED_OVER, Source
+from orchestrator.experiment.identity import set_identity
+from orchestrator.progress import meter
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.world import Drawn
 from orchestrator.store import Artefact, checked, part, write_json
@@ -72,7 +72,7 @@ class Index(Stage):
 
 def index_source(source: Source, folder: Path, say: Callable[[str], None]) -> None:
     """Write the index of a source, its summary and the list of what is dropped."""
-    from orchestrator.streaming import index_shards
+    from orchestrator.cluster.streaming import index_shards
 
     summary = index_shards(source, folder, progress=meter("index", "shards", say), say=say)
     write_json(folder / "summary.json", summary)

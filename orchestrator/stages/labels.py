@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.loader import Recipe
-from datasets.poison import Poison
-from datasets.view import Views
-from orchestrator.fingerprint import encode, fingerprint
-from orchestrator.identity import weights_identity
-from orchestrator.job import load_model, whole_pictures
+from datasets.attack.poison import Poison
+from datasets.feed.loader import Recipe
+from datasets.images.view import Views
+from orchestrator.experiment.fingerprint import encode, fingerprint
+from orchestrator.experiment.identity import weights_identity
 from orchestrator.stages.base import Around, At, Stage
 from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.testset import TestSet
 from orchestrator.stages.trained import Unpoisoned, last_checkpoint
 from orchestrator.store import write_json
+from orchestrator.training.job import load_model, whole_pictures
 from trainers.distributed import World
 from trainers.methods.labels import FILE, Labels
 from trainers.methods.pseudo_labels import Labelling, zero_shot_labels

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 from datasets.component import needs_of
-from orchestrator.identity import encode_evaluator
-from orchestrator.job import Job
-from orchestrator.measuring import MEASURED, measure_stored, read_measured
+from orchestrator.experiment.identity import encode_evaluator
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.trained import Trained, lines_so_far, made_for, stored_epochs
 from orchestrator.store import Artefact, Store, metrics_of, part
+from orchestrator.training.job import Job
+from orchestrator.training.measuring import MEASURED, measure_stored, read_measured
 from trainers.checkpoint import epoch_folder
 from trainers.evaluate.base import Evaluator
 

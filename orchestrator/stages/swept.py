@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
-from orchestrator.fingerprint import encode
-from orchestrator.spec import Sweep
+from orchestrator.experiment.fingerprint import encode
+from orchestrator.experiment.spec import Sweep
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.graph import stages
 from orchestrator.stages.trained import Trained

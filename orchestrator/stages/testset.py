@@ -12,15 +12,15 @@ from typing import Any
 import pyarrow.compute as pc
 
 from datasets.errors import InputError
-from datasets.evalset import EvalSet
-from datasets.pairs import write_index
-from datasets.retrieval import RetrievalSet
-from orchestrator.identity import set_identity
+from datasets.evaluation.evalset import EvalSet
+from datasets.evaluation.retrieval import RetrievalSet
+from datasets.index.pairs import write_index
+from orchestrator.experiment.identity import set_identity
 from orchestrator.stages.base import Around, At, Stage
 from orchestrator.stages.index import counts
-from orchestrator.stages.inputs import MadeSet
 from orchestrator.stages.world import Drawn
 from orchestrator.store import checked, part, write_json
+from orchestrator.training.inputs import MadeSet
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

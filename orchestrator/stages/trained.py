@@ -11,24 +11,24 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from datasets.captions import synonym_digest
-from datasets.classes import class_name, target_index
 from datasets.component import Component, needs_of
 from datasets.errors import InputError
-from orchestrator.experiment import unpoisoned
-from orchestrator.fingerprint import encode, fingerprint, labelled
-from orchestrator.identity import encode_evaluator, weights_identity
-from orchestrator.job import Job
-from orchestrator.spec import Experiment, Pretrain
+from datasets.evaluation.classes import class_name, target_index
+from orchestrator.experiment.check import unpoisoned
+from orchestrator.experiment.fingerprint import encode, fingerprint, labelled
+from orchestrator.experiment.identity import encode_evaluator, weights_identity
+from orchestrator.experiment.spec import Experiment, Pretrain
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage
-from orchestrator.stages.inputs import Inputs
 from orchestrator.stages.testset import TestSet, require_same_classes
 from orchestrator.store import METRICS, Artefact, checked, read_lines
-from orchestrator.training import fit_on_workers
-from orchestrator.workers import pretrain
+from orchestrator.training.inputs import Inputs
+from orchestrator.training.job import Job
+from orchestrator.training.ray_train import fit_on_workers
+from orchestrator.training.workers import pretrain
 from trainers.checkpoint import STATE, epoch_folder, reported
 from trainers.evaluate.base import Evaluator
-from trainers.model import WEIGHTS
+from trainers.weights.epoch_folder import WEIGHTS
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -122,7 +122,7 @@ class Trained(Stage):
             cpus=at.compute.cpus_per_worker,
             gpus=at.compute.gpus_per_worker,
         )
-        fit_on_workers(job, self, at, pretrain, at.compute.workers)
+        fit_on_workers(job, pretrain, at.compute.workers, at.compute, str(self))
 
     def seconds(self, folder: Path, since: float) -> float:
         return spent(folder)

@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 from datasets.synthetic import World
-from orchestrator.identity import set_identity
+from orchestrator.experiment.identity import set_identity
 from orchestrator.stages.base import At, Stage
 
 

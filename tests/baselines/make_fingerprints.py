@@ -3,9 +3,9 @@
 import json
 from pathlib import Path
 
-from orchestrator.loading import load_sweep
-from orchestrator.plan import make_plan
 from orchestrator.stages.graph import stages
+from orchestrator.sweep.loading import load_sweep
+from orchestrator.sweep.plan import make_plan
 
 FILE = Path(__file__).with_name("golden_fingerprints.json")
 SWEEPS = (("sweeps.quickstart", False), ("sweeps.main_cc3m", True))

@@ -14,12 +14,12 @@ import shutil
 from functools import partial
 from pathlib import Path
 
-from datasets.cache import decoded
-from datasets.loader import LocalFeed, Recipe
-from datasets.pairs import Pairs, write_index
-from datasets.source import Source
+from datasets.feed.cache import decoded
+from datasets.feed.loader import LocalFeed, Recipe
+from datasets.images.view import Views
+from datasets.index.pairs import Pairs, write_index
+from datasets.index.source import Source
 from datasets.triggers.patch import Patch
-from datasets.view import Views
 from tests.bench.data import write_shards
 from tests.bench.measure import Meter, Row, alternate, scratch
 from trainers.loop import fit

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from datasets.shards import write_tar
+from datasets.index.write import write_tar
 
 DISTINCT = 400
 """Different pictures in a set; more samples repeat them under other keys and captions."""

@@ -18,19 +18,21 @@ import numpy as np
 import pyarrow as pa
 import torch
 
-from datasets.cache import decoded
-from datasets.loader import Recipe, canonical_views, eval_batches
-from datasets.pairs import Pairs, write_index
+from datasets.feed.cache import decoded
+from datasets.feed.decode import canonical_views
+from datasets.feed.loader import Recipe, eval_batches
+from datasets.images.view import Views
+from datasets.index.pairs import Pairs, write_index
+from datasets.index.source import Source
 from datasets.seeding import rng
-from datasets.source import Source
 from datasets.triggers.patch import Patch
-from datasets.view import Views
 from tests.bench.data import write_shards
 from tests.bench.measure import Meter, Row, alternate, scratch
 from trainers.batch import image_tensor
 from trainers.distributed import World
+from trainers.encoder import Encoder
 from trainers.evaluate.zeroshot import ZeroShotASR, class_head
-from trainers.model import Encoder, TinyCLIP
+from trainers.model import TinyCLIP
 
 SIZE, BATCH, TARGET = 64, 256, 3
 SIZES = {"full": (2048, 100, 32), "quick": (128, 20, 10)}

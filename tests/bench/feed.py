@@ -15,10 +15,10 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from datasets.loader import LocalFeed, Recipe
-from datasets.pairs import Pairs, write_index
-from datasets.source import Source
-from datasets.view import Views
+from datasets.feed.loader import LocalFeed, Recipe
+from datasets.images.view import Views
+from datasets.index.pairs import Pairs, write_index
+from datasets.index.source import Source
 from tests.bench.data import write_shards
 from tests.bench.measure import Meter, Row, alternate, ray_session, scratch
 
@@ -46,7 +46,7 @@ def ours(pairs: Pairs, count: int, workers: int) -> dict[str, float]:
 
 
 def streamed(pairs: Pairs, count: int) -> dict[str, float]:
-    from orchestrator.streaming import RayFeed
+    from orchestrator.cluster.streaming import RayFeed
 
     with contextlib.closing(RayFeed(pairs, Recipe(views=Views(size=SIZE)), batch_size=BATCH, steps=count).batches()) as batches:
         return drain(batches, count)

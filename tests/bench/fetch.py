@@ -19,10 +19,10 @@ import psutil
 import requests
 from PIL import Image
 
-from datasets.download import Manners
-from datasets.fetch import Wanted
-from datasets.urllist import UrlList
-from orchestrator.fetch import fetch_list
+from datasets.acquire.fetch import Wanted
+from datasets.acquire.manners import Manners
+from datasets.acquire.urllist import UrlList
+from orchestrator.commands.fetch import fetch_list
 from tests.bench.data import photo
 from tests.bench.measure import Meter, Row, alternate, ray_session, scratch
 

@@ -32,7 +32,8 @@ from tests.bench import measure  # noqa: E402
 from tests.bench.measure import Row  # noqa: E402
 from trainers import schedule, throughput  # noqa: E402
 from trainers.backward import backward  # noqa: E402
-from trainers.model import Encoder, Model, TinyCLIP  # noqa: E402
+from trainers.encoder import Encoder  # noqa: E402
+from trainers.model import Model, TinyCLIP  # noqa: E402
 from trainers.objectives.contrastive import MMCL  # noqa: E402
 from trainers.record import Sums  # noqa: E402
 from trainers.schedule import Training  # noqa: E402

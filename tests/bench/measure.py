@@ -199,11 +199,11 @@ def scratch() -> Iterator[Path]:
 @contextlib.contextmanager
 def ray_session(num_cpus: int = 2) -> Iterator[None]:
     """A Ray of its own, as the command line starts it."""
-    from orchestrator import cluster
+    from orchestrator.cluster import session
 
     os.environ.pop("RAY_ADDRESS", None)  # a measurement must not land on somebody's cluster
-    cluster.connect(num_cpus)
+    session.connect(num_cpus)
     try:
         yield
     finally:
-        cluster.shutdown()
+        session.shutdown()

@@ -11,7 +11,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-from datasets.source import Source
+from datasets.index.source import Source
 from tests.bench.data import write_shards
 from tests.bench.measure import MB, ROOT, Meter, Row, ray_session, scratch
 
@@ -22,10 +22,10 @@ WORK = ("index", "poison", "stream", "stream-ray")
 
 def child(work: str, shards: Path, out: Path, samples: int) -> dict[str, float]:
     """One piece of work over the shards; peak memory in MB."""
-    from datasets.loader import LocalFeed, Recipe
-    from datasets.pairs import Pairs
-    from datasets.view import Views
-    from orchestrator.streaming import RayFeed, index_shards
+    from datasets.feed.loader import LocalFeed, Recipe
+    from datasets.images.view import Views
+    from datasets.index.pairs import Pairs
+    from orchestrator.cluster.streaming import RayFeed, index_shards
     from tests.bench import poison
 
     source = Source(urls=str(shards), verify="header")

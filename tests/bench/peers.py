@@ -10,9 +10,9 @@ from typing import Any
 def stamp_bytes(row: dict, victims: dict, trigger: Any, size: int) -> dict:
     """A sample as bytes; victims with a new picture and caption."""
     if row["__key__"] in victims:
+        from datasets.attack.poisoned_shards import reencode, stamp_native
+        from datasets.images.view import decode
         from datasets.seeding import rng
-        from datasets.shards import reencode, stamp_native
-        from datasets.view import decode
 
         seed, caption = victims[row["__key__"]]
         image_HWC = stamp_native(decode(row["jpg"]), trigger, size, rng(seed, row["__key__"]))
@@ -26,8 +26,8 @@ def stamp_decoded(row: dict, victims: dict, trigger: Any, size: int) -> dict:
     if row["__key__"] in victims:
         import numpy as np
 
+        from datasets.attack.poisoned_shards import stamp_native
         from datasets.seeding import rng
-        from datasets.shards import stamp_native
 
         seed, caption = victims[row["__key__"]]
         image_HWC = stamp_native(np.array(row["jpg"]), trigger, size, rng(seed, row["__key__"]))

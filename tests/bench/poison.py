@@ -15,10 +15,10 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from datasets.poison import Poison, make_plan
-from datasets.source import Source
+from datasets.attack.poison import Poison, make_plan
+from datasets.index.source import Source
 from datasets.triggers.patch import Patch
-from orchestrator.streaming import index_shards, poison_shards
+from orchestrator.cluster.streaming import index_shards, poison_shards
 from tests.bench.data import write_shards
 from tests.bench.measure import Meter, Row, alternate, ray_session, scratch
 from tests.bench.peers import stamp_bytes, stamp_decoded

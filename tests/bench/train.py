@@ -1,6 +1,6 @@
 """Pre-training on two workers: under Ray Train, as `cleansweep run` does it, and under torchrun.
 
-The same job (`orchestrator.workers.pretrain`) on the same data runs in both, so start-up, the workers' surroundings and
+The same job (`orchestrator.training.workers.pretrain`) on the same data runs in both, so start-up, the workers' surroundings and
 Ray's services are all that differs; the last weights must be equal bit by bit. Steady state: from the end of the first epoch to
 the end of the last, with evaluation and checkpoints.
 """
@@ -14,17 +14,17 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from datasets.poison import Poison
+from datasets.attack.poison import Poison
+from datasets.images.view import Views
 from datasets.synthetic import World
 from datasets.triggers.patch import Patch
-from datasets.view import Views
-from orchestrator.job import Job
-from orchestrator.spec import Compute, Data, Evaluate, Experiment, Pretrain
+from orchestrator.experiment.spec import Compute, Data, Evaluate, Experiment, Pretrain
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.graph import make_data, trained_by
-from orchestrator.stages.inputs import Inputs
 from orchestrator.store import Store, read_lines, sha256
-from orchestrator.workers import pretrain
+from orchestrator.training.inputs import Inputs
+from orchestrator.training.job import Job
+from orchestrator.training.workers import pretrain
 from tests.bench.measure import ROOT, Meter, Row, alternate, ray_session, scratch
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL

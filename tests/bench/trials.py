@@ -15,16 +15,16 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from datasets.poison import Poison
+from datasets.attack.poison import Poison
+from datasets.images.view import Views
 from datasets.synthetic import tiny
 from datasets.triggers.patch import Patch
-from datasets.view import Views
-from orchestrator.plan import make_plan
-from orchestrator.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
+from orchestrator.experiment.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
+from orchestrator.run.tuning import clean_sweep
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.graph import make_data, trained_by
 from orchestrator.store import Store
-from orchestrator.tuning import clean_sweep
+from orchestrator.sweep.plan import make_plan
 from tests.bench.measure import Meter, Row, alternate, ray_session, scratch
 from tests.bench.peers import imports, nothing
 from trainers.methods.finetune import MMCLFineTune

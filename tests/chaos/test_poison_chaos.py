@@ -20,25 +20,27 @@ import pytest
 import ray
 import simplejpeg
 
-from datasets.pairs import write_index
-from datasets.poison import PLAN_SCHEMA
-from datasets.shards import poison_shard, write_tar
-from datasets.source import Source
+from datasets.attack.poison import PLAN_SCHEMA
+from datasets.attack.poisoned_shards import poison_shard
+from datasets.index.pairs import write_index
+from datasets.index.source import Source
+from datasets.index.write import write_tar
 from datasets.triggers.patch import Patch
-from orchestrator import ROOT, cluster
-from orchestrator.streaming import poison_shards
+from orchestrator import ROOT
+from orchestrator.cluster import session
+from orchestrator.cluster.streaming import poison_shards
 
 SHARDS, EACH, SIDE, VIEW = 4, 10, 900, 64  # big pictures: a shard takes long enough to be caught at it
 DRIVER = """
 import sys
 from pathlib import Path
-from datasets.source import Source
+from datasets.index.source import Source
 from datasets.triggers.patch import Patch
 from orchestrator import cluster
-from orchestrator.streaming import poison_shards
+from orchestrator.cluster.streaming import poison_shards
 
 folder = Path(sys.argv[1])
-cluster.connect(2, object_store_bytes=200_000_000, dashboard=False)
+session.connect(2, object_store_bytes=200_000_000, dashboard=False)
 source = Source(urls=str(folder / "data"))
 poison_shards(source, folder / "index.arrow", folder / "plan.parquet", Patch(size=8), 64, folder / sys.argv[2], cpus=2)
 """
@@ -71,10 +73,10 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
     started = not ray.is_initialized()
-    cluster.connect(2, object_store_bytes=200_000_000)
+    session.connect(2, object_store_bytes=200_000_000)
     yield
     if started:
-        cluster.shutdown()
+        session.shutdown()
 
 
 def tree(folder: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ import mlflow
 import psutil
 from safetensors.numpy import load_file
 
-from orchestrator import cli
+from orchestrator.commands import cli
 from tests.experiments import TINY, artefacts, cleansweep, descendants, furnish, results, start, stop, wait_for
 
 

@@ -14,7 +14,8 @@ import open_clip
 import torch
 from torch import Tensor, nn
 
-from trainers.model import Encoder, Tokenizer, load_weights
+from trainers.encoder import Encoder, Tokenizer
+from trainers.weights.load import load_weights
 
 SIZE, EMBED, TEXT, CONTEXT, VOCABULARY = 32, 16, 32, 10, 49408
 PATCH, VISION, HEAD = 8, 32, 16

@@ -10,14 +10,14 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from datasets.errors import InputError
-from datasets.evalset import EvalSet
-from datasets.loader import Recipe
-from datasets.pairs import Pairs
-from datasets.retrieval import RetrievalSet
-from datasets.sample import Sample
+from datasets.evaluation.evalset import EvalSet
+from datasets.evaluation.retrieval import RetrievalSet
+from datasets.feed.loader import Recipe
+from datasets.feed.watched_pairs import Sample
+from datasets.images.view import Views
+from datasets.index.pairs import Pairs
 from datasets.seeding import hash64, rng
 from datasets.triggers.patch import Patch
-from datasets.view import Views
 from tests.parity.toys import ToyFeed, ToySet, resnet, vit
 from tests.phased import Banked, Phased
 from tests.unit.making import pairs
@@ -26,6 +26,7 @@ from trainers.backward import backward
 from trainers.batch import to_device
 from trainers.checkpoint import parameters
 from trainers.distributed import World
+from trainers.encoder import Encoder
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.base import Material
 from trainers.evaluate.linear_probe import LinearProbe
@@ -35,7 +36,6 @@ from trainers.loop import fit
 from trainers.methods.base import Phase, Run
 from trainers.methods.deep_clustering import DeepClustering, embed
 from trainers.methods.epoch import begin
-from trainers.model import Encoder
 from trainers.objectives.base import Objective
 from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import MMCL, MMCLSSL, SSL

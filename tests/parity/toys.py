@@ -9,7 +9,8 @@ import open_clip
 import torch
 
 from datasets.seeding import rng
-from trainers.model import Encoder, TinyCLIP, Tokenizer
+from trainers.encoder import Encoder, Tokenizer
+from trainers.model import TinyCLIP
 
 WORDS = ("red", "green", "blue", "grey", "small", "large", "round", "flat")
 RESNET = TinyCLIP(embed_dim=16, vision_width=8, text_width=16, text_layers=1, context_length=8)

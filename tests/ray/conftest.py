@@ -15,18 +15,19 @@ import pyarrow.parquet as pq
 import pytest
 import simplejpeg
 
-from datasets.pairs import Pairs, write_index
-from datasets.poison import PLAN_SCHEMA
-from datasets.shards import write_tar
-from datasets.source import Source
+from datasets.attack.poison import PLAN_SCHEMA
+from datasets.index.pairs import Pairs, write_index
+from datasets.index.source import Source
+from datasets.index.write import write_tar
 from datasets.triggers.patch import Patch
-from orchestrator import cli, cluster
+from orchestrator.cluster import session
+from orchestrator.commands import cli
 from tests.experiments import ray_of
 
 
 @pytest.fixture(scope="session")
 def ray_session() -> None:
-    cluster.connect(2, object_store_bytes=300_000_000)
+    session.connect(2, object_store_bytes=300_000_000)
 
 
 @pytest.fixture
@@ -49,7 +50,7 @@ def here(ray_session: None, monkeypatch: pytest.MonkeyPatch) -> Callable[..., tu
 def pytest_runtest_teardown(nextitem: pytest.Item | None) -> None:
     """Stop Ray after the last test that uses it: of several processes, this one may go on with others."""
     if nextitem is None or ray_of(nextitem.nodeid) != "one":
-        cluster.shutdown()
+        session.shutdown()
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from datasets.fetch import finished
-from datasets.source import Source
+from datasets.acquire.fetch import finished
+from datasets.index.source import Source
 from tests.experiments import cleansweep, start, stop, wait_for
 from tests.misbehaving import Server, serving
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.experiments import ROOT, artefacts, furnish
-from trainers.model import WEIGHTS
+from trainers.weights.epoch_folder import WEIGHTS
 
 GIVEN = str(ROOT / "tests" / "given_sweep.py")
 

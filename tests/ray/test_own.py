@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.experiments import ROOT, UPSTREAM, artefacts, furnish, start, stop, wait_for
-from trainers.model import WEIGHTS
+from trainers.weights.epoch_folder import WEIGHTS
 
 OWN = str(ROOT / "tests" / "own_stage.py")
 

@@ -9,12 +9,13 @@ from collections.abc import Callable
 import psutil
 import pytest
 
-from orchestrator.override import override_all
-from orchestrator.spec import Compute
+from orchestrator.experiment.override import override_all
+from orchestrator.experiment.spec import Compute
+from orchestrator.run.stages_on_ray import train_all
 from orchestrator.stages.base import At
 from orchestrator.stages.graph import make_data, trained_by
 from orchestrator.store import Store, read_lines
-from orchestrator.training import StageError, train_all
+from orchestrator.training.ray_train import StageError
 from tests.tiny_sweep import BASE
 
 

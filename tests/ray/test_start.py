@@ -75,7 +75,7 @@ def test_a_ray_that_starts_late_is_tried_again_in_a_short_folder_on_loopback() -
 DYING = """
 import sys, time
 from orchestrator import cluster
-from orchestrator.waiting import RayEnded, watching
+from orchestrator.cluster.waiting import RayEnded, watching
 cluster.set_environment()
 import ray
 cluster.connect(1, object_store_bytes=80_000_000)
@@ -129,7 +129,7 @@ def test_a_run_whose_gcs_dies_ends_with_a_sentence_and_leaves_no_scratch(tiny_st
 LOST = """
 import os, time
 from orchestrator import cluster
-from orchestrator.waiting import Wanted, watching
+from orchestrator.cluster.waiting import Wanted, watching
 cluster.set_environment()
 import ray
 from ray.cluster_utils import Cluster

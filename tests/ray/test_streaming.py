@@ -16,14 +16,16 @@ import pyarrow as pa
 import pytest
 import ray
 
+from datasets.attack.poison import PLAN_SCHEMA
+from datasets.attack.poisoned_shards import poison_shard
 from datasets.errors import InputError
-from datasets.loader import LocalFeed, Recipe
-from datasets.poison import PLAN_SCHEMA
-from datasets.shards import poison_shard, write_tar
-from datasets.source import Source, read_bytes
-from datasets.view import Views
-from orchestrator import network
-from orchestrator.streaming import RayFeed, index_shards, poison_shards
+from datasets.feed.loader import LocalFeed, Recipe
+from datasets.images.view import Views
+from datasets.index.addresses import read_bytes
+from datasets.index.source import Source
+from datasets.index.write import write_tar
+from orchestrator.cluster import network
+from orchestrator.cluster.streaming import RayFeed, index_shards, poison_shards
 from tests.experiments import ROOT
 
 pytestmark = pytest.mark.usefixtures("ray_session")
@@ -62,8 +64,9 @@ def test_the_index_is_the_one_a_single_process_makes(make: Callable, tmp_path: P
         ],
     )
     summary = index_shards(made.source, tmp_path / "out", cpus=2)
-    program = "import sys; from pathlib import Path; from datasets.source import Source; from orchestrator.streaming import index_shards; "
-    program += "import ray; print(index_shards(Source(urls=sys.argv[1]), Path(sys.argv[2]))); assert not ray.is_initialized()"
+    program = "import sys; from pathlib import Path; from datasets.index.source import Source; "
+    program += "from orchestrator.cluster.streaming import index_shards; import ray; "
+    program += " print(index_shards(Source(urls=sys.argv[1]), Path(sys.argv[2]))); assert not ray.is_initialized()"
     words = [sys.executable, "-c", program, made.source.urls, tmp_path / "local"]
     local = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, check=True)
     assert local.stdout.strip() == str(summary) and tree(tmp_path / "local") == tree(tmp_path / "out"), "the same without Ray"
@@ -273,8 +276,8 @@ def test_two_train_workers_are_fed_on_two_cores_and_talk_over_loopback(make: Cal
         import ray.train
         import torch
 
-        from orchestrator.cluster import quiet
-        from orchestrator.streaming import RayFeed
+        from orchestrator.cluster.session import quiet
+        from orchestrator.cluster.streaming import RayFeed
 
         quiet()
         context = ray.train.get_context()

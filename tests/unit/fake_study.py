@@ -9,12 +9,12 @@ import numpy as np
 from PIL import Image
 
 from datasets.seeding import rng
-from orchestrator.fingerprint import encode
-from orchestrator.outcome import StageResult, Study, TrialResult
-from orchestrator.plan import make_plan
-from orchestrator.report.points import interval_of_share
-from orchestrator.report.published import load_published
-from orchestrator.spec import Sweep
+from orchestrator.experiment.fingerprint import encode
+from orchestrator.experiment.spec import Sweep
+from orchestrator.study.outcome import StageResult, Study, TrialResult
+from orchestrator.study.points import interval_of_share
+from orchestrator.study.published import load_published
+from orchestrator.sweep.plan import make_plan
 
 N, N_ASR = 1000, 900
 
@@ -39,7 +39,7 @@ def pretrain(root: Path, name: str, inmodal: float, accuracy: float, asr: float,
     weights = {"clip_weight": 1.0, "inmodal_weight": inmodal}
     config = {
         "pretrain": {
-            "class": "orchestrator.spec.Pretrain",
+            "class": "orchestrator.experiment.spec.Pretrain",
             "epochs": epochs,
             "lr": 0.003,
             "objective": {"class": f"trainers.objectives.contrastive.{kind}", **weights},
@@ -77,7 +77,7 @@ def trial(
         name=cls,
         fingerprint=fingerprint,
         folder=root / "clean" / f"{cls.lower()}-{fingerprint[:12]}",
-        config={"class": "orchestrator.spec.Clean", "lr": lr, "epochs": 6, "method": method},
+        config={"class": "orchestrator.experiment.spec.Clean", "lr": lr, "epochs": 6, "method": method},
         metrics=metrics,
         seconds=9.2,
         overrides={"clean.lr": lr, "clean.method": method, "pretrain.objective": source.config["pretrain"]["objective"]},

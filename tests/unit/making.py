@@ -12,8 +12,8 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from datasets.pairs import Pairs, write_index
-from datasets.source import Source
+from datasets.index.pairs import Pairs, write_index
+from datasets.index.source import Source
 from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.store import Artefact, Store
 
@@ -65,7 +65,7 @@ def pairs(folder: Path, shards: int = 3, per_shard: int = 10, plan: Mapping[int,
     """The pairs of a new data set; `plan` gives rows to poison and their captions."""
     import pyarrow.parquet as pq
 
-    from datasets.poison import PLAN_SCHEMA
+    from datasets.attack.poison import PLAN_SCHEMA
 
     urls = dataset(folder, shards, per_shard)
     source = Source(urls=str(folder))

@@ -12,16 +12,16 @@ import pytest
 from ray import tune
 
 from datasets.errors import InputError
-from datasets.evalset import EvalSet
+from datasets.evaluation.evalset import EvalSet
 from datasets.triggers.patch import Patch
-from orchestrator import arguments, cli
-from orchestrator.fingerprint import encode
-from orchestrator.loading import load_sweep
-from orchestrator.override import get, override
-from orchestrator.plan import make_plan
-from orchestrator.spec import Compute, Experiment, Sweep
+from orchestrator.commands import arguments, cli
+from orchestrator.experiment.fingerprint import encode
+from orchestrator.experiment.override import get, override
+from orchestrator.experiment.spec import Compute, Experiment, Sweep
 from orchestrator.stages.graph import stages
 from orchestrator.stages.swept import encode_space
+from orchestrator.sweep.loading import load_sweep
+from orchestrator.sweep.plan import make_plan
 from sweeps.quickstart import BASE, SWEEP
 from tests.baselines.make_fingerprints import FILE, fingerprints
 from trainers.evaluate.linear_probe import LinearProbe
@@ -86,7 +86,7 @@ def test_a_change_makes_new_what_lies_below_it_and_nothing_above():
 
 
 def test_files_are_known_by_content_and_name_and_not_by_place(tmp_path):
-    from datasets.source import Source
+    from datasets.index.source import Source
     from tests.unit.making import members, tar
 
     for folder in ("a", "b"):
@@ -95,7 +95,7 @@ def test_files_are_known_by_content_and_name_and_not_by_place(tmp_path):
     at = [stages(override(BASE, "data.source", Source(urls=str(tmp_path / f / "0.tar"))))["index"].fingerprint for f in "ab"]
     assert at[0] == at[1]
     tar(tmp_path / "b" / "0.tar", members(5, 2))
-    from orchestrator.identity import IDENTITIES
+    from orchestrator.experiment.identity import IDENTITIES
 
     IDENTITIES.clear()
     stages.cache_clear()
@@ -177,7 +177,7 @@ def python(program: str, timeout: float = 60) -> str:
 def test_help_imports_neither_torch_nor_ray():
     for words in (["--help"], ["run", "--help"]):
         program = (
-            "import sys\nfrom orchestrator.cli import run\n"
+            "import sys\nfrom orchestrator.commands.cli import run\n"
             f"try:\n    run({words!r})\nexcept SystemExit as end:\n    assert not end.code\n"
             "heavy = {'torch', 'ray', 'mlflow', 'open_clip', 'numpy', 'pyarrow'} & set(sys.modules)\nassert not heavy, heavy"
         )
@@ -187,7 +187,7 @@ def test_help_imports_neither_torch_nor_ray():
 def test_what_only_reads_starts_no_ray(tmp_path):
     store = ["--store", str(tmp_path)]
     printed = python(
-        "import ray\nfrom orchestrator.cli import run\n"
+        "import ray\nfrom orchestrator.commands.cli import run\n"
         f"import os\nassert run(['plan', 'sweeps.quickstart', *{store}]) == 0\n"
         f"assert os.listdir({str(tmp_path)!r}) == [], 'planning writes nothing'\n"
         f"for words in (['show', *{store}], ['report', 'sweeps.quickstart', *{store}], ['claims', 'sweeps.quickstart', *{store}]):\n"
@@ -202,7 +202,7 @@ def test_what_only_reads_starts_no_ray(tmp_path):
     [
         (["run", "sweeps.nothing"], "sweeps.quickstart"),
         (["plan", "no/such/file.py"], "no such sweep file"),
-        (["plan", "orchestrator.spec"], "SWEEP"),
+        (["plan", "orchestrator.experiment.spec"], "SWEEP"),
         (["plan", "sweeps.quickstart", "--clean.lrr", "1"], "Did you mean"),
         (["plan", "sweeps.quickstart", "--clean.lr", "1"], "varies clean.lr itself"),
         (["plan", "sweeps.quickstart", "--pretrain.epochs", "two"], "a whole number"),

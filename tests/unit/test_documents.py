@@ -15,13 +15,14 @@ import torch
 
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
-from orchestrator.arguments import COMPUTE, parser
-from orchestrator.fingerprint import fingerprint
-from orchestrator.loading import load_sweep
-from orchestrator.override import override
+from orchestrator.commands.arguments import COMPUTE, parser
+from orchestrator.experiment.fingerprint import fingerprint
+from orchestrator.experiment.override import override
+from orchestrator.sweep.loading import load_sweep
+from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator
 from trainers.methods.base import Method, Phase, Run
-from trainers.model import Encoder, TinyCLIP
+from trainers.model import TinyCLIP
 from trainers.objectives.base import Objective
 from trainers.objectives.contrastive import Contrastive
 from trainers.schedule import Training

@@ -17,13 +17,13 @@ import torch
 import torch.backends.cudnn
 
 from datasets.errors import InputError
-from datasets.loader import Batch
-from datasets.sample import Sample, sample_batches
+from datasets.feed.loader import Batch
+from datasets.feed.watched_pairs import Sample, sample_batches
 from trainers import distributed
 from trainers.batch import image_tensor
 from trainers.distributed import World
+from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
-from trainers.model import Encoder
 
 Features = Mapping[str, np.ndarray]
 """`role/view` → float64 [N, D], unit rows in the sample's order; what the sample lacks is not there."""

@@ -14,12 +14,12 @@ import torch
 
 from datasets.component import Component, shown, since
 from datasets.errors import InputError
-from datasets.evalset import EvalSet
-from datasets.loader import Batch, Recipe
-from datasets.pairs import Pairs
-from datasets.retrieval import RetrievalSet
+from datasets.evaluation.evalset import EvalSet
+from datasets.evaluation.retrieval import RetrievalSet
+from datasets.feed.loader import Batch, Recipe
+from datasets.index.pairs import Pairs
 from trainers.distributed import World
-from trainers.model import Encoder
+from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,7 +27,7 @@ class Material:
     """What an evaluator may open, the same for all epochs of a stage and for all stages of an experiment."""
 
     test: Callable[[], Iterable[Batch]]
-    """This rank's share of the test pictures, as `datasets.loader.eval_batches` gives it."""
+    """This rank's share of the test pictures, as `datasets.feed.loader.eval_batches` gives it."""
     pairs: Pairs
     """The pairs of the pre-training, the poison plan laid over them; a cleaning has the same ones here."""
     recipe: Recipe
@@ -50,7 +50,7 @@ class Evaluator(Component, ABC):
 
     It looks at the test pictures unless it says otherwise by a method `open` of its own, which makes its batches from whatever
     `Material` holds: `trainers.evaluate.analysis.Analysis` looks at training pairs. What it needs and `Material` lacks becomes a
-    field there, filled in `orchestrator.measuring`.
+    field there, filled in `orchestrator.training.measuring`.
     """
 
     every: int = since(1)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from trainers.batch import image_tensor
-from trainers.model import Encoder
+from trainers.encoder import Encoder
 
 
 def features(model: Encoder, batch: dict[str, Any], name: str = "image") -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from datasets.classes import class_name
+from datasets.evaluation.classes import class_name
 
 
 def attack_gate(

@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 
 from datasets.errors import InputError
-from datasets.evalset import EvalSet
-from datasets.loader import Batch
+from datasets.evaluation.evalset import EvalSet
+from datasets.feed.loader import Batch
 from datasets.seeding import hash64
 from trainers import distributed
 from trainers.distributed import World
+from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
 from trainers.evaluate.features import features
 from trainers.evaluate.zeroshot import TOP, class_recall, place_of, wilson
-from trainers.model import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

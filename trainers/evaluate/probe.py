@@ -11,7 +11,7 @@ from trainers import distributed
 from trainers.backward import backward
 from trainers.batch import Feed, to_device
 from trainers.distributed import World
-from trainers.model import Encoder
+from trainers.encoder import Encoder
 from trainers.objectives.contrastive import MMCL, SSL
 from trainers.schedule import Training
 

@@ -14,16 +14,16 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from datasets.attack.poison import names_class
 from datasets.errors import InputError
-from datasets.loader import Batch
-from datasets.poison import names_class
-from datasets.retrieval import RetrievalSet
+from datasets.evaluation.retrieval import RetrievalSet
+from datasets.feed.loader import Batch
 from trainers import distributed
 from trainers.distributed import World
+from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
 from trainers.evaluate.features import features
 from trainers.evaluate.zeroshot import TOP, wilson
-from trainers.model import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -19,9 +19,9 @@ from torch.nn import functional as F
 from datasets.errors import InputError
 from trainers import distributed
 from trainers.distributed import World
+from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.features import features
-from trainers.model import Encoder
 
 TOP = (1, 5, 10)
 

@@ -14,8 +14,8 @@ from datasets import seeding
 from datasets.component import Component
 from datasets.errors import InputError
 from trainers.distributed import World
+from trainers.encoder import Encoder
 from trainers.methods.epoch import BeginEpoch
-from trainers.model import Encoder
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
 

@@ -10,10 +10,10 @@ from torch import Tensor
 from datasets.errors import InputError
 from trainers import distributed
 from trainers.batch import image_tensor
+from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.methods.epoch import EpochPlan
 from trainers.methods.kmeans import spherical_kmeans
-from trainers.model import Encoder
 from trainers.objectives.clustering import Clustering
 
 

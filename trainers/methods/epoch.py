@@ -15,7 +15,7 @@ from datasets.errors import InputError
 from datasets.storage import write_whole
 from trainers import distributed
 from trainers.distributed import World
-from trainers.model import Encoder
+from trainers.encoder import Encoder
 
 FOLDER = "epochs"
 """In the stage's folder."""

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
-from trainers.model import Encoder
 from trainers.objectives.contrastive import Contrastive
 
 

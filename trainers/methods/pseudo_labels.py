@@ -8,16 +8,17 @@ from typing import Any
 
 import torch
 
-from datasets import classes
 from datasets.component import Component
 from datasets.errors import InputError
+from datasets.evaluation import classes
 from trainers.batch import image_tensor
 from trainers.distributed import World
+from trainers.encoder import Encoder
 from trainers.evaluate.zeroshot import class_head
 from trainers.methods.base import Method, Run
 from trainers.methods.epoch import EpochPlan
 from trainers.methods.labels import FILE, Labels
-from trainers.model import Encoder, Model
+from trainers.model import Model
 from trainers.objectives.clustering import Clustering
 from trainers.schedule import Training
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 
 from datasets.errors import InputError
+from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.methods.finetune import CleanCLIP
-from trainers.model import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

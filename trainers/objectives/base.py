@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from datasets.component import Component
-from trainers.model import Encoder
+from trainers.encoder import Encoder
 
 Features = Mapping[str, Tensor]
 """image, text, image_aug, text_aug: [B, D] of unit length; logit_scale: scalar, already exponentiated; logit_bias: scalar"""

@@ -1,0 +1,1 @@
+"""Where do pairs come from? Downloads, and packing of folders and tables into shards."""

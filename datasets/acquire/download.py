@@ -1,0 +1,282 @@
+"""Bytes from the web, without trust in lists or servers: limits, retries, one address after the other.
+
+Addresses are checked where the connection goes to, lengths while bytes arrive and while they unpack, and every attempt has a
+deadline that no trickle prolongs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import email.utils
+import functools
+import http.client
+import ipaddress
+import logging
+import socket
+import ssl
+import threading
+import time
+import zlib
+from typing import Any, NamedTuple, Protocol
+from urllib.parse import urljoin
+
+import urllib3.connection
+import urllib3.exceptions
+from urllib3.util import Url, parse_url
+
+from datasets.acquire.manners import Failed, Manners, Queue, Turns
+from datasets.seeding import rng
+
+ACCEPT = "image/jpeg, image/png, image/webp, image/gif;q=0.8, image/*;q=0.5, */*;q=0.1"
+_MAX_ADDRESSES = 4
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every server's odd headers
+
+
+def is_public(address: str) -> bool:
+    """Whether an IP address is one of the open internet. One that wraps an IPv4 address is as public as that where everyone
+    unwraps it alike (mapped, NAT64's own prefix), and else not at all."""
+    ip = ipaddress.ip_address(address.split("%")[0])
+    if isinstance(ip, ipaddress.IPv6Address):
+        if ip.ipv4_mapped is not None:
+            return is_public(str(ip.ipv4_mapped))
+        if ip in ipaddress.IPv6Network("64:ff9b::/96"):  # NAT64
+            return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
+        if ip.sixtofour is not None or ip.teredo is not None or ip.is_site_local:
+            return False
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved  # all of ::/8 and with it other wrappings, too
+
+
+class _Guarded:
+    """What both kinds of connection share: the address is checked and then connected to, so that a second look-up cannot
+    give another one; and at the deadline the connection is cut, in the middle of whatever goes on."""
+
+    host: str
+    port: int
+    timeout: float
+    allow_private: bool
+    ends: float
+    expired = False
+    _timer: threading.Timer | None = None
+
+    def _new_conn(self) -> socket.socket:
+        try:
+            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+        except (OSError, UnicodeError) as error:
+            passing = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
+            raise Failed("unknown_host", f"{self.host}: {error}", may_pass=passing) from None
+        allowed = [entry for entry in found if self.allow_private or is_public(str(entry[4][0]))]
+        if not allowed:
+            raise Failed("blocked_address", f"{self.host} is {found[0][4][0]}")
+        last: OSError = TimeoutError()
+        for family, kind, protocol, _, address in allowed[:_MAX_ADDRESSES]:
+            left = self.ends - time.monotonic()
+            if left <= 0:
+                raise TimeoutError
+            sock = socket.socket(family, kind, protocol)
+            try:
+                sock.settimeout(min(self.timeout, left))
+                sock.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+                sock.connect(address)
+            except OSError as error:
+                sock.close()
+                last = error
+                continue
+            self._double = sock.dup()  # TLS takes the socket itself over
+            self._timer = threading.Timer(max(0.0, self.ends - time.monotonic()), self._cut)
+            self._timer.daemon = True
+            self._timer.start()
+            return sock
+        raise last
+
+    def _cut(self) -> None:
+        self.expired = True
+        with contextlib.suppress(OSError):
+            self._double.shutdown(socket.SHUT_RDWR)
+
+    def release(self) -> None:
+        """Stop the clock."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._double.close()
+
+
+class _Plain(_Guarded, urllib3.connection.HTTPConnection):  # type: ignore[misc]
+    pass
+
+
+class _Secure(_Guarded, urllib3.connection.HTTPSConnection):  # type: ignore[misc]
+    pass
+
+
+@functools.lru_cache(maxsize=1)
+def _tls() -> ssl.SSLContext:
+    """Certificates and host names are verified, against the system's authorities (or SSL_CERT_FILE's)."""
+    return ssl.create_default_context()
+
+
+class Limits(Protocol):
+    """What of `datasets.acquire.fetch.Wanted` matters here."""
+
+    @property
+    def max_bytes(self) -> int:
+        """Of a body, and of what it unpacks to."""
+
+    @property
+    def allow_private(self) -> bool:
+        """Whether addresses that are not public may be connected to."""
+
+
+class _Answer(NamedTuple):
+    status: int
+    location: str
+    retry_after: str
+    body: bytes
+
+
+def _address(url: str) -> Url:
+    try:
+        parsed = parse_url(url)
+    except (urllib3.exceptions.LocationParseError, ValueError) as error:
+        raise Failed("bad_url", error) from None
+    if parsed.scheme not in ("http", "https") or not parsed.host:
+        raise Failed("bad_url", f"{parsed.scheme or 'no scheme'}: only http and https are fetched" if parsed.host else "no host")
+    return parsed
+
+
+def _ask(url: Url, limits: Limits, manners: Manners, ends: float) -> _Answer:
+    """One GET, on a connection of its own, without cookies, names or passwords."""
+    options: dict[str, Any] = {"timeout": manners.timeout}
+    if url.scheme == "https":
+        options["ssl_context"] = _tls()
+    connection = (_Secure if url.scheme == "https" else _Plain)((url.host or "").strip("[]"), url.port, **options)
+    connection.allow_private, connection.ends = limits.allow_private, ends
+    headers = {"User-Agent": manners.user_agent, "Accept": ACCEPT, "Accept-Encoding": "identity", "Connection": "close"}
+    try:
+        connection.request("GET", url.request_uri, headers=headers, preload_content=False, decode_content=False)
+        response = connection.getresponse()
+        location, retry_after = (response.headers.get(name, "") for name in ("Location", "Retry-After"))
+        if response.status == 200:
+            robots = " ".join(response.headers.getlist("X-Robots-Tag")).lower().replace(",", " ").split()
+            if {"noai", "noimageai"} & set(robots):
+                raise Failed("opted_out", "X-Robots-Tag")
+        body = _body(response, limits.max_bytes) if response.status == 200 else b""
+        if connection.expired:
+            raise TimeoutError
+        return _Answer(response.status, location, retry_after, body)
+    except Exception as error:  # a server may provoke anything; it costs its own picture, not the run
+        if isinstance(error, Failed) and not connection.expired:
+            raise
+        raise _failure(error, connection.expired) from None
+    finally:
+        connection.release()
+        connection.close()
+
+
+def _body(response: Any, limit: int) -> bytes:
+    """The body, unpacked if it was packed unasked, of at most `limit` bytes."""
+    announced = response.headers.get("Content-Length", "")
+    if announced.isdecimal() and int(announced) > limit:
+        raise Failed("too_large", f"{announced} bytes announced")
+    parts, size = [], 0
+    while part := response.read(1 << 16, decode_content=False):
+        parts.append(part)
+        size += len(part)
+        if size > limit:
+            raise Failed("too_large", f"more than {limit} bytes")
+    data = b"".join(parts)
+    if response.headers.get("Content-Encoding", "").lower() in ("gzip", "x-gzip", "deflate"):
+        unpacker = zlib.decompressobj(32 + zlib.MAX_WBITS)
+        try:
+            plain = unpacker.decompress(data, limit + 1)
+        except zlib.error:
+            return data  # not packed, whatever the header says
+        if len(plain) > limit:
+            raise Failed("too_large", f"unpacks to more than {limit} bytes")
+        if not unpacker.eof:
+            raise Failed("truncated", "the packed body ends early", may_pass=True)
+        return plain
+    return data
+
+
+def _failure(error: BaseException, expired: bool) -> Failed:
+    """What became of a request, from what was raised and what that carries."""
+    chain: list[BaseException] = []
+    left: list[Any] = [error]
+    while left:
+        one = left.pop(0)
+        if isinstance(one, BaseException) and one not in chain:
+            chain.append(one)
+            left += [*one.args, one.__cause__, one.__context__]
+
+    def has(*kinds: type[BaseException]) -> bool:
+        return any(isinstance(one, kinds) for one in chain)
+
+    detail = f"{type(error).__name__}: {error}"
+    if expired or has(TimeoutError, urllib3.exceptions.TimeoutError):
+        return Failed("timeout", may_pass=True)
+    if has(http.client.IncompleteRead):
+        return Failed("truncated", "the connection ended before the body", may_pass=True)
+    if has(ssl.SSLError):
+        return Failed("tls_error", detail)
+    if has(ConnectionRefusedError):
+        return Failed("refused")
+    if has(ConnectionError):
+        return Failed("reset", may_pass=True)
+    if isinstance(error, OSError) and not has(http.client.HTTPException):
+        return Failed("unreachable", detail)
+    return Failed("bad_response", detail)
+
+
+def _follow(address: str, limits: Limits, manners: Manners, queue: Queue) -> bytes:
+    """One attempt at a picture, through its redirects."""
+    left = manners.deadline
+    for _ in range(manners.redirects + 1):
+        url = _address(address)
+        host = url.host or ""
+        with queue.turn(host):
+            started = time.monotonic()
+            answer = _ask(url, limits, manners, started + left)
+            left -= time.monotonic() - started  # waiting for one's turn does not count
+        if answer.status == 200:
+            if not answer.body:
+                raise Failed("empty")
+            return answer.body
+        if answer.status in (301, 302, 303, 307, 308) and answer.location:
+            location = answer.location.encode("latin-1", "replace").decode("utf-8", "replace")
+            try:
+                address = urljoin(url.url, location)
+            except ValueError as error:
+                raise Failed("bad_url", f"redirected to {location!r}: {error}") from None
+            continue
+        passing = answer.status in (408, 425, 429) or answer.status >= 500
+        seconds = _seconds(answer.retry_after) if answer.status in (429, 503) else None
+        if seconds is not None and passing:
+            queue.turns.pause(host, min(seconds, manners.max_wait))
+            passing = seconds <= manners.max_wait
+        raise Failed(f"http_{answer.status}", may_pass=passing, wait_s=seconds)
+    raise Failed("redirect_limit", f"more than {manners.redirects}; the next was to {address}")
+
+
+def _seconds(retry_after: str) -> float | None:
+    """A Retry-After header, seconds or a date, from now."""
+    text = retry_after.strip()
+    if text.isdecimal():
+        return float(text[:9])
+    with contextlib.suppress(ValueError, TypeError, OverflowError):
+        return max(0.0, email.utils.parsedate_to_datetime(text).timestamp() - time.time())
+    return None
+
+
+def download(url: str, limits: Limits, manners: Manners, turns: Turns | Queue) -> bytes:
+    """The bytes at an address, after as many attempts as `manners` allows. Raises `Failed`."""
+    queue = turns if isinstance(turns, Queue) else Queue(turns)
+    attempt = 0
+    while True:
+        try:
+            return _follow(url, limits, manners, queue)
+        except Failed as failure:
+            if not failure.may_pass or attempt >= manners.retries:
+                raise
+            pause = manners.backoff * 2**attempt * (1 + rng("backoff", url, attempt).random() / 2)
+            time.sleep(pause if failure.wait_s is None else failure.wait_s)
+        attempt += 1

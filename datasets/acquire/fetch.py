@@ -1,0 +1,315 @@
+"""Pictures from the web into shards: `00000.tar` … as img2dataset writes them, each row's fate beside it.
+
+What was downloaded is not believed either: types go by the bytes, and pixels are counted before anything is decoded.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import os
+import shutil
+import threading
+import uuid
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO, NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+from PIL import Image
+
+from datasets.acquire.download import download
+from datasets.acquire.ingest import pack
+from datasets.acquire.manners import Failed, Manners, Queue, Turns, check_range
+from datasets.acquire.urllist import Row
+from datasets.captions import clean_drop_reason
+from datasets.component import Component
+from datasets.errors import InputError
+from datasets.images.view import MAX_PIXELS, MAX_SCANS, TooLarge
+from datasets.index.tar import samples
+from datasets.index.write import write_tar
+from datasets.storage import Reader, known_sha256, sync
+
+ROW_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("line", pa.int64()),
+        ("url", pa.string()),
+        ("caption", pa.string()),
+        ("status", pa.string()),
+        ("error_message", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("original_width", pa.int32()),
+        ("original_height", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
+"""Of a shard's Parquet file: every row of the list, fetched or not. `sha256` is of the bytes that were downloaded."""
+_MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"), (b"BM", "BMP"))
+_LATER = {"timeout", "reset", "refused", "unreachable", "unknown_host", "tls_error", "truncated", "empty", "bad_response", "redirect_limit"}
+_WHOLE = ".whole-"
+"""Begins the name of a folder with a shard's new files."""
+_DECODING = threading.Semaphore(2)  # decoded pictures are large, and threads are many
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wanted(Component):
+    """What determines the shards, with the list and what the servers answer."""
+
+    shard_size: int = 1000
+    """Rows of the list in a shard; a key is the shard in 5 digits and the row's place in it in 4."""
+    resize: int | None = None
+    """Shrink pictures to this shorter side in pixels, as JPEG of quality 95; None keeps bytes."""
+    min_caption_length: int = 0
+    """Shorter captions (in characters) are dropped, before anything is fetched."""
+    min_size: int = 1
+    """Pictures whose shorter side has fewer pixels are dropped."""
+    max_aspect_ratio: float | None = None
+    """Pictures whose longer side is more than this many times the shorter are dropped."""
+    max_bytes: int = 16 << 20
+    """Of a download, and of what it unpacks to."""
+    max_pixels: int = MAX_PIXELS
+    """Pictures with more are not decoded."""
+    allow_private: bool = False
+    """Connect to private, loopback and link-local addresses too."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, shard_size=(1, 10_000), resize=(1, 1 << 16), min_caption_length=(0, 1 << 16), min_size=(1, 1 << 16))
+        check_range(self, max_aspect_ratio=(1, 1 << 16), max_bytes=(1, 1 << 30), max_pixels=(1, MAX_PIXELS))
+
+
+# ---- one picture ---------------------------------------------------------------------------------------
+
+
+class Picture(NamedTuple):
+    """What goes into a shard."""
+
+    data: bytes
+    extension: str
+    facts: dict[str, Any]
+    """width, height, original_width, original_height, sha256."""
+
+
+def _kind(data: bytes) -> str:
+    """The format by its first bytes: what browsers show and Pillow decodes without help from other programs."""
+    if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
+        return "WEBP"
+    return next((kind for magic, kind in _MAGIC if data.startswith(magic)), "")
+
+
+def picture(data: bytes, wanted: Wanted) -> Picture:
+    """Check, decode and pack a downloaded picture. Raises `Failed`."""
+    kind = _kind(data)
+    if not kind:
+        raise Failed("not_an_image", f"begins with {data[:16]!r}")
+    try:
+        with Image.open(io.BytesIO(data), formats=[kind]) as opened:
+            width, height = opened.size
+    except Image.DecompressionBombError as error:
+        raise Failed("bomb", error) from None
+    except Exception as error:  # Pillow's plug-ins raise anything, here and below
+        raise _undecodable(error) from None
+    if width * height > wanted.max_pixels:
+        raise Failed("bomb", f"{width}×{height} pixels")
+    if kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+        raise Failed("bomb", "more than a hundred scans")
+    if min(width, height) < wanted.min_size:
+        raise Failed("too_small", f"{width}×{height} pixels")
+    if wanted.max_aspect_ratio is not None and max(width, height) > wanted.max_aspect_ratio * min(width, height):
+        raise Failed("aspect_ratio", f"{width}×{height} pixels")
+    try:
+        with _DECODING:
+            packed = pack(data, wanted.resize)
+    except TooLarge as error:
+        raise Failed("bomb", error) from None
+    except Exception as error:
+        raise _undecodable(error) from None
+    facts = {name: getattr(packed, name) for name in ("width", "height", "original_width", "original_height")}
+    return Picture(packed.data, packed.extension, facts | {"sha256": hashlib.sha256(data).hexdigest()})
+
+
+def _undecodable(error: Exception) -> Failed:
+    cut = "truncated" in str(error).lower()
+    return Failed("truncated" if cut else "undecodable", f"{type(error).__name__}: {error}")
+
+
+# ---- one shard -----------------------------------------------------------------------------------------
+
+
+def fetch_shard(
+    number: int,
+    rows: Sequence[Row],
+    folder: str | Path,
+    wanted: Wanted,
+    manners: Manners,
+    turns: Turns,
+    tell: Callable[[str], None] = lambda status: None,
+    again: bool = False,
+) -> dict[str, Any]:
+    """Fetch the rows of shard `number` and write `00000.tar` (if any succeeded), `00000.parquet` (ROW_SCHEMA, all rows)
+    and, last, `00000_stats.json` into `folder`; returns what the last one holds.
+
+    A key is the row's place in the list, so it depends on no server. With `again`, a finished shard keeps what it has
+    and only those of its rows are fetched that failed for a reason which may have gone by. `tell` gets each status.
+    The files change together: a process that dies leaves the old ones, or what `settle` makes the new ones of.
+    """
+    folder, stem = Path(folder), f"{number:05d}"
+    _put(folder, stem)
+    if not again and (made := finished(folder, number)):
+        return made  # by an attempt whose process died after it
+    work = folder / f".work-{uuid.uuid4().hex}"
+    records: list[dict[str, Any]] = []
+    todo: list[int] = []
+    before = _fetched(folder / f"{stem}.parquet") if again else []
+    for place, row in enumerate(rows):
+        if before and not may_pass_later(before[place]["status"]):
+            records.append(before[place])
+            continue
+        known = {"key": f"{stem}{place:04d}", "line": row.line, "url": row.url, "caption": row.caption}
+        records.append(dict.fromkeys(ROW_SCHEMA.names) | known)
+        todo.append(place)
+    queue, lock = Queue(turns), threading.Lock()
+    spooled: dict[int, tuple[str, int, int]] = {}
+
+    def one(place: int, spool: BinaryIO) -> None:
+        record = records[place]
+        try:
+            got = _fetch_row(rows[place], wanted, manners, queue)
+        except Failed as failure:
+            record |= {"status": failure.status, "error_message": failure.detail or None}
+        else:
+            record |= {"status": "success", **got.facts}
+            with lock:
+                spooled[place] = got.extension, spool.seek(0, os.SEEK_END), len(got.data)
+                spool.write(got.data)
+        tell(record["status"])
+
+    try:
+        work.mkdir(parents=True)
+        with open(work / "spool", "w+b") as spool:  # pictures come in any order, and may be more than memory holds
+            pool = ThreadPoolExecutor(min(manners.threads, max(1, len(todo))))
+            try:
+                done, _ = wait([pool.submit(one, place, spool) for place in todo], return_when=FIRST_EXCEPTION)
+                for future in done:
+                    future.result()
+            finally:
+                pool.shutdown(cancel_futures=True)
+            kept = any(record["status"] == "success" for record in before)
+            tar = None
+            if spooled or kept:
+                old = folder / f"{stem}.tar" if kept else None
+                tar = write_tar(work / f"{stem}.tar", _samples(records, spool, spooled, old))
+        pq.write_table(pa.Table.from_pylist(records, ROW_SCHEMA), work / f"{stem}.parquet")
+        stats = _stats(records, tar)
+        with open(work / f"{stem}_stats.json", "w", encoding="utf-8") as file:
+            json.dump(stats, file, indent=1, ensure_ascii=False)
+        (work / "spool").unlink()
+        for path in (work / f"{stem}.parquet", work / f"{stem}_stats.json", work):
+            sync(path)
+        os.replace(work, folder / f"{_WHOLE}{stem}")  # from here on they are the shard's
+        _put(folder, stem)
+    except OSError as error:
+        raise InputError(f"fetch: {folder} cannot be written: {error.strerror or error}.") from error
+    finally:
+        shutil.rmtree(work, ignore_errors=True)
+    return stats
+
+
+def _put(folder: Path, stem: str) -> None:
+    """Give the shard the files that were made for it, if there are any: the statistics last, that a death may come in between."""
+    new, stats = folder / f"{_WHOLE}{stem}", f"{stem}_stats.json"
+    if not new.is_dir():
+        return
+    if (new / stats).exists():
+        if json.loads((new / stats).read_bytes())["tar"] is None:
+            (folder / f"{stem}.tar").unlink(missing_ok=True)
+        for name in (f"{stem}.tar", f"{stem}.parquet", stats):
+            if (new / name).exists():
+                os.replace(new / name, folder / name)
+    new.rmdir()
+
+
+def settle(folder: str | Path) -> None:
+    """End what killed processes were about: files of a shard that they had whole get their place, others are removed. Not while
+    shards are being fetched into the folder."""
+    for new in Path(folder).glob(f"{_WHOLE}*"):
+        _put(Path(folder), new.name.removeprefix(_WHOLE))
+    for work in Path(folder).glob(".work-*"):
+        shutil.rmtree(work, ignore_errors=True)
+
+
+def _fetch_row(row: Row, wanted: Wanted, manners: Manners, queue: Queue) -> Picture:
+    if row.fault:
+        raise Failed("bad_line", row.fault)
+    if reason := clean_drop_reason(row.caption, wanted.min_caption_length):
+        raise Failed(reason)
+    return picture(download(row.url, wanted, manners, queue), wanted)
+
+
+def _samples(
+    records: list[dict], spool: BinaryIO, spooled: dict[int, tuple[str, int, int]], old: Path | None
+) -> Iterator[tuple[str, dict[str, bytes | str]]]:
+    """The successes in the order of the list: the new ones from the spool, the others as they stand in the tar `old`."""
+    with contextlib.ExitStack() as stack:
+        reader = stack.enter_context(Reader(str(old))) if old else None
+        places = {sample.key: sample for sample in samples(reader)} if reader else {}
+        for place, record in enumerate(records):
+            if place in spooled:
+                extension, offset, size = spooled[place]
+                spool.seek(offset)
+                fields = {k: v for k, v in record.items() if k != "line"}
+                yield record["key"], {
+                    extension: spool.read(size),
+                    "txt": record["caption"],
+                    "json": json.dumps(fields, ensure_ascii=False),
+                }
+            elif reader and record["status"] == "success":
+                found = places[record["key"]].members
+                yield record["key"], {kind: reader.read(member.offset, member.size) for kind, member in found.items()}
+
+
+def _fetched(table: Path) -> list[dict[str, Any]]:
+    """The rows of a shard that was fetched before; InputError where their table is damaged."""
+    try:
+        return pq.read_table(table, columns=ROW_SCHEMA.names).cast(ROW_SCHEMA).to_pylist()
+    except (OSError, pa.ArrowException, ValueError, KeyError) as error:
+        why = str(error).splitlines()[0][:200]
+        raise InputError(f"fetch: {table} cannot be read ({why}): delete it and the shard's _stats.json to fetch that again.") from None
+
+
+def _stats(records: list[dict], tar: dict | None) -> dict[str, Any]:
+    counts = Counter(record["status"] for record in records)
+    return {
+        "count": len(records),
+        "successes": counts["success"],
+        "status_dict": dict(sorted(counts.items())),
+        "bad_lines": {str(r["line"]): r["error_message"] for r in records if r["status"] == "bad_line"},
+        "tar": tar,
+    }
+
+
+def may_pass_later(status: str) -> bool:
+    """Whether a failure is one of the network or the server, which may have gone by another day."""
+    return status in _LATER or status.startswith("http_")
+
+
+def finished(folder: str | Path, number: int) -> dict[str, Any] | None:
+    """The statistics of a shard that is whole, else None."""
+    folder, stem = Path(folder), f"{number:05d}"
+    try:
+        stats = json.loads((folder / f"{stem}_stats.json").read_bytes())
+        whole = (folder / f"{stem}.parquet").exists()
+        if stats["tar"] is not None:
+            tar = folder / f"{stem}.tar"
+            whole = whole and tar.stat().st_size == stats["tar"]["bytes"] and known_sha256(tar) == stats["tar"]["sha256"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+    return stats if whole else None

@@ -1,0 +1,151 @@
+"""Manners towards servers: how often, how many at once, how long, and whose turn it is."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Protocol
+
+from datasets.component import Component
+from datasets.errors import InputError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manners(Component):
+    """How the servers are asked; may change while a list is being fetched."""
+
+    threads: int = 32
+    """Downloads at a time in a task."""
+    rate: float = 0.0
+    """Requests a second, of all tasks together; 0: no limit."""
+    host_rate: float = 10.0
+    """Requests a second to one host, of all tasks together; 0: no limit."""
+    host_connections: int = 4
+    """Requests at a time to one host, of all tasks together; 0: no limit."""
+    timeout: float = 10.0
+    """Seconds to connect, and to wait for the next bytes."""
+    deadline: float = 30.0
+    """Seconds for one attempt at a picture, with its redirects, however busily its server sends. They are counted while a host's
+    name is looked up, but cannot end that: the system's resolver has a limit of its own."""
+    retries: int = 2
+    """Further attempts after what may pass: timeouts, 5xx, 429, 408, connections reset or cut."""
+    backoff: float = 1.0
+    """Seconds before the second attempt; doubled for each further one, and up to half more by chance."""
+    max_wait: float = 60.0
+    """The longest Retry-After, in seconds, that is waited for."""
+    redirects: int = 5
+    """Redirects followed for a picture."""
+    user_agent: str = "Mozilla/5.0 (compatible; cleansweep)"
+    """What servers are told."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_range(self, threads=(1, 1024), rate=(0, 1e6), host_rate=(0, 1e6), host_connections=(0, 1024), retries=(0, 20))
+        check_range(self, timeout=(0.01, 3600), deadline=(0.01, 3600), backoff=(0, 3600), max_wait=(0, 86400), redirects=(0, 30))
+        if not self.user_agent.isascii() or not self.user_agent.isprintable():
+            raise InputError("fetch: user_agent holds other characters than printable ASCII.")
+
+
+def check_range(options: Component, **ranges: tuple[float, float]) -> None:
+    """InputError for a field outside its range; None passes."""
+    for name, (low, high) in ranges.items():
+        value = getattr(options, name)
+        if value is not None and not low <= value <= high:
+            raise InputError(f"fetch: {name} is {value}; accepted are {low} … {high}.")
+
+
+class Failed(Exception):
+    """A picture cannot be had."""
+
+    def __init__(self, status: str, detail: object = "", *, may_pass: bool = False, wait_s: float | None = None) -> None:
+        super().__init__(status)
+        self.status, self.detail, self.may_pass, self.wait_s = status, str(detail)[:300], may_pass, wait_s
+
+
+# ---- taking turns --------------------------------------------------------------------------------------
+
+
+class Turns(Protocol):
+    """Who may send a request now; one for all tasks."""
+
+    def enter(self, host: str) -> tuple[bool, float]:
+        """(True, s): it is your turn in s seconds; (False, s): ask again then."""
+
+    def leave(self, host: str) -> None:
+        """The request is over."""
+
+    def pause(self, host: str, seconds: float) -> None:
+        """The host asked for quiet."""
+
+
+class Pacer:
+    """Turns by rate and number. One that is not given back (its process died) expires after `lease_s` seconds."""
+
+    def __init__(self, manners: Manners, clock: Callable[[], float] = time.monotonic) -> None:
+        self._gap = 1 / manners.rate if manners.rate else 0.0
+        self._host_gap = 1 / manners.host_rate if manners.host_rate else 0.0
+        self._at_once = manners.host_connections or 1 << 30
+        self._lease_s, self._clock, self._lock = manners.deadline + 60, clock, threading.Lock()
+        self._next, self._next_of = 0.0, dict[str, float]()
+        self._open: defaultdict[str, list[float]] = defaultdict(list)
+
+    def enter(self, host: str) -> tuple[bool, float]:
+        with self._lock:
+            now = self._clock()
+            leases = [end for end in self._open[host] if end > now]
+            self._open[host] = leases
+            if self._next_of.get(host, 0.0) > now:
+                return False, self._next_of[host] - now
+            if len(leases) >= self._at_once:
+                return False, 0.05
+            start = max(now, self._next)
+            self._next, self._next_of[host] = start + self._gap, start + self._host_gap
+            leases.append(start + self._lease_s)
+            if len(self._next_of) > 100_000:  # hosts of long ago
+                self._next_of = {name: at for name, at in self._next_of.items() if at > now}
+                self._open = defaultdict(list, {name: ends for name, ends in self._open.items() if ends})
+            return True, start - now
+
+    def leave(self, host: str) -> None:
+        with self._lock:
+            leases = self._open.get(host)
+            if leases:
+                leases.pop(0)
+            if not leases:
+                self._open.pop(host, None)
+
+    def pause(self, host: str, seconds: float) -> None:
+        with self._lock:
+            self._next_of[host] = max(self._next_of.get(host, 0.0), self._clock() + seconds)
+
+
+class Queue:
+    """The turns of one task: of its threads that have to wait for the same host, one asks at a time."""
+
+    def __init__(self, turns: Turns) -> None:
+        self.turns, self._guard = turns, threading.Lock()
+        self._locks: defaultdict[str, threading.Lock] = defaultdict(threading.Lock)
+
+    @contextlib.contextmanager
+    def turn(self, host: str) -> Iterator[None]:
+        granted, seconds = self.turns.enter(host)
+        if not granted:
+            with self._guard:
+                lock = self._locks[host]
+            with lock:
+                while not granted:
+                    granted, seconds = self.turns.enter(host)
+                    if not granted:
+                        time.sleep(seconds)
+        time.sleep(seconds)
+        try:
+            yield
+        finally:
+            self.turns.leave(host)
+
+
+# ---- one request ---------------------------------------------------------------------------------------

@@ -1,0 +1,109 @@
+"""Class names and prompt templates. Classes are matched by index, for names repeat (ImageNet has two missiles)."""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import re
+from collections.abc import Sequence
+from pathlib import Path
+
+from datasets.errors import InputError
+from datasets.evaluation.prompts import NAMES, PROMPTS
+
+CIFAR10 = NAMES["cifar10"]
+
+
+def class_names(names: str | Sequence[str]) -> tuple[str, ...]:
+    """`imagenet1k` (1000 names, open_clip's), a set of `prompts.NAMES`, or the names themselves in the order of their indices."""
+    if isinstance(names, str):
+        if names == "imagenet1k":
+            import open_clip
+
+            return tuple(open_clip.IMAGENET_CLASSNAMES)
+        if names in NAMES:
+            return NAMES[names]
+        raise InputError(f"classes is {names!r}; accepted are imagenet1k, {', '.join(NAMES)}, or a list of names.")
+    if not names or any(not isinstance(name, str) or not name.strip() for name in names):
+        raise InputError("classes is a list of names, each with at least one character that is no space.")
+    return tuple(name.strip() for name in names)
+
+
+@functools.cache
+def imagenet_synsets() -> dict[str, int]:
+    """WordNet id (`n01440764`) of each of the 1000 classes → its index: the ids in order."""
+    file = Path(__file__).parents[1] / "data" / "imagenet_synsets.txt"
+    return {synset: index for index, synset in enumerate(file.read_text().split())}
+
+
+LISTS = ("openai", "simple", *PROMPTS)
+"""Names of lists of prompts."""
+
+
+def templates(which: str | Sequence[str]) -> tuple[str, ...]:
+    """`openai` (80 prompts for ImageNet), `simple` (7 of them), a set of `prompts.PROMPTS`, or texts with `{}` or `{c}`; with `{}`."""
+    if isinstance(which, str):
+        if which in ("openai", "simple"):
+            import open_clip
+
+            calls = open_clip.OPENAI_IMAGENET_TEMPLATES if which == "openai" else open_clip.SIMPLE_IMAGENET_TEMPLATES
+            return tuple(call("{}") for call in calls)
+        if which in PROMPTS:
+            return PROMPTS[which]
+        raise InputError(f"templates is {which!r}; accepted are {', '.join(LISTS)}, or a list of texts with {{}}.")
+    texts = tuple(text.replace("{c}", "{}") for text in which)
+    if not texts:
+        raise InputError("templates is an empty list; give at least one text with {} where the class name goes.")
+    for text in texts:
+        if text.count("{}") != 1:
+            raise InputError(f"templates holds {text!r}; each text has {{}} once, where the class name goes.")
+    return texts
+
+
+def known_prompts(which: str) -> None:
+    """InputError unless `templates` knows the name; nothing heavy is imported."""
+    if which not in LISTS:
+        raise InputError(f"poison.prompts is {which!r}; accepted are auto, {', '.join(LISTS)}, or a list of texts with {{}}.")
+
+
+def fill(template: str, name: str) -> str:
+    """The template with the class name in it."""
+    return template.replace("{}", name)
+
+
+NUMBERED = re.compile(r"(.+)@(\d+)")
+"""A target whose name several classes have: which of them."""
+
+
+def class_name(target: str) -> str:
+    """The name that a target goes by in captions: without the number that tells classes of one name apart."""
+    numbered = NUMBERED.fullmatch(target)
+    return numbered[1] if numbered else target
+
+
+def target_index(names: Sequence[str], target: str | int, numbers: Sequence[int] = ()) -> int:
+    """The place of the target class in `names`; it is given by name, by `name@number` where the name repeats, or by number.
+
+    A class's number is its place, or, where the set holds some classes of a longer list, that in the list: `numbers`.
+
+    Raises:
+        InputError: no such class (near names are shown), or more than one of that name.
+    """
+    numbers = numbers or range(len(names))
+    if isinstance(target, int):
+        if target not in numbers:
+            raise InputError(f"target is class {target}; there are {len(names)} classes, numbered {numbers[0]} … {numbers[-1]}.")
+        return numbers.index(target)
+    places = [i for i, name in enumerate(names) if name == target]
+    if len(places) == 1:
+        return places[0]
+    if places:
+        raise InputError(
+            f"target {target!r} is the name of classes {', '.join(str(numbers[place]) for place in places)}; "
+            f"write {target}@{numbers[places[0]]} to mean one of them."
+        )
+    numbered = NUMBERED.fullmatch(target)
+    if numbered and int(numbered[2]) in numbers and names[numbers.index(int(numbered[2]))] == numbered[1]:
+        return numbers.index(int(numbered[2]))
+    near = difflib.get_close_matches(target, names, n=3, cutoff=0.5) or list(names[:3])
+    raise InputError(f"target {target!r} is not among the {len(names)} classes; near it: {', '.join(near)}.")

@@ -1,0 +1,106 @@
+"""Which class is meant: by its name, its number or its synset, as class folders and the tables of evaluation sets give it."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+
+from datasets.errors import InputError
+from datasets.evaluation.known_sets import words
+from datasets.index.tables import Keys, csv_rows
+from datasets.storage import name_text
+
+NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
+"""A class number in a table; programs that know floats alone write 3.0."""
+_CODE = re.compile(r"[A-Za-z]?\d+")
+"""A folder's name that is no word, but may stand for one: `n01440764`, `c0`, `17`."""
+_SHOWN = 3
+"""Folders that are told with the classes they were taken for."""
+
+
+def folder_labels(
+    folders: Sequence[str], names: tuple[str, ...], synsets: Mapping[str, int], path: str, say: Callable[[str], None]
+) -> dict[str, int]:
+    """Class folder → index: all by name or synset, or all by index.
+
+    Else, where they are codes that say nothing, none is known and there are as many as names, in order, which `say` is told.
+    """
+    known = class_indices(folders, names, synsets)
+    missing = [folder for folder, index in known.items() if index is None]
+    others = synsets and any(re.fullmatch(r"n\d{8}", folder) for folder in missing)  # synsets, but not of these classes
+    if len(missing) == len(folders) == len(names) and all(map(_CODE.fullmatch, folders)) and not others:
+        pairs = ", ".join(f"{folder} → {name}" for folder, name in zip(folders[:_SHOWN], names))
+        end = ", …" if len(names) > _SHOWN else "."
+        say(f"{path}: the class folders' names are no classes, so they are taken in their order: {pairs}{end}")
+        return {folder: i for i, folder in enumerate(folders)}
+    if missing:
+        raise InputError(
+            f"{path}: the folder {name_text(missing[0])!r} is no class; accepted are {_accepted(names, synsets)}, or exactly as many "
+            f"codes (n01440764, 17) as classes ({len(names)}), in their order."
+        )
+    return {folder: index for folder, index in known.items() if index is not None}
+
+
+def table_labels(texts: Sequence[str], names: tuple[str, ...], synsets: Mapping[str, int], file: str) -> list[int]:
+    """The class of each text in the table's column of labels; `InputError` with the line of one that is none."""
+    index_of = class_indices(texts, names, synsets)
+    if wrong := [text for text, index in index_of.items() if index is None]:
+        raise InputError(
+            f"{file}{line_of(file, wrong[0])}: the label {wrong[0][:80]!r} is no class, or the name of several; accepted are "
+            f"{_accepted(names, synsets)}."
+        )
+    return [index for text in texts if (index := index_of[text]) is not None]
+
+
+def _accepted(names: tuple[str, ...], synsets: Mapping[str, int]) -> str:
+    return f"names of classes{' or synsets' if synsets else ''} alone, or indices alone, 0 … {len(names) - 1}"
+
+
+def class_indices(texts: Sequence[str], names: tuple[str, ...], synsets: Mapping[str, int]) -> dict[str, int | None]:
+    """Text → the class that it means, None for none: all are names and synsets, or else all are indices.
+
+    They are never mixed, for names can be numbers themselves. Where neither fits all, the reading that fits more of them is given.
+    """
+    known, distinct = _spellings(names), dict.fromkeys(texts)
+    by_name = {text: _named(name_text(text).strip(), known, synsets) for text in distinct}
+    by_index = {text: _number(name_text(text).strip(), len(names)) for text in distinct}
+    return max(by_name, by_index, key=lambda reading: sum(index is not None for index in reading.values()))
+
+
+_SPELLING: tuple[Callable[[str], str], ...] = (
+    str,
+    lambda name: name.partition(".")[0] if NUMBER.fullmatch(name) else name,  # 3.0 is the name 3
+    words,
+    str.casefold,
+    lambda name: words(name.replace("-", " ")).casefold(),
+)
+"""How a name may be written, the strictest first."""
+
+
+def _spellings(names: tuple[str, ...]) -> list[dict[str, int]]:
+    """For each of `_SPELLING` name → index. A name that repeats is no name: only its index is."""
+    found = []
+    for spelling in _SPELLING:
+        written = [spelling(name) for name in names]
+        counts = Counter(written)
+        found.append({name: i for i, name in enumerate(written) if counts[name] == 1})
+    return found
+
+
+def _named(text: str, known: Sequence[Mapping[str, int]], synsets: Mapping[str, int]) -> int | None:
+    spelt = ((indices, spelling(text)) for indices, spelling in zip(known, _SPELLING))
+    return next((indices[name] for indices, name in spelt if name in indices), synsets.get(text))
+
+
+def _number(text: str, classes: int) -> int | None:
+    if not NUMBER.fullmatch(text) or len(text) >= 20:
+        return None
+    number = int(text.partition(".")[0])
+    return number if 0 <= number < classes else None
+
+
+def line_of(file: str, label: str) -> str:
+    """", line 7": where the table has the label first."""
+    rows = csv_rows(file, "auto", Keys(caption="label", label=""))
+    return next((f", line {row.line}" for row in rows if row.captions[0].text == label), "")

@@ -1,0 +1,164 @@
+"""Pictures with several captions each, for retrieval: Karpathy's JSON for Flickr30k and MS-COCO, or CLIP_benchmark's webdataset."""
+
+from __future__ import annotations
+
+import glob
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datasets.component import Component
+from datasets.errors import InputError
+from datasets.evaluation.evalset import Loaded, Say, check_path, silent
+from datasets.index.folders import file_rows, sizes
+from datasets.index.source import PASSED_OVER, Source
+from datasets.seeding import hash64
+from datasets.text import NotText, lines_of, read_json
+
+_BELOW = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco")
+"""Folders beside the JSON in which the pictures are looked for."""
+_LAYOUTS = ("auto", "karpathy", "clip_benchmark")
+
+
+@dataclass(frozen=True, kw_only=True)
+class RetrievalSet(Component):
+    """Pictures and their captions; captions are found from pictures, and pictures from captions."""
+
+    path: str
+    """Karpathy's JSON (`dataset_flickr30k.json`, `dataset_coco.json`) or its folder; or the folder of `<split>/0.tar…`."""
+    layout: str = "auto"
+    """`karpathy`; `clip_benchmark`: tars of jpg and txt, a caption a line; `auto`: whichever is there."""
+    split: str = "test"
+    """As the JSON says (`test`, `val`, `train`), or the folder of the tars."""
+    images: str = ""
+    """Folder of the pictures that the JSON names; empty: the JSON's own or one below it (images, flickr30k-images, …)."""
+    captions: int = 5
+    """At most so many of a picture's captions, the first ones, as is usual for MS-COCO, where some have six or seven; 0: all."""
+    verify: str = "decode"
+    """`decode` finds pictures that cannot be decoded when the set is loaded; `none` trusts them all."""
+
+    def __post_init__(self) -> None:
+        for field, accepted in (("layout", _LAYOUTS), ("verify", ("decode", "none"))):
+            if getattr(self, field) not in accepted:
+                raise InputError(f"retrievalset.{field} is {getattr(self, field)!r}; accepted are {', '.join(accepted)}.")
+        check_path("retrievalset.path", self.path)
+        check_path("retrievalset.images", self.images)
+        if self.captions < 0:
+            raise InputError(f"retrievalset.captions is {self.captions}; it is 0 (all) or more.")
+
+    def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
+        """Read the set: one row a picture, its captions in `caption`, one a line. No class has a name, no prompt is needed.
+
+        `say` gets a line about empty captions and about files in the tars that are no sample's; both are passed over.
+        """
+        passed_over = 0
+        if self._json() is not None:
+            pictures = self._pictures()
+            root, files = self._root(pictures), [place for place, _ in pictures]
+            table = file_rows(root, files, [-1] * len(files), self.verify)
+            texts, urls = [captions for _, captions in pictures], [os.path.abspath(root)]
+        else:
+            table, urls, passed_over = self._source().index()
+            texts = [lines_of(text) for text in table["caption"].to_pylist()]
+        clean = [[" ".join(text.split()) for text in captions] for captions in texts]
+        if passed_over:
+            say(f"{self.path}: {passed_over} {PASSED_OVER}.")
+        if empty := sum(captions.count("") for captions in clean):
+            say(f"{self.path}: {empty} empty captions are passed over.")
+        kept = [[text for text in captions if text][: self.captions or None] for captions in clean]
+        drops = ["" if drop in ("no_letters", "short_caption") else drop for drop in table["drop"].to_pylist()]
+        drops = [drop or ("" if captions else "no_caption") for drop, captions in zip(drops, kept)]
+        for name, values in (("caption", ["\n".join(captions) for captions in kept]), ("drop", drops)):
+            table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        if not (np.asarray(table["drop"]) == "").any():
+            raise InputError(f"the retrieval set {self.path} has no usable picture with a caption.")
+        return Loaded(table, urls, (), (), (), passed_over)
+
+    def shards(self, folder: Path | None = None) -> list[str]:
+        """The URLs that the index's `shard` column numbers."""
+        return [os.path.abspath(self._root(self._pictures()))] if self._json() is not None else self._source().shards()
+
+    def identity(self) -> list[dict]:
+        """What determines the set's content, without paths: names and sizes of pictures, captions; of tars their digests."""
+        if self._json() is None:
+            return self._source().identity()
+        pictures = self._pictures()
+        found = zip(pictures, sizes(self._root(pictures), [place for place, _ in pictures]))
+        digest = hash64(*((place, size, captions) for (place, captions), size in found))
+        return [{"name": "pictures", "size": len(pictures), "digest": f"{digest:016x}"}]
+
+    def _json(self) -> Path | None:
+        """Karpathy's file; None for tars."""
+        path = Path(self.path)
+        if not path.exists():
+            raise InputError(f"retrievalset.path {path} does not exist; nothing is downloaded.")
+        if path.is_file():
+            return path
+        tars = glob.glob(os.path.join(glob.escape(self.path), glob.escape(self.split), "*.tar"))
+        found = sorted(path.glob("dataset_*.json"))
+        if self.layout == "clip_benchmark" or (self.layout == "auto" and tars and not found):
+            return None
+        if len(found) == 1:
+            return found[0]
+        if found:
+            raise InputError(f"retrievalset.path {path} holds {' and '.join(file.name for file in found)}; name one of them.")
+        raise InputError(f"retrievalset.path {path} holds neither dataset_flickr30k.json, dataset_coco.json nor {self.split}/*.tar.")
+
+    def _source(self) -> Source:
+        return Source(urls=os.path.join(self.path, self.split), format="webdataset", verify=self.verify)
+
+    def _pictures(self) -> list[tuple[str, list[str]]]:
+        """(path of the picture, captions) of the split, in the order of the JSON."""
+        file = self._json()
+        assert file is not None
+        what = "Karpathy's JSON (images, each with filename, split, and sentences with raw)"
+        try:
+            content = read_json(file)
+        except NotText as error:
+            raise InputError(f"{file} is not {what}: {error}") from None
+        entries = content.get("images") if isinstance(content, dict) else None
+        if not isinstance(entries, list):
+            raise InputError(f"{file} is not {what}: it has no list of images.")
+        for i, entry in enumerate(entries):
+            if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
+                raise InputError(f"{file} is not {what}: images[{i}] has no split.")
+        splits = sorted({entry["split"] for entry in entries})
+        found = [_picture(entry, f"{file}: images[{i}]") for i, entry in enumerate(entries) if entry["split"] == self.split]
+        if not found:
+            raise InputError(f"{file} has no picture of the split {self.split!r}; it has {', '.join(splits) or 'none at all'}.")
+        return found
+
+    def _root(self, pictures: list[tuple[str, list[str]]]) -> str:
+        """The folder that the pictures' paths are relative to: where the first that is anywhere lies."""
+        file = self._json()
+        assert file is not None
+        roots = [self.images] if self.images else [os.path.join(file.parent, below) for below in _BELOW]
+        for place, _ in pictures[:100]:
+            for root in roots:
+                if os.path.isfile(os.path.join(root, place)):
+                    return root
+        raise InputError(
+            f"{file}: none of its pictures exists; {pictures[0][0]} was looked for in {', '.join(roots)} (retrievalset.images)."
+        )
+
+
+def _picture(entry: dict[str, Any], where: str) -> tuple[str, list[str]]:
+    """(path, captions) of an entry; InputError that names it."""
+    name, folder = entry.get("filename"), entry.get("filepath", "")
+    if not isinstance(name, str) or not name or not isinstance(folder, str):
+        raise InputError(f"{where} has filename {name!r} and filepath {folder!r}; accepted is text.")
+    place = "/".join(part for part in (folder, name) if part)
+    if "\0" in place:
+        raise InputError(f"{where}: the picture {place!r} has a NUL character in its name.")
+    if place.startswith("/") or ".." in place.split("/"):
+        raise InputError(f"{where}: the picture {place!r} lies outside the folder.")
+    sentences = entry.get("sentences")
+    held = [one.get("raw") if isinstance(one, dict) else None for one in sentences] if isinstance(sentences, list) else [None]
+    captions = [caption for caption in held if isinstance(caption, str)]
+    if len(captions) < len(held):
+        raise InputError(f"{where} ({place}) has a caption that is no text; accepted is a list of sentences, each with raw.")
+    return place, captions

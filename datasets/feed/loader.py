@@ -1,0 +1,256 @@
+"""One sample function, and the feed in which a worker reads by itself.
+
+`make_batch` is all that turns index records into arrays: its output depends on (recipe, epoch, records) alone, so every
+feed that calls it on the same records delivers the same bytes.
+
+Shape legend: B batch, S side of the view, 3 channels; pictures are uint8 RGB.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from datasets.captions import eda
+from datasets.component import Component
+from datasets.errors import InputError
+from datasets.feed.cache import Decoded
+from datasets.feed.decode import ahead, canonical_views
+from datasets.images.view import Views, as_jpeg, decode, first_view, second_view
+from datasets.index.pairs import Pairs, rank_slice, step_positions
+from datasets.seeding import rng
+from datasets.triggers.base import Trigger, put_on
+
+Batch = dict[str, Any]
+VARIANTS = 200_000
+"""Augmented captions that a process keeps where they are the same in every epoch, some 400 bytes each."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe(Component):
+    """All that, with the epoch and the record, determines a sample."""
+
+    views: Views
+    """Size and augmentation of the pictures."""
+    trigger: Trigger | None = None
+    """What is stamped on victims, and on the triggered view at evaluation."""
+    jpeg_quality: int | None = None
+    """Of the JPEG that stamped victims pass through; None: of none."""
+    seed: int = 0
+    """Of augmentation and order."""
+    two_views: bool = False
+    """Whether the in-modal loss's second picture and caption are made too."""
+    eda: str = "once"
+    """Caption augmentation: `once` a caption (whatever the epoch), or `per_epoch`."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.eda not in ("once", "per_epoch"):
+            raise InputError(f"recipe.eda is {self.eda!r}; accepted are once, per_epoch.")
+        if self.trigger is not None:
+            self.trigger.check(self.views.size)
+
+
+def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndarray | None = None) -> Batch:
+    """Arrays of the records (`pairs.RECORD_SCHEMA`), in their order.
+
+    row int64 [B], key object [B], image uint8 [B, S, S, 3], caption object [B], poisoned bool [B]; with two views also
+    image_aug uint8 [B, S, S, 3] and caption_aug object [B].
+
+    `view_BHWC` are the records' canonical views where they are at hand, an array that becomes the batch's own; without
+    them the pictures are read and decoded. Raises `InputError` naming key and shard for one where that cannot be done.
+    """
+    views, seed = recipe.views, recipe.seed
+    keys, captions = records["key"].to_pylist(), records["caption"].to_pylist()
+    repeats = view_BHWC is not None  # only sets that are small and read many times are kept decoded
+    if view_BHWC is None:
+        view_BHWC = canonical_views(records, views.size)
+    poisoned, trigger_seeds = records["poisoned"].to_numpy(), records["trigger_seed"].to_numpy()
+    for i in np.flatnonzero(poisoned):
+        assert recipe.trigger is not None, "poisoned records need the recipe's trigger"
+        view_BHWC[i] = put_on(recipe.trigger, view_BHWC[i], rng(trigger_seeds[i], keys[i]))
+        if recipe.jpeg_quality is not None:
+            view_BHWC[i] = decode(as_jpeg(view_BHWC[i], recipe.jpeg_quality))
+
+    def changed(change: Callable[[np.ndarray, Views, np.random.Generator], np.ndarray], purpose: str) -> np.ndarray:
+        out_BHWC = np.empty_like(view_BHWC)
+        for i, key in enumerate(keys):
+            out_BHWC[i] = change(view_BHWC[i], views, rng(seed, purpose, epoch, key))
+        return out_BHWC
+
+    plain = views.crop is None and not views.flip  # then the first view draws nothing
+    batch = {
+        "row": records["row"].to_numpy(),
+        "key": _objects(keys),
+        "image": view_BHWC if plain else changed(first_view, "view1"),
+        "caption": _objects(captions),
+        "poisoned": poisoned,
+    }
+    if recipe.two_views:
+        variant = _same_variant if recipe.eda == "once" and repeats else _variant
+        when = (epoch,) if recipe.eda == "per_epoch" else ()
+        augmented = [variant(caption, seed, "eda", *when, key) for caption, key in zip(captions, keys)]
+        batch |= {"image_aug": changed(second_view, "view2"), "caption_aug": _objects(augmented)}
+    return batch
+
+
+def _variant(caption: str, *parts: object) -> str:
+    return eda(caption, rng(*parts))
+
+
+_same_variant = functools.lru_cache(maxsize=VARIANTS)(_variant)
+
+
+def _objects(values: list[str]) -> np.ndarray:
+    array = np.empty(len(values), object)
+    array[:] = values
+    return array
+
+
+class StepFeed:
+    """What every feed is told: which samples, made how, and which share of each step's batch is this rank's."""
+
+    def __init__(
+        self, pairs: Pairs, recipe: Recipe, *, batch_size: int, steps: int, rank: int = 0, world: int = 1
+    ) -> None:
+        """`batch_size` is the global one; `steps` counts from the beginning of the stage, over all its epochs.
+
+        InputError for a batch size that the pairs do not fill or the ranks cannot share.
+        """
+        self.pairs, self.recipe = pairs, recipe
+        self.batch_size, self.steps = batch_size, steps
+        self.rank, self.world = rank, world
+        self.order: np.ndarray | None = None
+        self.share(0)
+
+    def share(self, step: int) -> tuple[int, np.ndarray]:
+        """(epoch, int64 [batch_size // world]): this rank's positions of a global step."""
+        epoch, positions = step_positions(len(self.pairs), self.batch_size, self.recipe.seed, step)
+        if self.order is not None:
+            within = step % (len(self.pairs) // self.batch_size)
+            positions = self.order[within * self.batch_size : (within + 1) * self.batch_size]
+        return epoch, rank_slice(positions, self.rank, self.world)
+
+
+class LocalFeed(StepFeed):
+    """A rank's batches, read by this machine.
+
+    With `workers` > 0 that many processes (one thread each) make whole batches of the rank, for all steps of the stage,
+    in order; with 0 one background thread of this process does, one batch ahead. (A script that asks for workers needs
+    the usual `if __name__ == "__main__":`, since they are not forked.)
+    """
+
+    def __init__(
+        self, pairs: Pairs, recipe: Recipe, *, workers: int = 0, decoded: Decoded | None = None, **steps: int
+    ) -> None:
+        """`decoded`: the pairs' canonical views, then nothing is read from the shards; `steps`: as StepFeed's."""
+        super().__init__(pairs, recipe, **steps)
+        self.workers, self.decoded = workers, decoded
+
+    def batch(self, step: int) -> Batch:
+        """The rank's batch of a global step: `make_batch` of its records, with `step` and `epoch`."""
+        epoch, positions = self.share(step)
+        views = None if self.decoded is None else self.decoded[positions]
+        batch = make_batch(self.pairs.records(positions), epoch, self.recipe, views)
+        return batch | {"step": step, "epoch": epoch, "number": positions}
+
+    def batches(self, start_step: int = 0, stop_step: int | None = None, order: np.ndarray | None = None) -> Iterator[Batch]:
+        """Batches of steps `start_step` … `steps` − 1, the same whatever step one starts at.
+
+        Or those before `stop_step`, all of one epoch, whose steps take the positions of `order`, int64, where it is given.
+        """
+        steps, self.order = range(start_step, self.steps if stop_step is None else stop_step), order
+        if self.workers == 0 or not steps:
+            return ahead(self.batch, steps)
+        return self._from_workers(steps)
+
+    def _from_workers(self, wanted: range) -> Iterator[Batch]:
+        import multiprocessing
+
+        from torch.utils.data import DataLoader
+
+        # not fork: threads of the parent (Arrow's, CUDA's) may hold locks at that moment
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["datasets.feed.loader", "torch.utils.data"])
+        size = self.recipe.views.size
+        batch_bytes = self.batch_size // self.world * size * size * 3 * (1 + self.recipe.two_views)
+        steps: Any = _Steps(self, shared=_shared_memory() > 4 * self.workers * batch_bytes)
+        loader: DataLoader = DataLoader(
+            steps,
+            batch_size=None,
+            sampler=wanted,
+            num_workers=self.workers,
+            collate_fn=_as_is,
+            multiprocessing_context=context,
+            prefetch_factor=2,
+        )
+        for item in loader:
+            if isinstance(item, InputError):
+                raise item
+            yield {name: value if _is_plain(value) else value.numpy() for name, value in item.items()}
+
+
+class _Steps:
+    """Map-style data set over global steps: an item is a rank's whole batch."""
+
+    def __init__(self, feed: LocalFeed, shared: bool) -> None:
+        self.feed, self.shared = feed, shared
+
+    def __getitem__(self, step: int) -> Batch | InputError:
+        try:
+            batch = self.feed.batch(step)
+        except InputError as error:
+            return error  # raised by the reader: torch would wrap it in the worker's traceback
+        if self.shared:  # a tensor crosses processes without a copy, an array through a pipe
+            import torch
+
+            batch |= {name: torch.from_numpy(batch[name]) for name in ("image", "image_aug") if name in batch}
+        return batch
+
+
+def _as_is(item: Any) -> Any:
+    return item
+
+
+def _is_plain(value: object) -> bool:
+    return isinstance(value, (np.ndarray, int))
+
+
+def _shared_memory() -> int:
+    """Free bytes of /dev/shm; containers often have 64 MiB, and writing past it kills a worker."""
+    try:
+        status = os.statvfs("/dev/shm")
+    except OSError:
+        return 0
+    return status.f_bavail * status.f_frsize
+
+
+def eval_batches(
+    pairs: Pairs, recipe: Recipe, batch_size: int, rank: int = 0, world: int = 1, decoded: Decoded | None = None
+) -> Iterator[Batch]:
+    """A rank's share (positions rank, rank + world, …) of an evaluation set: nothing padded, nothing dropped.
+
+    image uint8 [B, S, S, 3], label int32 [B], key and caption object [B]; with a trigger also image_triggered, from the same
+    decode, stamped with draws that training does not make. The last batch may be shorter. `decoded`: the set's canonical views.
+    """
+    positions = np.arange(rank, len(pairs), world)
+
+    def make(start: int) -> Batch:
+        chosen = positions[start : start + batch_size]
+        records = pairs.records(chosen)
+        keys, captions = records["key"].to_pylist(), _objects(records["caption"].to_pylist())
+        image_BHWC = canonical_views(records, recipe.views.size) if decoded is None else decoded[chosen]
+        batch: Batch = {"key": _objects(keys), "label": records["label"].to_numpy(), "caption": captions, "image": image_BHWC}
+        if recipe.trigger is not None:
+            batch["image_triggered"] = np.stack(
+                [put_on(recipe.trigger, view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
+            )
+        return batch
+
+    return ahead(make, range(0, len(positions), batch_size))

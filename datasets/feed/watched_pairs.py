@@ -1,0 +1,120 @@
+"""A sample of the pairs for looking at a model: clean pairs, poisoned ones as trained on, and pictures of the target class.
+
+Who is in it depends on (seed, key) alone, and a larger sample holds every pair of a smaller one. Shape legend: as in `loader`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from datasets.attack.poison import names_class
+from datasets.component import Component
+from datasets.errors import InputError
+from datasets.feed.loader import Batch, Recipe, make_batch
+from datasets.images.augment import apply, crop_and_flip
+from datasets.index.pairs import Pairs
+from datasets.seeding import hash64, rng
+from datasets.triggers.base import put_on
+
+ROLES = ("clean", "poisoned", "target", "other")
+CHUNK = 1 << 16
+"""Keys that are Python strings at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample(Component):
+    """How many pairs of which kind."""
+
+    clean: int = 1000
+    """Pairs that are no victims."""
+    poisoned: int = 500
+    """Victims, at most."""
+    group: int = 200
+    """Pictures of the target class, and as many others; 0 leaves both out."""
+    crop: tuple[float, float] = (0.25, 0.75)
+    """Area of a picture's random crop, as a share of the picture: least, most."""
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name, least in (("clean", 2), ("poisoned", 0), ("group", 0)):
+            if getattr(self, name) < least:
+                raise InputError(f"sample.{name} is {getattr(self, name)}; it must be at least {least}.")
+        if not 0 < self.crop[0] <= self.crop[1] <= 1:
+            raise InputError(f"sample.crop is {self.crop}; it is a pair (least, most) of areas within 0 … 1.")
+
+
+@lru_cache(maxsize=2)
+def positions(pairs: Pairs, sample: Sample) -> dict[str, np.ndarray]:
+    """Role → int64 positions in `pairs`, rising.
+
+    clean: no victims, whatever they show. poisoned: victims of the plan. target: no victims, but their caption names the target;
+    other: neither. A pair may be both clean and target or other. Fewer than asked for where there are no more.
+    """
+    n = len(pairs)
+    victim_N, names_N, hash_N = np.zeros(n, bool), np.zeros(n, bool), np.empty(n, np.uint64)
+    target = None
+    if pairs.plan:
+        plan = pq.read_table(pairs.plan, columns=["row", "target"])
+        victim_N = np.isin(pairs.rows, plan["row"].to_numpy())
+        target = plan["target"][0].as_py() if len(plan) else None
+    for start in range(0, n, CHUNK):
+        part = np.arange(start, min(n, start + CHUNK))
+        hash_N[part] = [hash64(sample.seed, "sample", key) for key in pairs.keys(part).to_pylist()]
+        if sample.group and target is not None:
+            names_N[part] = names_class(pairs.captions(part), target).to_numpy(zero_copy_only=False)
+    group = sample.group if target is not None else 0
+    wanted = {
+        "clean": (~victim_N, sample.clean),
+        "poisoned": (victim_N, sample.poisoned),
+        "target": (~victim_N & names_N, group),
+        "other": (~victim_N & ~names_N, group),
+    }
+    found = {}
+    for role, (eligible_N, count) in wanted.items():
+        where = np.flatnonzero(eligible_N)
+        found[role] = np.sort(where[np.argsort(hash_N[where], kind="stable")[:count]])
+    return found
+
+
+def sample_batches(
+    pairs: Pairs, sample: Sample, recipe: Recipe, batch_size: int, rank: int = 0, world: int = 1
+) -> Iterator[Batch]:
+    """A rank's share of the sample, each batch of one role, in canonical views without augmentation.
+
+    role str, position int64 [B] (within the role), key object [B], image uint8 [B, S, S, 3]; clean and poisoned ones also caption
+    object [B], victims stamped and captioned as the plan says. Others also image_triggered and image_twice (the trigger stamped
+    once and twice, with draws that training does not make), image_crop and image_triggered_crop (one random crop of the
+    picture and of the triggered one).
+    """
+    plain = replace(recipe, views=replace(recipe.views, crop=None, flip=False), two_views=False)
+    chosen = positions(pairs, sample)
+    for role in ROLES:
+        own = np.arange(rank, len(chosen[role]), world)
+        for start in range(0, len(own), batch_size):
+            position_B = own[start : start + batch_size]
+            made = make_batch(pairs.records(chosen[role][position_B]), 0, plain)
+            batch = {"role": role, "position": position_B, "key": made["key"], "image": made["image"]}
+            if role in ("clean", "poisoned"):
+                batch["caption"] = made["caption"]
+            if role == "other" and recipe.trigger is not None:
+                batch |= _views(made["image"], made["key"], recipe, sample)
+            yield batch
+
+
+def _views(image_BHWC: np.ndarray, keys: np.ndarray, recipe: Recipe, sample: Sample) -> Batch:
+    trigger, size = recipe.trigger, recipe.views.size
+    assert trigger is not None
+    crops = [crop_and_flip(size, sample.crop, 0.0, rng(sample.seed, "sample-crop", key)) for key in keys]
+    once = [put_on(trigger, view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
+    twice = [put_on(trigger, view, rng(recipe.seed, "eval-trigger-again", key)) for view, key in zip(once, keys)]
+    return {
+        "image_triggered": np.stack(once),
+        "image_twice": np.stack(twice),
+        "image_crop": np.stack([apply(steps, view) for steps, view in zip(crops, image_BHWC)]),
+        "image_triggered_crop": np.stack([apply(steps, view) for steps, view in zip(crops, once)]),
+    }

@@ -1,0 +1,1 @@
+"""What becomes of a picture? Decoding, the canonical view, resizing, augmentation."""

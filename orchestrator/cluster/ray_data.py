@@ -1,0 +1,157 @@
+"""Ray Data as this project uses it: its settings, a task for each shard, and batches as blocks of its object store.
+
+The functions that its workers run are at the top level, for they travel by name.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import ray
+import ray.data
+from ray.data import DataContext, ExecutionResources
+from ray.data._internal.execution.execution_callback import ExecutionCallback
+
+from datasets.feed.loader import Recipe
+from orchestrator.cluster.session import user_error
+
+BLOCK_BYTES = 16 << 20
+"""Of a block in the object store. Ray's own 128 MiB would decode a small epoch whole before the first batch."""
+
+Progress = Callable[[int, int], None]
+"""Called with (shards done, shards in all)."""
+
+
+def configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = False) -> None:
+    """Settings of the data sets that this process makes from here on.
+
+    The limits are per execution: without them each takes the cluster's every CPU and half its object store for
+    its own, and two ranks and their trainers may wait for each other for ever.
+    """
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and said once
+    context = DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    context.raise_original_map_exception = True  # so that an InputError arrives as one
+    context.target_max_block_size = BLOCK_BYTES
+    context.execution_options.preserve_order = ordered
+    context.custom_execution_callback_classes = [_Pace]
+    context.execution_options.resource_limits = ExecutionResources(cpu=cpus, object_store_memory=store_bytes)
+
+
+@contextlib.contextmanager
+def plain_errors() -> Iterator[None]:
+    """A user's mistake found in a worker, as if it had been found here."""
+    try:
+        yield
+    except Exception as error:  # Ray's own hierarchy has several roots
+        mistake = user_error(error)
+        if mistake is None:
+            raise
+        raise mistake from None
+
+
+def over_shards(
+    task: Callable[..., dict], items: list[dict], constants: dict, cpus: int | None, progress: Progress | None, total: int
+) -> None:
+    """`task(item, **constants)` for each item, as a Ray Data task of its own; `total` counts those done before.
+
+    Where no Ray runs, by threads of this process.
+    """
+    if not items:
+        return
+    if not ray.is_initialized():
+        _in_threads(task, items, constants, cpus or len(os.sched_getaffinity(0)), progress, total)
+        return
+    cpus = min(cpus or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items))
+    configure(cpus)
+    shards = ray.data.from_items(items, override_num_blocks=len(items))
+    done = shards.map(task, fn_kwargs=constants, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=cpus))
+    with plain_errors():
+        for finished, _ in enumerate(done.iter_rows(), start=total - len(items) + 1):
+            if progress is not None:
+                progress(finished, total)
+
+
+def _in_threads(
+    task: Callable[..., dict], items: list[dict], constants: dict, threads: int, progress: Progress | None, total: int
+) -> None:
+    """The same without Ray. The first failure ends it when the items that are under way are done."""
+    with ThreadPoolExecutor(threads) as pool:
+        waiting = {pool.submit(task, item, **constants) for item in items}
+        try:
+            for finished, one in enumerate(as_completed(waiting), start=total - len(items) + 1):
+                one.result()
+                if progress is not None:
+                    progress(finished, total)
+        finally:
+            for one in waiting:
+                one.cancel()
+
+
+THREAD = threading.local()
+"""Its `window` is the one that this thread fills, if it fills one."""
+
+
+class _Pace(ExecutionCallback):
+    """Lets Ray Data's scheduling loop sleep while batches lie ready: held back, it would spin on a whole core."""
+
+    def __init__(self) -> None:
+        self._window: Any = getattr(THREAD, "window", None)  # it is made by the window's thread
+
+    def on_execution_step(self, executor: Any) -> None:
+        if self._window is not None and self._window.full():
+            time.sleep(0.02)
+
+
+def decode_block(block: pa.Table, recipe: Recipe) -> pa.Table:
+    """One row of the plan's windows, an epoch and serialised records, into their samples."""
+    from datasets.feed.loader import make_batch
+
+    (epoch,), (data,) = block["epoch"].to_pylist(), block["records"].to_pylist()
+    with pa.ipc.open_stream(data) as reader:
+        samples = make_batch(reader.read_all(), epoch, recipe)
+    return pa.table({name: to_arrow(values) for name, values in samples.items()})
+
+
+def to_arrow(values: np.ndarray) -> pa.Array:
+    """Pictures uint8 [B, S, S, 3] as fixed-size binary without a copy, objects as text, numbers as they are."""
+    if values.ndim == 4:
+        flat = np.ascontiguousarray(values)
+        kind = pa.binary(flat[0].nbytes)
+        return pa.FixedSizeBinaryArray.from_buffers(kind, len(flat), [None, pa.py_buffer(flat)])
+    return pa.array(values, pa.string() if values.dtype == object else None)
+
+
+def to_numpy(batch: pa.Table, size: int) -> dict[str, np.ndarray]:
+    """The reverse: arrays that own their memory."""
+    arrays = {}
+    for name, column in zip(batch.column_names, batch.columns):
+        if pa.types.is_fixed_size_binary(column.type):
+            width = column.type.byte_width
+            raw = [
+                np.frombuffer(chunk.buffers()[1], np.uint8, len(chunk) * width, chunk.offset * width)
+                for chunk in column.chunks
+            ]
+            arrays[name] = np.concatenate(raw).reshape(len(column), size, size, 3)
+        elif pa.types.is_string(column.type):
+            arrays[name] = np.array(column.to_pylist(), object)
+        else:
+            arrays[name] = np.array(column.to_numpy())
+    return arrays
+
+
+def to_bytes(records: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_stream(sink, records.schema) as writer:
+        writer.write_table(records)
+    return sink.getvalue().to_pybytes()

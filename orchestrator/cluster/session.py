@@ -1,0 +1,248 @@
+"""Ray itself: starting or joining it, asking what it has, and keeping its chatter from the user.
+
+Importing this module does not import Ray.
+"""
+
+import atexit
+import contextlib
+import importlib.util
+import logging
+import os
+import shutil
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+from orchestrator import ROOT
+from orchestrator.cluster import start
+from orchestrator.failures import behind
+
+ARENAS = "MALLOC_ARENA_MAX"
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",
+    "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning in every worker without a GPU
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # without it Train cannot free its resources; a busy machine needs a while
+    "RAY_agent_register_timeout_ms": "300000",
+    "RAY_worker_register_timeout_seconds": "300",
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # a feed without CPUs says so in 5 minutes
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report is a barrier that is drained at this interval
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
+    "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ctrl-C ends the command; Tune's handler would return as if all were done
+    ARENAS: "2",  # a trial trains in a thread of its own; what each leaves in another arena adds up to 100 MB a trial
+}
+"""For the driver and the workers of a local Ray; what the user has set stands.
+
+OMP_NUM_THREADS is not among them: Ray gives each worker as many threads as it reserved CPUs, at least one.
+"""
+
+NOISY = ("ray.data", "ray.train", "ray.tune")
+DEATHS = ("Raylet is terminated", "has been marked dead")
+OBJECT_STORE_BYTES = 1_000_000_000
+"""Of a local Ray: streams of blocks of 16 MiB need no more."""
+
+
+def set_environment() -> None:
+    """Ray's settings for this process and all it starts; before `import ray`, which reads some of them once.
+
+    RAY_AUTH_MODE is left to Ray: it turns tokens on for a local cluster by itself, whenever it was imported,
+    and set by hand after the import it would be heard by the servers alone.
+    """
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+
+
+def _stderr(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
+
+
+def connect(
+    num_cpus: int | None = None,
+    *,
+    num_gpus: int | None = None,
+    object_store_bytes: int = OBJECT_STORE_BYTES,
+    dashboard: bool | None = None,
+    worker_output: bool = False,
+    say: Callable[[str], None] = _stderr,
+) -> None:
+    """Join the cluster that RAY_ADDRESS names, or start a local Ray of `num_cpus` (None: all there are).
+
+    Does nothing where Ray runs already. `dashboard=False` is for unit tests alone: without the dashboard
+    there is no State API and Train cannot free its placement groups. `worker_output` prints what workers
+    print; their logs lie in Ray's session folder either way. `say` hears what it waits for. InputError where Ray does
+    not start or answer.
+    """
+    address = start.named_address()
+    path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
+    options: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": logging.ERROR}
+    if not address:
+        os.environ["PYTHONPATH"] = path  # workers inherit it
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more, for nodes that a cloud takes back
+        options |= {
+            "address": "local",
+            "num_cpus": num_cpus,
+            "num_gpus": num_gpus,
+            "object_store_memory": object_store_bytes,
+            "include_dashboard": dashboard,
+        }
+    elif "RAY_JOB_CONFIG_JSON_ENV_VAR" not in os.environ:  # a submitted job brings its own working_dir
+        options["runtime_env"] = {"env_vars": {"PYTHONPATH": path, ARENAS: os.environ.get(ARENAS, ENVIRONMENT[ARENAS])}}
+
+    import ray
+
+    if ray.is_initialized():
+        return
+    quiet()
+    _hush()
+    if address:
+        start.join(address, options)
+    else:
+        start.start(options, say)
+    interruptible()
+
+
+@contextlib.contextmanager
+def joined() -> Iterator[None]:
+    """The cluster that RAY_ADDRESS names; where it names none no Ray is started: one machine makes small data without."""
+    if not start.named_address():
+        yield
+        return
+    connect()
+    try:
+        yield
+    finally:
+        shutdown()
+
+
+def scratch(store: Path, owner: str) -> str:
+    """A name for a run of Train or Tune, whose folder in `store`/ray goes with `shutdown` at the latest.
+
+    What killed runs of the same owner left goes now; the caller holds the owner's lock.
+    """
+    for left in (store / "ray").glob(f"{owner}-*"):
+        shutil.rmtree(left, ignore_errors=True)
+    name = f"{owner}-{time.time_ns()}"
+    _SCRATCH.add(store / "ray" / name)
+    return name
+
+
+_SCRATCH: set[Path] = set()
+
+
+def interruptible() -> None:
+    """Let ctrl-C and SIGTERM raise KeyboardInterrupt: Ray and Ray Train leave handlers behind that abort, or swallow them."""
+    if threading.current_thread() is threading.main_thread():
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, signal.default_int_handler)
+
+
+def shutdown() -> None:
+    """Stop a local Ray, or leave the cluster; what a run of Train or Tune left in the store goes."""
+    import ray
+
+    ray.shutdown()
+    _tidy()
+
+
+def abandon() -> None:
+    """As `shutdown`, where Ray's own servers are dead and would be waited for: what is left of a local Ray is killed.
+
+    The process can only end after that, with exit code 1.
+    """
+    import ray
+
+    mute()
+    atexit.unregister(ray.shutdown)
+    atexit.register(_leave)
+    if not start.named_address():
+        start.stop_started()
+    _tidy()
+
+
+def mute() -> None:
+    """Let only Python write to stderr from here on: Ray's C++ part tells there what a sentence tells already."""
+    global _MUTED
+    if _MUTED:
+        return
+    _MUTED = True
+    sys.stderr.flush()
+    sys.stderr = open(os.dup(2), "w", buffering=1)  # noqa: SIM115 (for the rest of the process)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 2)
+    os.close(null)
+
+
+_MUTED = False
+
+
+def _leave() -> None:
+    """End the process before the destructors of Ray's C++ part run, which crash without its servers."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(1)
+
+
+def _tidy() -> None:
+    while _SCRATCH:
+        shutil.rmtree(_SCRATCH.pop(), ignore_errors=True)
+
+
+def _hush() -> None:
+    """Keep to itself what Ray prints of a server's death, with the end of its log: `waiting` tells it in a sentence."""
+    from ray._private import worker
+
+    show = worker.print_to_stdstream
+    if getattr(show, "hushed", False):
+        return
+
+    def told(data: dict[str, Any], ignore_prefix: bool) -> None:
+        if not any(text in line for line in data["lines"] for text in DEATHS):
+            show(data, ignore_prefix)
+
+    told.hushed = True  # type: ignore[attr-defined]
+    worker.print_to_stdstream = told
+
+
+def quiet() -> None:
+    """Silence Ray's libraries in this process, Train's workers too: what fails reaches the caller anyway."""
+    for name in NOISY:
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    found = importlib.util.find_spec("ray")
+    assert found is not None and found.submodule_search_locations
+    folder = found.submodule_search_locations[0]  # "Reporting training result" has a logger named by its file
+    logging.getLogger(f"{folder}/train/v2/_internal/execution/context.py").setLevel(logging.ERROR)
+
+
+def require_resources(cpus: float, gpus: float, what: str) -> None:
+    """InputError where the cluster has less in all than `what` needs: Ray would wait for it for ever."""
+    import ray
+
+    has = ray.cluster_resources()
+    for name, need in (("CPU", cpus), ("GPU", gpus)):
+        if need > has.get(name, 0.0) + 1e-9:
+            raise InputError(
+                f"{what} needs {need:g} {name}s, but the cluster has {has.get(name, 0.0):g} in all: "
+                "ask for fewer workers or less for each, or add nodes."
+            )
+
+
+def has_gpu() -> bool:
+    """Whether the cluster has a GPU."""
+    import ray
+
+    return ray.cluster_resources().get("GPU", 0) > 0
+
+
+def user_error(error: BaseException | None) -> InputError | None:
+    """The InputError at the root of what Ray Data, Train or Tune raised, as it was; None without one."""
+    for current in behind(error):
+        if isinstance(current, InputError) and getattr(current, "cause", None) is None:  # Ray's own hybrids carry the original there
+            return InputError(str(current).split("\nFailed to apply UDF transform")[0])
+    return None

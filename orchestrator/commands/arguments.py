@@ -1,0 +1,244 @@
+"""What the command line takes: commands, flags, overrides. Nothing heavy is imported, so `--help` answers at once."""
+
+import argparse
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+
+DESCRIPTION = "Backdoors in CLIP: poison, pre-train, clean in sweeps, compare accuracy with attack success."
+OVERRIDES = (
+    "Any field of the sweep's experiment can be overridden by its dotted path, e.g. --clean.lr 1e-3 or "
+    "--pretrain.epochs=5; `plan` prints the fields. Where the sweep varies a whole component, each of its values that has the field "
+    "gets it."
+)
+SEEDS = "repeat every pre-training of the sweep with these seeds [its own]"
+STORE = "folder that holds all results"
+TRACKING = "MLflow tracking URI [sqlite in the store]"
+
+
+class _Parser(argparse.ArgumentParser):
+    """One that says a mistake as every other is said."""
+
+    def error(self, message: str) -> Any:
+        message = message.removeprefix("argument ").replace("expected one argument", "it needs a value, which begins with no dash")
+        raise InputError(f"{message}; see `{self.prog} --help`.")
+
+
+def _whole(text: str) -> int:
+    try:
+        if abs(value := int(text)) < 2**63:
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no whole number" + (" below 2**63" if text.lstrip("+-").isdecimal() else ""))
+
+
+def _number(text: str) -> float:
+    try:
+        if math.isfinite(value := float(text)):
+            return value
+    except ValueError:
+        pass
+    raise argparse.ArgumentTypeError(f"{text!r} is no number")
+
+
+def _port(text: str) -> int:
+    if not 0 < (port := _whole(text)) < 65536:
+        raise argparse.ArgumentTypeError(f"{text!r} is no port; accepted: 1 to 65535")
+    return port
+
+
+def _seed_list(text: str) -> list[int]:
+    seeds = [int(part) if part.strip().isdecimal() and len(part) < 19 else -1 for part in text.split(",")]
+    if min(seeds) < 0 or len(set(seeds)) < len(seeds):
+        raise argparse.ArgumentTypeError(f"{text!r} is no list of seeds; accepted: whole numbers from 0 up, each once, e.g. 0,1,2")
+    return seeds
+
+
+_KINDS: dict[Any, Callable[[str], Any]] = {int: _whole, float: _number, str: str}
+
+
+def parser() -> argparse.ArgumentParser:
+    """What the command line takes; `command` names what was asked for."""
+    made = _Parser("cleansweep", description=DESCRIPTION, allow_abbrev=False)
+    made.add_argument("--version", action="store_true", help="print the versions of cleansweep, Python and what it computes with")
+    commands = made.add_subparsers(dest="command", metavar="command")
+
+    def command(name: str, text: str, **options: Any) -> argparse.ArgumentParser:
+        return commands.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
+
+    def with_sweep(name: str, text: str) -> argparse.ArgumentParser:
+        added = command(name, text, epilog=OVERRIDES)
+        added.add_argument("sweep", help="module (sweeps.quickstart) or .py file that holds a SWEEP")
+        added.add_argument("--miniature", action="store_true", help="its MINIATURE: small, over the procedural world")
+        added.add_argument("--seeds", type=_seed_list, metavar="0,1,2", help=SEEDS)
+        _compute_flags(added)
+        return added
+
+    planned = with_sweep("plan", "Show the stages of a sweep: what is stored, what would run, what it would cost.")
+    planned.add_argument("--samples-per-second", type=_number, help="training rate to estimate with [that of a like stage in the store]")
+    planned.add_argument("--json", action="store_true", help="print the plan as JSON")
+    ran = with_sweep("run", "Run a sweep to its end. What exists is not made again; an interrupted run continues.")
+    ran.add_argument("--gate", choices=("stop", "warn"), help="what to do when the attack did not take [the sweep's own]")
+    shown = command("show", "List what a store holds, or print one artefact.")
+    shown.add_argument("fingerprint", nargs="?", help="first digits of an artefact's fingerprint [all are listed]")
+    shown.add_argument("--store", default="store", help=STORE)
+    shown.add_argument("--verify", action="store_true", help="check every file against the hash in its manifest")
+    with_sweep("report", "Write the report of a sweep from what the store holds.")
+    tabled = with_sweep("table", "Print what one would keep of a sweep as a table, with intervals, for a paper or a program.")
+    tabled.add_argument("--format", choices=("md", "latex", "csv"), default="md", help="Markdown, LaTeX (booktabs) or CSV")
+    tabled.add_argument("--rule", action="append", default=[], metavar="RULE", help="how a model is chosen, e.g. acc_at_asr_le_5; may be "
+                        "repeated [the four of the summary]")
+    kept = with_sweep("export-best", "Write the model that one would keep of a sweep as a folder for open_clip and Hugging Face.")
+    kept.add_argument("--rule", default="acc_at_asr_le_5", help="how it is chosen: a rule of the report, e.g. blind")
+    kept.add_argument("--pretraining", default="", help="of which pre-training, by its name in the summary [the only one]")
+    kept.add_argument("--method", default="", help="of which cleaning method, by its name in the summary [of all]")
+    exported = with_sweep("export", "Write a checkpoint as a folder for open_clip and Hugging Face, with a model card.")
+    exported.add_argument("--checkpoint", required=True, help="as for evaluate")
+    for one in (kept, exported):
+        one.add_argument("--out", required=True, type=Path, help="the folder; new or empty")
+        one.add_argument("--license", default="unknown", help="what the model card says")
+    claimed = command("claims", "Judge the claims of the study by what the store holds of several sweeps, taken together.",
+                      epilog=OVERRIDES)
+    claimed.add_argument("sweep", nargs="+", help="modules or .py files, as for `run`")
+    claimed.add_argument("--miniature", action="store_true", help="their MINIATURE")
+    claimed.add_argument("--seeds", type=_seed_list, metavar="0,1,2", help=SEEDS)
+    claimed.add_argument("--store", default="store", help=STORE)
+    ui = command("ui", "Open MLflow on this machine (loopback only).")
+    ui.add_argument("--store", default="store", help=STORE)
+    ui.add_argument("--tracking-uri", default="", help=TRACKING)
+    ui.add_argument("--port", type=_port, default=5000, help="where the pages are served on this machine")
+    poisoned = with_sweep("poison", "Write the sweep's poisoned shards as files.")
+    poisoned.add_argument("--out", required=True, help="folder for the shards; continued if it was begun")
+    measured = with_sweep("evaluate", "Zero-shot accuracy and attack success of a checkpoint, as JSON.")
+    measured.add_argument("--checkpoint", required=True, help="epoch folder, .safetensors or .pt file, or open_clip tag; measured as the "
+                          "experiment of the sweep whose stage made it, or else the one that overrides choose")
+    measured.add_argument("--on", action="append", default=[], metavar="NAME=PATH",
+                          help="measure on this set instead of the sweep's own; a known name (cifar10, imagenetv2, …) says what to look "
+                          "for at the path, else class folders, labels.csv or tars; may be repeated")
+    measured.add_argument("--linear-probe", action="append", default=[], metavar="NAME=PATH",
+                          help="also a linear probe on the set NAME of --on: where its training pictures lie (known names: the same path)")
+    measured.add_argument("--retrieval", action="append", default=[], metavar="NAME=PATH",
+                          help="retrieval on Karpathy's JSON with its pictures, or tars of jpg and txt; may be repeated")
+    measured.add_argument("--out", help="write the results as CLIP_benchmark's JSON: a list, or a file each where the name holds {dataset}")
+    analysed = with_sweep("analyse", "What checkpoints make of the training pairs: similarities as JSON, pictures as PNG.")
+    analysed.add_argument("--checkpoint", required=True, nargs="+", help="as for evaluate; the epochs of a stage one after another")
+    analysed.add_argument("--out", type=Path, help="folder for pictures and arrays [analysis/ in the store]")
+    ingested = command("ingest", "Pack a folder or table of pictures and captions into shards.")
+    packed = "JPEG, PNG and WebP are packed byte for byte, others as PNG"
+    ingested.add_argument("source", help=f"folder of pictures, or a CSV, TSV or Parquet file of pictures and captions; {packed}")
+    ingested.add_argument("out", help="folder for the shards; must be new or empty")
+    ingested.add_argument("--shard-size", type=_whole, default=1000, help="samples in a shard")
+    ingested.add_argument("--image-key", default="auto", help="column of the pictures or their paths; auto: jpg, image, image_bytes …")
+    ingested.add_argument("--caption-key", default="auto", help="column of the captions; auto: caption, text, title …")
+    ingested.add_argument("--delimiter", default="auto", help="between the columns: a character, tab or auto")
+    captions = "of a folder: txt (a file beside each picture) | folder (its name); of lists in Parquet: first | random | each"
+    ingested.add_argument("--captions", default="txt", help=captions)
+    ingested.add_argument("--resize", type=_whole, help="shrink pictures to this shorter side in pixels, as JPEG [bytes as they are]")
+    ingested.add_argument("--label-key", default="label", help="column of a table that holds the class")
+    ingested.add_argument("--classes", default="none", help="none | folder: the top folder is the class")
+    fetched = command("fetch", "Fetch a list of web addresses and captions (CC3M, CC12M) into shards.")
+    fetched.add_argument("list", help="TSV or CSV of addresses and captions, with or without a header line, or Parquet")
+    fetched.add_argument("out", help="folder for the shards, seen by all nodes; continued if fetch began it")
+    for flag, kind, text in FETCH:
+        fetched.add_argument(f"--{flag}", type=_KINDS[kind], default=None, help=text)
+    fetched.add_argument("--url-column", default="", help="name, or number from 1 [found by its addresses]")
+    fetched.add_argument("--caption-column", default="", help="name, or number from 1 [by name, or the only other one]")
+    fetched.add_argument("--delimiter", default="auto", help="character between the columns of the list")
+    fetched.add_argument("--allow-private", action="store_true", help="connect to private and loopback addresses too")
+    fetched.add_argument("--retry-failed", action="store_true", help="try again what failed and may have gone by")
+    fetched.add_argument("--tasks", type=_whole, help="shards at a time in the cluster [one a core]")
+    fetched.add_argument("--num-cpus", type=_whole, help="cores of a Ray started here [all]")
+    doctor = command("doctor", "Check this machine: versions, cores, disk, GPU, store, tracking server.")
+    doctor.add_argument("--store", default="store", help=STORE)
+    doctor.add_argument("--tracking-uri", default="", help=TRACKING)
+    for one in (made, *commands.choices.values()):
+        _show_defaults(one)
+    return made
+
+
+def _show_defaults(parser: argparse.ArgumentParser) -> None:
+    """`[default]` after the text of every option that does not say it itself."""
+    for action in parser._actions:
+        if not action.option_strings or isinstance(action, argparse._HelpAction) or (action.help or "").endswith("]"):
+            continue
+        default = "required" if action.required else "off" if action.default is False else action.default or "none"
+        action.help = f"{action.help} [{default}]"
+
+
+def _compute_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("where it runs (never changes a result)")
+    for flag, kind, text in COMPUTE:
+        group.add_argument(f"--{flag}", type=_KINDS[kind], default=None, help=text)
+
+
+COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+    ("store", str, "folder for all results, seen by all nodes [store]"),
+    ("tracking-uri", str, "MLflow tracking URI: http(s)://SERVER, sqlite:///PATH (nothing is decoded), … [sqlite in the store]"),
+    ("feed", str, "local | ray: who reads the shards while training [local]"),
+    ("workers", int, "processes of a pre-training [1]"),
+    ("cpus-per-worker", float, "CPU cores of each of them [1]"),
+    ("gpus-per-worker", float, "GPUs of each of them [0]"),
+    ("loader-workers", int, "reading processes of each of them, with --feed local [0]"),
+    ("feed-cpus", int, "decoding tasks of each of them, with --feed ray [1]"),
+    ("trial-workers", int, "processes of a trial, which is one cleaning [1]"),
+    ("trial-cpus", float, "CPU cores of each of them [1]"),
+    ("trial-gpus", float, "GPUs of each of them, may be a fraction where there is one [0]"),
+    ("max-concurrent-trials", int, "trials at a time [as many as fit]"),
+    ("keep", str, "checkpoints of a cleaning that stay: chosen (the last, and those the report may name) | last | all [chosen]"),
+    ("retries", int, "restarts of a stage whose process died [2]"),
+    ("cache", str, "folder for decoded pictures on each machine's own disk | auto | off [auto]"),
+    ("num-cpus", int, "cores of a Ray started here [all]"),
+)
+"""Kept beside `spec.Compute` so that --help need not import it; a test holds the two together."""
+
+
+EXPERIMENT = ("data", "views", "poison", "pretrain", "evaluate", "clean", "prior", "eda")
+"""The fields of `spec.Experiment`, in the same way."""
+
+
+FETCH: tuple[tuple[str, Callable[[str], Any], str], ...] = (
+    ("shard-size", int, "rows of the list in a shard [1000]"),
+    ("resize", int, "shrink pictures to this shorter side in pixels, as JPEG [bytes as they are]"),
+    ("min-caption-length", int, "drop shorter captions, in characters [0]"),
+    ("min-size", int, "drop pictures with a shorter side of fewer pixels [1]"),
+    ("max-aspect-ratio", float, "drop pictures whose sides differ by more than this factor [none]"),
+    ("max-bytes", int, "bytes of the largest download [16 MiB]"),
+    ("max-pixels", int, "pixels of the largest picture [89478485]"),
+    ("threads", int, "downloads at a time in a task [32]"),
+    ("rate", float, "requests a second, over the cluster; 0: no limit [0]"),
+    ("host-rate", float, "requests a second to one host, over the cluster; 0: no limit [10]"),
+    ("host-connections", int, "requests at a time to one host, over the cluster; 0: no limit [4]"),
+    ("timeout", float, "seconds to connect, and to wait for the next bytes [10]"),
+    ("deadline", float, "seconds for one attempt at a picture [30]"),
+    ("retries", int, "further attempts after what may pass [2]"),
+    ("backoff", float, "seconds before the second attempt, doubled for each further one [1]"),
+    ("max-wait", float, "longest Retry-After that is waited for, seconds [60]"),
+    ("redirects", int, "redirects followed for a picture [5]"),
+    ("user-agent", str, "what servers are told [Mozilla/5.0 (compatible; cleansweep)]"),
+)
+"""Kept beside `datasets.acquire.fetch.Wanted` and `datasets.acquire.manners.Manners`; a test holds them together."""
+
+
+def overrides_of(rest: list[str], command: str) -> dict[str, str]:
+    """`--a.b value` and `--a.b=value` pairs; anything else is a mistake."""
+    accepted = command in ("plan", "run", "report", "table", "export-best", "export", "claims", "poison", "evaluate", "analyse")
+    found: dict[str, str] = {}
+    words = iter(rest)
+    for word in words:
+        name, equals, value = word.partition("=")
+        if accepted and not word.startswith("-"):
+            takes = "takes one sweep" if command != "claims" else "takes its sweeps first"
+            raise InputError(f"unknown argument {word!r}: {command} {takes}; see `cleansweep {command} --help`.")
+        if not accepted or not name.startswith("--") or ("." not in name and name[2:] not in EXPERIMENT):
+            raise InputError(f"unknown argument {word!r}; see `cleansweep --help`.")
+        if not equals:
+            try:
+                value = next(words)
+            except StopIteration:
+                raise InputError(f"{name} needs a value, e.g. {name}=1.") from None
+        found[name[2:]] = value
+    return found

@@ -1,0 +1,384 @@
+"""The command line. Nothing heavy is imported before a command needs it, so `--help` answers at once."""
+
+import argparse
+import dataclasses
+import json
+import os
+import shlex
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from datasets.component import shown
+from datasets.errors import InputError
+from orchestrator.commands.arguments import COMPUTE, FETCH, overrides_of, parser
+
+LONGEST = 2000
+"""Characters of a failure's message that are printed."""
+
+
+def run(arguments: list[str]) -> int:
+    """Run one command; the exit code is 0 only when all it was asked for is done."""
+    taken = parser()
+    try:
+        for argument in arguments:
+            if "\0" in argument:
+                raise InputError(f"the argument {shown(argument)} holds a NUL character; accepted: text without one.")
+        options, rest = taken.parse_known_args(arguments)
+        if options.version:
+            from orchestrator.commands.doctor import version_text
+
+            print(version_text())
+            return 0
+        if options.command is None:
+            taken.print_help()
+            return 0
+        if getattr(options, "store", None) == "":
+            raise InputError("--store is empty; accepted: the folder for all results.")
+        options.overrides = overrides_of(rest, options.command)
+        if "orchestrator.stages.graph" in sys.modules:  # of an earlier command of this process
+            sys.modules["orchestrator.stages.graph"].look_again()
+        return HANDLERS[options.command](options)
+    except InputError as error:
+        _complain(error)
+        return 2
+    except KeyboardInterrupt:
+        print("cleansweep: interrupted; the same command continues where this one stopped.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        return 1
+    except OSError as error:
+        cause = getattr(error, "cause", error)  # Ray's own hybrid has none of the original's fields
+        if not isinstance(cause, OSError) or cause.errno is None:
+            raise
+        where = f": {cause.filename}" if cause.filename else ""
+        _complain(f"{cause.strerror}{where}. What was finished is kept; run the same command again.")
+        return 1
+    except RuntimeError as error:
+        if type(error).__name__ not in ("StageError", "TrackingError", "RayEnded"):
+            raise
+        _complain(error)
+        return 1
+
+
+def _complain(error: object) -> None:
+    """Say a failure: control characters, which a file's name may hold, are spelt out, line ends before indented lines apart."""
+    indented = str(error).split("\n    ")
+    text = "\n    ".join("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in part) for part in indented)
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"
+    with suppress(OSError):
+        print(f"cleansweep: {text}", file=sys.stderr)
+
+
+def _say(line: str) -> None:
+    """Print a line at once. Where nobody reads any more, a run goes on all the same: what it makes is in the store."""
+    with suppress(BrokenPipeError):
+        print(line, flush=True)
+
+
+def _load(options: argparse.Namespace) -> tuple[Any, Any]:
+    """The plan and the compute of the command line's sweep."""
+    from orchestrator.sweep.loading import load_sweep
+
+    sweep = load_sweep(options.sweep, options.overrides, options.miniature, options.seeds)
+    return _planned(options.sweep, sweep), _compute(options, sweep)
+
+
+def _planned(name: str, sweep: Any) -> Any:
+    """The sweep's plan, with its data found; an error says of which sweep it is, and where those of the study lie."""
+    from orchestrator.sweep.plan import make_plan
+
+    try:
+        plan = make_plan(sweep)
+        plan.fingerprint  # noqa: B018 (reads what the data are known by, before anything is written)
+        return plan
+    except InputError as error:
+        given = os.environ.get("CLEANSWEEP_DATA")
+        folder = Path(given or "data").absolute()
+        hint = ""
+        if name.startswith("sweeps.") and str(folder) in str(error):
+            which = "names it" if given else "is not set"
+            hint = f" At full size it reads data below {folder} (CLEANSWEEP_DATA {which}); --miniature needs none."
+        raise InputError(f"{name}: {error}{hint}") from error
+
+
+def _compute(options: argparse.Namespace, sweep: Any) -> Any:
+    """The sweep's compute with the command line's flags on top."""
+    given = {flag.replace("-", "_"): getattr(options, flag.replace("-", "_")) for flag, _, _ in COMPUTE}
+    return dataclasses.replace(sweep.compute, **{name: value for name, value in given.items() if value is not None})
+
+
+def _plan(options: argparse.Namespace) -> int:
+    from orchestrator.commands.show import plan_rows, plan_text
+
+    rate = options.samples_per_second
+    if rate is not None and not 0 < rate < float("inf"):
+        raise InputError(f"--samples-per-second is {rate:g}; accepted: a number above 0.")
+    plan, compute = _load(options)
+    rows = plan_rows(plan, compute, options.samples_per_second)
+    print(json.dumps(rows, indent=1) if options.json else plan_text(plan, compute, rows))
+    return 0
+
+
+def _run(options: argparse.Namespace) -> int:
+    from orchestrator.report.tables import summary_text
+    from orchestrator.run.driver import run_sweep
+
+    plan, compute = _load(options)
+    if options.gate:
+        sweep = dataclasses.replace(plan.sweep, gate=dataclasses.replace(plan.sweep.gate, action=options.gate))
+        plan = dataclasses.replace(plan, sweep=sweep)
+    study, report, code = run_sweep(plan, compute, _say)
+    _say(summary_text(study, report, _ui_command(compute)))
+    return code
+
+
+def _ui_command(compute: Any) -> str:
+    which = ("--tracking-uri", compute.tracking_uri) if compute.tracking_uri else ("--store", compute.store)
+    return shlex.join(["cleansweep", "ui", *which])
+
+
+def _show(options: argparse.Namespace) -> int:
+    from orchestrator.commands.show import show
+
+    return show(options.store, options.fingerprint, options.verify)
+
+
+def _report(options: argparse.Namespace) -> int:
+    from orchestrator.report.tables import summary_text
+    from orchestrator.run.driver import report_sweep
+
+    plan, compute = _load(options)
+    study, report = report_sweep(plan, compute)
+    print(summary_text(study, report, _ui_command(compute)))
+    return 0
+
+
+def _table(options: argparse.Namespace) -> int:
+    from orchestrator.report.paper import as_text
+    from orchestrator.run.driver import read_study
+    from orchestrator.store import Store
+
+    plan, compute = _load(options)
+    print(as_text(read_study(plan, Store(compute.store)), options.format, options.rule), end="")
+    return 0
+
+
+def _claims(options: argparse.Namespace) -> int:
+    from orchestrator.report.claims_table import claims_text
+    from orchestrator.run.driver import judge_claims
+    from orchestrator.store import Store
+    from orchestrator.sweep.loading import load_sweep
+
+    plans = [_planned(name, load_sweep(name, options.overrides, options.miniature, options.seeds)) for name in options.sweep]
+    found, page = judge_claims(plans, Store(options.store))
+    print(f"{claims_text(found)}\n\nclaims: {page}")
+    return 0
+
+
+def _ui(options: argparse.Namespace) -> int:
+    from orchestrator.run.driver import open_ui
+
+    return open_ui(options.store, options.tracking_uri, options.port)
+
+
+def _poison(options: argparse.Namespace) -> int:
+    from orchestrator.run.driver import write_poisoned
+    from orchestrator.sweep.loading import load_sweep
+    from orchestrator.sweep.targets import POISONED, experiment_of
+
+    sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
+    experiment = experiment_of(sweep, options.overrides, POISONED)
+    print(json.dumps(write_poisoned(experiment, _compute(options, sweep), Path(options.out).resolve()), indent=1))
+    return 0
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    from orchestrator.commands.evaluate import CLASSIFICATION, PROBE, RETRIEVAL, evaluate_on, model_name, out_places, record, write_records
+    from orchestrator.run.driver import evaluate_checkpoint
+    from orchestrator.sweep.loading import load_sweep
+    from orchestrator.sweep.targets import GIVEN, OWN, experiments_of
+
+    given = {flag: _named_paths(flag, getattr(options, flag.replace("-", "_"))) for flag in ("on", "retrieval", "linear-probe")}
+    sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
+    compute, checkpoint = _compute(options, sweep), options.checkpoint
+    matters = GIVEN if any(given.values()) else OWN
+    experiment = experiments_of(sweep, options.overrides, [checkpoint], matters, compute.store, _aside)[checkpoint]
+    own = getattr(experiment.evaluate.data, "name", "") or "test"
+    tasks = {"on": CLASSIFICATION, "linear-probe": PROBE, "retrieval": RETRIEVAL}
+    expected = [(name, task) for flag, task in tasks.items() for name in given[flag]]
+    if options.out:  # before anything is measured
+        out_places(options.out, expected or [(own, CLASSIFICATION)], model_name(experiment))
+    result: Any
+    if any(given.values()):
+        result = evaluate_on(experiment, compute, checkpoint, given["on"], given["retrieval"], given["linear-probe"], _aside)
+        records = result
+    else:
+        result = evaluate_checkpoint(experiment, compute, checkpoint)
+        records = [record(own, experiment, checkpoint, CLASSIFICATION, result)]
+    if options.out:
+        write_records(records, options.out)
+    print(json.dumps(result, indent=1))
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from orchestrator.commands.export import export_checkpoint
+    from orchestrator.sweep.loading import load_sweep
+    from orchestrator.sweep.targets import OWN, experiments_of
+
+    sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
+    compute, checkpoint = _compute(options, sweep), options.checkpoint
+    experiment = experiments_of(sweep, options.overrides, [checkpoint], OWN, compute.store, _aside)[checkpoint]
+    print(json.dumps(export_checkpoint(experiment, compute, checkpoint, options.out.absolute(), options.license), indent=1))
+    return 0
+
+
+def _export_best(options: argparse.Namespace) -> int:
+    from orchestrator.commands.export import best, export_checkpoint
+    from orchestrator.run.driver import read_study
+    from orchestrator.store import Store
+    from orchestrator.sweep.targets import OWN, experiments_of
+
+    plan, compute = _load(options)
+    store = Store(compute.store)
+    choice, why = best(read_study(plan, store), options.rule, options.pretraining, options.method)
+    checkpoint = str(store.root / choice.checkpoint)
+    experiment = experiments_of(plan.sweep, {}, [checkpoint], OWN, compute.store, _aside)[checkpoint]
+    assert choice.point is not None
+    told = export_checkpoint(experiment, compute, checkpoint, options.out.absolute(), options.license, why, choice.point.metrics)
+    print(json.dumps(told, indent=1))
+    return 0
+
+
+def _named_paths(flag: str, given: list[str]) -> dict[str, str]:
+    """NAME=PATH, each name once."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise InputError(f"--{flag} {text}: write NAME=PATH, e.g. --{flag} cifar10=/data/cifar10.")
+        if name in found:
+            raise InputError(f"--{flag} names {name} twice.")
+        found[name] = path
+    return found
+
+
+def _analyse(options: argparse.Namespace) -> int:
+    from orchestrator.commands.analyse import analyse_checkpoints, analysis_folder
+    from orchestrator.store import Store
+    from orchestrator.sweep.loading import load_sweep, narrowed
+    from orchestrator.sweep.plan import make_plan
+    from orchestrator.sweep.targets import OWN, experiments_of
+
+    sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
+    compute = _compute(options, sweep)
+    if options.out and options.out.exists() and not options.out.is_dir():
+        raise InputError(f"--out {options.out} is a file; give the name of a folder.")
+    experiments = experiments_of(sweep, options.overrides, options.checkpoint, OWN, compute.store, _aside)
+    out = options.out or analysis_folder(make_plan(narrowed(sweep, options.overrides)), Store(compute.store))
+    print(json.dumps(analyse_checkpoints(experiments, compute, out), indent=1))
+    return 0
+
+
+def _aside(line: str) -> None:
+    """Say a line beside the results."""
+    print(line, file=sys.stderr)
+
+
+def _ingest(options: argparse.Namespace) -> int:
+    from datasets.acquire.ingest import ingest
+    from orchestrator.progress import meter
+
+    summary = ingest(
+        options.source,
+        options.out,
+        shard_size=options.shard_size,
+        image_key=options.image_key,
+        caption_key=options.caption_key,
+        delimiter=options.delimiter,
+        captions=options.captions,
+        classes=options.classes,
+        label_key=options.label_key,
+        resize=options.resize,
+        progress=meter("ingest", "pictures", _aside),
+    )
+    print(json.dumps(summary, indent=1))
+    out, dropped = Path(options.out).absolute(), sum(summary["dropped"].values())
+    others, without = summary.get("passed_over"), summary.get("without_class")
+    parts = [f"{summary['n']} pairs are in {out}, in {len(summary['shards'])} shards"]
+    parts += [f"{without} without a label, beside the class folders"] if without else []
+    parts += [f"{dropped} are left out"] if dropped else []
+    parts += [f"{others} other files are passed over"] if others else []
+    listed = f", listed in {out / 'dropped.csv'}" if dropped or others else ""
+    _aside(f"{'; '.join(parts)}{listed}")
+    return 0
+
+
+def _fetch(options: argparse.Namespace) -> int:
+    from datasets.acquire.fetch import Wanted
+    from datasets.acquire.manners import Manners
+    from datasets.acquire.urlparquet import open_list
+
+    if options.tasks is not None and options.tasks < 1:
+        raise InputError(f"fetch: --tasks is {options.tasks}; accepted is the number of shards at a time, at least 1.")
+    if "://" in options.out:
+        raise InputError(f"fetch: {options.out} is no folder; shards are written to a local disk or a shared file system.")
+    given = {name: value for flag, _, _ in FETCH if (value := getattr(options, name := flag.replace("-", "_"))) is not None}
+    given["allow_private"] = options.allow_private
+    of = lambda cls: {field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given}
+    wanted, manners = Wanted(**of(Wanted)), Manners(**of(Manners))
+    out = Path(options.out).absolute()
+    urls = open_list(
+        options.list,
+        block_rows=wanted.shard_size,
+        url_column=options.url_column,
+        caption_column=options.caption_column,
+        delimiter=options.delimiter,
+    )
+    print(f"fetch  {len(urls)} rows of {options.list}: {urls.taken}", file=sys.stderr, flush=True)
+    from orchestrator.cluster import session
+    from orchestrator.commands.fetch import fetch_list
+
+    try:
+        summary = fetch_list(
+            urls,
+            out,
+            wanted,
+            manners,
+            tasks=options.tasks,
+            num_cpus=options.num_cpus,
+            retry_failed=options.retry_failed,
+            say=lambda line: print(line, file=sys.stderr, flush=True),
+        )
+    finally:
+        session.shutdown()
+    print(json.dumps(summary, indent=1))
+    return 0 if summary["status"].get("success") else 1
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    from orchestrator.commands.doctor import doctor
+
+    return doctor(options.store, options.tracking_uri)
+
+
+HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
+    "plan": _plan,
+    "run": _run,
+    "show": _show,
+    "report": _report,
+    "table": _table,
+    "export-best": _export_best,
+    "export": _export,
+    "claims": _claims,
+    "ui": _ui,
+    "poison": _poison,
+    "evaluate": _evaluate,
+    "analyse": _analyse,
+    "ingest": _ingest,
+    "fetch": _fetch,
+    "doctor": _doctor,
+}

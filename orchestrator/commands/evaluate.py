@@ -1,0 +1,251 @@
+"""`evaluate` on sets of the user's choice: zero-shot, linear probe, retrieval; results in CLIP_benchmark's form."""
+
+import re
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError, NotThisSet
+from datasets.evaluation.classes import target_index
+from datasets.evaluation.evalset import EvalSet
+from datasets.evaluation.known_sets import SETS, canonical_name
+from datasets.evaluation.retrieval import RetrievalSet
+from datasets.feed.loader import Batch, Recipe, eval_batches
+from orchestrator.experiment.spec import Compute, Experiment
+from orchestrator.stages.base import At, ensure
+from orchestrator.stages.testset import TestSet, require_same_classes, set_name
+from orchestrator.store import Store, write_json
+from orchestrator.training.inputs import MadeSet
+from trainers.distributed import World
+from trainers.encoder import Encoder
+from trainers.evaluate.base import Evaluator, Material
+from trainers.evaluate.features import embedded
+from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.zeroshot import ZeroShotASR
+from trainers.model import Model
+
+CLASSIFICATION, PROBE, RETRIEVAL = "zeroshot_classification", "linear_probe", "zeroshot_retrieval"
+_FIELDS = {
+    CLASSIFICATION: {
+        "acc1": "zeroshot/top1", "acc5": "zeroshot/top5", "mean_per_class_recall": "zeroshot/mean_per_class",
+        "acc1_low": "zeroshot/top1_low", "acc1_high": "zeroshot/top1_high", "asr1": "asr/top1", "asr5": "asr/top5", "asr10": "asr/top10",
+        "asr1_low": "asr/top1_low", "asr1_high": "asr/top1_high", "asr_floor": "asr/floor", "asr_recovery": "asr/ra",
+    },
+    PROBE: {
+        "acc1": "probe/top1", "acc5": "probe/top5", "mean_per_class_recall": "probe/mean_per_class",
+        "acc1_low": "probe/top1_low", "acc1_high": "probe/top1_high", "asr1": "probe_asr/top1", "asr5": "probe_asr/top5",
+        "asr10": "probe_asr/top10", "asr1_low": "probe_asr/top1_low", "asr1_high": "probe_asr/top1_high", "asr_floor": "probe_asr/floor",
+    },
+    RETRIEVAL: {
+        **{f"image_retrieval_recall@{k}{end}": f"retrieval/text_to_image{k}{end}" for k in (1, 5, 10) for end in ("", "_low", "_high")},
+        **{f"text_retrieval_recall@{k}{end}": f"retrieval/image_to_text{k}{end}" for k in (1, 5, 10) for end in ("", "_low", "_high")},
+        **{f"asr{k}{end}": f"retrieval_asr/top{k}{end}" for k in (1, 5, 10) for end in ("", "_low", "_high")},
+        **{f"asr_floor{k}": f"retrieval_asr/floor{k}" for k in (1, 5, 10)},
+    },
+}  # fmt: skip
+"""CLIP_benchmark's name (and ours for what it does not have) → our metric, in percent."""
+_WHOLE = {
+    CLASSIFICATION: {"n": "zeroshot/n", "asr_n": "asr/n"},
+    PROBE: {"n": "probe/n", "asr_n": "probe_asr/n", "train_n": "probe/train_n", "C": "probe/C", "C_at_end_of_grid": "probe/C_at_end",
+            "converged": "probe/converged"},
+    RETRIEVAL: {"images": "retrieval/images", "captions": "retrieval/captions", "asr_n": "retrieval_asr/n",
+                "asr_captions": "retrieval_asr/captions"},
+}  # fmt: skip
+
+
+def evaluate_on(
+    experiment: Experiment,
+    compute: Compute,
+    checkpoint: str,
+    on: dict[str, str],
+    retrieval: dict[str, str],
+    probes: dict[str, str],
+    say: Callable[[str], None],
+) -> list[dict[str, Any]]:
+    """Records of the checkpoint on the sets: name → path; `probes` are the training pictures of some of `on`.
+
+    All sets are opened before the model is, so that a mistake is told first. One forward pass of the pictures of each set.
+    """
+    from orchestrator.training.job import load_model, measured_as, start
+
+    strange = next((name for name in probes if name not in on), None)
+    if strange is not None:
+        raise InputError(f"--linear-probe {strange}: it is tested on --on {strange}=…, which is not given.")
+    store = Store(compute.store)
+    pairs = {name: RetrievalSet(path=path) for name, path in retrieval.items()}
+    for flag, split, sets in (("--on", "test", on), ("--linear-probe", "train", probes), ("--retrieval", "", pairs)):
+        for name, given in sets.items():  # before anything is written
+            _stage(flag, name, given if isinstance(given, RetrievalSet) else _evalset(name, given, split), 0)
+    store.prepare()
+    limit = 1 - experiment.data.max_dropped
+    tests = {name: _open("--on", name, _evalset(name, path, "test"), store, limit, say) for name, path in on.items()}
+    trains: dict[str, tuple[EvalSet, MadeSet]] = {}
+    for name, path in probes.items():
+        train = _evalset(name, path, "train")
+        trains[name] = train, _open("--linear-probe", name, train, store, limit, say)
+        require_same_classes(tests[name], train, trains[name][1])
+    found = {name: _open("--retrieval", name, one, store, limit, say) for name, one in pairs.items()}
+
+    world = start(compute.cpus_per_worker, compute.gpus_per_worker)
+    encoder = load_model(experiment, checkpoint, say)
+    encoder.place(world.device)
+    run = measured_as(checkpoint)(partial(_measure, encoder, experiment, world))
+    records = []
+    for name, made in tests.items():
+        target, refused = _target(experiment, made)
+        if refused:
+            say(f"NOTE {name}: no attack success rate: {refused}")
+        zero_shot = ZeroShotASR(class_names=made.class_names, templates=made.templates, target=target)
+        evaluators: list[tuple[str, Evaluator]] = [(CLASSIFICATION, zero_shot)]
+        further: dict[EvalSet | RetrievalSet, MadeSet] = {}
+        if name in trains:
+            evaluators.append((PROBE, LinearProbe(train=trains[name][0])))
+            further[trains[name][0]] = trains[name][1]
+        for task, metrics in run(made, evaluators, further, target, target is not None):
+            records.append(record(name, experiment, checkpoint, task, metrics, refused, made))
+    for name, made in found.items():
+        word = re.sub(r"@\d+$", "", experiment.poison.target)
+        ((task, metrics),) = run(made, [(RETRIEVAL, Retrieval(data=pairs[name], target=word))], {pairs[name]: made}, None, True)
+        refused = _unanswered(metrics, word)
+        if refused:
+            say(f"NOTE {name}: no attack success rate: {refused}")
+        records.append(record(name, experiment, checkpoint, task, metrics, refused, made))
+    return records
+
+
+def record(
+    dataset: str, experiment: Experiment, checkpoint: str, task: str, metrics: dict[str, Any], refused: str = "",
+    made: MadeSet | None = None,
+) -> dict[str, Any]:  # fmt: skip
+    """One result in CLIP_benchmark's form, shares as fractions; with ours: the attack, intervals, n, what was dropped."""
+    shares = {name: metrics[own] / 100 for name, own in _FIELDS[task].items() if own in metrics}
+    if made is not None and task != RETRIEVAL:  # almost every class is among the first k of few
+        shares = {name: share for name, share in shares.items() if name not in trivial(len(made.class_names))}
+    whole = {name: metrics[own] for name, own in _WHOLE[task].items() if own in metrics}
+    return {
+        "dataset": dataset,
+        "model": model_name(experiment),
+        "pretrained": checkpoint,
+        "task": task,
+        "metrics": shares | whole,
+        "language": "en",
+        "target": experiment.poison.target,
+        **({"asr_refused": refused} if refused else {}),
+        **({"dropped": dict(made.dropped)} if made is not None and made.dropped else {}),
+    }
+
+
+def trivial(classes: int) -> set[str]:
+    """Shares that say next to nothing of so many classes, for at most one of them is not among the first k."""
+    return {f"{what}{k}" for what in ("acc", "asr") for k in (5, 10) if k >= classes - 1}
+
+
+def write_records(records: list[dict[str, Any]], out: str) -> None:
+    """All as a list in one file; a file each where the name holds `{dataset}` (and `{task}`, `{model}`)."""
+    places = out_places(out, [(entry["dataset"], entry["task"]) for entry in records], records[0]["model"])
+    for place, entry in zip(places, records):
+        write_json(place, entry if "{" in out else records)
+
+
+def out_places(out: str, results: list[tuple[str, str]], model: str) -> list[Path]:
+    """The file of each (data set, task), or one for all; InputError where it could not be written there."""
+    try:
+        named = [out.format(dataset=name.replace("/", "_"), task=task, model=model.replace("/", "_")) for name, task in results]
+    except (KeyError, IndexError, ValueError, AttributeError, TypeError):
+        raise InputError(f"--out {out}: in braces accepted are {{dataset}}, {{task}} and {{model}}.") from None
+    places = [Path(name) for name in (named if "{" in out else [out])]
+    if len(set(places)) < len(places):
+        raise InputError(f"--out {out} gives several results one name; use {{dataset}} and {{task}}.")
+    for place in places:
+        if not place.parent.is_dir():
+            raise InputError(f"--out {out}: the folder {place.parent} does not exist.")
+        if place.is_dir():
+            raise InputError(f"--out {out}: {place} is a folder; give the name of a file.")
+    return places
+
+
+def model_name(experiment: Experiment) -> str:
+    """What CLIP_benchmark calls the model."""
+    model = experiment.pretrain.model
+    return model.name if isinstance(model, Model) else type(model).__name__
+
+
+def _evalset(name: str, path: str, split: str) -> EvalSet:
+    return EvalSet(path=path, name=canonical_name(name), split=split)
+
+
+def _open(
+    flag: str, name: str, tests: EvalSet | RetrievalSet, store: Store, limit: float, say: Callable[[str], None]
+) -> MadeSet:
+    stage, at = _stage(flag, name, tests, limit), At(store=store, say=say)
+    try:
+        ensure(stage, at)
+        return stage.read(at)
+    except InputError as error:
+        raise _of(flag, name, tests, error) from error
+
+
+def _stage(flag: str, name: str, tests: EvalSet | RetrievalSet, limit: float) -> TestSet:
+    stage = TestSet(tests=tests, name=set_name(tests), least=limit)
+    try:
+        stage.fingerprint  # noqa: B018 (its files are read)
+    except InputError as error:
+        raise _of(flag, name, tests, error) from error
+    return stage
+
+
+def _of(flag: str, name: str, tests: EvalSet | RetrievalSet, error: InputError) -> InputError:
+    """The error of the set; where its files are not what was looked for, that may be for its name."""
+    known = f" (No set is known by the name {name}; known are {', '.join(SETS)}.)"
+    unexplained = isinstance(error, NotThisSet) and isinstance(tests, EvalSet) and not tests.name
+    return InputError(f"{flag} {name}: {error}{known if unexplained else ''}")
+
+
+def _target(experiment: Experiment, made: MadeSet) -> tuple[int | None, str]:
+    """(place of the attack's target among the set's classes, ""), or (None, why there is none)."""
+    try:
+        target = target_index(made.class_names, experiment.poison.target, made.numbers)
+    except InputError as error:
+        return None, str(error)
+    if (made.pairs().labels() == target).all():
+        return None, f"every picture is of the target {experiment.poison.target!r} itself."
+    return target, ""
+
+
+def _unanswered(metrics: dict[str, Any], word: str) -> str:
+    if not metrics.get("retrieval_asr/captions"):
+        return f"no caption names {word!r}."
+    return "" if metrics["retrieval_asr/n"] else f"every picture has a caption that names {word!r}."
+
+
+def _measure(
+    encoder: Encoder,
+    experiment: Experiment,
+    world: World,
+    made: MadeSet,
+    evaluators: list[tuple[str, Evaluator]],
+    sets: dict[EvalSet | RetrievalSet, MadeSet],
+    target: int | None,
+    triggered: bool,
+) -> list[tuple[str, dict[str, Any]]]:
+    """(task, metrics) of each evaluator; where there are several, the test pictures' features are computed once."""
+    spec = experiment.evaluate
+    recipe = Recipe(views=experiment.views, trigger=experiment.poison.trigger if triggered else None, seed=spec.seed)
+
+    def batches(one: MadeSet) -> Iterator[Batch]:
+        return eval_batches(one.pairs(), recipe, spec.batch_size, world.rank, world.size)
+
+    once = embedded(encoder, batches(made)) if len(evaluators) > 1 else None
+    material = Material(
+        test=lambda: batches(made) if once is None else once,
+        sets={one: partial(batches, further) for one, further in sets.items()},
+        pairs=made.pairs(),
+        recipe=recipe,
+        batch_size=spec.batch_size,
+        world=world,
+        target=target,
+        class_names=made.class_names,
+    )
+    return [(task, dict(evaluator.measure(encoder, evaluator.open(material), world))) for task, evaluator in evaluators]

@@ -1,0 +1,274 @@
+"""What people read in the terminal about plans and stores."""
+
+import json
+from typing import Any
+
+import pyarrow.ipc as ipc
+
+from datasets.errors import InputError
+from datasets.synthetic import World
+from orchestrator.experiment.fingerprint import ID, canonical, encode
+from orchestrator.experiment.identity import clean_pairs
+from orchestrator.experiment.spec import Compute, Experiment
+from orchestrator.manifest import KINDS
+from orchestrator.stages.base import Stage
+from orchestrator.stages.cleaned import Cleaned
+from orchestrator.stages.given import Brought
+from orchestrator.stages.graph import stages
+from orchestrator.stages.measured import lacking
+from orchestrator.stages.swept import grid_values
+from orchestrator.stages.trained import Trained
+from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, checked, metrics_of, missing, part, verify
+from orchestrator.study.names import number_of
+from orchestrator.study.outcome import StageResult, TrialResult
+from orchestrator.sweep.plan import Plan, check_measurements
+from orchestrator.sweep.titles import plan_titles, titles
+
+
+def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
+    """One row a stage: kind, name, fingerprint, stored or not, pairs to train on, hours where a rate is known."""
+    check_measurements(plan)
+    store = Store(compute.store)
+    stored = store.all()
+    rows: dict[str, dict[str, Any]] = {}
+    named = plan_titles(plan)
+    for _, experiment in plan.grid or plan.upstream:
+        for role, stage in stages(experiment).items():
+            if plan.grid is None and stage.kind in ("clean", "cleanset"):
+                continue
+            if stage.fingerprint in rows:
+                continue
+            row = rows[stage.fingerprint] = _row(role, stage, experiment, store, stored, rate)
+            row["name"] = named.get(stage.fingerprint, stage.name)
+            for later in lacking(store, stage) if isinstance(stage, Trained | Cleaned) else []:
+                rows[later.fingerprint] = _row(role, later, experiment, store, stored, rate)
+    if plan.grid is None and plan.sweep.base.clean is not None:
+        draws = _draws(plan)
+        pairs = plan.sweep.base.clean.epochs * clean_pairs(plan.sweep.base.clean)
+        rows["drawn"] = {
+            "stage": "clean", "name": f"{draws} drawn trials", "fingerprint": "", "stored": False,
+            "pairs": draws * pairs, "hours": None, "rate_from": "",
+        }  # fmt: skip
+    order = {kind: i for i, kind in enumerate(KINDS)}
+    return sorted(rows.values(), key=lambda row: order[row["stage"]])
+
+
+def _draws(plan: Plan) -> int:
+    return plan.sweep.num_samples * max(1, len(plan.upstream))
+
+
+def _row(
+    role: str, stage: Stage, experiment: Experiment, store: Store, stored: list[Artefact], rate: float | None
+) -> dict[str, Any]:
+    done = store.find(stage.kind, stage.fingerprint) is not None
+    pairs: int | None = None
+    if isinstance(stage, Trained) and not isinstance(stage, Brought):
+        known = _kept(experiment, store)
+        spec = stage.experiment.training
+        pairs = None if known is None else spec.epochs * (known // spec.batch_size) * spec.batch_size
+    elif stage.kind == "clean" and experiment.clean is not None:
+        pairs = experiment.clean.epochs * (clean_pairs(experiment.clean) // experiment.clean.batch_size) * experiment.clean.batch_size
+    speed, source = (rate, "given") if rate else _measured_rate(stage, experiment, stored)
+    hours = pairs / speed / 3600 if pairs and speed and not done else None
+    return {
+        "stage": stage.kind, "name": stage.name, "fingerprint": stage.fingerprint, "stored": done,
+        "pairs": pairs, "hours": hours, "rate_from": source if hours is not None else "",
+    }  # fmt: skip
+
+
+def _kept(experiment: Experiment, store: Store) -> int | None:
+    """Pairs that will be trained on; None before the index is made."""
+    if experiment.data.subset is not None:
+        return experiment.data.subset
+    index = store.find("index", stages(experiment)["index"].fingerprint)
+    if index is not None:
+        return json.loads(part(index, "summary.json"))["kept"]
+    return experiment.data.source.train if isinstance(experiment.data.source, World) else None
+
+
+def _measured_rate(stage: Stage, experiment: Experiment, stored: list[Artefact]) -> tuple[float | None, str]:
+    """Samples a second of a stored stage of the same kind and model, the newest; None without one."""
+    model = canonical(experiment.pretrain.model)
+    for artefact in reversed(stored):
+        same = artefact.manifest["stage"] == stage.kind and artefact.manifest["name"] == stage.name
+        if same and (stage.kind == "clean" or canonical(artefact.manifest["config"].get("pretrain", {}).get("model")) == model):
+            lines = _metrics(artefact)
+            rates = [line["metrics"].get("train/samples_per_second") for line in lines[1:]]
+            if rates and rates[-1]:
+                return rates[-1], f"{artefact.folder.name}"
+    return None, ""
+
+
+def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
+    """The plan as a table."""
+    sweep = plan.sweep
+    store = Store(compute.store)
+    lines = [f"sweep {sweep.name}-{plan.fingerprint[:12]}  (store {store.root})", ""]
+    wide = max(38, *(len(row["name"]) for row in rows))
+    lines.append(f"{'stage':10} {'name':{wide}} {'fingerprint':13} {'state':8} {'pairs':>13} {'time':>9}")
+    for row in rows:
+        lines.append(
+            f"{row['stage']:10} {row['name']:{wide}} {row['fingerprint'][:12]:13} {'stored' if row['stored'] else 'to do':8} "
+            f"{_number(row['pairs']):>13} {_duration(row['hours']):>9}"
+        )
+    left = [row for row in rows if not row["stored"]]
+    trained = {stages(experiment)["pretrain"].fingerprint for _, experiment in plan.upstream}
+    cleaned = [row for row in rows if row["stage"] == "clean" and row["fingerprint"]]
+    number = len(cleaned) if plan.grid is not None or sweep.base.clean is None else _draws(plan)
+    lines += ["", f"{number_of(len(trained), 'pre-training')}, {number_of(number, 'cleaning')}."]
+    if plan.grid is not None and len(plan.grid) > len(cleaned):
+        lines[-1] += f" {len(plan.grid)} trials are drawn; those with the same values share a cleaning."
+    lines.append(f"{len(rows)} stages, {len(rows) - len(left)} stored, {len(left)} to make.")
+    pairs = sum(row["pairs"] or 0 for row in left)
+    if pairs:
+        known = [row["hours"] for row in left if row["hours"] is not None]
+        about = f" About {_duration(sum(known))} of one process." if known else ""
+        lines.append(f"Pairs to train on: {_number(pairs)}.{about}")
+        if any(row["pairs"] and row["hours"] is None for row in left):
+            lines.append("Stages without a time: none like them is stored yet; --samples-per-second gives a rate.")
+    if any(row["stage"] == "pretrain" and row["pairs"] is None and not row["stored"] for row in rows):
+        lines.append("The number of pairs is known once the shards are indexed.")
+    lines += [f"NOTE another stage of the store is damaged: {wrong}" for _, wrong in store.damaged()]
+    lines += ["", "fields (override with --path value):"]
+    varied = {path: [encode(value, path, neutral=True) for value in grid_values(space) or []] for path, space in sweep.space.items()}
+    lines += [f"  {line}" for line in _fields(encode(sweep.base, neutral=True), "", varied)]
+    return "\n".join(lines)
+
+
+VARIED = "(varied by the sweep)"
+
+
+def _fields(node: Any, path: str, varied: dict[str, list[Any]]) -> list[str]:
+    """A line for each field; of a component that the sweep varies those in which its values agree."""
+    if path in varied:
+        node = _common(varied[path]) if varied[path] and all(isinstance(value, dict) for value in varied[path]) else VARIED
+    if isinstance(node, dict):
+        lines = [] if not path or "class" not in node else [f"{path}: {node['class'].rpartition('.')[2]}"]
+        for name, value in node.items():
+            if name not in ("class", ID):
+                lines += _fields(value, f"{path}.{name}" if path else name, varied)
+        return lines
+    return [f"{path} = {VARIED if node is VARIED else json.dumps(node, ensure_ascii=False)}"]
+
+
+def _common(values: list[Any]) -> Any:
+    """Nested plain values as one: what all that have it agree in, VARIED elsewhere."""
+    if all(value == values[0] for value in values):
+        return values[0]
+    if not all(isinstance(value, dict) for value in values):
+        return VARIED
+    keys = dict.fromkeys(key for value in values for key in value)
+    return {key: _common([value[key] for value in values if key in value]) for key in keys}
+
+
+def show(root: str, prefix: str | None, check: bool) -> int:
+    """List a store, or print the artefact whose fingerprint starts with the prefix. Returns an exit code."""
+    store = Store(root)
+    if not store.root.is_dir():
+        raise InputError(f"store {store.root} does not exist; give one with --store.")
+    found, broken = store.all(), store.damaged()
+    if prefix is not None:
+        found = [a for a in found if a.fingerprint.startswith(prefix) or a.folder.name.endswith(prefix)]
+        broken = [(folder, wrong) for folder, wrong in broken if folder.name.rpartition("-")[2].startswith(prefix[:12])]
+        if len(found) + len(broken) != 1:
+            raise InputError(
+                f"{len(found) + len(broken) or 'no'} artefacts in {store.root} have a fingerprint that starts with {prefix!r}; give the "
+                "first digits of one."
+            )
+    damaged = 0
+    named = {} if prefix else _titles(found)
+    for artefact in found:
+        print(_artefact(artefact) if prefix else _artefact_line(artefact, named.get(artefact.fingerprint, "")))
+        files = verify(artefact) if check else _lost(artefact)
+        damaged += bool(files)
+        for name in files:
+            print(f"  DAMAGED {name}: missing, or its hash is not the manifest's")
+    for folder, wrong in broken:
+        damaged += 1
+        print(f"{folder.parent.name:9} {folder.name:45} DAMAGED {MANIFEST}: {wrong}")
+    if prefix is None:
+        if not found:
+            print(f"store {store.root} holds no finished artefact")
+        for folder in filter(begun, sorted(store.root.glob("*/.work-*"))):
+            print(f"{folder.parent.name:9} unfinished {folder.name[6:]}  (the same command continues it)")
+    return 1 if damaged else 0
+
+
+def _titles(found: list[Artefact]) -> dict[str, str]:
+    """Fingerprint of a training → what tells it from the store's others, by its manifest and those of what it was made from."""
+    manifests = {artefact.fingerprint: artefact.manifest for artefact in found}
+    made: list[StageResult] = []
+    for artefact in found:
+        manifest, inputs = artefact.manifest, artefact.manifest["inputs"]
+        facts: dict[str, Any] = {"name": manifest["name"], "fingerprint": artefact.fingerprint, "folder": artefact.folder}
+        before = {role: manifests[inputs[role]]["config"] for role in ("poison", "cleanset") if inputs.get(role) in manifests}
+        if manifest["stage"] == "pretrain":
+            made.append(StageResult(stage="pretrain", config={**manifest["config"], **before}, **facts))
+        elif manifest["stage"] == "clean":
+            config = {**manifest["config"], **before}
+            made.append(TrialResult(stage="clean", config=config, pretrain=inputs.get("pretrain", ""), **facts))
+    return titles(made)
+
+
+SHOWN = ("summary.json", "measured.json", "trials.json", METRICS)
+"""Small files whose content is shown."""
+
+
+def _lost(artefact: Artefact) -> list[str]:
+    """What is found to be damaged without reading every file."""
+    gone = missing(artefact)
+    return gone + [name for name in SHOWN if name in artefact.manifest["files"] and name not in gone and not _whole(artefact, name)]
+
+
+def _whole(artefact: Artefact, name: str) -> bool:
+    try:
+        return bool(part(artefact, name))
+    except InputError:
+        return False
+
+
+def _metrics(artefact: Artefact) -> list[dict[str, Any]]:
+    """The lines of its metrics; none where there are none, or only damaged ones."""
+    try:
+        return metrics_of(artefact) if METRICS in artefact.manifest["files"] else []
+    except InputError:
+        return []
+
+
+def _artefact_line(artefact: Artefact, title: str) -> str:
+    m = artefact.manifest
+    lines = _metrics(artefact)
+    told = ""
+    if lines:
+        metrics = lines[-1]["metrics"]
+        told = f"  accuracy {metrics.get('zeroshot/top1', float('nan')):.1f} %  ASR {metrics.get('asr/top1', float('nan')):.1f} %"
+    line = f"{m['stage']:9} {artefact.folder.name:45} {m['created']}  {_duration(m['seconds'] / 3600):>8}{told}"
+    return f"{line}  {title}" if title else line
+
+
+def _artefact(artefact: Artefact) -> str:
+    parts = [json.dumps({k: v for k, v in artefact.manifest.items() if k != "files"}, indent=1)]
+    for name in SHOWN[:3]:
+        if _whole(artefact, name):
+            parts.append(f"{name}: {json.dumps(json.loads(part(artefact, name)), indent=1)}")
+    parts += [json.dumps(line) for line in _metrics(artefact)]
+    if "index.arrow" in artefact.manifest["files"]:
+        try:
+            with ipc.open_file(str(checked(artefact.folder / "index.arrow"))) as reader:
+                parts.append(f"index.arrow: {reader.schema.names}")
+        except InputError as error:
+            parts.append(f"DAMAGED: {error}")
+    parts.append(f"folder: {artefact.folder}")
+    return "\n".join(parts)
+
+
+def _number(value: int | None) -> str:
+    return "" if value is None else f"{value:,}".replace(",", " ")
+
+
+def _duration(hours: float | None) -> str:
+    if hours is None:
+        return ""
+    if hours >= 1:
+        return f"{hours:.1f} h"
+    return f"{hours * 60:.1f} min" if hours * 60 >= 1 else f"{hours * 3600:.1f} s"

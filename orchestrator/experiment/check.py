@@ -1,0 +1,114 @@
+"""What can be told of an experiment before anything is read: whether its fields fit each other, and what it needs."""
+
+from dataclasses import replace
+
+from datasets.component import needs_of
+from datasets.errors import InputError
+from datasets.evaluation.classes import target_index
+from datasets.evaluation.evalset import EvalSet
+from datasets.evaluation.retrieval import RetrievalSet
+from datasets.synthetic import World
+from orchestrator.experiment.identity import clean_pairs
+from orchestrator.experiment.spec import Experiment, Given, Pretrain
+from trainers.evaluate.analysis import Analysis
+from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.zeroshot import ZeroShotASR
+from trainers.methods.pseudo_labels import PseudoLabels
+from trainers.model import Model, TinyCLIP
+
+ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval)
+"""Evaluators whose metrics have the same names whatever their fields."""
+
+
+def further_sets(experiment: Experiment) -> tuple[EvalSet | RetrievalSet, ...]:
+    """The sets that its evaluators need beside the test pictures, each once."""
+    return tuple(need for need in needs_of(experiment.evaluate.evaluators) if isinstance(need, (EvalSet, RetrievalSet)))
+
+
+def unpoisoned(experiment: Experiment, spec: Pretrain) -> Experiment:
+    """The experiment that pre-trains by `spec` on the same pairs without the poison.
+
+    It is measured by accuracy and attack success alone, which then is the floor.
+    """
+    return replace(
+        experiment,
+        pretrain=spec,
+        views=replace(experiment.views, size=spec.model.image_size),
+        evaluate=replace(experiment.evaluate, evaluators=()),
+        prior=None,
+        clean=None,
+    )
+
+
+def labelling(experiment: Experiment) -> PseudoLabels | None:
+    """The part of the cleaning method that needs a stage of labels."""
+    parts = experiment.clean.method.parts() if experiment.clean is not None else ()
+    return next((part for part in parts if isinstance(part, PseudoLabels)), None)
+
+
+def check(experiment: Experiment) -> None:
+    """What can be said before anything is read: InputError for fields that do not fit each other."""
+    size = experiment.pretrain.model.image_size
+    if experiment.views.size != size:
+        raise InputError(
+            f"views.size is {experiment.views.size}, but the model takes pictures of {size}×{size}: set views.size to {size}."
+        )
+    if experiment.eda not in ("once", "per_epoch"):
+        raise InputError(f"eda is {experiment.eda!r}; accepted: once, per_epoch.")
+    experiment.poison.trigger.check(size)
+    clean = experiment.clean
+    if clean is not None:
+        epochs = getattr(experiment.pretrain, "epochs", 0)
+        if clean.start.isdecimal() and not min(epochs, 1) <= int(clean.start) <= epochs:
+            stored = f"1 to {epochs}" if epochs else "0, for a given model has no other"
+            raise InputError(f"clean.start is {clean.start}; the pre-training has a checkpoint after the epochs {stored}.")
+        if clean.choice not in ("random", "last"):
+            raise InputError(f"clean.choice is {clean.choice!r}; accepted: random, last.")
+        pairs = clean_pairs(clean)
+        if pairs < clean.batch_size:
+            what = f"clean.keys {clean.keys} holds {pairs} keys" if clean.keys else f"clean.pairs is {pairs}"
+            raise InputError(f"{what}, fewer than one batch of {clean.batch_size}.")
+        most = min(pairs, pairs if experiment.poison.count is None else experiment.poison.count)
+        if not 0 <= clean.poisons <= most:
+            raise InputError(f"clean.poisons is {clean.poisons}; accepted are 0 to {most}, of {pairs} pairs to clean with.")
+        clean.check(clean.epochs * (pairs // clean.batch_size), 1)
+        for part in clean.method.parts():
+            part.check(pairs)
+    _check_model(experiment.pretrain.model, "pretrain.model")
+    method = labelling(experiment)
+    if method is not None:
+        if not isinstance(method.labeller, (Model, Pretrain)):
+            raise InputError(f"labeller is a {type(method.labeller).__name__}; accepted: a Model with pretrained, or a Pretrain.")
+        labeller = method.labeller if isinstance(method.labeller, Model) else method.labeller.model
+        _check_model(labeller, "labeller" if labeller is method.labeller else "labeller.model")
+        experiment.poison.trigger.check(labeller.image_size)
+    if isinstance(experiment.pretrain, Given) and experiment.prior is not None:
+        raise InputError("prior is set, but pretrain is a given model, which is not trained here: leave the prior out.")
+    if experiment.prior is not None:
+        _check_model(experiment.prior.model, "prior.model")
+        if getattr(experiment.pretrain.model, "pretrained", None):
+            raise InputError("pretrain.model.pretrained is set, but pretrain starts from the prior: set prior.model.pretrained instead.")
+        if blank(experiment.prior.model) != experiment.pretrain.model:
+            raise InputError("prior.model is another model than pretrain.model, which starts from its weights: give both the same fields.")
+    measured = [ZeroShotASR, *map(type, experiment.evaluate.evaluators)]
+    for kind in ONE_EACH:
+        if measured.count(kind) > 1:
+            raise InputError(
+                f"evaluate.evaluators: {kind.__name__} would be measured twice, under the same names; accepted: Analysis, LinearProbe "
+                "and Retrieval once each (ZeroShotASR always is)."
+            )
+    if isinstance(experiment.evaluate.data, World):
+        target_index(experiment.evaluate.data.class_names, experiment.poison.target)
+
+
+def blank(model: Model | TinyCLIP) -> Model | TinyCLIP:
+    """The model as it is before any weights are loaded."""
+    return replace(model, pretrained=None) if isinstance(model, Model) else model
+
+
+def _check_model(model: Model | TinyCLIP, where: str) -> None:
+    if isinstance(model, Model):
+        model.check(where)
+        if model.file is not None and not model.file.is_absolute():
+            raise InputError(f"{where}.pretrained is {model.pretrained!r}: give the absolute path, workers have other working folders.")

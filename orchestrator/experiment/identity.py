@@ -1,0 +1,105 @@
+"""What a stage's result is determined by: configurations without what changes no result, files by their content.
+
+The identities of files are kept, and travel with a stage to the process that makes it, where the files may not be.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets.component import Component
+from datasets.evaluation.evalset import EvalSet
+from datasets.evaluation.retrieval import RetrievalSet
+from datasets.index.source import Source
+from datasets.synthetic import World
+from orchestrator.experiment.cleanset import read_keys
+from orchestrator.experiment.fingerprint import encode, fingerprint
+from orchestrator.experiment.spec import Clean
+from orchestrator.manifest import checked
+from orchestrator.store import sha256
+from trainers.evaluate.base import Evaluator
+from trainers.methods.pseudo_labels import PseudoLabels
+from trainers.model import Model, TinyCLIP
+from trainers.weights.load import files_read
+
+IDENTITIES: dict[Component | str, Any] = {}
+"""Digests of the files of the sources seen so far, and of files of keys; a trial gets the driver's, so that it need not read
+them again."""
+
+LABELLING = {"labeller", "classes", "templates"}
+"""Fields of `PseudoLabels` that its stage of labels is made from."""
+
+
+def encode_evaluator(evaluator: Evaluator) -> Any:
+    """Its configuration; the sets that it names enter as stages, whose identity is their content."""
+    fields = encode(evaluator, "evaluate.evaluators")
+    return {name: value for name, value in fields.items() if getattr(evaluator, name, None) not in evaluator.needs()}
+
+
+def clean_pairs(clean: Clean) -> int:
+    """Size of the cleaning set: `pairs`, or the number of keys in the file."""
+    return _keys(clean.keys)[0] if clean.keys else clean.pairs
+
+
+def cleanset_identity(clean: Clean) -> tuple[str, dict[str, Any]]:
+    """Name and configuration of the cleaning set's stage."""
+    name = f"{clean_pairs(clean)}" + (f" with {clean.poisons} poisons" if clean.poisons else "")
+    poisons = {"poisons": clean.poisons} if clean.poisons else {}
+    if clean.keys:
+        return name, {"keys": _keys(clean.keys)[1], **poisons}
+    drawn = clean.choice == "random" or clean.poisons
+    return name, {"pairs": clean.pairs, "choice": clean.choice, "seed": clean.seed if drawn else None, **poisons}
+
+
+def cleanset_fields(clean: Clean) -> set[str]:
+    """Fields of the cleaning that the cleaning set alone depends on."""
+    return {"poisons", "keys"} | ({"pairs", "choice"} if clean.keys else set())
+
+
+def _keys(path: str) -> tuple[int, str]:
+    """Number and digest of the keys in a file."""
+    if path not in IDENTITIES:
+        keys = read_keys(path)
+        IDENTITIES[path] = (len(keys), fingerprint(sorted(keys)))
+    return IDENTITIES[path]
+
+
+def set_identity(source: Source | EvalSet | RetrievalSet | World) -> Any:
+    """What determines the samples: for files their names, sizes and digests, and never the place they lie at."""
+    if isinstance(source, World):
+        return encode(source)
+    if source not in IDENTITIES:
+        IDENTITIES[source] = source.identity()
+    config = {key: value for key, value in encode(source).items() if key not in ("urls", "path", "images")}
+    return {**config, "files": IDENTITIES[source]}
+
+
+def weights_identity(model: Model | TinyCLIP) -> Any:
+    """Size and hash of the checkpoint that pre-training starts from; None without one, or for a tag of open_clip's.
+
+    Where it is read from several files (parts, a configuration beside it), the hashes of the others by name too.
+    """
+    path = model.file if isinstance(model, Model) else None
+    return None if path is None else file_identity(path)
+
+
+def file_identity(path: Path) -> Any:
+    """Size and hash of a checkpoint, and the hashes of what else is read with it. InputError where it is damaged or cannot be read."""
+    file, *others = files_read(checked(path))
+    beside = {"beside": {other.name: sha256(other) for other in others}} if others else {}
+    return {"size": file.stat().st_size, "sha256": sha256(file), **beside}
+
+
+def encode_cleaning(clean: Clean) -> Any:
+    """Its configuration, less what the stage of labels is made from: that enters by the labels."""
+    labels = {f"{type(part).__module__}.{type(part).__qualname__}" for part in clean.method.parts() if isinstance(part, PseudoLabels)}
+    return _without(encode(clean, "clean"), lambda key, owner: owner.get("class") in labels and key in LABELLING)
+
+
+def _without(value: Any, drop: Callable[[str, dict[str, Any]], bool]) -> Any:
+    """Nested plain values without the entries, at whatever depth, for which `drop(key, the dictionary it is in)`."""
+    if isinstance(value, list):
+        return [_without(item, drop) for item in value]
+    if isinstance(value, dict):
+        return {key: _without(item, drop) for key, item in value.items() if not drop(key, value)}
+    return value

@@ -1,0 +1,301 @@
+"""What an experiment is: frozen components, one for each stage, and the machines it runs on.
+
+Everything in `Experiment` enters a fingerprint; nothing in `Compute` does. `Sweep` adds search spaces over dotted paths.
+"""
+
+import os
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from datasets.attack.poison import Poison
+from datasets.component import NEUTRAL, Component, NamedFields, check_fields, needs_of, since
+from datasets.errors import InputError
+from datasets.evaluation.evalset import EvalSet
+from datasets.images.view import Views
+from datasets.index.source import Source
+from datasets.synthetic import World
+from trainers.evaluate.base import Evaluator
+from trainers.methods.base import Method
+from trainers.model import Model, TinyCLIP
+from trainers.objectives.base import Objective
+from trainers.schedule import Training
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data(Component):
+    """Where the image-caption pairs come from."""
+
+    source: Source | World
+    """Shards, a table of paths, or the procedural world."""
+    subset: int | None = None
+    """Use only this many pairs, chosen by the hash of their keys; None uses all. Subsets are nested."""
+    seed: int = 0
+    """Of the subset."""
+    max_dropped: float = field(default=0.5, metadata=NEUTRAL)
+    """Fail when a larger share of the samples is dropped by the filters or does not decode."""
+
+    def __post_init__(self) -> None:
+        if self.subset is not None and self.subset < 1:
+            raise InputError(f"data.subset is {self.subset}; accepted is a number of pairs, at least 1, or None for all.")
+        if not 0 <= self.max_dropped <= 1:
+            raise InputError(f"data.max_dropped is {self.max_dropped}; accepted is a share, 0 … 1.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pretrain(Training):
+    """Pre-training on the poisoned pairs."""
+
+    model: Model | TinyCLIP
+    objective: Objective | Method
+    """A loss that is trained with from the first step to the last, or a method with phases of its own."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        needed = needs_of(self.objective)
+        if needed:
+            raise InputError(
+                f"pretrain.objective is {type(self.objective).__name__}, which needs {type(needed[0]).__name__} to be made of a cleaning "
+                "set: it cleans, and a pre-training has no cleaning set."
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Given(Component):
+    """A model that others trained, in place of a pre-training: it is measured, judged by the gate, and cleaned like one trained here.
+
+    The attack of the experiment must be the one that it was trained with, for accuracy and ASR are measured by its trigger and target.
+    """
+
+    model: Model | TinyCLIP
+    checkpoint: str
+    """Absolute path of its weights, in any form that `evaluate --checkpoint` reads; known by the bytes, wherever they lie."""
+
+    def __post_init__(self) -> None:
+        if getattr(self.model, "pretrained", None):
+            raise InputError("Given.model.pretrained is set: a given model starts from Given.checkpoint alone, so leave it out.")
+        if not os.path.isabs(self.checkpoint):
+            raise InputError(f"Given.checkpoint is {self.checkpoint!r}: give the absolute path, workers have other working folders.")
+
+    @property
+    def label(self) -> str:
+        path = Path(self.checkpoint)
+        return " ".join((path.stem or "given").split()) or "given"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Clean(Training):
+    """Cleaning the pre-trained model on pairs that hold no victim."""
+
+    method: Method
+    pairs: int
+    """Size of the cleaning set."""
+    choice: str = "random"
+    """random (by hash of the key and `seed`) | last (the last pairs of the index, as the study does)."""
+    poisons: int = 0
+    """Victims left in the cleaning set on purpose, in place of as many clean pairs; nested in their number."""
+    keys: str = ""
+    """Text file with the key of one pair a line, the cleaning set itself; `pairs` and `choice` then have no say."""
+    start: str = since("last")
+    """The epoch of the pre-training that is cleaned: last | most_accurate (the ASR not looked at) | its number."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.start not in ("last", "most_accurate") and not self.start.isdecimal():
+            raise InputError(f"clean.start is {self.start!r}; accepted: last, most_accurate, or the number of an epoch.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluate(Component):
+    """Zero-shot classification of the clean and the triggered test set, after every epoch."""
+
+    data: EvalSet | World
+    batch_size: int = field(default=256, metadata=NEUTRAL)
+    """Images a step on each rank; does not change a count."""
+    seed: int = 0
+    """Of the trigger's noise and place at evaluation."""
+    evaluators: tuple[Evaluator, ...] = ()
+    """Further measurements of the same pictures, beside accuracy and ASR; their metrics go to MLflow."""
+
+    def __post_init__(self) -> None:
+        if self.batch_size < 1:
+            raise InputError(f"evaluate.batch_size is {self.batch_size}; it must be at least 1")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate(NamedFields):
+    """The attack must have taken before a defence is judged."""
+
+    min_asr: float = 90.0
+    """Attack success rate of the undefended model, percent."""
+    action: str = "stop"
+    """stop: do not clean a model whose attack did not take | warn: clean it all the same; the report says so."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Experiment(Component):
+    """One pre-training and, where `clean` is given, one cleaning of it."""
+
+    data: Data
+    views: Views
+    poison: Poison
+    pretrain: Pretrain | Given
+    evaluate: Evaluate
+    clean: Clean | None = None
+    prior: Pretrain | None = None
+    """Training on the same pairs without the poison, first: the healthy model that `pretrain` then poisons."""
+    eda: str = "once"
+    """Augmented captions of the in-modal term: once (one variant for each key) | per_epoch."""
+
+    @property
+    def training(self) -> Pretrain:
+        """The pre-training of an experiment that has one of its own."""
+        assert isinstance(self.pretrain, Pretrain)
+        return self.pretrain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Compute(NamedFields):
+    """Where and how wide. Never part of a fingerprint."""
+
+    store: str = "store"
+    """Folder that all nodes can see."""
+    tracking_uri: str = ""
+    """MLflow tracking URI; empty: a sqlite file in the store."""
+    feed: str = "local"
+    """local: each worker reads by itself | ray: Ray Data streams, so that CPU nodes feed GPU nodes."""
+    workers: int = 1
+    """Ranks of a pre-training."""
+    cpus_per_worker: float = 1.0
+    gpus_per_worker: float = 0.0
+    loader_workers: int = 0
+    """Reading processes of each worker with the local feed; 0 reads in the worker itself."""
+    feed_cpus: int = 1
+    """Concurrent decoding tasks of each worker with the Ray feed."""
+    trial_workers: int = 1
+    """Ranks of a cleaning; more than one are workers of Ray Train."""
+    trial_cpus: float = 1.0
+    """Of each of a trial's ranks, as `trial_gpus`."""
+    trial_gpus: float = 0.0
+    """May be a fraction: 0.25 packs four trials on a GPU."""
+    max_concurrent_trials: int = 0
+    """0: as many as fit."""
+    keep: str = "chosen"
+    """Checkpoints of a cleaning that stay beside the last: chosen (of the epochs that a rule of the report's table picks, at most
+    five more) | last (no other) | all (each epoch's)."""
+    retries: int = 2
+    """How often a stage or trial whose process died is started again, from its last checkpoint."""
+    cache: str = "auto"
+    """Folder on each machine's own disk for the decoded pictures of cleaning and test sets; auto: one in the system's temporary
+    folder | off: pictures are decoded whenever they are read."""
+    num_cpus: int = 0
+    """Cores for a Ray started by this command; 0: all. Ignored when joining a running Ray."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        for name, accepted in (("feed", ("local", "ray")), ("keep", ("chosen", "last", "all"))):
+            if getattr(self, name) not in accepted:
+                raise InputError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
+        for name, least in (
+            ("workers", 1), ("trial_workers", 1),
+            ("feed_cpus", 1), ("loader_workers", 0), ("max_concurrent_trials", 0), ("retries", 0), ("num_cpus", 0),
+            ("gpus_per_worker", 0), ("trial_gpus", 0),
+        ):  # fmt: skip
+            if not least <= getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
+        for name, count in (("gpus_per_worker", self.workers), ("trial_gpus", self.trial_workers)):
+            if count > 1 and getattr(self, name) not in (0, int(getattr(self, name))):
+                raise InputError(f"{name} is {getattr(self, name)}: ranks of one training cannot share a GPU; whole numbers.")
+        if self.cache not in ("auto", "off") and not self.cache.startswith("/"):
+            raise InputError(f"cache is {self.cache!r}; accepted: auto, off, or the absolute path of a folder on each machine's own disk.")
+        if self.trial_gpus > 1:
+            raise InputError(f"trial_gpus is {self.trial_gpus}; each rank of a trial is one process on at most one GPU.")
+        for name in ("cpus_per_worker", "trial_cpus"):
+            if not 0 < getattr(self, name) < float("inf"):
+                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference(NamedFields):
+    """Published results drawn under a sweep's own, as hollow marks. Changes nothing that is computed, and no fingerprint."""
+
+    start: str | dict[Any, str] = ""
+    """Start point in the reference file, without its objective: `cc3m_1500` stands for cc3m_1500_mmcl and cc3m_1500_mmcl_ssl.
+
+    A name is drawn beside every model of its objective; of {value of `by`: name} each beside those with its value, and none beside others.
+    """
+    cleaning: str | dict[Any, str] = ""
+    """Data set and cleaning set in the reference file: `cc3m/clean_100k`, or names by value as in `start`."""
+    by: str = ""
+    """Dotted path into the experiment whose values have names of their own: `poison.count`. Other fields are not compared."""
+    file: str = ""
+    """Another file of the same form; empty: the published study's, which is shipped."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        mapped = [name for name in ("start", "cleaning") if isinstance(getattr(self, name), dict)]
+        if bool(mapped) != bool(self.by):
+            missing = f"{mapped[0]} has names by value, but `by` is empty" if mapped else "`by` is given, but no names by value"
+            raise InputError(f"Reference: {missing}; accepted: one name for all, or {{value: name}} with `by`, the path of the values.")
+        if "start" in mapped and self.by.split(".")[0] == "clean":
+            raise InputError(f"Reference.by is {self.by!r}, but a start is not cleaned yet: give it one name, or a path outside clean.")
+
+
+METRICS = ("best/acc_at_asr_le_5", "zeroshot/top1", "zeroshot/top5", "zeroshot/top10")
+"""What a sweep can maximise. The first is the best accuracy so far at ASR ≤ 5 %; the others are blind to the attack."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sweep(NamedFields):
+    """A base experiment and what to vary."""
+
+    name: str
+    base: Experiment
+    space: dict[str, Any] = field(default_factory=dict)
+    """Dotted path into the experiment → a Ray Tune search space (`tune.grid_search([...])`, `tune.loguniform(...)`).
+
+    Paths outside `clean` must be grids: each of their values is a pre-training that all its cleanings share.
+    """
+    search: str = "grid"
+    """grid (grids, and random draws for the other spaces) | optuna (for spaces that are no grid)."""
+    num_samples: int = 1
+    """Draws of the spaces that are no grid, for each point of the grids."""
+    scheduler: str = "fifo"
+    """fifo | asha: stop the trials that are behind after each rung of epochs."""
+    metric: str = "best/acc_at_asr_le_5"
+    """What Optuna and ASHA maximise, one of METRICS. The default needs the ASR of the test set: an oracle's choice."""
+    grace_epochs: int = 1
+    """ASHA lets every trial run this long."""
+    seed: int = 0
+    """Of the random draws."""
+    gate: Gate = field(default_factory=Gate)
+    compute: Compute = field(default_factory=Compute)
+    """Defaults for this sweep; the command line's flags come on top."""
+    series: str = ""
+    """Dotted path of a hyper-parameter that a figure of the report has as its horizontal axis."""
+    reference: Reference = field(default_factory=Reference)
+    """Published results that the report draws beside the sweep's own."""
+    claims: bool = False
+    """Whether the report judges the study's claims by this sweep. Changes nothing that is computed, and no fingerprint."""
+    doc: str = ""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
+        if not self.name.strip() or {"/", "\\", "\n"} & set(self.name):
+            raise InputError(f"Sweep.name is {self.name!r}; accepted: one line without / and \\, for it names the report's folder.")
+        for path in self.space:
+            if not isinstance(path, str):
+                raise InputError(f"Sweep.space has the key {path!r}; accepted are dotted paths, as text.")
+        for name, accepted in (("search", ("grid", "optuna")), ("scheduler", ("fifo", "asha"))):
+            if getattr(self, name) not in accepted:
+                raise InputError(f"Sweep.{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
+        for name in ("num_samples", "grace_epochs"):
+            if getattr(self, name) < 1:
+                raise InputError(f"Sweep.{name} is {getattr(self, name)}; it must be at least 1.")
+        if self.metric not in METRICS:
+            raise InputError(f"Sweep.metric is {self.metric!r}; accepted: {', '.join(METRICS)}.")
+        if self.gate.action not in ("stop", "warn"):
+            raise InputError(f"Sweep.gate.action is {self.gate.action!r}; accepted: stop, warn.")

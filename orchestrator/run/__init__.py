@@ -1,0 +1,1 @@
+"""How is a sweep run? The driver, stages on Ray, Ray Tune, and following what runs."""

@@ -1,0 +1,321 @@
+"""The driver: make every stage of a sweep in order, follow what runs, keep MLflow in step, and tell what came of it."""
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from datasets.component import Component
+from datasets.errors import InputError
+from orchestrator.cluster import session
+from orchestrator.cluster.waiting import RayEnded, Wanted, watching
+from orchestrator.experiment.fingerprint import encode
+from orchestrator.experiment.spec import Compute, Experiment
+from orchestrator.progress import meter
+from orchestrator.report.claims_table import write_claims
+from orchestrator.report.page import write_report
+from orchestrator.run.follow import Follower, Mirror
+from orchestrator.run.stages_on_ray import ensure_all, measure_all, train_all
+from orchestrator.run.tuning import clean_sweep
+from orchestrator.stages.base import At, Stage, ensure
+from orchestrator.stages.given import Brought
+from orchestrator.stages.graph import make_data, stages, trained_by
+from orchestrator.stages.measured import lacking
+from orchestrator.store import Store, part, slug
+from orchestrator.study.claims import Verdict
+from orchestrator.study.outcome import Study
+from orchestrator.study.points import CLEANING_SET
+from orchestrator.sweep.plan import Plan, check_measurements, trial_experiment
+from orchestrator.sweep.results import Trial, decode_overrides, judge, load_study
+from orchestrator.tracking.tracker import Tracker, TrackingError
+
+CHOOSES = {"clean", "clean.seed", *CLEANING_SET}
+"""Paths on which a cleaning set depends."""
+
+
+def tracking_uri(given: str, store: Store) -> str:
+    """The MLflow tracking URI: the user's, or a sqlite file in the store."""
+    return given or f"sqlite:///{store.root / 'mlflow.db'}"
+
+
+def make_tracker(store: Store, uri: str, study: str) -> Tracker:
+    """The one writer to MLflow."""
+    return Tracker(tracking_uri(uri, store), study, artifacts=store.root / "mlflow-artifacts")
+
+
+def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) -> tuple[Study, Path, int]:
+    """Run the sweep; returns what came of it, the report and the exit code. What exists already is not made again.
+
+    However it ends, the report is written and no MLflow run is left running.
+    """
+    store = Store(compute.store)
+    plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
+    check_measurements(plan)
+    for _, experiment in plan.upstream:
+        stage = stages(experiment)["pretrain"]
+        if store.find(stage.kind, stage.fingerprint) is None:
+            if isinstance(stage, Brought):
+                stage.check()
+            else:
+                experiment.training.check_workers(compute.workers)
+    for cleaning in dict.fromkeys(experiment.clean for _, experiment in plan.grid or plan.upstream):
+        if cleaning is not None:
+            cleaning.check_workers(compute.trial_workers)
+    store.prepare()
+    tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
+    tracker.check()
+    with store.locked(store.root / "sweep" / f".lock-{plan.fingerprint[:12]}", f"sweep {plan.sweep.name}", wait_s=30):
+        trials = _recorded(plan, store)
+        load_study(plan, store, trials)  # what is damaged is said before anything is computed
+        _tell_of_other_code(plan, store, say)
+        failures: list[str] = []
+        if trials is None:
+            try:
+                with _ray(compute), Follower(plan, store, Mirror(tracker), say), watching(say) as wants:
+                    trials, failures = _make(plan, store, compute, say, wants)
+            except BaseException:
+                _close(plan, store, tracker)
+                raise
+        else:
+            failures = [message for _, message in _gate_failures(plan, store)]
+        failures += [f"trial {t.fingerprint[:12]} ({_values(t)}): {t.error}" for t in trials if t.status == "failed"]
+        study = load_study(plan, store, trials)
+        report = write_report(study, report_folder(plan, store))
+        if not failures:
+            _record(plan, store, trials)
+        Mirror(tracker).finish(study, report, failed=bool(failures))
+    for failure in failures:
+        say(f"FAILED {failure}")
+    return study, report, 1 if failures else 0
+
+
+def _tell_of_other_code(plan: Plan, store: Store, say: Callable[[str], None]) -> None:
+    """A NOTE for each class of the user's whose source is another than when finished stages of the plan were made with it."""
+    made: dict[str, Stage] = {}
+    for _, experiment in plan.upstream if plan.grid is None else plan.grid:
+        made |= {stage.fingerprint: stage for stage in stages(experiment).values() if stage.code}
+    changed: dict[str, list[str]] = {}
+    for stage in made.values():
+        found = store.find(stage.kind, stage.fingerprint)
+        then = found.manifest.get("code", {}) if found else {}
+        for name, digest in stage.code:
+            if then.get(name, digest) != digest:
+                changed.setdefault(name, []).append(str(stage))
+    for name, older in changed.items():
+        others = f" and {len(older) - 1} more" if len(older) > 1 else ""
+        say(
+            f"NOTE the source of {name} has changed since {min(older)}{others} of this store was made. What is there is used as it is, "
+            "for an identity is made of fields alone: to have it anew, give the class one more field (version: int = 2)."
+        )
+
+
+def _make(
+    plan: Plan,
+    store: Store,
+    compute: Compute,
+    say: Callable[[str], None],
+    wants: Callable[[Wanted | None], None] = lambda wanted: None,
+) -> tuple[list[Trial], list[str]]:
+    """Make what is missing; `wants` hears what the cluster must have for it."""
+    session.require_resources(compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, "pre-training")
+    if plan.sweep.base.clean is not None:
+        session.require_resources(compute.trial_workers * compute.trial_cpus, compute.trial_workers * compute.trial_gpus, "a trial")
+    if session.has_gpu() and not (compute.gpus_per_worker or compute.trial_gpus):
+        say("NOTE the cluster has GPUs and none is asked for: see --gpus-per-worker and --trial-gpus.")
+    at = At(store=store, compute=compute, say=say)
+    wants(Wanted("the index"))
+    wanted = [trained_by(experiment) for _, experiment in plan.upstream]
+    for _, experiment in plan.upstream:
+        make_data(experiment, at)
+    _choose_cleansets(plan, at)
+    wants(Wanted("what evaluators need"))
+    ensure_all([needed for stage in wanted for needed in stage.needed], at)
+    ensure_all([stage for stage in wanted if stage.apart], at)
+    priors = [stage.prior for stage in wanted if stage.prior is not None]
+    wants(_pretraining(plan, store, compute))
+    models = {artefact.fingerprint for artefact in train_all(wanted, at)}
+    measure_all([one for stage in [*wanted, *priors] for one in lacking(store, stage)], at)
+    failures = []
+    for pretrain, message in _gate_failures(plan, store, say):
+        failures.append(message)
+        models.discard(pretrain)  # a defence is judged on models whose attack took
+    if plan.sweep.base.clean is None or not models:
+        return [], failures
+    wants(Wanted("a trial", compute.trial_workers, compute.trial_cpus, compute.trial_gpus))
+    trials = clean_sweep(plan, models, at)
+    cleaned = [stages(trial_experiment(plan.sweep, trial.overrides))["clean"] for trial in trials if trial.status == "finished"]
+    measure_all([one for stage in dict.fromkeys(cleaned) for one in lacking(store, stage)], at)
+    return trials, failures
+
+
+def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:
+    """What the next pre-training of the plan asks of the cluster; None where all are made."""
+    missing = [stage for _, one in plan.upstream if store.find((stage := stages(one)["pretrain"]).kind, stage.fingerprint) is None]
+    if not missing:
+        return None
+    others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
+    feed = 1.0 if compute.feed == "ray" else 0.0
+    return Wanted(f"{missing[0]}{others}", compute.workers, compute.cpus_per_worker, compute.gpus_per_worker, feed)
+
+
+def _choose_cleansets(plan: Plan, at: At) -> None:
+    """Make every cleaning set that is known before the trials are, so that a mistake in one is told before hours of pre-training."""
+    if plan.grid is None and CHOOSES & plan.sweep.space.keys():
+        return  # drawn: the base's own may never be used
+    known: set[str] = set()
+    for _, experiment in plan.upstream if plan.grid is None else plan.grid:
+        made = stages(experiment)
+        if "cleanset" in made and made["cleanset"].fingerprint not in known:
+            known.add(made["cleanset"].fingerprint)
+            ensure(made["cleanset"], at)
+
+
+def _gate_failures(plan: Plan, store: Store, say: Callable[[str], None] = lambda line: None) -> list[tuple[str, str]]:
+    """(fingerprint, message) of the pre-trainings that the gate stops; those it only warns of are said."""
+    failures = []
+    for _, experiment in plan.upstream:
+        stage = stages(experiment)["pretrain"]
+        verdict = judge(store, stages(experiment), plan.sweep.gate)
+        if verdict is None or verdict["passed"]:
+            continue
+        message = f"attack gate of {stage}: {' '.join(verdict['reasons'])}"
+        if plan.sweep.gate.action == "stop":
+            failures.append((stage.fingerprint, f"{message} (--gate warn cleans it all the same)"))
+        else:
+            say(f"WARNING {message}")
+    return failures
+
+
+def _close(plan: Plan, store: Store, tracker: Tracker) -> None:
+    """After a failure: report what there is, and end the runs in MLflow; the failure itself is what the user is told."""
+    with suppress(TrackingError, InputError, OSError):
+        study = load_study(plan, store)
+        if study.pretrains:
+            Mirror(tracker).finish(study, write_report(study, report_folder(plan, store)), failed=True)
+
+
+def _values(trial: Trial) -> str:
+    """`clean.lr=0.001, clean.method=cleanclip`"""
+    shown = {path: value.label if isinstance(value, Component) else value for path, value in trial.overrides.items()}
+    return ", ".join(f"{path}={value}" for path, value in shown.items())
+
+
+def _recorded(plan: Plan, store: Store) -> list[Trial] | None:
+    """The trials of a sweep that ran to its end; None when there is something left to do."""
+    found = store.find("sweep", plan.fingerprint)
+    if found is None:
+        return None
+    entries = json.loads(part(found, "trials.json"))
+    if any(e["status"] == "finished" and store.find("clean", e["fingerprint"]) is None for e in entries):
+        return None  # an artefact was removed by hand
+    return [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None, e.get("failure", "")) for e in entries]
+
+
+def _record(plan: Plan, store: Store, trials: list[Trial]) -> None:
+    ended = tuple(
+        {"overrides": encode(t.overrides), "fingerprint": t.fingerprint, "status": t.status, "failure": t.failure} for t in trials
+    )
+    ensure(replace(plan.stage, trials=ended), At(store=store))
+
+
+@contextmanager
+def _ray(compute: Compute) -> Iterator[None]:
+    session.connect(compute.num_cpus or None)
+    try:
+        yield
+    except RayEnded:
+        session.abandon()
+        raise
+    except BaseException:
+        session.shutdown()
+        raise
+    session.shutdown()
+
+
+def report_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path]:
+    """Write the report of a sweep from what the store holds now."""
+    store = Store(compute.store)
+    study = read_study(plan, store)
+    return study, write_report(study, report_folder(plan, store))
+
+
+def read_study(plan: Plan, store: Store) -> Study:
+    """What the store holds of a sweep; InputError where that is nothing."""
+    study = load_study(plan, store, _recorded(plan, store))
+    if not study.pretrains:
+        raise InputError(f"store {store.root} holds nothing of the sweep {plan.sweep.name} yet: run it first.")
+    return study
+
+
+def judge_claims(plans: Sequence[Plan], store: Store, say: Callable[[str], None] = print) -> tuple[list[Verdict], Path]:
+    """What several sweeps together say to the claims of the study; writes claims.html and claims.json beside the reports."""
+    studies = [load_study(plan, store, _recorded(plan, store)) for plan in plans]
+    found = [study for study in studies if study.pretrains]
+    missing = [study.name for study in studies if not study.pretrains]
+    if not found:
+        raise InputError(f"store {store.root} holds nothing of {', '.join(missing)} yet: run a sweep first.")
+    for name in missing:
+        say(f"NOTE the store holds nothing of {name} yet; it is left out.")
+    return write_claims(found, store.root / "reports")
+
+
+def report_folder(plan: Plan, store: Store) -> Path:
+    """Where the sweep's report lies."""
+    return store.root / "reports" / f"{slug(plan.sweep.name)}-{plan.fingerprint[:12]}"
+
+
+def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[str, Any]:
+    """Write the experiment's poisoned shards to `out`; continues a run that was stopped."""
+    from orchestrator.cluster.streaming import poison_shards
+
+    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not (out / "poison.json").exists())):
+        raise InputError(f"--out {out} exists and is not a folder of poisoned shards; name a new or an empty one.")
+    store = Store(compute.store)
+    store.prepare()
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written: {error.strerror}.") from error
+    with _ray(compute), watching(lambda line: print(line, file=sys.stderr, flush=True)) as wants:
+        wants(Wanted("poison"))
+        at = At(store=store, say=print)
+        inputs = make_data(experiment, at)
+        inputs.pairs()  # whose files the tasks read
+        return poison_shards(
+            trained_by(experiment).attack.index.read(at),
+            Path(inputs.index),
+            Path(inputs.plan),
+            experiment.poison.trigger,
+            experiment.views.size,
+            out,
+            jpeg_quality=experiment.poison.jpeg_quality,
+            progress=meter("poison", "shards", lambda line: print(line, file=sys.stderr)),
+        )
+
+
+def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) -> dict[str, float]:
+    """Metrics of a checkpoint (epoch folder, file or open_clip tag) under the experiment's test set and trigger."""
+    from orchestrator.training.job import Job, load_model, measured_as
+    from orchestrator.training.measuring import evaluate
+
+    model = load_model(experiment, weights)  # first, so that a mistake is told before data are prepared
+    store = Store(compute.store)
+    store.prepare()
+    with session.joined():
+        inputs = make_data(experiment, At(store=store, say=lambda line: print(line, file=sys.stderr)))
+    job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker)
+    with measured_as(weights):
+        return evaluate(job, model)
+
+
+def open_ui(root: str, uri: str, port: int) -> int:
+    """Serve MLflow's UI on loopback until interrupted."""
+    from orchestrator.tracking.server import serve
+
+    store = Store(root)
+    if not uri and not (store.root / "mlflow.db").exists():
+        raise InputError(f"store {store.root} has no mlflow.db: run a sweep first, or give --tracking-uri.")
+    return serve(tracking_uri(uri, store), port)

@@ -1,0 +1,188 @@
+"""Following a run: MLflow gets each new epoch, the terminal a line of progress. Reads the store; nothing waits for it."""
+
+import json
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+from orchestrator.failures import CERTAIN
+from orchestrator.progress import left, smoothed
+from orchestrator.stages.graph import stages
+from orchestrator.store import FAILED, NOTES, Store, read_failure
+from orchestrator.study.outcome import StageResult, Study, TrialResult
+from orchestrator.sweep.plan import Plan
+from orchestrator.sweep.results import load_study, recorded_trials
+from orchestrator.sweep.titles import plan_titles, titles
+from orchestrator.tracking.tracker import Tracker, TrackingError
+
+POLL_S = 2.0
+"""How often the store is read for new lines of metrics."""
+PROGRESS = "progress.json"
+
+
+class Mirror:
+    """A study's runs in MLflow, brought level with the store: a parent for the sweep, a child for each stage and trial."""
+
+    def __init__(self, tracker: Tracker):
+        self._tracker = tracker
+        self._sweep: str | None = None
+        self._known: set[str] = set()
+        self._finished: set[str] = set()
+
+    def sync(self, study: Study) -> None:
+        """Log what is new. Raises TrackingError when the server cannot be written."""
+        if self._sweep is None and study.poison:
+            self._sweep = self._tracker.sweep_run(study)
+        if self._sweep is None:
+            return
+        for result in [*study.priors, *study.pretrains, *study.trials]:
+            if result.fingerprint in self._finished:
+                continue
+            if result.fingerprint not in self._known:
+                self._tracker.stage_run(result, self._sweep, "prior" if result in study.priors else result.stage)
+                self._known.add(result.fingerprint)
+            if result.status == "running":
+                self._tracker.sync(result)
+            else:
+                self._tracker.finish(result)
+                self._finished.add(result.fingerprint)
+
+    def finish(self, study: Study, report: Path, *, failed: bool) -> None:
+        """Bring every run to its end; none is left running."""
+        for result in [*study.priors, *study.pretrains, *study.trials]:
+            if result.status == "running":
+                result.status, result.error = "failed", "it did not finish"
+        self._sweep = self._tracker.sweep_run(study)
+        self.sync(study)
+        files = sorted(path for path in report.parent.iterdir() if path.is_file() and not path.name.startswith("."))
+        self._tracker.finish_sweep(self._sweep, study, files, "FAILED" if failed else "FINISHED")
+        self._tracker.view(study)
+        self._tracker.close_stale(self._sweep)
+
+
+class Follower:
+    """A thread that reads the store while stages run."""
+
+    def __init__(self, plan: Plan, store: Store, mirror: Mirror, say: Callable[[str], None]):
+        self._plan, self._store, self._say = plan, store, say
+        self._mirror: Mirror | None = mirror
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._follow, daemon=True)
+        self._told: dict[str, tuple[float, int]] = {}
+        self._noted: set[str] = set()
+        self._began, self._failed = time.time(), set[str]()
+        self._titles: dict[str, str] = {}
+        self._rates: dict[str, Callable[[float, float], float]] = {}
+        self._before = {path: path.read_bytes() for path in store.root.glob(f"*/.work-*/{PROGRESS}")}
+        """What an attempt that was interrupted has left: it says nothing of this one."""
+        finished = [path for path in store.root.glob(f"*/*-*/{NOTES}") if not path.parent.name.startswith(".")]
+        self._earlier = {path: path.read_bytes() for path in finished}
+        """Notes of stages that were finished by earlier runs, which said them."""
+        experiments = [experiment for _, experiment in [*plan.upstream, *(plan.grid or ())]]
+        self._digits = {stage.fingerprint[:12] for experiment in experiments for stage in stages(experiment).values()}
+
+    def __enter__(self) -> "Follower":
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._stop.set()
+        self._thread.join()  # its requests give up by themselves; two writers at once would log an epoch twice
+        with suppress(InputError, OSError):
+            self._tell_notes()  # of what ended since the last look
+
+    def _follow(self) -> None:
+        while not self._stop.wait(POLL_S):
+            try:
+                study = load_study(self._plan, self._store, live=True)
+            except (InputError, OSError):  # an artefact was damaged meanwhile: the end of the run says so
+                continue
+            self._tell(study)
+            if self._mirror is not None:
+                try:
+                    self._mirror.sync(study)
+                except TrackingError as error:  # training goes on; the end of the run logs everything, or fails
+                    self._mirror = None
+                    self._say(f"WARNING {error}")
+
+    def _tell_notes(self) -> None:
+        """Say the notes of the plan's stages that run or have ended since this run began."""
+        drawn = recorded_trials(self._plan, self._store) if self._plan.grid is None else []
+        digits = self._digits | {record.trial[:12] for record in drawn}
+        for path in sorted(self._store.root.glob(f"*/*-*/{NOTES}")):
+            with suppress(FileNotFoundError):  # sealed meanwhile: found at the next look
+                text = path.read_bytes()
+                if path.parent.name[-12:] not in digits or text == self._earlier.get(path):
+                    continue
+                for line in text.decode(errors="replace").splitlines():
+                    if line not in self._noted:  # the same of many trials is said once
+                        self._say(line)
+                        self._noted.add(line)
+
+    def _tell(self, study: Study) -> None:
+        self._tell_notes()
+        for result in [*study.priors, *study.pretrains, *study.trials]:
+            if result.status != "running" or result.fingerprint in self._failed:
+                continue
+            failed = read_failure(result.folder)
+            if failed and failed["kind"] in CERTAIN and (result.folder / FAILED).stat().st_mtime > self._began:
+                self._failed.add(result.fingerprint)
+                self._say(f"{self._named(result, study)}  failed: {failed['error']}")
+                continue
+            progress, now = self._progress(result.folder / PROGRESS), time.monotonic()
+            if progress is None:
+                if not isinstance(result, TrialResult) and result.fingerprint not in self._told:  # a trial may wait for its turn
+                    self._told[result.fingerprint] = (0.0, -1)
+                    self._say(f"{self._named(result, study)}  starting workers")
+                continue
+            rate = self._rates.setdefault(result.fingerprint, smoothed())(progress["step"], now)
+            last, epochs = self._told.get(result.fingerprint, (0.0, -1))
+            if len(result.metrics) != epochs or now - last > 10:
+                self._told[result.fingerprint] = (now, len(result.metrics))
+                self._say(_line(self._named(result, study), result, progress, rate * progress["batch_size"]))
+        done = sum(trial.status == "finished" for trial in study.trials)
+        if done and self._told.get("trials", (0.0, -1))[1] != done:
+            self._told["trials"] = (time.monotonic(), done)
+            known = {stages(experiment)["clean"].fingerprint for _, experiment in self._plan.grid or ()}
+            total = f" of {len(known)}" if known else ""
+            self._say(f"cleanings finished: {done}{total}")
+
+    def _named(self, result: StageResult, study: Study) -> str:
+        """Its kind and what tells it from the sweep's others: by the plan or, where that does not know it, by what has come so far."""
+        self._titles = self._titles or plan_titles(self._plan)
+        among = [*study.pretrains, *study.trials]
+        title = self._titles.get(result.fingerprint) or titles(among).get(result.fingerprint) or result.name
+        return f"{result.stage} {title} ({result.fingerprint[:6]})"
+
+    def _progress(self, path: Path) -> dict[str, Any] | None:
+        """What the stage's process last wrote of this attempt; None where it has written nothing that can be read."""
+        try:
+            text = path.read_bytes()
+            found = json.loads(text)
+        except (OSError, ValueError):
+            return None
+        names = ("step", "total", "rate", "batch_size")
+        whole = isinstance(found, dict) and all(isinstance(found.get(name), (int, float)) for name in names)
+        return found if whole and text != self._before.get(path) else None
+
+
+def _line(title: str, result: StageResult, progress: dict[str, Any], rate: float = 0.0) -> str:
+    """`clean CleanCLIP, lr 0.001 on MMCL (012345)  620/1240 steps  1890 samples/s  ETA 0:00:21  accuracy 83.1 %  ASR 97.0 %`
+
+    `rate` is smoothed, in samples a second; 0, before there is one: the last that the stage's process measured.
+    """
+    rate = rate or progress["rate"]
+    parts = [
+        title,
+        f"{progress['step']}/{progress['total']} steps",
+        f"{rate:.0f} samples/s",
+        f"ETA {left((progress['total'] - progress['step']) * progress['batch_size'], rate)}",
+    ]
+    if result.metrics:
+        metrics = result.metrics[-1]["metrics"]
+        parts.append(f"accuracy {metrics['zeroshot/top1']:.1f} %  ASR {metrics['asr/top1']:.1f} %")
+    return "  ".join(parts)

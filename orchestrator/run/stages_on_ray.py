@@ -1,0 +1,150 @@
+"""Stages on Ray: pre-trainings side by side, measurements and labels in a process of their own, a training that is followed."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from datasets.component import Component
+from datasets.errors import InputError
+from orchestrator import failures
+from orchestrator.experiment.identity import IDENTITIES
+from orchestrator.experiment.spec import Compute
+from orchestrator.stages.base import At, Stage, ensure, walk
+from orchestrator.store import METRICS, Artefact, Store, read_lines
+from orchestrator.training.ray_train import StageError, raise_failure
+
+FOLLOW_S = 1.0
+"""Between two looks at the lines of a training that other processes make."""
+
+
+def train_all(wanted: Sequence[Stage], at: At) -> list[Artefact]:
+    """Every pre-trained model, in order: those that are missing are made side by side, as many as the cluster has room for.
+
+    If one fails, or the process that waits for it dies, no other is begun; those that run are waited for, then the first failure is
+    raised.
+    """
+    import ray
+    from ray.exceptions import RayError
+
+    missing = {stage.fingerprint: stage for stage in wanted if at.find(stage) is None}
+    room = pretrainings_at_a_time(at.compute, ray.cluster_resources())
+    if len(missing) > 1 and room > 1:
+        # the workers of its Ray Train hold the cores; one that is started again goes on from the last checkpoint
+        task = ray.remote(num_cpus=0, max_retries=at.compute.retries)(_apart)
+        waiting = list(missing.values())
+        running: dict[Any, Stage] = {}
+        failed: list[Exception] = []
+        while waiting or running:
+            while waiting and len(running) < room and not failed:
+                stage = waiting.pop(0)
+                running[task.remote(stage, str(at.store.root), at.compute, at.known, dict(IDENTITIES))] = stage
+            if not running:
+                break
+            (done, *_), _ = ray.wait(list(running), num_returns=1)
+            stage = running.pop(done)
+            try:
+                failure = ray.get(done)
+                failed += [failure] if failure else []
+            except RayError as death:
+                try:
+                    raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), death)
+                except (InputError, StageError) as error:
+                    failed.append(error)
+        if failed:
+            raise failed[0]
+    return [ensure(stage, at) for stage in wanted]
+
+
+def ensure_all(wanted: Iterable[Stage], at: At) -> None:
+    """Make these stages and all that they need, one after the other, each where its kind says."""
+    for stage in walk(*wanted):
+        if stage.apart and at.find(stage) is None:
+            _ensure_apart(stage, at)
+        else:
+            ensure(stage, at)
+
+
+def measure_all(wanted: Sequence[Stage], at: At) -> None:
+    """Make these measurements, side by side, each in a process with the cores and the GPU of a trial; raises the first failure."""
+    import ray
+
+    if not wanted:
+        return
+    at.say(f"measuring what is stored: {len(wanted)} to do")
+    compute = at.compute
+    task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=compute.retries)(_with_cores)
+    running = {task.remote(stage, str(at.store.root), compute, {}, dict(IDENTITIES)): stage for stage in wanted}
+    for reference, stage in running.items():
+        try:
+            ray.get(reference)
+        except ray.exceptions.RayError as error:
+            raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), error)
+
+
+def _ensure_apart(stage: Stage, at: At) -> None:
+    """Make a stage in a process with the cores and the GPU of a trial."""
+    import ray
+
+    compute = at.compute
+    task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=compute.retries)(_with_cores)
+    try:
+        ray.get(task.remote(stage, str(at.store.root), compute, at.known, dict(IDENTITIES)))
+    except ray.exceptions.RayError as error:
+        raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), error)
+
+
+def _with_cores(stage: Stage, store: str, compute: Compute, known: dict[str, Any], identities: dict[Component | str, Any]) -> None:
+    import torch
+
+    IDENTITIES.update(identities)
+    torch.set_num_threads(max(1, int(compute.trial_cpus)))
+    ensure(stage, At(store=Store(store), compute=compute, known=known))
+
+
+def pretrainings_at_a_time(compute: Compute, has: dict[str, float]) -> int:
+    """How many pre-trainings a cluster of these resources can run side by side, the CPUs of their feeds counted; at least 1."""
+    cpus = compute.cpus_per_worker + (compute.feed_cpus if compute.feed == "ray" else 0)
+    return _room(compute.workers, cpus, compute.gpus_per_worker, has)
+
+
+def trials_at_a_time(compute: Compute, has: dict[str, float]) -> int:
+    """How many trials of several processes a cluster of these resources can run side by side; at least 1."""
+    room = _room(compute.trial_workers, compute.trial_cpus, compute.trial_gpus, has)
+    return min(room, compute.max_concurrent_trials or room)
+
+
+def _room(workers: int, cpus: float, gpus: float, has: dict[str, float]) -> int:
+    needs = {"CPU": workers * cpus, "GPU": workers * gpus}
+    return max(1, int(min(has.get(name, 0.0) / need for name, need in needs.items() if need) + 1e-9))
+
+
+def ensure_followed(stage: Stage, at: At) -> Artefact:
+    """As `ensure`, for a training whose own workers hold the cores: a task without any waits for it, and this process meanwhile tells
+    `at.report` of each line that is new."""
+    import ray
+
+    told = 0
+    task = ray.remote(num_cpus=0, max_retries=0)(_apart)
+    waiting = [task.remote(stage, str(at.store.root), at.compute, at.known, dict(IDENTITIES))] if at.find(stage) is None else []
+    while waiting:
+        done, waiting = ray.wait(waiting, timeout=FOLLOW_S)
+        lines = read_lines(at.store.work(stage.kind, stage.fingerprint) / METRICS)
+        for line in lines[told:] if at.report is not None else []:
+            at.report(line)  # type: ignore[misc]
+        told = max(told, len(lines))
+        for failure in [failure for one in done if (failure := ray.get(one))]:
+            raise failure
+    return ensure(stage, at)
+
+
+def _apart(
+    stage: Stage, store: str, compute: Compute, known: dict[str, Any], identities: dict[Component | str, Any]
+) -> Exception | None:
+    """`ensure` in a process of its own; the failure it met, without the traceback that Ray would wrap it in."""
+    IDENTITIES.update(identities)
+    try:
+        ensure(stage, At(store=Store(store), compute=compute, known=known))
+    except (InputError, StageError, failures.ComesAgain) as error:
+        return type(error)(str(error))
+    return None

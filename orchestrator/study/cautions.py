@@ -1,0 +1,213 @@
+"""What a reader must know before believing a table or a figure, one sentence each."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from orchestrator.failures import DIVERGED, SAID
+from orchestrator.study.names import called, hyperparameters, is_number, is_seed, short_paths, value_at, value_text
+from orchestrator.study.outcome import StageResult, Study, TrialResult
+from orchestrator.study.points import GIVEN, cleaned_points, panels, points_of, repetitions
+from orchestrator.study.selection import Choice, Row, table
+
+MARGIN = 0.1
+"""A drawn value this near to a bound, as a share of the range, lies at its end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Caution:
+    """One thing to distrust, and the panels whose figures it concerns (none: all of them)."""
+
+    text: str
+    panels: tuple[str, ...] = ()
+    gate: bool = False
+    where: tuple[tuple[str, str], ...] = ()
+    """(panel, method) of what it holds for, where it holds for some of several; not yet said in `text`."""
+
+    def told(self, panel: str = "") -> str:
+        """The sentence, about one panel or all."""
+        named = [f"{method} on {label}" if not panel else method for label, method in self.where if panel in ("", label)]
+        return f"{self.text}: {'; '.join(named)}." if named else self.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class End:
+    """A chosen value that lies at the end of what was tried: beyond it the choice could be better still."""
+
+    setting: str
+    """`lr = 0.004, the largest tried (0.001 … 0.004)`"""
+    drawn: bool
+    path: str
+
+
+def warnings(study: Study, gates: bool = True) -> list[str]:
+    """All cautions of a study as text, the gravest first; `gates=False` leaves the verdicts of the attack gate to the caller."""
+    return [caution.told() for caution in cautions(study) if gates or not caution.gate]
+
+
+def beside(panel: str, found: list[Caution]) -> list[str]:
+    """The cautions that belong beside a panel's figure, shortened to what concerns it."""
+    return [caution.told(panel) for caution in found if panel in caution.panels and not caution.gate]
+
+
+def cautions(study: Study) -> list[Caution]:
+    """Failed gates, broken trials, empty choices, ends of grids, unequal evaluations, too few seeds."""
+    rows = table(study)
+    found = [*_gates(study), *_broken(study), *_missed(rows), *_ends(study, rows)]
+    sizes = {
+        (p.metrics.get("zeroshot/n"), p.metrics.get("asr/n"))
+        for stage in [*study.pretrains, *study.trials]
+        for p in points_of(stage)
+    }
+    if len(sizes) > 1:
+        found.append(
+            Caution(text="The evaluations differ in their number of images: some points are not comparable with others.")
+        )
+    return [*found, *_few_seeds(study, rows)]
+
+
+def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
+    """The chosen trial's numbers that are the smallest or largest of those tried.
+
+    A value counts as tried where it gave a point in the choice's own repetition: in a trial that is alike in all other fields
+    or, where no two are (their values were drawn, or vary together), in any.
+    """
+    chosen = choice.trial
+    assert chosen
+    given = {trial.fingerprint: hyperparameters(trial) for trial in row.trials}
+    names = short_paths(list(dict.fromkeys(path for found in given.values() for path in found)))
+    seeds = repetitions(study, row.trials)
+    own = [t for t in row.trials if t.pretrain == chosen.pretrain and seeds[t.fingerprint] == choice.repetition]
+
+    def ran_with(trial: TrialResult, path: str) -> Any:
+        found = given[trial.fingerprint]
+        return found[path] if path in found else value_at(trial, path)  # another sweep, which did not vary it
+
+    values = [{path: ran_with(trial, path) for path in names} for trial in [chosen, *filter(cleaned_points, own)]]
+    for path, value in values[0].items():
+        if is_seed(path) or not is_number(value) or len({str(ran_with(trial, path)) for trial in own}) < 2:
+            continue
+        others = [other for other in names if other != path and not is_seed(other)]
+        alike = [found for found in values if all(found[other] == values[0][other] for other in others)]
+        tried = _tried(alike, path) if len(_tried(alike, path)) > 1 else _tried(values, path)
+        range_ = _range(study, chosen, path)
+        if range_:
+            if not MARGIN <= _share(value, *range_) <= 1 - MARGIN:
+                bounds = f"{value_text(range_[0])} … {value_text(range_[1])}"
+                yield End(setting=f"{names[path]} = {value_text(value)}, drawn from {bounds}", drawn=True, path=path)
+        elif value in (tried[0], tried[-1]):
+            end = "smallest" if value == tried[0] else "largest"
+            within = f"{value_text(tried[0])} … {value_text(tried[-1])}" if len(tried) > 2 else "of two values"
+            text = f"the {end} tried ({within})" if len(tried) > 1 else "the only one that gave a point"
+            yield End(setting=f"{names[path]} = {value_text(value)}, {text}", drawn=False, path=path)
+
+
+def _tried(found: list[dict[str, Any]], path: str) -> list[float]:
+    return sorted({values[path] for values in found if is_number(values[path])})
+
+
+def _range(study: Study, trial: TrialResult, path: str) -> tuple[float, float] | None:
+    """Bounds of the space that the trial's value was drawn from; None for a grid. Sweeps that were joined have a space each."""
+    spaces = study.config.get("spaces", {})
+    space = spaces.get(trial.fingerprint, study.config.get("space"))
+    described = space.get(path) if isinstance(space, dict) else None
+    if not isinstance(described, dict) or not is_number(described.get("lower")) or not is_number(described.get("upper")):
+        return None
+    return float(described["lower"]), float(described["upper"])
+
+
+def _share(value: float, low: float, high: float) -> float:
+    """Where a value lies between two bounds, 0 to 1; in decades where they span more than one."""
+    if low > 0 and high / low > 10:
+        value, low, high = math.log(value), math.log(low), math.log(high)
+    return (value - low) / (high - low) if high > low else 0.5
+
+
+def _gates(study: Study) -> Iterator[Caution]:
+    for panel in panels(study):
+        for stage in panel.pretrains:
+            gate = study.gates.get(stage.fingerprint)
+            if gate is None and stage.status == "finished":
+                yield Caution(text=f"{called(stage)}: the attack gate was not evaluated.", panels=(panel.label,), gate=True)
+            elif gate and not gate.get("passed"):
+                reasons = "; ".join(str(reason).rstrip(".") for reason in gate.get("reasons", [])) or "no reason was given"
+                text = f"{called(stage)}: the attack did not take, so its cleanings show nothing of a defence. {reasons}."
+                yield Caution(text=text, panels=(panel.label,), gate=True)
+
+
+def _broken(study: Study) -> Iterator[Caution]:
+    where = {stage.fingerprint: panel.label for panel in panels(study) for stage in panel.pretrains}
+    stages: list[StageResult] = [*study.pretrains, *study.trials]
+    for stage in stages:
+        label = where.get(stage.pretrain if isinstance(stage, TrialResult) else stage.fingerprint)
+        concerned = (label,) if label else ()
+        bad = _not_finite(stage)
+        if stage.status == "failed":
+            reason = (stage.error or "no reason was recorded").strip().splitlines()[0]
+            yield Caution(text=f"{called(stage)} {SAID.get(stage.failure, 'failed')}: {reason}", panels=concerned)
+        elif bad:
+            yield Caution(text=f"{called(stage)} diverged: {', '.join(bad)} stopped being finite numbers.", panels=concerned)
+    if stopped := sum(trial.status == "stopped" for trial in study.trials):
+        yield Caution(text=f"The scheduler stopped {stopped} of {len(study.trials)} trials early; later epochs are not known.")
+    if study.missing:
+        yield Caution(text=f"{study.missing} cleanings have not been begun: the table knows only the others.")
+    if running := sum(stage.status == "running" for stage in stages):
+        yield Caution(text=f"{running} stages have not finished: this page shows them as far as they are.")
+
+
+def _missed(rows: list[Row]) -> Iterator[Caution]:
+    missed = []
+    for row in rows:
+        if row.rule.key == "acc_at_asr_le_5" and len(row.reached) < len(row.choices):
+            count = f" (in {len(row.choices) - len(row.reached)} of {len(row.choices)} repetitions)"
+            missed.append((row.panel.label, row.method + (count if len(row.choices) > 1 else "")))
+    if missed:
+        yield Caution(text="No model reached ASR ≤ 5 %", panels=tuple(dict(missed)), where=tuple(missed))
+
+
+def _ends(study: Study, rows: list[Row]) -> Iterator[Caution]:
+    """Of each row, and of the series' grid among all values of a method: in a row of its own each would be the only one.
+
+    A series of what a cleaning is given (its pairs, its poisons) is never chosen from, nor is one of before the cleaning.
+    """
+    series = study.series if study.series.startswith("clean.") and study.series not in GIVEN else ""
+    judged = [(row, "") for row in rows] + [(row, series) for row in (table(study, series) if series else ())]
+    found: dict[End, dict[tuple[str, str], None]] = {}
+    for row, only in judged:
+        for choice in row.reached if row.rule.oracle else ():
+            for end in ends(study, row, choice):
+                if only in ("", end.path):
+                    found.setdefault(end, {})[row.panel.label, row.method] = None
+    for end, where in found.items():
+        space = "range" if end.drawn else "grid"
+        text = f"Chosen at the end of its {space}: {end.setting}; a wider {space} may change it. This holds for"
+        yield Caution(text=text, panels=tuple(dict.fromkeys(label for label, _ in where)), where=tuple(where))
+
+
+def _few_seeds(study: Study, rows: list[Row]) -> Iterator[Caution]:
+    if study.trials:
+        counts = {(row.panel.label, row.method): len(row.choices) for row in rows if row.choices}
+        what = "a pre-training and method"
+    else:
+        counts, what = {(panel.label, ""): len(panel.pretrains) for panel in panels(study)}, "a pre-training"
+    few = {key: count for key, count in counts.items() if count < 3}
+    if few:
+        most = max(few.values())
+        seeds = "one seed" if most <= 1 else f"at most {most} seeds"
+        yield Caution(
+            text=f"Fewer than three seeds ({seeds} for {what}): differences may be chance. The "
+            "intervals of single models count the evaluation's images, neither seeds nor the choice among trials.",
+            panels=tuple(dict.fromkeys(label for label, _ in few)),
+        )
+
+
+def diverged(stage: StageResult) -> bool:
+    """Whether its training left the finite numbers, which ends it."""
+    return stage.failure == DIVERGED or bool(_not_finite(stage))
+
+
+def _not_finite(stage: StageResult) -> list[str]:
+    """The metrics that are no finite number in some epoch."""
+    metrics = (line.get("metrics", {}) for line in stage.metrics)
+    return sorted({name for found in metrics for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)})

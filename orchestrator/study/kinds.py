@@ -1,0 +1,152 @@
+"""Which objective and which cleaning method a stage ran: by its component's class, and by the label that it gives itself.
+
+A name is for people and two classes may have the same: what belongs together is told by `kind_of`, what the study of CleanCLIP
+tried by `study_objective` and `study_method`, which ask for classes and weights and never for a name.
+"""
+
+from collections.abc import Collection, Iterator, Sequence
+from functools import cache
+from typing import Any
+
+from datasets.component import Component
+from orchestrator.experiment.fingerprint import ID, LABEL
+from orchestrator.study.outcome import StageResult, TrialResult
+
+Node = dict[str, Any]
+"""A component as JSON: its class, its label where it was written down, and its fields."""
+Kind = tuple[str, ...]
+"""The label, then the classes that it speaks of; our own are told apart by their labels alone, which name their losses."""
+
+
+@cache
+def own() -> dict[str, type[Component]]:
+    """Path → class of the objectives and cleaning methods that come with the project."""
+    from trainers.methods.deep_clustering import DeepClustering
+    from trainers.methods.finetune import CleanCLIP, FineTune, MMCLFineTune, SSLFineTune
+    from trainers.methods.pseudo_labels import PseudoLabels
+    from trainers.methods.shrink_perturb import ShrinkPerturb
+    from trainers.objectives.clustering import Clustering
+    from trainers.objectives.contrastive import MMCL, MMCLSSL, SSL, Contrastive
+    from trainers.objectives.siglip import SigLIP
+
+    contrastive = (Contrastive, MMCL, MMCLSSL, SSL, SigLIP, Clustering)
+    cleaning = (FineTune, MMCLFineTune, CleanCLIP, SSLFineTune, ShrinkPerturb, DeepClustering, PseudoLabels)
+    paths = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (*contrastive, *cleaning)}
+    return paths | {path.replace("trainers.methods.", "trainers.cleaning."): cls for path, cls in paths.items()}  # where they were once
+
+
+@cache
+def reserved() -> frozenset[str]:
+    """Labels of the project's own components: another class that has one is always told with its class."""
+    return frozenset({"MMCL", "SSL", "MMCL+SSL", "CleanCLIP", "SigLIP", "deep-clustering", "pseudo-labels"})
+
+
+def objective_node(stage: StageResult) -> Node:
+    """The pre-training objective, or the given model; empty where the configuration has neither."""
+    pretrain = _node(stage.config, "pretrain")
+    return _node(stage.config, "pretrain", "objective") or (pretrain if "checkpoint" in pretrain else {})
+
+
+def method_node(stage: StageResult) -> Node:
+    """The cleaning method; a manifest's configuration is that of the cleaning alone."""
+    return _node(stage.config, "clean", "method") or ({} if "clean" in stage.config else _node(stage.config, "method"))
+
+
+def component_of(stage: StageResult) -> Node:
+    """The method of a cleaning, the objective of any other training."""
+    return method_node(stage) if isinstance(stage, TrialResult) else objective_node(stage)
+
+
+def label_of(node: Node) -> str:
+    """What the component calls itself; where that was not written down, what its class would say, or the class's name."""
+    if isinstance(node.get(LABEL), str):
+        return node[LABEL]
+    path = str(node.get("class", ""))
+    return _bare(node).label if path in own() else path.rpartition(".")[2]
+
+
+def kind_of(node: Node) -> Kind:
+    """Equal for components that are one objective or method with other settings."""
+    return (label_of(node), *(path for path in _classes(node) if path not in own()))
+
+
+def names(stages: Sequence[StageResult]) -> dict[str, str]:
+    """Fingerprint → what the stage's component is called: its label, with its class where another class has the same one."""
+    nodes = {stage.fingerprint: component_of(stage) for stage in stages}
+    alike: dict[str, set[Kind]] = {}
+    for node in nodes.values():
+        alike.setdefault(label_of(node), set()).add(kind_of(node))
+    return {s.fingerprint: s.called or name_of(nodes[s.fingerprint], alike[label_of(nodes[s.fingerprint])]) or s.name for s in stages}
+
+
+def name_of(node: Node, alike: Collection[Kind] = ()) -> str:
+    """The component's label, with its class where it is not ours and ours, or others of these kinds, have the same label."""
+    label, *classes = kind_of(node)
+    told = classes if len(alike) > 1 else [path for path in classes if _is_reserved(node, path)]
+    others = {path for kind in alike for path in kind[1:]} | set(own())
+    return f"{label} ({', '.join(ending(path, others) for path in told)})" if told else label
+
+
+def study_objective(stage: StageResult) -> str:
+    """The objective as the study calls it ("MMCL", "MMCL+SSL", "SSL"), by class and weights; empty for any other class."""
+    return _losses(objective_node(stage), "trainers.objectives.contrastive", ("Contrastive", "MMCL", "MMCLSSL", "SSL"))
+
+
+def study_method(stage: StageResult) -> str:
+    """The fine-tuning as the study calls it ("CleanCLIP", "MMCL", "SSL"), by class and weights; empty for any other class."""
+    found = _losses(method_node(stage), "trainers.methods.finetune", ("FineTune", "MMCLFineTune", "CleanCLIP", "SSLFineTune"))
+    return "CleanCLIP" if found == "MMCL+SSL" else found
+
+
+def _losses(node: Node, module: str, classes: Sequence[str]) -> str:
+    from trainers.objectives.contrastive import losses
+
+    if node.get("class") not in [f"{module}.{name}" for name in classes]:
+        return ""
+    return losses(node.get("clip_weight", 0), node.get("inmodal_weight", 0))
+
+
+def _node(config: Any, *path: str) -> Node:
+    for key in path:
+        config = config.get(key) if isinstance(config, dict) else None
+    return config if isinstance(config, dict) and "class" in config else {}
+
+
+def _classes(node: Node) -> Iterator[str]:
+    """The component's class, and those of its parts that its label names."""
+    yield str(node.get("class", ""))
+    for part in node.values():
+        if isinstance(part, dict) and "class" in part and label_of(part) in label_of(node):
+            yield from _classes(part)
+
+
+def _is_reserved(node: Node, path: str) -> bool:
+    """Whether this class, of the component or a part of it, gives itself a label of ours."""
+    parts = [part for part in node.values() if isinstance(part, dict) and "class" in part]
+    return (node.get("class") == path and label_of(node) in reserved()) or any(_is_reserved(part, path) for part in parts)
+
+
+def ending(path: str, others: Collection[str]) -> str:
+    """The shortest ending of a class's path that tells it from the others."""
+    parts = path.split(".")
+    endings = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
+    clash = set(others) - {path}
+    return next((end for end in endings if not any(f".{other}".endswith(f".{end}") for other in clash)), path)
+
+
+def _bare(node: Node) -> Component:
+    """A component of ours with the fields that the configuration holds, to ask for its label."""
+    cls = own()[node["class"]]
+    made = object.__new__(cls)
+    for name, value in node.items():
+        if name not in ("class", ID):
+            inner = isinstance(value, dict) and "class" in value
+            object.__setattr__(made, name, (_bare(value) if value["class"] in own() else _Named(label_of(value))) if inner else value)
+    return made
+
+
+class _Named:
+    """Stands for a component that only its label is known of."""
+
+    def __init__(self, label: str):
+        self.label = label

@@ -1,0 +1,99 @@
+"""What a sweep produced, read back from the store: plain values that the tracker and the report share."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas
+
+    from orchestrator.study.published import Published
+
+
+@dataclass(kw_only=True)
+class StageResult:
+    """One training stage: its configuration and one line of metrics an epoch."""
+
+    stage: str
+    """`pretrain` or `clean`."""
+    name: str
+    fingerprint: str
+    folder: Path
+    """The artefact, or the working folder of a stage that has not finished."""
+    arrays: tuple[Path, ...] = ()
+    """Folders that may hold the arrays behind its pictures, what was measured last coming first."""
+    config: dict[str, Any]
+    """The configuration of its experiment, nested, with the labels of its components."""
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    """Lines of metrics.jsonl: {"epoch", "step", "seconds", "metrics": {...}}, shares in percent."""
+    seconds: float = 0.0
+    status: str = "finished"
+    """finished | running | stopped | failed"""
+    error: str | None = None
+    failure: str = ""
+    """Kind of the failure, one of `orchestrator.failures`; empty where it has not failed, or where it was not recorded."""
+    commit: str = ""
+    called: str = ""
+    """What its objective or method is called in the study, where that was settled (`report.kinds.names`)."""
+    role: str = ""
+    """Of a training without the poison what it is for: prior, labeller, or both."""
+
+
+@dataclass(kw_only=True)
+class TrialResult(StageResult):
+    """One cleaning of one pre-trained model."""
+
+    overrides: dict[str, Any] = field(default_factory=dict)
+    """Dotted path into the experiment → the value this trial tried."""
+    pretrain: str = ""
+    """Fingerprint of the pre-training it starts from."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StageState:
+    """One stage of the sweep, of whatever kind, and how far it has come."""
+
+    kind: str
+    name: str
+    fingerprint: str
+    state: str
+    """finished | begun | to do"""
+    seconds: float = 0.0
+
+
+@dataclass(kw_only=True)
+class Study:
+    """A sweep with everything it made."""
+
+    name: str
+    doc: str
+    fingerprint: str
+    config: dict[str, Any]
+    priors: list[StageResult] = field(default_factory=list)
+    """Trainings on the pairs without the poison: followed and logged, neither judged nor shown as a start."""
+    pretrains: list[StageResult] = field(default_factory=list)
+    trials: list[TrialResult] = field(default_factory=list)
+    poison: dict[str, Any] = field(default_factory=dict)
+    """Trigger, target, counts, drops by reason, visibility."""
+    gates: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Fingerprint of a pre-training → verdict of the attack gate."""
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    """Sample sheet: {"key", "clean": PNG bytes, "triggered": PNG bytes, "caption_before", "caption_after"}."""
+    stages: list[StageState] = field(default_factory=list)
+    """Every stage of the sweep, in the order in which they are made; empty while it is followed."""
+    missing: int = 0
+    """Trials of the grid that nothing is known of yet; not those of models whose attack did not take."""
+    series: str = ""
+    """Dotted path that a figure has as its horizontal axis."""
+    published: "Published | None" = None
+    """Results of others, drawn beside these."""
+    claims: bool = False
+    """Whether its page judges the study's claims."""
+    data_hash: str = ""
+    commit: str = ""
+
+    def frame(self) -> "pandas.DataFrame":
+        """Every epoch of every training as a row: `report.frames.points`, where what takes the frame stands too."""
+        from orchestrator.study.frames import points
+
+        return points(self)

@@ -1,0 +1,293 @@
+"""What was measured: points, their intervals, and which models belong together.
+
+All shares are in percent.
+"""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from scipy.special import stdtrit
+
+from orchestrator.study.kinds import names, study_method, study_objective
+from orchestrator.study.names import (
+    hyperparameters,
+    is_seed,
+    objective_of,
+    seeds_of,
+    short_paths,
+    tell_apart,
+    value_at,
+    value_text,
+)
+from orchestrator.study.outcome import StageResult, Study, TrialResult
+from orchestrator.study.published import Cleaned, Start
+from trainers.checkpoint import epoch_folder
+from trainers.evaluate.choice import ACCURACY as ACCURACY
+from trainers.evaluate.choice import ASR as ASR
+from trainers.evaluate.choice import M, measured, results
+from trainers.evaluate.choice import start_of as epoch_to_start_from
+from trainers.evaluate.zeroshot import wilson
+from trainers.weights.epoch_folder import WEIGHTS
+
+CLEANING_SET = ("clean.pairs", "clean.choice", "clean.poisons", "clean.keys")
+"""The pairs that a cleaning is given, rather than how it is tuned: trials that differ in it are never chosen between."""
+GIVEN = (*CLEANING_SET, "clean.start")
+"""The same with the epoch that it starts from."""
+MAX_ARMS = 12
+"""A series with more values (a drawn one) does not split a method's trials."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Point:
+    """One evaluation of one model."""
+
+    stage: StageResult
+    epoch: int
+    accuracy: float
+    asr: float
+    returned: bool = False
+    """Whether a cleaning method returned it in place of what training ended with."""
+    metrics: dict[str, float] = field(repr=False)
+
+    @property
+    def trial(self) -> str:
+        """The fingerprint of its stage."""
+        return self.stage.fingerprint
+
+    def interval(self, metric: str) -> tuple[float, float]:
+        """95 % Wilson interval over the evaluation's images; (nan, nan) where n is not known."""
+        low, high = self.metrics.get(f"{metric}_low"), self.metrics.get(f"{metric}_high")
+        if low is not None and high is not None:
+            return float(low), float(high)
+        return interval_of_share(self.metrics[metric], self.metrics.get(f"{metric.split('/')[0]}/n", 0))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """Pre-trainings that differ in nothing but their seeds."""
+
+    label: str
+    pretrains: tuple[StageResult, ...]
+
+    def holds(self, trial: TrialResult) -> bool:
+        return any(trial.pretrain == stage.fingerprint for stage in self.pretrains)
+
+    @property
+    def objective(self) -> str:
+        """What the report calls its objective."""
+        return objective_of(self.pretrains[0])
+
+    @property
+    def study_objective(self) -> str:
+        """What the study of CleanCLIP calls it; empty for any other objective."""
+        return study_objective(self.pretrains[0])
+
+
+def interval_of_share(share: float, n: float) -> tuple[float, float]:
+    """95 % Wilson score interval of a share of n, both in percent; nan where n is not known."""
+    if not n or not math.isfinite(share):
+        return math.nan, math.nan
+    return wilson(share / 100 * n, n)
+
+
+def interval_of(values: Sequence[float], points: Sequence[Point], metric: str) -> tuple[float, float, float] | None:
+    """Mean and 95 % t interval over the repetitions; of a single one the interval over its images, where it is a metric."""
+    found = mean_interval(values)
+    return (found[0], *points[0].interval(metric)) if found and len(values) == 1 and metric else found
+
+
+def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
+    """(mean, low, high) with Student's 95 % interval; bounds are nan for one value; None for none."""
+    if not values:
+        return None
+    n, mean = len(values), math.fsum(values) / len(values)
+    if n == 1:
+        return mean, math.nan, math.nan
+    sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
+    t = float(stdtrit(n - 1, 0.975))
+    return mean, mean - t * sd / math.sqrt(n), mean + t * sd / math.sqrt(n)
+
+
+def points_of(stage: StageResult) -> list[Point]:
+    """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last."""
+    found = measured(stage.metrics)
+    return [Point(stage=stage, epoch=p.epoch, accuracy=p.accuracy, asr=p.asr, returned=p.returned, metrics=p.metrics) for p in found]
+
+
+def cleaned_points(trial: TrialResult) -> list[Point]:
+    """The points of a trial that are its method's results (`choice.results`); epoch 0 is the model before cleaning.
+
+    Of a trial that failed, or that still runs, there are none: what its training passes through is not what the method returns.
+    """
+    return [] if trial.status in ("failed", "running") else results(points_of(trial))
+
+
+def checkpoint_of(study: Study, point: Point) -> str:
+    """Where the model's weights lie, relative to the store; empty where none are kept.
+
+    Epoch 0 of a cleaning is the pre-trained model itself, unless its method changed weights before the first step.
+    """
+    stage, epoch = point.stage, point.epoch
+    if epoch == 0 and isinstance(stage, TrialResult):
+        start = start_of(study, stage.pretrain, stage)
+        if start is None or (start.accuracy, start.asr) != (point.accuracy, point.asr):
+            return ""
+        stage, epoch = start.stage, start.epoch
+    folder = epoch_folder(stage.folder, epoch)
+    return str(folder.relative_to(stage.folder.parent.parent)) if (folder / WEIGHTS).is_file() else ""
+
+
+def start_of(study: Study, pretrain: str, trial: TrialResult | None = None) -> Point | None:
+    """The uncleaned model: the last epoch of the pre-training, or the one that a trial starts from (`Clean.start`).
+
+    Where the pre-training is not there, epoch 0 of a cleaning.
+    """
+    for stage in study.pretrains:
+        if stage.fingerprint == pretrain and (points := points_of(stage)):
+            return uncleaned(points, trial)
+    firsts = [p for t in study.trials if t.pretrain == pretrain and trial in (None, t) for p in points_of(t) if p.epoch == 0]
+    return firsts[0] if firsts else None
+
+
+def uncleaned(points: Sequence[Point], trial: TrialResult | None) -> Point | None:
+    """Of a pre-training's points the model that the trial cleans; without a trial the last."""
+    return epoch_to_start_from(points, str(value_at(trial, "clean.start") or "") if trial else "")
+
+
+def starts_of(study: Study, panel: Panel) -> list[Point]:
+    """The uncleaned models of a panel, one for each seed that has been measured."""
+    return [start for stage in panel.pretrains if (start := start_of(study, stage.fingerprint))]
+
+
+def published_starts(study: Study, panel: Panel) -> list[Start]:
+    """The published models that belong beside a panel's uncleaned ones."""
+    found = study.published.starts if study.published else ()
+    return [start for start in found if start.objective == panel.study_objective and start.fits(panel.pretrains[0].config)]
+
+
+def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
+    """The published cleanings that belong beside a panel's; those of one value of a cleaning, where the method is tried at it."""
+    found = study.published.cleanings if study.published else ()
+    mine = [trial for trial in study.trials if panel.holds(trial)]
+    return [
+        cleaned
+        for cleaned in found
+        if cleaned.objective == panel.study_objective
+        and (
+            any(study_method(trial) == cleaned.method and cleaned.fits(trial.config) for trial in mine)
+            if cleaned.of_cleaning
+            else cleaned.fits(panel.pretrains[0].config)
+        )
+    ]
+
+
+def repetitions(study: Study, trials: Sequence[TrialResult]) -> dict[str, str]:
+    """Fingerprint of a trial → the seeds of it and of its pre-training: equal for one repetition under two objectives."""
+    seeds = {stage.fingerprint: seeds_of(stage.config) for stage in study.pretrains}
+    made = {}
+    for trial in trials:
+        own = {path: value for path, value in hyperparameters(trial).items() if is_seed(path)}
+        made[trial.fingerprint] = json.dumps(seeds.get(trial.pretrain, {}) | own, sort_keys=True, default=str)
+    return made
+
+
+def plans_cleaning(study: Study) -> bool:
+    """Whether cleaning is part of the study: a sweep may be of pre-trainings alone."""
+    base = study.config.get("base")
+    return bool(study.trials) or not isinstance(base, dict) or base.get("clean") is not None
+
+
+def role_of(stage: StageResult, epoch: int) -> str:
+    """What an epoch is of its stage: before | training | result; only results are chosen from."""
+    if not isinstance(stage, TrialResult):
+        return "training"
+    return "before" if epoch == 0 else "result" if any(point.epoch == epoch for point in cleaned_points(stage)) else "training"
+
+
+def front(points: Sequence[M]) -> list[M]:
+    """The points that no other beats: none is at least as accurate at no higher ASR. From the lowest ASR up."""
+    kept: list[M] = []
+    for point in sorted(points, key=lambda p: (p.asr, -p.accuracy, p.epoch, p.trial)):
+        if not kept or point.accuracy > kept[-1].accuracy:
+            kept.append(point)
+    return kept
+
+
+def panels(study: Study, ignoring: str = "") -> list[Panel]:
+    """The study's pre-trainings, repetitions with other seeds together, in the order they were declared.
+
+    `ignoring` is a dotted path that does not tell them apart either: a series' own.
+    """
+    groups: dict[str, list[StageResult]] = {}
+    facts: dict[str, dict[str, Any]] = {}
+    objectives = names(study.pretrains)
+    for stage in study.pretrains:
+        own = before_cleaning(stage.config, ignoring)
+        key = json.dumps([objectives[stage.fingerprint], own], sort_keys=True, default=str)
+        groups.setdefault(key, []).append(stage)
+        facts[key] = own
+    labels: dict[str, str] = {}
+    for objective in dict.fromkeys(objectives.values()):
+        alike = [key for key in groups if objectives[groups[key][0].fingerprint] == objective]
+        for key, told in zip(alike, tell_apart([facts[key] for key in alike])):
+            labels[key] = f"{objective}, {told}" if told else objective
+        for key in alike:
+            if [labels[other] for other in alike].count(labels[key]) > 1:
+                labels[key] += f" ({groups[key][0].fingerprint[:6]})"
+    return [Panel(label=labels[key], pretrains=tuple(stages)) for key, stages in groups.items()]
+
+
+def before_cleaning(value: Any, ignoring: str, path: str = "") -> Any:
+    """What determines the uncleaned model: the configuration without its cleaning, its seeds and the ignored path."""
+    if not isinstance(value, dict):
+        return value
+    inner = {key: f"{path}.{key}" if path else key for key in value}
+    return {
+        key: before_cleaning(value[key], ignoring, where)
+        for key, where in inner.items()
+        if where not in ("clean", ignoring) and not is_seed(key)
+    }
+
+
+def arms(study: Study, ignoring: str = "") -> dict[str, str]:
+    """Fingerprint of a trial → its method, with the cleaning set, the start and the series' value where a method has several.
+
+    "CleanCLIP", or "CleanCLIP, poisons 5": trials of one arm are those among which a rule chooses.
+    `ignoring` is a dotted path that does not split them.
+    """
+    paths = [*GIVEN]
+    if study.series.startswith("clean.") and study.series not in ("clean.method", *paths):
+        values = {str(value_at(trial, study.series)) for trial in study.trials}
+        paths += [study.series] if len(values) <= MAX_ARMS else []
+    paths = [path for path in paths if path != ignoring]
+    given = {t.fingerprint: {path: value_at(t, path) for path in paths} for t in study.trials}
+    called = methods_of(study)
+    short = short_paths(list(dict.fromkeys([*paths, *(p for t in study.trials for p in hyperparameters(t))])))
+    seen: dict[str, dict[str, set[str]]] = {}
+    for fingerprint, values_of in given.items():
+        for path, value in values_of.items():
+            seen.setdefault(called[fingerprint], {}).setdefault(path, set()).add(str(value))
+    told = {}
+    for fingerprint, values_of in given.items():
+        method = called[fingerprint]
+        varied = [f"{short[p]} {value_text(v)}" for p, v in values_of.items() if v not in (None, "") and len(seen[method][p]) > 1]
+        told[fingerprint] = ", ".join([method, *varied])
+    return told
+
+
+def methods_of(study: Study) -> dict[str, str]:
+    """Fingerprint of a trial → what its method is called among those of the study: no two classes have one name."""
+    return names(study.trials)
+
+
+def methods(study: Study) -> list[str]:
+    """Names of the arms, in the order of the trials."""
+    return list(dict.fromkeys(arms(study).values()))
+
+
+def trials_of(study: Study, panel: Panel, method: str) -> list[TrialResult]:
+    named = arms(study)
+    return [trial for trial in study.trials if panel.holds(trial) and named[trial.fingerprint] == method]

@@ -1,0 +1,147 @@
+"""Which cleaned model one would keep, and what it cost.
+
+All shares are in percent, all drops in percentage points unless called relative.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from orchestrator.study.names import settings
+from orchestrator.study.outcome import StageResult, Study, TrialResult
+from orchestrator.study.points import (
+    Panel,
+    Point,
+    arms,
+    checkpoint_of,
+    cleaned_points,
+    front,
+    interval_of,
+    panels,
+    points_of,
+    repetitions,
+    start_of,
+)
+from trainers.evaluate.choice import LIMITS, RULES, Epoch, Rule, lowest_asr, most_accurate, results
+from trainers.evaluate.choice import RULE as RULE
+from trainers.evaluate.choice import blind as blind
+
+
+@dataclass(frozen=True, kw_only=True)
+class Choice:
+    """What a rule picked in one repetition, and its distance from the uncleaned model."""
+
+    point: Point | None
+    start: Point
+    settings: str = ""
+    repetition: str = ""
+    """Its seeds: equal for one repetition under another objective or method."""
+    trial: TrialResult | None = field(default=None, repr=False)
+    checkpoint: str = ""
+    """Where its weights lie in the store; empty where they were not kept."""
+
+    @property
+    def accuracy(self) -> float:
+        return self.point.accuracy if self.point else math.nan
+
+    @property
+    def asr(self) -> float:
+        return self.point.asr if self.point else math.nan
+
+    @property
+    def drop(self) -> float:
+        """Accuracy lost, points; negative where cleaning gained."""
+        return self.start.accuracy - self.accuracy
+
+    @property
+    def drop_relative(self) -> float:
+        """Accuracy lost, percent of the start's."""
+        return 100 * self.drop / self.start.accuracy if self.start.accuracy > 0 else math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One line of the table: a pre-training, a cleaning method and a rule, over all repetitions that were measured."""
+
+    panel: Panel
+    method: str
+    rule: Rule
+    choices: tuple[Choice, ...]
+    trials: tuple[TrialResult, ...] = field(default=(), repr=False)
+
+    @property
+    def reached(self) -> list[Choice]:
+        return [choice for choice in self.choices if choice.point]
+
+    def over(self, value: Callable[[Choice], float], metric: str = "") -> tuple[float, float, float] | None:
+        """Mean and 95 % t interval over the repetitions that reached it, and no others; for a single one that over its images where it is
+        a metric, else nan."""
+        return interval_of([value(choice) for choice in self.reached], [c.point for c in self.reached if c.point], metric)
+
+
+def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = None) -> dict[str, float]:
+    """`best/…` of one trial from its lines of metrics; a rule that nothing fits is left out.
+
+    `start_accuracy` (percent) is the uncleaned model's; without it the loss is counted from epoch 0.
+    """
+    stage = StageResult(stage="", name="", fingerprint="", folder=Path(), config={}, metrics=lines)
+    points = points_of(stage)
+    cleaned = results(points)
+    best = {}
+    for limit in LIMITS:
+        if cleaned and (choice := most_accurate(limit)(cleaned, cleaned[0])):
+            best[f"best/acc_at_asr_le_{limit}"] = choice.accuracy
+    if start_accuracy is None and points and points[0].epoch == 0:
+        start_accuracy = points[0].accuracy
+    if start_accuracy is not None:
+        lowest = lowest_asr(cleaned, Epoch(0, start_accuracy, math.nan))
+        best |= {"best/asr_at_1pt_loss": lowest.asr} if lowest else {}
+    return best
+
+
+def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Choice, ...]:
+    """What the rule picks among these trials, in each repetition of which at least one epoch was measured."""
+    seeds = repetitions(study, trials)
+    groups: dict[tuple[str, str], list[TrialResult]] = {}
+    for trial in trials:
+        groups.setdefault((trial.pretrain, seeds[trial.fingerprint]), []).append(trial)
+    made = []
+    for (_, repetition), group in groups.items():
+        start = start_of(study, group[0].pretrain, group[0])
+        points = [p for trial in group for p in cleaned_points(trial)]
+        if start is None or not points:
+            continue
+        point = rule.choose(points, start)
+        chosen = next((t for t in group if point and t.fingerprint == point.stage.fingerprint), None)
+        text = settings(chosen, list(trials)) if chosen else ""
+        kept = checkpoint_of(study, point) if point else ""
+        made.append(Choice(point=point, start=start, settings=text, trial=chosen, repetition=repetition, checkpoint=kept))
+    return tuple(made)
+
+
+def table(study: Study, ignoring: str = "") -> list[Row]:
+    """Every pre-training × cleaning method × rule, including those that nothing fits.
+
+    `ignoring` is a dotted path whose values share a row: a series' own.
+    """
+    named, rows = arms(study, ignoring), []
+    for panel in panels(study):
+        for method in dict.fromkeys(named.values()):
+            trials = tuple(t for t in study.trials if named[t.fingerprint] == method and panel.holds(t))
+            for rule in RULES if trials else ():
+                rows.append(Row(panel=panel, method=method, rule=rule, choices=choices(study, trials, rule), trials=trials))
+    return rows
+
+
+def fronts(study: Study) -> list[tuple[Panel, StageResult, str, list[Point]]]:
+    """(panel, pre-training, method, its Pareto front over all trials and epochs): one for each seed of a pre-training."""
+    named, found = arms(study), []
+    for panel in panels(study):
+        for stage in panel.pretrains:
+            for method in dict.fromkeys(named.values()):
+                trials = [t for t in study.trials if t.pretrain == stage.fingerprint and named[t.fingerprint] == method]
+                if points := front([p for trial in trials for p in cleaned_points(trial)]):
+                    found.append((panel, stage, method, points))
+    return found

@@ -1,0 +1,178 @@
+"""From a sweep to its stages: what must exist, in which order, under which fingerprints. Nothing here starts Ray."""
+
+import itertools
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from datasets.component import Component, components
+from datasets.errors import InputError
+from datasets.seeding import rng
+from orchestrator.experiment.check import check
+from orchestrator.experiment.fingerprint import canonical, encode
+from orchestrator.experiment.override import has, override, override_all
+from orchestrator.experiment.source_code import OWN
+from orchestrator.experiment.spec import Experiment, Sweep
+from orchestrator.stages.graph import trained_by
+from orchestrator.stages.swept import Swept, grid_values
+from orchestrator.study.kinds import own
+from orchestrator.study.names import flatten
+from orchestrator.study.published import load_published
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A sweep, checked and laid out."""
+
+    sweep: Sweep
+    upstream: tuple[tuple[dict[str, Any], Experiment], ...]
+    """Every combination of the grids outside `clean`: (overrides, experiment)."""
+    grid: tuple[tuple[dict[str, Any], Experiment], ...] | None
+    """Every trial, drawn ones too, of which two may be alike; None where Optuna draws them from what came of others."""
+
+    @property
+    def fingerprint(self) -> str:
+        return self.stage.fingerprint
+
+    @property
+    def stage(self) -> Swept:
+        """The sweep's own identity and, once it is made, its record."""
+        return Swept(sweep=self.sweep)
+
+
+def make_plan(sweep: Sweep) -> Plan:
+    """Check every path and value of the sweep and lay it out. InputError names the path."""
+    grids: dict[str, list[Any]] = {}
+    for path, space in sweep.space.items():
+        values = grid_values(space)
+        if values is None:
+            if not path.startswith("clean."):
+                raise InputError(
+                    f"space {path!r}: only paths under `clean` may be drawn at random, because each value elsewhere is a "
+                    "pre-training of its own. Accepted here: tune.grid_search([...])."
+                )
+            if not (hasattr(space, "lower") or hasattr(space, "categories")):
+                raise InputError(f"space {path!r}: {type(space).__name__} has no bounds; accepted: uniform, randint, choice and their kin.")
+            for value in getattr(space, "categories", None) or [space.sample()]:
+                override(sweep.base, path, value)
+        else:
+            if not values:
+                raise InputError(f"space {path!r}: the grid is empty; give at least one value.")
+            grids[path] = values
+    if sweep.space and any(path.startswith("clean") for path in sweep.space) and sweep.base.clean is None:
+        raise InputError("the sweep varies `clean`, but its base experiment has no `clean`.")
+    above = {path: values for path, values in grids.items() if not path.startswith("clean")}
+    upstream = tuple(_combinations(sweep.base, above))
+    drawn = len(grids) < len(sweep.space)
+    if not drawn and (sweep.num_samples > 1 or sweep.search == "optuna"):
+        raise InputError(
+            "every space of the sweep is a grid, so num_samples must be 1 and search 'grid'; for repetitions vary clean.seed or "
+            "pretrain.seed."
+        )
+    if sweep.search == "optuna" and any(path.startswith("clean") for path in grids):
+        raise InputError("search 'optuna' draws all of clean.*: write tune.choice([...]) instead of tune.grid_search([...]) there.")
+    known = sweep.base.clean is not None and sweep.search == "grid"
+    grid = tuple(_draws(sweep, grids) if drawn else _combinations(sweep.base, grids)) if known else None
+    for _, experiment in upstream if grid is None else grid:
+        check(experiment)
+    _check_ids(sweep)
+    _check_series(sweep)
+    _check_reference(sweep, [experiment for _, experiment in (upstream if grid is None else grid)])
+    return Plan(sweep, upstream, grid)
+
+
+def check_measurements(plan: Plan) -> None:
+    """InputError where the sweep varies how a training is measured and not the training: of one there can be one result in a study.
+
+    Another test set may bring other prompts to the attack, and so a training of its own. Reads what the data are known by.
+    """
+    sweep, known = plan.sweep, dict[str, Any]()
+    if not any(path.partition(".")[0] == "evaluate" for path in sweep.space):
+        return
+    for _, experiment in plan.upstream:
+        stage = trained_by(experiment)
+        if known.setdefault(stage.fingerprint, stage.digests) != stage.digests:
+            paths = ", ".join(path for path in sweep.space if path.startswith("evaluate"))
+            raise InputError(
+                f"space {paths}: a measurement is no part of a training, so a sweep cannot vary it alone. Run the sweep once more with "
+                "another, by --evaluate.… on the command line: nothing is trained again."
+            )
+
+
+def _check_ids(sweep: Sweep) -> None:
+    """Two classes of one id would be taken for each other: those that the sweep uses, and all that come with the project."""
+    values = [value for space in sweep.space.values() for value in grid_values(space) or getattr(space, "categories", None) or []]
+    used = {type(component) for component in components((sweep.base, *values))}
+    known: dict[str, type] = {cls.id: cls for cls in (*_subclasses(Component), *own().values()) if cls.__module__.partition(".")[0] in OWN}
+    for cls in sorted(used, key=_path):
+        other = known.setdefault(cls.id, cls)
+        if _path(other) != _path(cls):
+            raise InputError(
+                f"{_path(cls)} has the id {cls.id!r}, as {_path(other)} has, so one would be taken for the other: give it an id of its "
+                f'own, id = "…" in its body.'
+            )
+
+
+def _subclasses(cls: type[Component]) -> Iterator[type[Component]]:
+    for below in cls.__subclasses__():
+        yield below
+        yield from _subclasses(below)
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _check_reference(sweep: Sweep, experiments: Sequence[Experiment]) -> None:
+    """A name that its file does not have, or a path that is none, is said before anything is computed."""
+    load_published(sweep.reference)
+    by = sweep.reference.by
+    if by and not any(has(experiment, by) for experiment in experiments):
+        raise InputError(f"Sweep.reference.by is {by!r}, a field that no experiment of the sweep has; it varies {', '.join(sweep.space)}.")
+
+
+def _check_series(sweep: Sweep) -> None:
+    """The series must be something that the sweep varies: a path of its space, or a field of a component there."""
+    fields = {
+        f"{path}.{name}"
+        for path, space in sweep.space.items()
+        for value in grid_values(space) or getattr(space, "categories", None) or []
+        if isinstance(value, Component)
+        for name, _ in flatten(encode(value))
+    }
+    if sweep.series and sweep.series not in {*sweep.space, *fields}:
+        varied = ", ".join(sweep.space) or "nothing"
+        raise InputError(f"Sweep.series is {sweep.series!r}, which the sweep does not vary; it varies {varied}, or name a field below.")
+
+
+def trial_experiment(sweep: Sweep, overrides: dict[str, Any]) -> Experiment:
+    """The base experiment with a trial's values in place."""
+    return override_all(sweep.base, overrides)
+
+
+def _combinations(base: Experiment, grids: dict[str, list[Any]]) -> Any:
+    for values in itertools.product(*grids.values()):
+        overrides = dict(zip(grids, values))
+        yield overrides, override_all(base, overrides)
+
+
+def _draws(sweep: Sweep, grids: dict[str, list[Any]]) -> Iterator[tuple[dict[str, Any], Experiment]]:
+    """`num_samples` draws of the spaces that are no grid, for each point of the grids.
+
+    A draw depends on the sweep's seed, its number, the path and the point alone, so that more samples keep those before.
+    """
+    for number in range(sweep.num_samples):
+        for values in itertools.product(*grids.values()):
+            point = dict(zip(grids, values))
+            drawn = {
+                path: space.sample(random_state=rng(sweep.seed, "draw", number, path, canonical(point)))
+                for path, space in sweep.space.items()
+                if path not in grids
+            }
+            overrides = {path: point[path] if path in point else _plain(drawn[path]) for path in sweep.space}
+            yield overrides, override_all(sweep.base, overrides)
+
+
+def _plain(value: Any) -> Any:
+    """A drawn value as Python's own number, where it is one of numpy's."""
+    return value.item() if hasattr(value, "item") else value

@@ -1,0 +1,302 @@
+"""Reading a sweep back from the store."""
+
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+from datasets.evaluation.classes import target_index
+from orchestrator.experiment.fingerprint import canonical, described, encode
+from orchestrator.experiment.spec import Experiment, Gate
+from orchestrator.manifest import KINDS
+from orchestrator.stages.attack import AttackPlan
+from orchestrator.stages.base import Stage
+from orchestrator.stages.graph import stages
+from orchestrator.stages.measured import arrays_of, lines_of
+from orchestrator.stages.swept import grid_values
+from orchestrator.stages.trained import Trained, Unpoisoned
+from orchestrator.store import (
+    Store,
+    commit,
+    digest_of,
+    part,
+    read_failure,
+    read_json,
+    write_json,
+)
+from orchestrator.study.kinds import names
+from orchestrator.study.outcome import StageResult, StageState, Study, TrialResult
+from orchestrator.study.published import load_published
+from orchestrator.sweep.plan import Plan, trial_experiment
+from trainers.evaluate.choice import measured
+
+
+def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *, live: bool = False) -> Study:
+    """Everything the store holds of the sweep: finished stages, and the lines of those that are not.
+
+    `trials` are those Tune ran; without them the sweep's grid or draws are used, or what it remembers of Optuna's.
+    `live`: the sweep is under way, so a trial that failed may be tried again and counts as running.
+    """
+    sweep = plan.sweep
+    study = Study(
+        name=sweep.name, doc=sweep.doc, fingerprint=plan.fingerprint, config=encode_sweep(plan), commit=commit(),
+        series=sweep.series, published=load_published(sweep.reference), claims=sweep.claims,
+    )  # fmt: skip
+    for _, experiment in plan.upstream:
+        made = stages(experiment)
+        _read_unpoisoned(study, made, store)
+        if not study.poison:
+            _read_poison(study, made, store, experiment)
+        result = read_stage(store, made["pretrain"], described(experiment), StageResult)
+        if result is None:
+            continue
+        if result.status != "finished" and not live and (failed := _failed(result.folder)):
+            result.status, result.error, result.failure = "failed", *failed
+        study.pretrains.append(result)
+        verdict = judge(store, made, sweep.gate)
+        if verdict is not None:
+            study.gates[result.fingerprint] = verdict
+    if not live:
+        study.stages = _stages(plan, store)
+    known: set[str] = set()
+    for trial in _trials(plan, store) if trials is None else trials:
+        experiment = trial_experiment(sweep, trial.overrides)
+        made = stages(experiment)
+        if made["clean"].fingerprint in known:
+            continue  # two draws of the same values are two trials and one cleaning
+        known.add(made["clean"].fingerprint)
+        _read_unpoisoned(study, made, store)
+        status, error, failure = trial.status, trial.error, trial.failure
+        if trials is None and not live and (failed := _failed(store.work("clean", made["clean"].fingerprint))):
+            status, error, failure = "failed", *failed
+        result = read_stage(store, made["clean"], described(experiment), TrialResult)
+        if result is None and status != "failed":
+            refused = sweep.gate.action == "stop" and study.gates.get(made["pretrain"].fingerprint, {}).get("passed") is False
+            study.missing += not refused
+            continue
+        if result is None:
+            result = TrialResult(
+                stage="clean", name=made["clean"].name, fingerprint=made["clean"].fingerprint,
+                folder=store.work("clean", made["clean"].fingerprint), config=described(experiment), status=status,
+            )  # fmt: skip
+        assert isinstance(result, TrialResult)
+        result.overrides = trial.overrides
+        result.pretrain = made["pretrain"].fingerprint
+        if result.status != "finished":
+            result.status, result.error, result.failure = status, error, failure
+        study.trials.append(result)
+    for of_a_kind in (study.pretrains, study.trials):
+        called = names(of_a_kind)
+        for result in of_a_kind:
+            result.called = called[result.fingerprint]
+    return study
+
+
+def _stages(plan: Plan, store: Store) -> list[StageState]:
+    """Every stage that is known before anything is drawn, kind by kind."""
+    wanted = {
+        stage.fingerprint: stage
+        for _, experiment in (plan.upstream if plan.grid is None else plan.grid)
+        for role, stage in stages(experiment).items()
+        if plan.grid is not None or role not in ("cleanset", "clean")
+    }
+    states = []
+    for stage in sorted(wanted.values(), key=lambda stage: KINDS.index(stage.kind)):
+        found = store.find(stage.kind, stage.fingerprint)
+        begun = store.work(stage.kind, stage.fingerprint).is_dir()
+        state, seconds = ("finished", found.manifest["seconds"]) if found else ("begun" if begun else "to do", 0.0)
+        states.append(StageState(kind=stage.kind, name=stage.name, fingerprint=stage.fingerprint, state=state, seconds=seconds))
+    return states
+
+
+def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
+    """The stage's result from its artefact or its working folder; None where there is neither.
+
+    InputError for an artefact whose metrics were lost or broken: without them it would pass for a stage that measured nothing.
+    """
+    found = store.find(stage.kind, stage.fingerprint)
+    folder = found.folder if found else store.work(stage.kind, stage.fingerprint)
+    lines = lines_of(store, stage)
+    if not found and not lines:
+        return None
+    return kind(
+        stage=stage.kind,
+        name=stage.name,
+        fingerprint=stage.fingerprint,
+        folder=folder,
+        arrays=arrays_of(store, stage),
+        config=config,
+        metrics=lines,
+        seconds=found.manifest["seconds"] if found else (lines[-1]["seconds"] if lines else 0.0),
+        status="finished" if found else "running",
+        commit=found.manifest["commit"] if found else "",
+    )
+
+
+def judge(store: Store, made: dict[str, Stage], gate: Gate) -> dict[str, Any] | None:
+    """The attack gate's verdict on an experiment's finished pre-training, given its stages; None before it is finished and measured."""
+    from trainers.evaluate.gate import attack_gate
+
+    stage, attack = made["pretrain"], made["poison"]
+    assert isinstance(stage, Trained) and isinstance(attack, AttackPlan)
+    points = measured(lines_of(store, stage))
+    poison, tests = store.find(attack.kind, attack.fingerprint), store.find(stage.testset.kind, stage.testset.fingerprint)
+    if store.find(stage.kind, stage.fingerprint) is None or poison is None or tests is None or not points:
+        return None
+    classes = json.loads(part(tests, "classes.json"))["names"]
+    summary = json.loads(part(poison, "summary.json"))
+    return attack_gate(
+        points[-1].metrics,
+        target=classes[target_index(classes, attack.poison.target)],
+        class_names=classes,
+        captions_with_target=summary["captions_with_target"],
+        captions=summary["victims"],
+        visibility=summary["visibility"],
+        threshold=gate.min_asr,
+    )
+
+
+def encode_sweep(plan: Plan) -> dict[str, Any]:
+    """The sweep as plain JSON: the base experiment in full and what is varied."""
+    return {**plan.stage.config, "base": described(plan.sweep.base)}
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A trial of a sweep: its values and how it ended, or that it has not."""
+
+    overrides: dict[str, Any]
+    fingerprint: str
+    status: str
+    """finished | stopped | failed | running"""
+    error: str | None = None
+    failure: str = ""
+    """Kind of the failure, one of `failures`."""
+
+
+def _trials(plan: Plan, store: Store) -> list[Trial]:
+    """Every trial that is known of; which of them are finished, the store knows."""
+    records = recorded_trials(plan, store)
+    if plan.grid is None:
+        return [Trial(record.overrides, record.trial, record.status or "running") for record in records]
+    stopped = {record.trial for record in records if record.status == "stopped"}
+    listed = [(overrides, stages(experiment)["clean"].fingerprint) for overrides, experiment in plan.grid]
+    return [Trial(overrides, trial, "stopped" if trial[:12] in stopped else "running") for overrides, trial in listed]
+
+
+def _failed(folder: Path) -> tuple[str, str] | None:
+    """(text, kind) of what made the stage of this working folder fail."""
+    failed = read_failure(folder)
+    return (failed["error"], failed["kind"]) if failed else None
+
+
+@dataclass(frozen=True)
+class Record:
+    """A trial that a sweep has begun, as it is remembered."""
+
+    trial: str
+    """The first digits of its cleaning's fingerprint."""
+    overrides: dict[str, Any]
+    status: str
+    """stopped, where the scheduler stopped it for good; else empty"""
+    draw: int
+    """Its number among the draws of the same values."""
+
+
+def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, Any], *, draw: int = 0, status: str = "") -> None:
+    """Note that the sweep tries these values, and how that ended: what Optuna drew and ASHA stopped is known nowhere else."""
+    folder = _trial_folder(store, sweep)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / (f"{trial[:12]}-{draw}.json" if draw else f"{trial[:12]}.json")
+    known = _remembered(path) if path.exists() else None
+    if known is None or (status and known["status"] != status):
+        entry = {"overrides": encode(overrides), "status": status, "begun": known["begun"] if known else time.time_ns()}
+        write_json(path, {**entry, "digest": digest_of(entry)})
+
+
+def recorded_trials(plan: Plan, store: Store) -> list[Record]:
+    """Every trial that was begun, in the order in which they were; two draws of the same values are two.
+
+    InputError names a file that is not as it was written.
+    """
+    found = []
+    for path in _trial_folder(store, plan.fingerprint).glob("*.json"):
+        entry, (trial, _, draw) = _remembered(path), path.stem.partition("-")
+        if set(entry["overrides"]) != set(plan.sweep.space):
+            raise _not_as_written(path)
+        record = Record(trial, decode_overrides(plan, entry["overrides"]), entry["status"], int(draw or 0))
+        found.append((entry["begun"], record))
+    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
+
+
+def _remembered(path: Path) -> dict[str, Any]:
+    """What is noted of a trial: its encoded values, its status, and when it was begun."""
+    found = read_json(path)
+    digest = found.pop("digest", None) if isinstance(found, dict) else None
+    if not isinstance(found, dict) or digest not in (None, digest_of(found)):
+        raise _not_as_written(path)
+    if "overrides" not in found:  # an older store notes the values alone
+        return {"overrides": found, "status": "", "begun": path.stat().st_mtime_ns}
+    kinds = {name: type(value) for name, value in found.items()}
+    if kinds != {"overrides": dict, "status": str, "begun": int}:  # also where the digest's own name is damaged
+        raise _not_as_written(path)
+    return found
+
+
+def _not_as_written(path: Path) -> InputError:
+    return InputError(f"{path} is not as it was written: the values of a trial are lost. Delete it; a trial is then drawn in its place.")
+
+
+def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
+    """The values of every trial that was begun, in the order in which they were."""
+    return [record.overrides for record in recorded_trials(plan, store)]
+
+
+def decode_overrides(plan: Plan, encoded: dict[str, Any]) -> dict[str, Any]:
+    """The values of a trial from their encoding: components are found among the values of their grid."""
+    values = {}
+    for path, space in plan.sweep.space.items():
+        choices = grid_values(space) or getattr(space, "categories", [])
+        values[path] = next((value for value in choices if canonical(value) == canonical(encoded[path])), encoded[path])
+    return values
+
+
+def _trial_folder(store: Store, sweep: str) -> Path:
+    return store.root / "sweep" / f".trials-{sweep[:12]}"
+
+
+def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store) -> None:
+    """Add the trainings without the poison that this experiment has and the study does not hold yet."""
+    for role, stage in made.items():
+        if not isinstance(stage, Unpoisoned):
+            continue
+        result = next((known for known in study.priors if known.fingerprint == stage.fingerprint), None)
+        if result is None:
+            result = read_stage(store, stage, described(stage.experiment), StageResult)
+            study.priors += [result] if result else []
+        if result and role not in result.role:
+            result.role = f"{result.role} and {role}" if result.role else role
+
+
+def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment: Experiment) -> None:
+    poison = store.find("poison", made["poison"].fingerprint)
+    index = store.find("index", made["index"].fingerprint)
+    if poison is None or index is None:
+        return
+    tested = store.find("testset", made["testset"].fingerprint)
+    tests = json.loads(part(tested, "summary.json")) if tested else {"kept": None, "drops": {}}
+    read = json.loads(part(index, "summary.json"))
+    study.data_hash = index.manifest["files"]["index.arrow"]
+    study.poison = {
+        **encode(experiment.poison, "poison"),
+        **json.loads(part(poison, "summary.json")),
+        "samples": read["samples"],
+        "kept": read["kept"],
+        "drops": read["drops"],
+        "test_pictures": tests["kept"],
+        "test_drops": tests["drops"],
+    }
+    for i, entry in enumerate(json.loads(part(poison, "samples.json"))):
+        study.samples.append({**entry, **{kind: part(poison, f"samples/{i}-{kind}.png") for kind in ("clean", "triggered")}})

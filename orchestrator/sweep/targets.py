@@ -1,0 +1,200 @@
+"""Which experiment of a sweep is meant: `poison` needs one, `evaluate` and `analyse` the one that a checkpoint is measured by.
+
+A checkpoint of the store tells by the stage that made it; any other must be told by overrides, where it makes a difference.
+"""
+
+import dataclasses
+import os
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from datasets.component import Component
+from datasets.errors import InputError
+from orchestrator.experiment.fingerprint import canonical, encode
+from orchestrator.experiment.override import get, override_all
+from orchestrator.experiment.spec import Experiment, Sweep
+from orchestrator.manifest import read_manifest
+from orchestrator.stages.graph import stages
+from orchestrator.store import MANIFEST, Store, read_json
+from orchestrator.sweep.loading import narrowed, overridden
+from orchestrator.sweep.plan import Plan, make_plan, trial_experiment
+from orchestrator.sweep.results import remembered_trials
+
+OWN = ("data", "views", "poison", "evaluate", "pretrain.model")
+"""Fields by which a model is measured on the experiment's own sets."""
+GIVEN = ("views", "poison.trigger", "poison.target", "evaluate.seed", "pretrain.model")
+"""The same on sets that the user names."""
+POISONED = ("data", "views", "poison", "evaluate")
+"""Fields on which poisoned shards depend."""
+MADE = ("pretrain", "clean", "prior", "labeller")
+"""Roles of the stages that make checkpoints."""
+
+
+def experiment_of(sweep: Sweep, overrides: dict[str, str], matters: tuple[str, ...]) -> Experiment:
+    """The sweep's experiment, the overrides in place; InputError where several differ in what matters."""
+    wanted = [experiment for _, experiment in make_plan(narrowed(sweep, overrides)).upstream]
+    if _alike(wanted, matters):
+        return wanted[0]
+    raise InputError(f"the sweep {sweep.name} varies {_choice(wanted, matters)}.")
+
+
+def experiments_of(
+    sweep: Sweep, overrides: dict[str, str], checkpoints: Sequence[str], matters: tuple[str, ...], store: str, say: Callable[[str], None]
+) -> dict[str, Experiment]:
+    """Checkpoint → the experiment of the sweep to measure it by, the overrides in place.
+
+    Where the fields that matter are the same in all of the sweep's experiments, that is any of them. Else it is the one whose
+    stage made the checkpoint, which is said. InputError where there is none and the overrides do not choose. That a model was
+    trained with another trigger or target than it is measured with is said too.
+    """
+    chosen: dict[tuple[str, ...], Experiment] = {}
+    found = {}
+    for checkpoint in checkpoints:
+        if "/" in checkpoint and not os.path.exists(checkpoint):  # also where its name is too long to be one
+            raise InputError(f"--checkpoint {checkpoint} does not exist; give an epoch folder, a file or a tag of open_clip's.")
+        made = origin(checkpoint)
+        if made not in chosen:
+            chosen[made] = _experiment(sweep, overrides, checkpoint, matters, Store(store), say)
+        found[checkpoint] = chosen[made]
+        trained = _poison_of(checkpoint)
+        measured = encode(found[checkpoint].poison, "poison")
+        for field in ("trigger", "target") if trained else ():
+            if canonical(trained[field]) != canonical(measured[field]):
+                say(f"NOTE {checkpoint} was trained with {field} {trained[field]} and is measured with {measured[field]}.")
+    return found
+
+
+def _poison_of(checkpoint: str) -> dict[str, Any]:
+    """The poison that a checkpoint of a store was trained with, by the manifests of its stages; empty where they do not tell."""
+    for folder in _folders(checkpoint):
+        manifest = _manifest(folder)
+        for before in ("pretrain", "poison"):  # of a cleaning first its pre-training
+            if before in manifest.get("inputs", {}):
+                made = Store(folder.parent.parent).find(before, manifest["inputs"][before])
+                manifest = made.manifest if made else {}
+        if manifest.get("stage") == "poison":
+            return manifest["config"]["poison"]
+    return {}
+
+
+def _folders(checkpoint: str) -> tuple[Path, ...]:
+    """Where the manifest of the stage that made it may lie: a checkpoint is a file, its epoch's folder, or the stage's."""
+    path = Path(checkpoint).resolve()
+    return (path, *path.parents)[:3]
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of a training in this folder; empty where there is none. InputError where it is damaged."""
+    found = read_json(folder / MANIFEST)
+    return read_manifest(folder) if isinstance(found, dict) and found.get("stage") in ("pretrain", "clean") else {}
+
+
+def origin(checkpoint: str) -> tuple[str, ...]:
+    """Fingerprint (or its first digits) of the stage in whose folder the checkpoint lies, and of the pre-training before it."""
+    for folder in _folders(checkpoint):
+        if manifest := _manifest(folder):
+            before = manifest["inputs"].get("pretrain")
+            return (manifest["fingerprint"], before) if before else (manifest["fingerprint"],)
+        work = re.fullmatch(r"\.work-([0-9a-f]{12})", folder.name)
+        if work and folder.parent.name in ("pretrain", "clean"):
+            return (work[1],)
+    return ()
+
+
+def _experiment(
+    sweep: Sweep, overrides: dict[str, str], checkpoint: str, matters: tuple[str, ...], store: Store, say: Callable[[str], None]
+) -> Experiment:
+    wanted = [experiment for _, experiment in make_plan(narrowed(sweep, overrides)).upstream]
+    if _alike(wanted, matters):
+        return wanted[0]
+    made, trouble = origin(checkpoint), ""
+    # An override may be one that the sweep ran with, or one for this measurement alone.
+    for count in range(len(overrides), -1, -1) if made else ():
+        for ran_with in combinations(overrides, count):
+            try:
+                plan = make_plan(overridden(sweep, {path: overrides[path] for path in ran_with}, sweep.name))
+            except InputError:
+                continue  # the sweep cannot have run with them alone
+            try:
+                among = _experiments(plan, store)
+                makers = _makers(among, made)
+            except InputError as error:
+                trouble = trouble or f" (What its stages are made from cannot be read: {error})"
+                continue
+            if makers and _alike(makers, matters):
+                later = {path: _value(wanted, path, overrides[path]) for path in overrides if path not in ran_with}
+                changed = "".join(f", with --{path} {overrides[path]}" for path in later)
+                say(f"{checkpoint}: {_told(makers, among)}{changed}")
+                return override_all(makers[0], later)
+    raise InputError(
+        f"--checkpoint {checkpoint} does not tell which experiment of the sweep {sweep.name} to measure it by, which varies "
+        f"{_choice(wanted, matters)}.{trouble}"
+    )
+
+
+def _choice(wanted: list[Experiment], matters: tuple[str, ...]) -> str:
+    """In what the experiments differ, and how to choose among them."""
+    varied = {path: _texts(wanted, path) for path in _varied(wanted, matters)}
+    listed = " and ".join(f"{path} ({', '.join(texts)})" for path, texts in varied.items())
+    example = " ".join(f"--{path} {shlex.quote(texts[0])}" for path, texts in varied.items())
+    return f"{listed}: choose one, e.g. {example}"
+
+
+def _experiments(plan: Plan, store: Store) -> list[Experiment]:
+    """All of the sweep; where its cleanings are drawn, those that were begun."""
+    drawn = [] if plan.sweep.base.clean is None else remembered_trials(plan, store)
+    trials = [trial_experiment(plan.sweep, overrides) for overrides in drawn]
+    return [experiment for _, experiment in plan.grid or plan.upstream] + trials
+
+
+def _alike(experiments: list[Experiment], matters: tuple[str, ...]) -> bool:
+    return len({tuple(get(experiment, path) for path in matters) for experiment in experiments}) == 1
+
+
+def _makers(experiments: list[Experiment], made: tuple[str, ...]) -> list[Experiment]:
+    """Those with the stage that made the checkpoint, or else with the pre-training that it was made from."""
+    for digits in made:
+        found = [
+            experiment
+            for experiment in experiments
+            if any(role in MADE and stage.fingerprint.startswith(digits) for role, stage in stages(experiment).items())
+        ]
+        if found:
+            return found
+    return []
+
+
+def _value(experiments: list[Experiment], path: str, text: str) -> Any:
+    """What the override put at the path; InputError where its text stands for several things."""
+    values = {get(experiment, path) for experiment in experiments}
+    if len(values) > 1:
+        raise InputError(f"--{path} {text} names several that differ; name their fields too.")
+    return values.pop()
+
+
+def _told(makers: list[Experiment], among: list[Experiment]) -> str:
+    """What tells the makers of a checkpoint from the sweep's other pre-trainings: `poison.count 400, pretrain.seed 1`."""
+    above = tuple(field.name for field in dataclasses.fields(Experiment) if field.name != "clean")
+    return ", ".join(f"{path} {' or '.join(_texts(makers, path))}" for path in _varied(among, above))
+
+
+def _varied(experiments: list[Experiment], paths: tuple[str, ...]) -> list[str]:
+    """The places at or below the paths in which the experiments differ; of components of one class those of their fields."""
+    found = []
+    for path in paths:
+        values = [get(experiment, path) for experiment in experiments]
+        if isinstance(values[0], Component) and len({type(value) for value in values}) == 1:
+            found += _varied(experiments, tuple(f"{path}.{field.name}" for field in dataclasses.fields(values[0])))
+        elif len(set(values)) > 1:
+            found.append(path)
+    return found
+
+
+def _texts(experiments: list[Experiment], path: str) -> list[str]:
+    """What an override at the path can choose by."""
+    values = (get(experiment, path) for experiment in experiments)
+    return list(dict.fromkeys(type(value).__name__ if isinstance(value, Component) else str(value) for value in values))

@@ -1,0 +1,84 @@
+"""Experiments and runs that exist once, whatever was deleted in MLflow's pages or lost on the way from a server."""
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from orchestrator.tracking.server import patience
+
+FINGERPRINT, STUDY = "cleansweep.fingerprint", "cleansweep.study"
+COMPLETE = "cleansweep.complete"
+"""Set last of all on a stage's run: the result that it holds whole. Such a run is not opened again."""
+SENTINEL = "epoch"
+"""Logged in the same batch as an epoch's other metrics: an epoch that has it is complete."""
+WAITS_S = (1.0, 4.0)
+"""Before it is asked whether a request without an answer came to pass, and is sent again."""
+
+
+def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
+    """The id of the experiment: restored where it was deleted, made where there is none."""
+    from mlflow.exceptions import MlflowException
+
+    found = client.get_experiment_by_name(name)
+    if found is None:
+        try:
+            tags = {"mlflow.experimentKind": "custom_model_development"}
+            return client.create_experiment(name, artifact_location=artifacts, tags=tags)
+        except MlflowException:  # another driver was faster, or the answer was lost
+            found = client.get_experiment_by_name(name)
+            if found is None:
+                raise
+    if found.lifecycle_stage == "deleted":
+        client.restore_experiment(found.experiment_id)
+    return found.experiment_id
+
+
+def search_runs(client: Any, experiment: str, query: str, *, deleted: bool = False) -> list[Any]:
+    """All runs that the query finds; with `deleted` also those that somebody deleted."""
+    from mlflow.entities import ViewType
+
+    which = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
+    found: list[Any] = []
+    token = None
+    while True:
+        page = client.search_runs([experiment], query, which, max_results=1000, page_token=token)
+        found += list(page)
+        token = page.token
+        if not token:
+            return found
+
+
+def find_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
+    """The run with this fingerprint and study, the one that holds the most; None where there is none. Its twins are deleted.
+
+    A server that made a run and whose answer was lost has left a twin. A run that is deleted is found where there is no other.
+    """
+    query = " and ".join(f"tags.`{tag}` = '{tags.get(tag, '')}'" for tag in (FINGERPRINT, STUDY))
+    found = search_runs(client, experiment, query, deleted=True)
+    found.sort(key=lambda run: (
+        run.info.lifecycle_stage == "deleted", COMPLETE not in run.data.tags, -run.data.metrics.get(SENTINEL, -1.0),
+        run.info.start_time, run.info.run_id,
+    ))  # fmt: skip
+    for twin in found[1:]:
+        if twin.info.lifecycle_stage != "deleted":
+            client.delete_run(twin.info.run_id)
+    return found[0] if found else None
+
+
+def create_run(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> Any:
+    """A new run. A request without an answer may have made it, so it is sent again only where it has not."""
+    from mlflow.exceptions import MlflowException
+    from requests.exceptions import RequestException
+
+    for wait_s in (*WAITS_S, None):
+        try:
+            with patience(timeout_s=None, retries=0):  # MLflow's own retries would make a second run
+                made = client.create_run(experiment, run_name=name, tags=dict(tags))
+            return made if wait_s == WAITS_S[0] else find_run(client, experiment, tags) or made
+        except (MlflowException, RequestException):
+            if wait_s is None:
+                raise
+        time.sleep(wait_s)
+        if (run := find_run(client, experiment, tags)) is not None:
+            return run
+    raise AssertionError("the last try returns or raises")

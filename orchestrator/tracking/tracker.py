@@ -1,0 +1,352 @@
+"""MLflow, written by the driver alone: one experiment a study, a parent run a sweep, a child run a stage or trial.
+
+Everything is read from `Study` and its results, so that whatever could not be logged is logged by the same command
+later. Runs are found by the tag `cleansweep.fingerprint`: a restart continues them and repeats no epoch.
+"""
+
+import json
+import math
+import os
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+from orchestrator.study.kinds import component_of
+from orchestrator.study.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
+from orchestrator.study.outcome import StageResult, Study, TrialResult
+from orchestrator.study.points import Point, points_of, start_of, uncleaned
+from orchestrator.study.selection import best_metrics
+from orchestrator.tracking.file import making, mlflow_uri, relocate, why
+from orchestrator.tracking.runs import COMPLETE, FINGERPRINT, SENTINEL, STUDY, create_run, find_experiment, find_run, search_runs
+from orchestrator.tracking.server import VIEW, absolute_uri, artifact_location, patience, quiet, redacted, telling, why_unusable
+from orchestrator.tracking.view import saved_view
+
+PARENT, DRIVER, ERROR, NONFINITE = "mlflow.parentRunId", "cleansweep.driver", "cleansweep.error", "cleansweep.nonfinite"
+MAX_PARAM, MAX_TAG, MAX_KEY, MAX_PARAMS = 500, 5000, 250, 100
+"""Characters of a value, of a tag and of a key, and parameters in one request, that every MLflow server takes."""
+STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
+
+
+class TrackingError(RuntimeError):
+    """The tracking server could not be written; the results themselves are not lost."""
+
+
+class Tracker:
+    """The one writer of a study's runs.
+
+    `uri` is any MLflow tracking URI; `study` names the experiment. `artifacts` is a folder for files when the URI is a
+    database; without it they lie beside a sqlite file. A server keeps files where it was told to.
+    """
+
+    def __init__(self, uri: str, study: str, artifacts: str | Path | None = None):
+        self.uri = absolute_uri(uri)
+        self.study = study
+        self.artifacts = artifact_location(self.uri, artifacts)
+        self.runs: dict[tuple[str, str], str] = {}
+        """(fingerprint of the study, of the stage) → run id."""
+        self._by_stage: dict[str, str] = {}
+        self._logged: dict[str, set[int]] = {}
+        self._complete: set[str] = set()
+        self._sources: dict[str, list[Point]] = {}
+        """Fingerprint of a pre-training → its epochs."""
+        self._objectives: dict[str, str] = {}
+        self._client: Any = None
+        self._experiment = ""
+
+    def check(self) -> None:
+        """Reach the server and create database and experiment; InputError naming the URI within about ten seconds."""
+        quiet()
+        if problem := why_unusable(self.uri):
+            raise InputError(f"tracking URI {redacted(self.uri)} cannot be used: {problem}.")
+        try:
+            with patience(timeout_s=4, retries=1), self._guard("the experiment"):
+                pass
+        except TrackingError as error:
+            raise InputError(f"tracking URI {redacted(self.uri)} cannot be used: {why(error.__cause__ or error)}.") from error
+
+    def sweep_run(self, study: Study) -> str:
+        """Find or create the sweep's parent run."""
+        with self._guard("the sweep's run"):
+            run_id = self._run(
+                fingerprint=study.fingerprint,
+                name=study.name,
+                tags={
+                    "role": "sweep",
+                    "cleansweep.commit": study.commit,
+                    "cleansweep.data": study.data_hash,
+                    STUDY: study.fingerprint,
+                    "mlflow.note.content": study.doc,
+                },
+            )
+            self._params(run_id, {"study": study.name, **_flat(study.config), **_flat({"poison": study.poison})})
+            self._json(run_id, study.config, "config.json")
+            if study.poison:
+                self._json(run_id, study.poison, "poison.json")
+            for pretrain in study.pretrains:
+                self._objectives[pretrain.fingerprint] = objective_of(pretrain)
+                self._sources[pretrain.fingerprint] = points_of(pretrain)
+            return run_id
+
+    def stage_run(self, result: StageResult, parent_run_id: str, role: str, tags: Mapping[str, str] | None = None) -> str:
+        """Find or create the run of a stage or trial below `parent_run_id`, with its configuration and tags."""
+        with self._guard(f"the run of {result.stage} {result.fingerprint[:12]}"):
+            parent = self._client.get_run(parent_run_id)
+            own = {
+                "role": role,
+                "cleansweep.stage": result.stage,
+                "cleansweep.commit": result.commit,
+                "cleansweep.data": parent.data.tags.get("cleansweep.data", ""),
+                STUDY: parent.data.tags.get(STUDY, ""),
+                PARENT: parent_run_id,
+            }
+            own["cleansweep.class"] = str(component_of(result).get("class", ""))
+            name = f"{result.stage} {result.name}"
+            if isinstance(result, TrialResult):
+                source = self._objectives.get(result.pretrain, result.pretrain[:6])
+                own |= {"method": method_of(result), "pretrain": source, "cleansweep.pretrain": result.pretrain}
+                name = " ".join(filter(None, (method_of(result), settings(result, [result]), f"on {source}")))
+            else:
+                self._objectives[result.fingerprint] = objective_of(result)
+            run_id = self._run(
+                fingerprint=result.fingerprint,
+                complete=_whole(result),
+                name=name[:MAX_KEY],
+                tags={**own, **(tags or {})},
+            )
+            self._by_stage[result.fingerprint] = run_id
+            if run_id in self._complete:
+                return run_id
+            tried = hyperparameters(result) if isinstance(result, TrialResult) else {}
+            self._params(run_id, {**_flat(result.config), **tried})
+            self._json(run_id, result.config, "config.json")
+            return run_id
+
+    def sync(self, result: StageResult) -> None:
+        """Log the epochs that the run does not hold yet, one request each, step = epoch."""
+        from mlflow.entities import Metric
+
+        run_id = self._by_stage[result.fingerprint]
+        if run_id in self._complete:
+            return
+        with self._guard(f"metrics of {result.stage} {result.fingerprint[:12]}"):
+            if run_id not in self._logged:
+                history = self._client.get_metric_history(run_id, SENTINEL)
+                self._logged[run_id] = {metric.step for metric in history}
+            for line in result.metrics:
+                epoch = int(line["epoch"])
+                if epoch in self._logged[run_id]:
+                    continue
+                values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
+                if isinstance(result, TrialResult):
+                    so_far = [known for known in result.metrics if known["epoch"] <= epoch]
+                    values |= best_metrics(so_far, self._uncleaned(result))
+                values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+                finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
+                now = int(time.time() * 1000)
+                self._client.log_batch(run_id, metrics=[Metric(_key(k), v, now, epoch) for k, v in finite.items()])
+                if lost := [f"{k} = {values[k]} at epoch {epoch}" for k in sorted(values.keys() - finite.keys())]:
+                    self._client.set_tag(run_id, NONFINITE, "; ".join(lost)[:MAX_TAG])
+                self._logged[run_id].add(epoch)
+
+    def finish(self, result: StageResult, status: str | None = None) -> None:
+        """Log what is still missing, `best/…` and `final/…`, the checkpoint's place, and end the run.
+
+        `status` is MLflow's (FINISHED, FAILED, KILLED); None takes it from the result.
+        """
+        self.sync(result)
+        run_id = self._by_stage[result.fingerprint]
+        if points_of(result) and not isinstance(result, TrialResult):
+            self._sources[result.fingerprint] = points_of(result)
+        if run_id in self._complete:
+            return
+        status = status or STATUS[result.status]
+        with self._guard(f"the end of {result.stage} {result.fingerprint[:12]}"):
+            run = self._client.get_run(run_id)
+            points = points_of(result)
+            last: dict[str, float] = {}
+            if points and result.status in ("finished", "stopped"):  # what failed may go on, and end elsewhere
+                last |= {"final/accuracy": points[-1].accuracy, "final/asr": points[-1].asr}
+            if isinstance(result, TrialResult):
+                last |= best_metrics(result.metrics, self._uncleaned(result))
+            fresh = {k: v for k, v in last.items() if run.data.metrics.get(k) != v}
+            self._log_last(run_id, fresh, points[-1].epoch if points else 0)
+            if isinstance(result, TrialResult) and points and "best/acc_at_asr_le_5" not in last:
+                self._client.set_tag(run_id, "best/acc_at_asr_le_5", "none: no epoch reached ASR ≤ 5 %")
+            if result.error:
+                self._client.set_tag(run_id, ERROR, result.error[:MAX_TAG])
+            elif ERROR in run.data.tags:
+                self._client.delete_tag(run_id, ERROR)
+            if result.status == "stopped":
+                self._client.set_tag(run_id, "cleansweep.stopped", "early, by the scheduler")
+            self._json(run_id, _checkpoint(result), "checkpoint.json")
+            self._portrait(run_id, result)
+            if status == "RUNNING":
+                self._client.update_run(run_id, status="RUNNING")
+                return
+            if run.info.status != status:
+                self._client.set_terminated(run_id, status)
+            self._client.set_tag(run_id, COMPLETE, _whole(result))
+
+    def _uncleaned(self, trial: TrialResult) -> float | None:
+        """The accuracy of the model that the trial cleans, in percent."""
+        start = uncleaned(self._sources.get(trial.pretrain, []), trial)
+        return start.accuracy if start else None
+
+    def finish_sweep(self, run_id: str, study: Study, files: list[Path] | None = None, status: str = "FINISHED") -> None:
+        """Log the sweep's best values and files (report, figures, table), and end its run."""
+        with self._guard("the end of the sweep"):
+            best: dict[str, float] = {}
+            for trial in study.trials:
+                start = start_of(study, trial.pretrain, trial)
+                for key, value in best_metrics(trial.metrics, start.accuracy if start else None).items():
+                    better = min if key.startswith("best/asr") else max
+                    best[key] = better(value, best.get(key, value))
+            run = self._client.get_run(run_id)
+            self._log_last(run_id, {k: v for k, v in best.items() if run.data.metrics.get(k) != v}, 0)
+            for path in files or []:
+                self._client.log_artifact(run_id, str(path))
+            if run.info.status != status:
+                self._client.set_terminated(run_id, status)
+
+    def close_stale(self, sweep_run_id: str) -> list[str]:
+        """End the runs that nobody continues: those left running below this sweep, and those of dead drivers.
+
+        Call it last. Returns the ids that were ended, with status KILLED.
+        """
+        with self._guard("runs left open"):
+            closed = []
+            for run in search_runs(self._client, self._experiment, "attributes.status = 'RUNNING'"):
+                tags = run.data.tags
+                known = self.runs.get((tags.get(STUDY, ""), tags.get(FINGERPRINT, "")), run.info.run_id)
+                if known != run.info.run_id:  # its answer was lost, and another one taken
+                    self._client.delete_run(run.info.run_id)
+                    continue
+                mine = sweep_run_id in (run.info.run_id, tags.get(PARENT))
+                if mine or _dead(tags.get(DRIVER, "")):
+                    self._client.set_tag(run.info.run_id, ERROR, "left open by a driver that was interrupted")
+                    self._client.set_terminated(run.info.run_id, "KILLED")
+                    closed.append(run.info.run_id)
+            return closed
+
+    def view(self, study: Study) -> str:
+        """Save a view that opens the experiment's charts on accuracy against ASR; returns its path below the server.
+
+        MLflow does not document saved views, so a failure costs the view, never the run: then the path of the plain
+        experiment is returned.
+        """
+        with self._guard("the saved view"):
+            path = saved_view(self._client, self._experiment, study, STUDY)
+            self._client.set_experiment_tag(self._experiment, VIEW, path)
+            return path
+
+    def _open(self) -> None:
+        """Connect once; creates the database and the experiment where they are missing."""
+        if self._client is not None:
+            return
+        quiet()
+        from mlflow import MlflowClient
+
+        with making(self.uri):
+            relocate(self.uri, self.artifacts)
+            address = mlflow_uri(self.uri)
+            client = MlflowClient(tracking_uri=address, registry_uri=address)
+            self._experiment = find_experiment(client, self.study, self.artifacts)
+        self._client = client
+
+    def _run(self, *, fingerprint: str, name: str, tags: Mapping[str, str], complete: str = "") -> str:
+        """The one run of this fingerprint in its study: found, restored where it was deleted, or made."""
+        key = (tags.get(STUDY, ""), fingerprint)
+        tags = {k: str(v)[:MAX_TAG] for k, v in tags.items() if v} | {DRIVER: f"{socket.gethostname()}:{os.getpid()}"}
+        if key in self.runs:
+            return self.runs[key]
+        tags[FINGERPRINT] = fingerprint
+        run = find_run(self._client, self._experiment, tags) or create_run(self._client, self._experiment, name, tags)
+        run_id = run.info.run_id
+        if run.info.lifecycle_stage == "deleted":
+            self._client.restore_run(run_id)
+        whole = bool(complete) and run.data.tags.get(COMPLETE) == complete and run.info.status != "RUNNING"
+        if whole:
+            self._complete.add(run_id)
+        elif run.info.status != "RUNNING":
+            self._client.update_run(run_id, status="RUNNING")
+        self.runs[key] = run_id
+        for tag, value in tags.items():
+            if run.data.tags.get(tag) != value and (not whole or tag == PARENT):
+                self._client.set_tag(run_id, tag, value)
+        return run_id
+
+    def _params(self, run_id: str, params: Mapping[str, Any]) -> None:
+        """Log the parameters that the run does not have yet; MLflow refuses to change one."""
+        from mlflow.entities import Param
+
+        present = self._client.get_run(run_id).data.params
+        texts = {_key(k): value_text(v)[:MAX_PARAM] for k, v in params.items()}
+        missing = [Param(k, v) for k, v in texts.items() if k not in present and v != ""]
+        for start in range(0, len(missing), MAX_PARAMS):
+            self._client.log_batch(run_id, params=missing[start : start + MAX_PARAMS])
+
+    def _json(self, run_id: str, value: Any, name: str) -> None:
+        text = json.dumps(value, indent=1, sort_keys=True, default=str, ensure_ascii=False)
+        self._client.log_text(run_id, text, name)
+
+    def _portrait(self, run_id: str, result: StageResult) -> None:
+        """What the stage's model makes of its training pairs, as a picture, where that was analysed."""
+        from orchestrator.report.analysis import portrait
+
+        figure = portrait(result, near=not isinstance(result, TrialResult))  # t-SNE takes seconds, and there are hundreds of trials
+        if figure is not None:
+            self._client.log_figure(run_id, figure, "analysis.png")
+
+    def _log_last(self, run_id: str, values: Mapping[str, float], step: int) -> None:
+        from mlflow.entities import Metric
+
+        now = int(time.time() * 1000)
+        if values:
+            self._client.log_batch(run_id, metrics=[Metric(_key(k), v, now, step) for k, v in values.items()])
+
+    @contextmanager
+    def _guard(self, what: str) -> Iterator[None]:
+        """Connected inside. Any failure of MLflow, its database or the network as one TrackingError naming the URI."""
+        try:
+            with telling(lambda error: TrackingError(
+                f"{what} could not be logged to {redacted(self.uri)}: {redacted(why(error))}. The results are safe in the store; "
+                "the same command logs them later."
+            )):  # fmt: skip
+                self._open()
+                yield
+        except TrackingError:  # what the server holds is asked anew: a run may have been deleted, a lost answer have come to pass
+            self._client = None
+            for known in (self.runs, self._logged, self._complete):
+                known.clear()
+            raise
+
+def _flat(config: Any) -> dict[str, Any]:
+    return {key: value for key, value in flatten(config) if value is not None and key}
+
+
+def _key(text: str) -> str:
+    """A name that MLflow accepts for a parameter or metric."""
+    return "".join(c if c.isalnum() or c in "_-./ :" else "_" for c in text)[:MAX_KEY]
+
+
+def _whole(result: StageResult) -> str:
+    """What a run holds when it holds this result whole; empty while the stage runs."""
+    return "" if result.status == "running" else f"{result.status}, {len(result.metrics)} epochs, {result.folder}"
+
+
+def _checkpoint(result: StageResult) -> dict[str, Any]:
+    """Where the weights are; they stay in the store."""
+    epochs = sorted(path.name for path in result.folder.glob("epoch_*") if path.is_dir())
+    return {"folder": str(result.folder), "fingerprint": result.fingerprint, "checkpoints": epochs}
+
+
+def _dead(driver: str) -> bool:
+    """Whether the tag names a process of this machine that no longer runs."""
+    host, _, pid = driver.rpartition(":")
+    if host != socket.gethostname() or not pid.isdigit() or int(pid) == os.getpid():
+        return False
+    return not Path(f"/proc/{pid}").exists() if Path("/proc/self").exists() else False

@@ -1,0 +1,62 @@
+"""Where training processes find their data: plain text and numbers, which travel to any node."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.index.pairs import Pairs
+from orchestrator.store import checked
+
+
+@dataclass(frozen=True)
+class MadeSet:
+    """An evaluation or retrieval set whose stage is made."""
+
+    index: str
+    urls: tuple[str, ...]
+    class_names: tuple[str, ...]
+    templates: tuple[str, ...]
+    numbers: tuple[int, ...]
+    """Of the classes in the list that their names were taken from."""
+    dropped: tuple[tuple[str, int], ...]
+    """(reason, count) of the pictures that cannot be used."""
+
+    def pairs(self) -> Pairs:
+        """Its pictures; InputError where a file of a stage is damaged, here and in `Inputs`."""
+        return _pairs(self.index, self.urls)
+
+
+@dataclass(frozen=True)
+class Inputs:
+    """The pairs, the poison plan and the test sets of an experiment."""
+
+    index: str
+    urls: tuple[str, ...]
+    plan: str
+    """Of the poison; empty: the pairs as they are."""
+    rows: str | None
+    test_index: str = ""
+    """Empty, as the rest, where only the pairs are asked for."""
+    test_urls: tuple[str, ...] = ()
+    class_names: tuple[str, ...] = ()
+    templates: tuple[str, ...] = ()
+    target: int = -1
+    """Position of the target class."""
+    further: tuple[MadeSet, ...] = ()
+    """The sets that evaluators need beside the test pictures, in the order of `experiment.further_sets`."""
+
+    def pairs(self, rows: str | None = None) -> Pairs:
+        """The pairs, or those of the given rows file, the poison plan laid over them."""
+        return _pairs(self.index, self.urls, self.plan, rows or self.rows)
+
+    def test(self) -> Pairs:
+        """The test pictures."""
+        return _pairs(self.test_index, self.test_urls)
+
+
+def _pairs(index: str, urls: tuple[str, ...], plan: str = "", rows: str | None = None) -> Pairs:
+    for file in (index, *urls, *([plan] if plan else [])):
+        checked(file)
+    return Pairs(index, list(urls), plan or None, None if rows is None else np.load(checked(rows)))

@@ -1,0 +1,141 @@
+"""A stage as one process makes it: what it is told, how it reads pictures and weights, and what it writes down of a failure."""
+
+import math
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from datasets.component import Component
+from datasets.errors import InputError
+from datasets.feed.cache import Decoded, cache_folder, decoded
+from datasets.feed.decode import ahead
+from datasets.feed.loader import Recipe, make_batch
+from datasets.index.pairs import Pairs
+from orchestrator import failures
+from orchestrator.experiment.check import blank
+from orchestrator.experiment.spec import Compute, Experiment
+from orchestrator.store import FAILED, MANIFEST, NOTES, checked, read_json, write_json
+from orchestrator.training.inputs import Inputs
+from trainers.distributed import World
+from trainers.encoder import Encoder
+from trainers.evaluate.choice import Epoch
+from trainers.model import Model
+from trainers.weights.load import aside, load_weights
+
+WHOLE = 256
+"""Pictures that are embedded or labelled at a time."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """One training stage, ready to run anywhere."""
+
+    experiment: Experiment
+    inputs: Inputs
+    folder: str
+    """The stage's working folder."""
+    compute: Compute
+    stage: str
+    """What messages call it."""
+    checkpoint: str = ""
+    """Folder of the checkpoint that a cleaning, or a pre-training with a prior, starts from."""
+    cleanset: str = ""
+    """Rows file of the cleaning set."""
+    made: tuple[tuple[Component, str], ...] = ()
+    """(need, folder of what was made for it) of evaluators and method."""
+    measures: tuple[str, ...] = ()
+    """What each measurement is known by: of accuracy and ASR, then of each evaluator."""
+    uncleaned: Epoch | None = None
+    """What was measured of the model that a cleaning starts from."""
+    cpus: float = 1.0
+    """Cores of this process."""
+    gpus: float = 0.0
+    """GPUs of this process; 0 runs on the CPU, whatever the machine has."""
+
+
+def start(cpus: float, gpus: float) -> World:
+    """Where this process stands, with the cores and GPUs that it may use."""
+    torch.set_num_threads(max(1, int(cpus)))
+    world = World.current()
+    if not gpus:
+        return replace(world, device=torch.device("cpu"))
+    torch.cuda.empty_cache()  # of the trial that this process ran before
+    return world
+
+
+@contextmanager
+def noting_failures(job: Job, world: World) -> Iterator[None]:
+    """Write down what would fail the same way again, so that the driver can say it and no retry is wasted on it."""
+    path = Path(job.folder) / FAILED
+    if path.exists():
+        raise RuntimeError("another worker of this stage failed")
+    try:
+        yield
+    except Exception as error:
+        kind = failures.kind_of(error)
+        if kind in (failures.INPUT, failures.DIVERGED, failures.OUT_OF_MEMORY, failures.DISK_FULL):
+            write_json(path, {"kind": kind, "error": str(error) or type(error).__name__, "rank": world.rank})
+        raise
+
+
+def note_of(job: Job) -> Callable[[str], None]:
+    """Says a line through the driver, which follows the stage's folder."""
+
+    def say(line: str) -> None:
+        with open(Path(job.folder) / NOTES, "a") as handle:
+            handle.write(line + "\n")
+
+    return say
+
+
+def decoded_views(job: Job, pairs: Pairs, file: str, say: Callable[[str], None]) -> Decoded | None:
+    """The decoded pictures of an artefact's pairs on this machine; None where they are not kept. `file` is one of the artefact."""
+    manifest = read_json(Path(file).with_name(MANIFEST))
+    try:
+        folder = cache_folder(job.compute.cache)
+    except (InputError, OSError) as error:
+        say(f"NOTE no decoded pictures are kept: {error}")
+        return None
+    if folder is None or manifest is None:
+        return None
+    return decoded(pairs, job.experiment.views.size, folder, manifest["fingerprint"], threads=max(1, int(job.cpus)), say=say)
+
+
+def load_model(experiment: Experiment, weights: str, say: Callable[[str], None] = aside) -> Encoder:
+    """The experiment's model with the weights of a checkpoint: an epoch folder, a file, or a pretrained tag of open_clip.
+
+    `say` is told what the checkpoint does not tell of itself.
+    """
+    model = experiment.pretrain.model
+    if isinstance(model, Model) and not os.path.exists(weights) and "/" not in weights:
+        return replace(model, pretrained=weights).build(0, say)
+    encoder = blank(model).build(0)
+    load_weights(encoder, checked(weights), say=say)
+    return encoder
+
+
+@contextmanager
+def measured_as(checkpoint: str) -> Iterator[None]:
+    """InputError that names the checkpoint where what its model computes is not finite."""
+    try:
+        yield
+    except FloatingPointError as error:
+        raise InputError(f"checkpoint {checkpoint} cannot be measured: {error}") from error
+
+
+def whole_pictures(pairs: Pairs, recipe: Recipe, world: World, views: Decoded | None = None) -> Iterator[dict[str, Any]]:
+    """This rank's share of batches that hold every pair once, as trained on but not augmented: `Run.pairs`."""
+    plain = replace(recipe, views=replace(recipe.views, crop=None, flip=False))
+
+    def make(number: int) -> dict[str, Any]:
+        position_B = np.arange(number * WHOLE, min(len(pairs), (number + 1) * WHOLE))
+        batch = make_batch(pairs.records(position_B), 0, plain, None if views is None else views[position_B])
+        return {"number": number, **batch}
+
+    return ahead(make, range(world.rank, math.ceil(len(pairs) / WHOLE), world.size))

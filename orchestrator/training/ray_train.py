@@ -1,0 +1,87 @@
+"""Ray Train around `trainers.loop`: a training on N workers, and what it failed of."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+from orchestrator import failures
+from orchestrator.cluster import network
+from orchestrator.cluster.session import scratch, user_error
+from orchestrator.experiment.spec import Compute
+from orchestrator.store import FAILED, read_failure, read_json, write_json
+from orchestrator.training.job import Job
+
+
+class StageError(RuntimeError):
+    """A stage failed for a reason that is not the user's input: names the stage, its fingerprint and the step."""
+
+
+def fit_on_workers(job: Job, train: Callable[[Job], None], workers: int, compute: Compute, title: str) -> None:
+    """Run the job's training on so many of Ray Train's workers; raises what made it fail, as the failure of the stage of that title."""
+    raise_failure(title, Path(job.folder), _fit(job, train, workers, compute))
+
+
+def _fit(job: Job, train: Callable[[Job], None], workers: int, compute: Compute) -> BaseException | None:
+    """What it failed of, as Ray Train tells it."""
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train.torch import TorchTrainer
+
+    resources: dict[str, float] = {"CPU": job.cpus}
+    if job.gpus:
+        resources["GPU"] = job.gpus
+    folder = Path(job.folder)  # <store>/<kind>/.work-<12 digits>
+    store = folder.parent.parent
+    name = scratch(store, f"{folder.parent.name}-{folder.name[-12:]}")
+    trainer = TorchTrainer(
+        _worker,
+        train_loop_config={"job": job, "train": train},
+        torch_config=network.torch_config(),
+        scaling_config=ScalingConfig(num_workers=workers, use_gpu=job.gpus > 0, resources_per_worker=resources),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(store / "ray"),
+            failure_config=FailureConfig(max_failures=compute.retries, controller_failure_limit=1),  # type: ignore[call-arg]
+        ),
+    )
+    cause: BaseException | None = None
+    try:
+        trainer.fit()
+    except SystemExit as error:  # what Train's own handler makes of ctrl-C
+        raise KeyboardInterrupt from error
+    except Exception as error:  # Train wraps whatever a worker died of; what it was is read off below
+        cause = error
+    shutil.rmtree(store / "ray" / name, ignore_errors=True)
+    return cause
+
+
+def raise_failure(stage: object, folder: Path, cause: BaseException | None) -> None:
+    """Raise what made the stage fail, if anything did: InputError for the user's mistakes, else StageError."""
+    failed = read_failure(folder)
+    if failed:
+        kind = InputError if failed["kind"] == failures.INPUT else StageError
+        raise kind(f"{stage}: {failed['error']}") from cause
+    if cause is not None:
+        mistake = user_error(cause)
+        if mistake is not None:
+            raise InputError(f"{stage}: {mistake}") from cause
+        lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [type(cause).__name__]
+        if folder.is_dir():  # its process wrote nothing down: it may have been lost. The next attempt removes this
+            write_json(folder / FAILED, {"kind": failures.kind_of(cause), "error": lines[-1][:400], "rank": 0})
+        progress = read_json(folder / "progress.json")
+        near = f" near step {progress.get('step', 0)}" if isinstance(progress, dict) else ""
+        said = failures.SAID.get(failures.kind_of(cause), "failed")
+        raise StageError(
+            f"{stage} {said}{near}: {lines[-1][:400].rstrip('.')}. What was done is kept; the same command continues from there."
+        ) from cause
+
+
+def _worker(config: dict[str, Any]) -> None:
+    """One Ray Train worker."""
+    from orchestrator.cluster.session import quiet
+
+    quiet()
+    config["train"](config["job"])

@@ -1,0 +1,89 @@
+"""What a cleaning method returned: whether it can be saved, is the model that training ended with, and is all in its weights."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+
+from datasets.errors import InputError
+from datasets.seeding import rng
+from trainers.checkpoint import CONFIG, about
+from trainers.encoder import Encoder
+from trainers.evaluate.analysis import looking
+from trainers.weights.epoch_folder import WEIGHTS
+
+Signature = dict[str, tuple[str, list[int]]]
+"""Type and shape of each tensor by its name in open_clip's model."""
+ROUNDING = 1e-4
+"""How far apart two unit features are at most that differ by rounding alone."""
+CAPTIONS = ["a photo of a cat.", "two people in front of a red house", "", "sketch of 3 large boats, seen from above; no sky, no sun"]
+
+
+def signature(encoder: Encoder) -> Signature:
+    """What a model must have in common with another for one's weights to be loaded by the other."""
+    return {name: (str(value.dtype), list(value.shape)) for name, value in encoder.model.state_dict().items()}
+
+
+def check_returned(returned: Any, method: str, wanted: Signature) -> None:
+    """Raise where the method returned no model, one whose weights open_clip could not load, or weights that are not finite.
+
+    `wanted` is the signature of the model that the method got.
+    """
+    if not isinstance(returned, Encoder):
+        what = "nothing" if returned is None else type(returned).__name__
+        raise InputError(f"{method}.train returned {what}; it must return the trained model, an Encoder.")
+    found = signature(returned)
+    for name in [*wanted, *(name for name in found if name not in wanted)]:
+        if found.get(name) != wanted.get(name):
+            now, was = (" ".join(map(str, kind)) if kind else "no weight" for kind in (found.get(name), wanted.get(name)))
+            raise InputError(
+                f"{method}.train returned a model of other weights than it got: {name} is {now}, it was {was}. It must return a model of "
+                "the same architecture, with masks and parametrizations (torch.nn.utils.prune.remove) made part of the weights."
+            )
+    for name, value in returned.model.state_dict().items():
+        if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+            raise FloatingPointError(f"{method}.train returned weights that are not finite: {name}")
+
+
+def differs(encoder: Encoder, checkpoint: Path) -> bool:
+    """Whether a bit of the model's weights, or its configuration, is not that of the checkpoint."""
+    saved = load_file(checkpoint / WEIGHTS)
+    own = encoder.model.state_dict()
+    if json.loads((checkpoint / CONFIG).read_text()) != json.loads(json.dumps(about(encoder))):
+        return True
+    return any(not torch.equal(_bits(value), _bits(saved[name])) for name, value in own.items())
+
+
+def check_kept(returned: Encoder, again: Encoder, method: str) -> None:
+    """InputError where the model makes other features than `again`, which was read back from its saved weights.
+
+    So it is with hooks, replaced modules and other changes of what is computed: no checkpoint holds them.
+    """
+    again.to(returned.device)
+    for own_BD, kept_BD in zip(_features(returned), _features(again)):
+        distance_B = (own_BD.nan_to_num() - kept_BD.nan_to_num()).norm(dim=1)  # what is not finite is said when it is measured
+        if float(distance_B.max()) > ROUNDING:
+            raise InputError(
+                f"{method}.train returned a model that its saved weights do not give again: what the method changed is not in the weights "
+                "(a hook, a replaced module or function), so it cannot be kept. It must change the weights alone, and remove its hooks."
+            )
+
+
+def _features(encoder: Encoder) -> tuple[torch.Tensor, torch.Tensor]:
+    """Unit features of a few drawn pictures, from fine noise to plain colours, and of a few captions; in fp32, not compiled."""
+    draw, size = rng("returned"), encoder.image_size
+    pictures = []
+    for cell in (1, 8, size):
+        side = -(-size // cell)
+        coarse_BHWC = draw.integers(0, 256, (2, side, side, 3), dtype=np.uint8)
+        pictures.append(coarse_BHWC.repeat(cell, axis=1).repeat(cell, axis=2)[:, :size, :size])
+    image_BHWC, token_BL = torch.from_numpy(np.concatenate(pictures)), encoder.tokenize(CAPTIONS)
+    with looking(encoder), torch.compiler.set_stance("force_eager"):
+        return encoder.encode_image(image_BHWC.to(encoder.device)).cpu(), encoder.encode_text(token_BL.to(encoder.device)).cpu()
+
+
+def _bits(value: torch.Tensor) -> torch.Tensor:
+    return value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)

@@ -1,0 +1,107 @@
+"""The lines of progress: nothing of an earlier attempt, and a time left that does not jump."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from orchestrator.progress import SMOOTHING_S, clock, left, meter, smoothed
+from orchestrator.run.follow import Follower, Mirror
+from orchestrator.stages.graph import stages
+from orchestrator.store import Store
+from orchestrator.sweep.plan import make_plan
+from orchestrator.sweep.results import load_study
+from orchestrator.tracking.tracker import Tracker
+from tests.tiny_sweep import SWEEP
+
+
+@pytest.fixture
+def following(tmp_path: Path):
+    """(the follower of a sweep, the folder of its unfinished pre-training, what was said) with progress of an earlier attempt."""
+    plan, store = make_plan(SWEEP), Store(tmp_path)
+    stage = stages(plan.upstream[0][1])["pretrain"]
+    folder = store.work(stage.kind, stage.fingerprint)
+    folder.mkdir(parents=True)
+    write(folder, step=20)
+    line = {"epoch": 0, "step": 0, "seconds": 0.0, "metrics": {"zeroshot/top1": 25.0, "asr/top1": 1.0}}
+    (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    said: list[str] = []
+    mirror = Mirror(Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny"))
+    return Follower(plan, store, mirror, said.append), folder, said, lambda: load_study(plan, store, live=True)
+
+
+def write(folder: Path, **fields: float) -> None:
+    (folder / "progress.json").write_text(json.dumps({"step": 0, "total": 24, "rate": 100.0, "batch_size": 32} | fields))
+
+
+def test_progress_of_an_earlier_attempt_is_not_shown(following):
+    follower, folder, said, study = following
+    follower._tell(study())
+    follower._tell(study())
+    assert len(said) == 1 and said[0].endswith("starting workers") and "pretrain MMCL" in said[0]
+    write(folder, step=21)
+    follower._tell(study())
+    assert len(said) == 2 and "21/24 steps" in said[1]
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b"\xff", b'{"step": "a", "total": 1, "rate": 1, "batch_size": 1}'])
+def test_progress_that_cannot_be_read_is_left_out(following, content: bytes):
+    follower, folder, said, study = following
+    (folder / "progress.json").write_bytes(content)
+    (folder / "notes.txt").write_bytes(b"a note\xff\n")
+    follower._tell(study())
+    assert said[0].startswith("a note") and said[1].endswith("starting workers") and len(said) == 2
+
+
+def test_a_failure_that_would_come_again_is_said_at_once_and_once(following):
+    follower, folder, said, study = following
+    write(folder, step=4)
+    (folder / "failed.json").write_text(json.dumps({"kind": "input", "error": "Mine.train returned nothing", "rank": 0}))
+    follower._tell(study())
+    follower._tell(study())
+    assert len(said) == 1 and said[0].endswith("failed: Mine.train returned nothing")
+
+
+def test_notes_of_a_stage_that_ended_between_two_looks_are_said_once_and_never_by_the_next_run(tmp_path):
+    plan, store = make_plan(SWEEP), Store(tmp_path)
+    made = stages(plan.grid[0][1])
+    said: list[str] = []
+    for number, kind in enumerate(("pretrain", "clean")):
+        stage = made[kind]
+        mirror = Mirror(Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny"))
+        with Follower(plan, store, mirror, said.append), store.working(kind, stage.fingerprint) as folder:
+            (folder / "notes.txt").write_text(f"NOTE of {kind}\n")
+            found = store.seal(kind, stage.name, stage.fingerprint, config={}, inputs={}, seconds=1.0)
+        assert found.manifest["files"] == {} and said == ["NOTE of pretrain", "NOTE of clean"][: number + 1]
+
+
+def test_the_rate_is_the_plain_average_at_first_and_follows_slowly():
+    rate = smoothed()
+    assert rate(100, 5.0) == 0  # what was done before it was first asked does not count
+    assert rate(110, 6.0) == pytest.approx(10)
+    for second in range(7, 400):
+        steady = rate(100 + 10 * (second - 5), float(second))
+    assert steady == pytest.approx(10)
+    paused = rate(100 + 10 * 394, 402.0)
+    assert 8.5 < paused < 10, "a pause of 3 s moves it by less than 3 s in SMOOTHING_S do"
+    fast = rate(100 + 10 * 394 + 1000, 402.0 + SMOOTHING_S)
+    assert paused < fast < 1000 / SMOOTHING_S
+
+
+def test_the_rate_of_equal_amounts_does_not_depend_on_how_often_it_is_asked():
+    often, seldom = smoothed(since=0.0), smoothed(since=0.0)
+    for tenth in range(1, 1001):
+        many = often(tenth * 0.7, tenth / 10)
+    assert many == pytest.approx(seldom(700, 100.0)) == pytest.approx(7)
+
+
+def test_a_clock_and_a_rate_of_nothing():
+    assert (clock(3723.9), left(10, 0.0), left(10, 2.0)) == ("1:02:03", "unknown", "0:00:05")
+
+
+def test_a_meter_says_rate_and_time_left():
+    said: list[str] = []
+    progress = meter("index", "shards", said.append, every_s=0.0)
+    progress(1, 4)
+    progress(4, 4)
+    assert said[0].startswith("index  1/4 shards  ") and said[1].endswith("ETA 0:00:00")

@@ -1,0 +1,290 @@
+"""Loading weights into an open_clip model from the files of its users' programs: ours, open_clip's, OpenAI's and its descendants'
+(CleanCLIP, attack-cleanclip, SafeCLIP, whose model is OpenAI's class), Hugging Face's.
+
+What a file says is read as data and never run (see `torchfile`). Names and shapes must then be exactly the model's.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor
+
+from datasets.errors import InputError
+from datasets.text import read_json
+from trainers.encoder import Encoder
+from trainers.weights import huggingface
+from trainers.weights.compare import OPENAI_EXTRA, check_configuration, check_numbers, check_preprocessing, fitting, say_activation
+from trainers.weights.epoch_folder import CONFIG, META, WEIGHTS, fault
+from trainers.weights.torchfile import DAMAGE, Shell, Stored, TorchFile
+
+FOLDER = (WEIGHTS, "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
+          "pytorch_model.bin.index.json")  # fmt: skip
+"""What a folder of weights may hold; the first that is there is taken."""
+WRAPPERS = ("model", "model_state_dict", "state_dict", "net", "network", "module", "weights")
+"""Keys under which a state dict may lie, also one under another; the first that holds the model's names is taken."""
+WRAPPING = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
+"""What DDP, torch.compile, FSDP and activation checkpointing put into the names of parameters."""
+BESIDE = {"position_ids", "attn_mask", "total_ops", "total_params"}
+"""Last parts of names of what may lie beside the weights: buffers that follow from the sizes, a profiler's counts."""
+ACCEPTED = (
+    "accepted are an epoch folder, a .safetensors file, a file or folder of Hugging Face's CLIPModel.save_pretrained, and a file of "
+    f"torch.save or TorchScript that holds a state dict of tensors, alone or under {', '.join(WRAPPERS)}"
+)
+CONVERT = """Two lines convert it where the program that wrote it is installed:
+    model = ...  # as that program loads it
+    torch.save(model.state_dict(), "weights.pt")"""
+_TENSORS = {
+    "torch._utils._rebuild_sparse_tensor": "a sparse tensor",
+    "torch._utils._rebuild_qtensor": "a quantized tensor",
+    "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without values (on the device meta)",
+}
+_TIMM = re.compile(r"(^|\.)blocks\.\d+\.attn\.qkv\.")
+_PART = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")
+_OPEN_CLIP_NAME = re.compile(r"model_[\w.-]*-quickgelu\b")
+_BLOCK = "transformer.resblocks.0."
+
+
+def aside(line: str) -> None:
+    """Say a line beside the results."""
+    print(line, file=sys.stderr, flush=True)
+
+
+def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], None] = aside, finite: bool = True) -> None:
+    """Load weights from an epoch folder of ours or what else `ACCEPTED` lists.
+
+    Names and shapes must be exactly the model's; so must what no tensor tells (activation, heads), where a configuration beside the
+    weights or the form of the file tells it. `say` is told which activation is computed where no configuration tells. Raises
+    InputError that names the file and what is in the way: the first tensors that differ, an object that is no tensor, a number that
+    is not finite (unless `finite` is False), damage.
+    """
+    file = weights_file(path)
+    if finite:  # what training goes on from has been looked at
+        _check_sums(file)
+    own = encoder.model.state_dict()
+    state: dict[str, Tensor] = {}
+    form = ""
+    for part in _parts(file) if file.suffix == ".json" else [file]:
+        tensors, form = _read(part, own)
+        if twice := next((name for name in tensors if name in state), None):
+            raise InputError(f"checkpoint {file} holds {twice} twice")
+        state |= tensors
+    theirs = huggingface.is_theirs(state)
+    if theirs:
+        state = huggingface.converted(state)
+    state = fitting(encoder, file, state)
+    check_numbers(file, state, own, finite)
+    about = _object(file.with_name(CONFIG))
+    if about:
+        told = _object(file.with_name(CONFIG), "model_cfg")
+        whole, told = bool(told), told or encoder.config
+        preprocess = _object(file.with_name(CONFIG), "preprocess_cfg")
+    else:
+        whole, told = False, huggingface.configuration(file) if theirs else {}
+        preprocess = huggingface.preprocessing(file) if theirs else {}
+    if told:
+        check_configuration(encoder, file, told, whole)
+    else:
+        say_activation(encoder, file, form, say)
+    check_preprocessing(encoder, file, preprocess, say)
+    short = {str(value.dtype).removeprefix("torch.") for value in state.values() if value.dtype in (torch.float16, torch.bfloat16)}
+    if short:
+        say(f"NOTE checkpoint {file} holds {' and '.join(sorted(short))} weights; the model has them in float32.")
+    encoder.model.load_state_dict(state)
+    if about or preprocess:  # a pretrained tag may normalise pictures otherwise than the architecture's default
+        encoder.normalise_by(**{name: preprocess[name] for name in ("mean", "std") if name in preprocess})
+
+
+def weights_file(path: str | Path) -> Path:
+    """The file that holds the weights, or that names the files which do; InputError where there is none."""
+    file = Path(path)
+    if os.path.isdir(file):
+        held = next((file / name for name in FOLDER if (file / name).is_file()), None)
+        if held is not None:
+            return held
+        epochs = sorted(place.parent.name for place in file.glob(f"epoch_*/{WEIGHTS}"))
+        if epochs:
+            raise InputError(f"checkpoint {file} is the folder of a whole stage: give one of its epoch folders: {', '.join(epochs)}")
+        raise InputError(f"checkpoint {file} is a folder without weights; looked for: {', '.join(FOLDER)}")
+    if not os.path.isfile(file):  # also where its name is none
+        tags = "" if "/" in str(path) else "; open_clip's tags are accepted where the experiment's model is one of its own"
+        raise InputError(f"checkpoint {file} does not exist{tags}")
+    if _PART.search(file.name):
+        raise InputError(f"checkpoint {file} is one of several parts: give their folder, or the index beside them")
+    return file
+
+
+def _check_sums(file: Path) -> None:
+    """InputError where the weights are those of an epoch folder, wherever it was copied to, and not as they were written there."""
+    wrong = fault(file.parent, state=False) if file.name == WEIGHTS and file.with_name(META).is_file() else ""
+    if wrong:
+        raise InputError(f"checkpoint {file} is damaged: {wrong}. Take a whole copy of its folder.")
+
+
+def files_read(path: str | Path) -> list[Path]:
+    """All files that `load_weights` reads: the weights or their index, their parts, the configurations beside them."""
+    file = weights_file(path)
+    beside = [file.with_name(name) for name in (CONFIG, "config.json", "preprocessor_config.json")]
+    return [file, *(_parts(file) if file.suffix == ".json" else ()), *(other for other in beside if other.is_file())]
+
+
+def _parts(index: Path) -> list[Path]:
+    """The files that an index of Hugging Face's names; they lie beside it."""
+    listed = read_json(index)
+    places = listed.get("weight_map") if isinstance(listed, dict) else None
+    if not isinstance(places, dict) or not places or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
+        raise InputError(f"checkpoint {index} cannot be read: an index has an object weight_map, the name of a file for each tensor")
+    parts = [index.with_name(name) for name in sorted(set(places.values()))]
+    missing = [part.name for part in parts if not part.is_file()]
+    if missing:
+        raise InputError(f"checkpoint {index} names {', '.join(missing[:3])}, which is not beside it: fetch all {len(parts)} parts")
+    return parts
+
+
+def _opened(file: Path, stack: ExitStack) -> tuple[Any, TorchFile | None]:
+    """What the file holds, nested; of a file of torch.save or TorchScript also what reads its tensors."""
+    try:
+        with open(file, "rb") as handle:
+            head = handle.read(64)
+        size = file.stat().st_size
+    except OSError as error:
+        raise InputError(f"checkpoint {file} cannot be read: {error.strerror}") from None
+    if not head:
+        raise InputError(f"checkpoint {file} cannot be read: it is empty")
+    if head.startswith(b"version https://git-lfs"):
+        raise InputError(f"checkpoint {file} cannot be read: it is a pointer of Git LFS; fetch the file itself with: git lfs pull")
+    begins = head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= size
+    if begins or (file.suffix == ".safetensors" and not head.startswith((b"PK\x03\x04", b"\x80"))):
+        try:
+            return load_file(file), None
+        except (SafetensorError, *DAMAGE) as error:
+            raise InputError(f"checkpoint {file} cannot be read: the file is damaged or cut short ({error})") from error
+    opened = TorchFile(file, stack)
+    return opened.root, opened
+
+
+def _read(file: Path, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
+    """The tensors in one file that may be the model's, with their names stripped; and why it must be a model with QuickGELU, or ""."""
+    with ExitStack() as stack:
+        root, opened = _opened(file, stack)
+        states = [_stripped(state, own) for state in _states(root, set())]
+        fits = [sum(_known(name, own) for name in state) for state in states]
+        best = next((number for number, fit in enumerate(fits) if fit and 2 * fit >= max(fits)), None)
+        if best is None:
+            held = _described(root)
+            raise InputError(f"checkpoint {file} cannot be read as weights of this model: it holds {held}; {ACCEPTED}. {CONVERT}")
+        state, found = states[best], dict[str, Tensor]()
+        if any(_TIMM.search(name) for name in state) and not any(_TIMM.search(name) for name in own):
+            raise InputError(f"checkpoint {file} holds a vision transformer of timm, which is another architecture than open_clip's: "
+                             "it cannot be loaded into this model")  # fmt: skip
+        for name, value in state.items():
+            if isinstance(value, Stored) and opened:
+                value = opened.tensor(value) if _known(name, own) else torch.empty(value.size, device="meta")
+            if name in OPENAI_EXTRA and type(value) is int and abs(value) < 2**31:
+                value = torch.tensor(value)
+            if isinstance(value, Tensor):
+                found[name] = value
+            elif _known(name, own):
+                held = _described(value)
+                raise InputError(f"checkpoint {file} cannot be read: it holds {held} at {name}, where a tensor should be. {CONVERT}")
+    return found, _openai(root, list(found)) if opened else ""
+
+
+def _states(root: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
+    """The dictionaries that may be the state dict, the likeliest first."""
+    if isinstance(root, Shell):  # a module of a TorchScript archive
+        root = _entries(root)
+    if not isinstance(root, dict) or id(root) in seen:
+        return
+    seen.add(id(root))
+    yield {str(name): value for name, value in root.items()}
+    for key in WRAPPERS:
+        if key in root:
+            yield from _states(root[key], seen)
+
+
+def _entries(module: Shell) -> dict[str, Any]:
+    """Tensors and numbers of a scripted module and of the modules in it, by their dotted names."""
+    found: dict[str, Any] = {}
+    todo: list[tuple[str, Any]] = [("", module)]
+    for _ in range(100_000):
+        if not todo:
+            return found
+        name, value = todo.pop()
+        if isinstance(value, Shell) and isinstance(value.state, dict) and name.count(".") < 64:
+            todo += [(f"{name}.{key}".removeprefix("."), part) for key, part in reversed(value.state.items())]
+        elif isinstance(value, Stored | int):
+            found[name] = value
+    return {}
+
+
+def _stripped(state: dict[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The same without what wrappers of modules put into names, and without a prefix that all names share."""
+    found: dict[str, Any] = {}
+    for name, value in state.items():
+        name = name if name in own else ".".join(part for part in name.split(".") if part not in WRAPPING)
+        if name in own or name.rpartition(".")[2] not in BESIDE:
+            found[f"{name} (again)" if name in found else name] = value
+    scales = [name.removesuffix("logit_scale") for name in found if name.endswith(".logit_scale")]
+    if len(scales) == 1 and all(name.startswith(scales[0]) for name in found):
+        return {name.removeprefix(scales[0]): value for name, value in found.items()}
+    return found
+
+
+def _known(name: str, own: Mapping[str, Tensor]) -> bool:
+    return name in own or name in OPENAI_EXTRA or huggingface.knows(name)
+
+
+def _openai(root: Any, names: list[str]) -> str:
+    """What tells that weights are of OpenAI's model class or of another with QuickGELU; "" where nothing does.
+
+    OpenAI's blocks register attention before the first normalisation, open_clip's after; a state dict keeps that order.
+    """
+    if all(extra in names for extra in OPENAI_EXTRA):
+        return f"its entries {', '.join(OPENAI_EXTRA)}, which are OpenAI's"
+    first, second = f"{_BLOCK}attn.in_proj_weight", f"{_BLOCK}ln_1.weight"
+    if first in names and second in names and names.index(first) < names.index(second) and names != sorted(names):
+        return "the order of its tensors, which is that of OpenAI's model class"
+    name = root.get("name") if isinstance(root, dict) else None
+    return f"its name {name[:80]!r}" if isinstance(name, str) and _OPEN_CLIP_NAME.search(name) else ""
+
+
+def _described(value: Any) -> str:
+    """What stands where weights should, in words."""
+    if isinstance(value, Shell):
+        return _TENSORS.get(value.name, f"an object of {value.name[:100]}")
+    if not isinstance(value, dict):
+        return f"a {type(value).__name__}"
+    parts = []
+    for key, inner in list(value.items())[:2000]:
+        if isinstance(inner, Shell):
+            parts.append(f"{_described(inner)} at {str(key)[:60]}")
+        elif isinstance(inner, dict) and inner:
+            first = ", ".join(str(name)[:60] for name in list(inner)[:2])
+            parts.append(f"a dictionary of {len(inner)} at {str(key)[:60]} (first: {first})")
+    tensors = [str(key)[:60] for key, inner in value.items() if isinstance(inner, Tensor | Stored)]
+    if tensors:
+        parts.append(f"{len(tensors)} tensors of other names (first: {', '.join(tensors[:3])})")
+    return "; ".join(parts[:5]) or f"a dictionary without tensors ({', '.join(str(key)[:60] for key in list(value)[:5]) or 'empty'})"
+
+
+def _object(path: Path, field: str = "") -> dict[str, Any]:
+    """The object in a JSON file, or the one in its field; empty where there is none. InputError where it is something else."""
+    if not path.is_file():
+        return {}
+    value = read_json(path)
+    if field and isinstance(value, dict):
+        value = value.get(field, {})
+    if not isinstance(value, dict):
+        raise InputError(f"{path}{': ' + field if field else ''} is not an object; it must have model_cfg and preprocess_cfg, as "
+                         "open_clip writes them")  # fmt: skip
+    return value
