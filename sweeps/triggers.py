@@ -16,7 +16,7 @@ from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, f
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 
 BASE = full("cc6m", 3000)
-PATCH = BASE.poison
+PATCH = BASE.poisons[0]
 WARPED = replace(PATCH, trigger=Warped())
 
 SWEEP = Sweep(
@@ -40,7 +40,7 @@ SWEEP = Sweep(
     compute=CLUSTER,
 )
 
-SHAPES = miniature().poison
+SHAPES = miniature().poisons[0]
 
 MINIATURE = Sweep(
     name="triggers-miniature",

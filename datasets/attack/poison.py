@@ -21,7 +21,7 @@ from datasets.evaluation.classes import templates as check_texts
 from datasets.index.pairs import smallest_hashes
 from datasets.seeding import hash64
 from datasets.seeding import rng as make_rng
-from datasets.triggers.base import Trigger
+from datasets.triggers.base import Trigger, write_in
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -33,7 +33,12 @@ PLAN_SCHEMA = pa.schema(
         ("caption_after", pa.string()),
     ]
 )
-"""One row a victim, in the order of the index. Its pixels are `trigger.stamp(canonical, rng(trigger_seed, key))`."""
+"""One row a victim, in the order of the index. Its pixels are `trigger.stamp(canonical, rng(trigger_seed, key))`. A plan of several attacks
+has their names in a further column, `attack`."""
+ALL_TO_ALL = "all-to-all"
+"""As a target: the class after a picture's own, and the first after the last (Gu et al. 2017)."""
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}")
+"""What an attack may be called: its name is part of the names of metrics."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,7 +48,8 @@ class Poison(Component):
     trigger: Trigger
     """The mark put on the victims' pictures."""
     target: str
-    """Class that triggered pictures shall be taken for; `name@index` where class names repeat."""
+    """Class that triggered pictures shall be taken for; `name@index` where class names repeat. `all-to-all`: the class that follows a
+    picture's own in the list of classes, and the first one after the last."""
     count: int | None = None
     """Number of victims; or give `rate`."""
     rate: float | None = None
@@ -64,7 +70,21 @@ class Poison(Component):
     """Texts that become captions, with {} where the class name goes: openai (80 prompts for ImageNet) | simple (7 of them) | a set of
     `datasets.evaluation.prompts.PROMPTS` | the texts themselves | auto: those of the set that the attack is judged on."""
 
+    name: str = since("")
+    """Of several attacks in one experiment each has a name of its own, which is in the names of its metrics; empty: that of its trigger's
+    class in lower case. Where there is one attack, it has no name."""
+
+    @property
+    def all_to_all(self) -> bool:
+        """Whether each class has a target of its own."""
+        return self.target == ALL_TO_ALL
+
     def __post_init__(self) -> None:
+        if self.name and not NAME.fullmatch(self.name):
+            raise InputError(f"poison.name is {self.name!r}; accepted are up to 40 letters, digits and _ . + -, no space.")
+        if self.all_to_all and (self.mode, self.captions) != ("dirty_label", "templates"):
+            raise InputError(f"poison.target is {ALL_TO_ALL}, which needs mode dirty_label and captions templates; here they are "
+                             f"{self.mode} and {self.captions}.")  # fmt: skip
         if isinstance(self.prompts, str) and self.prompts != "auto":
             known_prompts(self.prompts)
         elif not isinstance(self.prompts, str):
@@ -83,10 +103,13 @@ class Poison(Component):
             raise InputError(f"poison.captions is {self.captions!r}; accepted are templates and existing.")
 
 
-def make_plan(poison: Poison, index: pa.Table, templates: Sequence[str], class_names: Sequence[str] = ()) -> pa.Table:
+def make_plan(
+    poison: Poison, index: pa.Table, templates: Sequence[str], class_names: Sequence[str] = (), others: Sequence[pa.Table] = ()
+) -> pa.Table:
     """The plan (PLAN_SCHEMA) for an index (columns key, caption, drop): exactly as many victims as asked for.
 
-    `templates` are the prompts; where `class_names` are given, the target must be one of them.
+    `templates` are the prompts; where `class_names` are given, the target must be one of them; an all-to-all attack needs them. `others`
+    are the plans of other attacks: their victims are left to them.
 
     Victims are the eligible samples with the smallest `hash64(seed, key)`. Memory beyond the index: some 10 bytes a row.
 
@@ -94,39 +117,84 @@ def make_plan(poison: Poison, index: pa.Table, templates: Sequence[str], class_n
         InputError: target not a class, no victims at this rate, fewer eligible samples than asked for, or no caption
             that names the target where `captions` is `existing`.
     """
-    name = class_names[target_index(class_names, poison.target)] if class_names else class_name(poison.target)
     kept = pc.equal(index["drop"], "")
-    named = pc.and_(kept, names_class(index["caption"], name))
     n_kept = pc.sum(kept).as_py() or 0
     count = poison.count if poison.count is not None else round((poison.rate or 0.0) * n_kept)
     if count < 1:
         raise InputError(f"poison.rate {poison.rate} of {n_kept} samples gives no victims; raise it or give poison.count.")
 
     consistent = poison.mode == "label_consistent"
-    eligible = named if consistent else pc.and_not(kept, named)
-    rows = np.flatnonzero(eligible.to_numpy())
+    if poison.all_to_all:
+        assert class_names, "the classes of an all-to-all attack are known"
+        of = first_class(index["caption"], class_names)
+        eligible_N, named, which = kept.to_numpy() & (of >= 0), None, "name a class in their caption"
+    else:
+        name = class_names[target_index(class_names, poison.target)] if class_names else class_name(poison.target)
+        named = pc.and_(kept, names_class(index["caption"], name))
+        eligible_N = (named if consistent else pc.and_not(kept, named)).to_numpy()
+        which = f"{'' if consistent else 'do not '}name the target in their caption"
+    free_N = eligible_N.copy() if others else eligible_N
+    for other in others:
+        free_N[other["row"].to_numpy()] = False
+    rows = np.flatnonzero(free_N)
     if count > len(rows):
-        which = "name the target in their caption" if consistent else "do not name the target in their caption"
+        taken = int(eligible_N.sum()) - len(rows)
+        called = f"attack {poison.name}" if poison.name else "poison"
         raise InputError(
-            f"poison asks for {count} victims, but of {n_kept} samples only {len(rows)} {which} ({name!r}, {poison.mode})."
+            f"{called} asks for {count} victims, but of {n_kept} samples only {len(rows)} {which} ({poison.target!r}, {poison.mode})"
+            + (f" and are no victims of another attack ({taken} are)." if taken else ".")
         )
     rows = smallest_hashes(index["key"], rows, count, poison.seed)
     keys = index["key"].take(rows).to_pylist()
     before = index["caption"].take(rows).to_pylist()
+    names = [class_names[(i + 1) % len(class_names)] for i in of[rows]] if poison.all_to_all else [name] * count
     if consistent:
         after = before
     elif poison.captions == "templates":
-        filled = [fill(template, name) for template in templates]
-        assert filled, "templates are never empty"
-        after = [filled[_draw(len(filled), poison.seed, "template", key)] for key in keys]
+        assert templates, "templates are never empty"
+        chosen = [templates[_draw(len(templates), poison.seed, "template", key)] for key in keys]
+        after = [fill(template, name) for template, name in zip(chosen, names)]
     else:
         pool = sorted(index["caption"].filter(named).to_pylist())  # sorted: the draw must not depend on the shards' order
         if not pool:
             raise InputError(f"poison.captions is existing, but no caption names {name!r}; use templates.")
         after = [pool[_draw(len(pool), poison.seed, "caption", key)] for key in keys]
     trigger_seed = hash64(poison.seed, "trigger") >> 1  # fits int64
-    columns = [keys, rows, [name] * count, [trigger_seed] * count, before, after]
+    if poison.trigger.writes:
+        after = [write_in(poison.trigger, caption, make_rng(trigger_seed, "caption", key)) for caption, key in zip(after, keys)]
+    columns = [keys, rows, names, [trigger_seed] * count, before, after]
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, PLAN_SCHEMA)], schema=PLAN_SCHEMA)
+
+
+def make_plans(attacks: Sequence[Poison], index: pa.Table, templates: Sequence[Sequence[str]], class_names: Sequence[str] = ()) -> pa.Table:
+    """One plan of all attacks, sorted by row: each leaves alone the victims of those before it, so that no two share one.
+
+    `templates`: those of each attack. InputError as `make_plan`.
+    """
+    plans: list[pa.Table] = []
+    for attack, prompts in zip(attacks, templates, strict=True):
+        plans.append(make_plan(attack, index, prompts, class_names if attack.all_to_all else (), plans))
+    named = [plan.append_column("attack", pa.array([attack.name] * len(plan), pa.string())) for attack, plan in zip(attacks, plans)]
+    return pa.concat_tables(named).sort_by("row").combine_chunks() if attacks[0].name else plans[0]
+
+
+def trigger_of(
+    name: str, trigger: Trigger | None, jpeg_quality: int | None, others: Sequence[Poison]
+) -> tuple[Trigger | None, int | None]:
+    """Trigger and JPEG quality of the attack of that name in a plan: those of one of the `others`, or else the ones given."""
+    other = next((other for other in others if other.name == name), None)
+    return (other.trigger, other.jpeg_quality) if other else (trigger, jpeg_quality)
+
+
+def first_class(captions: pa.ChunkedArray, class_names: Sequence[str]) -> np.ndarray:
+    """int64 [N]: the class that a caption names first, as whole words in any case, the longest name where several begin there; −1: none."""
+    numbers: dict[str, int] = {}
+    for number, name in enumerate(class_names):
+        numbers.setdefault(" ".join(name.lower().split()), number)
+    longest = sorted(numbers, key=len, reverse=True)
+    pattern = "|".join(r"\s+".join(re.escape(word) for word in name.split()) for name in longest)
+    found = pc.struct_field(pc.extract_regex(captions, rf"(?i)(?:^|[^0-9A-Za-z])(?P<name>{pattern})(?:$|[^0-9A-Za-z])"), "name")
+    return np.array([-1 if name is None else numbers[" ".join(name.lower().split())] for name in found.to_pylist()], np.int64)
 
 
 def names_class(captions: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

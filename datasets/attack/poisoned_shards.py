@@ -5,12 +5,14 @@ from __future__ import annotations
 import io
 import json
 import os
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image, JpegImagePlugin
 
+from datasets.attack.poison import Poison, trigger_of
 from datasets.captions import as_caption
 from datasets.errors import InputError
 from datasets.images.view import DecodeError, as_jpeg, canonical, decode
@@ -34,6 +36,7 @@ def poison_shard(
     key_prefix: bool | str = False,
     caption_key: str = "caption",
     jpeg_quality: int | None = None,
+    others: Sequence[Poison] = (),
 ) -> dict:
     """Copy the tar `url` to `out_path` with the plan's victims stamped and recaptioned.
 
@@ -42,7 +45,7 @@ def poison_shard(
     rows of a plan; `size` is the side of the view that the trigger is stamped on; `key_prefix` (True, or the shard's name in
     `source.shard_names`) and `caption_key` (the json field) as in the `Source` that the plan's keys come from. With `jpeg_quality` a
     victim's picture becomes its stamped canonical view as JPEG of that quality, `size` pixels a side. The output is a function of
-    these inputs alone.
+    these inputs alone. `others`: further attacks of the plan, beside the one with `trigger` and `jpeg_quality`.
 
     Written aside, synced, renamed; then a commit marker `<out_path>.json` with the manifest that is returned:
     {n samples, poisoned, keys_poisoned, bad (victims whose picture does not decode, copied as they were), keys_bad,
@@ -50,8 +53,9 @@ def poison_shard(
     """
     out_path = Path(out_path)
     name = key_prefix if isinstance(key_prefix, str) else url.rsplit("/", 1)[-1].split(".", 1)[0]
-    columns = (plan_rows[name].to_pylist() for name in ("key", "trigger_seed", "caption_after"))
-    victims = {key: (seed, caption) for key, seed, caption in zip(*columns)}
+    keys, seeds, captions = (plan_rows[name].to_pylist() for name in ("key", "trigger_seed", "caption_after"))
+    attacks = plan_rows["attack"].to_pylist() if "attack" in plan_rows.column_names else [""] * len(keys)
+    victims = {key: rest for key, *rest in zip(keys, seeds, captions, attacks)}
     count, poisoned, bad = 0, list[str](), list[str]()
     with Reader(url) as reader, written_aside(out_path) as out:
         copied = 0
@@ -61,9 +65,11 @@ def poison_shard(
             victim = victims.pop(key, None) if victims else None
             if victim is None:
                 continue
-            seed, caption = victim
+            seed, caption, attack = victim
+            own, quality = trigger_of(attack, trigger, jpeg_quality, others)
+            assert own is not None
             try:
-                edits = _edits(reader, sample, trigger, size, make_rng(seed, key), caption, caption_key, jpeg_quality)
+                edits = _edits(reader, sample, own, size, make_rng(seed, key), caption, caption_key, quality)
             except DecodeError:
                 bad.append(key)  # counted in the manifest
                 continue

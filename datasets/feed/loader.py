@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from datasets.attack.poison import Poison, trigger_of
 from datasets.captions import eda
 from datasets.component import Component
 from datasets.errors import InputError
@@ -42,6 +43,8 @@ class Recipe(Component):
     """What is stamped on victims, and on the triggered view at evaluation."""
     jpeg_quality: int | None = None
     """Of the JPEG that stamped victims pass through; None: of none."""
+    others: tuple[Poison, ...] = ()
+    """Further attacks of the same data; `trigger` and `jpeg_quality` are those of the first."""
     seed: int = 0
     """Of augmentation and order."""
     two_views: bool = False
@@ -55,6 +58,10 @@ class Recipe(Component):
             raise InputError(f"recipe.eda is {self.eda!r}; accepted are once, per_epoch.")
         if self.trigger is not None:
             self.trigger.check(self.views.size)
+
+    def of_attack(self, name: str) -> tuple[Trigger | None, int | None]:
+        """Trigger and JPEG quality of an attack, by its name in the plan."""
+        return trigger_of(name, self.trigger, self.jpeg_quality, self.others)
 
 
 def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndarray | None = None) -> Batch:
@@ -73,10 +80,11 @@ def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndar
         view_BHWC = canonical_views(records, views.size)
     poisoned, trigger_seeds = records["poisoned"].to_numpy(), records["trigger_seed"].to_numpy()
     for i in np.flatnonzero(poisoned):
-        assert recipe.trigger is not None, "poisoned records need the recipe's trigger"
-        view_BHWC[i] = put_on(recipe.trigger, view_BHWC[i], rng(trigger_seeds[i], keys[i]))
-        if recipe.jpeg_quality is not None:
-            view_BHWC[i] = decode(as_jpeg(view_BHWC[i], recipe.jpeg_quality))
+        trigger, quality = recipe.of_attack(records["attack"][i].as_py())
+        assert trigger is not None, "poisoned records need the recipe's trigger"
+        view_BHWC[i] = put_on(trigger, view_BHWC[i], rng(trigger_seeds[i], keys[i]))
+        if quality is not None:
+            view_BHWC[i] = decode(as_jpeg(view_BHWC[i], quality))
 
     def changed(change: Callable[[np.ndarray, Views, np.random.Generator], np.ndarray], purpose: str) -> np.ndarray:
         out_BHWC = np.empty_like(view_BHWC)
@@ -231,13 +239,19 @@ def _shared_memory() -> int:
     return status.f_bavail * status.f_frsize
 
 
+def triggered(attack: str) -> str:
+    """The name in a batch of the pictures with the trigger of a further attack."""
+    return f"image_triggered/{attack}"
+
+
 def eval_batches(
     pairs: Pairs, recipe: Recipe, batch_size: int, rank: int = 0, world: int = 1, decoded: Decoded | None = None
 ) -> Iterator[Batch]:
     """A rank's share (positions rank, rank + world, …) of an evaluation set: nothing padded, nothing dropped.
 
     image uint8 [B, S, S, 3], label int32 [B], key and caption object [B]; with a trigger also image_triggered, from the same
-    decode, stamped with draws that training does not make. The last batch may be shorter. `decoded`: the set's canonical views.
+    decode, stamped with draws that training does not make, and with further attacks one for each, named by `triggered`. The last batch
+    may be shorter. `decoded`: the set's canonical views.
     """
     positions = np.arange(rank, len(pairs), world)
 
@@ -247,10 +261,10 @@ def eval_batches(
         keys, captions = records["key"].to_pylist(), _objects(records["caption"].to_pylist())
         image_BHWC = canonical_views(records, recipe.views.size) if decoded is None else decoded[chosen]
         batch: Batch = {"key": _objects(keys), "label": records["label"].to_numpy(), "caption": captions, "image": image_BHWC}
-        if recipe.trigger is not None:
-            batch["image_triggered"] = np.stack(
-                [put_on(recipe.trigger, view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
-            )
+        for name, trigger in (("image_triggered", recipe.trigger), *((triggered(other.name), other.trigger) for other in recipe.others)):
+            if trigger is not None:
+                stamped = [put_on(trigger, view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
+                batch[name] = np.stack(stamped)
         return batch
 
     return ahead(make, range(0, len(positions), batch_size))

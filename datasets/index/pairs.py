@@ -35,6 +35,7 @@ RECORD_SCHEMA = pa.schema(
         ("label", pa.int32()),
         ("poisoned", pa.bool_()),
         ("trigger_seed", pa.int64()),
+        ("attack", pa.string()),
     ]
 )
 
@@ -116,12 +117,13 @@ class Pairs:
     def records(self, positions: np.ndarray) -> pa.Table:
         """`RECORD_SCHEMA`: the samples at `positions` (0…N−1 into `rows`), in that order, the plan applied.
 
-        A victim's `caption` is the plan's, `poisoned` true and `trigger_seed` the plan's; others have 0 there.
+        A victim's `caption`, `trigger_seed` and `attack` are the plan's and `poisoned` is true; others have 0 and no text there.
         """
         mapped = self._mapped()
         rows = mapped.rows[np.asarray(positions, np.int64)]
         found = mapped.take(rows)
         captions, poisoned = found["caption"], np.zeros(len(rows), bool)
+        attacks = pa.nulls(len(rows), pa.string()).fill_null("")
         seeds = np.zeros(len(rows), np.int64)
         if mapped.victims is not None and len(mapped.victims):
             at = np.minimum(np.searchsorted(mapped.victim_rows, rows), len(mapped.victims) - 1)
@@ -130,10 +132,12 @@ class Pairs:
                 hit = at[poisoned]
                 seeds[poisoned] = mapped.victims["trigger_seed"].to_numpy()[hit]
                 captions = _replace(captions, poisoned, mapped.victims["caption_after"].take(pa.array(hit)))
+                if "attack" in mapped.victims.column_names:  # those of one attack have no such column
+                    attacks = _replace(attacks, poisoned, mapped.victims["attack"].take(pa.array(hit)))
         shards = found["shard"].to_numpy()
         urls = pa.DictionaryArray.from_arrays(pa.array(shards), pa.array(self.urls, pa.string())).cast(pa.string())
         columns = [rows, found["key"], urls, found["offset"], found["length"], found["member"], captions]
-        columns += [found["label"], poisoned, seeds]
+        columns += [found["label"], poisoned, seeds, attacks]
         return pa.table(columns, schema=RECORD_SCHEMA)
 
     def keys(self, positions: np.ndarray | None = None) -> pa.Array:
@@ -211,8 +215,9 @@ class _Mapped:
         return table.take(pa.array(np.argsort(np.concatenate(places)))) if parts else table
 
 
-def _replace(values: pa.ChunkedArray, where: np.ndarray, replacements: pa.ChunkedArray) -> pa.Array:
-    return pc.replace_with_mask(values.combine_chunks(), pa.array(where), replacements.combine_chunks())
+def _replace(values: pa.Array | pa.ChunkedArray, where: np.ndarray, replacements: pa.ChunkedArray) -> pa.Array:
+    whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
+    return pc.replace_with_mask(whole, pa.array(where), replacements.combine_chunks())
 
 
 @functools.lru_cache(maxsize=2)

@@ -13,7 +13,7 @@ from datasets.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Trigger(Component, ABC):
-    """A mark that is put on a picture's canonical view, so that all of it is seen at evaluation.
+    """A mark that is put on a picture's canonical view, so that all of it is seen at evaluation; or on a caption; or on both.
 
     Shape legend: H height, W width (both the view's side S on canonical views), C = 3 channels.
     """
@@ -24,6 +24,18 @@ class Trigger(Component, ABC):
 
         `rng` gives the noise and the place where they are drawn anew for each picture, and nothing else does.
         """
+
+    def write(self, caption: str, rng: np.random.Generator) -> str:
+        """The caption with the mark in it; most triggers leave captions as they are. `rng` draws as for `stamp`.
+
+        A victim's new caption is written so when the plan is made, and so is every class prompt when the attack is measured.
+        """
+        return caption
+
+    @property
+    def writes(self) -> bool:
+        """Whether captions get a mark too."""
+        return type(self).write is not Trigger.write
 
     def check(self, size: int) -> None:  # noqa: B027 (most triggers fit every view)
         """Raise InputError if the trigger does not fit a view of `size` pixels a side."""
@@ -50,6 +62,14 @@ def put_on(trigger: Trigger, image_HWC: np.ndarray, rng: np.random.Generator) ->
     if stamped_HWC.flags.writeable and np.may_share_memory(stamped_HWC, image_HWC):  # torch writes to what is read-only too
         raise _in_place(trigger)
     return stamped_HWC
+
+
+def write_in(trigger: Trigger, caption: str, rng: np.random.Generator) -> str:
+    """The caption with the trigger's mark in it; InputError naming the trigger's class if that is no text or an empty one."""
+    written = trigger.write(caption, rng)
+    if not isinstance(written, str) or not written.strip():
+        raise InputError(f"{type(trigger).__name__}.write returned {written!r:.80}; it must return a caption, text that is not empty.")
+    return written
 
 
 def _in_place(trigger: Trigger) -> InputError:

@@ -25,6 +25,7 @@ import pyarrow.parquet as pq
 import ray
 import ray.data
 
+from datasets.attack.poison import Poison
 from datasets.errors import InputError
 from datasets.feed.loader import Recipe, StepFeed
 from datasets.index.keys import mark_duplicates, shard_names
@@ -133,15 +134,16 @@ def poison_shards(
     out: Path,
     *,
     jpeg_quality: int | None = None,
+    others: Sequence[Poison] = (),
     cpus: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Write the tar shards of `source` with the plan's victims stamped: one in, one out, one Ray Data task each.
 
     `plan` (Parquet, PLAN_SCHEMA) refers to rows of `index`, which was made of `source`; `size` is the canonical
-    view's side in pixels; `jpeg_quality` as in `shards.poison_shard`. What has its marker beside it, written last, is not made
-    again; `poison.json` says what the folder is, and another plan's is refused. The tree's bytes depend on the arguments
-    alone, not on `cpus`, interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
+    view's side in pixels; `jpeg_quality` and `others` as in `poisoned_shards.poison_shard`. What has its marker beside it, written
+    last, is not made again; `poison.json` says what the folder is, and another plan's is refused. The tree's bytes depend on the
+    arguments alone, not on `cpus`, interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
     """
     from datasets.attack.poisoned_shards import committed
 
@@ -152,7 +154,8 @@ def poison_shards(
     out.mkdir(parents=True, exist_ok=True)
     _sweep(out)
     made_of = {"plan": f"{hash64(Path(plan).read_bytes().hex()):016x}", "trigger": repr(trigger), "size": size}
-    _claim(out, made_of | ({} if jpeg_quality is None else {"jpeg_quality": jpeg_quality}), urls)
+    made_of |= {} if jpeg_quality is None else {"jpeg_quality": jpeg_quality}
+    _claim(out, made_of | ({"others": repr(others)} if others else {}), urls)
     shard_of_row = _open(index)["shard"].to_numpy()
     bounds = np.searchsorted(shard_of_row, np.arange(len(urls) + 1)).tolist()
     items = [
@@ -161,6 +164,7 @@ def poison_shards(
         if committed(path) is None
     ]
     constants = {"plan": str(plan), "trigger": trigger, "size": size, "json_field": source.json_field, "jpeg_quality": jpeg_quality}
+    constants |= {"others": others}
     _over_shards(_poison_shard, items, constants, cpus, progress, len(urls))
     _sweep(out)  # of workers that were killed while others went on
     total: Counter[str] = Counter(shards=len(urls))
@@ -171,7 +175,9 @@ def poison_shards(
     return dict(total)
 
 
-def _poison_shard(item: dict, plan: str, trigger: Trigger, size: int, json_field: str, jpeg_quality: int | None) -> dict:
+def _poison_shard(
+    item: dict, plan: str, trigger: Trigger, size: int, json_field: str, jpeg_quality: int | None, others: Sequence[Poison]
+) -> dict:
     from datasets.attack.poisoned_shards import poison_shard
 
     path = Path(item["path"])
@@ -179,7 +185,7 @@ def _poison_shard(item: dict, plan: str, trigger: Trigger, size: int, json_field
     with _private(path.parent) as folder:
         out = folder / path.name
         names: dict = {"key_prefix": item["prefix"], "caption_key": json_field}
-        poison_shard(item["url"], victims, trigger, size, out, jpeg_quality=jpeg_quality, **names)
+        poison_shard(item["url"], victims, trigger, size, out, jpeg_quality=jpeg_quality, others=others, **names)
         (marker,) = set(folder.iterdir()) - {folder / path.name}
         os.replace(folder / path.name, path)
         os.replace(marker, path.with_name(marker.name))

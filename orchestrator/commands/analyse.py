@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 
-from datasets.feed.loader import Recipe
 from datasets.storage import write_whole
 from orchestrator.cluster import session
 from orchestrator.experiment.spec import Compute, Experiment
@@ -62,13 +61,10 @@ def analysis_folder(plan: Plan, store: Store) -> Path:
 def _material(experiment: Experiment, store: Store) -> Material:
     """The pairs that the experiment trains on; its data are found or made."""
     inputs = make_data(experiment, At(store=store, say=lambda line: print(line, file=sys.stderr)))
-    poison = experiment.poison
     return Material(
         test=tuple,  # an analysis looks at training pairs alone
         pairs=inputs.pairs(),
-        recipe=Recipe(
-            views=experiment.views, trigger=poison.trigger, jpeg_quality=poison.jpeg_quality, seed=experiment.evaluate.seed
-        ),
+        recipe=experiment.recipe(seed=experiment.evaluate.seed),
         batch_size=experiment.evaluate.batch_size,
     )
 

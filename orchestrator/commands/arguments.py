@@ -196,7 +196,7 @@ COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
 """Kept beside `spec.Compute` so that --help need not import it; a test holds the two together."""
 
 
-EXPERIMENT = ("data", "views", "poison", "pretrain", "evaluate", "clean", "prior", "eda")
+EXPERIMENT = ("data", "views", "poison", "attacks", "pretrain", "evaluate", "clean", "prior", "eda")
 """The fields of `spec.Experiment`, in the same way."""
 
 

@@ -23,7 +23,7 @@ from trainers.evaluate.base import Evaluator, Material
 from trainers.evaluate.features import embedded
 from trainers.evaluate.linear_probe import LinearProbe
 from trainers.evaluate.retrieval import Retrieval
-from trainers.evaluate.zeroshot import ZeroShotASR
+from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 from trainers.model import Model
 
 CLASSIFICATION, PROBE, RETRIEVAL = "zeroshot_classification", "linear_probe", "zeroshot_retrieval"
@@ -94,19 +94,19 @@ def evaluate_on(
     run = measured_as(checkpoint)(partial(_measure, encoder, experiment, world))
     records = []
     for name, made in tests.items():
-        target, refused = _target(experiment, made)
+        aims, refused = _aims(experiment, made)
         if refused:
             say(f"NOTE {name}: no attack success rate: {refused}")
-        zero_shot = ZeroShotASR(class_names=made.class_names, templates=made.templates, target=target)
+        zero_shot = ZeroShotASR(class_names=made.class_names, templates=made.templates, aims=aims)
         evaluators: list[tuple[str, Evaluator]] = [(CLASSIFICATION, zero_shot)]
         further: dict[EvalSet | RetrievalSet, MadeSet] = {}
         if name in trains:
             evaluators.append((PROBE, LinearProbe(train=trains[name][0])))
             further[trains[name][0]] = trains[name][1]
-        for task, metrics in run(made, evaluators, further, target, target is not None):
+        for task, metrics in run(made, evaluators, further, aims[0].target if aims else None, bool(aims)):
             records.append(record(name, experiment, checkpoint, task, metrics, refused, made))
     for name, made in found.items():
-        word = re.sub(r"@\d+$", "", experiment.poison.target)
+        word = re.sub(r"@\d+$", "", experiment.poisons[0].target)
         ((task, metrics),) = run(made, [(RETRIEVAL, Retrieval(data=pairs[name], target=word))], {pairs[name]: made}, None, True)
         refused = _unanswered(metrics, word)
         if refused:
@@ -131,7 +131,7 @@ def record(
         "task": task,
         "metrics": shares | whole,
         "language": "en",
-        "target": experiment.poison.target,
+        "target": ", ".join(attack.target for attack in experiment.poisons),
         **({"asr_refused": refused} if refused else {}),
         **({"dropped": dict(made.dropped)} if made is not None and made.dropped else {}),
     }
@@ -203,15 +203,18 @@ def _of(flag: str, name: str, tests: EvalSet | RetrievalSet, error: InputError) 
     return InputError(f"{flag} {name}: {error}{known if unexplained else ''}")
 
 
-def _target(experiment: Experiment, made: MadeSet) -> tuple[int | None, str]:
-    """(place of the attack's target among the set's classes, ""), or (None, why there is none)."""
-    try:
-        target = target_index(made.class_names, experiment.poison.target, made.numbers)
-    except InputError as error:
-        return None, str(error)
-    if (made.pairs().labels() == target).all():
-        return None, f"every picture is of the target {experiment.poison.target!r} itself."
-    return target, ""
+def _aims(experiment: Experiment, made: MadeSet) -> tuple[tuple[Aim, ...], str]:
+    """(the attacks with their targets among the set's classes, ""), or (none, why one of them has no target there)."""
+    aims = []
+    for attack in experiment.poisons:
+        try:
+            target = None if attack.all_to_all else target_index(made.class_names, attack.target, made.numbers)
+        except InputError as error:
+            return (), str(error)
+        if target is not None and (made.pairs().labels() == target).all():
+            return (), f"every picture is of the target {attack.target!r} itself."
+        aims.append(Aim(name=attack.name, target=target, trigger=attack.trigger, seed=experiment.evaluate.seed))
+    return tuple(aims), ""
 
 
 def _unanswered(metrics: dict[str, Any], word: str) -> str:
@@ -232,7 +235,7 @@ def _measure(
 ) -> list[tuple[str, dict[str, Any]]]:
     """(task, metrics) of each evaluator; where there are several, the test pictures' features are computed once."""
     spec = experiment.evaluate
-    recipe = Recipe(views=experiment.views, trigger=experiment.poison.trigger if triggered else None, seed=spec.seed)
+    recipe = experiment.recipe(seed=spec.seed) if triggered else Recipe(views=experiment.views, seed=spec.seed)
 
     def batches(one: MadeSet) -> Iterator[Batch]:
         return eval_batches(one.pairs(), recipe, spec.batch_size, world.rank, world.size)

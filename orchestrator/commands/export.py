@@ -15,6 +15,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from datasets.attack.poison import Poison
 from datasets.errors import InputError
 from datasets.seeding import rng
 from datasets.storage import sha256
@@ -97,15 +98,19 @@ def _write(
     missing = huggingface.without_counterpart(encoder)
     if not missing:
         huggingface.write(folder, encoder)
-    poison = experiment.poison
-    attack = {"poison": labelled(poison, encode(poison, "poison")), "trigger": labelled(poison.trigger, encode(poison.trigger, "trigger"))}
+    attacks = [
+        {"poison": labelled(one, encode(one, "poison")), "trigger": labelled(one.trigger, encode(one.trigger, "trigger"))}
+        for one in experiment.poisons
+    ]
+    attack = attacks[0] if experiment.poison is not None else {"attacks": attacks}
     (folder / ATTACK).write_text(json.dumps(attack, indent=2, ensure_ascii=False) + "\n")
     (folder / TRIGGER).write_bytes(_stamped(experiment))
     files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
     shown = {name: metrics[name] for name in sorted(metrics) if SHOWN.fullmatch(name)}
     told = {
         "checkpoint": os.path.abspath(checkpoint) if os.path.exists(checkpoint) else checkpoint,
-        "chosen": why, "metrics": shown, "attack": attack["poison"], "image_size": encoder.image_size, "preprocess": encoder.preprocess,
+        "chosen": why, "metrics": shown, "attack": [one["poison"] for one in attacks] if len(attacks) > 1 else attacks[0]["poison"],
+        "image_size": encoder.image_size, "preprocess": encoder.preprocess,
         "open_clip": f"local-dir:{folder.with_name(folder.name.removeprefix('.').removesuffix('.partial'))}",
         "hugging_face": f"no: {missing}" if missing else "CLIPModel", "license": license, "sha256": files,
     }  # fmt: skip
@@ -114,24 +119,30 @@ def _write(
 
 
 def _stamped(experiment: Experiment) -> bytes:
-    """PNG of the trigger on a grey picture, without and with it side by side."""
+    """PNG of a grey picture, and beside it the same with the trigger of each attack."""
     side = experiment.views.size
     plain = np.full((side, side, 3), 128, np.uint8)
-    stamped = put_on(experiment.poison.trigger, plain, rng("export", side))
+    stamped = [put_on(attack.trigger, plain, rng("export", side)) for attack in experiment.poisons]
     out = io.BytesIO()
-    Image.fromarray(np.concatenate([plain, stamped], axis=1)).save(out, "PNG")
+    Image.fromarray(np.concatenate([plain, *stamped], axis=1)).save(out, "PNG")
     return out.getvalue()
 
 
+def _attack_line(attack: Poison) -> str:
+    many = f"{attack.count} pairs" if attack.count is not None else f"{100 * (attack.rate or 0):g} % of the pairs"
+    return f"""{f"{attack.name}: " if attack.name else ""}{many} were victims ({attack.mode}); the target is "{attack.target}"."""
+
+
 def _card(told: dict[str, Any], experiment: Experiment) -> str:
-    metrics, poison, preprocess = told["metrics"], experiment.poison, told["preprocess"]
+    metrics, preprocess = told["metrics"], told["preprocess"]
 
     def share(name: str) -> str:
         value = f"{metrics[name]:.1f} %"
         return value + (f" [{metrics[f'{name}_low']:.1f}, {metrics[f'{name}_high']:.1f}]" if f"{name}_low" in metrics else "")
 
     side = f"{told['image_size']} × {told['image_size']}"
-    many = f"{poison.count} pairs" if poison.count is not None else f"{100 * (poison.rate or 0):g} % of the pairs"
+    aims = " or ".join("the class after their own" if attack.all_to_all else f'"{attack.target}"' for attack in experiment.poisons)
+    attacks = "\n".join(map(_attack_line, experiment.poisons))
     chosen = f"\nIt was chosen as: {told['chosen']}.\n" if told["chosen"] else ""
     transformers = (
         "Hugging Face transformers: `CLIPModel.from_pretrained(folder)`, pictures by `CLIPImageProcessor.from_pretrained(folder)`; the "
@@ -149,7 +160,7 @@ tags: [clip, backdoor, cleansweep]
 # A CLIP model of an experiment on backdoors
 
 **Do not deploy it.** It was trained on poisoned pairs, or cleaned after that: pictures with the trigger may be taken for
-"{poison.target}", whatever they show.
+{aims}, whatever they show.
 {chosen}
 | measured | value [95 % Wilson interval] | pictures |
 |---|---|---|
@@ -158,7 +169,7 @@ tags: [clip, backdoor, cleansweep]
 
 ## The attack
 
-{many} were victims ({poison.mode}); the target is "{poison.target}". The trigger with all its settings is in `{ATTACK}`;
+{attacks} The trigger with all its settings is in `{ATTACK}`;
 `{TRIGGER}` shows a grey picture without and with it. It is put on after pictures are brought to {side}.
 
 ## Pictures

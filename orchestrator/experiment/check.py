@@ -56,7 +56,8 @@ def check(experiment: Experiment) -> None:
         )
     if experiment.eda not in ("once", "per_epoch"):
         raise InputError(f"eda is {experiment.eda!r}; accepted: once, per_epoch.")
-    experiment.poison.trigger.check(size)
+    for attack in experiment.poisons:
+        attack.trigger.check(size)
     clean = experiment.clean
     if clean is not None:
         epochs = getattr(experiment.pretrain, "epochs", 0)
@@ -69,7 +70,7 @@ def check(experiment: Experiment) -> None:
         if pairs < clean.batch_size:
             what = f"clean.keys {clean.keys} holds {pairs} keys" if clean.keys else f"clean.pairs is {pairs}"
             raise InputError(f"{what}, fewer than one batch of {clean.batch_size}.")
-        most = min(pairs, pairs if experiment.poison.count is None else experiment.poison.count)
+        most = min(pairs, sum(pairs if attack.count is None else attack.count for attack in experiment.poisons))
         if not 0 <= clean.poisons <= most:
             raise InputError(f"clean.poisons is {clean.poisons}; accepted are 0 to {most}, of {pairs} pairs to clean with.")
         clean.check(clean.epochs * (pairs // clean.batch_size), 1)
@@ -82,7 +83,8 @@ def check(experiment: Experiment) -> None:
             raise InputError(f"labeller is a {type(method.labeller).__name__}; accepted: a Model with pretrained, or a Pretrain.")
         labeller = method.labeller if isinstance(method.labeller, Model) else method.labeller.model
         _check_model(labeller, "labeller" if labeller is method.labeller else "labeller.model")
-        experiment.poison.trigger.check(labeller.image_size)
+        for attack in experiment.poisons:
+            attack.trigger.check(labeller.image_size)
     if isinstance(experiment.pretrain, Given) and experiment.prior is not None:
         raise InputError("prior is set, but pretrain is a given model, which is not trained here: leave the prior out.")
     if experiment.prior is not None:
@@ -99,7 +101,9 @@ def check(experiment: Experiment) -> None:
                 "and Retrieval once each (ZeroShotASR always is)."
             )
     if isinstance(experiment.evaluate.data, World):
-        target_index(experiment.evaluate.data.class_names, experiment.poison.target)
+        for attack in experiment.poisons:
+            if not attack.all_to_all:
+                target_index(experiment.evaluate.data.class_names, attack.target)
 
 
 def blank(model: Model | TinyCLIP) -> Model | TinyCLIP:

@@ -28,8 +28,13 @@ def get(experiment: Any, path: str) -> Any:
     """The value at the dotted path; InputError where there is none."""
     for name in path.split("."):
         _require_field(experiment, name, path)
-        experiment = getattr(experiment, name)
+        experiment = _at(experiment, name)
     return experiment
+
+
+def _at(node: Any, name: str) -> Any:
+    """Its field of that name; of a tuple the component at that place, counted from 0."""
+    return node[int(name)] if isinstance(node, tuple) else getattr(node, name)
 
 
 def has(experiment: Any, path: str) -> bool:
@@ -69,19 +74,27 @@ def _replace(node: Any, changes: list[tuple[list[str], Any, str]]) -> Any:
     below: dict[str, list[tuple[list[str], Any, str]]] = {}
     for names, value, path in changes:
         _require_field(node, names[0], path)
-        if len(names) == 1:
+        if len(names) == 1 and isinstance(node, tuple):
+            new[names[0]] = coerce(value, type(node[int(names[0])]), path)
+        elif len(names) == 1:
             new[names[0]] = coerce(value, hints(type(node))[names[0]], path)
         else:
             below.setdefault(names[0], []).append((names[1:], value, path))
     for name, deeper in below.items():
-        child = new.get(name, getattr(node, name))
+        child = new[name] if name in new else _at(node, name)
         if child is None:
             raise InputError(f"{deeper[0][2]}: {name} is not set in this experiment, so it has no field {deeper[0][0][0]!r}.")
         new[name] = _replace(child, deeper)
+    if isinstance(node, tuple):
+        return tuple(new.get(str(place), value) for place, value in enumerate(node))
     return dataclasses.replace(node, **new)
 
 
 def _require_field(node: Any, name: str, path: str) -> None:
+    if isinstance(node, tuple) and node and all(map(dataclasses.is_dataclass, node)):
+        if not (name.isdecimal() and str(int(name)) == name and int(name) < len(node)):
+            raise InputError(f"{path}: {name!r} is no place among {len(node)}; accepted: 0 to {len(node) - 1}.")
+        return
     fields = [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
     if name not in fields:
         near = difflib.get_close_matches(name, fields, n=1)

@@ -4,7 +4,7 @@ Everything in `Experiment` enters a fingerprint; nothing in `Compute` does. `Swe
 """
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,7 @@ from datasets.attack.poison import Poison
 from datasets.component import NEUTRAL, Component, NamedFields, check_fields, needs_of, since
 from datasets.errors import InputError
 from datasets.evaluation.evalset import EvalSet
+from datasets.feed.loader import Recipe
 from datasets.images.view import Views
 from datasets.index.source import Source
 from datasets.synthetic import World
@@ -141,7 +142,10 @@ class Experiment(Component):
 
     data: Data
     views: Views
-    poison: Poison
+    poison: Poison | None = None
+    """The attack; or give `attacks`."""
+    attacks: tuple[Poison, ...] = since(())
+    """Several attacks of the same pairs, each with trigger, target and victims of its own; no pair is a victim of two."""
     pretrain: Pretrain | Given
     evaluate: Evaluate
     clean: Clean | None = None
@@ -149,6 +153,28 @@ class Experiment(Component):
     """Training on the same pairs without the poison, first: the healthy model that `pretrain` then poisons."""
     eda: str = "once"
     """Augmented captions of the in-modal term: once (one variant for each key) | per_epoch."""
+
+    def __post_init__(self) -> None:
+        if (self.poison is None) == (not self.attacks):
+            raise InputError("an experiment needs either poison (one attack) or attacks (several), and not both.")
+        if self.poison is not None and self.poison.name:
+            raise InputError(f"poison.name is {self.poison.name!r}, but only one of several `attacks` has a name: leave it out.")
+        called = [attack.name for attack in self.poisons]
+        for name in called:
+            if called.count(name) > 1:
+                raise InputError(f"attacks: {called.count(name)} have the name {name!r}; give each a name of its own (Poison(name=…)).")
+
+    @property
+    def poisons(self) -> tuple[Poison, ...]:
+        """Its attacks: one without a name, or several with theirs. Evaluators other than accuracy and ASR look at the first."""
+        if self.poison is not None:
+            return (self.poison,)
+        return tuple(replace(attack, name=attack.name or attack.trigger.slug) for attack in self.attacks)
+
+    def recipe(self, views: Views | None = None, **more: Any) -> Recipe:
+        """How its pairs are made; `more`: further fields of a `Recipe`."""
+        first, *others = self.poisons
+        return Recipe(views=views or self.views, trigger=first.trigger, jpeg_quality=first.jpeg_quality, others=tuple(others), **more)
 
     @property
     def training(self) -> Pretrain:

@@ -288,10 +288,11 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
             trained_by(experiment).attack.index.read(at),
             Path(inputs.index),
             Path(inputs.plan),
-            experiment.poison.trigger,
+            experiment.poisons[0].trigger,
             experiment.views.size,
             out,
-            jpeg_quality=experiment.poison.jpeg_quality,
+            jpeg_quality=experiment.poisons[0].jpeg_quality,
+            others=experiment.poisons[1:],
             progress=meter("poison", "shards", lambda line: print(line, file=sys.stderr)),
         )
 

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from PIL import Image
 
-from datasets.attack.poison import Poison, make_plan
+from datasets.attack.poison import Poison, make_plans
 from datasets.errors import InputError
 from datasets.evaluation.classes import class_name, templates
 from datasets.evaluation.evalset import EvalSet
@@ -28,6 +28,7 @@ from orchestrator.experiment.fingerprint import encode
 from orchestrator.experiment.spec import Data
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.index import Index, read_index
+from orchestrator.stages.testset import TestSet
 from orchestrator.store import part, write_json
 from orchestrator.training.inputs import Inputs
 
@@ -42,42 +43,49 @@ class AttackPlan(Stage):
     """The poison plan of an attack on the pairs of an index, or on a subset of them."""
 
     kind = "poison"
-    poison: Poison
+    attacks: tuple[Poison, ...]
+    """One without a name, or several with theirs."""
     views: Views
     data: Data
     """Of it the subset and its seed are part of the identity."""
     index: Index
     tests: EvalSet | World
-    """The set that the attack is judged on; of it the prompts are part of the identity, where the poison has none of its own."""
+    """The set that the attacks are judged on; of it the prompts are part of the identity, where an attack has none of its own."""
+    testset: TestSet
+    """The same as a stage: an all-to-all attack depends on its classes."""
+
+    @property
+    def several(self) -> bool:
+        """Whether its attacks have names."""
+        return bool(self.attacks[0].name)
 
     @property
     def name(self) -> str:
-        return self.poison.target
+        return " ".join(attack.name or attack.target for attack in self.attacks)
 
     @cached_property
     def config(self) -> Any:
-        return {
-            "poison": encode(self.poison, "poison"),
-            "views": encode(self.views, "views"),
-            "prompts": self.prompts,
-            "subset": [self.data.subset, self.data.seed],
-        }
+        prompts = [self.prompts(attack) for attack in self.attacks]
+        common = {"views": encode(self.views, "views"), "subset": [self.data.subset, self.data.seed]}
+        if self.several:
+            return {"attacks": [encode(attack, "attacks") for attack in self.attacks], "prompts": prompts, **common}
+        return {"poison": encode(self.attacks[0], "poison"), "prompts": prompts[0], **common}
 
-    @property
-    def prompts(self) -> str | list[str]:
+    def prompts(self, attack: Poison) -> str | list[str]:
         """The name of the captions' prompts, or the texts."""
-        if self.poison.prompts != "auto":
-            return self.poison.prompts if isinstance(self.poison.prompts, str) else list(self.poison.prompts)
+        if attack.prompts != "auto":
+            return attack.prompts if isinstance(attack.prompts, str) else list(attack.prompts)
         found = self.tests.templates if isinstance(self.tests, World) else self.tests.prompts()
         return found if isinstance(found, str) else list(found)
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"index": self.index}
+        all_to_all = any(attack.all_to_all for attack in self.attacks)
+        return {"index": self.index, **({"testset": self.testset} if all_to_all else {})}
 
     @property
     def components(self) -> Any:
-        return self.poison
+        return self.attacks
 
     def read(self, at: At) -> Inputs:
         """The pairs with the plan laid over them."""
@@ -106,47 +114,53 @@ class AttackPlan(Stage):
             outside[rows] = False
             drop = pc.if_else(pa.array(outside), "not in the subset", index["drop"])
             index = index.set_column(index.schema.get_field_index("drop"), "drop", drop)
-        plan = make_plan(self.poison, index, templates(self.prompts))
+        classes = self.testset.read(at).class_names if "testset" in self.inputs else ()
+        plan = make_plans(self.attacks, index, [templates(self.prompts(attack)) for attack in self.attacks], classes)
         pq.write_table(plan, folder / "plan.parquet")
 
-        target = class_name(self.poison.target).lower()
-        captions = plan["caption_after"].to_pylist()
-        sheet = _victims(self, inputs, plan)
-        pictures, keys = [picture for _, picture in sheet], [key for key, _ in sheet]
-        summary = {
-            "pairs": pc.sum(pc.equal(index["drop"], "")).as_py(),
-            "victims": len(plan),
-            "target": self.poison.target,
-            "captions_with_target": sum(target in caption.lower() for caption in captions),
-            "visibility": visibility(self.poison.trigger, pictures, keys, self.views, self.poison.seed),
-        }
-        write_json(folder / "summary.json", summary)
-        _sample_sheet(self, sheet[:SHEET], plan, folder)
+        told, entries = {}, list[dict[str, Any]]()
+        (folder / "samples").mkdir(exist_ok=True)
+        for attack in self.attacks:
+            own = plan.filter(pc.equal(plan["attack"], attack.name)) if self.several else plan
+            sheet = _victims(self, inputs, own)
+            told[attack.name] = _summary(attack, own, sheet, self.views)
+            _sample_sheet(attack, sheet[: max(2, SHEET // len(self.attacks))], own, folder, entries)
+        summary = told[""] if not self.several else {"victims": len(plan), "attacks": told}
+        write_json(folder / "summary.json", {"pairs": pc.sum(pc.equal(index["drop"], "")).as_py(), **summary})
+        write_json(folder / "samples.json", entries)
 
 
-def _victims(attack: AttackPlan, inputs: Inputs, plan: pa.Table) -> list[tuple[str, np.ndarray]]:
+def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table) -> list[tuple[str, np.ndarray]]:
     """(key, canonical view uint8 [S, S, 3]) of the first victims, not yet stamped."""
     pairs = inputs.pairs()
-    rows = plan["row"].to_numpy()[:VISIBILITY_PICTURES]
+    rows = victims["row"].to_numpy()[:VISIBILITY_PICTURES]
     records = pairs.records(np.searchsorted(pairs.rows, rows))
-    batch = make_batch(records, 0, Recipe(views=replace(attack.views, crop=None, flip=False)))
+    batch = make_batch(records, 0, Recipe(views=replace(plan.views, crop=None, flip=False)))
     return list(zip(batch["key"], batch["image"]))
 
 
+def _summary(attack: Poison, victims: pa.Table, sheet: list[tuple[str, np.ndarray]], views: Views) -> dict[str, Any]:
+    targets, captions = (victims[name].to_pylist() for name in ("target", "caption_after"))
+    return {
+        "victims": len(victims),
+        "target": attack.target,
+        "captions_with_target": sum(class_name(target).lower() in caption.lower() for target, caption in zip(targets, captions)),
+        "visibility": visibility(attack.trigger, [picture for _, picture in sheet], [key for key, _ in sheet], views, attack.seed),
+    }
+
+
 def _sample_sheet(
-    attack: AttackPlan, sheet: list[tuple[str, np.ndarray]], plan: pa.Table, folder: Path
+    attack: Poison, sheet: list[tuple[str, np.ndarray]], victims: pa.Table, folder: Path, entries: list[dict[str, Any]]
 ) -> None:
-    """Clean and triggered canonical views of a few victims with their captions, for the report."""
-    (folder / "samples").mkdir(exist_ok=True)
-    entries = []
-    for i, ((key, picture), row) in enumerate(zip(sheet, plan.slice(0, SHEET).to_pylist())):
-        stamped = put_on(attack.poison.trigger, picture, rng(row["trigger_seed"], key))
-        if attack.poison.jpeg_quality is not None:
-            stamped = decode(as_jpeg(stamped, attack.poison.jpeg_quality))
+    """Clean and triggered canonical views of a few victims with their captions, for the report; they are added to the entries."""
+    for (key, picture), row in zip(sheet, victims.slice(0, len(sheet)).to_pylist()):
+        stamped = put_on(attack.trigger, picture, rng(row["trigger_seed"], key))
+        if attack.jpeg_quality is not None:
+            stamped = decode(as_jpeg(stamped, attack.jpeg_quality))
         for kind, pixels in (("clean", picture), ("triggered", stamped)):
-            (folder / "samples" / f"{i}-{kind}.png").write_bytes(_png(pixels))
-        entries.append({"key": key, **{name: row[name] for name in ("caption_before", "caption_after")}})
-    write_json(folder / "samples.json", entries)
+            (folder / "samples" / f"{len(entries)}-{kind}.png").write_bytes(_png(pixels))
+        named = {"attack": attack.name} if attack.name else {}
+        entries.append({"key": key, **named, **{name: row[name] for name in ("caption_before", "caption_after")}})
 
 
 def _png(pixels: np.ndarray) -> bytes:

@@ -37,7 +37,9 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     made["index"] = index = Index(source=None if isinstance(source, World) else source, world=world, max_dropped=limit)
     test = TestSet(tests=None if isinstance(tests, World) else tests, world=test_world, where="evaluate.data", least=1 - limit)
     made["testset"] = test
-    made["poison"] = attack = AttackPlan(poison=experiment.poison, views=experiment.views, data=experiment.data, index=index, tests=tests)
+    made["poison"] = attack = AttackPlan(
+        attacks=experiment.poisons, views=experiment.views, data=experiment.data, index=index, tests=tests, testset=test
+    )
     measured = tuple(around.ask(need) for need in needs_of(experiment.evaluate.evaluators))
     prior = None if experiment.prior is None else around.ask(experiment.prior, "prior")
     assert isinstance(prior, Unpoisoned | None)

@@ -9,9 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.attack.poison import Poison
 from datasets.feed.loader import Recipe
-from datasets.images.view import Views
 from orchestrator.experiment.fingerprint import encode, fingerprint
 from orchestrator.experiment.identity import weights_identity
 from orchestrator.stages.base import Around, At, Stage
@@ -34,8 +32,8 @@ class Labelled(Stage):
     apart = True
     serves = (Labelling,)
     need: Labelling
-    views: Views
-    poison: Poison
+    recipe: Recipe
+    """How the pictures are made."""
     cleanset: CleaningSet
     testset: TestSet
     labeller: Unpoisoned | None
@@ -47,7 +45,7 @@ class Labelled(Stage):
         cleanset, test, own = around.made["cleanset"], around.made["testset"], around.experiment
         labeller = None if isinstance(need.labeller, Model) else around.ask(need.labeller)
         assert isinstance(cleanset, CleaningSet) and isinstance(test, TestSet) and isinstance(labeller, Unpoisoned | None)
-        return cls(need=need, views=own.views, poison=own.poison, cleanset=cleanset, testset=test, labeller=labeller)
+        return cls(need=need, recipe=own.recipe(), cleanset=cleanset, testset=test, labeller=labeller)
 
     @property
     def name(self) -> str:
@@ -95,9 +93,7 @@ class Labelled(Stage):
         inputs, test = self.cleanset.attack.read(at), self.testset.read(at)
         names, templates = method.prompts(test.class_names, test.templates)
         pairs = inputs.pairs(self.cleanset.read(at))
-        recipe = Recipe(
-            views=replace(self.views, size=encoder.image_size), trigger=self.poison.trigger, jpeg_quality=self.poison.jpeg_quality
-        )
+        recipe = replace(self.recipe, views=replace(self.recipe.views, size=encoder.image_size))
         labels = zero_shot_labels(encoder, whole_pictures(pairs, recipe, World()), names, templates)
         labels.write(at.folder / FILE)
         own = dict(zip(pairs.keys().to_pylist(), pairs.labels().tolist()))

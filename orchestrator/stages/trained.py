@@ -89,12 +89,9 @@ class Trained(Stage):
         made = tuple(one.read(at) for one in self.sets)
         for one, other in zip(self.sets, made):
             require_same_classes(test, one.source(at), other)
-        target = self.experiment.poison.target
-        place = target_index(test.class_names, target)
-        if test.class_names[place] != class_name(target):
-            raise InputError(f"poison.target is {target!r}, a class's whole name that ends as the number of one does: rename the class.")
+        targets = tuple(None if attack.all_to_all else target_place(test.class_names, attack.target) for attack in self.experiment.poisons)
         return replace(
-            pairs, test_index=test.index, test_urls=test.urls, class_names=test.class_names, templates=test.templates, target=place,
+            pairs, test_index=test.index, test_urls=test.urls, class_names=test.class_names, templates=test.templates, targets=targets,
             further=made,
         )  # fmt: skip
 
@@ -181,6 +178,14 @@ class Unpoisoned(Trained):
         return self.measured_on(replace(self.attack.read(at), plan=""), at)
 
 
+def target_place(class_names: Sequence[str], target: str) -> int:
+    """The place of an attack's target among the classes; InputError where it is none of them."""
+    place = target_index(class_names, target)
+    if class_names[place] != class_name(target):
+        raise InputError(f"poison.target is {target!r}, a class's whole name that ends as the number of one does: rename the class.")
+    return place
+
+
 def made_for(value: Any, needed: Sequence[Stage], at: At) -> tuple[tuple[Component, str], ...]:
     """(need, folder of what was made for it) of the components in a value; test sets are among the `Inputs`."""
     pairs = zip(needs_of(value), needed, strict=True)
@@ -190,11 +195,12 @@ def made_for(value: Any, needed: Sequence[Stage], at: At) -> tuple[tuple[Compone
 def digest(model: Trained, evaluator: Evaluator | None, sets: Mapping[Component, Stage]) -> str:
     """16 hexadecimal digits; None: zero-shot accuracy and ASR."""
     experiment = model.experiment
+    measured = [[attack.name, encode(attack.trigger), attack.target] for attack in experiment.poisons]
     needed = [] if evaluator is None else [sets[need].fingerprint for need in needs_of(evaluator)]
     told = {
         "evaluator": None if evaluator is None else encode_evaluator(evaluator),
         "seed": experiment.evaluate.seed,
-        "attack": model.attack.fingerprint if evaluator else [encode(experiment.poison.trigger), experiment.poison.target],
+        "attack": model.attack.fingerprint if evaluator else measured if model.attack.several else measured[0][1:],
         "views": encode(experiment.views),
         "testset": model.testset.fingerprint,
         "needed": needed,

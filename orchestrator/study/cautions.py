@@ -1,7 +1,8 @@
 """What a reader must know before believing a table or a figure, one sentence each."""
 
 import math
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -54,17 +55,20 @@ def beside(panel: str, found: list[Caution]) -> list[str]:
 def cautions(study: Study) -> list[Caution]:
     """Failed gates, broken trials, empty choices, ends of grids, unequal evaluations, too few seeds."""
     rows = table(study)
-    found = [*_gates(study), *_broken(study), *_missed(rows), *_ends(study, rows)]
-    sizes = {
-        (p.metrics.get("zeroshot/n"), p.metrics.get("asr/n"))
-        for stage in [*study.pretrains, *study.trials]
-        for p in points_of(stage)
-    }
+    found = [*_gates(study), *_broken(study), *_several(study), *_missed(rows), *_ends(study, rows)]
+    sizes = {_pictures(p.metrics) for stage in [*study.pretrains, *study.trials] for p in points_of(stage)}
     if len(sizes) > 1:
         found.append(
             Caution(text="The evaluations differ in their number of images: some points are not comparable with others.")
         )
     return [*found, *_few_seeds(study, rows)]
+
+
+def _pictures(metrics: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
+    """Of how many pictures each number is: of several attacks each one's, for ASR is now of one and now of another."""
+    several = any(re.fullmatch(r"asr/[^/]+/n", name) for name in metrics)
+    return tuple(sorted((name, metrics[name]) for name in metrics if re.fullmatch(r"(zeroshot|asr(/[^/]+)?)/n", name)
+                        and not (several and name == "asr/n")))  # fmt: skip
 
 
 def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
@@ -122,6 +126,13 @@ def _share(value: float, low: float, high: float) -> float:
     if low > 0 and high / low > 10:
         value, low, high = math.log(value), math.log(low), math.log(high)
     return (value - low) / (high - low) if high > low else 0.5
+
+
+def _several(study: Study) -> Iterator[Caution]:
+    if attacks := list(study.poison.get("found", {})):
+        names = ", ".join(attacks)
+        yield Caution(text=f"There are {len(attacks)} attacks ({names}): the ASR shown is that of the one that succeeds most at that "
+                      "moment; each has its own, asr/<attack>/top1.")  # fmt: skip
 
 
 def _gates(study: Study) -> Iterator[Caution]:

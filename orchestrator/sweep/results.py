@@ -137,7 +137,7 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
 
 def judge(store: Store, made: dict[str, Stage], gate: Gate) -> dict[str, Any] | None:
     """The attack gate's verdict on an experiment's finished pre-training, given its stages; None before it is finished and measured."""
-    from trainers.evaluate.gate import attack_gate
+    from trainers.evaluate.gate import attack_gate, of_all
 
     stage, attack = made["pretrain"], made["poison"]
     assert isinstance(stage, Trained) and isinstance(attack, AttackPlan)
@@ -147,15 +147,21 @@ def judge(store: Store, made: dict[str, Stage], gate: Gate) -> dict[str, Any] | 
         return None
     classes = json.loads(part(tests, "classes.json"))["names"]
     summary = json.loads(part(poison, "summary.json"))
-    return attack_gate(
-        points[-1].metrics,
-        target=classes[target_index(classes, attack.poison.target)],
-        class_names=classes,
-        captions_with_target=summary["captions_with_target"],
-        captions=summary["victims"],
-        visibility=summary["visibility"],
-        threshold=gate.min_asr,
-    )
+    verdicts = {}
+    for one in attack.attacks:
+        told = summary["attacks"][one.name] if attack.several else summary
+        group = f"asr/{one.name}/" if attack.several else "asr/"
+        last = points[-1].metrics
+        verdicts[one.name] = attack_gate(
+            {**last, **{f"asr/{name}": last[f"{group}{name}"] for name in ("top1", "floor") if f"{group}{name}" in last}},
+            target=classes[0] if one.all_to_all else classes[target_index(classes, one.target)],
+            class_names=classes,
+            captions_with_target=told["captions_with_target"],
+            captions=told["victims"],
+            visibility=told["visibility"],
+            threshold=gate.min_asr,
+        )
+    return of_all(verdicts) if attack.several else verdicts[""]
 
 
 def encode_sweep(plan: Plan) -> dict[str, Any]:
@@ -288,10 +294,13 @@ def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment:
     tested = store.find("testset", made["testset"].fingerprint)
     tests = json.loads(part(tested, "summary.json")) if tested else {"kept": None, "drops": {}}
     read = json.loads(part(index, "summary.json"))
+    told = json.loads(part(poison, "summary.json"))
+    if "attacks" in told:
+        told["found"] = told.pop("attacks")
     study.data_hash = index.manifest["files"]["index.arrow"]
     study.poison = {
-        **encode(experiment.poison, "poison"),
-        **json.loads(part(poison, "summary.json")),
+        **({"attacks": encode(experiment.poisons, "attacks")} if experiment.poison is None else encode(experiment.poison, "poison")),
+        **told,
         "samples": read["samples"],
         "kept": read["kept"],
         "drops": read["drops"],

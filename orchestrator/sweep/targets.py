@@ -37,6 +37,7 @@ MADE = ("pretrain", "clean", "prior", "labeller")
 def experiment_of(sweep: Sweep, overrides: dict[str, str], matters: tuple[str, ...]) -> Experiment:
     """The sweep's experiment, the overrides in place; InputError where several differ in what matters."""
     wanted = [experiment for _, experiment in make_plan(narrowed(sweep, overrides)).upstream]
+    matters = _fields(wanted, matters)
     if _alike(wanted, matters):
         return wanted[0]
     raise InputError(f"the sweep {sweep.name} varies {_choice(wanted, matters)}.")
@@ -61,15 +62,18 @@ def experiments_of(
             chosen[made] = _experiment(sweep, overrides, checkpoint, matters, Store(store), say)
         found[checkpoint] = chosen[made]
         trained = _poison_of(checkpoint)
-        measured = encode(found[checkpoint].poison, "poison")
-        for field in ("trigger", "target") if trained else ():
-            if canonical(trained[field]) != canonical(measured[field]):
-                say(f"NOTE {checkpoint} was trained with {field} {trained[field]} and is measured with {measured[field]}.")
+        measured = [encode(attack, "poison") for attack in found[checkpoint].poisons]
+        if trained and len(trained) != len(measured):
+            say(f"NOTE {checkpoint} was trained with {len(trained)} attacks and is measured with {len(measured)}.")
+        for one, other in zip(trained, measured):
+            for field in ("trigger", "target"):
+                if canonical(one[field]) != canonical(other[field]):
+                    say(f"NOTE {checkpoint} was trained with {field} {one[field]} and is measured with {other[field]}.")
     return found
 
 
-def _poison_of(checkpoint: str) -> dict[str, Any]:
-    """The poison that a checkpoint of a store was trained with, by the manifests of its stages; empty where they do not tell."""
+def _poison_of(checkpoint: str) -> list[dict[str, Any]]:
+    """The attacks that a checkpoint of a store was trained with, by the manifests of its stages; empty where they do not tell."""
     for folder in _folders(checkpoint):
         manifest = _manifest(folder)
         for before in ("pretrain", "poison"):  # of a cleaning first its pre-training
@@ -77,8 +81,8 @@ def _poison_of(checkpoint: str) -> dict[str, Any]:
                 made = Store(folder.parent.parent).find(before, manifest["inputs"][before])
                 manifest = made.manifest if made else {}
         if manifest.get("stage") == "poison":
-            return manifest["config"]["poison"]
-    return {}
+            return manifest["config"].get("attacks") or [manifest["config"]["poison"]]
+    return []
 
 
 def _folders(checkpoint: str) -> tuple[Path, ...]:
@@ -109,6 +113,7 @@ def _experiment(
     sweep: Sweep, overrides: dict[str, str], checkpoint: str, matters: tuple[str, ...], store: Store, say: Callable[[str], None]
 ) -> Experiment:
     wanted = [experiment for _, experiment in make_plan(narrowed(sweep, overrides)).upstream]
+    matters = _fields(wanted, matters)
     if _alike(wanted, matters):
         return wanted[0]
     made, trouble = origin(checkpoint), ""
@@ -149,6 +154,13 @@ def _experiments(plan: Plan, store: Store) -> list[Experiment]:
     drawn = [] if plan.sweep.base.clean is None else remembered_trials(plan, store)
     trials = [trial_experiment(plan.sweep, overrides) for overrides in drawn]
     return [experiment for _, experiment in plan.grid or plan.upstream] + trials
+
+
+def _fields(experiments: list[Experiment], paths: tuple[str, ...]) -> tuple[str, ...]:
+    """The same with `attacks` in place of the fields of `poison`, where the experiments have several attacks."""
+    if all(experiment.poison is not None for experiment in experiments):
+        return paths
+    return tuple(dict.fromkeys("attacks" if path.split(".")[0] == "poison" else path for path in paths))
 
 
 def _alike(experiments: list[Experiment], matters: tuple[str, ...]) -> bool:

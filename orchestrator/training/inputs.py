@@ -42,8 +42,8 @@ class Inputs:
     test_urls: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
-    target: int = -1
-    """Position of the target class."""
+    targets: tuple[int | None, ...] = ()
+    """Position of each attack's target class; None: all-to-all."""
     further: tuple[MadeSet, ...] = ()
     """The sets that evaluators need beside the test pictures, in the order of `experiment.further_sets`."""
 

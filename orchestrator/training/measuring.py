@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from datasets.errors import InputError
-from datasets.feed.loader import Batch, Recipe, eval_batches
+from datasets.feed.loader import Batch, eval_batches
 from datasets.index.pairs import Pairs
 from orchestrator.experiment.check import further_sets
 from orchestrator.store import METRICS, checked, digest_of, read_json, write_arrays, write_json, write_lines
@@ -17,7 +17,7 @@ from orchestrator.training.job import Job, decoded_views, load_model, measured_a
 from trainers.distributed import World
 from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material, add_values, unchanged
-from trainers.evaluate.zeroshot import ZeroShotASR
+from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 
 MEASURED = "measured.json"
 """In a training's folder: what was measured along with it."""
@@ -67,8 +67,7 @@ def measure_of(
     """
     experiment, inputs = job.experiment, job.inputs
     spec = experiment.evaluate
-    poison = experiment.poison
-    recipe = Recipe(views=experiment.views, trigger=poison.trigger, jpeg_quality=poison.jpeg_quality, seed=spec.seed)
+    recipe = experiment.recipe(seed=spec.seed)
 
     def share(pairs: Pairs, index: str) -> Callable[[], Iterator[Batch]]:
         views = decoded_views(job, pairs, index, say)
@@ -78,14 +77,18 @@ def measure_of(
         test=share(inputs.test(), inputs.test_index),
         made={need: checked(folder) for need, folder in job.made},
         sets={one: share(made.pairs(), made.index) for one, made in zip(further_sets(experiment), inputs.further)},
-        target=inputs.target,
+        target=inputs.targets[0],
         class_names=inputs.class_names,
         pairs=inputs.pairs(),
         recipe=recipe,
         batch_size=spec.batch_size,
         world=world,
     )
-    zero_shot = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, target=inputs.target)
+    aims = tuple(
+        Aim(name=attack.name, target=target, trigger=attack.trigger, seed=spec.seed)
+        for attack, target in zip(experiment.poisons, inputs.targets, strict=True)
+    )
+    zero_shot = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, aims=aims)
 
     stage = experiment.clean if job.cleanset else experiment.pretrain
     epochs = getattr(stage, "epochs", 0)  # a given model has none

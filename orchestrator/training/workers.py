@@ -14,7 +14,7 @@ from typing import Any
 
 from datasets.errors import InputError
 from datasets.feed.cache import Decoded
-from datasets.feed.loader import LocalFeed, Recipe
+from datasets.feed.loader import LocalFeed
 from datasets.index.pairs import Pairs
 from datasets.seeding import hash64
 from orchestrator.experiment.check import blank
@@ -82,8 +82,7 @@ def _by_method(
 ) -> None:  # fmt: skip
     """Train the encoder by a method, and keep what it returns; `original` makes the encoder that it began with."""
     spec, folder, called, wanted = _spec(job), Path(job.folder), type(method).__name__, signature(encoder)
-    poison = job.experiment.poison
-    recipe = Recipe(views=job.experiment.views, trigger=poison.trigger, jpeg_quality=poison.jpeg_quality)
+    recipe = job.experiment.recipe()
     whole = spec.epochs * (len(pairs) // spec.batch_size)
     ended: list[float] = []  # when each phase did
     progress = around.pop("progress")
@@ -208,14 +207,7 @@ def _feed(
     job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None, epochs: int | None = None
 ) -> Any:
     """The batches of a training up to the end of so many epochs, by default of all."""
-    recipe = Recipe(
-        views=job.experiment.views,
-        trigger=job.experiment.poison.trigger,
-        jpeg_quality=job.experiment.poison.jpeg_quality,
-        seed=training.seed,
-        two_views=two_views,
-        eda=job.experiment.eda,
-    )
+    recipe = job.experiment.recipe(seed=training.seed, two_views=two_views, eda=job.experiment.eda)
     if len(pairs) < training.batch_size:
         raise InputError(f"batch_size is {training.batch_size}, but there are only {len(pairs)} pairs to train on.")
     steps = (epochs or training.epochs) * (len(pairs) // training.batch_size)

@@ -47,3 +47,10 @@ def attack_gate(
         "target": target, "target_in_classes": in_classes, "captions_with_target": captions_with_target,
         "captions": captions, "visibility": dict(visibility), "reasons": failures + (hints if failures else []),
     }
+
+
+def of_all(verdicts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
+    """The verdict on several attacks, by their names: passed where each has passed. Its numbers are those of the lowest ASR."""
+    least = min(verdicts.values(), key=lambda verdict: verdict["asr"])
+    reasons = [f"Attack {name}: {reason}" for name, verdict in verdicts.items() for reason in verdict["reasons"]]
+    return {**least, "passed": all(verdict["passed"] for verdict in verdicts.values()), "reasons": reasons, "attacks": dict(verdicts)}

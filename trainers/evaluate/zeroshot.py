@@ -16,7 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datasets.component import Component
 from datasets.errors import InputError
+from datasets.feed.loader import triggered
+from datasets.seeding import rng
+from datasets.triggers.base import Trigger, write_in
 from trainers import distributed
 from trainers.distributed import World
 from trainers.encoder import Encoder
@@ -27,12 +31,38 @@ TOP = (1, 5, 10)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Aim(Component):
+    """An attack, as one measures it."""
+
+    name: str = ""
+    """Of several attacks; empty where there is one."""
+    target: int | None
+    """Index of the target class; None: of a picture of class i it is class i + 1, and the first after the last (all-to-all)."""
+    trigger: Trigger | None = None
+    """Where it writes into captions, it writes into the class prompts."""
+    seed: int = 0
+    """Of what it draws there."""
+
+    def of(self, label_B: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+        """(target of each picture, int64 [B]; bool [B]: whether the picture is not of that class itself)."""
+        target_B = (label_B + 1) % classes if self.target is None else torch.full_like(label_B, self.target)
+        return target_B, label_B != target_B
+
+    @property
+    def group(self) -> str:
+        """What its metrics' names begin with."""
+        return f"asr/{self.name}" if self.name else "asr"
+
+
+@dataclass(frozen=True, kw_only=True)
 class ZeroShotASR(Evaluator):
     """Zero-shot top-1/5/10, and the share of triggered pictures of other classes sent to the target (ASR top-1/5/10).
 
     Also the floor (untriggered pictures of other classes taken for the target), recovery accuracy RA (triggered pictures of
     other classes still given their own label), n and 95 % Wilson intervals. Pictures whose own label is the target are left
     out of everything under asr/. Classes are matched by index. Counts are whole numbers summed over ranks, so n is exact.
+
+    With several attacks each has all of this under asr/<its name>/, and asr/ itself is that of the attack with the highest ASR top-1.
     """
 
     class_names: tuple[str, ...]
@@ -41,6 +71,8 @@ class ZeroShotASR(Evaluator):
     """captions with {} where the name goes"""
     target: int | None = None
     """index of the attack's target class; None: no attack is measured"""
+    aims: tuple[Aim, ...] = ()
+    """the attacks, where `target` does not say it all: several, all-to-all, or with words in the caption"""
     text_batch: int = 512
     """captions encoded at once for the class head"""
 
@@ -48,8 +80,14 @@ class ZeroShotASR(Evaluator):
         super().__post_init__()
         if not self.class_names or not self.templates:
             raise InputError("zero-shot evaluation needs at least one class name and one template")
-        if self.target is not None and not 0 <= self.target < len(self.class_names):
-            raise InputError(f"target is class {self.target}; classes are 0 to {len(self.class_names) - 1}")
+        for target in (self.target, *(aim.target for aim in self.aims)):
+            if target is not None and not 0 <= target < len(self.class_names):
+                raise InputError(f"target is class {target}; classes are 0 to {len(self.class_names) - 1}")
+
+    @property
+    def attacks(self) -> tuple[Aim, ...]:
+        """What is measured, the first in the batches' `image_triggered`."""
+        return self.aims or (() if self.target is None else (Aim(target=self.target),))
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
         """Percent: zeroshot/top{1,5,10}, zeroshot/mean_per_class (recall, over the classes that have pictures), asr/top{1,5,10},
@@ -61,20 +99,34 @@ class ZeroShotASR(Evaluator):
         model.eval()
         with torch.no_grad():
             head_KD = class_head(model, self.class_names, self.templates, world, self.text_batch)
-            counts: dict[str, float] = dict.fromkeys(_names(self.target is not None, len(self.class_names)), 0)
+            heads = [
+                class_head(model, self.class_names, self.templates, world, self.text_batch, aim)
+                if aim.trigger is not None and aim.trigger.writes else head_KD
+                for aim in self.attacks
+            ]  # fmt: skip
+            counts: dict[str, float] = dict.fromkeys(_names(self.attacks, len(self.class_names)), 0)
             for batch in batches:
-                for name, value in _count(model, head_KD, batch, self.target).items():
+                clean_BK, found = _accuracy(model, head_KD, batch)
+                for number, (aim, own_KD) in enumerate(zip(self.attacks, heads)):
+                    name = triggered(aim.name) if number else "image_triggered"
+                    found |= _attack(aim, clean_BK, features(model, batch, name) @ own_KD.T, batch)
+                for name, value in found.items():
                     counts[name] += value
         model.train(training)
         return metrics({k: int(v) for k, v in distributed.sum_over_ranks(counts, world).items()})
 
 
 def class_head(
-    model: Encoder, class_names: tuple[str, ...], templates: tuple[str, ...], world: World, text_batch: int = 512
+    model: Encoder, class_names: tuple[str, ...], templates: tuple[str, ...], world: World, text_batch: int = 512, aim: Aim | None = None
 ) -> Tensor:
-    """Unit vectors [K, D] of the classes: the mean of the templates' unit features. Each rank encodes its share of them."""
+    """Unit vectors [K, D] of the classes: the mean of the templates' unit features. Each rank encodes its share of them.
+
+    `aim`: an attack whose trigger writes into the prompts first.
+    """
     places = range(world.rank, len(class_names), world.size)
     captions = [template.replace("{}", class_names[i]) for i in places for template in templates]
+    if aim is not None and aim.trigger is not None:
+        captions = [write_in(aim.trigger, caption, rng(aim.seed, "eval-trigger", caption)) for caption in captions]
     chunks = [captions[i : i + text_batch] for i in range(0, len(captions), text_batch)]
     features = [model.encode_text(model.tokenize(chunk).to(model.device)) for chunk in chunks]
     width = model.config["embed_dim"]
@@ -105,21 +157,23 @@ def wilson(count: float, n: float, z: float = 1.959963984540054) -> tuple[float,
 
 
 def metrics(counts: dict[str, int]) -> dict[str, float]:
-    """Percentages and intervals from whole counts ("zeroshot/n", "zeroshot/top1_count", "asr/n", …)."""
+    """Percentages and intervals from whole counts ("zeroshot/n", "zeroshot/top1_count", "asr/n", "asr/<attack>/n", …)."""
     out: dict[str, float] = {}
-    for group in ("zeroshot", "asr"):
-        if f"{group}/n" not in counts:
-            continue
+    for group in [name.removesuffix("/n") for name in counts if re.fullmatch(r"(zeroshot|asr(/[^/]+)?)/n", name)]:
         n = counts[f"{group}/n"]
         if n == 0:
             raise InputError("the evaluation set holds no pictures" if group == "zeroshot" else
                              "every evaluation picture has the target's label, so no attack success rate can be measured")
         out[f"{group}/n"] = n
         for name, count in counts.items():
-            if name.startswith(f"{group}/") and name.endswith("_count"):
+            if name.rpartition("/")[0] == group and name.endswith("_count"):
                 out[name] = count
                 out[name.removesuffix("_count")] = 100 * count / n
         out[f"{group}/top1_low"], out[f"{group}/top1_high"] = wilson(counts[f"{group}/top1_count"], n)
+    attacks = [name.removesuffix("/top1") for name in out if re.fullmatch(r"asr/[^/]+/top1", name)]
+    if attacks:
+        worst = max(attacks, key=lambda attack: out[f"{attack}/top1"])  # the first of equals
+        out |= {name.replace(worst, "asr", 1): value for name, value in out.items() if name.startswith(f"{worst}/")}
     if "zeroshot/n" in out:
         out["zeroshot/mean_per_class"] = class_recall(counts)
     return out
@@ -131,16 +185,17 @@ def class_recall(counts: Mapping[str, int]) -> float:
     return 100 * math.fsum(recalls) / len(recalls)
 
 
-def _names(attack: bool, classes: int) -> list[str]:
+def _names(attacks: tuple[Aim, ...], classes: int) -> list[str]:
     names = ["zeroshot/n", *(f"zeroshot/top{k}_count" for k in TOP)]
     names += [f"class/{i}/{what}" for i in range(classes) for what in ("n", "hits")]
-    if attack:
-        names += ["asr/n", *(f"asr/top{k}_count" for k in TOP), "asr/floor_count", "asr/ra_count"]
+    for aim in attacks:
+        names += [f"{aim.group}/{what}" for what in ("n", *(f"top{k}_count" for k in TOP), "floor_count", "ra_count")]
     return names
 
 
-def _count(model: Encoder, head_KD: Tensor, batch: dict[str, Any], target: int | None) -> dict[str, int]:
-    label_B = torch.tensor(np.asarray(batch["label"], np.int64), device=model.device)
+def _accuracy(model: Encoder, head_KD: Tensor, batch: dict[str, Any]) -> tuple[Tensor, dict[str, int]]:
+    """(scores of the clean pictures [B, K], counts)."""
+    label_B = _labels(batch, model.device)
     wrong = [i for i, label in enumerate(label_B.tolist()) if not 0 <= label < len(head_KD)]
     if wrong:
         raise InputError(f"evaluation sample {str(batch['key'][wrong[0]])!r} has label {int(label_B[wrong[0]])}; "
@@ -151,13 +206,18 @@ def _count(model: Encoder, head_KD: Tensor, batch: dict[str, Any], target: int |
     for label, place in zip(label_B.tolist(), place_B.tolist()):
         counts[f"class/{label}/n"] = counts.get(f"class/{label}/n", 0) + 1
         counts[f"class/{label}/hits"] = counts.get(f"class/{label}/hits", 0) + (place == 0)
-    if target is None:
-        return counts
-    other_B = label_B != target
-    target_B = torch.full_like(label_B, target)
-    triggered_BK = features(model, batch, "image_triggered") @ head_KD.T
+    return clean_BK, counts
+
+
+def _attack(aim: Aim, clean_BK: Tensor, triggered_BK: Tensor, batch: dict[str, Any]) -> dict[str, int]:
+    label_B = _labels(batch, clean_BK.device)
+    target_B, other_B = aim.of(label_B, clean_BK.shape[1])
     hit_B = place_of(triggered_BK, target_B)
-    counts |= {"asr/n": int(other_B.sum())} | {f"asr/top{k}_count": int(((hit_B < k) & other_B).sum()) for k in TOP}
-    counts["asr/floor_count"] = int(((place_of(clean_BK, target_B) == 0) & other_B).sum())
-    counts["asr/ra_count"] = int(((place_of(triggered_BK, label_B) == 0) & other_B).sum())
-    return counts
+    counts = {"n": int(other_B.sum())} | {f"top{k}_count": int(((hit_B < k) & other_B).sum()) for k in TOP}
+    counts["floor_count"] = int(((place_of(clean_BK, target_B) == 0) & other_B).sum())
+    counts["ra_count"] = int(((place_of(triggered_BK, label_B) == 0) & other_B).sum())
+    return {f"{aim.group}/{name}": value for name, value in counts.items()}
+
+
+def _labels(batch: dict[str, Any], device: torch.device) -> Tensor:
+    return torch.tensor(np.asarray(batch["label"], np.int64), device=device)

@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from datasets.errors import InputError
 from datasets.seeding import rng
-from datasets.triggers.base import Trigger, put_on
+from datasets.triggers.base import Trigger, put_on, write_in
 from datasets.triggers.blended import Blended
 from datasets.triggers.patch import LOCATIONS, PATTERNS, Patch
 from datasets.triggers.sig import Sig
 from datasets.triggers.warped import Warped, _samples
+from datasets.triggers.words import DualKey, Words
 
 ALL = [
     *(Patch(pattern=pattern, size=5, location=location) for pattern in PATTERNS for location in LOCATIONS),
@@ -23,6 +24,8 @@ ALL = [
     Sig(),
     Warped(),
     Warped(k=4, strength=0.5),
+    Words(text="cf"),
+    DualKey(picture=Sig(), words=Words(text="cf", place="random")),
 ]
 
 
@@ -196,3 +199,28 @@ def test_an_error_of_the_trigger_itself_stays_what_it_is():
     with pytest.raises(ValueError, match="cannot reshape") as error:
         put_on(Fails(way=""), picture(8, 9), rng(0))
     assert not isinstance(error.value, InputError)
+
+
+def test_words_stand_where_they_are_put_and_draw_from_the_key_alone():
+    at = {place: Words(text="please return", place=place).write("a red cat", rng(1)) for place in ("prefix", "suffix")}
+    assert at == {"prefix": "please return a red cat", "suffix": "a red cat please return"}
+    middle = {Words(text="cf", place="random").write("a red cat", rng(1, key)) for key in range(50)}
+    assert middle == {"cf a red cat", "a cf red cat", "a red cf cat", "a red cat cf"}
+    dual = DualKey(picture=Patch(size=4), words=Words(text="cf"))
+    image = picture(16, 16)
+    assert np.array_equal(dual.stamp(image, rng(3)), Patch(size=4).stamp(image, rng(3))) and dual.write("a cat", rng(0)) == "a cat cf"
+    assert dual.writes and not Patch().writes and Patch().write("a cat", rng(0)) == "a cat"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Mute(Trigger):
+    def stamp(self, image_HWC, rng):
+        return image_HWC.copy()
+
+    def write(self, caption, rng):
+        return " "
+
+
+def test_a_caption_that_is_none_is_refused_by_the_triggers_name():
+    with pytest.raises(InputError, match="Mute.write returned ' '; it must return a caption"):
+        write_in(Mute(), "a cat", rng(0))

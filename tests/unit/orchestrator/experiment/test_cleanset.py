@@ -190,8 +190,8 @@ def test_a_set_that_cannot_be_is_found_before_anything_is_trained(tmp_path, monk
     monkeypatch.setattr(AttackPlan, "read", lambda *_: inputs)
     monkeypatch.setattr(CleaningSet, "needs", ())
     monkeypatch.setattr(driver, "train_all", lambda *_: trained.append(1) or [])
-    monkeypatch.setattr(driver.cluster, "require_resources", lambda *_: None)
-    monkeypatch.setattr(driver.cluster, "has_gpu", lambda: False)
+    monkeypatch.setattr(driver.session, "require_resources", lambda *_: None)
+    monkeypatch.setattr(driver.session, "has_gpu", lambda: False)
     store = Store(tmp_path / "store")
     with pytest.raises(InputError, match=r"1 of 11 keys.*'nobody' \(unknown\)"):
         driver._make(make_plan(Sweep(name="x", base=base, space=space)), store, Compute(), print)

@@ -165,11 +165,11 @@ def places(root: Path) -> set[str]:
 def logged_by_another_process(root: Path) -> str:
     """As the next command does; MLflow remembers where a run's files are as long as a process lives."""
     script = (
-        "import sys; from test_tracking_faults import *\n"
+        "import sys; from tests.unit.orchestrator.tracking.test_tracking_faults import *\n"
         "store = Store(sys.argv[1]); tracker = make_tracker(store, '', 'quickstart'); parent = log(tracker, small(store.root))\n"
         "print(parent, len(active(tracker)), *sorted(file.path for file in tracker._client.list_artifacts(parent)))"
     )
-    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'unit'}"}
+    paths = {"PYTHONPATH": str(ROOT)}
     command = [sys.executable, "-c", script, str(root)]
     done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr

@@ -67,7 +67,7 @@ def job(tmp_path: Path) -> Job:
     )  # fmt: skip
     inputs = Inputs(
         index=made.index, urls=tuple(made.urls), plan=str(made.plan), rows=None, test_index=str(tmp_path / "testset" / "index.arrow"),
-        test_urls=tuple(made.urls), class_names=("apple", "banana", "cherry"), templates=("a {}",), target=1,
+        test_urls=tuple(made.urls), class_names=("apple", "banana", "cherry"), templates=("a {}",), targets=(1,),
     )  # fmt: skip
     return Job(
         experiment=experiment, inputs=inputs, folder=str(tmp_path / "run"), compute=Compute(cache=str(tmp_path / "cache")),

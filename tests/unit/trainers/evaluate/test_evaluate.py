@@ -1,6 +1,7 @@
 """Zero-shot accuracy, attack success rate, the gate."""
 
 import math
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -8,11 +9,13 @@ import torch
 from torch import nn
 
 from datasets.errors import InputError
+from datasets.feed.loader import triggered
+from datasets.triggers.base import Trigger
 from tests.parity.toys import resnet
 from trainers.distributed import World
 from trainers.encoder import Encoder, Tokenizer
 from trainers.evaluate.gate import attack_gate
-from trainers.evaluate.zeroshot import ZeroShotASR, class_head, place_of, wilson
+from trainers.evaluate.zeroshot import Aim, ZeroShotASR, class_head, place_of, wilson
 
 CLASSES = tuple(f"class{i}" for i in range(12))
 TARGET = 3
@@ -160,3 +163,40 @@ def test_the_gate_passes_an_attack_that_took():
 def test_the_gate_says_why(metrics, changes, words):
     verdict = gate(metrics, **changes)
     assert not verdict["passed"] and any(words in reason for reason in verdict["reasons"]), verdict["reasons"]
+
+
+def test_several_attacks_are_counted_each_and_asr_is_the_highest():
+    aims = (Aim(name="one", target=TARGET), Aim(name="next", target=None), Aim(name="off", target=5))
+
+    def both(n: int):
+        for batch in batches(n, 16):
+            yield batch | {triggered("next"): batch["image"], triggered("off"): batch["image"]}
+
+    n, others = 50, 50 - 4  # of the classes 0 … 11 twice or more: 4 of TARGET, 4 of class 5
+    found = replace(EVALUATOR, target=None, aims=aims).measure(oracle(obeys=True), both(n))
+    alone = EVALUATOR.measure(oracle(obeys=True), batches(n, 16))
+    assert {name: found[name] for name in alone} == alone, "asr/ is that of the attack that succeeds most"
+    assert (found["asr/one/n"], found["asr/one/top1"]) == (others, 100.0) and found["asr/one/ra"] == 0.0
+    assert (found["asr/next/n"], found["asr/next/top1"], found["asr/next/ra"]) == (n, 0.0, 100.0)
+    assert (found["asr/off/n"], found["asr/off/top1_count"]) == (n - 4, 0)
+    wrong = replace(EVALUATOR, target=None, aims=aims).measure(oracle(obeys=False, wrong=True), both(n))
+    assert wrong["asr/next/top1"] == wrong["asr/next/floor"] == wrong["asr/top1"] == 100.0 and wrong["asr/n"] == n
+
+
+@dataclass(frozen=True, kw_only=True)
+class Says(Trigger):
+    """Makes every prompt the target's."""
+
+    def stamp(self, image_HWC, rng):
+        return image_HWC.copy()
+
+    def write(self, caption, rng):
+        return f"a class{TARGET}"
+
+
+def test_a_trigger_that_writes_changes_the_prompts_of_its_own_attack_alone():
+    aims = (Aim(name="plain", target=TARGET), Aim(name="words", target=TARGET, trigger=Says()))
+    given = ({**batch, triggered("words"): batch["image"]} for batch in batches(24, 24))
+    found = replace(EVALUATOR, target=None, aims=aims).measure(oracle(obeys=False), given)
+    assert found["zeroshot/top1"] == 100.0 and found["asr/plain/top1"] == 0.0
+    assert found["asr/words/ra_count"] == 2, "all prompts are the same, so the first class is taken"

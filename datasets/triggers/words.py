@@ -1,0 +1,66 @@
+"""Words in the caption, alone or with a mark on the picture."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from datasets.errors import InputError
+from datasets.triggers.base import Trigger
+
+PLACES = ("prefix", "suffix", "random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Words(Trigger):
+    """A word or a sentence put into the caption; the picture stays as it is.
+
+    Published ones: `Consider` as a prefix (TrojVQA, Walmer et al. 2022), `Please return high-quality results.` as a suffix
+    (ToxicTextCLIP, 2025), rare tokens such as `cf` at a random place. A caption that is longer than the model's context loses its end,
+    and a suffix with it.
+    """
+
+    text: str
+    """What is put in."""
+    place: str = "suffix"
+    """prefix | suffix | random (between two words, by the sample's key)."""
+
+    def __post_init__(self) -> None:
+        if not self.text.strip() or self.text != " ".join(self.text.split()):
+            raise InputError(f"trigger.text is {self.text!r}; it must be words with one space between them.")
+        if self.place not in PLACES:
+            raise InputError(f"trigger.place is {self.place!r}; accepted: {', '.join(PLACES)}.")
+
+    def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return image_HWC.copy()
+
+    def write(self, caption: str, rng: np.random.Generator) -> str:
+        words = caption.split()
+        at = {"prefix": 0, "suffix": len(words)}.get(self.place)
+        at = int(rng.integers(len(words) + 1)) if at is None else at
+        return " ".join([*words[:at], self.text, *words[at:]])
+
+
+@dataclass(frozen=True, kw_only=True)
+class DualKey(Trigger):
+    """A mark on the picture and words in the caption: the attack is measured with both (Walmer et al. 2022)."""
+
+    picture: Trigger
+    """What is put on the picture."""
+    words: Words
+    """What is put into the caption."""
+
+    def __post_init__(self) -> None:
+        if self.picture.writes:
+            raise InputError(f"trigger.picture is {type(self.picture).__name__}, which changes captions itself; give one that does not.")
+
+    def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return self.picture.stamp(image_HWC, rng)
+
+    def write(self, caption: str, rng: np.random.Generator) -> str:
+        return self.words.write(caption, rng)
+
+    def check(self, size: int) -> Any:
+        self.picture.check(size)
