@@ -61,7 +61,7 @@ class Analysis(Evaluator):
         return sample_batches(material.pairs, self.sample, material.recipe, material.batch_size, world.rank, world.size)
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> Values:
-        """Names as in README.md; a metric whose pairs the sample lacks is left out. Raises FloatingPointError if features are
+        """Names as in docs/metrics.md; a metric whose pairs the sample lacks is left out. Raises FloatingPointError if features are
         not finite."""
         features = embed(model, batches, world or World())
         return {name: value for question in QUESTIONS for name, value in question(features, self).items()}
