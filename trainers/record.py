@@ -69,6 +69,6 @@ class Ledger:
             self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
 
     def flush(self) -> None:
-        """Hand what is written to the system; before a checkpoint, so that the ledger is never behind one."""
+        """Hand the written lines to the operating system; called before a checkpoint, so that the ledger is never behind one."""
         if self._file:
             self._file.flush()
