@@ -68,7 +68,7 @@ class EvalSet(Component):
     path: str
     """Folder of the set; for `labels_csv` the CSV file or its folder."""
     name: str = ""
-    """A known set (`named.SETS`: imagenet1k, imagenetv2, imagenet-a, cifar10, dtd, …): its official files are looked for at `path`,
+    """A known set (`known_sets.SETS`: imagenet1k, imagenetv2, imagenet-a, cifar10, dtd, …): its official files are looked for at `path`,
     then the layouts below with its class names; its prompts are taken."""
     layout: str = "auto"
     """`folder`: a folder per class, all named after it or (ImageNet) its synset, or all after its index, or codes in the order of
