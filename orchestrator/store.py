@@ -128,13 +128,13 @@ class Store:
         """
         folder = self.work(stage, fingerprint)
         with self.locked(folder / LOCK, f"{stage} {fingerprint[:12]}", wait_s) as handle:
-            folder.mkdir(parents=True, exist_ok=True)  # the process that held the lock before may have renamed or removed it
+            folder.mkdir(parents=True, exist_ok=True)  # who held the lock before may have renamed or removed it
             try:
                 yield folder
             except BaseException:
                 if is_at(handle, folder / LOCK) and begun(folder) == []:  # nothing to continue, so nothing to leave
                     (folder / LOCK).unlink()
-                    with suppress(OSError):  # a waiting process has put a new lock there meanwhile
+                    with suppress(OSError):  # who waits for the lock has put a new one there meanwhile
                         folder.rmdir()
                 raise
 
@@ -175,7 +175,7 @@ class Store:
         """
         folder = self.work(stage, fingerprint)
         for scratch in SCRATCH:
-            if scratch not in (LOCK, NOTES):  # the lock is held to the end: no other process may begin anew in this folder
+            if scratch not in (LOCK, NOTES):  # the lock is held to the end: who comes meanwhile must not begin anew in this folder
                 (folder / scratch).unlink(missing_ok=True)
         for path in [path for path in folder.rglob(".*") if path != folder / LOCK]:  # half-written or half-removed
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
@@ -220,13 +220,12 @@ def is_text(text: str) -> bool:
 
 
 def begun(folder: Path) -> list[str]:
-    """Everything in a working folder beside its lock."""
+    """What a working folder holds beside its lock."""
     return [path.name for path in folder.iterdir() if path.name != LOCK]
 
 
 def _belongs(path: Path) -> bool:
-    """Whether a file of a working folder is part of the artefact. A manifest is not: it was left by a process that was killed while
-    sealing."""
+    """Whether a file of a working folder is part of the artefact; a manifest there is of a sealing that was killed."""
     return path.is_file() and path.name not in (MANIFEST, LOCK) and not path.name.endswith(".tmp")
 
 

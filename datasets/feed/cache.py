@@ -1,9 +1,9 @@
 """Decoded pictures, kept on this machine: the canonical views of a data set in one memory-mapped file that all processes share.
 
 A file is named by what determines its bytes, and is whole or not there: it is written aside under a lock that dies with
-its process, synced and renamed. Readers hold a shared lock, so only files that nobody uses are removed to make room. The views are kept
-without any trigger, so victims are stamped just as when read from shards. The views are followed by their CRC-32 sums; each process checks
-a view when it first reads it.
+its process, synced and renamed. Who has it open holds a shared lock, so that only files nobody uses make room for others.
+The views are those before any trigger, so victims are stamped as they are from shards. After the views come their CRC-32 sums, and
+each process compares a view's when it first reads it.
 
 Shape legend: N samples, S side of the view, 3 channels; pictures are uint8 RGB.
 """

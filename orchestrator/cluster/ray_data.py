@@ -37,7 +37,7 @@ def configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = Fals
     The limits are per execution: without them each execution claims all CPUs of the cluster and half of its object store, and two ranks and
     their trainers may wait for each other for ever.
     """
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # failures are raised, and said once
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and said once
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False

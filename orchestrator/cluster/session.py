@@ -76,8 +76,8 @@ def connect(
 
     Does nothing where Ray runs already. `dashboard=False` is for unit tests alone: without the dashboard
     there is no State API and Train cannot free its placement groups. `worker_output` prints what workers
-    print; their logs lie in Ray's session folder either way. `say` is told what it waits for. InputError where Ray does not start or
-    answer.
+    print; their logs lie in Ray's session folder either way. `say` hears what it waits for. InputError where Ray does
+    not start or answer.
     """
     address = start.named_address()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -193,7 +193,7 @@ def _tidy() -> None:
 
 
 def _hush() -> None:
-    """Suppress what Ray prints about a server's death, with the end of its log: `waiting` says it in a sentence."""
+    """Keep to itself what Ray prints of a server's death, with the end of its log: `waiting` tells it in a sentence."""
     from ray._private import worker
 
     show = worker.print_to_stdstream
@@ -209,7 +209,7 @@ def _hush() -> None:
 
 
 def quiet() -> None:
-    """Silence Ray's libraries in this process, also in Train's workers: failures reach the caller anyway."""
+    """Silence Ray's libraries in this process, Train's workers too: what fails reaches the caller anyway."""
     for name in NOISY:
         logging.getLogger(name).setLevel(logging.CRITICAL)
     found = importlib.util.find_spec("ray")

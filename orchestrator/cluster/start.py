@@ -91,8 +91,9 @@ def check_address(address: str, timeout_s: float = 5.0) -> None:
 
 
 def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[float, ...] = LIMITS_S) -> None:
-    """`ray.init` for a local Ray that listens on loopback alone; tried again, for longer, where it does not start. Processes that a failed
-    attempt left running are stopped. InputError says what to do.
+    """`ray.init` for a local Ray that listens on loopback alone; tried again, for longer, where it does not start.
+
+    What an attempt that failed left running is stopped. InputError says what to do.
     """
     import ray
 

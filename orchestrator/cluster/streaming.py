@@ -52,11 +52,12 @@ def index_shards(
     """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task a shard; by threads where no Ray runs.
 
     At most `cpus` at a time, None for all that the cluster, or this machine, has. The shards' own tables lie in `out/parts` until
-    all are there, so a run that was stopped continues from them; damaged ones are made again, and `say` is told. The driver holds the keys
-    in memory, not the rows. Returns {"shards", "empty_shards", "samples", "kept", "drops": {reason: samples}, "passed_over": members of
-    tars that are no sample's, "columns": those of the tables that were read}, and where there are any "label_not_number": samples of tars
-    whose label is no class number, so that they have none, and "json_broken": those whose json member is no JSON object. Raises InputError
-    as `Source.index_shard` and `mark_duplicates` do.
+    all are there, so a run that was stopped goes on from them; `say` is told of those that
+    are damaged, which are made again. The driver holds the keys in memory, not the rows.
+    Returns {"shards", "empty_shards", "samples", "kept", "drops": {reason: samples}, "passed_over": members of tars that are no sample's,
+    "columns": those of the tables that were read}, and where there are any "label_not_number": samples of tars whose label is no class
+    number, so that they have none, and "json_broken": those whose json member is no JSON object.
+    Raises InputError as `Source.index_shard` and `mark_duplicates` do.
     """
     urls, parts = source.shards(), Path(out) / "parts"
     parts.mkdir(parents=True, exist_ok=True)

@@ -202,8 +202,9 @@ class _Since:
 def watching(
     say: Callable[[str], None], poll_s: float = POLL_S, grace_s: float = GRACE_S, again_s: float = AGAIN_S
 ) -> Iterator[Callable[[Wanted | None], None]]:
-    """Say what the block waits for; it gets the function by which it tells what it needs. RayEnded where Ray died meanwhile. Does nothing
-    where no Ray runs.
+    """Say what the block waits for; it gets the function that is told what it wants. RayEnded where Ray died under it.
+
+    Does nothing where no Ray runs.
     """
     import ray
 

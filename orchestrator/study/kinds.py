@@ -32,7 +32,7 @@ def own() -> dict[str, type[Component]]:
     contrastive = (Contrastive, MMCL, MMCLSSL, SSL, SigLIP, Clustering)
     cleaning = (FineTune, MMCLFineTune, CleanCLIP, SSLFineTune, ShrinkPerturb, DeepClustering, PseudoLabels)
     paths = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (*contrastive, *cleaning)}
-    return paths | {path.replace("trainers.methods.", "trainers.cleaning."): cls for path, cls in paths.items()}  # their former place
+    return paths | {path.replace("trainers.methods.", "trainers.cleaning."): cls for path, cls in paths.items()}  # where they were once
 
 
 @cache

@@ -71,7 +71,7 @@ def start(cpus: float, gpus: float) -> World:
 
 @contextmanager
 def noting_failures(job: Job, world: World) -> Iterator[None]:
-    """Record failures that would happen again, so that the driver can report them and no retry is wasted."""
+    """Write down what would fail the same way again, so that the driver can say it and no retry is wasted on it."""
     path = Path(job.folder) / FAILED
     if path.exists():
         raise RuntimeError("another worker of this stage failed")
@@ -85,7 +85,7 @@ def noting_failures(job: Job, world: World) -> Iterator[None]:
 
 
 def note_of(job: Job) -> Callable[[str], None]:
-    """Prints a line through the driver, which follows the stage's folder."""
+    """Says a line through the driver, which follows the stage's folder."""
 
     def say(line: str) -> None:
         with open(Path(job.folder) / NOTES, "a") as handle:
@@ -110,7 +110,7 @@ def decoded_views(job: Job, pairs: Pairs, file: str, say: Callable[[str], None])
 def load_model(experiment: Experiment, weights: str, say: Callable[[str], None] = aside) -> Encoder:
     """The experiment's model with the weights of a checkpoint: an epoch folder, a file, or a pretrained tag of open_clip.
 
-    `say` is told what was assumed because the checkpoint does not say it.
+    `say` is told what the checkpoint does not tell of itself.
     """
     model = experiment.pretrain.model
     if isinstance(model, Model) and not os.path.exists(weights) and "/" not in weights:

@@ -57,9 +57,9 @@ def clean(job: Job, report: Report | None = None) -> None:
         spec = job.experiment.clean
         assert spec is not None
         pairs = job.inputs.pairs(job.cleanset)
-        views = decoded_views(job, pairs, job.cleanset, note_of(job))  # not for a pre-training, whose pictures may be larger than the disk
+        views = decoded_views(job, pairs, job.cleanset, note_of(job))  # not for a pre-training, which may be larger than the disk
         encoder = load_model(job.experiment, job.checkpoint, note_of(job))
-        few = replace(job, compute=replace(job.compute, loader_workers=0))  # a few batches are not worth starting processes for
+        few = replace(job, compute=replace(job.compute, loader_workers=0))  # batches are not worth starting processes for
         begun = distributed.from_main(world.main and checkpoint.newest(Path(job.folder)) is not None, world)
         before = {} if begun else probe(encoder, _feed(few, world, pairs, spec, True, views), spec, world)
         around = _surroundings(job, world, report)
