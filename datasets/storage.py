@@ -1,4 +1,4 @@
-"""Files here and elsewhere: local paths, `file://`, and whatever URI fsspec or pyarrow knows, through one small surface."""
+"""Files here and elsewhere: local paths, `file://`, and any URI that fsspec or pyarrow knows, through one small interface."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
 """Which CLIP: one of open_clip's by its name, or a tiny one given by its sizes.
 
-open_clip is imported where a model is made, for that takes two seconds.
+open_clip is imported only when a model is made, because the import takes two seconds.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the train loop writes down: sums of a step's values, and the ledger of keys."""
+"""The train loop's records: sums of the steps' values, and the ledger of keys."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Class names and prompt templates. Classes are matched by index, for names repeat (ImageNet has two missiles)."""
+"""Class names and prompt templates. Classes are matched by index, because names repeat (ImageNet has two missiles)."""
 
 from __future__ import annotations
 

@@ -281,7 +281,7 @@ class EvalSet(Component):
 
     def _load_csv(self, say: Say) -> _Read:
         table, urls, _ = self._source().index()
-        # the label column was read as the caption, for it may hold names
+        # the label column was read as the caption, because it may hold names
         texts = [(text or "").strip() for text in table["caption"].to_pylist()]
         if "" in texts:
             raise InputError(f"{urls[0]}{line_of(urls[0], '')}: the label is empty; each picture needs one.")

@@ -124,7 +124,7 @@ class Decoded:
 def decoded(
     pairs: Pairs, size: int, folder: Path, identity: str, *, threads: int = 1, say: Callable[[str], None] = print
 ) -> Decoded | None:
-    """The views of `pairs`, from `folder`; whoever comes first decodes them there, and others wait for it.
+    """The views of `pairs`, from `folder`; the first process decodes them there, and others wait for it.
 
     `identity` determines the samples and their order. It may know files by name and size alone: files that have changed since are decoded
     anew all the same. None, after telling the user, where they cannot be kept: the disk is too full, or the folder cannot be written.
