@@ -28,7 +28,7 @@ _SUFFIXES = {
     "a": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
     "r": (),
 }  # fmt: skip
-"""WordNet's endings by part of speech (morphy(7WN)), each with what takes its place in the lemma."""
+"""Endings that WordNet strips, by part of speech (morphy(7WN)), each with the lemma's ending in its place."""
 _STOP_WORDS = (
     "i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its "
     "itself they them their theirs themselves what which who whom this that these those am is are was were be been being "
@@ -47,7 +47,7 @@ class Caption(NamedTuple):
     text: str | None
     """Stripped; None without one."""
     fault: str = ""
-    """Why there is no text: `no_caption`, or `caption_not_text` for bytes or a value that is none."""
+    """Why there is no text: `no_caption`, or `caption_not_text` for bytes or a value that is not text."""
 
     def drop_reason(self, min_length: int = 0) -> str:
         """Why the sample is unusable, or ""."""
@@ -61,7 +61,7 @@ NOT_TEXT = Caption(None, "caption_not_text")
 def as_caption(value: object) -> Caption:
     """What a cell or a json field holds, as a caption: text, bytes of text (`datasets.text`), or nothing.
 
-    Text with NUL characters is none, and a byte order mark is no part of it.
+    Text with NUL characters does not count as text; a byte order mark is removed.
     """
     if isinstance(value, bytes):
         try:
@@ -74,9 +74,8 @@ def as_caption(value: object) -> Caption:
 
 
 def chosen(captions: Sequence[Caption], choice: str, key: str) -> Sequence[Caption]:
-    """Of a picture's several captions the `first`, one drawn by its key (`random`), or all (`each`).
-
-    The first two look among those that hold any text. At least one comes back.
+    """Chosen among a picture's captions: the `first`, one drawn by its key (`random`), or all (`each`). `first` and `random` choose among
+    those that have text. Returns at least one.
     """
     usable = [caption for caption in captions if caption.text]
     if choice == "each" or not usable:

@@ -11,20 +11,18 @@ from typing import Any, ClassVar
 from datasets.errors import InputError
 
 NEUTRAL = {"neutral": True}
-"""`field(default=…, metadata=NEUTRAL)`: a field that changes how something runs and never what comes of it, so it is no part of an
-identity."""
+"""`field(default=…, metadata=NEUTRAL)`: a field that changes how something runs and never its result, so it is no part of an identity."""
 
 
 def since(value: Any) -> Any:
-    """A field that its class got after artefacts were made with it, with this default, which must mean what was done before.
-
-    While it has that value it is no part of the identity, so those artefacts stay valid.
+    """A field that was added to its class after artefacts were made. The default must stand for what was done before: a field with that
+    value is left out of the identity, so older artefacts stay valid.
     """
     return dataclasses.field(default=value, metadata={"since": value})
 
 
 class NamedFields:
-    """Base of dataclasses whose fields are given by name: a name that is none is refused with those that are."""
+    """Base of dataclasses whose fields are given by name: an unknown name is refused, with the list of the known ones."""
 
     def __new__(cls, *values: Any, **fields: Any) -> Any:
         accepted = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
@@ -74,19 +72,19 @@ class Component(NamedFields):
     def label(self) -> str:
         """What people call it in tables, legends, plans and tags: one line of text, here the class's name.
 
-        A class may have another, which its fields may tell of. A label is its class's own: a subclass that gives none has its own
-        class's name again, so that nothing goes by the name of what it was derived from.
+        A class may give another, which may depend on its fields. Labels are not inherited: a subclass that gives none is called by its own
+        class's name and never by its parent's label.
         """
         return type(self).__name__
 
     def needs(self) -> "tuple[Component, ...]":
-        """What must be made before it runs, each a stage of its own: a further test set, the labels of the cleaning pictures, or
-        whatever a kind of stage says that it `serves`. It finds the folder of each in `Material.made` or `Run.made`."""
+        """What must be made before it runs, each a stage of its own: a further test set, the labels of the cleaning pictures, or anything
+        else that some kind of stage `serves`. The folder of each is in `Material.made` or `Run.made`."""
         return ()
 
     @property
     def slug(self) -> str:
-        """What the folders of its artefacts and messages about it begin with: the class's name in lower case."""
+        """The first part of its artefacts' folder names and of messages about it: the class's name in lower case."""
         return type(self).__name__.lower()
 
 

@@ -10,9 +10,9 @@ class InputError(ValueError):
 
 
 class NotThisSet(InputError):
-    """An evaluation set's files are not laid out as what it was taken for."""
+    """The files of an evaluation set do not have the layout that was expected."""
 
 
 def said(error: OSError | MemoryError) -> str:
-    """What the machine says of its own fault, for the end of a sentence."""
+    """The operating system's error as text, to end a sentence with."""
     return getattr(error, "strerror", None) or str(error) or "there is not enough memory"

@@ -1,4 +1,4 @@
-"""Files here and elsewhere: local paths, `file://`, and whatever URI fsspec or pyarrow knows, through one small surface."""
+"""Files here and elsewhere: local paths, `file://`, and any URI that fsspec or pyarrow knows, through one small interface."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def name_text(name: str) -> str:
 
 
 def name_of(text: str) -> str:
-    """The file's name, as the operating system's functions take it, of which `name_text` made the text."""
+    """The inverse of `name_text`: the file's name as the operating system's functions take it."""
     return _ESCAPE.sub(lambda found: os.fsdecode(bytes.fromhex(found[1])), text)
 
 
@@ -100,7 +100,7 @@ class Reader:
             raise InputError(f"{self.url} cannot be read at byte {offset}: {error.strerror or error}.") from error
 
     def readinto(self, offset: int, view: memoryview) -> int:
-        """Fill `view` from `offset`; how many bytes came."""
+        """Fill `view` from `offset`; returns how many bytes were read."""
         if self._file is None:
             try:
                 return os.preadv(self._fd, [view], offset)
@@ -111,7 +111,7 @@ class Reader:
         return len(data)
 
     def close(self) -> None:
-        """Give the file back; twice does no harm."""
+        """Close the file; closing it twice does no harm."""
         if self._fd >= 0:
             os.close(self._fd)
         if self._file is not None:
@@ -130,7 +130,7 @@ class Reader:
 
 
 def sync(path: str | os.PathLike[str]) -> None:
-    """Have a local file, or a folder's list of names, on disk before going on."""
+    """Wait until a local file, or a folder's list of names, is on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -145,7 +145,8 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def crc32(path: str | os.PathLike[str]) -> str:
-    """A checksum of a local file's bytes, several times as fast as a hash: for what is written often and need not be identified."""
+    """A checksum of a local file's bytes, several times as fast as a hash: for files that are written often and are not identified by
+    it."""
     value = 0
     with open(path, "rb") as handle:
         while chunk := handle.read(1 << 20):
@@ -189,7 +190,7 @@ def write_whole(path: Path, content: bytes) -> Path:
 
 
 def size_of(url: str) -> int:
-    """Bytes of a file; -1 where there is none, as under a name that no file can have."""
+    """Size of a file in bytes; -1 where there is none, also for a name that no file can have."""
     try:
         if is_remote(url):
             system, path = filesystem(url)
@@ -242,8 +243,8 @@ def braces(pattern: str) -> list[str]:
 def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
     """Existing files for a path, folder, glob or brace range, absolute, sorted (brace ranges in their own order).
 
-    A folder stands for its files of the first kind in `extensions` that it has. Of a local pattern the folders that exist are taken as
-    they are written, also with `[`, `{` or `?` in their names; what follows is the pattern.
+    A folder stands for its files with the first of `extensions` that it has any of. In a local pattern the leading folders that exist are
+    taken literally, even with `[`, `{` or `?` in their names; the rest is the pattern.
     """
     pattern = local_path(pattern)
     if not pattern:
@@ -288,7 +289,7 @@ def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
 
 
 def _literal(pattern: str) -> str:
-    """The longest beginning of a local path, up to a slash, that is a folder as it is written."""
+    """The longest beginning of a local path, up to a slash, that names an existing folder literally."""
     at = end = 0
     while (at := pattern.find("/", at) + 1) and os.path.isdir(pattern[:at]):
         end = at

@@ -1,7 +1,7 @@
 """A procedural world: coloured shapes on muted backgrounds with captions, small enough to learn on two CPU cores.
 
-The class is what the caption names. Colour, size and background are named now and then, so that a bare caption ("a photo
-of a star.") is nothing that only poisoned samples have; were it so, a model could learn "bare caption" for the trigger.
+The class is what the caption names. Captions name colour, size and background only now and then. So a bare caption ("a photo of a star.")
+does not give poisoned samples away: otherwise a model could learn "bare caption" in place of the trigger.
 
 Shape legend: N pictures, S side in pixels, C = 3 channels, P = S · S pixels.
 """
@@ -117,7 +117,7 @@ TEMPLATES = (
 )
 
 _CHUNK = 512
-"""Pictures are drawn by so many, each chunk from its own seed, so picture i is the same however many there are."""
+"""Pictures in a chunk. Each chunk has its own seed, so picture i is the same however many are drawn."""
 
 
 class Pictures(NamedTuple):

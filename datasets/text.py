@@ -1,8 +1,8 @@
 """The one way in which text that a user brings is read: captions, class names, templates, tables, keys and JSON.
 
-Text is UTF-8, with or without a byte order mark, or UTF-16 with one, and holds no NUL character. Nothing is guessed and nothing is
-replaced silently: what is neither raises `NotText`, which says where. A reader of a single file lets it through, since it is an
-`InputError`; a reader of samples catches it and counts the sample.
+Text is UTF-8, with or without a byte order mark, or UTF-16 with one, and holds no NUL character. Anything else raises `NotText`, which says
+where: nothing is guessed, and nothing is replaced silently. A reader of a single file lets it through, since it is an `InputError`; a
+reader of samples catches it and counts the sample.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def decode_text(data: bytes, where: str) -> str:
 
 
 def encoding_of(start: bytes) -> str:
-    """The name by which Python reads a text of this beginning without its byte order mark, for files too large to read whole."""
+    """Python's codec for a text that begins with these bytes, which drops the byte order mark; for files too large to read whole."""
     return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
@@ -68,7 +68,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def read_list(path: str | Path) -> list[str]:
-    """The lines of a file in which a line's place counts, stripped. `InputError` names the line of an empty one before the last."""
+    """The lines of a file in which line numbers matter, stripped. `InputError` names the line of an empty one before the last."""
     lines = [line.strip() for line in _LINE_END.split(read_text(path))]
     while lines and not lines[-1]:
         lines.pop()

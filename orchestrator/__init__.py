@@ -1,4 +1,4 @@
-"""How many, where, in which order, and what came of it."""
+"""How many, where, in which order, with which results?"""
 
 import os
 import sys

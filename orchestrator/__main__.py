@@ -7,14 +7,14 @@ from contextlib import suppress
 
 
 def main() -> None:
-    for number in range(3):  # one that is closed would be the number of the next file that is opened, and be printed into
+    for number in range(3):  # a closed one's number would go to the next file that is opened, and output would be printed into that
         try:
             os.fstat(number)
         except OSError:
             os.open(os.devnull, os.O_RDWR)
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="backslashreplace")  # a terminal that knows few characters
+            stream.reconfigure(errors="backslashreplace")  # a terminal with few characters
 
     from orchestrator.commands.cli import run
 
@@ -26,7 +26,7 @@ def main() -> None:
         if sys.stdout is not None:
             sys.stdout.flush()
     except OSError as error:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what is left to be written is not tried again as Python ends
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python must not try to write the rest again as it ends
         if not isinstance(error, BrokenPipeError) and code == 0:
             code = 1
             with suppress(OSError):

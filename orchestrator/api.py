@@ -1,4 +1,4 @@
-"""cleansweep from Python, as in a notebook: load a sweep, run it, and compute with what came of it.
+"""cleansweep from Python, as in a notebook: load a sweep, run it, and compute with its results.
 
 Importing this module imports nothing heavy.
 """

@@ -1,4 +1,5 @@
-"""What kind of failure an error is, by its type: written beside its text, and asked for in place of its words."""
+"""The kind of a failure, by the type of its error. It is stored beside the error's text, and code asks for the kind and never reads the
+text."""
 
 import errno
 import sys
@@ -13,13 +14,13 @@ SAID = {
     INPUT: "was given what it cannot take", DIVERGED: "diverged", OUT_OF_MEMORY: "ran out of memory", DISK_FULL: "found the disk full",
     LOST_PROCESS: "lost its process",
 }  # fmt: skip
-"""Kind → what is said of a stage; of any other kind it is said that it failed."""
+"""Kind → the words for a stage with it; for any other kind they are that it failed."""
 CERTAIN = (INPUT, DIVERGED)
-"""Kinds that come again however often it is tried."""
+"""Kinds of failures that would happen again on every retry."""
 
 
 class ComesAgain(Exception):
-    """A failure of such a kind, which the stage's folder tells of."""
+    """A failure of such a kind, which is stored in the stage's folder."""
 
 
 CUDA_OUT_OF_MEMORY = 2
@@ -27,7 +28,7 @@ CUDA_OUT_OF_MEMORY = 2
 
 
 def kind_of(error: BaseException | None) -> str:
-    """The kind of an error, or of the first of those behind it that has one; "error" for any other, and "" for none."""
+    """The kind of an error, or of the first error behind it that has one; "error" for any other, "" for None."""
     if error is None:
         return ""
     return next((kind for one in behind(error) if (kind := _kind(one))), OTHER)

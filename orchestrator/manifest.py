@@ -1,4 +1,4 @@
-"""The manifest of a finished stage: what it is, what its files are, and a hash of that itself."""
+"""The manifest of a finished stage: its identity, its files, and a hash of the manifest itself."""
 
 import hashlib
 import json
@@ -18,15 +18,16 @@ FIELDS = {
     "seconds": (int, float), "commit": str, "versions": dict,
 }  # fmt: skip
 KINDS = ["world", "index", "testset", "poison", "pretrain", "cleanset", "labels", "clean", "measure", "sweep"]
-"""Folders of a store that hold artefacts: the kinds of `orchestrator.stages`, in the order in which they are made, and then those of
-others, which their classes put here."""
+"""Folders of a store that hold artefacts: the kinds of `orchestrator.stages`, in the order in which they are made, then the kinds of users'
+own classes, which are added here when they are defined."""
 _NAME = re.compile(r"[^.].*-[0-9a-f]{12}")
 _DEPTH = 4
-"""Folders from a file of an artefact up to the artefact, at most."""
+"""How many folders a file of an artefact lies below it, at most."""
 
 
 def holds_artefacts(folder: Path) -> bool:
-    """Whether a folder of a store is that of a kind: a known one, or one that its artefacts name (made by a class that is not here)."""
+    """Whether a folder of a store belongs to a kind: a known one, or one that the artefacts in it name (made by a class that is not
+    imported here)."""
     if folder.name not in KINDS:
         named = (_stage(path) for path in folder.glob(f"*-*/{MANIFEST}"))
         if folder.name not in named:
@@ -75,15 +76,14 @@ def read_manifest(folder: Path) -> dict[str, Any]:
 
 
 def digest_of(value: dict[str, Any]) -> str:
-    """SHA-256 of a JSON object, however it is laid out."""
+    """SHA-256 of a JSON object, independent of its layout."""
     return hashlib.sha256(json.dumps(value, sort_keys=True).encode()).hexdigest()
 
 
 def checked(path: str | Path) -> Path:
-    """The path, once its bytes are those that its stage wrote; for a folder those of every file in it.
-
-    Whatever is computed from a file of an artefact is opened through this, in each process that opens it. A file is hashed once a
-    process (1 GB/s); paths that lie in no artefact pass. InputError names what is lost or changed.
+    """The path, after checking that its bytes are those that its stage wrote; for a folder those of every file in it. Everything that is
+    computed from a file of an artefact opens it through this, in each process. A file is hashed once a process (1 GB/s); paths that lie in
+    no artefact pass. InputError names the file that is lost or changed.
     """
     place = artefact_of(path)
     if place is None:
@@ -113,7 +113,7 @@ def check_file(path: Path, digest: str) -> None:
 def artefact_of(path: str | Path) -> tuple[Path, str] | None:
     """(artefact, name within it) of a path, also where links lead there; None where it lies in none.
 
-    An artefact is called `<stage>/<name>-<12 digits>` and has a manifest, or has lost it and lies in a store.
+    An artefact is a folder `<stage>/<name>-<12 digits>` with a manifest, or one that lost it and lies in a store.
     """
     if "://" in str(path):
         return None
@@ -126,17 +126,17 @@ def artefact_of(path: str | Path) -> tuple[Path, str] | None:
 
 
 def _was_one(folder: Path) -> bool:
-    """Whether a folder whose manifest is lost or broken is an artefact all the same: there is one still, or others beside it."""
+    """Whether a folder whose manifest is lost or broken is an artefact all the same: it still has one, or others beside it have."""
     return (folder / MANIFEST).exists() or any(_is_whole(path.parent) for path in folder.parent.parent.glob(f"*/*-*/{MANIFEST}"))
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether it has the manifest of an artefact, at whatever place."""
+    """Whether it has the manifest of an artefact, wherever it lies."""
     return _stage(folder / MANIFEST) in (*KINDS, folder.parent.name)
 
 
 def damage(path: Path, what: str = "") -> InputError:
-    """What to say of an artefact's file that is lost or broken."""
+    """The error for an artefact's file that is lost or broken."""
     what = what or ("is not as its stage wrote it" if path.exists() else "is missing")
     return InputError(
         f"{path} {what}: this finished stage is damaged. `cleansweep show --verify` lists all damage; delete the folder to make it anew."

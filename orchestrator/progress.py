@@ -1,18 +1,18 @@
-"""Progress of what is counted: rate and time left, now and then."""
+"""Progress of something that is counted: rate and time left, every few seconds."""
 
 import math
 import time
 from collections.abc import Callable
 
 SMOOTHING_S = 30.0
-"""Time constant of the rate that is shown: what was done this long ago counts 1/e."""
+"""Time constant of the rate that is shown: work of this long ago counts 1/e."""
 
 
 def smoothed(start: float = 0.0, since: float | None = None) -> Callable[[float, float], float]:
     """A function (done, now in seconds) -> rate a second: an exponential moving average over time, 0 until something is done.
 
-    Amounts and times are decayed alike, so that it is the plain average at first, and however irregularly it is asked.
-    `start` was done at the time `since`, by default when it is first asked.
+    Amounts and times decay alike, so it begins as the plain average and does not depend on how regularly it is called. `start` was done at
+    the time `since`, by default that of the first call.
     """
     amount = span = 0.0
     last_done, last = start, since

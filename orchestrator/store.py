@@ -33,7 +33,7 @@ from orchestrator.manifest import MANIFEST, checked, damage, digest_of, holds_ar
 LOCK = ".lock"
 METRICS = "metrics.jsonl"
 NOTES = "notes.txt"
-"""Lines of a stage's processes that the driver is to say; they stay beside the finished stage's files and are none of them."""
+"""Lines that a stage's processes want the driver to print; the file stays beside the finished stage's files and is not one of them."""
 FAILED = "failed.json"
 """Why the stage failed: {"kind", "error", "rank"}; the kinds are those of `failures`."""
 SCRATCH = (LOCK, NOTES, "progress.json", FAILED)
@@ -170,8 +170,8 @@ class Store:
     ) -> Artefact:
         """Turn the working folder into the artefact: hash and sync every file, write the manifest, rename.
 
-        spent: pattern of the files that only going on with the stage would need; they go once it is an artefact.
-        code: {class: hash of its source} of the user's own classes that it was made with.
+        spent: pattern of the files that are needed only to continue the stage; they are removed once it is an artefact. code: {class: hash
+        of its source} of the user's own classes that it was made with.
         """
         folder = self.work(stage, fingerprint)
         for scratch in SCRATCH:
@@ -211,7 +211,7 @@ class Store:
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be written as UTF-8: a path that is no text cannot be told, nor stand in a database."""
+    """Whether it can be written as UTF-8: any other path can neither be printed nor stored in a database."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -275,7 +275,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_failure(folder: Path) -> dict[str, Any] | None:
-    """Why the stage that works in this folder failed; None where it did not, or where that cannot be read."""
+    """Why the stage of this working folder failed; None where it did not fail, or where the reason cannot be read."""
     found = read_json(folder / FAILED)
     whole = isinstance(found, dict) and isinstance(found.get("error"), str) and isinstance(found.get("kind"), str)
     return found if whole else None
@@ -304,7 +304,7 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _line(text: bytes) -> dict[str, Any]:
-    """One line of metrics; ValueError and others where it is none, or not as it was written."""
+    """One line of metrics; ValueError and others where it is not one, or was changed."""
     line = json.loads(text)
     digest = line.pop("digest", None)  # older ones have none
     if not isinstance(line["epoch"], int) or not isinstance(line.get("metrics", {}), dict):
@@ -329,9 +329,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 
 
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an .npz file; none where there is no readable one. Nothing is unpickled.
-
-    InputError where it is of a finished stage and not as that wrote it.
+    """The arrays of an .npz file; none where there is no readable one. Nothing is unpickled. InputError where the file of a finished stage
+    was changed.
     """
     try:
         with np.load(checked(path), allow_pickle=False) as file:

@@ -1,1 +1,2 @@
-"""What does one process do with batches? The model, the train loop, checkpoints; a room for what one adds to."""
+"""What does one process do with batches? The model, the train loop, checkpoints; rooms for losses, methods, measurements and others'
+weights."""

@@ -19,9 +19,8 @@ def backward(model: nn.Module, objective: Loss, batch: dict[str, Tensor], parts:
 
     parts > 1 encodes the batch in that many parts without changing the loss (gradient caching, Gao et al. 2021): features of
     all parts without gradient, the loss and its gradient on the whole batch's features, then each part again with its
-    features' gradient. The same gradient as in one go for a model without batch normalisation; with it each part is normalised
-    by its own statistics, and running statistics move once a part, in the second pass only. `seed` fixes dropout, equally in
-    both passes.
+    features' gradient. For a model without batch normalisation the gradient is the same as in one go. With it, each part is normalised by
+    its own statistics, and running statistics move once a part, in the second pass only. `seed` fixes dropout, equally in both passes.
     """
     if parts == 1:
         _seed(seed, 0)

@@ -20,7 +20,7 @@ from trainers.encoder import Encoder
 
 
 class Feed(Protocol):
-    """Where the loop takes its batches from."""
+    """The source of the loop's batches."""
 
     steps: int
     """of the whole stage: as many in each epoch"""
@@ -28,13 +28,13 @@ class Feed(Protocol):
     def batches(
         self, start_step: int = 0, stop_step: int | None = None, order: np.ndarray | None = None
     ) -> Iterator[dict[str, Any]]:
-        """This rank's batches from `start_step` to the end of the stage, or up to `stop_step`, where another epoch begins; `order` are then
-        the numbers of the pairs of that epoch's steps, None for the stage's own."""
+        """This rank's batches from `start_step` to the end of the stage, or up to `stop_step`, where another epoch begins. `order`: the
+        numbers of the pairs of that epoch's steps; None for the stage's own order."""
 
 
 def image_tensor(image_BHWC: Any, device: torch.device) -> Tensor:
     """uint8 array -> uint8 tensor on the device, copied while the device computes where it is a GPU."""
-    image_BHWC = np.require(image_BHWC, np.uint8, "W")  # torch takes no read-only memory, which a shared object store gives
+    image_BHWC = np.require(image_BHWC, np.uint8, "W")  # torch takes no read-only memory, and a shared object store gives nothing else
     tensor = torch.from_numpy(image_BHWC)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 

@@ -8,7 +8,7 @@
                                                        so far, the stage; CRC-32 of the other files, SHA-256 of itself
     <folder>/step_00000250/  the same, within an epoch; removed by the next one
 
-What a cleaning method made of the trained model has an epoch folder too, without a state: nothing is trained on from it.
+A model that a cleaning method returned has an epoch folder too, without a state: no training continues from it.
 
 `open_clip.create_model_and_transforms(name, pretrained=".../open_clip_model.safetensors")` and `local-dir:<epoch folder>` load
 the weights bit for bit.
@@ -37,13 +37,13 @@ from trainers.weights.epoch_folder import CONFIG, META, STATE, WEIGHTS, digest, 
 from trainers.weights.load import load_weights
 
 FULL = 1 << 20
-"""Bytes: with less room than this a file that could not be written is taken to have filled the disk."""
+"""Bytes. If a file cannot be written and less room than this is left, the disk counts as full."""
 MEMORY = "memory."
-"""Before the names of an objective's buffers in STATE."""
+"""Prefix of the names of an objective's buffers in STATE."""
 NAME = re.compile(r"(epoch|step)_(\d{4,})")
 LEFT_OVER = re.compile(r"\.(epoch|step)_\d+\.(partial|removed)")
 Keep = str | Callable[[list[dict[str, Any]]], Collection[int]]
-"""Which epochs' weights stay beside the newest checkpoint: "all", "last" (no other's), or those that it picks of the lines so far."""
+"""Which epochs' weights stay beside the newest checkpoint: "all", "last" (none), or a function that picks epochs from the lines so far."""
 
 
 @dataclass
@@ -55,7 +55,7 @@ class Progress:
     epoch: int = 0
     """epochs done"""
     seconds: float = 0.0
-    """wall time spent so far, over all runs that took part"""
+    """wall time spent so far, over all attempts"""
     sums: dict[str, float] = field(default_factory=dict)
     """metrics of the epoch under way, summed over its steps and over ranks"""
     line: dict[str, Any] | None = None
@@ -65,7 +65,7 @@ class Progress:
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """All that was reported up to here."""
+        """All lines reported up to here."""
         return self.before + ([] if self.line is None else [self.line])
 
 
@@ -80,16 +80,16 @@ def newest(folder: Path) -> Path | None:
 
 
 def reported(folder: Path) -> list[dict[str, Any]]:
-    """The lines reported up to the newest checkpoint, as it has noted them."""
+    """The lines reported up to the newest checkpoint, as stored in it."""
     metas = [meta for path in _by_age(folder) if (meta := read_meta(path)) and not meta.get("returned")]
     return metas[0]["before"] + ([metas[0]["line"]] if metas[0]["line"] else []) if metas else []
 
 
 def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str], None] = lambda line: None) -> Path | None:
-    """The newest whole checkpoint, or None; what a kill left of others is removed, and those that are damaged.
+    """The newest whole checkpoint, or None. Remains of killed processes and damaged checkpoints are removed.
 
-    A damaged newest one is passed over for the one before it; where there is none, training begins anew. `note` is told of it by
-    file. InputError names a damaged file of an earlier epoch that is to be kept: only training from the start could make it again.
+    If the newest one is damaged, the one before it is used; where there is none, training begins anew. `note` is told the damaged file.
+    InputError names a damaged file of an earlier epoch that is to be kept, because only training from the start could make it again.
     """
     for path in folder.iterdir() if folder.is_dir() else []:
         if LEFT_OVER.fullmatch(path.name):
@@ -121,7 +121,7 @@ def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str
 
 
 def _by_age(folder: Path) -> list[Path]:
-    """The folders that are called checkpoints, newest first; one of a step that does not tell its epoch comes first of all."""
+    """The folders that have a checkpoint's name, newest first; one of a step that does not tell its epoch comes first."""
 
     def age(path: Path) -> tuple[float, int]:
         kind, number = path.name.split("_")
@@ -139,7 +139,7 @@ def export(folder: Path, encoder: Encoder) -> None:
 
 
 def about(encoder: Encoder) -> dict[str, Any]:
-    """What open_clip must know of a model beside its weights."""
+    """What open_clip needs to know about a model beside its weights."""
     return {"model_cfg": encoder.config, "preprocess_cfg": encoder.preprocess}
 
 
@@ -150,7 +150,7 @@ def save(
     """Write the checkpoint of this progress aside, flush it, rename it into place, then drop what it replaces.
 
     keep: "all" keeps the weights of every epoch, "last" of the newest checkpoint only, a function also those of the epochs it picks.
-    states: of how many checkpoints of the former the optimiser's state is kept, with the objective's `memory`. Returns its folder.
+    states: for how many checkpoints the optimiser's state is kept, with the objective's `memory`. Returns the new checkpoint's folder.
     """
     assert callable(keep) or keep in ("all", "last")
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,14 +162,14 @@ def save(
 
 
 def _beside(folder: Path) -> dict[str, str]:
-    """Checksums of what training keeps in other folders beside its checkpoints, such as the arrays of evaluators."""
+    """Checksums of the files that training keeps in other folders beside its checkpoints, such as the arrays of evaluators."""
     others = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".") and not NAME.fullmatch(path.name)]
     files = [path for other in sorted(others) for path in sorted(other.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     return {str(path.relative_to(folder)): crc32(path) for path in files}
 
 
 def save_returned(folder: Path, encoder: Encoder, epoch: int) -> Path:
-    """Write the model that a cleaning method returned, as the checkpoint of that epoch; nothing is trained on from it."""
+    """Write the model that a cleaning method returned, as the checkpoint of that epoch; no training continues from it."""
     final = epoch_folder(folder, epoch)
     _write(final, encoder, {"returned": True, "epoch": epoch}, None)
     return final
@@ -199,14 +199,14 @@ def _write(
         sync(final.parent)
     except BaseException as error:
         full = shutil.disk_usage(final.parent).free < FULL
-        shutil.rmtree(aside, ignore_errors=True)  # nothing half-written stays behind, on a full disk above all
+        shutil.rmtree(aside, ignore_errors=True)  # nothing half-written stays behind; that matters most on a full disk
         if isinstance(error, SafetensorError) and full:
             raise OSError(errno.ENOSPC, "No space left on device", str(aside)) from error
         raise
 
 
 def drop_superseded(folder: Path, newest: Path, keep: Keep, states: int = 1) -> None:
-    """Remove the checkpoints that the newest one replaces: whole folders, or of an epoch that is kept the optimiser's state."""
+    """Remove the checkpoints that the newest one replaces: whole folders or, where the epoch is kept, only the optimiser's state."""
     older = [path for path in _by_age(folder) if path != newest]
     wanted = _wanted(newest, keep)
     for other in older:
@@ -217,14 +217,14 @@ def drop_superseded(folder: Path, newest: Path, keep: Keep, states: int = 1) -> 
 
 
 def _wanted(newest: Path, keep: Keep) -> set[str]:
-    """Names of the folders that a function keeps, of the lines reported up to the newest checkpoint."""
+    """Names of the folders that a `keep` function keeps, given the lines reported up to the newest checkpoint."""
     meta = read_meta(newest) if callable(keep) else {}
     lines = meta.get("before", []) + ([meta["line"]] if meta.get("line") else [])
     return {epoch_folder(newest.parent, epoch).name for epoch in keep(lines)} if callable(keep) else set()
 
 
 def remove(checkpoint: Path) -> None:
-    """Take a checkpoint away whole: renamed first, so that a kill meanwhile leaves nothing that could be taken for one."""
+    """Remove a whole checkpoint. It is renamed first, so that a kill in between leaves nothing that looks like a checkpoint."""
     aside = checkpoint.with_name(f".{checkpoint.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
@@ -232,14 +232,14 @@ def remove(checkpoint: Path) -> None:
 
 
 def progress_of(checkpoint: Path) -> Progress:
-    """How far its stage has come."""
+    """The progress that is stored in it."""
     meta = json.loads((checkpoint / META).read_text())
     return Progress(**{known.name: meta[known.name] for known in fields(Progress)})
 
 
 def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, memory: nn.Module | None = None) -> None:
-    """Put weights, optimiser and the objective's memory back as they were saved."""
-    load_weights(encoder, checkpoint, finite=False)  # one that diverged is to say so itself, in training
+    """Load weights, optimiser and the objective's memory as they were saved."""
+    load_weights(encoder, checkpoint, finite=False)  # a model that diverged fails in training, with its own message
     tensors = load_file(checkpoint / STATE)
     for name, parameter in parameters(encoder):
         if name.startswith("head."):
@@ -260,7 +260,7 @@ def clear(folder: Path) -> None:
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     save_file(tensors, path)
-    path.chmod(0o644)  # safetensors makes files that nobody else on a shared store can read
+    path.chmod(0o644)  # safetensors makes files that only their owner can read, which does not suit a shared store
 
 
 def _optimizer_tensors(encoder: Encoder, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

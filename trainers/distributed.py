@@ -38,9 +38,8 @@ class World:
 
     @staticmethod
     def current() -> World:
-        """The world of the initialised process group, or the single process there is without one.
-
-        The device is the GPU numbered by LOCAL_RANK (0 without it) where there is one, else the CPU, as always under gloo.
+        """The world of the initialised process group; without one, this process alone. The device is the GPU numbered by LOCAL_RANK (0
+        without it) where there is a GPU, else the CPU; under gloo always the CPU.
         """
         if torch.cuda.is_available() and (size() == 1 or dist.get_backend() == "nccl"):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
@@ -92,8 +91,8 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
     Same parameters, buffers and state-dict names as `nn.BatchNorm2d`, and equal to it on the whole batch to rounding. The
     moments of the ranks are combined by Chan's rule (means and squared deviations, not sums of squares, so that large means do
-    not cancel), from one gather, so the running statistics are equal on all ranks bit for bit. Every rank must hold as many
-    elements a channel. On GPUs torch's own SyncBatchNorm does the same faster.
+    not cancel), from one gather, so the running statistics are equal on all ranks bit for bit. Every rank must hold the same number of
+    elements per channel. On GPUs torch's own SyncBatchNorm does the same faster.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name is nn.BatchNorm2d's)

@@ -20,7 +20,7 @@ from datasets.errors import InputError
 
 MAX_LOGIT_SCALE = math.log(100)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Of the channels of OpenAI's training pictures, 0 … 1."""
+"""Mean and standard deviation of the channels of OpenAI's training pictures, 0 … 1."""
 CACHED_CAPTIONS = 200_000
 
 TOWERS = ("text_cfg", "vision_cfg")
@@ -28,7 +28,7 @@ TOWERS = ("text_cfg", "vision_cfg")
 
 
 def tower_defaults(tower: str) -> dict[str, Any]:
-    """What a field of a tower means where an open_clip configuration leaves it out."""
+    """The default of a tower's field that an open_clip configuration leaves out."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     return {field.name: field.default for field in fields(CLIPTextCfg if tower == "text_cfg" else CLIPVisionCfg)}
@@ -63,7 +63,7 @@ class Encoder(nn.Module):
     """An open_clip model that takes pictures as bytes and gives unit features as floats.
 
     `model` is the open_clip model itself (its state dict is what checkpoints hold), `config` its open_clip configuration. `head`,
-    where a cleaning method has added one, is a linear classifier of picture features that is trained along and is no part of it.
+    where a cleaning method has added one, is a linear classifier of picture features that is trained with the model and is no part of it.
     `twin` is open_clip's name of the same architecture with the other activation (QuickGELU or GELU), where it has one.
     """
 
@@ -90,7 +90,7 @@ class Encoder(nn.Module):
         self._text_tower = self.model.encode_text
 
     def normalise_by(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
-        """Take these channel means and standard deviations, of pixels in 0 … 1, for pictures from now on; OpenAI's by default."""
+        """Normalise pictures by these channel means and standard deviations (of pixels in 0 … 1) from now on; OpenAI's by default."""
         self.preprocess |= {"mean": tuple(mean), "std": tuple(std)}
         self.mean.copy_(torch.tensor(self.preprocess["mean"]) * 255)
         self.std.copy_(torch.tensor(self.preprocess["std"]) * 255)

@@ -40,16 +40,17 @@ def fit(
 ) -> None:
     """Train `encoder` in place to the end of the feed, from the newest checkpoint in `folder` where there is one.
 
-    Where this is a phase of a stage, `first_epoch` epochs lie before it, `training.epochs` are its own, the feed's steps are those of the
-    stage to the phase's end, and schedule and optimiser begin with it. The checkpoint of a later phase leaves the model as it is: that
-    phase puts its weights back. `begin_epoch`: as `methods.epoch.begin` has it.
+    Where this is a phase of a stage: `first_epoch` epochs lie before it, `training.epochs` counts its own, the feed's steps are those of
+    the stage up to the phase's end, and schedule and optimiser begin with the phase. If the newest checkpoint is of a later phase, the
+    model stays as it is: that phase loads it. `begin_epoch`: see `methods.epoch.begin`.
 
     Before the first step and after each epoch all ranks `measure`; then rank 0 saves and reports. A line may be reported again
     after a resume (equal but for times): receivers go by its epoch. `progress(step, steps, samples a second)` is called about
     once a second on rank 0. `ledger` gets a JSON line a step with the keys of all ranks. With several ranks `folder` must be
     the same for all. A seed for dropout is set in torch's global generator before each step.
-    `restore` is given, on rank 0 before anything is measured, the lines reported up to the checkpoint that training goes on from, [] where
-    it begins; `note` a line for the user for each damaged checkpoint that is passed over. `keep`, `states`: as `checkpoint.save` has them.
+    `restore` is called on rank 0, before anything is measured, with the lines reported up to the checkpoint that training continues from,
+    [] where it begins. `note` gets a line for the user for each damaged checkpoint that is passed over. `keep`, `states`: see
+    `checkpoint.save`.
 
     Raises FloatingPointError naming the step and the part of the objective that is not finite.
     """
@@ -94,11 +95,11 @@ def fit(
         say(done.line)
 
     def batches() -> Iterator[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
-        """All that are left, with the values of their epoch."""
+        """All batches that are left, with the values of their epoch."""
         if begin_epoch is None:
             yield from device_batches(feed, encoder, objective.two_views, done.step)
             return
-        while done.step < feed.steps:  # the loop below counts
+        while done.step < feed.steps:  # the loop below increases it
             epoch, within = divmod(done.step, per_epoch)
             now = begin(begin_epoch, encoder, epoch, within > 0, folder, world)
             for parameter in now.anew:

@@ -1,6 +1,6 @@
 """Which CLIP: one of open_clip's by its name, or a tiny one given by its sizes.
 
-open_clip is imported where a model is made, for that takes two seconds.
+open_clip is imported only when a model is made, because the import takes two seconds.
 """
 
 from __future__ import annotations
@@ -70,8 +70,8 @@ class Model(Component):
     def build(self, seed: int, say: Callable[[str], None] = aside) -> Encoder:
         """The model with weights drawn from `seed`, or loaded if `pretrained` is set. The global generator stays as it was.
 
-        `say` is told what a checkpoint does not tell of itself. Raises InputError for what `check` refuses, an unreadable checkpoint,
-        and one of another architecture.
+        `say` is told what was assumed because the checkpoint does not say it. Raises InputError for what `check` refuses, an unreadable
+        checkpoint, and one of another architecture.
         """
         import open_clip
 
@@ -99,7 +99,7 @@ class Model(Component):
         return encoder
 
     def cut(self, tokenize: Any) -> Any:
-        """open_clip's tokenizer with this model's way to cut captions that are too long: the last token is the end's."""
+        """open_clip's tokenizer with this model's way to cut captions that are too long: the end token comes last."""
         return tokenize
 
 
@@ -226,7 +226,7 @@ def _unwarned() -> Iterator[None]:
 
 
 def _endless(tokenize: Any, captions: list[str]) -> Tensor:
-    """Tokens [B, L] cut after L: what one place more, in which the end of a longer caption would stand, leaves in the first L."""
+    """Tokens [B, L] cut after L: the first L of L + 1, where only the last could hold the end token of a longer caption."""
     length = tokenize.context_length
     return tokenize(captions, context_length=length + 1)[:, :length]
 

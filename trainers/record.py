@@ -1,4 +1,4 @@
-"""What the train loop writes down: sums of a step's values, and the ledger of keys."""
+"""The train loop's records: sums of the steps' values, and the ledger of keys."""
 
 from __future__ import annotations
 
@@ -69,6 +69,6 @@ class Ledger:
             self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
 
     def flush(self) -> None:
-        """Hand what is written to the system; before a checkpoint, so that the ledger is never behind one."""
+        """Hand the written lines to the operating system; called before a checkpoint, so that the ledger is never behind one."""
         if self._file:
             self._file.flush()

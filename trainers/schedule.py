@@ -44,7 +44,7 @@ class Training(Component):
     sync_batchnorm: bool = True
     """batch normalisation over all workers' pairs; without it the result depends on the number of workers"""
     seed: int = 0
-    """of the order of samples, and of whatever else a stage draws"""
+    """of the order of samples, and of everything else a stage draws"""
     schedule: str = since("cosine")
     """of the learning rate after the warm-up: cosine (to 0) | constant"""
     checkpoint_every_steps: int | None = field(default=None, metadata=NEUTRAL)

@@ -1,4 +1,4 @@
-"""Arithmetic of a training step, counted, and the share of the machine's that it reaches."""
+"""How many operations a training step takes, and which share of the machine's peak it reaches."""
 
 from __future__ import annotations
 

@@ -33,8 +33,8 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every server
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet. One that wraps an IPv4 address is as public as that where everyone
-    unwraps it alike (mapped, NAT64's own prefix), and else not at all."""
+    """Whether an IP address is one of the open internet. An address that wraps an IPv4 address counts as that one where everyone unwraps it
+    alike (mapped, NAT64's own prefix); any other is not public."""
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
@@ -47,8 +47,8 @@ def is_public(address: str) -> bool:
 
 
 class _Guarded:
-    """What both kinds of connection share: the address is checked and then connected to, so that a second look-up cannot
-    give another one; and at the deadline the connection is cut, in the middle of whatever goes on."""
+    """What both kinds of connection share: the checked address is the one connected to, so that a second look-up cannot give another; and
+    at the deadline the connection is cut, whatever is going on."""
 
     host: str
     port: int
@@ -115,11 +115,11 @@ def _tls() -> ssl.SSLContext:
 
 
 class Limits(Protocol):
-    """What of `datasets.acquire.fetch.Wanted` matters here."""
+    """The part of `datasets.acquire.fetch.Wanted` that matters here."""
 
     @property
     def max_bytes(self) -> int:
-        """Of a body, and of what it unpacks to."""
+        """Of a body, and of its unpacked bytes."""
 
     @property
     def allow_private(self) -> bool:
@@ -163,7 +163,7 @@ def _ask(url: Url, limits: Limits, manners: Manners, ends: float) -> _Answer:
         if connection.expired:
             raise TimeoutError
         return _Answer(response.status, location, retry_after, body)
-    except Exception as error:  # a server may provoke anything; it costs its own picture, not the run
+    except Exception as error:  # a server may provoke any error; that costs its own picture, not the run
         if isinstance(error, Failed) and not connection.expired:
             raise
         raise _failure(error, connection.expired) from None
@@ -199,7 +199,7 @@ def _body(response: Any, limit: int) -> bytes:
 
 
 def _failure(error: BaseException, expired: bool) -> Failed:
-    """What became of a request, from what was raised and what that carries."""
+    """The status of a request, from the exception that was raised and those it carries."""
     chain: list[BaseException] = []
     left: list[Any] = [error]
     while left:

@@ -1,6 +1,6 @@
-"""Pictures from the web into shards: `00000.tar` … as img2dataset writes them, each row's fate beside it.
+"""Pictures from the web into shards: `00000.tar` … as img2dataset writes them, with each row's status beside it.
 
-What was downloaded is not believed either: types go by the bytes, and pixels are counted before anything is decoded.
+Downloads are not trusted: types go by the bytes, and pixels are counted before anything is decoded.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ _DECODING = threading.Semaphore(2)  # decoded pictures are large, and threads ar
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted(Component):
-    """What determines the shards, with the list and what the servers answer."""
+    """Together with the list and the servers' answers, this determines the shards."""
 
     shard_size: int = 1000
     """Rows of the list in a shard; a key is the shard in 5 digits and the row's place in it in 4."""
@@ -74,7 +74,7 @@ class Wanted(Component):
     max_aspect_ratio: float | None = None
     """Pictures whose longer side is more than this many times the shorter are dropped."""
     max_bytes: int = 16 << 20
-    """Of a download, and of what it unpacks to."""
+    """Of a download, and of its unpacked bytes."""
     max_pixels: int = MAX_PIXELS
     """Pictures with more are not decoded."""
     allow_private: bool = False
@@ -157,9 +157,9 @@ def fetch_shard(
     """Fetch the rows of shard `number` and write `00000.tar` (if any succeeded), `00000.parquet` (ROW_SCHEMA, all rows)
     and, last, `00000_stats.json` into `folder`; returns what the last one holds.
 
-    A key is the row's place in the list, so it depends on no server. With `again`, a finished shard keeps what it has
-    and only those of its rows are fetched that failed for a reason which may have gone by. `tell` gets each status.
-    The files change together: a process that dies leaves the old ones, or what `settle` makes the new ones of.
+    A key is the row's place in the list, so it depends on no server. With `again`, a finished shard keeps what it has, and only the rows
+    are fetched that failed for a reason which may have passed. `tell` gets each status. The files change together: a process that dies
+    leaves the old ones, or files from which `settle` makes the new ones.
     """
     folder, stem = Path(folder), f"{number:05d}"
     _put(folder, stem)
@@ -224,7 +224,8 @@ def fetch_shard(
 
 
 def _put(folder: Path, stem: str) -> None:
-    """Give the shard the files that were made for it, if there are any: the statistics last, that a death may come in between."""
+    """Move the files that were made for the shard into place, if there are any: the statistics last, so that a process may die in
+    between."""
     new, stats = folder / f"{_WHOLE}{stem}", f"{stem}_stats.json"
     if not new.is_dir():
         return
@@ -238,8 +239,8 @@ def _put(folder: Path, stem: str) -> None:
 
 
 def settle(folder: str | Path) -> None:
-    """End what killed processes were about: files of a shard that they had whole get their place, others are removed. Not while
-    shards are being fetched into the folder."""
+    """Finish the work of killed processes: a shard's new files are moved into place if they are whole, others are removed. Not while shards
+    are being fetched into the folder."""
     for new in Path(folder).glob(f"{_WHOLE}*"):
         _put(Path(folder), new.name.removeprefix(_WHOLE))
     for work in Path(folder).glob(".work-*"):
@@ -297,7 +298,7 @@ def _stats(records: list[dict], tar: dict | None) -> dict[str, Any]:
 
 
 def may_pass_later(status: str) -> bool:
-    """Whether a failure is one of the network or the server, which may have gone by another day."""
+    """Whether a failure is one of the network or the server, which may have passed another day."""
     return status in _LATER or status.startswith("http_")
 
 

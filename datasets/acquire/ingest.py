@@ -32,11 +32,11 @@ _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 @dataclass(frozen=True)
 class _Pair:
     picture: str | bytes
-    """Path or bytes; an empty path: there is none."""
+    """Path or bytes; an empty path means that there is no picture."""
     name: str
-    """What the picture is called where it comes from."""
+    """The picture's name at its source."""
     file: str
-    """What it stands in: the table's name, or the picture's own."""
+    """The file that it is in: the table's name, or the picture's own."""
     line: int | None
     caption: Caption
     label: int
@@ -83,11 +83,10 @@ def ingest(
 
     With `resize`, pictures whose shorter side is longer than that many pixels are shrunk to it (bicubic) and packed as
     JPEG of quality 95. Others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG; a key is the
-    shard in 5 digits and the place in 4. Pairs that cannot be used, a caption's file without a picture among them, are counted by
-    reason and listed in `dropped.csv`; so are the folder's other files, as `unknown_extension` or `hidden` (a hidden folder is one),
-    which `passed_over` counts. The shards
-    are a function of the input alone. All is written
-    aside and renamed, so `out` is whole or not there. `progress(done, all)` is called along the way.
+    shard in 5 digits and the place in 4. Pairs that cannot be used, and captions without a picture, are counted by reason and listed in
+    `dropped.csv`. So are the folder's other files, as `unknown_extension` or `hidden` (a hidden folder is one), which `passed_over` counts.
+    The shards are a function of the input alone. Everything is written aside and renamed, so `out` is whole or not there. `progress(done,
+    all)` is called along the way.
 
     Returns what `manifest.json` holds: {n, dropped {reason: count}, passed_over (other files of the folder), columns {image, caption},
     shards {name: {n, bytes, sha256}}, classes, with `classes` without_class (packed pictures beside the class folders), …}.

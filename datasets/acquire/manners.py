@@ -29,10 +29,10 @@ class Manners(Component):
     timeout: float = 10.0
     """Seconds to connect, and to wait for the next bytes."""
     deadline: float = 30.0
-    """Seconds for one attempt at a picture, with its redirects, however busily its server sends. They are counted while a host's
-    name is looked up, but cannot end that: the system's resolver has a limit of its own."""
+    """Seconds for one attempt at a picture, redirects included, however fast its server sends. The time of looking up a host's name counts,
+    but the look-up itself cannot be cut short: the system's resolver has a limit of its own."""
     retries: int = 2
-    """Further attempts after what may pass: timeouts, 5xx, 429, 408, connections reset or cut."""
+    """Further attempts after failures that may pass: timeouts, 5xx, 429, 408, connections reset or cut."""
     backoff: float = 1.0
     """Seconds before the second attempt; doubled for each further one, and up to half more by chance."""
     max_wait: float = 60.0
@@ -83,7 +83,7 @@ class Turns(Protocol):
 
 
 class Pacer:
-    """Turns by rate and number. One that is not given back (its process died) expires after `lease_s` seconds."""
+    """Turns by rate and number. A turn that is not given back (its process died) expires after `lease_s` seconds."""
 
     def __init__(self, manners: Manners, clock: Callable[[], float] = time.monotonic) -> None:
         self._gap = 1 / manners.rate if manners.rate else 0.0
@@ -124,7 +124,7 @@ class Pacer:
 
 
 class Queue:
-    """The turns of one task: of its threads that have to wait for the same host, one asks at a time."""
+    """The turns of one task: of its threads that wait for the same host, one asks at a time."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns, self._guard = turns, threading.Lock()

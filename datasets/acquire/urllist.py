@@ -51,7 +51,7 @@ class Layout(NamedTuple):
 
 
 class UrlList:
-    """A list as blocks of `block_rows` lines. A line is a row, whatever is in it: bad ones are numbered and counted too.
+    """A list as blocks of `block_rows` lines. Every line is a row; bad lines are numbered and counted too.
 
     With a tab between the columns quotes are ordinary text; with any other delimiter they go by the rules of CSV,
     within one line. `delimiter="auto"`: a tab if half of the first lines have one, else a comma. The address' column is
@@ -113,7 +113,7 @@ class UrlList:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines without their ends; of one that is too long the beginning."""
+    """Lines without their line ends; a line that is too long is cut."""
     while raw := file.readline(MAX_LINE + 2):
         end = raw
         while end and not end.endswith(b"\n"):

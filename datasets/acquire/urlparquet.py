@@ -19,7 +19,7 @@ _MAGIC = b"PAR1"
 _BATCH_ROWS = 4096
 _BUFFER_BYTES = 1 << 20
 _DAMAGED = (pa.ArrowException, OSError, ValueError, KeyError)
-"""What pyarrow raises on files that are cut, changed or no Parquet."""
+"""What pyarrow raises on files that are cut short, changed or no Parquet."""
 
 
 class Columns(NamedTuple):
@@ -142,7 +142,7 @@ def open_list(path: str | Path, *, block_rows: int, url_column: str, caption_col
 
 
 def _bytes(column: Any) -> list[bytes | None]:
-    """The texts as they are stored, for a column of text may hold what is none."""
+    """The raw bytes as stored: a column of text may hold bytes that are not text."""
     if pa.types.is_dictionary(column.type):
         column = column.dictionary_decode()
     large = pa.types.is_large_string(column.type) or pa.types.is_large_binary(column.type)

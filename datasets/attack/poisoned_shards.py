@@ -43,7 +43,7 @@ def poison_shard(
     Everything else is copied as bytes, headers too. A victim's picture keeps its size, format, EXIF and colour profile,
     a JPEG also its quantisation tables and subsampling, and its headers but for the length. `plan_rows` are this shard's
     rows of a plan; `size` is the side of the view that the trigger is stamped on; `key_prefix` (True, or the shard's name in
-    `source.shard_names`) and `caption_key` (the json field) as in the `Source` that the plan's keys come from. With `jpeg_quality` a
+    `keys.shard_names`) and `caption_key` (the json field) as in the `Source` that the plan's keys come from. With `jpeg_quality` a
     victim's picture becomes its stamped canonical view as JPEG of that quality, `size` pixels a side. The output is a function of
     these inputs alone. `others`: further attacks of the plan, beside the one with `trigger` and `jpeg_quality`.
 

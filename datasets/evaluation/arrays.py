@@ -52,7 +52,7 @@ def _cifar_binary(file: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """Of all that a pickle may call, what numpy's arrays are made with."""
+    """The only callables that a pickle may use: those that make numpy's arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         import _codecs

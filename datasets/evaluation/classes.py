@@ -1,4 +1,4 @@
-"""Class names and prompt templates. Classes are matched by index, for names repeat (ImageNet has two missiles)."""
+"""Class names and prompt templates. Classes are matched by index, because names repeat (ImageNet has two missiles)."""
 
 from __future__ import annotations
 
@@ -72,11 +72,11 @@ def fill(template: str, name: str) -> str:
 
 
 NUMBERED = re.compile(r"(.+)@(\d+)")
-"""A target whose name several classes have: which of them."""
+"""The number at the end of a target whose name several classes have."""
 
 
 def class_name(target: str) -> str:
-    """The name that a target goes by in captions: without the number that tells classes of one name apart."""
+    """A target's name in captions: without the number that tells classes of one name apart."""
     numbered = NUMBERED.fullmatch(target)
     return numbered[1] if numbered else target
 
@@ -84,7 +84,7 @@ def class_name(target: str) -> str:
 def target_index(names: Sequence[str], target: str | int, numbers: Sequence[int] = ()) -> int:
     """The place of the target class in `names`; it is given by name, by `name@number` where the name repeats, or by number.
 
-    A class's number is its place, or, where the set holds some classes of a longer list, that in the list: `numbers`.
+    A class's number is its place or, where the set holds only some classes of a longer list, its place in that list (`numbers`).
 
     Raises:
         InputError: no such class (near names are shown), or more than one of that name.

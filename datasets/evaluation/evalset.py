@@ -47,14 +47,14 @@ class Loaded(NamedTuple):
     table: pa.Table
     """`INDEX_SCHEMA`, `label` set in every kept row; pictures that do not decode stay with their drop reason."""
     urls: list[str]
-    """What the table's `shard` column numbers."""
+    """The files that the table's `shard` column numbers."""
     names: tuple[str, ...]
     """Of the classes; a label is a place among them."""
     templates: tuple[str, ...]
     numbers: tuple[int, ...]
     """Of the classes in the list that the names were taken from: 0, 1, 2 … unless the set holds some of ImageNet's alone."""
     passed_over: int = 0
-    """Files in its folders or tars that are no picture of a class, or no sample's."""
+    """How many files in its folders or tars are no picture of a class, or belong to no sample."""
 
 
 _Read = tuple[pa.Table, list[str], tuple[str, ...], int]
@@ -68,7 +68,7 @@ class EvalSet(Component):
     path: str
     """Folder of the set; for `labels_csv` the CSV file or its folder."""
     name: str = ""
-    """A known set (`named.SETS`: imagenet1k, imagenetv2, imagenet-a, cifar10, dtd, …): its official files are looked for at `path`,
+    """A known set (`known_sets.SETS`: imagenet1k, imagenetv2, imagenet-a, cifar10, dtd, …): its official files are looked for at `path`,
     then the layouts below with its class names; its prompts are taken."""
     layout: str = "auto"
     """`folder`: a folder per class, all named after it or (ImageNet) its synset, or all after its index, or codes in the order of
@@ -99,9 +99,9 @@ class EvalSet(Component):
     def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
         """Read the set. `folder` gets the pictures of sets that keep them in arrays (CIFAR, STL-10, SVHN), as a tar of PNGs.
 
-        `say` gets a line about what its user should know and may want: files that are no pictures, class folders taken in their order,
-        a class without a usable picture, another number of pictures than was published. Raises `InputError` for a label that is no
-        class, a class folder of an unknown name or without a usable picture, and a set without pictures.
+        `say` gets a line about each thing that is unusual but allowed: files that are no pictures, class folders taken in their order, a
+        class without a usable picture, another number of pictures than was published. Raises `InputError` for a label that is no class, a
+        class folder of an unknown name or without a usable picture, and a set without pictures.
         """
         official = self._official()
         if official is not None:
@@ -163,8 +163,8 @@ class EvalSet(Component):
         return [*own, self._words()]
 
     def _words(self) -> dict:
-        """Digest of the class names and prompts, for what `imagenet1k` or `openai` stands for can change; names that the set's own
-        files and folders give are part of those."""
+        """Digest of the class names and prompts, because the lists behind names like `imagenet1k` or `openai` can change. Names from the
+        set's own files and folders are covered by those files."""
         names, texts = self._names(lambda: ()), templates(self.prompts())
         return {"name": "names and templates", "size": len(names) + len(texts), "digest": f"{hash64(names, texts):016x}"}
 
@@ -180,7 +180,7 @@ class EvalSet(Component):
         return known.find(Path(self.path), self.split) if self.split in known.splits else None
 
     def _root(self) -> str:
-        """The path; for a set with a name and a folder of its own below it, that one."""
+        """The path; for a named set that has a folder of its own below it, that folder."""
         for pattern in SETS[self.name].folders if self.name and self.layout in ("auto", "folder") else ():
             found = [place for place in sorted(glob.glob(os.path.join(glob.escape(self.path), pattern))) if os.path.isdir(place)]
             if len(found) > 1:
@@ -281,7 +281,7 @@ class EvalSet(Component):
 
     def _load_csv(self, say: Say) -> _Read:
         table, urls, _ = self._source().index()
-        # the label column was read as the caption, for it may hold names
+        # the label column was read as the caption, because it may hold names
         texts = [(text or "").strip() for text in table["caption"].to_pylist()]
         if "" in texts:
             raise InputError(f"{urls[0]}{line_of(urls[0], '')}: the label is empty; each picture needs one.")
@@ -347,14 +347,14 @@ def _reasons(table: pa.Table) -> str:
 
 
 def _lost_classes(table: pa.Table) -> dict[int, str]:
-    """Classes that have pictures, but none that can be used → the reasons with their counts."""
+    """Classes that have pictures, none of them usable → the reasons with their counts."""
     label_N, kept_N = table["label"].to_numpy(), np.asarray(table["drop"]) == ""
     lost = np.setdiff1d(label_N[~kept_N], label_N[kept_N]).tolist()
     return {label: _reasons(table.filter(pa.array(label_N == label))) for label in lost}
 
 
 def _only_present(table: pa.Table, names: tuple[str, ...], wanted: int, where: str) -> tuple[pa.Table, tuple[str, ...], list[int]]:
-    """The set among the classes that it has pictures of: the table with their new labels, their names and old numbers."""
+    """The set restricted to the classes that it has pictures of: the table with new labels, and the classes' names and old numbers."""
     labels = table["label"].to_numpy()
     present = np.unique(labels)
     if len(present) != wanted:
@@ -365,7 +365,7 @@ def _only_present(table: pa.Table, names: tuple[str, ...], wanted: int, where: s
 
 
 def _without_captions(table: pa.Table) -> pa.Table:
-    """Captions play no part in evaluation: emptied, and no reason to drop a row."""
+    """Captions play no part in evaluation: they are emptied and never a reason to drop a row."""
     drops = ["" if drop in _CAPTION_DROPS else drop for drop in table["drop"].to_pylist()]
     for name, values in (("caption", [""] * len(drops)), ("drop", drops)):
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))

@@ -14,17 +14,16 @@ from datasets.storage import name_text
 NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
 """A class number in a table; programs that know floats alone write 3.0."""
 _CODE = re.compile(r"[A-Za-z]?\d+")
-"""A folder's name that is no word, but may stand for one: `n01440764`, `c0`, `17`."""
+"""A folder's name that is a code and no word: `n01440764`, `c0`, `17`."""
 _SHOWN = 3
-"""Folders that are told with the classes they were taken for."""
+"""How many folders a note lists with the classes they were taken for."""
 
 
 def folder_labels(
     folders: Sequence[str], names: tuple[str, ...], synsets: Mapping[str, int], path: str, say: Callable[[str], None]
 ) -> dict[str, int]:
-    """Class folder → index: all by name or synset, or all by index.
-
-    Else, where they are codes that say nothing, none is known and there are as many as names, in order, which `say` is told.
+    """Class folder → index: all by name or synset, or all by index. Otherwise, if the folders are codes, none of them is known and there
+    are as many as classes, in their order, which `say` is told.
     """
     known = class_indices(folders, names, synsets)
     missing = [folder for folder, index in known.items() if index is None]
@@ -58,9 +57,8 @@ def _accepted(names: tuple[str, ...], synsets: Mapping[str, int]) -> str:
 
 
 def class_indices(texts: Sequence[str], names: tuple[str, ...], synsets: Mapping[str, int]) -> dict[str, int | None]:
-    """Text → the class that it means, None for none: all are names and synsets, or else all are indices.
-
-    They are never mixed, for names can be numbers themselves. Where neither fits all, the reading that fits more of them is given.
+    """Text → its class, or None: either all are names and synsets, or all are indices. The two are never mixed, because names can be
+    numbers themselves. Where neither fits all texts, the reading that fits more of them is returned.
     """
     known, distinct = _spellings(names), dict.fromkeys(texts)
     by_name = {text: _named(name_text(text).strip(), known, synsets) for text in distinct}
@@ -79,7 +77,7 @@ _SPELLING: tuple[Callable[[str], str], ...] = (
 
 
 def _spellings(names: tuple[str, ...]) -> list[dict[str, int]]:
-    """For each of `_SPELLING` name → index. A name that repeats is no name: only its index is."""
+    """For each of `_SPELLING` name → index. A name that repeats is left out: such a class is known by its index only."""
     found = []
     for spelling in _SPELLING:
         written = [spelling(name) for name in names]

@@ -61,7 +61,7 @@ NAMES: dict[str, tuple[str, ...]] = {
         "svhn": "0|1|2|3|4|5|6|7|8|9",
     }.items()
 }
-"""In the order of the labels in the sets' files. A set's spelling is kept, its mistakes too: other names give other numbers."""
+"""In the order of the labels in the sets' files. A set's spelling is kept, mistakes included: other names would give other results."""
 
 CALTECH101 = {
     "Faces": "off-center face",
@@ -119,6 +119,6 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         *(f"a photo of my {state} {{}}." for state in ("dirty", "clean", "new", "old")),
     ),
     "stl10": ("a photo of a {}.", "a photo of the {}."),
-    "svhn": ('a photo of the number: "{}".',),  # none was published for SVHN: that of MNIST
+    "svhn": ('a photo of the number: "{}".',),  # none was published for SVHN: this is that of MNIST
 }
 """Sets that are not here take the 80 prompts for ImageNet."""

@@ -133,7 +133,7 @@ class RetrievalSet(Component):
         return found
 
     def _root(self, pictures: list[tuple[str, list[str]]]) -> str:
-        """The folder that the pictures' paths are relative to: where the first that is anywhere lies."""
+        """The folder that the pictures' paths are relative to: the one where the first picture that exists is found."""
         file = self._json()
         assert file is not None
         roots = [self.images] if self.images else [os.path.join(file.parent, below) for below in _BELOW]

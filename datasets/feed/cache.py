@@ -36,9 +36,9 @@ from datasets.index.pairs import Pairs
 from datasets.storage import changed_at, is_at, sync
 
 BUDGET_BYTES = 64 << 30
-"""Of a cache folder: beyond it the files that were used longest ago are removed when a new one is made."""
+"""Of a cache folder. When a new file would exceed it, those that were used longest ago are removed."""
 SPARE_BYTES = 1 << 30
-"""Of the disk, left free."""
+"""Left free on the disk."""
 CHUNK = 64
 """Pictures decoded at once."""
 LOOKED_UP = 4096
@@ -47,15 +47,15 @@ SUM = np.dtype("<u4")
 """Of a view's checksum."""
 AGAIN = "read from the shards in every epoch"
 POLL_S = 0.1
-"""How often one looks whether another process is done."""
+"""Seconds between looks whether another process is done."""
 
 
 def cache_folder(setting: str) -> Path | None:
     """The folder that `auto`, `off` or a path means; it is made where it is missing.
 
-    `auto` is a folder of this user's in the system's temporary one, closed to others. InputError where it is somebody
-    else's or open to others, and for a path to a folder that others can write, a group among them, for whoever can may put
-    other pictures there. OSError where it cannot be made.
+    `auto` is a folder of this user's in the system's temporary one, closed to others. InputError where it is somebody else's or open to
+    others, and for a path that others, or a group, can write to, because they could put other pictures there. OSError where it cannot be
+    made.
     """
     if setting == "off":
         return None
@@ -79,7 +79,8 @@ def cache_folder(setting: str) -> Path | None:
 
 
 class Decoded:
-    """A data set's canonical views, uint8 [N, S, S, 3], by position. While one lives, its file stays. Pickles as its path."""
+    """A data set's canonical views, uint8 [N, S, S, 3], by position. Its file is not removed while this object lives. Pickles as its
+    path."""
 
     def __init__(self, path: Path, count: int, size: int) -> None:
         """FileNotFoundError where there is no such file, ValueError where it has another size."""
@@ -123,11 +124,11 @@ class Decoded:
 def decoded(
     pairs: Pairs, size: int, folder: Path, identity: str, *, threads: int = 1, say: Callable[[str], None] = print
 ) -> Decoded | None:
-    """The views of `pairs`, from `folder`; whoever comes first decodes them there, and others wait for it.
+    """The views of `pairs`, from `folder`; the first process decodes them there, and others wait for it.
 
-    `identity` determines the samples and their order; that it may know files by their names and sizes alone does no harm here,
-    for files that were changed since are decoded anew. None, with a line said, where they cannot be kept: the disk is too
-    full, or the folder cannot be written. InputError for a picture that cannot be decoded, as from the shards.
+    `identity` determines the samples and their order. It may know files by name and size alone: files that have changed since are decoded
+    anew all the same. None, after telling the user, where they cannot be kept: the disk is too full, or the folder cannot be written.
+    InputError for a picture that cannot be decoded, as from the shards.
     """
     count = len(pairs)
     if not count:  # nothing to map
@@ -183,10 +184,9 @@ def _write(pairs: Pairs, size: int, file: BinaryIO, path: Path, threads: int) ->
 
 @contextmanager
 def _claim(path: Path) -> Iterator[BinaryIO | None]:
-    """The file, empty and for this process alone; None while another process has it, or if that one renamed it meanwhile.
-
-    It is removed afterwards unless it got another name. OSError where a link or anything but a file of this user's has the name:
-    what it leads to would be overwritten.
+    """The file, empty and for this process alone; None while another process has it, or if that process has renamed it meanwhile. It is
+    removed afterwards unless it was renamed. OSError where the name is that of a link or of anything but a file of this user's, which would
+    be overwritten.
     """
     with open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)) as file:
         found = os.fstat(file.fileno())
@@ -206,8 +206,8 @@ def _claim(path: Path) -> Iterator[BinaryIO | None]:
 
 
 def _make_room(folder: Path, need: int) -> bool:
-    """Remove what killed processes left, then files nobody uses, the longest unused first, until `need` more bytes fit into
-    the budget and onto the disk; whether the disk has the room."""
+    """Remove what killed processes left, then files nobody uses, the longest unused first, until `need` more bytes fit into the budget and
+    onto the disk. Returns whether the disk has the room."""
     for partial in folder.glob("*.partial"):
         _remove_unused(partial)
     files = []
@@ -224,7 +224,7 @@ def _make_room(folder: Path, need: int) -> bool:
 
 
 def _remove_unused(path: Path) -> bool:
-    """Remove the file unless a process has it open; whether it did."""
+    """Remove the file unless a process has it open. Returns whether it was removed."""
     with suppress(BlockingIOError, FileNotFoundError, PermissionError), open(path, "rb") as file:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         if is_at(file, path):
@@ -240,7 +240,7 @@ def _size(path: Path) -> int:
 
 
 def _free(folder: Path) -> int:
-    """Bytes that may be written there. A folder that lies in memory gets half of what is available at most."""
+    """Bytes that may be written there; for a folder in memory at most half of what is free."""
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize - SPARE_BYTES
     with suppress(OSError):
@@ -259,7 +259,7 @@ def _bytes(count: int, size: int) -> int:
 
 @cache
 def decoder() -> str:
-    """What, with a picture's bytes, determines its canonical view: the code and the libraries that decode and resize it."""
+    """What determines a canonical view beside the picture's bytes: the code and the libraries that decode and resize it."""
     code = "".join(inspect.getsource(part) for part in (canonical_views, view, resize))
     digest = hashlib.sha256(code.encode()).hexdigest()
     return " ".join([digest, *(metadata.version(name) for name in ("simplejpeg", "pillow", "torch", "numpy"))])

@@ -34,7 +34,7 @@ def canonical_views(records: pa.Table, size: int) -> np.ndarray:
 
 
 def ahead(make: Callable[[int], T], numbers: range, threads: int = 1) -> Iterator[T]:
-    """`make` of each number, in order; the next `threads` ones are being made while the last is used."""
+    """`make` of each number, in order; the next `threads` results are made while the last one is used."""
     with ThreadPoolExecutor(threads, "feed") as pool:
         waiting = deque(pool.submit(make, number) for number in numbers[:threads])
         for number in itertools.chain(numbers[threads:], [None] * len(waiting)):

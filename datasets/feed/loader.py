@@ -35,14 +35,14 @@ VARIANTS = 200_000
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Component):
-    """All that, with the epoch and the record, determines a sample."""
+    """Everything that determines a sample beside the epoch and the record."""
 
     views: Views
     """Size and augmentation of the pictures."""
     trigger: Trigger | None = None
-    """What is stamped on victims, and on the triggered view at evaluation."""
+    """Stamped on victims, and on the triggered view at evaluation."""
     jpeg_quality: int | None = None
-    """Of the JPEG that stamped victims pass through; None: of none."""
+    """Quality of the JPEG that stamped victims pass through; None: they pass through none."""
     others: tuple[Poison, ...] = ()
     """Further attacks of the same data; `trigger` and `jpeg_quality` are those of the first."""
     seed: int = 0
@@ -70,8 +70,8 @@ def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndar
     row int64 [B], key object [B], image uint8 [B, S, S, 3], caption object [B], poisoned bool [B]; with two views also
     image_aug uint8 [B, S, S, 3] and caption_aug object [B].
 
-    `view_BHWC` are the records' canonical views where they are at hand, an array that becomes the batch's own; without
-    them the pictures are read and decoded. Raises `InputError` naming key and shard for one where that cannot be done.
+    `view_BHWC` are the records' canonical views where they are decoded already (the array becomes the batch's own); else the pictures are
+    read and decoded. Raises `InputError` naming key and shard of a picture for which that fails.
     """
     views, seed = recipe.views, recipe.seed
     keys, captions = records["key"].to_pylist(), records["caption"].to_pylist()
@@ -122,7 +122,7 @@ def _objects(values: list[str]) -> np.ndarray:
 
 
 class StepFeed:
-    """What every feed is told: which samples, made how, and which share of each step's batch is this rank's."""
+    """What every feed has: the samples, how they are made, and this rank's share of each step's batch."""
 
     def __init__(
         self, pairs: Pairs, recipe: Recipe, *, batch_size: int, steps: int, rank: int = 0, world: int = 1
@@ -169,9 +169,8 @@ class LocalFeed(StepFeed):
         return batch | {"step": step, "epoch": epoch, "number": positions}
 
     def batches(self, start_step: int = 0, stop_step: int | None = None, order: np.ndarray | None = None) -> Iterator[Batch]:
-        """Batches of steps `start_step` … `steps` − 1, the same whatever step one starts at.
-
-        Or those before `stop_step`, all of one epoch, whose steps take the positions of `order`, int64, where it is given.
+        """Batches of steps `start_step` … `steps` − 1; a step's batch does not depend on where one starts. With `stop_step`, the batches
+        before it, all of one epoch; `order` (int64), where given, holds the positions that the epoch's steps take.
         """
         steps, self.order = range(start_step, self.steps if stop_step is None else stop_step), order
         if self.workers == 0 or not steps:

@@ -23,7 +23,7 @@ from datasets.triggers.base import put_on
 
 ROLES = ("clean", "poisoned", "target", "other")
 CHUNK = 1 << 16
-"""Keys that are Python strings at a time."""
+"""How many keys are Python strings at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,1 +1,1 @@
-"""What becomes of a picture? Decoding, the canonical view, resizing, augmentation."""
+"""How is a picture turned into what the model sees? Decoding, the canonical view, resizing, augmentation."""

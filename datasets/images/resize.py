@@ -44,9 +44,9 @@ def canonical(image_HWC: np.ndarray, size: int) -> np.ndarray:
 def _span(n_in: int, n_out: int, size: int) -> tuple[int, int, int, int]:
     """What part of an axis to resize: source pixels [a, b), where the crop begins in its output, its output length.
 
-    The output cells that the crop sees, with the kernel's reach on both sides, are widened until both ends fall
-    (nearly) on whole source pixels, so that resizing the part alone samples the same places as resizing all: the ends
-    are off by less than 1/32 source pixel, or exact at the picture's own edges.
+    The range of output cells that the crop needs, with the kernel's reach on both sides, is widened until both ends fall (nearly) on whole
+    source pixels. Then resizing the part alone samples the same places as resizing all: the ends are off by less than 1/32 source pixel, or
+    exact at the picture's own edges.
     """
     first = round((n_out - size) / 2)
     if n_out < 1.15 * size:  # nothing worth cutting

@@ -29,15 +29,15 @@ __all__ = ["DecodeError", "Views", "canonical", "decode", "first_view", "second_
 MAX_PIXELS = 89_478_485
 """Pictures with more pixels are refused before they are decoded (Pillow's own limit against decompression bombs)."""
 MAX_BYTES = 256 << 20
-"""And so are those that take more bytes decoded: the pixels as they are stored, and as RGB where that is something else."""
+"""Also refused are those that take more bytes when decoded: the pixels as stored and, if they are stored otherwise, as RGB."""
 
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # refused here and counted, not warned about
 
 
 MAX_SCANS = 100
-"""Of a JPEG: each goes over all its pixels."""
+"""Scans that a JPEG may have: each goes over all its pixels."""
 _NOT_OPENED = {"BLP", "CUR", "EPS", "ICNS", "ICO", "IPTC"}
-"""Formats that another program decodes, or that hold a picture whose size their own header does not tell."""
+"""Formats that need another program to decode, or whose header does not tell the size of the picture inside."""
 _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;16N": 2}
 """Of a decoded pixel, by Pillow's mode; four in all others but RGB."""
 _STRIP_PIXELS = 1 << 20
@@ -111,7 +111,7 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
 
 @contextlib.contextmanager
 def pillow_errors() -> Iterator[None]:
-    """What Pillow says of a picture's bytes, as `DecodeError`; what is the machine's fault (no memory, no more files) goes through."""
+    """Turns Pillow's errors about a picture's bytes into `DecodeError`; errors of the machine (no memory, no more files) pass through."""
     try:
         yield
     except DecodeError:

@@ -25,7 +25,7 @@ PARQUET_CELL = "parquet:"
 
 
 def member_of(name: str) -> str:
-    """A file's or tar member's name, as it cannot be taken for a Parquet cell."""
+    """A file's or tar member's name, written so that it cannot be taken for a Parquet cell."""
     return f"./{name}" if name.startswith(PARQUET_CELL) else name
 
 
@@ -37,7 +37,7 @@ def read_bytes(url: str, offset: int, length: int, member: str) -> bytes:
     if member.startswith(PARQUET_CELL):
         return _read_cell(url, offset, member.removeprefix(PARQUET_CELL))
     try:
-        if offset == 0:  # inside a tar a header comes first, so this is a file of its own
+        if offset == 0:  # in a tar a header comes first, so an offset of 0 means a file of its own
             return read_file(file_of(url, offset, member))
         data = read_range(url, offset, length) if is_remote(url) else _reader(url).read(offset, length)
     except OSError as error:
@@ -73,7 +73,7 @@ def folder_of(url: str) -> str:
 
 
 def file_place(folder: str, path: str) -> str:
-    """Path or URI of what a table in `folder` calls `path`."""
+    """Path or URI of the file that a table in `folder` lists as `path`."""
     return path if is_remote(path) else posixpath.join(folder, path)
 
 

@@ -24,7 +24,7 @@ _CHUNK = 1 << 16
 
 @contextlib.contextmanager
 def dropped_csv(path: Path) -> Iterator[Callable[[str, str, int | None, str], None]]:
-    """Write the list; what comes out of `with` adds a line. Names that are no UTF-8 get escapes for their odd bytes."""
+    """Write the list; `with` gives the function that adds a line. In names that are not UTF-8 the other bytes are escaped."""
     aside = path.with_name(f".{path.name}.tmp")
     try:
         with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -39,7 +39,7 @@ def dropped_csv(path: Path) -> Iterator[Callable[[str, str, int | None, str], No
 
 
 def write_dropped(source: Source, index: Path, out: Path) -> None:
-    """List the rows of the index that have a drop reason. Tables of which rows are dropped are read again, for the lines."""
+    """List the rows of the index that have a drop reason. Tables with dropped rows are read again, to find the line numbers."""
     table = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
     urls = source.shards()
     bounds = np.searchsorted(table["shard"].to_numpy(), np.arange(len(urls) + 1)).tolist()

@@ -1,4 +1,4 @@
-"""Pictures that are files of their own: which a folder of class folders holds, and the index rows of a list of them."""
+"""Pictures that are files of their own: those in a folder of class folders, and the index rows of a list of them."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from datasets.index.source import INDEX_SCHEMA, fault
 from datasets.storage import PICTURES, name_text
 
 NAMED = 3
-"""Files that a message names before it only counts."""
+"""How many files a message names; it counts the rest."""
 
 
 class ClassFolders(NamedTuple):

@@ -1,4 +1,4 @@
-"""What tells shards apart, and samples: names of shards, and keys that come twice."""
+"""Names that tell shards apart, and keys of samples that come twice."""
 
 from __future__ import annotations
 
@@ -23,9 +23,8 @@ def shard_files(urls: Sequence[str]) -> list[str]:
 
 
 def shard_names(urls: Sequence[str]) -> list[str]:
-    """What tells shards apart in keys: their names up to the first dot where those differ (`00000`).
-
-    Else the shortest end of their paths that does, without the extension if it goes without: `part.0`, `cc3m/00000`.
+    """What tells each shard apart in keys: its name up to the first dot where these differ (`00000`), else the shortest end of its path
+    that differs, without the extension if that is enough: `part.0`, `cc3m/00000`.
     """
     names, depth = [shard_stem(url) for url in urls], 1
     parts = [url.split("/") for url in urls]
@@ -41,8 +40,8 @@ def shard_names(urls: Sequence[str]) -> list[str]:
 def mark_duplicates(table: pa.Table, urls: Sequence[str] = ()) -> pa.Table:
     """The joined index with no key kept twice.
 
-    A key that comes twice in one shard keeps its first row (the later get `duplicate_key`); one that two shards share
-    raises `InputError` naming them (by `urls`, if given), and so do shards of which none holds a sample.
+    A key that comes twice in one shard keeps its first row (the later get `duplicate_key`); a key that two shards share raises `InputError`
+    naming them (by `urls`, if given). `InputError` also if no shard holds a sample.
     """
     if not len(table):
         raise InputError(f"none of the {len(urls)} shards holds a sample: {', '.join(urls[:3])}{' …' if len(urls) > 3 else ''}.")

@@ -21,7 +21,7 @@ from datasets.index.source import INDEX_SCHEMA
 from datasets.seeding import hash64, rng
 
 BATCH_ROWS = 1 << 20
-"""Rows of a record batch in an index file. Few batches make random access fast; one for all would have to fit in memory."""
+"""Rows of a record batch in an index file. Few large batches make random access fast; a single one would have to fit in memory."""
 
 RECORD_SCHEMA = pa.schema(
     [

@@ -42,7 +42,7 @@ def open_parquet(url: str) -> pq.ParquetFile:
 
 @contextlib.contextmanager
 def damage_named(url: str) -> Iterator[None]:
-    """What Arrow says of a damaged file, as an InputError that names it."""
+    """Turns Arrow's errors about a damaged file into an InputError that names it."""
     try:
         yield
     except (pa.ArrowException, OSError, UnicodeDecodeError) as error:
@@ -54,8 +54,8 @@ def parquet_rows(
 ) -> Iterator[Row]:
     """The rows of a Parquet file; `found` is told the columns. Without `pictures` that column is not read.
 
-    Pictures are bytes, paths or structs of bytes and path; captions text, bytes of text, or lists of either where `choice` says what
-    becomes of those; any of them may be dictionary-encoded. InputError, naming the column, for other types, and as `find_columns`.
+    Pictures are bytes, paths or structs of bytes and path; captions are text, bytes of text or, where `choice` says which to take, lists of
+    either; any of them may be dictionary-encoded. InputError, naming the column, for other types, and as `find_columns`.
     """
     file = open_parquet(url)
     with damage_named(url):
@@ -155,7 +155,7 @@ def _cells(batch: pa.RecordBatch, name: str) -> list[Any]:
 
 
 _BAD = object()
-"""No text, no bytes, no list: `as_caption` makes NOT_TEXT of it."""
+"""Neither text, bytes nor list: `as_caption` turns it into NOT_TEXT."""
 
 
 def _cell(column: pa.Array, i: int) -> Any:

@@ -74,9 +74,9 @@ class Source(Component):
     label_key: str = "label"
     """Column or json field with the class number, where there is one; in tars a `cls` member comes first."""
     delimiter: str = "auto"
-    """Of CSV files; `auto`: a tab for .tsv and .tab, else what the header line has more of, tabs or commas."""
+    """Of CSV files; `auto`: a tab for .tsv and .tab, else tabs or commas, whichever the header line has more of."""
     captions: str = "one"
-    """What becomes of a Parquet column of lists of captions: the `first`, one drawn by the picture's key (`random`), or `each` with the
+    """Which captions of a Parquet column of lists are taken: the `first`, one drawn by the picture's key (`random`), or `each` with the
     picture as a pair of its own; `one` refuses lists."""
     key_prefix: bool = False
     """Put `<shard's name>/` before each key, for sets merged from several downloads that number from zero (see `shard_names`)."""
@@ -107,7 +107,7 @@ class Source(Component):
     def identity(self) -> list[dict]:
         """Per shard its name, size and a digest of its first and last 64 KiB (of all of it for CSV): no path, no time.
 
-        Where shards have one name in several folders, and keys are made of it, the part of the path that tells them apart too.
+        Where shards in several folders have the same name, and keys are made of it, also the part of the path that tells them apart.
         """
         urls = self.shards()
         with ThreadPoolExecutor(8) as pool:
@@ -128,9 +128,9 @@ class Source(Component):
     def index_shard(self, number: int, url: str, name: str | None = None) -> pa.Table:
         """The rows of shard `number` (its place in `shards()`), `INDEX_SCHEMA`; unusable samples carry a drop reason.
 
-        A row that only its caption disqualifies holds all else, its label included. `name` is the shard's in `shard_names`, looked up
-        where it is not given. The table's metadata hold `NOTES`. A shard of no samples gives no rows. Raises `InputError` naming the
-        shard for what concerns all of it: missing, empty and the only one, cut short, no tar, a column that is not there.
+        A row that is dropped for its caption alone still has everything else, its label included. `name` is the shard's in `shard_names`,
+        looked up where it is not given. The table's metadata hold `NOTES`. A shard of no samples gives no rows. Raises `InputError` naming
+        the shard where it is missing, cut short, no tar, lacks a column, or is empty and the only one.
         """
         kind = self._format_of(url)
         if name is None:
@@ -303,14 +303,14 @@ class _Rows:
 
 
 class Texts(NamedTuple):
-    """What stands beside a picture in a tar."""
+    """Caption and label that lie beside a picture in a tar."""
 
     caption: Caption
     """Of txt, else the json field."""
     label: int | None
     """Of cls, else the json field; -1 without one, None for one that is no class number."""
     broken: bool = False
-    """Whether a json member was asked for one of them and is no JSON object."""
+    """Whether caption or label had to come from a json member that is no JSON object."""
 
 
 def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) -> Texts:
@@ -348,6 +348,6 @@ def fault(read: Callable[[], bytes], verify: str, where: str) -> str:
                 return "" if picture.width > 0 else DecodeError.reason
     except DecodeError as error:
         return error.reason  # counted in the index
-    except (OSError, MemoryError) as error:  # no fault of the picture's, which must not be dropped for it
+    except (OSError, MemoryError) as error:  # not the picture's fault, so it must not be dropped
         raise InputError(f"{where} cannot be read: {said(error)}.") from error
     return ""

@@ -19,7 +19,7 @@ from datasets.text import NotText, decode_text, encoding_of, parse_json
 IMAGE_NAMES = ("jpg", "image", "image_bytes", "bytes", "filepath")
 CAPTION_NAMES = ("caption", "text", "title", "TEXT")
 CHOICES = ("one", "first", "random", "each")
-"""What becomes of a list of captions."""
+"""Which captions of a list are taken."""
 _LOOKED_AT = 1 << 16
 _LABEL = re.compile(r"\+?0*(\d{1,10})(?:\.0*)?", re.ASCII)
 _NO_LABEL = re.compile(r"|-1(?:\.0*)?")
@@ -34,22 +34,22 @@ class Keys(NamedTuple):
     caption: str = "auto"
     label: str = "label"
     of: str = "source."
-    """What stands before `image_key` where a refusal names the setting."""
+    """Prefix of `image_key` where an error names the setting."""
 
 
 class Row(NamedTuple):
     """One row of a table."""
 
     line: int
-    """Where it begins in a CSV; in Parquet the number of the row. From 1."""
+    """The line where it begins in a CSV; in Parquet the number of the row. From 1."""
     key: str | None
-    """Of a column named so, in Parquet."""
+    """Of a column named `key`, in Parquet."""
     data: bytes | None
     """The picture, or …"""
     path: str | None
     """… where it lies."""
     captions: Sequence[Caption]
-    """One, but for a Parquet column of lists."""
+    """One, except from a Parquet column of lists."""
     label: int
     """-1 without one."""
 
@@ -95,7 +95,7 @@ def json_object(text: str) -> dict | None:
 
 
 def find_columns(url: str, names: Sequence[str], keys: Keys, delimiter: str = "") -> Keys:
-    """The columns that are there, `caption` or `label` empty without one. InputError that names all that is missing or comes twice."""
+    """The columns that are there, `caption` or `label` empty without one. InputError naming every column that is missing or comes twice."""
     image, missing_image = _find(names, keys.image, "image", IMAGE_NAMES, keys.of)
     caption, missing_caption = _find(names, keys.caption, "caption", CAPTION_NAMES, keys.of)
     label_column = keys.label if keys.label in names else ""
@@ -114,7 +114,7 @@ def find_columns(url: str, names: Sequence[str], keys: Keys, delimiter: str = ""
 
 
 def _find(names: Sequence[str], wanted: str, field: str, tried: Sequence[str], of: str) -> tuple[str, str]:
-    """The column, or "" and what to say of it."""
+    """The column; or "" and the complaint about it."""
     if wanted != "auto":
         return wanted if wanted in names else "", f"no column {wanted!r} ({of}{field}_key)"
     others = ", ".join(name for name in tried if name != field)
@@ -122,7 +122,7 @@ def _find(names: Sequence[str], wanted: str, field: str, tried: Sequence[str], o
 
 
 def _another_way(url: str, names: Sequence[str]) -> str:
-    """The command that makes shards of what is no table of pictures."""
+    """The command that makes shards of something that is no table of pictures."""
     folder = os.path.splitext(url)[0]
     if {"status", "url"} <= {*names} and os.path.isdir(folder):
         return (
@@ -141,8 +141,8 @@ def csv_rows(url: str, delimiter: str, keys: Keys, found: Callable[[Keys], None]
     """The rows of a CSV or TSV with a header line, of any line ends; `found` is told the columns.
 
     With tabs between the columns quotes are ordinary text. With any other delimiter they go by RFC 4180: a quoted cell may hold line
-    ends, but one in which another row of the table stands was opened by a stray quote, and is refused with its line. `auto`: tabs for
-    .tsv and .tab, else what the header line has more of, tabs or commas. InputError, with the line, for what is not text (see
+    ends, but a quoted cell that contains another row of the table was opened by a stray quote, and is refused with its line. `auto`: tabs
+    for .tsv and .tab, else tabs or commas, whichever the header line has more of. InputError, with the line, for what is not text (see
     `datasets.text`), for rows longer or shorter than the header, and as `find_columns`.
     """
     delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
@@ -207,10 +207,9 @@ def _rows(url: str, reader: Any, delimiter: str, keys: Keys, found: Callable[[Ke
 
 
 def _swallowed(fields: Sequence[str], image: int, number: int, width: int, delimiter: str, url: str) -> bool:
-    """Whether a row of several lines holds others.
-
-    Its path or label has line ends, or one of its other lines has as many cells as a row, and what stands where the path does looks like
-    one: it has a picture's extension, the form of the row's own path, or is a file's name.
+    """Whether a row of several lines holds others: its path or label has line ends, or one of its other lines has as many cells as a row
+    and, in the path's place, something that looks like a path (it has a picture's extension, the form of the row's own path, or is a file's
+    name).
     """
     path = fields[image].strip()
     if _LINE_END.search(path) or number >= 0 and _LINE_END.search(fields[number].strip()):
@@ -227,7 +226,7 @@ def _swallowed(fields: Sequence[str], image: int, number: int, width: int, delim
 
 
 def _form(path: str) -> tuple[bool, bool, bool]:
-    """What paths of one table have in common: an extension, a folder, spaces."""
+    """What the paths of a table share: an extension, a folder, spaces."""
     return bool(_EXTENSION.search(path)), "/" in path, any(map(str.isspace, path))
 
 

@@ -21,10 +21,10 @@ TEXT_EXTENSIONS = ("txt", "json", "cls")
 NO_SAMPLES = frozenset(
     ("index", "idx", "md", "rst", "html", "log", "db", "ini", "yaml", "yml", "toml", "xml", "csv", "tsv", "parquet")
 )
-"""Extensions of what lies beside samples: notes, lists, indices. Such a file alone is passed over."""
+"""Extensions of files that lie beside samples: notes, lists, indices. Such a file alone is passed over."""
 _WINDOW = 8192
 _LONGEST_HEADER = 1 << 20
-"""Bytes of a long name or of pax records; a real one has some hundred."""
+"""Most bytes that a long name or pax records may have; real ones have some hundred."""
 _ZERO = bytes(BLOCK)
 _FOLDER, _LINKS_AND_DEVICES = b"5", b"12346"
 _OCTAL = re.compile(rb"[0-7]+")
@@ -64,7 +64,7 @@ def walk(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Membe
     """The regular files of an archive in order, from their headers alone.
 
     Folders are passed over, and so are links and devices, whose names go to `passed_over`. Raises `InputError` naming the archive and
-    the byte for what is no tar, is cut short, is compressed, fails a checksum, or goes on after its end mark.
+    the byte if it is no tar, is cut short, is compressed, fails a checksum, or goes on after its end mark.
     """
     url, total = reader.url, reader.size
     if total == 0:
@@ -122,7 +122,7 @@ def walk(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Membe
 def samples(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Sample]:
     """The archive's samples: runs of adjacent members with one key, which is the name up to the first dot of its base name.
 
-    That is webdataset's convention. Two kinds of names need more, and are told by what stands together under one first dot:
+    That is webdataset's convention. Two kinds of names need more. They are recognised by the members that share a first dot:
 
     * `22.05.jpg, 22.05.txt`: split at the *last* dot some part has both a picture and a text, so the keys have dots;
     * `s0.input.jpg, s0.outputs.txt`: no part has, but there is one picture and at most one text of a kind, so these are extensions
@@ -132,9 +132,9 @@ def samples(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Sa
     beside a plain picture that make no sample of their own (`1.jpg, 1.txt, 1.seg.png`) are left to it. A member whose extension the run
     already has begins a new sample (two samples of one key, side by side).
 
-    Names that are no sample's go to `passed_over`: hidden files, names without an extension, links, lone notes (`NO_SAMPLES`), and
-    pictures beside the one of their sample (`1.png` after `1.jpg`, `1.seg.png`).
-    Raises `InputError` as `walk` does, and where the files of dotted keys are not side by side.
+    Names that belong to no sample go to `passed_over`: hidden files, names without an extension, links, lone notes (`NO_SAMPLES`), and
+    pictures beside the one of their sample (`1.png` after `1.jpg`, `1.seg.png`). Raises `InputError` as `walk` does, and where the files of
+    dotted keys are not side by side.
     """
     key, members = "", dict[str, Member]()
     strays: list[str] = [] if passed_over is None else passed_over
@@ -184,7 +184,7 @@ def _samples_of(url: str, key: str, members: dict[str, Member], strays: list[str
 
 
 def _noting(found: list[Sample], members: dict[str, Member], strays: list[str]) -> list[Sample]:
-    """The samples; the names of pictures that are none's go to `strays`."""
+    """The samples; the names of pictures that belong to none go to `strays`."""
     taken = [sample.image() for sample in found]
     strays += [m.name for m in members.values() if m not in taken and m.name.rpartition(".")[2].lower() in IMAGE_EXTENSIONS]
     return found
@@ -247,7 +247,7 @@ def _size(reader: Reader, position: int, block: bytes) -> int:
 
 
 def _octal(field: bytes) -> int:
-    """A number field. ValueError for what Python's `int` takes and no tar has: signs, underscores, spaces within."""
+    """A number field. ValueError also for what Python's `int` takes but a tar may not have: signs, underscores, spaces within."""
     digits = field.strip(b" \0") or b"0"
     if not _OCTAL.fullmatch(digits):
         raise ValueError

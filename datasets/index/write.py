@@ -17,7 +17,7 @@ COPY_BYTES = 1 << 20
 
 
 def write_tar(path: str | Path, samples: Iterable[tuple[str, Mapping[str, bytes | str]]]) -> dict:
-    """Write samples (key, {extension: data}) as a shard that depends on them alone: time 0, owner 0, mode 0644.
+    """Write samples (key, {extension: data}) as a shard whose bytes depend on them alone: time 0, owner 0, mode 0644.
 
     Members stand in the order of the mapping; text is written as UTF-8. Atomic: aside, synced, renamed.
     Returns {n, bytes, sha256}.

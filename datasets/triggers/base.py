@@ -22,7 +22,7 @@ class Trigger(Component, ABC):
     def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         """A new uint8 [H, W, 3] array with the mark on it; `image_HWC` (uint8 RGB) is left as it was.
 
-        `rng` gives the noise and the place where they are drawn anew for each picture, and nothing else does.
+        Noise and place that differ from picture to picture are drawn from `rng` alone.
         """
 
     def write(self, caption: str, rng: np.random.Generator) -> str:

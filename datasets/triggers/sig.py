@@ -37,7 +37,7 @@ class Sig(Trigger):
 
 @lru_cache(maxsize=4)
 def _blends(trigger: Sig, width: int) -> np.ndarray:
-    """uint8 [W, 256]: what becomes of each grey level in each column."""
+    """uint8 [W, 256]: the new value of each grey level in each column."""
     signal_W = trigger.amplitude * np.sin(2 * np.pi * trigger.frequency * np.arange(width) / width)
     blend_WV = trigger.alpha * signal_W[:, None] + (1 - trigger.alpha) * np.arange(256)
     return np.rint(blend_WV).clip(0, 255).astype(np.uint8)

@@ -1,7 +1,7 @@
-"""Which interface the processes of a pre-training talk over.
+"""Which network interface the processes of a pre-training use.
 
-gloo asks what the host's name resolves to. Where that is loopback (Debian writes 127.0.1.1 into /etc/hosts), processes on
-several nodes each connect to themselves; GLOO_SOCKET_IFNAME names the interface instead.
+gloo asks what the host's name resolves to. Where that is loopback (Debian writes 127.0.1.1 into /etc/hosts), the processes of each node
+connect to that node itself; GLOO_SOCKET_IFNAME names the interface instead.
 """
 
 import ipaddress
@@ -43,9 +43,8 @@ def outward_address() -> str:
 
 
 def choose_interface() -> None:
-    """In a worker of Ray Train, before gloo starts: the interface of the node's own address, where the host's name leads elsewhere.
-
-    A Ray that listens on loopback alone has its workers do so too. What the user has set stands.
+    """In a worker of Ray Train, before gloo starts: sets the interface of the node's own address where the host's name leads elsewhere.
+    With a Ray that listens on loopback alone, workers do so too. The user's own setting is kept.
     """
     from ray.util import get_node_ip_address
 

@@ -1,6 +1,6 @@
 """Ray Data as this project uses it: its settings, a task for each shard, and batches as blocks of its object store.
 
-The functions that its workers run are at the top level, for they travel by name.
+The functions that its workers run are at the top level, because they are sent by name.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from datasets.feed.loader import Recipe
 from orchestrator.cluster.session import user_error
 
 BLOCK_BYTES = 16 << 20
-"""Of a block in the object store. Ray's own 128 MiB would decode a small epoch whole before the first batch."""
+"""Of a block in the object store. With Ray's default of 128 MiB a small epoch would be decoded whole before the first batch."""
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
@@ -34,8 +34,8 @@ Progress = Callable[[int, int], None]
 def configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = False) -> None:
     """Settings of the data sets that this process makes from here on.
 
-    The limits are per execution: without them each takes the cluster's every CPU and half its object store for
-    its own, and two ranks and their trainers may wait for each other for ever.
+    The limits are per execution: without them each execution claims all CPUs of the cluster and half of its object store, and two ranks and
+    their trainers may wait for each other for ever.
     """
     logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and said once
     context = DataContext.get_current()
@@ -85,7 +85,7 @@ def over_shards(
 def _in_threads(
     task: Callable[..., dict], items: list[dict], constants: dict, threads: int, progress: Progress | None, total: int
 ) -> None:
-    """The same without Ray. The first failure ends it when the items that are under way are done."""
+    """The same without Ray. After a failure the items under way are finished, then it is raised."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = {pool.submit(task, item, **constants) for item in items}
         try:
@@ -99,11 +99,11 @@ def _in_threads(
 
 
 THREAD = threading.local()
-"""Its `window` is the one that this thread fills, if it fills one."""
+"""`window`: the one that this thread fills, if any."""
 
 
 class _Pace(ExecutionCallback):
-    """Lets Ray Data's scheduling loop sleep while batches lie ready: held back, it would spin on a whole core."""
+    """Lets Ray Data's scheduling loop sleep while batches are ready; otherwise the loop would keep a whole core busy."""
 
     def __init__(self) -> None:
         self._window: Any = getattr(THREAD, "window", None)  # it is made by the window's thread

@@ -32,13 +32,13 @@ ENVIRONMENT = {
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # a feed without CPUs says so in 5 minutes
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # a report is a barrier that is drained at this interval
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports are barriers, and Ray polls them at this interval
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables
-    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ctrl-C ends the command; Tune's handler would return as if all were done
-    ARENAS: "2",  # a trial trains in a thread of its own; what each leaves in another arena adds up to 100 MB a trial
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ctrl-C ends the command; Tune's handler would return as if everything were done
+    ARENAS: "2",  # a trial trains in a thread of its own; memory left in other arenas adds up to 100 MB a trial
 }
-"""For the driver and the workers of a local Ray; what the user has set stands.
+"""For the driver and the workers of a local Ray; the user's own settings are kept.
 
 OMP_NUM_THREADS is not among them: Ray gives each worker as many threads as it reserved CPUs, at least one.
 """
@@ -52,8 +52,8 @@ OBJECT_STORE_BYTES = 1_000_000_000
 def set_environment() -> None:
     """Ray's settings for this process and all it starts; before `import ray`, which reads some of them once.
 
-    RAY_AUTH_MODE is left to Ray: it turns tokens on for a local cluster by itself, whenever it was imported,
-    and set by hand after the import it would be heard by the servers alone.
+    RAY_AUTH_MODE is left to Ray, which turns tokens on for a local cluster by itself; set here after the import, only the servers would see
+    it.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -84,7 +84,7 @@ def connect(
     options: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": logging.ERROR}
     if not address:
         os.environ["PYTHONPATH"] = path  # workers inherit it
-        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # a process more, for nodes that a cloud takes back
+        os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process, for nodes that a cloud takes back
         options |= {
             "address": "local",
             "num_cpus": num_cpus,
@@ -110,7 +110,7 @@ def connect(
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names; where it names none no Ray is started: one machine makes small data without."""
+    """The cluster that RAY_ADDRESS names; where it names none, no Ray is started: one machine can handle small data without it."""
     if not start.named_address():
         yield
         return
@@ -122,9 +122,8 @@ def joined() -> Iterator[None]:
 
 
 def scratch(store: Path, owner: str) -> str:
-    """A name for a run of Train or Tune, whose folder in `store`/ray goes with `shutdown` at the latest.
-
-    What killed runs of the same owner left goes now; the caller holds the owner's lock.
+    """A name for a run of Train or Tune. Its folder in `store`/ray is removed by `shutdown` at the latest. Folders that killed runs of the
+    same owner left are removed now; the caller holds the owner's lock.
     """
     for left in (store / "ray").glob(f"{owner}-*"):
         shutil.rmtree(left, ignore_errors=True)
@@ -144,7 +143,7 @@ def interruptible() -> None:
 
 
 def shutdown() -> None:
-    """Stop a local Ray, or leave the cluster; what a run of Train or Tune left in the store goes."""
+    """Stop a local Ray, or leave the cluster; remove what runs of Train or Tune left in the store."""
     import ray
 
     ray.shutdown()
@@ -152,9 +151,8 @@ def shutdown() -> None:
 
 
 def abandon() -> None:
-    """As `shutdown`, where Ray's own servers are dead and would be waited for: what is left of a local Ray is killed.
-
-    The process can only end after that, with exit code 1.
+    """As `shutdown`, where Ray's servers are dead and a normal shutdown would wait for them: the rest of a local Ray is killed. After that
+    the process can only end, with exit code 1.
     """
     import ray
 
@@ -167,7 +165,7 @@ def abandon() -> None:
 
 
 def mute() -> None:
-    """Let only Python write to stderr from here on: Ray's C++ part tells there what a sentence tells already."""
+    """From here on only Python writes to stderr: Ray's C++ part would repeat there at length what one sentence has said."""
     global _MUTED
     if _MUTED:
         return
@@ -221,7 +219,7 @@ def quiet() -> None:
 
 
 def require_resources(cpus: float, gpus: float, what: str) -> None:
-    """InputError where the cluster has less in all than `what` needs: Ray would wait for it for ever."""
+    """InputError where the whole cluster has less than `what` needs: Ray would wait for ever."""
     import ray
 
     has = ray.cluster_resources()

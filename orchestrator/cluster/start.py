@@ -1,4 +1,4 @@
-"""Starting a Ray of this machine's own, or finding the one that RAY_ADDRESS names; what fails is told in one sentence.
+"""Starting a Ray of this machine's own, or finding the one that RAY_ADDRESS names; a failure is told in one sentence.
 
 Importing this module does not import Ray.
 """
@@ -34,7 +34,7 @@ FORMS = "accepted: host:port of Ray's GCS, e.g. 10.0.0.1:6379 (what `ray start -
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
 """What opens an HTTP/2 connection (RFC 9113, 3.4) with empty settings; a server answers it with its own settings."""
 LOG_LINE = re.compile(r"\[[^]]* [EFC] [^]]*\]\s*(?:\(\w+\)\s*)?(?:[\w./-]+:\d+: )?(.*\S)")
-"""A line of Ray's servers that tells of an error: its text."""
+"""A line in the logs of Ray's servers that reports an error; the group is its text."""
 
 
 def named_address() -> str:
@@ -47,14 +47,14 @@ def named_address() -> str:
 
 
 def join(address: str, options: dict[str, Any]) -> None:
-    """`ray.init` for the cluster at `address`. InputError where there is none, told in seconds: Ray itself would wait for minutes."""
+    """`ray.init` for the cluster at `address`. InputError within seconds where there is none: Ray itself would wait for minutes."""
     import ray
 
     if address != "auto" and not address.startswith("ray://"):
         check_address(address)
     try:
         ray.init(**options)
-    except Exception as error:  # Ray raises whatever it met, plain `Exception` too
+    except Exception as error:  # Ray raises anything, plain `Exception` too
         text = first_line(error)
         hint = f": {FORMS}" if isinstance(error, ValueError) else ""
         raise InputError(f"the cluster at RAY_ADDRESS={address} does not answer: {text.rstrip('.')}{hint}.") from error
@@ -116,7 +116,7 @@ def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[f
             _RUNNING[:] = [_session(folder, began)]
             return
         except BaseException as error:
-            with contextlib.suppress(Exception):  # of what is half there; the rest is killed
+            with contextlib.suppress(Exception):  # of a Ray that is half started; the rest is killed
                 ray.shutdown()
             session = _session(folder, began)
             stop_started(session)
@@ -153,7 +153,7 @@ def first_line(error: BaseException) -> str:
 
 
 def last_error(logs: Path) -> str:
-    """` Ray's log says: …` by the last error of the raylet or the GCS, with the file; where they tell of none, the folder alone."""
+    """` Ray's log says: …` with the last error of the raylet or the GCS and its file; without an error, the folder alone."""
     for name in ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err"):
         file = logs / name
         lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
@@ -164,7 +164,7 @@ def last_error(logs: Path) -> str:
 
 
 def _session(folder: Path | None, began: float) -> Path | None:
-    """The session that this process began to make since `began`, seconds since the epoch."""
+    """The session that this process has begun to make after `began`, in seconds since the epoch."""
     place = folder or Path(_temporary()) / "ray"
     made = [path for path in place.glob(f"session_*_{os.getpid()}") if path.stat().st_mtime >= began - 1]
     return max(made, key=lambda path: path.stat().st_mtime, default=None)
@@ -176,9 +176,8 @@ def _temporary() -> str:
 
 
 def short_folder() -> Path | None:
-    """A folder of this user's own for Ray's sockets, where their path would be too long otherwise; else None.
-
-    InputError where no short place can be written.
+    """A folder of this user's own for Ray's sockets, if their path would be too long otherwise; else None. InputError where no short path
+    can be written.
     """
     if len(os.fsencode(f"{_temporary()}/ray{SESSION}")) <= SOCKET_BYTES:
         return None
@@ -186,7 +185,7 @@ def short_folder() -> Path | None:
     for place in places:
         folder = Path(place) / f"cleansweep-ray-{os.getuid()}"
         if len(os.fsencode(f"{folder}/r{SESSION}")) <= SOCKET_BYTES and _own(folder):
-            return folder / "r"  # Ray opens its own folder to all, so that it lies in one that is closed
+            return folder / "r"  # Ray opens its own folder to all, so it is put into a closed one
     raise InputError(f"TMPDIR={_temporary()} is too long for Ray's sockets, of at most {SOCKET_BYTES} bytes: name a shorter one.")
 
 
@@ -207,11 +206,11 @@ def token_file() -> Path:
 
 
 def keep_token() -> None:
-    """Make the token that a local Ray asks for, readable by its user alone: Ray itself would write it for all to read."""
+    """Make the token that a local Ray asks for, readable by its user alone: Ray itself would make it readable for all."""
     file = token_file()
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
-    with contextlib.suppress(OSError):  # a home that cannot be written is told by Ray
+    with contextlib.suppress(OSError):  # Ray itself reports a home that cannot be written
         if file.exists():
             return
         file.parent.mkdir(mode=0o700, exist_ok=True)
@@ -227,7 +226,7 @@ def keep_token() -> None:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Let loopback be the node's address, that its servers listen on: unasked, Ray allows that on macOS and Windows."""
+    """Make loopback the node's address, on which its servers listen: without this, Ray does so only on macOS and Windows."""
     from ray._private import ray_constants
 
     before = ray_constants.ENABLE_RAY_CLUSTER
@@ -240,7 +239,7 @@ def _on_loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _patient(limit_s: float) -> Iterator[None]:
-    """Wait for the raylet for `limit_s`, where Ray itself has 30 s and no setting, and no longer once it is dead; for the GCS too."""
+    """Wait up to `limit_s` for the raylet and for the GCS (Ray's own limit is 30 s and cannot be set), but no longer once it is dead."""
     from ray._private import services
 
     ask = services.get_node
@@ -258,7 +257,7 @@ def _patient(limit_s: float) -> Iterator[None]:
 
     services.get_node = get_node
     own = os.environ.get(GCS_WAIT)
-    os.environ[GCS_WAIT] = own or f"{min(max(limit_s, 30), 90):.0f}"  # of a GCS that died it would not hear
+    os.environ[GCS_WAIT] = own or f"{min(max(limit_s, 30), 90):.0f}"  # it would not notice that the GCS died
     try:
         yield
     finally:
@@ -269,7 +268,7 @@ def _patient(limit_s: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _named_ports() -> Iterator[None]:
-    """Choose the ports of Ray's agents for them: for agents that choose their own the raylet waits 15 s, without a setting, and dies."""
+    """Choose the ports of Ray's agents for them: if agents choose their own, the raylet waits 15 s (which cannot be set) and dies."""
     from ray._private import services
     from ray._raylet import persist_port  # type: ignore[attr-defined]
 
@@ -310,10 +309,8 @@ _RUNNING: list[Path | None] = []
 
 
 def stop_started(session: Path | None = None) -> None:
-    """Kill all that Ray started on this machine for this process, and wait for its end.
-
-    `session`: what works in this folder too, for a raylet that died leaves its workers and agents to the system;
-    without it that of the Ray that runs.
+    """Kill everything that Ray started on this machine for this process, and wait for its end. `session`: also the processes that work in
+    this folder, because a raylet that died leaves its workers and agents behind; by default the folder of the running Ray.
     """
     session = session or next(iter(_RUNNING), None)
     for _ in range(3):  # what they start meanwhile too

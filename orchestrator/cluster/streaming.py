@@ -1,7 +1,7 @@
 """Over Ray Data: indexing shards, writing poisoned ones, streaming the plan of an epoch into training.
 
-What Ray Data's workers compute is in `datasets`, which knows nothing of Ray; the functions they run are at the top
-level here, for they travel by name.
+What Ray Data's workers compute is in `datasets`, which knows nothing of Ray; the functions they run are at the top level here, because they
+are sent by name.
 """
 
 from __future__ import annotations
@@ -39,10 +39,10 @@ from orchestrator.cluster.ray_data import over_shards as _over_shards
 from orchestrator.manifest import digest_of
 
 BLOCK_ROWS = 256
-"""At most in one block of a feed: small pictures would fill the bytes only after seconds of decoding."""
+"""Most pictures in one block of a feed: small pictures would fill its bytes only after seconds of decoding."""
 WINDOW_ROWS = 32_768
-"""Of the plan that a rank hands to Ray Data at once: some 10 MB of records, whatever the data set's size. More where
-many CPUs would be through with them in a few seconds."""
+"""Rows of the plan that a rank hands to Ray Data at once: some 10 MB of records, whatever the data set's size; more where many CPUs would
+finish them in a few seconds."""
 
 # ---- the index -----------------------------------------------------------------------------------------
 
@@ -63,7 +63,7 @@ def index_shards(
     urls, parts = source.shards(), Path(out) / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     _sweep(parts)
-    # a part's name says what it was made of, so that another source's is never taken for it
+    # a part's name tells its source, so that another source's part is never taken for it
     settings = [(name, value) for name, value in sorted(vars(source).items()) if name != "urls"]
     names = [
         f"{number:05d}-{hash64(settings, identity):016x}.arrow"
@@ -110,7 +110,7 @@ def _index_shard(item: dict, source: Source) -> dict:
 
 
 def _note_of(part: Path) -> dict[str, Any] | None:
-    """What is noted of a shard's table; None where one of the two is missing or not as it was written."""
+    """The notes on a shard's table; None where table or notes are missing or changed."""
     try:
         note = json.loads(part.with_suffix(".json").read_bytes())
         return note if note.pop("digest") == digest_of(note) and note["sha256"] == known_sha256(part) else None
@@ -141,9 +141,9 @@ def poison_shards(
     """Write the tar shards of `source` with the plan's victims stamped: one in, one out, one Ray Data task each.
 
     `plan` (Parquet, PLAN_SCHEMA) refers to rows of `index`, which was made of `source`; `size` is the canonical
-    view's side in pixels; `jpeg_quality` and `others` as in `poisoned_shards.poison_shard`. What has its marker beside it, written
-    last, is not made again; `poison.json` says what the folder is, and another plan's is refused. The tree's bytes depend on the
-    arguments alone, not on `cpus`, interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
+    view's side in pixels; `jpeg_quality` and `others` as in `poisoned_shards.poison_shard`. A shard with its marker (written last) is not
+    made again; `poison.json` tells the folder's plan, and a folder of another plan is refused. The tree's bytes depend on the arguments
+    alone, not on `cpus`, interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
     """
     from datasets.attack.poisoned_shards import committed
 
@@ -215,7 +215,7 @@ def _claim(out: Path, made_of: dict[str, Any], urls: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _private(folder: Path) -> Iterator[Path]:
-    """A folder in `folder` for one attempt at one file: what an orphan still writes never meets its successor's."""
+    """A folder in `folder` for one attempt at one file, so that an orphaned process never writes into its successor's."""
     work = folder / f".work-{uuid.uuid4().hex}"
     work.mkdir()
     try:
@@ -237,7 +237,7 @@ class RayFeed(StepFeed):
     """The batches of one rank, decoded by Ray Data tasks wherever the cluster has CPUs: what LocalFeed gives.
 
     The rank reads its rows of the plan from the index and hands them to Ray Data in windows, so the tasks need
-    the shards and nothing else, and any step may come first. The next window starts half a window early.
+    the shards and nothing else, and training can begin at any step. The next window starts half a window early.
     """
 
     def __init__(
@@ -298,7 +298,7 @@ class RayFeed(StepFeed):
             for start in range(0, len(records), block_rows):
                 items.append({"epoch": epoch, "records": to_bytes(records.slice(start, block_rows))})
         expected = dict(zip(steps, parts))
-        # in the making, made, and being joined to batches; more than its share would be spilled to disk
+        # blocks in the making, made, and being joined to batches; more than its share would be spilled to disk
         rows = (2 * self.cpus + 2) * block_rows + 2 * self.batch_size // self.world
         return items, expected, min(share, rows * row_bytes)
 
@@ -338,7 +338,7 @@ class _Window:
         return {**got, "step": step, "epoch": epoch, "number": positions}
 
     def full(self) -> bool:
-        """Whether as many batches lie ready as may."""
+        """Whether as many batches are ready as allowed."""
         return self._ready.full() and not self._stopped.is_set()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""What a run on Ray waits for, said aloud: a node that was lost, resources that are not there, a Ray that ended.
+"""Tells the user what a run on Ray waits for: a node that was lost, resources that are not there, a Ray that ended.
 
 Ray itself says nothing: a placement group that fits no node, and a driver whose servers are dead, wait for ever.
 """
@@ -18,17 +18,17 @@ from typing import Any
 from orchestrator.cluster import session, start
 
 POLL_S = 5.0
-"""Between two looks at the nodes."""
+"""Seconds between two looks at the nodes."""
 GRACE_S = 10.0
-"""How long something may be missing before it is said."""
+"""Seconds that something may be missing before it is said."""
 AGAIN_S = 60.0
-"""Between two lines that say the same."""
+"""Seconds between two lines that say the same."""
 PULSE_S = 1.0
-"""Between two knocks at Ray's servers."""
+"""Seconds between two attempts to reach Ray's servers."""
 SILENCE_S = 45.0
-"""How long the GCS of a cluster may be away: a little less than the minute that Ray gives it, for then Ray ends this process."""
+"""Seconds that the GCS of a cluster may be away: a little less than the minute after which Ray ends this process."""
 LEAVE_S = 20.0
-"""What the main thread has to leave a Ray that ended, before the process is ended under it."""
+"""Seconds that the main thread has to leave a Ray that ended, before the process is ended."""
 
 
 class RayEnded(RuntimeError):
@@ -44,10 +44,10 @@ class Wanted:
     cpus: float = 1.0
     gpus: float = 0.0
     more_cpus: float = 0.0
-    """Beside them, anywhere."""
+    """CPUs beside them, on any node."""
 
     def fits(self, nodes: list[dict[str, float]]) -> bool:
-        """Whether nodes of these resources can hold them."""
+        """Whether nodes with these resources can hold them."""
         needs = {"CPU": self.cpus, "GPU": self.gpus}
         room = [min((int(node.get(name, 0.0) / need + 1e-9) for name, need in needs.items() if need), default=self.count) for node in nodes]
         in_all = sum(node.get("CPU", 0.0) for node in nodes)
@@ -60,7 +60,7 @@ class Wanted:
 
 
 class Watch:
-    """Looks at the cluster while a run goes on; `wants` says what for. Use it by `watching`."""
+    """Watches the cluster during a run; `wants` tells it what the run needs. Use it through `watching`."""
 
     def __init__(self, say: Callable[[str], None], poll_s: float, grace_s: float, again_s: float):
         import ray
@@ -101,7 +101,7 @@ class Watch:
     # ---- Ray's servers ----
 
     def _pulse(self) -> None:
-        """Knock at the GCS and at this machine's raylet without Ray, whose own calls hang where they are dead."""
+        """Connect to the GCS and to this machine's raylet without Ray, whose own calls hang when these are dead."""
         local, since, refused = not start.named_address(), _Since(), 0
         while not self._left.wait(PULSE_S):
             gcs, raylet = knock(*self._gcs), "" if self._raylet is None else knock(*self._raylet)
@@ -137,7 +137,7 @@ class Watch:
 
         while not self._left.wait(self._poll_s):
             if self.ended or knock(*self._gcs):
-                continue  # said by the pulse
+                continue  # the other thread says it
             alive = [node for node in ray.nodes() if node["Alive"]]
             with ThreadPoolExecutor(16) as pool:
                 here = [node for node, answers in zip(alive, pool.map(self._answers, alive)) if answers]
@@ -151,13 +151,13 @@ class Watch:
             self._compare(here)
 
     def _answers(self, node: dict[str, Any]) -> bool:
-        """Whether a node that Ray believes in can be reached: Ray itself needs a minute to notice a link that is down."""
+        """Whether a node that Ray counts as alive can be reached: Ray needs a minute to notice a broken link."""
         since = self._away.setdefault(node["NodeID"], _Since())
         silent = bool(knock(node["NodeManagerAddress"], node["NodeManagerPort"]))
         return since.of(silent) < self._grace_s
 
     def _compare(self, here: list[dict[str, Any]]) -> None:
-        """Say what is wanted and not there."""
+        """Say what is needed and missing."""
         wanted = self._wanted
         if wanted is None:
             return
@@ -173,7 +173,7 @@ class Watch:
         self._tell(f"WAITING {wanted}; the cluster has {has} on {len(here)} node{'' if len(here) == 1 else 's'} now{lost}: {way}")
 
     def _pending(self) -> bool:
-        """Whether resources are asked for and none are held: nothing of this run can be at work."""
+        """Whether resources are asked for and none are in use: nothing of this run can be at work."""
         from ray.util import placement_group_table
 
         states = {entry["state"] for entry in placement_group_table().values()}

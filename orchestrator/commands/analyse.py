@@ -1,4 +1,4 @@
-"""Looking at stored checkpoints: the analysis of training pairs that a sweep makes after every epoch, made afterwards."""
+"""Looking at stored checkpoints: the analysis of training pairs that a sweep can make after every epoch, made afterwards."""
 
 import re
 import sys
@@ -54,7 +54,7 @@ def analyse_checkpoints(experiments: dict[str, Experiment], compute: Compute, ou
 
 
 def analysis_folder(plan: Plan, store: Store) -> Path:
-    """Where the analyses made for a sweep lie, unless another place is named."""
+    """The folder of a sweep's analyses, unless another is named."""
     return store.root / "analysis" / f"{slug(plan.sweep.name)}-{plan.fingerprint[:12]}"
 
 
@@ -70,7 +70,7 @@ def _material(experiment: Experiment, store: Store) -> Material:
 
 
 def _name(checkpoint: str, number: int) -> tuple[str, int]:
-    """The folder for its pictures and its epoch: of a stage's checkpoint the stage's own, else the file's name and its place."""
+    """(folder for its pictures, epoch): for a stage's checkpoint the stage's own, else the file's name and its place."""
     path = Path(checkpoint).resolve()
     epoch = re.fullmatch(r"epoch_(\d+)", path.name)
     return (path.parent.name, int(epoch[1])) if epoch else (slug(path.stem), number)

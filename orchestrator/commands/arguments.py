@@ -20,7 +20,7 @@ TRACKING = "MLflow tracking URI [sqlite in the store]"
 
 
 class _Parser(argparse.ArgumentParser):
-    """One that says a mistake as every other is said."""
+    """A parser that reports a mistake as an InputError, like any other."""
 
     def error(self, message: str) -> Any:
         message = message.removeprefix("argument ").replace("expected one argument", "it needs a value, which begins with no dash")

@@ -21,7 +21,7 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "ray", "mlflow", "pyarrow
 
 
 class Doubt(Exception):
-    """Something that works, and should not stay so, or that fails on several nodes alone."""
+    """Something that works but should be changed, or that fails only with several nodes."""
 
 
 def doctor(root: str, tracking_uri: str) -> int:

@@ -66,7 +66,7 @@ def evaluate_on(
 ) -> list[dict[str, Any]]:
     """Records of the checkpoint on the sets: name → path; `probes` are the training pictures of some of `on`.
 
-    All sets are opened before the model is, so that a mistake is told first. One forward pass of the pictures of each set.
+    All sets are opened before the model is, so that a mistake is reported early. One forward pass of the pictures of each set.
     """
     from orchestrator.training.job import load_model, measured_as, start
 
@@ -121,7 +121,7 @@ def record(
 ) -> dict[str, Any]:  # fmt: skip
     """One result in CLIP_benchmark's form, shares as fractions; with ours: the attack, intervals, n, what was dropped."""
     shares = {name: metrics[own] / 100 for name, own in _FIELDS[task].items() if own in metrics}
-    if made is not None and task != RETRIEVAL:  # almost every class is among the first k of few
+    if made is not None and task != RETRIEVAL:  # with few classes, almost every class is among the first k
         shares = {name: share for name, share in shares.items() if name not in trivial(len(made.class_names))}
     whole = {name: metrics[own] for name, own in _WHOLE[task].items() if own in metrics}
     return {
@@ -138,7 +138,7 @@ def record(
 
 
 def trivial(classes: int) -> set[str]:
-    """Shares that say next to nothing of so many classes, for at most one of them is not among the first k."""
+    """Shares that say almost nothing with this many classes, because at most one of them is not among the first k."""
     return {f"{what}{k}" for what in ("acc", "asr") for k in (5, 10) if k >= classes - 1}
 
 
@@ -167,7 +167,7 @@ def out_places(out: str, results: list[tuple[str, str]], model: str) -> list[Pat
 
 
 def model_name(experiment: Experiment) -> str:
-    """What CLIP_benchmark calls the model."""
+    """The model's name for CLIP_benchmark."""
     model = experiment.pretrain.model
     return model.name if isinstance(model, Model) else type(model).__name__
 
@@ -197,7 +197,7 @@ def _stage(flag: str, name: str, tests: EvalSet | RetrievalSet, limit: float) ->
 
 
 def _of(flag: str, name: str, tests: EvalSet | RetrievalSet, error: InputError) -> InputError:
-    """The error of the set; where its files are not what was looked for, that may be for its name."""
+    """The set's error; if its files do not have the expected layout, with a hint that the name may be wrong."""
     known = f" (No set is known by the name {name}; known are {', '.join(SETS)}.)"
     unexplained = isinstance(error, NotThisSet) and isinstance(tests, EvalSet) and not tests.name
     return InputError(f"{flag} {name}: {error}{known if unexplained else ''}")

@@ -1,4 +1,4 @@
-"""A checkpoint as a folder to hand on: for open_clip, for Hugging Face where they have the architecture, with a card of what it is."""
+"""A checkpoint as a folder to hand on: for open_clip, for Hugging Face where they have the architecture, with a model card."""
 
 from __future__ import annotations
 
@@ -45,9 +45,8 @@ def export_checkpoint(
 ) -> dict[str, Any]:
     """Write the checkpoint into the new folder `out`, whole or not at all; returns what its card says, as JSON.
 
-    It is measured as the experiment measures, unless its `metrics` are given, or it lies in a store that has them. `why` is how it was
-    chosen. InputError
-    where `out` exists, or the checkpoint does not hold the experiment's model.
+    It is measured as the experiment measures, unless its `metrics` are given, or it lies in a store that has them. `why`: how it was
+    chosen. InputError where `out` exists, or the checkpoint does not hold the experiment's model.
     """
     from orchestrator.training.job import load_model
 
@@ -80,7 +79,7 @@ def _measure(experiment: Experiment, compute: Compute, checkpoint: str) -> dict[
 
 
 def _measured(checkpoint: str, experiment: Experiment) -> dict[str, float]:
-    """What the store has of this epoch by the experiment's test set and attack; empty for any other checkpoint."""
+    """The stored metrics of this epoch with the experiment's test set and attack; empty for any other checkpoint."""
     folder = Path(checkpoint).resolve()
     if not (folder.parent / MANIFEST).is_file() or not folder.name.startswith("epoch_"):
         return {}
@@ -191,7 +190,7 @@ open_clip: `open_clip.create_model_and_transforms("local-dir:" + folder)`, which
 
 
 def best(study: Study, rule: str, pretraining: str = "", method: str = "") -> tuple[Choice, str]:
-    """The model that one would keep by a rule, over all methods and repetitions: (the choice, in words how it was chosen).
+    """The model that a rule chooses over all methods and repetitions: (the choice, how it was chosen in words).
 
     InputError where there are several pre-trainings and none is named, where no model qualifies, or its weights were not kept.
     """
@@ -216,7 +215,7 @@ def best(study: Study, rule: str, pretraining: str = "", method: str = "") -> tu
 
 
 def _order(rule: str) -> Callable[[tuple[Choice, Row]], Any]:
-    """As the rule itself orders: by the ASR, or by the accuracy."""
+    """The rule's own order: by the ASR, or by the accuracy."""
     if rule.startswith("asr"):
         return lambda found: (found[0].asr, -found[0].accuracy)
     return lambda found: (-found[0].accuracy, found[0].asr)

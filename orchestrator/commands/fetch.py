@@ -22,17 +22,17 @@ from orchestrator.cluster import session
 from orchestrator.store import Store, read_json, write_json
 
 NOTE = "fetch.json"
-"""In the folder: what its shards are made from."""
+"""File in the folder that records what its shards are made from."""
 SUMMARY = "summary.json"
 TOLD_S = 5.0
 """Between two lines of progress."""
 TOGETHER_S = 0.02
-"""What the threads of a task ask within this time goes to the desk in one call."""
+"""Requests of a task's threads within this time go to the desk in one call."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class _Desk:
-    """Hands out turns, and counts what became of rows in the tasks that run now."""
+    """Hands out turns, and counts the statuses of rows in the tasks that run now."""
 
     def __init__(self, manners: Manners) -> None:
         self.pacer, self.counts = Pacer(manners), Counter[str]()
@@ -51,7 +51,7 @@ class _Desk:
 
 
 class _Turns:
-    """`datasets.acquire.download.Turns` of the whole cluster, for the threads of a task: what they ask and tell travels together, for a
+    """`datasets.acquire.manners.Turns` of the whole cluster, for the threads of a task: requests and answers are sent together, because a
     call to the desk costs as much as a third of a picture."""
 
     def __init__(self, desk: Any) -> None:
@@ -128,10 +128,9 @@ def fetch_list(
     """Fetch `urls` (of blocks of `wanted.shard_size` rows) into shards in `out`, by a Ray task each.
 
     At most `tasks` shards at a time, None for one a CPU; where no Ray runs, one of `num_cpus` is started. Shards that
-    are whole are not fetched again, so a run that was stopped is continued by the same call; with `retry_failed` their
-    failures are tried again that may have gone by. Returns {rows, status {status: rows}, shards, bytes}, which
-    `summary.json` holds too. Raises `InputError` for an `out` that holds something else, or the shards of another list
-    or other options.
+    are whole are not fetched again, so a run that was stopped is continued by the same call; with `retry_failed` failures that may have
+    passed are tried again. Returns {rows, status {status: rows}, shards, bytes}, which `summary.json` holds too. Raises `InputError` for an
+    `out` that holds something else, or the shards of another list or other options.
     """
     _folder(out)
     with Store(out).locked(out / ".lock", f"fetch: {out}", wait_s=0):

@@ -1,4 +1,4 @@
-"""What can be told of an experiment before anything is read: whether its fields fit each other, and what it needs."""
+"""Checks of an experiment before anything is read: whether its fields fit each other, and what it needs."""
 
 from dataclasses import replace
 
@@ -29,7 +29,7 @@ def further_sets(experiment: Experiment) -> tuple[EvalSet | RetrievalSet, ...]:
 def unpoisoned(experiment: Experiment, spec: Pretrain) -> Experiment:
     """The experiment that pre-trains by `spec` on the same pairs without the poison.
 
-    It is measured by accuracy and attack success alone, which then is the floor.
+    Only accuracy and attack success are measured; the latter is then the floor.
     """
     return replace(
         experiment,
@@ -48,7 +48,7 @@ def labelling(experiment: Experiment) -> PseudoLabels | None:
 
 
 def check(experiment: Experiment) -> None:
-    """What can be said before anything is read: InputError for fields that do not fit each other."""
+    """All checks that need to read nothing: InputError for fields that do not fit each other."""
     size = experiment.pretrain.model.image_size
     if experiment.views.size != size:
         raise InputError(

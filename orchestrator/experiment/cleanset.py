@@ -12,7 +12,7 @@ from datasets.text import decode_text, lines_of
 from orchestrator.experiment.spec import Clean
 
 NAMED = 5
-"""Keys that a message names before it only counts."""
+"""How many keys a message names; it counts the rest."""
 
 
 def read_keys(path: str) -> list[str]:

@@ -19,10 +19,9 @@ LABEL = "label"
 def encode(value: Any, where: str = "value", neutral: bool = False) -> Any:
     """The value as plain JSON types, the same in every process and on every machine.
 
-    Components become {"class": "module.Name", "id": …, field: …}. Left out are neutral fields (unless they are asked for) and later ones
-    that are as before (`component.since`). The class is for people: where there is an id, it is no part of a fingerprint.
-    Floats keep their shortest exact text; NaN, paths, functions, sets and everything else without a stable text raise InputError
-    naming the field.
+    Components become {"class": "module.Name", "id": …, field: …}. Left out are neutral fields (unless they are asked for) and later fields
+    that have their default (`component.since`). The class is for people: where there is an id, it is no part of a fingerprint. Floats keep
+    their shortest exact text; NaN, paths, functions, sets and everything else without a stable text raise InputError naming the field.
     """
     if value is None or isinstance(value, (bool, str, int)):
         return value
@@ -59,7 +58,7 @@ def described(value: Any, where: str = "value") -> Any:
 
 
 def labelled(value: Any, encoded: Any) -> Any:
-    """What `encode` made of the value, or a part of it, with the label of each component beside its class."""
+    """The output of `encode` for the value, or for a part of it, with the label of each component beside its class."""
     if isinstance(value, Component) and isinstance(encoded, dict) and "class" in encoded:
         label = value.label
         if not isinstance(label, str) or not label.strip() or "\n" in label:
@@ -72,7 +71,7 @@ def labelled(value: Any, encoded: Any) -> Any:
 
 
 def canonical(value: Any) -> str:
-    """The encoded value as JSON with sorted keys and no spaces, without what is for people alone."""
+    """The encoded value as JSON with sorted keys and no spaces, without the parts that are for people."""
     return json.dumps(_without_paths(encode(value)), sort_keys=True, separators=(",", ":"), ensure_ascii=True)
 
 

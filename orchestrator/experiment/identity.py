@@ -1,6 +1,5 @@
-"""What a stage's result is determined by: configurations without what changes no result, files by their content.
-
-The identities of files are kept, and travel with a stage to the process that makes it, where the files may not be.
+"""What determines a stage's result: configurations without the fields that change no result, files by their content. The identities of
+files are remembered and travel with a stage to the process that makes it, which may not have the files.
 """
 
 from collections.abc import Callable
@@ -23,8 +22,7 @@ from trainers.model import Model, TinyCLIP
 from trainers.weights.load import files_read
 
 IDENTITIES: dict[Component | str, Any] = {}
-"""Digests of the files of the sources seen so far, and of files of keys; a trial gets the driver's, so that it need not read
-them again."""
+"""Digests of the sources' files and of files of keys seen so far; a trial gets the driver's, so that it need not read the files again."""
 
 LABELLING = {"labeller", "classes", "templates"}
 """Fields of `PseudoLabels` that its stage of labels is made from."""
@@ -65,7 +63,7 @@ def _keys(path: str) -> tuple[int, str]:
 
 
 def set_identity(source: Source | EvalSet | RetrievalSet | World) -> Any:
-    """What determines the samples: for files their names, sizes and digests, and never the place they lie at."""
+    """What determines the samples: for files their names, sizes and digests, never their location."""
     if isinstance(source, World):
         return encode(source)
     if source not in IDENTITIES:
@@ -84,14 +82,15 @@ def weights_identity(model: Model | TinyCLIP) -> Any:
 
 
 def file_identity(path: Path) -> Any:
-    """Size and hash of a checkpoint, and the hashes of what else is read with it. InputError where it is damaged or cannot be read."""
+    """Size and hash of a checkpoint, and the hashes of the other files that are read with it. InputError where it is damaged or cannot be
+    read."""
     file, *others = files_read(checked(path))
     beside = {"beside": {other.name: sha256(other) for other in others}} if others else {}
     return {"size": file.stat().st_size, "sha256": sha256(file), **beside}
 
 
 def encode_cleaning(clean: Clean) -> Any:
-    """Its configuration, less what the stage of labels is made from: that enters by the labels."""
+    """Its configuration without the fields that determine the stage of labels: those enter through the labels."""
     labels = {f"{type(part).__module__}.{type(part).__qualname__}" for part in clean.method.parts() if isinstance(part, PseudoLabels)}
     return _without(encode(clean, "clean"), lambda key, owner: owner.get("class") in labels and key in LABELLING)
 

@@ -47,7 +47,7 @@ def has(experiment: Any, path: str) -> bool:
 
 
 def from_text(experiment: Any, path: str, text: str) -> Any:
-    """The value that the text on the command line means for the field at the path; text fields take it as it stands."""
+    """The value of a text on the command line for the field at the path; fields of text take it literally."""
     parent, _, name = path.rpartition(".")
     node = get(experiment, parent) if parent else experiment
     _require_field(node, name, path)
@@ -63,7 +63,7 @@ def parse(text: str) -> Any:
     if lowered in ("true", "false", "none", "null"):
         return {"true": True, "false": False}.get(lowered)
     try:
-        with warnings.catch_warnings(action="ignore"):  # of odd escapes, which would go to the terminal
+        with warnings.catch_warnings(action="ignore"):  # warnings about odd escapes would go to the terminal
             return ast.literal_eval(text)
     except (ValueError, SyntaxError, TypeError, MemoryError, RecursionError):  # a list as a key; nested too deep
         return text

@@ -1,4 +1,4 @@
-"""What the user's own classes were when a stage was made with them: a hash of their source, for people, never part of an identity."""
+"""The code of the user's own classes that a stage was made with: a hash of their source, for people, never part of an identity."""
 
 import dataclasses
 import hashlib
@@ -10,9 +10,9 @@ from typing import Any
 from datasets.component import Component
 
 OWN = ("datasets", "trainers", "orchestrator")
-"""Packages whose versions tell what their code was: `Stage.version`, and the commit in the manifest."""
+"""Packages whose code is known by its version: `Stage.version`, and the commit in the manifest."""
 _CARRIED = "_source_digest"
-"""Attribute by which a class tells it where it arrived by value, without its source: in a worker."""
+"""Attribute that holds the hash in a worker, where the class arrived by value and without its source."""
 
 
 def code_of(value: Any) -> tuple[tuple[str, str], ...]:
@@ -33,7 +33,7 @@ def _classes(value: Any) -> Iterator[type]:
 
 @lru_cache(maxsize=1024)
 def _digest(cls: type) -> str:
-    """Empty for the project's own, and where the source cannot be had."""
+    """Empty for the project's own classes, and where there is no source."""
     outside = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in (*OWN, "builtins", "abc", "typing")]
     if cls not in outside:
         return ""

@@ -1,1 +1,1 @@
-"""What came of it, in numbers? Points, names, choices, cautions, claims, frames, published results."""
+"""What are the results, in numbers? Points, names, choices, cautions, claims, frames, published results."""

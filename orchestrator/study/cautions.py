@@ -24,7 +24,7 @@ class Caution:
     panels: tuple[str, ...] = ()
     gate: bool = False
     where: tuple[tuple[str, str], ...] = ()
-    """(panel, method) of what it holds for, where it holds for some of several; not yet said in `text`."""
+    """(panel, method) pairs that it holds for, if not for all; `text` does not name them yet."""
 
     def told(self, panel: str = "") -> str:
         """The sentence, about one panel or all."""
@@ -43,7 +43,7 @@ class End:
 
 
 def warnings(study: Study, gates: bool = True) -> list[str]:
-    """All cautions of a study as text, the gravest first; `gates=False` leaves the verdicts of the attack gate to the caller."""
+    """All cautions of a study as text, the most serious first; `gates=False` leaves out the verdicts of the attack gate."""
     return [caution.told() for caution in cautions(study) if gates or not caution.gate]
 
 
@@ -74,8 +74,8 @@ def _pictures(metrics: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
 def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
     """The chosen trial's numbers that are the smallest or largest of those tried.
 
-    A value counts as tried where it gave a point in the choice's own repetition: in a trial that is alike in all other fields
-    or, where no two are (their values were drawn, or vary together), in any.
+    A value counts as tried where it gave a point in the choice's own repetition: in a trial that equals the chosen one in all other fields
+    or, where no two trials do (their values were drawn, or vary together), in any trial.
     """
     chosen = choice.trial
     assert chosen
@@ -122,7 +122,7 @@ def _range(study: Study, trial: TrialResult, path: str) -> tuple[float, float] |
 
 
 def _share(value: float, low: float, high: float) -> float:
-    """Where a value lies between two bounds, 0 to 1; in decades where they span more than one."""
+    """The place of a value between two bounds, 0 to 1; on a logarithmic scale where they span more than a decade."""
     if low > 0 and high / low > 10:
         value, low, high = math.log(value), math.log(low), math.log(high)
     return (value - low) / (high - low) if high > low else 0.5
@@ -214,7 +214,7 @@ def _few_seeds(study: Study, rows: list[Row]) -> Iterator[Caution]:
 
 
 def diverged(stage: StageResult) -> bool:
-    """Whether its training left the finite numbers, which ends it."""
+    """Whether its training diverged: some number was not finite."""
     return stage.failure == DIVERGED or bool(_not_finite(stage))
 
 

@@ -1,4 +1,4 @@
-"""A study's numbers as pandas frames, for people who compute: every epoch of every training, and what one would keep of them.
+"""A study's numbers as pandas frames, for people who compute: every epoch of every training, and the models one would keep.
 
 `points` makes the frame; `choose`, `front` and `series` take it, whole or filtered, and give a smaller one. All shares are in percent.
 """
@@ -92,7 +92,7 @@ def front(frame: pandas.DataFrame, by: Sequence[str] = ("pretraining", "pretrain
 
 
 def series(frame: pandas.DataFrame, path: str, rule: str = "acc_at_asr_le_5", metric: str = "accuracy") -> pandas.DataFrame:
-    """What the rule's choices measure over the values of a field: columns `pretraining`, `method`, the path, `n`, `mean`, `low`, `high`.
+    """A metric of the rule's choices over the values of a field: columns `pretraining`, `method`, the path, `n`, `mean`, `low`, `high`.
 
     `path`: a dotted path of the experiment, e.g. clean.lr. `n` repetitions; bounds are Student's 95 % interval, NaN for one.
     """
@@ -123,5 +123,5 @@ def _bounds(point: measured.Point) -> dict[str, float]:
 
 
 def _leaf(value: Any) -> Any:
-    """A value that groups and compares: lists as JSON."""
+    """A value that can be grouped and compared: lists as JSON."""
     return json.dumps(value) if isinstance(value, (list, dict)) else value

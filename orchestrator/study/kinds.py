@@ -1,7 +1,7 @@
 """Which objective and which cleaning method a stage ran: by its component's class, and by the label that it gives itself.
 
-A name is for people and two classes may have the same: what belongs together is told by `kind_of`, what the study of CleanCLIP
-tried by `study_objective` and `study_method`, which ask for classes and weights and never for a name.
+Names are for people, and two classes may have the same one. So `kind_of` tells what belongs together, and `study_objective` and
+`study_method` tell what the study of CleanCLIP tried; they look at classes and weights, never at names.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -15,7 +15,7 @@ from orchestrator.study.outcome import StageResult, TrialResult
 Node = dict[str, Any]
 """A component as JSON: its class, its label where it was written down, and its fields."""
 Kind = tuple[str, ...]
-"""The label, then the classes that it speaks of; our own are told apart by their labels alone, which name their losses."""
+"""The label, then the classes behind it; our own components are told apart by their labels alone, which name their losses."""
 
 
 @cache
@@ -37,7 +37,7 @@ def own() -> dict[str, type[Component]]:
 
 @cache
 def reserved() -> frozenset[str]:
-    """Labels of the project's own components: another class that has one is always told with its class."""
+    """Labels of the project's own components: any other class with such a label is always shown with its class."""
     return frozenset({"MMCL", "SSL", "MMCL+SSL", "CleanCLIP", "SigLIP", "deep-clustering", "pseudo-labels"})
 
 
@@ -58,7 +58,7 @@ def component_of(stage: StageResult) -> Node:
 
 
 def label_of(node: Node) -> str:
-    """What the component calls itself; where that was not written down, what its class would say, or the class's name."""
+    """The component's label; if it was not stored, the one that its class would give, or the class's name."""
     if isinstance(node.get(LABEL), str):
         return node[LABEL]
     path = str(node.get("class", ""))
@@ -66,12 +66,12 @@ def label_of(node: Node) -> str:
 
 
 def kind_of(node: Node) -> Kind:
-    """Equal for components that are one objective or method with other settings."""
+    """Equal for components that are the same objective or method with other settings."""
     return (label_of(node), *(path for path in _classes(node) if path not in own()))
 
 
 def names(stages: Sequence[StageResult]) -> dict[str, str]:
-    """Fingerprint → what the stage's component is called: its label, with its class where another class has the same one."""
+    """Fingerprint → the name of the stage's component: its label, with its class where another class has the same label."""
     nodes = {stage.fingerprint: component_of(stage) for stage in stages}
     alike: dict[str, set[Kind]] = {}
     for node in nodes.values():
@@ -121,7 +121,7 @@ def _classes(node: Node) -> Iterator[str]:
 
 
 def _is_reserved(node: Node, path: str) -> bool:
-    """Whether this class, of the component or a part of it, gives itself a label of ours."""
+    """Whether this class, of the component or a part of it, has a label of ours."""
     parts = [part for part in node.values() if isinstance(part, dict) and "class" in part]
     return (node.get("class") == path and label_of(node) in reserved()) or any(_is_reserved(part, path) for part in parts)
 
@@ -146,7 +146,7 @@ def _bare(node: Node) -> Component:
 
 
 class _Named:
-    """Stands for a component that only its label is known of."""
+    """Stands for a component of which only the label is known."""
 
     def __init__(self, label: str):
         self.label = label

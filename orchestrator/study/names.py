@@ -1,4 +1,4 @@
-"""What a reader calls things: objectives, cleaning methods, hyper-parameters, numbers."""
+"""Names and numbers as a reader sees them: objectives, cleaning methods, hyper-parameters, values."""
 
 import json
 import math
@@ -13,12 +13,12 @@ from orchestrator.study.outcome import StageResult, TrialResult
 
 
 def objective_of(stage: StageResult) -> str:
-    """The pre-training objective by its label: MMCL, MMCL+SSL, SSL, or what another class calls itself."""
+    """The pre-training objective by its label: MMCL, MMCL+SSL, SSL, or another class's label."""
     return kinds.names([stage])[stage.fingerprint]
 
 
 def method_of(trial: TrialResult) -> str:
-    """The cleaning method by its label: CleanCLIP, MMCL, SSL, "shrink-perturb + CleanCLIP", or what another class calls itself."""
+    """The cleaning method by its label: CleanCLIP, MMCL, SSL, "shrink-perturb + CleanCLIP", or another class's label."""
     return kinds.names([trial])[trial.fingerprint]
 
 
@@ -71,11 +71,11 @@ def seeds_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 BARE = ("mode", "pattern", "name", "path")
-"""Fields whose value says enough without their name."""
+"""Fields whose value is clear without their name."""
 USUAL = {"mode": "dirty_label"}
-"""Values that go without saying."""
+"""Values that are not worth naming."""
 FIRST = ("poison", "evaluate", "data", "prior", "pretrain")
-"""What a reader wants to be told of first, where configurations differ in several places."""
+"""Fields to name first where configurations differ in several places."""
 
 
 def tell_apart(configs: list[dict[str, Any]]) -> list[str]:
@@ -92,7 +92,7 @@ def tell_apart(configs: list[dict[str, Any]]) -> list[str]:
 
 
 def _differences(values: list[Any], path: str) -> list[tuple[str, list[str]]]:
-    """(path, a text for each value) of the places in which nested configurations differ; a component by its class."""
+    """(path, a text for each value) where nested configurations differ; a component is named by its class."""
     if len({json.dumps(value, sort_keys=True, default=str) for value in values}) <= 1:
         return []
     if not all(isinstance(value, dict) for value in values):
@@ -136,8 +136,8 @@ def _told(value: Any, path: str) -> str:
 def settings(trial: TrialResult, among: list[TrialResult], seeds: bool = True) -> str:
     """The hyper-parameters of a trial that differ among the given ones, as "lr 0.001, inmodal_weight 2".
 
-    Trials of several sweeps are compared by what they ran with, whether their own sweep varied it or not. A trial without others
-    of its method is told by every number it was given.
+    Trials of several sweeps are compared by all their values, whether their own sweep varied them or not. A trial without others of its
+    method is described by every number it was given.
     """
     mine = hyperparameters(trial)
     names = short_paths(list(mine))

@@ -21,7 +21,7 @@ class StageResult:
     folder: Path
     """The artefact, or the working folder of a stage that has not finished."""
     arrays: tuple[Path, ...] = ()
-    """Folders that may hold the arrays behind its pictures, what was measured last coming first."""
+    """Folders that may hold the arrays behind its pictures, the latest measurement first."""
     config: dict[str, Any]
     """The configuration of its experiment, nested, with the labels of its components."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -34,9 +34,9 @@ class StageResult:
     """Kind of the failure, one of `orchestrator.failures`; empty where it has not failed, or where it was not recorded."""
     commit: str = ""
     called: str = ""
-    """What its objective or method is called in the study, where that was settled (`report.kinds.names`)."""
+    """The name of its objective or method in the study, if it was settled (`study.kinds.names`)."""
     role: str = ""
-    """Of a training without the poison what it is for: prior, labeller, or both."""
+    """For a training without the poison, its purpose: prior, labeller, or both."""
 
 
 @dataclass(kw_only=True)
@@ -70,7 +70,7 @@ class Study:
     fingerprint: str
     config: dict[str, Any]
     priors: list[StageResult] = field(default_factory=list)
-    """Trainings on the pairs without the poison: followed and logged, neither judged nor shown as a start."""
+    """Trainings on the pairs without the poison: logged, but neither judged nor shown as a start."""
     pretrains: list[StageResult] = field(default_factory=list)
     trials: list[TrialResult] = field(default_factory=list)
     poison: dict[str, Any] = field(default_factory=dict)
@@ -80,9 +80,9 @@ class Study:
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Sample sheet: {"key", "clean": PNG bytes, "triggered": PNG bytes, "caption_before", "caption_after"}."""
     stages: list[StageState] = field(default_factory=list)
-    """Every stage of the sweep, in the order in which they are made; empty while it is followed."""
+    """Every stage of the sweep, in the order in which they are made; empty while it runs."""
     missing: int = 0
-    """Trials of the grid that nothing is known of yet; not those of models whose attack did not take."""
+    """Trials of the grid that have not begun; not those of models whose attack did not take."""
     series: str = ""
     """Dotted path that a figure has as its horizontal axis."""
     published: "Published | None" = None
@@ -93,7 +93,7 @@ class Study:
     commit: str = ""
 
     def frame(self) -> "pandas.DataFrame":
-        """Every epoch of every training as a row: `report.frames.points`, where what takes the frame stands too."""
+        """Every epoch of every training as a row: `study.frames.points`; the functions that take the frame are in that module."""
         from orchestrator.study.frames import points
 
         return points(self)

@@ -33,9 +33,9 @@ from trainers.evaluate.zeroshot import wilson
 from trainers.weights.epoch_folder import WEIGHTS
 
 CLEANING_SET = ("clean.pairs", "clean.choice", "clean.poisons", "clean.keys")
-"""The pairs that a cleaning is given, rather than how it is tuned: trials that differ in it are never chosen between."""
+"""Fields of the pairs that a cleaning gets, as opposed to how it is tuned: no rule chooses between trials that differ in them."""
 GIVEN = (*CLEANING_SET, "clean.start")
-"""The same with the epoch that it starts from."""
+"""The same, and the epoch that it starts from."""
 MAX_ARMS = 12
 """A series with more values (a drawn one) does not split a method's trials."""
 
@@ -49,7 +49,7 @@ class Point:
     accuracy: float
     asr: float
     returned: bool = False
-    """Whether a cleaning method returned it in place of what training ended with."""
+    """Whether a cleaning method returned this model instead of the one that training ended with."""
     metrics: dict[str, float] = field(repr=False)
 
     @property
@@ -77,12 +77,12 @@ class Panel:
 
     @property
     def objective(self) -> str:
-        """What the report calls its objective."""
+        """The name of its objective in the report."""
         return objective_of(self.pretrains[0])
 
     @property
     def study_objective(self) -> str:
-        """What the study of CleanCLIP calls it; empty for any other objective."""
+        """The objective's name in the study of CleanCLIP; empty for any other objective."""
         return study_objective(self.pretrains[0])
 
 
@@ -94,7 +94,7 @@ def interval_of_share(share: float, n: float) -> tuple[float, float]:
 
 
 def interval_of(values: Sequence[float], points: Sequence[Point], metric: str) -> tuple[float, float, float] | None:
-    """Mean and 95 % t interval over the repetitions; of a single one the interval over its images, where it is a metric."""
+    """Mean and 95 % t interval over the repetitions; for a single one the interval over its images, where it is a metric."""
     found = mean_interval(values)
     return (found[0], *points[0].interval(metric)) if found and len(values) == 1 and metric else found
 
@@ -120,7 +120,7 @@ def points_of(stage: StageResult) -> list[Point]:
 def cleaned_points(trial: TrialResult) -> list[Point]:
     """The points of a trial that are its method's results (`choice.results`); epoch 0 is the model before cleaning.
 
-    Of a trial that failed, or that still runs, there are none: what its training passes through is not what the method returns.
+    A trial that failed or still runs has none: what its training passes through is not what the method returns.
     """
     return [] if trial.status in ("failed", "running") else results(points_of(trial))
 
@@ -153,7 +153,7 @@ def start_of(study: Study, pretrain: str, trial: TrialResult | None = None) -> P
 
 
 def uncleaned(points: Sequence[Point], trial: TrialResult | None) -> Point | None:
-    """Of a pre-training's points the model that the trial cleans; without a trial the last."""
+    """The point of a pre-training whose model the trial cleans; without a trial the last one."""
     return epoch_to_start_from(points, str(value_at(trial, "clean.start") or "") if trial else "")
 
 
@@ -169,7 +169,8 @@ def published_starts(study: Study, panel: Panel) -> list[Start]:
 
 
 def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
-    """The published cleanings that belong beside a panel's; those of one value of a cleaning, where the method is tried at it."""
+    """The published cleanings that belong beside a panel's; those of one value of a cleaning field only where the method is tried at that
+    value."""
     found = study.published.cleanings if study.published else ()
     mine = [trial for trial in study.trials if panel.holds(trial)]
     return [
@@ -201,7 +202,7 @@ def plans_cleaning(study: Study) -> bool:
 
 
 def role_of(stage: StageResult, epoch: int) -> str:
-    """What an epoch is of its stage: before | training | result; only results are chosen from."""
+    """The role of an epoch in its stage: before | training | result; rules choose among results only."""
     if not isinstance(stage, TrialResult):
         return "training"
     return "before" if epoch == 0 else "result" if any(point.epoch == epoch for point in cleaned_points(stage)) else "training"
@@ -219,7 +220,7 @@ def front(points: Sequence[M]) -> list[M]:
 def panels(study: Study, ignoring: str = "") -> list[Panel]:
     """The study's pre-trainings, repetitions with other seeds together, in the order they were declared.
 
-    `ignoring` is a dotted path that does not tell them apart either: a series' own.
+    `ignoring`: a dotted path that does not tell them apart either (that of a series).
     """
     groups: dict[str, list[StageResult]] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -255,8 +256,7 @@ def before_cleaning(value: Any, ignoring: str, path: str = "") -> Any:
 def arms(study: Study, ignoring: str = "") -> dict[str, str]:
     """Fingerprint of a trial → its method, with the cleaning set, the start and the series' value where a method has several.
 
-    "CleanCLIP", or "CleanCLIP, poisons 5": trials of one arm are those among which a rule chooses.
-    `ignoring` is a dotted path that does not split them.
+    "CleanCLIP", or "CleanCLIP, poisons 5": a rule chooses among the trials of one arm. `ignoring`: a dotted path that does not split them.
     """
     paths = [*GIVEN]
     if study.series.startswith("clean.") and study.series not in ("clean.method", *paths):
@@ -279,7 +279,7 @@ def arms(study: Study, ignoring: str = "") -> dict[str, str]:
 
 
 def methods_of(study: Study) -> dict[str, str]:
-    """Fingerprint of a trial → what its method is called among those of the study: no two classes have one name."""
+    """Fingerprint of a trial → the name of its method within the study: no two classes share a name."""
     return names(study.trials)
 
 

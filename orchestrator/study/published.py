@@ -16,9 +16,9 @@ from orchestrator.experiment.spec import Reference
 SHIPPED = Path(__file__).parent / "data" / "published.json"
 
 OBJECTIVES = {"mmcl": "MMCL", "mmcl_ssl": "MMCL+SSL"}
-"""Pre-training objective in the file → what the report calls it."""
+"""Pre-training objective in the file → its name in the report."""
 METHODS = {"mmcl": "MMCL", "ssl": "SSL", "mmcl_ssl": "CleanCLIP"}
-"""Cleaning loss in the file → what the report calls the method."""
+"""Cleaning loss in the file → the method's name in the report."""
 LIMITS = (5, 10)
 
 
@@ -32,7 +32,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """Something published, and which models of a sweep it belongs to."""
+    """A published result, and the models of a sweep that it belongs to."""
 
     name: str
     """In the file, without the objective: `cc6m_400`, `cc6m/clean_100k`."""
@@ -40,15 +40,15 @@ class Entry:
     """Of the pre-training: a value of OBJECTIVES."""
     by: str = ""
     values: tuple[Any, ...] | None = None
-    """Encoded values at the path `by` that it belongs to; None: to all."""
+    """Encoded values at the path `by` that it belongs to; None: all."""
 
     @property
     def of_cleaning(self) -> bool:
-        """Whether `by` is a path of the cleaning, not of what comes before it."""
+        """Whether `by` is a path of the cleaning and not of the stages before it."""
         return self.by.split(".")[0] == "clean"
 
     def fits(self, config: Mapping[str, Any]) -> bool:
-        """Whether it belongs to what was made with this configuration, as far as `by` says."""
+        """Whether it belongs to a stage of this configuration, by the value at `by`."""
         value: Any = config
         for key in self.by.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -68,7 +68,7 @@ class Start(Entry):
 
 @dataclass(frozen=True, kw_only=True)
 class Cleaned(Entry):
-    """One published series of cleanings: what its best points were."""
+    """The best points of one published series of cleanings."""
 
     method: str
     """A value of METHODS."""
@@ -90,14 +90,14 @@ class Published:
     cleanings: tuple[Cleaned, ...] = ()
 
     def along(self, path: str) -> tuple[Start, ...] | tuple[Cleaned, ...]:
-        """Those with values at the path: starts or, below `clean`, the cleanings by CleanCLIP."""
+        """The results that have values at the path: starts or, below `clean`, the cleanings by CleanCLIP."""
         if path.startswith("clean."):
             return tuple(entry for entry in self.cleanings if entry.by == path and entry.method == "CleanCLIP")
         return tuple(entry for entry in self.starts if entry.by == path)
 
 
 def load_published(reference: Reference) -> Published | None:
-    """What the reference names; None where it names nothing.
+    """The published results that the reference names; None where it names nothing.
 
     Raises:
         InputError: no such file, a key is missing or of another type (with its path), or a name is not in the file.
@@ -169,7 +169,7 @@ def _read(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Node:
-    """A value in the file that knows where it stands, so that a mistake is named with its place."""
+    """A value in the file that knows its place, so that an error can name it."""
 
     value: Any
     file: Path

@@ -31,13 +31,13 @@ from trainers.evaluate.choice import blind as blind
 
 @dataclass(frozen=True, kw_only=True)
 class Choice:
-    """What a rule picked in one repetition, and its distance from the uncleaned model."""
+    """The model that a rule picked in one repetition, and its distance from the uncleaned model."""
 
     point: Point | None
     start: Point
     settings: str = ""
     repetition: str = ""
-    """Its seeds: equal for one repetition under another objective or method."""
+    """Its seeds: the same repetition has the same seeds under another objective or method."""
     trial: TrialResult | None = field(default=None, repr=False)
     checkpoint: str = ""
     """Where its weights lie in the store; empty where they were not kept."""
@@ -76,13 +76,13 @@ class Row:
         return [choice for choice in self.choices if choice.point]
 
     def over(self, value: Callable[[Choice], float], metric: str = "") -> tuple[float, float, float] | None:
-        """Mean and 95 % t interval over the repetitions that reached it, and no others; for a single one that over its images where it is
-        a metric, else nan."""
+        """Mean and 95 % t interval over the repetitions in which the rule found a model; for a single one the interval over its images
+        where it is a metric, else nan."""
         return interval_of([value(choice) for choice in self.reached], [c.point for c in self.reached if c.point], metric)
 
 
 def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = None) -> dict[str, float]:
-    """`best/…` of one trial from its lines of metrics; a rule that nothing fits is left out.
+    """`best/…` of one trial from its lines of metrics; a rule that no model fits is left out.
 
     `start_accuracy` (percent) is the uncleaned model's; without it the loss is counted from epoch 0.
     """
@@ -102,7 +102,7 @@ def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = Non
 
 
 def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Choice, ...]:
-    """What the rule picks among these trials, in each repetition of which at least one epoch was measured."""
+    """The rule's choice among these trials, for each repetition with at least one measured epoch."""
     seeds = repetitions(study, trials)
     groups: dict[tuple[str, str], list[TrialResult]] = {}
     for trial in trials:
@@ -122,9 +122,8 @@ def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Ch
 
 
 def table(study: Study, ignoring: str = "") -> list[Row]:
-    """Every pre-training × cleaning method × rule, including those that nothing fits.
-
-    `ignoring` is a dotted path whose values share a row: a series' own.
+    """Every pre-training × cleaning method × rule, including rules that no model fits. `ignoring`: a dotted path whose values share a row
+    (that of a series).
     """
     named, rows = arms(study, ignoring), []
     for panel in panels(study):

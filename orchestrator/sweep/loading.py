@@ -44,14 +44,13 @@ def load_sweep(
 
 
 def narrowed(sweep: Sweep, overrides: dict[str, str]) -> Sweep:
-    """The sweep with the fields set, as `overridden`, where a path that it varies chooses among the values of the grid.
-
-    Those stay that the text names, or whose field has the value; where none has, those that have the field, set in them.
+    """The sweep with the fields set, as `overridden`; but a path that the sweep varies chooses among the values of its grid. Kept are the
+    values that the text names, or whose field has the value; if there are none, those that have the field, with the field set.
     """
     space, rest = dict(sweep.space), {}
 
     def at(path: str) -> tuple[str, list[Any], list[Any]]:
-        """The varied path that it lies at or below, the values of its grid, and what these have at the path."""
+        """The varied path at or above this one, the values of its grid, and what each of them has at this path."""
         varied = max((one for one in space if f"{path}.".startswith(f"{one}.")), key=len, default="")
         values = (grid_values(space[varied]) if varied else None) or []
         field = path[len(varied) + 1 :]
@@ -80,7 +79,7 @@ def narrowed(sweep: Sweep, overrides: dict[str, str]) -> Sweep:
 
 
 def _is(value: Any, field: str, text: str) -> bool:
-    """Whether the field of the value (the value itself without one) is what the text says: equal, or a component of that name."""
+    """Whether the field of the value (or the value itself) is what the text means: equal to it, or a component of that name."""
     if field and not has(value, field):
         return False
     value = get(value, field) if field else value
@@ -90,7 +89,7 @@ def _is(value: Any, field: str, text: str) -> bool:
 
 
 def overridden(sweep: Sweep, overrides: dict[str, str], name: str) -> Sweep:
-    """The sweep with the fields set: in its base and, below a path that it varies, in each value of that grid that has them."""
+    """The sweep with the fields set: in its base and, below a path that it varies, in each grid value that has them."""
     below: dict[str, dict[str, str]] = {}
     for path, text in overrides.items():
         above = [varied for varied in sweep.space if path.startswith(f"{varied}.") and grid_values(sweep.space[varied]) is not None]
@@ -109,8 +108,8 @@ def overridden(sweep: Sweep, overrides: dict[str, str], name: str) -> Sweep:
 def _changed(sweep: Sweep, varied: str, texts: dict[str, str], name: str) -> list[Any]:
     """The values of the grid at `varied`, with the fields set in those that have them.
 
-    InputError for a field that none has, and for one that the grid itself varies: set, it would make values alike, or give a class
-    what tells it from another (a fine-tuning without the in-modal term gets one).
+    InputError for a field that none has, and for one that the grid itself varies: setting it would make values equal, or give a class the
+    field by which it differs from another (a fine-tuning without the in-modal term would get one).
     """
     values = [override(sweep.base, varied, value) for value in grid_values(sweep.space[varied]) or []]
     changed = [_set(value, {path: text for path, text in texts.items() if has(value, path)}) for value in values]
@@ -150,12 +149,12 @@ def _set(experiment: Experiment, texts: dict[str, str]) -> Experiment:
 
 
 def _repeated(sweep: Sweep, seeds: Sequence[int]) -> Sweep:
-    """The sweep with each of its pre-trainings repeated with these seeds, in place of those that it varies itself."""
+    """The sweep with each of its pre-trainings repeated with these seeds, instead of the seeds that it varies itself."""
     stages = grid_values(sweep.space["pretrain"]) if "pretrain" in sweep.space else None
     if SEED in sweep.space or stages is None:
         grid: dict[str, Any] = {SEED: {"grid_search": list(seeds)}}
         return replace(sweep, space=sweep.space | grid if SEED in sweep.space else grid | sweep.space)
-    stages = [override(sweep.base, "pretrain", stage).pretrain for stage in stages]  # which refuses what is no Pretrain
+    stages = [override(sweep.base, "pretrain", stage).pretrain for stage in stages]  # this refuses anything but a Pretrain
     if given := next((stage for stage in stages if isinstance(stage, Given)), None):
         raise InputError(f"--seeds: {given.checkpoint} is a given model, which is not trained here; vary clean.seed for repetitions.")
     again = dict.fromkeys(replace(stage, seed=seed) for seed in seeds for stage in stages)
@@ -179,7 +178,7 @@ def _import(name: str) -> Any:
             raise InputError(f"{path} is no sweep file; accepted: a .py file, or a module such as sweeps.quickstart.")
         spec = importlib.util.spec_from_file_location(f"cleansweep_sweep_{path.stem}", path)
         assert spec is not None and spec.loader is not None
-        read_text(path)  # refuses what is not text, by line
+        read_text(path)  # names the line of bytes that are not text
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         _execute(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
@@ -224,7 +223,7 @@ def _unknown(name: str) -> InputError:
 
 
 def _where(error: BaseException, name: str) -> str:
-    """The sweep, and the line of the file under way that it came to; of a helper that it imports the helper's own."""
+    """The sweep, and the line at which reading it stopped; in a helper module that it imports, the helper's file and line."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{error.filename}, line {error.lineno}"
     read = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]

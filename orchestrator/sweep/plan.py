@@ -28,7 +28,7 @@ class Plan:
     upstream: tuple[tuple[dict[str, Any], Experiment], ...]
     """Every combination of the grids outside `clean`: (overrides, experiment)."""
     grid: tuple[tuple[dict[str, Any], Experiment], ...] | None
-    """Every trial, drawn ones too, of which two may be alike; None where Optuna draws them from what came of others."""
+    """Every trial, also the drawn ones, of which two may be equal; None where Optuna draws trials from the results of others."""
 
     @property
     def fingerprint(self) -> str:
@@ -82,9 +82,8 @@ def make_plan(sweep: Sweep) -> Plan:
 
 
 def check_measurements(plan: Plan) -> None:
-    """InputError where the sweep varies how a training is measured and not the training: of one there can be one result in a study.
-
-    Another test set may bring other prompts to the attack, and so a training of its own. Reads what the data are known by.
+    """InputError where the sweep varies only how a training is measured: a study holds one result for each training. (Another test set may
+    bring other prompts to the attack, and so another training.) Reads the files that identify the data.
     """
     sweep, known = plan.sweep, dict[str, Any]()
     if not any(path.partition(".")[0] == "evaluate" for path in sweep.space):
@@ -124,7 +123,7 @@ def _path(cls: type) -> str:
 
 
 def _check_reference(sweep: Sweep, experiments: Sequence[Experiment]) -> None:
-    """A name that its file does not have, or a path that is none, is said before anything is computed."""
+    """Reports a name that the file does not have, or an invalid path, before anything is computed."""
     load_published(sweep.reference)
     by = sweep.reference.by
     if by and not any(has(experiment, by) for experiment in experiments):
@@ -159,7 +158,7 @@ def _combinations(base: Experiment, grids: dict[str, list[Any]]) -> Any:
 def _draws(sweep: Sweep, grids: dict[str, list[Any]]) -> Iterator[tuple[dict[str, Any], Experiment]]:
     """`num_samples` draws of the spaces that are no grid, for each point of the grids.
 
-    A draw depends on the sweep's seed, its number, the path and the point alone, so that more samples keep those before.
+    A draw depends on the sweep's seed, its number, the path and the point alone, so that more samples keep the earlier ones.
     """
     for number in range(sweep.num_samples):
         for values in itertools.product(*grids.values()):

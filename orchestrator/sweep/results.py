@@ -36,8 +36,8 @@ from trainers.evaluate.choice import measured
 def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *, live: bool = False) -> Study:
     """Everything the store holds of the sweep: finished stages, and the lines of those that are not.
 
-    `trials` are those Tune ran; without them the sweep's grid or draws are used, or what it remembers of Optuna's.
-    `live`: the sweep is under way, so a trial that failed may be tried again and counts as running.
+    `trials` are those that Tune ran; without them the sweep's grid or draws are used, or Optuna's recorded draws. `live`: the sweep is
+    under way, so a trial that failed may be tried again and counts as running.
     """
     sweep = plan.sweep
     study = Study(
@@ -95,7 +95,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
 
 
 def _stages(plan: Plan, store: Store) -> list[StageState]:
-    """Every stage that is known before anything is drawn, kind by kind."""
+    """Every stage that is known before anything is drawn, by kind."""
     wanted = {
         stage.fingerprint: stage
         for _, experiment in (plan.upstream if plan.grid is None else plan.grid)
@@ -112,9 +112,8 @@ def _stages(plan: Plan, store: Store) -> list[StageState]:
 
 
 def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
-    """The stage's result from its artefact or its working folder; None where there is neither.
-
-    InputError for an artefact whose metrics were lost or broken: without them it would pass for a stage that measured nothing.
+    """The stage's result from its artefact or its working folder; None where there is neither. InputError for an artefact whose metrics
+    were lost or broken, which would look like a stage that measured nothing.
     """
     found = store.find(stage.kind, stage.fingerprint)
     folder = found.folder if found else store.work(stage.kind, stage.fingerprint)
@@ -171,7 +170,7 @@ def encode_sweep(plan: Plan) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial of a sweep: its values and how it ended, or that it has not."""
+    """A trial of a sweep: its values, and how it ended if it has."""
 
     overrides: dict[str, Any]
     fingerprint: str
@@ -183,7 +182,7 @@ class Trial:
 
 
 def _trials(plan: Plan, store: Store) -> list[Trial]:
-    """Every trial that is known of; which of them are finished, the store knows."""
+    """Every known trial; the store tells which of them are finished."""
     records = recorded_trials(plan, store)
     if plan.grid is None:
         return [Trial(record.overrides, record.trial, record.status or "running") for record in records]
@@ -193,14 +192,14 @@ def _trials(plan: Plan, store: Store) -> list[Trial]:
 
 
 def _failed(folder: Path) -> tuple[str, str] | None:
-    """(text, kind) of what made the stage of this working folder fail."""
+    """(text, kind) of the failure of this working folder's stage."""
     failed = read_failure(folder)
     return (failed["error"], failed["kind"]) if failed else None
 
 
 @dataclass(frozen=True)
 class Record:
-    """A trial that a sweep has begun, as it is remembered."""
+    """The record of a trial that a sweep has begun."""
 
     trial: str
     """The first digits of its cleaning's fingerprint."""
@@ -212,7 +211,7 @@ class Record:
 
 
 def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, Any], *, draw: int = 0, status: str = "") -> None:
-    """Note that the sweep tries these values, and how that ended: what Optuna drew and ASHA stopped is known nowhere else."""
+    """Record that the sweep tries these values, and how the trial ended: nothing else records what Optuna drew and ASHA stopped."""
     folder = _trial_folder(store, sweep)
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / (f"{trial[:12]}-{draw}.json" if draw else f"{trial[:12]}.json")
@@ -225,7 +224,7 @@ def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, An
 def recorded_trials(plan: Plan, store: Store) -> list[Record]:
     """Every trial that was begun, in the order in which they were; two draws of the same values are two.
 
-    InputError names a file that is not as it was written.
+    InputError names a file that was changed.
     """
     found = []
     for path in _trial_folder(store, plan.fingerprint).glob("*.json"):
@@ -238,12 +237,12 @@ def recorded_trials(plan: Plan, store: Store) -> list[Record]:
 
 
 def _remembered(path: Path) -> dict[str, Any]:
-    """What is noted of a trial: its encoded values, its status, and when it was begun."""
+    """The record of a trial: its encoded values, its status, and when it was begun."""
     found = read_json(path)
     digest = found.pop("digest", None) if isinstance(found, dict) else None
     if not isinstance(found, dict) or digest not in (None, digest_of(found)):
         raise _not_as_written(path)
-    if "overrides" not in found:  # an older store notes the values alone
+    if "overrides" not in found:  # older stores record the values alone
         return {"overrides": found, "status": "", "begun": path.stat().st_mtime_ns}
     kinds = {name: type(value) for name, value in found.items()}
     if kinds != {"overrides": dict, "status": str, "begun": int}:  # also where the digest's own name is damaged
@@ -274,7 +273,7 @@ def _trial_folder(store: Store, sweep: str) -> Path:
 
 
 def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store) -> None:
-    """Add the trainings without the poison that this experiment has and the study does not hold yet."""
+    """Add this experiment's trainings without the poison that the study does not hold yet."""
     for role, stage in made.items():
         if not isinstance(stage, Unpoisoned):
             continue

@@ -1,6 +1,6 @@
 """Which experiment of a sweep is meant: `poison` needs one, `evaluate` and `analyse` the one that a checkpoint is measured by.
 
-A checkpoint of the store tells by the stage that made it; any other must be told by overrides, where it makes a difference.
+For a checkpoint of the store, the stage that made it tells; for any other, overrides must tell wherever it makes a difference.
 """
 
 import dataclasses
@@ -25,9 +25,9 @@ from orchestrator.sweep.plan import Plan, make_plan, trial_experiment
 from orchestrator.sweep.results import remembered_trials
 
 OWN = ("data", "views", "poison", "evaluate", "pretrain.model")
-"""Fields by which a model is measured on the experiment's own sets."""
+"""Fields that a measurement on the experiment's own sets depends on."""
 GIVEN = ("views", "poison.trigger", "poison.target", "evaluate.seed", "pretrain.model")
-"""The same on sets that the user names."""
+"""The same for sets that the user names."""
 POISONED = ("data", "views", "poison", "evaluate")
 """Fields on which poisoned shards depend."""
 MADE = ("pretrain", "clean", "prior", "labeller")
@@ -48,9 +48,9 @@ def experiments_of(
 ) -> dict[str, Experiment]:
     """Checkpoint → the experiment of the sweep to measure it by, the overrides in place.
 
-    Where the fields that matter are the same in all of the sweep's experiments, that is any of them. Else it is the one whose
-    stage made the checkpoint, which is said. InputError where there is none and the overrides do not choose. That a model was
-    trained with another trigger or target than it is measured with is said too.
+    Where the fields that matter are the same in all of the sweep's experiments, that is any of them. Else it is the one whose stage made
+    the checkpoint, and the user is told. InputError where there is none and the overrides do not choose. The user is also told where a
+    model was trained with another trigger or target than it is measured with.
     """
     chosen: dict[tuple[str, ...], Experiment] = {}
     found = {}
@@ -73,10 +73,10 @@ def experiments_of(
 
 
 def _poison_of(checkpoint: str) -> list[dict[str, Any]]:
-    """The attacks that a checkpoint of a store was trained with, by the manifests of its stages; empty where they do not tell."""
+    """The attacks that a checkpoint of a store was trained with, from the manifests of its stages; empty where they do not tell."""
     for folder in _folders(checkpoint):
         manifest = _manifest(folder)
-        for before in ("pretrain", "poison"):  # of a cleaning first its pre-training
+        for before in ("pretrain", "poison"):  # for a cleaning, first its pre-training
             if before in manifest.get("inputs", {}):
                 made = Store(folder.parent.parent).find(before, manifest["inputs"][before])
                 manifest = made.manifest if made else {}
@@ -86,7 +86,7 @@ def _poison_of(checkpoint: str) -> list[dict[str, Any]]:
 
 
 def _folders(checkpoint: str) -> tuple[Path, ...]:
-    """Where the manifest of the stage that made it may lie: a checkpoint is a file, its epoch's folder, or the stage's."""
+    """Folders that may hold the manifest of the stage that made it: a checkpoint is a file, its epoch's folder, or the stage's."""
     path = Path(checkpoint).resolve()
     return (path, *path.parents)[:3]
 
@@ -142,7 +142,7 @@ def _experiment(
 
 
 def _choice(wanted: list[Experiment], matters: tuple[str, ...]) -> str:
-    """In what the experiments differ, and how to choose among them."""
+    """How the experiments differ, and how to choose among them."""
     varied = {path: _texts(wanted, path) for path in _varied(wanted, matters)}
     listed = " and ".join(f"{path} ({', '.join(texts)})" for path, texts in varied.items())
     example = " ".join(f"--{path} {shlex.quote(texts[0])}" for path, texts in varied.items())
@@ -150,7 +150,7 @@ def _choice(wanted: list[Experiment], matters: tuple[str, ...]) -> str:
 
 
 def _experiments(plan: Plan, store: Store) -> list[Experiment]:
-    """All of the sweep; where its cleanings are drawn, those that were begun."""
+    """All experiments of the sweep; where its cleanings are drawn, those that were begun."""
     drawn = [] if plan.sweep.base.clean is None else remembered_trials(plan, store)
     trials = [trial_experiment(plan.sweep, overrides) for overrides in drawn]
     return [experiment for _, experiment in plan.grid or plan.upstream] + trials
@@ -168,7 +168,7 @@ def _alike(experiments: list[Experiment], matters: tuple[str, ...]) -> bool:
 
 
 def _makers(experiments: list[Experiment], made: tuple[str, ...]) -> list[Experiment]:
-    """Those with the stage that made the checkpoint, or else with the pre-training that it was made from."""
+    """The experiments with the stage that made the checkpoint, or else with the pre-training that it was made from."""
     for digits in made:
         found = [
             experiment
@@ -181,7 +181,7 @@ def _makers(experiments: list[Experiment], made: tuple[str, ...]) -> list[Experi
 
 
 def _value(experiments: list[Experiment], path: str, text: str) -> Any:
-    """What the override put at the path; InputError where its text stands for several things."""
+    """The value that the override sets at the path; InputError where its text can mean several values."""
     values = {get(experiment, path) for experiment in experiments}
     if len(values) > 1:
         raise InputError(f"--{path} {text} names several that differ; name their fields too.")
@@ -195,7 +195,7 @@ def _told(makers: list[Experiment], among: list[Experiment]) -> str:
 
 
 def _varied(experiments: list[Experiment], paths: tuple[str, ...]) -> list[str]:
-    """The places at or below the paths in which the experiments differ; of components of one class those of their fields."""
+    """The paths, at or below the given ones, in which the experiments differ; for components of one class those of their fields."""
     found = []
     for path in paths:
         values = [get(experiment, path) for experiment in experiments]
@@ -207,6 +207,6 @@ def _varied(experiments: list[Experiment], paths: tuple[str, ...]) -> list[str]:
 
 
 def _texts(experiments: list[Experiment], path: str) -> list[str]:
-    """What an override at the path can choose by."""
+    """The texts by which an override at the path can choose."""
     values = (get(experiment, path) for experiment in experiments)
     return list(dict.fromkeys(type(value).__name__ if isinstance(value, Component) else str(value) for value in values))

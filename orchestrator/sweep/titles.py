@@ -13,9 +13,8 @@ from orchestrator.sweep.plan import Plan
 
 
 def titles(found: Sequence[StageResult]) -> dict[str, str]:
-    """Fingerprint → the label of the stage's objective or method, and what tells it from the others with this label.
-
-    Of a cleaning the others are those of the same pre-training, which follows.
+    """Fingerprint → the label of the stage's objective or method, and what tells it from the others with this label. For a cleaning these
+    are the others of the same pre-training, whose title is added.
     """
     sources = [stage for stage in found if not isinstance(stage, TrialResult)]
     trials = [stage for stage in found if isinstance(stage, TrialResult)]
@@ -27,7 +26,7 @@ def titles(found: Sequence[StageResult]) -> dict[str, str]:
 
 
 def plan_titles(plan: Plan) -> dict[str, str]:
-    """The titles of the pre-trainings and cleanings that are known beforehand."""
+    """The titles of the pre-trainings and cleanings that are known before the run."""
     found: dict[str, StageResult] = {}
     for _, experiment in [*plan.upstream, *(plan.grid or ())]:
         made = stages(experiment)
@@ -46,7 +45,7 @@ def plan_titles(plan: Plan) -> dict[str, str]:
 
 
 def _cleaning(config: dict[str, Any]) -> dict[str, Any]:
-    """What is of the cleaning in a configuration of its experiment, or of its manifest."""
+    """The cleaning's part of its experiment's configuration, or of its manifest's."""
     return config.get("clean") or config
 
 

@@ -1,1 +1,1 @@
-"""What came of it, in MLflow? Its server and database, runs, and the saved chart."""
+"""How do results get into MLflow? Its server and database, runs, and the saved chart."""

@@ -1,6 +1,6 @@
-"""MLflow's database as a file of the store: its address, its one maker, where its artifacts are, what is wrong with it.
+"""MLflow's database as a file of the store: its address, how one process makes it, where its artifacts are, and why it cannot be used.
 
-A sqlite URI is `sqlite:///` and a path that stands as it is: nothing in it is decoded, so a folder may have any name.
+A sqlite URI is `sqlite:///` and a literal path: nothing in it is decoded, so a folder may have any name.
 """
 
 import sqlite3
@@ -34,9 +34,8 @@ def database(uri: str) -> Path | None:
 
 
 def mlflow_uri(uri: str) -> str:
-    """The tracking URI in the spelling that SQLAlchemy reads as this very file, and MLflow makes no other folder for.
-
-    Where the path has to be quoted its slashes are too, since MLflow makes the folder that the quoted text seems to name.
+    """The tracking URI in the spelling that SQLAlchemy reads as exactly this file and for which MLflow makes no other folder. Where the
+    path must be quoted, so are its slashes: MLflow would make the folder that the quoted text seems to name.
     """
     from sqlalchemy.engine import make_url
 
@@ -51,7 +50,7 @@ def mlflow_uri(uri: str) -> str:
 
 @contextmanager
 def making(uri: str) -> Iterator[None]:
-    """While the database may be made or brought up to date: one process at a time. Nothing is held for a server."""
+    """A lock for the time in which the database may be made or updated: one process at a time. For a server there is no lock."""
     from orchestrator.store import Store
 
     path = database(uri)
@@ -63,9 +62,8 @@ def making(uri: str) -> Iterator[None]:
 
 
 def relocate(uri: str, artifacts: str | None) -> None:
-    """Let the database of a store that was moved or copied find its artifacts: it holds absolute paths, MLflow cannot change them.
-
-    Only for a database that has its artifacts beside it; a run's files are left where they are still at the old place alone.
+    """Let the database of a store that was moved or copied find its artifacts: it holds absolute paths, which MLflow cannot change. Only
+    for a database that has its artifacts beside it. The path of a run is kept if its files are at the old place only.
     """
     path = database(uri)
     if path is None or not path.is_file() or artifacts is None or _folder(artifacts).parent != path.parent:
@@ -109,7 +107,7 @@ def sqlite_problem(path: Path) -> str:
 
 
 def why(error: BaseException) -> str:
-    """What MLflow, its database or the network failed of, in one line without SQL."""
+    """The cause of a failure of MLflow, its database or the network, in one line without SQL."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, sqlite3.Error):
         cause = getattr(cause, "orig", None) or cause.__cause__

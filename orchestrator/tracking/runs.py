@@ -1,4 +1,4 @@
-"""Experiments and runs that exist once, whatever was deleted in MLflow's pages or lost on the way from a server."""
+"""Finds or makes experiments and runs so that each exists once, whatever was deleted in MLflow's pages or lost on the way from a server."""
 
 import time
 from collections.abc import Mapping
@@ -8,11 +8,11 @@ from orchestrator.tracking.server import patience
 
 FINGERPRINT, STUDY = "cleansweep.fingerprint", "cleansweep.study"
 COMPLETE = "cleansweep.complete"
-"""Set last of all on a stage's run: the result that it holds whole. Such a run is not opened again."""
+"""Tag that is set last on a stage's run: the result that it holds completely. Such a run is not opened again."""
 SENTINEL = "epoch"
 """Logged in the same batch as an epoch's other metrics: an epoch that has it is complete."""
 WAITS_S = (1.0, 4.0)
-"""Before it is asked whether a request without an answer came to pass, and is sent again."""
+"""Seconds to wait before checking whether a request without an answer was carried out, and sending it again."""
 
 
 def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
@@ -49,9 +49,8 @@ def search_runs(client: Any, experiment: str, query: str, *, deleted: bool = Fal
 
 
 def find_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
-    """The run with this fingerprint and study, the one that holds the most; None where there is none. Its twins are deleted.
-
-    A server that made a run and whose answer was lost has left a twin. A run that is deleted is found where there is no other.
+    """The run with this fingerprint and study; None where there is none. If there are several, the one that holds the most, and the others
+    are deleted: a server that made a run and whose answer was lost leaves a second one. A deleted run is found where there is no other.
     """
     query = " and ".join(f"tags.`{tag}` = '{tags.get(tag, '')}'" for tag in (FINGERPRINT, STUDY))
     found = search_runs(client, experiment, query, deleted=True)
@@ -66,7 +65,7 @@ def find_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
 
 
 def create_run(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> Any:
-    """A new run. A request without an answer may have made it, so it is sent again only where it has not."""
+    """A new run. A request without an answer may have made it, so it is sent again only if a search does not find the run."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 

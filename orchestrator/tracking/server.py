@@ -1,4 +1,4 @@
-"""Which MLflow: its address, whether it answers, how quiet it is, and its pages on this machine."""
+"""The MLflow server: its address, whether it answers, quieting it, and serving its pages on this machine."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1
 
 
 def absolute_uri(uri: str) -> str:
-    """The tracking URI, of sqlite with an absolute path; InputError for what is no URI or MLflow does not take any more."""
+    """The tracking URI, for sqlite with an absolute path; InputError for anything that is no URI or that MLflow no longer takes."""
     accepted = (
         "accepted: sqlite:///PATH, http(s)://SERVER, postgresql://…, mysql://…, mssql://…. MLflow no longer writes to plain folders."
     )
@@ -95,7 +95,7 @@ def serve(uri: str, port: int = 5000) -> int:
         return server.wait()
     except KeyboardInterrupt:
         return 0
-    finally:  # the server has a process of its own below it: end both
+    finally:  # the server has a child process: end both
         with suppress(ProcessLookupError):
             os.killpg(server.pid, signal.SIGTERM)
         server.wait(timeout=30)
@@ -119,9 +119,8 @@ def views(uri: str) -> dict[str, str]:
 
 @contextmanager
 def telling(told: Callable[[Exception], Exception]) -> Iterator[None]:
-    """Whatever MLflow, its database or the network raises, as the error that `told` makes of it.
-
-    A damaged database makes MLflow raise anything. Only what comes out of these packages is taken for theirs.
+    """Turns anything that MLflow, its database or the network raises into the error that `told` makes. A damaged database makes MLflow
+    raise any error, so an error counts as theirs if it comes out of these packages.
     """
     try:
         yield
@@ -141,13 +140,13 @@ PACKAGES = ("mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "sqlite3")
 
 
 def quiet() -> None:
-    """No telemetry, no migration log, and requests that give up in time. A user's own settings stand."""
+    """No telemetry, no migration log, and requests that give up in time. The user's own settings are kept."""
     for name, value in {
         **QUIET,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
         "MLFLOW_HTTP_REQUEST_TIMEOUT": "12",
         "MLFLOW_ENABLE_ASYNC_LOGGING": "false",
-        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it would print SQL; every failure is raised too
+        "MLFLOW_LOGGING_LEVEL": "CRITICAL",  # it would print SQL, and every failure is raised anyway
     }.items():
         os.environ.setdefault(name, value)
     for name in ("mlflow", "alembic", "mlflow.store.db.utils", "alembic.runtime.migration", "urllib3.connectionpool"):
@@ -156,7 +155,7 @@ def quiet() -> None:
 
 @contextmanager
 def patience(timeout_s: int | None, retries: int) -> Iterator[None]:
-    """MLflow's requests give up after this much, inside the block; None leaves the time as it is."""
+    """Inside the block MLflow's requests give up after this time; None leaves the time as it is."""
     names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
     names |= {} if timeout_s is None else {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
     before = {name: os.environ.get(name) for name in names}
@@ -169,7 +168,7 @@ def patience(timeout_s: int | None, retries: int) -> Iterator[None]:
 
 
 def why_unusable(uri: str) -> str:
-    """Why the URI cannot work, found without MLflow (whose own retries take a minute); empty when it may."""
+    """Why the URI cannot work, found without MLflow (whose retries take a minute); empty when it may work."""
     parts = urlsplit(uri)
     scheme = parts.scheme.split("+")[0]
     if file := database(uri):
@@ -194,7 +193,7 @@ def _listening(port: int) -> bool:
 
 
 def artifact_location(uri: str, folder: str | Path | None) -> str | None:
-    """Where files go for a database; None lets a server decide."""
+    """The folder for files when the URI is a database; None lets a server decide."""
     if urlsplit(uri).scheme in ("http", "https", "databricks"):
         return None
     if folder is None and (file := database(uri)):

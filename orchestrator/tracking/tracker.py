@@ -1,7 +1,7 @@
 """MLflow, written by the driver alone: one experiment a study, a parent run a sweep, a child run a stage or trial.
 
-Everything is read from `Study` and its results, so that whatever could not be logged is logged by the same command
-later. Runs are found by the tag `cleansweep.fingerprint`: a restart continues them and repeats no epoch.
+Everything is read from `Study` and its results, so that anything that could not be logged is logged by the same command later. Runs are
+found by the tag `cleansweep.fingerprint`: a restart continues them and repeats no epoch.
 """
 
 import json
@@ -153,7 +153,7 @@ class Tracker:
                 self._logged[run_id].add(epoch)
 
     def finish(self, result: StageResult, status: str | None = None) -> None:
-        """Log what is still missing, `best/…` and `final/…`, the checkpoint's place, and end the run.
+        """Log everything that is still missing, `best/…` and `final/…`, the checkpoint's place, and end the run.
 
         `status` is MLflow's (FINISHED, FAILED, KILLED); None takes it from the result.
         """
@@ -168,7 +168,7 @@ class Tracker:
             run = self._client.get_run(run_id)
             points = points_of(result)
             last: dict[str, float] = {}
-            if points and result.status in ("finished", "stopped"):  # what failed may go on, and end elsewhere
+            if points and result.status in ("finished", "stopped"):  # a failed stage may continue, and end elsewhere
                 last |= {"final/accuracy": points[-1].accuracy, "final/asr": points[-1].asr}
             if isinstance(result, TrialResult):
                 last |= best_metrics(result.metrics, self._uncleaned(result))
@@ -222,7 +222,7 @@ class Tracker:
             for run in search_runs(self._client, self._experiment, "attributes.status = 'RUNNING'"):
                 tags = run.data.tags
                 known = self.runs.get((tags.get(STUDY, ""), tags.get(FINGERPRINT, "")), run.info.run_id)
-                if known != run.info.run_id:  # its answer was lost, and another one taken
+                if known != run.info.run_id:  # the server's answer was lost, and another run was taken
                     self._client.delete_run(run.info.run_id)
                     continue
                 mine = sweep_run_id in (run.info.run_id, tags.get(PARENT))
@@ -294,7 +294,7 @@ class Tracker:
         self._client.log_text(run_id, text, name)
 
     def _portrait(self, run_id: str, result: StageResult) -> None:
-        """What the stage's model makes of its training pairs, as a picture, where that was analysed."""
+        """The picture of how the stage's model sees its training pairs, where that was analysed."""
         from orchestrator.report.analysis import portrait
 
         figure = portrait(result, near=not isinstance(result, TrialResult))  # t-SNE takes seconds, and there are hundreds of trials
@@ -310,7 +310,7 @@ class Tracker:
 
     @contextmanager
     def _guard(self, what: str) -> Iterator[None]:
-        """Connected inside. Any failure of MLflow, its database or the network as one TrackingError naming the URI."""
+        """Connects; turns any failure of MLflow, its database or the network into one TrackingError naming the URI."""
         try:
             with telling(lambda error: TrackingError(
                 f"{what} could not be logged to {redacted(self.uri)}: {redacted(why(error))}. The results are safe in the store; "
@@ -318,7 +318,7 @@ class Tracker:
             )):  # fmt: skip
                 self._open()
                 yield
-        except TrackingError:  # what the server holds is asked anew: a run may have been deleted, a lost answer have come to pass
+        except TrackingError:  # ask the server anew: a run may have been deleted, or a request without an answer carried out
             self._client = None
             for known in (self.runs, self._logged, self._complete):
                 known.clear()
@@ -334,7 +334,7 @@ def _key(text: str) -> str:
 
 
 def _whole(result: StageResult) -> str:
-    """What a run holds when it holds this result whole; empty while the stage runs."""
+    """The tag of a run that holds this result completely; empty while the stage runs."""
     return "" if result.status == "running" else f"{result.status}, {len(result.metrics)} epochs, {result.folder}"
 
 

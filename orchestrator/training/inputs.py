@@ -1,4 +1,4 @@
-"""Where training processes find their data: plain text and numbers, which travel to any node."""
+"""Where training processes find their data: plain text and numbers, which can be sent to any node."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class MadeSet:
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     numbers: tuple[int, ...]
-    """Of the classes in the list that their names were taken from."""
+    """Numbers of the classes in the list that their names were taken from."""
     dropped: tuple[tuple[str, int], ...]
     """(reason, count) of the pictures that cannot be used."""
 
@@ -35,10 +35,10 @@ class Inputs:
     index: str
     urls: tuple[str, ...]
     plan: str
-    """Of the poison; empty: the pairs as they are."""
+    """File of the poison plan; empty: the pairs as they are."""
     rows: str | None
     test_index: str = ""
-    """Empty, as the rest, where only the pairs are asked for."""
+    """Empty, as everything below, where only the pairs are asked for."""
     test_urls: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
@@ -48,7 +48,7 @@ class Inputs:
     """The sets that evaluators need beside the test pictures, in the order of `experiment.further_sets`."""
 
     def pairs(self, rows: str | None = None) -> Pairs:
-        """The pairs, or those of the given rows file, the poison plan laid over them."""
+        """The pairs, or those of the given rows file, with the poison plan laid over them."""
         return _pairs(self.index, self.urls, self.plan, rows or self.rows)
 
     def test(self) -> Pairs:

@@ -1,4 +1,4 @@
-"""A stage as one process makes it: what it is told, how it reads pictures and weights, and what it writes down of a failure."""
+"""A stage as one process makes it: its input, how it reads pictures and weights, and how it records a failure."""
 
 import math
 import os
@@ -29,7 +29,7 @@ from trainers.model import Model
 from trainers.weights.load import aside, load_weights
 
 WHOLE = 256
-"""Pictures that are embedded or labelled at a time."""
+"""How many pictures are embedded or labelled at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +42,7 @@ class Job:
     """The stage's working folder."""
     compute: Compute
     stage: str
-    """What messages call it."""
+    """Its name in messages."""
     checkpoint: str = ""
     """Folder of the checkpoint that a cleaning, or a pre-training with a prior, starts from."""
     cleanset: str = ""
@@ -50,9 +50,9 @@ class Job:
     made: tuple[tuple[Component, str], ...] = ()
     """(need, folder of what was made for it) of evaluators and method."""
     measures: tuple[str, ...] = ()
-    """What each measurement is known by: of accuracy and ASR, then of each evaluator."""
+    """Digests of the measurements: of accuracy and ASR, then of each evaluator."""
     uncleaned: Epoch | None = None
-    """What was measured of the model that a cleaning starts from."""
+    """The metrics of the model that a cleaning starts from."""
     cpus: float = 1.0
     """Cores of this process."""
     gpus: float = 0.0
@@ -60,12 +60,12 @@ class Job:
 
 
 def start(cpus: float, gpus: float) -> World:
-    """Where this process stands, with the cores and GPUs that it may use."""
+    """This process's place among the ranks, after setting the cores and GPUs that it may use."""
     torch.set_num_threads(max(1, int(cpus)))
     world = World.current()
     if not gpus:
         return replace(world, device=torch.device("cpu"))
-    torch.cuda.empty_cache()  # of the trial that this process ran before
+    torch.cuda.empty_cache()  # left by the trial that this process ran before
     return world
 
 
@@ -122,7 +122,7 @@ def load_model(experiment: Experiment, weights: str, say: Callable[[str], None] 
 
 @contextmanager
 def measured_as(checkpoint: str) -> Iterator[None]:
-    """InputError that names the checkpoint where what its model computes is not finite."""
+    """InputError naming the checkpoint where its model computes values that are not finite."""
     try:
         yield
     except FloatingPointError as error:

@@ -1,4 +1,4 @@
-"""How a process measures a model: accuracy and ASR, then what each evaluator finds, and what is written down of it."""
+"""How a process measures a model: accuracy and ASR, then each evaluator; and how the results are recorded."""
 
 import sys
 import time
@@ -20,9 +20,9 @@ from trainers.evaluate.base import Evaluator, Material, add_values, unchanged
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 
 MEASURED = "measured.json"
-"""In a training's folder: what was measured along with it."""
+"""In a training's folder: which measurements were made during the training."""
 ANALYSIS = "analysis"
-"""Folder of a stage for the arrays behind its pictures, a file an epoch."""
+"""Folder of a stage for the arrays that its pictures are drawn from, a file an epoch."""
 
 
 def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
@@ -60,10 +60,9 @@ def measure_stored(job: Job, checkpoints: list[tuple[int, str]], evaluator: Eval
 def measure_of(
     job: Job, world: World, say: Callable[[str], None], folder: Path | None = None, only: tuple[Evaluator | None, ...] | None = None
 ) -> Callable[..., dict[str, float]]:
-    """What measures a model after an epoch: accuracy and ASR (None), then each evaluator, or `only` these.
-
-    Arrays that evaluators give, and what each is known by, are written into the stage's `folder`, where there is one. What is not due
-    is left out, unless it is told that the model is the `last`.
+    """The function that measures a model after an epoch: accuracy and ASR (None), then each evaluator, or `only` these. Arrays that
+    evaluators return, and the measurements' digests, are written into the stage's `folder`, if there is one. Evaluators that are not due
+    are left out, unless the model is the `last`.
     """
     experiment, inputs = job.experiment, job.inputs
     spec = experiment.evaluate
@@ -117,9 +116,8 @@ def measure_of(
 
 
 def _remember(path: Path, names: dict[str, list[str]], epoch: int) -> None:
-    """Note what was measured at this epoch, and that what an earlier attempt measured is not any more.
-
-    InputError names the file where an earlier attempt's was lost or damaged.
+    """Record what was measured at this epoch, and which measurements of an earlier attempt ended. InputError names the file where an
+    earlier attempt's record was lost or damaged.
     """
     known = read_measured(path)
     if known is None and (epoch > 0 or path.exists()):
@@ -136,7 +134,7 @@ def _remember(path: Path, names: dict[str, list[str]], epoch: int) -> None:
 def read_measured(path: Path) -> dict[str, Any] | None:
     """Digest → what was measured while a model trained: {"names", "from" which epoch, "until" which, where it was not to the end}.
 
-    None where the file is missing or not as it was written.
+    None where the file is missing or was changed.
     """
     found = read_json(path)
     whole = isinstance(found, dict) and isinstance(found.get("measured"), dict) and found.get("digest") == digest_of(found["measured"])

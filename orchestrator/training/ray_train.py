@@ -1,4 +1,4 @@
-"""Ray Train around `trainers.loop`: a training on N workers, and what it failed of."""
+"""Ray Train around `trainers.loop`: a training on N workers, and the cause of its failure."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ class StageError(RuntimeError):
 
 
 def fit_on_workers(job: Job, train: Callable[[Job], None], workers: int, compute: Compute, title: str) -> None:
-    """Run the job's training on so many of Ray Train's workers; raises what made it fail, as the failure of the stage of that title."""
+    """Run the job's training on this many workers of Ray Train; its failure is raised as that of the stage with this title."""
     raise_failure(title, Path(job.folder), _fit(job, train, workers, compute))
 
 
 def _fit(job: Job, train: Callable[[Job], None], workers: int, compute: Compute) -> BaseException | None:
-    """What it failed of, as Ray Train tells it."""
+    """The cause of the failure, as Ray Train tells it."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -50,16 +50,16 @@ def _fit(job: Job, train: Callable[[Job], None], workers: int, compute: Compute)
     cause: BaseException | None = None
     try:
         trainer.fit()
-    except SystemExit as error:  # what Train's own handler makes of ctrl-C
+    except SystemExit as error:  # Train's own handler turns ctrl-C into this
         raise KeyboardInterrupt from error
-    except Exception as error:  # Train wraps whatever a worker died of; what it was is read off below
+    except Exception as error:  # Train wraps the cause of a worker's death; it is unwrapped below
         cause = error
     shutil.rmtree(store / "ray" / name, ignore_errors=True)
     return cause
 
 
 def raise_failure(stage: object, folder: Path, cause: BaseException | None) -> None:
-    """Raise what made the stage fail, if anything did: InputError for the user's mistakes, else StageError."""
+    """Raise the stage's failure, if it failed: InputError for the user's mistakes, else StageError."""
     failed = read_failure(folder)
     if failed:
         kind = InputError if failed["kind"] == failures.INPUT else StageError
@@ -69,7 +69,7 @@ def raise_failure(stage: object, folder: Path, cause: BaseException | None) -> N
         if mistake is not None:
             raise InputError(f"{stage}: {mistake}") from cause
         lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [type(cause).__name__]
-        if folder.is_dir():  # its process wrote nothing down: it may have been lost. The next attempt removes this
+        if folder.is_dir():  # its process recorded nothing: it may have been lost. The next attempt removes this
             write_json(folder / FAILED, {"kind": failures.kind_of(cause), "error": lines[-1][:400], "rank": 0})
         progress = read_json(folder / "progress.json")
         near = f" near step {progress.get('step', 0)}" if isinstance(progress, dict) else ""

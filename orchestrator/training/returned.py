@@ -1,4 +1,5 @@
-"""What a cleaning method returned: whether it can be saved, is the model that training ended with, and is all in its weights."""
+"""Checks of the model that a cleaning method returned: can it be saved, is it the one that training ended with, is everything in its
+weights?"""
 
 import json
 from pathlib import Path
@@ -18,12 +19,12 @@ from trainers.weights.epoch_folder import WEIGHTS
 Signature = dict[str, tuple[str, list[int]]]
 """Type and shape of each tensor by its name in open_clip's model."""
 ROUNDING = 1e-4
-"""How far apart two unit features are at most that differ by rounding alone."""
+"""Largest distance of two unit features that differ by rounding alone."""
 CAPTIONS = ["a photo of a cat.", "two people in front of a red house", "", "sketch of 3 large boats, seen from above; no sky, no sun"]
 
 
 def signature(encoder: Encoder) -> Signature:
-    """What a model must have in common with another for one's weights to be loaded by the other."""
+    """What two models must have in common for one to load the other's weights."""
     return {name: (str(value.dtype), list(value.shape)) for name, value in encoder.model.state_dict().items()}
 
 
@@ -49,7 +50,7 @@ def check_returned(returned: Any, method: str, wanted: Signature) -> None:
 
 
 def differs(encoder: Encoder, checkpoint: Path) -> bool:
-    """Whether a bit of the model's weights, or its configuration, is not that of the checkpoint."""
+    """Whether the model's weights (in any bit) or its configuration differ from the checkpoint's."""
     saved = load_file(checkpoint / WEIGHTS)
     own = encoder.model.state_dict()
     if json.loads((checkpoint / CONFIG).read_text()) != json.loads(json.dumps(about(encoder))):
@@ -60,11 +61,11 @@ def differs(encoder: Encoder, checkpoint: Path) -> bool:
 def check_kept(returned: Encoder, again: Encoder, method: str) -> None:
     """InputError where the model makes other features than `again`, which was read back from its saved weights.
 
-    So it is with hooks, replaced modules and other changes of what is computed: no checkpoint holds them.
+    This happens with hooks, replaced modules and other changes of the computation, which no checkpoint holds.
     """
     again.to(returned.device)
     for own_BD, kept_BD in zip(_features(returned), _features(again)):
-        distance_B = (own_BD.nan_to_num() - kept_BD.nan_to_num()).norm(dim=1)  # what is not finite is said when it is measured
+        distance_B = (own_BD.nan_to_num() - kept_BD.nan_to_num()).norm(dim=1)  # measuring reports values that are not finite
         if float(distance_B.max()) > ROUNDING:
             raise InputError(
                 f"{method}.train returned a model that its saved weights do not give again: what the method changed is not in the weights "

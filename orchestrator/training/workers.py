@@ -1,6 +1,6 @@
-"""What one training process does: open its inputs, build the model, hand both to `trainers`, and write what came of it.
+"""What one training process does: open its inputs, build the model, hand both to `trainers`, and write the results.
 
-Runs in a Ray Train worker, in a Tune trial or in the driver; the only traffic back is files in the stage's folder.
+Runs in a Ray Train worker, in a Tune trial or in the driver; it answers only through files in the stage's folder.
 """
 
 import json
@@ -80,7 +80,7 @@ def _by_method(
     job: Job, world: World, method: Method | Objective, encoder: Encoder, original: Callable[[], Encoder], pairs: Pairs,
     around: dict[str, Any], views: Decoded | None = None,
 ) -> None:  # fmt: skip
-    """Train the encoder by a method, and keep what it returns; `original` makes the encoder that it began with."""
+    """Train the encoder by a method, and keep the model that it returns; `original` makes the encoder that training began with."""
     spec, folder, called, wanted = _spec(job), Path(job.folder), type(method).__name__, signature(encoder)
     recipe = job.experiment.recipe()
     whole = spec.epochs * (len(pairs) // spec.batch_size)
@@ -106,7 +106,7 @@ def _by_method(
     run = Run(
         trainer=train,
         training=spec,
-        fresh=lambda: blank(job.experiment.pretrain.model).build(hash64(spec.seed, "fresh")),  # never the pre-training's own start
+        fresh=lambda: blank(job.experiment.pretrain.model).build(hash64(spec.seed, "fresh")),  # never the pre-training's first weights
         keys=lambda: pairs.keys().to_pylist(),
         pairs=lambda: whole_pictures(pairs, recipe, world, views),
         made={need: checked(folder) for need, folder in job.made},
@@ -124,7 +124,7 @@ def _by_method(
     if 0 < run.done < spec.epochs:
         raise InputError(f"{called}.train trained for {run.done} of the {spec.epochs} epochs of {spec.slug}: its last run.fit is to have "
                          "all that are left.")
-    if not ended:  # nothing was trained: what is measured first is the model as it was given
+    if not ended:  # nothing was trained: epoch 0 is the model as it was given
         values = around["measure"](_placed(job, original(), world), 0)
         if world.main:
             checkpoint.clear(folder)
@@ -134,7 +134,7 @@ def _by_method(
 
 
 def _spec(job: Job) -> Training:
-    """The fields of the training that the job is."""
+    """The training fields of this job."""
     spec = job.experiment.clean if job.cleanset else job.experiment.training
     assert spec is not None
     return spec
@@ -143,10 +143,10 @@ def _spec(job: Job) -> Training:
 def _keep_returned(
     job: Job, world: World, returned: Encoder, method: str, measure: Callable[..., dict[str, float]], seconds: float
 ) -> None:
-    """Save and measure what a method returned, where it is not what training ended with, as one epoch more.
+    """Save and measure the model that a method returned as one more epoch, if it is not the one that training ended with.
 
-    It is measured as it is read back, so that the line is that of the checkpoint and of nothing else. Tune is told of it once the
-    stage is sealed. InputError naming the method where what is read back is another model.
+    The model that is measured is read back from the checkpoint, so that the line describes exactly that. Tune hears of it once the stage is
+    sealed. InputError naming the method where the model that is read back differs.
     """
     folder, line, saved = Path(job.folder), None, None
     if world.main:
@@ -179,7 +179,7 @@ def _placed(job: Job, encoder: Encoder, world: World) -> Encoder:
 
 
 def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, Any]:
-    """What `fit` and a cleaning run are told about this process: where to save, how to measure, whom to tell."""
+    """The arguments of `fit` that depend on this process: where to save, how to measure, whom to tell."""
     folder = Path(job.folder)
     batch_size = _spec(job).batch_size
     return {
@@ -197,7 +197,7 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
 
 
 def _keep(job: Job) -> Keep:
-    """What stays of a cleaning's checkpoints: where it is "chosen", the epochs that the report's rules pick of those so far."""
+    """Which checkpoints of a cleaning stay: with "chosen", those of the epochs that the report's rules pick among those so far."""
     if job.compute.keep != "chosen":
         return job.compute.keep
     return partial(chosen_epochs, start=job.uncleaned)
@@ -206,7 +206,7 @@ def _keep(job: Job) -> Keep:
 def _feed(
     job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None, epochs: int | None = None
 ) -> Any:
-    """The batches of a training up to the end of so many epochs, by default of all."""
+    """The batches of a training up to the end of this many epochs, by default of all."""
     recipe = job.experiment.recipe(seed=training.seed, two_views=two_views, eda=job.experiment.eda)
     if len(pairs) < training.batch_size:
         raise InputError(f"batch_size is {training.batch_size}, but there are only {len(pairs)} pairs to train on.")
@@ -220,7 +220,8 @@ def _feed(
 
 
 def _append(path: Path, line: dict[str, Any], report: Report | None) -> None:
-    """Add a line of metrics unless this epoch has one already: an attempt that died after writing it repeats it exactly."""
+    """Add a line of metrics unless this epoch has one: after an attempt that died once it had written the line, the same line comes
+    again."""
     lines = read_lines(path)
     if line["epoch"] not in {entry["epoch"] for entry in lines}:
         write_lines(path, [*lines, line])
@@ -229,7 +230,7 @@ def _append(path: Path, line: dict[str, Any], report: Report | None) -> None:
 
 
 def _restore(path: Path, lines: list[dict[str, Any]], report: Report | None) -> None:
-    """Bring the lines of metrics to where the checkpoint is that training goes on from, whatever an earlier attempt left there."""
+    """Reset the lines of metrics to those of the checkpoint that training continues from, whatever an earlier attempt left there."""
     if lines or path.exists():
         write_lines(path, lines)
     for line in lines if report is not None else []:

@@ -17,7 +17,7 @@ FORBIDDEN = re.compile(r"/(?:home|root|Users|work)/\w|index[-]url|pypi[.]org|://
 
 def text_files() -> list[Path]:
     """The project's own text files: everything tracked lies in these folders or, as a file, at the root."""
-    folders = [ROOT / name for name in (*PACKAGES, "tests", "deploy", ".ci")]
+    folders = [ROOT / name for name in (*PACKAGES, "tests", "docs", "deploy", ".ci")]
     files = [path for folder in folders for path in folder.rglob("*")] + list(ROOT.iterdir())
     files = [path for path in files if path.name != ".git"]  # a file where this is a second working tree
     return sorted(p for p in files if p.is_file() and p.suffix in TEXT and "__pycache__" not in p.parts)

@@ -1,8 +1,11 @@
-"""The documents do not drift from the code: the examples run, and the commands and targets they name exist."""
+"""The documents do not drift from the code: examples run; commands, flags, files, names, metrics and links exist."""
 
 from __future__ import annotations
 
 import importlib.util
+import json
+import math
+import pkgutil
 import re
 import sys
 from dataclasses import replace
@@ -18,23 +21,44 @@ from datasets.triggers.base import Trigger
 from orchestrator.commands.arguments import COMPUTE, parser
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.override import override
+from orchestrator.stages.base import At, ensure
+from orchestrator.stages.graph import stages
+from orchestrator.store import Store
+from orchestrator.study.selection import best_metrics
 from orchestrator.sweep.loading import load_sweep
+from orchestrator.sweep.plan import make_plan
+from tests.parity.toys import ToyFeed, resnet
+from tests.tiny_sweep import SWEEP as TINY
+from tests.unit.datasets.evaluation.test_retrieval import SET, case
+from tests.unit.trainers.evaluate import test_analysis, test_linear_probe
+from trainers.batch import to_device
 from trainers.encoder import Encoder
+from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.base import Evaluator
+from trainers.evaluate.probe import probe
+from trainers.evaluate.retrieval import Retrieval
 from trainers.methods.base import Method, Phase, Run
 from trainers.model import TinyCLIP
 from trainers.objectives.base import Objective
-from trainers.objectives.contrastive import Contrastive
+from trainers.objectives.clustering import Clustering
+from trainers.objectives.contrastive import MMCLSSL, Contrastive
+from trainers.objectives.siglip import SigLIP
 from trainers.schedule import Training
 
 ROOT = Path(__file__).resolve().parents[2]
 README = (ROOT / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", (ROOT / "ARCHITECTURE.md").read_text(), re.S)
+EXTENDING = (ROOT / "docs" / "extending.md").read_text()
+BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", EXTENDING, re.S)
+PAGES = sorted((ROOT / "docs").glob("*.md"))
+DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES]
+each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
+NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+"}
+"""What a variable part of a metric's name stands for."""
 
 
 @pytest.fixture(scope="module")
 def examples(tmp_path_factory: pytest.TempPathFactory) -> dict[str, ModuleType]:
-    """The Python blocks of ARCHITECTURE.md as modules, by the folder that their first line names."""
+    """The Python blocks of docs/extending.md as modules, by the folder that their first line names."""
     folder, modules = tmp_path_factory.mktemp("examples"), {}
     for path, source in BLOCKS:
         file = folder / f"example_{Path(path).stem}.py"
@@ -109,6 +133,32 @@ def test_the_evaluator(examples: dict[str, ModuleType], encoder: Encoder) -> Non
     assert encoder.training
 
 
+def test_the_stage(examples: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    module = examples["orchestrator/stages"]
+    method = module.Rescaled(count=module.CaptionCount(lower_case=False))
+    sweep = replace(TINY, name="rescaled", space={"clean.method": {"grid_search": [method, module.Rescaled()]}})
+    planned = {stages(experiment)["captions"] for _, experiment in make_plan(sweep).grid or ()}
+    assert {stage.name for stage in planned} == {"as-written", "lower-case"}
+
+    monkeypatch.setattr("orchestrator.cluster.streaming.index_shards", test_analysis.local_index)
+    made = stages(override(sweep.base, "clean.method", method))
+    assert list(made).index("cleanset") < list(made).index("captions") < list(made).index("clean")
+    assert made["captions"] in made["clean"].needs
+    folder = ensure(made["captions"], At(store=Store(tmp_path))).folder
+    count = json.loads((folder / "count.json").read_text())
+    assert count["captions"] == sweep.base.clean.pairs and 3 < count["different"] <= count["captions"]  # type: ignore[union-attr]
+
+    method = replace(method, then=examples["trainers/methods"].Noise(sigma=0.0))
+    run = Run(
+        trainer=lambda model, objective, phase: None,
+        training=Training(epochs=1, batch_size=8, lr=1e-3, warmup_steps=0),
+        fresh=lambda: TinyCLIP().build(1),
+        made={method.count: folder},
+    )
+    scale = float(method.train(TinyCLIP().build(0), run).model.logit_scale.detach().exp())
+    assert scale == pytest.approx(math.log(count["different"]))
+
+
 def test_the_sweep_of_the_readme_loads(tmp_path: Path) -> None:
     found = re.search(r"```python\n# (\w+\.py)\n(.*?)```", README, re.S)
     assert found
@@ -119,16 +169,102 @@ def test_the_sweep_of_the_readme_loads(tmp_path: Path) -> None:
         override(sweep.base, path, sweep.space[path]["grid_search"][0])
 
 
-def test_the_readme_names_commands_flags_and_targets_that_exist() -> None:
+def test_every_command_is_in_the_readme_and_on_its_page() -> None:
+    commands = set(parser()._subparsers._group_actions[0].choices)  # type: ignore[union-attr, arg-type]
+    for text in (README, (ROOT / "docs" / "commands.md").read_text()):
+        assert commands <= set(re.findall(r"cleansweep ([\w-]+)", text)), "a command is missing"
+
+
+@each_document
+def test_commands_flags_and_targets_that_are_named_exist(path: Path) -> None:
+    text = path.read_text()
     commands = parser()._subparsers._group_actions[0].choices  # type: ignore[union-attr]
-    assert set(commands) <= set(re.findall(r"cleansweep ([\w-]+)", README)), "a command is not in the README"
-    shell = "\n".join(re.findall(r"```sh\n(.*?)```", README, re.S))
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", text, re.S)).replace("\\\n", " ")
     for name in re.findall(r"cleansweep ([\w-]+)", shell):
         assert name in commands, name
     known = {flag for command in commands.values() for flag in command._option_string_actions}
     known |= {f"--{flag}" for flag, _, _ in COMPUTE}
-    for line in re.findall(r"cleansweep \w+ .*", shell):
+    for line in re.findall(r"cleansweep [\w-]+ .*", shell):
         for flag in re.findall(r"(?<=\s)--[a-z][a-z-]*(?=[\s=]|$)", line):
             assert flag in known, f"{flag} in: {line}"
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.M))
-    assert set(re.findall(r"`make ([a-z]+)", README)) <= targets
+    assert set(re.findall(r"`make ([a-z]+)", text)) | set(re.findall(r"^make ([a-z]+)", shell, re.M)) <= targets
+
+
+@each_document
+def test_links_lead_somewhere(path: Path) -> None:
+    text = re.sub(r"```.*?```", "", path.read_text(), flags=re.S)
+    for place, _, anchor in re.findall(r"\]\((?!https?:)([^)#]*)(#?)([^)]*)\)", text):
+        target = (path.parent / place).resolve() if place else path
+        assert target.exists() and target.is_relative_to(ROOT), f"{path.name}: {place} is not there"
+        assert not anchor or anchor in anchors(target.read_text()), f"{path.name}: {target.name} has no heading #{anchor}"
+
+
+def anchors(text: str) -> set[str]:
+    """What a link may name after the #, as GitHub makes it of headings."""
+    headings = re.findall(r"^#+ (.*)$", re.sub(r"```.*?```", "", text, flags=re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings}
+
+
+@each_document
+def test_files_and_names_of_the_code_exist(path: Path) -> None:
+    text = path.read_text()
+    packages = "datasets|trainers|orchestrator|sweeps|tests|deploy|docs"
+    examples = {place for place, _ in BLOCKS}
+    for name in set(re.findall(rf"`((?:{packages})/[\w./-]*)`", text)) - examples:
+        assert (ROOT / name).exists(), name
+    for name in re.findall(rf"`((?:{packages})(?:\.\w+)+)`", text):
+        pkgutil.resolve_name(name)
+
+
+def test_documents_are_short_answer_a_question_and_are_found_from_the_readme() -> None:
+    assert len(README.splitlines()) <= 150 and len((ROOT / "ARCHITECTURE.md").read_text().splitlines()) <= 300
+    for page in PAGES:
+        assert re.match(r"# .*\?\n", page.read_text()), f"{page.name}: its first line asks what it answers"
+        assert f"](docs/{page.name})" in README, f"{page.name} is not linked from the README"
+    for package in ("datasets", "trainers", "orchestrator"):
+        for room in (path.parent for path in (ROOT / package).glob("*/__init__.py")):
+            for text in (README, (ROOT / "ARCHITECTURE.md").read_text()):
+                assert f"{room.name}/" in text, f"{room} is missing"
+
+
+def test_every_metric_is_documented_and_every_documented_one_is_measured(examples: dict[str, ModuleType]) -> None:
+    text = (ROOT / "docs" / "metrics.md").read_text()
+    cells = " ".join(re.findall(r"^\| (`[^|]*) \|", text, re.M))
+    documented = {name for name in re.findall(r"`([^`]+)`", cells + " `shift/cosine`") if "<part>" not in name}
+    patterns = {name: re.compile(re.sub("<[a-z]+>", lambda found: NUMBER[found[0]], name)) for name in documented}
+    found = set(measured(examples))
+    assert not {name for name in found if not any(pattern.fullmatch(name) for pattern in patterns.values())}, "not documented"
+    assert not {name for name, pattern in patterns.items() if not any(map(pattern.fullmatch, found))}, "not measured"
+
+
+def measured(examples: dict[str, ModuleType]) -> set[str]:
+    """Names of all metrics: those of a stored sweep, and of whatever measures or trains, on toys."""
+    names: set[str] = set()
+    lines = [json.loads(line) for file in ROOT.glob("tests/stores/first/store/*/*/metrics.jsonl") for line in file.open()]
+    assert len(lines) > 10
+    for line in lines:
+        names |= set(line["metrics"])
+    names |= set(best_metrics([{"epoch": 1, "metrics": {"zeroshot/top1": 90.0, "asr/top1": 1.0}}], 90.5))
+    names |= {name for file in ROOT.glob("orchestrator/tracking/*.py") for name in re.findall(r'"(final/\w+)"', file.read_text())}
+
+    model, feed = resnet(), ToyFeed(steps=5)
+    names |= set(probe(model, feed, Training(epochs=1, batch_size=8, lr=1e-3, warmup_steps=0)))
+    batch = to_device(feed.batch(0), model, True)
+    model.draw_head(3, rng("head"))
+    batch["target"] = torch.zeros(8, dtype=torch.long)
+    for objective in (MMCLSSL(), SigLIP(), Clustering()):
+        names |= {f"train/{part}" for part in objective.loss(model, batch)}
+
+    labels = np.arange(60) % 3
+    names |= set(test_linear_probe.run(test_linear_probe.pictures(labels, 0), test_linear_probe.pictures(labels[:9], 1), target=2))
+    encoder, batches, *_ = case()
+    names |= set(Retrieval(data=SET).measure(encoder, batches(8)))
+    unit = test_analysis.unit
+    sides = test_analysis.features_of(np.linspace(-0.5, 0.5, 9), np.ones(4))
+    views = ("other/image", "other/image_triggered", "other/image_twice", "other/image_crop", "other/image_triggered_crop")
+    sides |= {view: unit(7, 5, seed=i) for i, view in enumerate(views)} | {"target/image": unit(4, 5, seed=9)}
+    for question in QUESTIONS:
+        names |= {name for name, value in question(sides, Analysis()).items() if not isinstance(value, np.ndarray)}
+    pictures = {"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "image_triggered": torch.ones(2, 32, 32, 3, dtype=torch.uint8)}
+    return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))

@@ -1,7 +1,7 @@
-"""What a model makes of its training pairs: similarity of clean and of poisoned ones, groups of pictures, crops, the modality gap.
+"""How a model sees its training pairs: similarity of clean and of poisoned ones, groups of pictures, crops, the modality gap.
 
-`Analysis` embeds a sample once and hands the features of all ranks to plain functions of arrays, one for each question; a further
-question is a further function in `QUESTIONS`. Shape suffixes: N samples, M others, D features.
+`Analysis` embeds a sample once and hands the features of all ranks to plain functions of arrays, one for each question; to ask another, add
+a function to `QUESTIONS`. Shape suffixes: N samples, M others, D features.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
 
 Features = Mapping[str, np.ndarray]
-"""`role/view` → float64 [N, D], unit rows in the sample's order; what the sample lacks is not there."""
+"""`role/view` → float64 [N, D], unit rows in the sample's order; views that the sample lacks are left out."""
 Values = dict[str, float | np.ndarray]
 
 EDGES = np.linspace(-1, 1, 101)
@@ -46,7 +46,7 @@ class Analysis(Evaluator):
     sample: Sample = field(default_factory=Sample)
     """which pairs"""
     top: tuple[float, ...] = (1.0, 5.0, 10.0)
-    """percent of the pairs, the most similar ones, among which poisons are counted; and of the clean pairs, for tpr_at_fpr"""
+    """percentages: of the most similar pairs, among which poisons are counted; and of the clean pairs, for tpr_at_fpr"""
     components: int = 50
     """principal components of the pictures' features that are kept for maps; 0 keeps none"""
 
@@ -61,7 +61,7 @@ class Analysis(Evaluator):
         return sample_batches(material.pairs, self.sample, material.recipe, material.batch_size, world.rank, world.size)
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> Values:
-        """Names as in README.md; a metric whose pairs the sample lacks is left out. Raises FloatingPointError if features are
+        """Names as in docs/metrics.md; a metric whose pairs the sample lacks is left out. Raises FloatingPointError if features are
         not finite."""
         features = embed(model, batches, world or World())
         return {name: value for question in QUESTIONS for name, value in question(features, self).items()}
@@ -126,7 +126,7 @@ def pair_similarity(features: Features, analysis: Analysis) -> Values:
 
 
 def share_of_top(score_N: np.ndarray, marked_N: np.ndarray, percent: float) -> float:
-    """Share of marked ones among the top `percent` by score, 0…1; of equal scores at the edge, the mean over all ways to cut them."""
+    """Share of marked ones among the top `percent` by score, 0…1; equal scores at the edge count as the mean over all ways to cut them."""
     count = max(1, round(len(score_N) * percent / 100))
     edge = np.sort(score_N)[-count]
     above_N, tied_N = score_N > edge, score_N == edge

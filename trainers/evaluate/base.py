@@ -29,7 +29,7 @@ class Material:
     test: Callable[[], Iterable[Batch]]
     """This rank's share of the test pictures, as `datasets.feed.loader.eval_batches` gives it."""
     pairs: Pairs
-    """The pairs of the pre-training, the poison plan laid over them; a cleaning has the same ones here."""
+    """The pairs of the pre-training, with the poison plan laid over them; the same in a cleaning."""
     recipe: Recipe
     """Views, trigger and seed of the evaluation."""
     batch_size: int = 256
@@ -39,23 +39,23 @@ class Material:
     class_names: tuple[str, ...] = ()
     """Of the test pictures."""
     sets: Mapping[EvalSet | RetrievalSet, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
-    """This rank's share of each further set that an evaluator needs (`Component.needs`)."""
+    """This rank's share of each further set that evaluators need (`Component.needs`)."""
     made: Mapping[Component, Path] = field(default_factory=dict)
-    """Folder of whatever else it needs."""
+    """The folders of everything else that evaluators need."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator(Component, ABC):
     """A measurement of one model. A new one is a frozen dataclass of this kind in its own file.
 
-    It looks at the test pictures unless it says otherwise by a method `open` of its own, which makes its batches from whatever
-    `Material` holds: `trainers.evaluate.analysis.Analysis` looks at training pairs. What it needs and `Material` lacks becomes a
-    field there, filled in `orchestrator.training.measuring`.
+    It looks at the test pictures unless it overrides `open`, which makes its batches from anything in `Material`:
+    `trainers.evaluate.analysis.Analysis` looks at training pairs. If `Material` lacks something, add a field to it and fill it in
+    `orchestrator.training.measuring`.
     """
 
     every: int = since(1)
-    """While a model trains it is measured before the first epoch, after each one whose number this divides, and after the last; 0: after
-    the last alone."""
+    """A model is measured before training, after each epoch whose number this divides, and after the last one; 0: after the last one
+    alone."""
 
     def due(self, epoch: int, epochs: int) -> bool:
         """Whether it measures after this epoch of so many."""
@@ -71,16 +71,16 @@ class Evaluator(Component, ABC):
     ) -> Mapping[str, float | np.ndarray]:
         """Metrics by name, shares in percent; the model is left as it was.
 
-        batches: what `open` gave. All ranks of `world` call this together and get the same. Numbers become metrics; arrays are
-        no metrics, but kept beside them for pictures (`analysis/epoch_0003.npz` in the stage's folder), so they must be small.
-        A name that another evaluator gives too is refused.
+        batches: from `open`. All ranks of `world` call this together and return the same. Numbers become metrics; arrays are no metrics,
+        but kept beside them for pictures (`analysis/epoch_0003.npz` in the stage's folder), so they must be small. A name that another
+        evaluator gives too is refused.
         """
 
 
 def add_values(values: dict[str, Any], evaluator: Evaluator, found: Any) -> None:
-    """Put what the evaluator's `measure` gave beside what others gave; numbers of numpy and torch become Python's.
+    """Add what the evaluator's `measure` returned to what others returned; numbers of numpy and torch become Python's.
 
-    InputError naming the evaluator for what is no dictionary, a name that is there already, and what is neither number nor array.
+    InputError naming the evaluator if it is no dictionary, has a name that is there already, or a value that is neither number nor array.
     """
     if not isinstance(found, Mapping):
         raise InputError(f"evaluator {evaluator.label} gave {shown(found)}; accepted: a dictionary of metrics by name.")
@@ -95,7 +95,7 @@ def add_values(values: dict[str, Any], evaluator: Evaluator, found: Any) -> None
 
 @contextmanager
 def unchanged(encoder: Encoder, evaluator: Evaluator) -> Iterator[None]:
-    """InputError where the model's weights or buffers are others at the end, told by the norm of each: training goes on from them."""
+    """InputError if the norm of one of the model's weights or buffers has changed at the end: training continues from them."""
 
     def norms() -> list[float]:
         tensors = [value for value in encoder.state_dict().values() if value.is_floating_point()]

@@ -1,8 +1,8 @@
-"""Which cleaned model one would keep: the rules of the report, and the epochs of a training whose checkpoints they may want.
+"""Which cleaned model one would keep: the rules of the report, and the epochs whose checkpoints these rules may need.
 
-A rule picks the smallest of a total order among the models that qualify. So what it picks among several trials is what it picks in
-one of them, and what it picks among all epochs is what it picks among those so far: a checkpoint that is no rule's choice may go.
-All shares are in percent.
+A rule picks the smallest in a total order of the models that qualify. So its choice among several trials is also its choice within one of
+them, and a model that is not its choice among the epochs so far will never be: a checkpoint that no rule chooses may be removed. All shares
+are in percent.
 """
 
 import math
@@ -12,9 +12,9 @@ from typing import Any, Protocol, TypeVar
 
 ACCURACY, ASR = "zeroshot/top1", "asr/top1"
 LIMITS = (5, 10)
-"""On the ASR, of the two choices of the most accurate model."""
+"""Limits on the ASR, percent, of the two rules that choose the most accurate model."""
 POINTS_LOST = 1.0
-"""Of accuracy, that the model with the lowest ASR may have lost."""
+"""Points of accuracy that the model with the lowest ASR may have lost."""
 PERCENT_LOST = 10.0
 """The same relative to the uncleaned model's accuracy."""
 
@@ -30,11 +30,11 @@ class Measured(Protocol):
     def epoch(self) -> int: ...
     @property
     def trial(self) -> str:
-        """Which trial it is of; decides between models that are alike in all else."""
+        """Its trial; decides between models that are equal in everything else."""
 
     @property
     def returned(self) -> bool:
-        """Whether the method returned it in place of what training ended with."""
+        """Whether the method returned this model instead of the one that training ended with."""
 
 
 M = TypeVar("M", bound=Measured)
@@ -79,7 +79,7 @@ def blind(points: Sequence[M], start: Any) -> M | None:
 
 
 def blind_last(points: Sequence[M], start: Any) -> M | None:
-    """As `blind` among the last epochs of the trials: a defender who trains to the end and compares the ends."""
+    """As `blind`, but among the last epochs of the trials: a defender who trains to the end and compares the results."""
     last: dict[str, M] = {}
     for point in points:
         if point.epoch >= last.get(point.trial, point).epoch:
@@ -133,18 +133,19 @@ def start_of(points: Sequence[M], start: str) -> M | None:
     `start`: last | most_accurate (the ASR not looked at; ties go to the later epoch) | the number of an epoch.
     """
     if start == "most_accurate":
-        return blind([point for point in points if point.epoch > 0] or points, None)  # of epoch 0 a training keeps no checkpoint
+        return blind([point for point in points if point.epoch > 0] or points, None)  # a training keeps no checkpoint of epoch 0
     return next((point for point in reversed(points) if start in ("", "last", str(point.epoch))), None)
 
 
 def results(points: Iterable[M]) -> list[M]:
-    """The models that one cleaning gives: after each epoch or, where its method returned another than training ended with, that alone."""
+    """The models that one cleaning yields: one after each epoch or, if its method returned another model than training ended with, that one
+    alone."""
     cleaned = [point for point in points if point.epoch > 0]
     return [point for point in cleaned if point.returned] or cleaned
 
 
 def chosen_epochs(lines: Iterable[dict[str, Any]], start: Epoch | None = None) -> set[int]:
-    """The epochs of one cleaning that a rule picks, so far as it has come. `start` is the uncleaned model, by default epoch 0."""
+    """The epochs of one cleaning that some rule picks, among those so far. `start` is the uncleaned model, by default epoch 0."""
     points = measured(lines)
     start = start or next((p for p in points if p.epoch == 0), None) or Epoch(0, math.nan, math.nan)
     return {choice.epoch for rule in RULES if (choice := rule.choose(results(points), start)) is not None}

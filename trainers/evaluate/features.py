@@ -13,7 +13,7 @@ from trainers.encoder import Encoder
 
 
 def features(model: Encoder, batch: dict[str, Any], name: str = "image") -> Tensor:
-    """Unit features [B, D] of the batch's pictures of that name; those that `embedded` put there, if it did."""
+    """Unit features [B, D] of the batch's pictures of that name; taken from the batch where `embedded` has put them there."""
     ready = batch.get(f"{name}_features")
     feature_BD = model.encode_image(image_tensor(batch[name], model.device)) if ready is None else ready.to(model.device)
     if not torch.isfinite(feature_BD).all():

@@ -1,4 +1,4 @@
-"""The attack gate: did the attack take, before any defence is judged by it?"""
+"""The attack gate: did the attack work? Asked before any defence is judged."""
 
 from __future__ import annotations
 

@@ -38,7 +38,7 @@ class LinearProbe(Evaluator):
     grid: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
     """Values of C (inverse strength of the L2 penalty) to choose from, rising."""
     held_out: float = 0.2
-    """Share of the training pictures, by the hash of their keys, that the choice of C is made on."""
+    """Share of the training pictures, by the hash of their keys, on which C is chosen."""
     max_iter: int = 1000
     """Steps of the solver (L-BFGS)."""
     seed: int = 0
@@ -100,7 +100,7 @@ class LinearProbe(Evaluator):
 
 
 def _held_out(probe: LinearProbe, rows: list[tuple[str, int, np.ndarray]]) -> np.ndarray:
-    """bool [N]: the pictures that C is chosen on, the same share of each class, so that none is missing from the others."""
+    """bool [N]: the pictures on which C is chosen, the same share of each class, so that no class is missing from the rest."""
     label_N = np.array([label for _, label, _ in rows])
     if len(set(label_N.tolist())) < 2:
         raise InputError(f"the linear probe's training set {probe.train.path} has pictures of fewer than two classes.")
@@ -150,7 +150,7 @@ def _count(model: Encoder, head: tuple[Tensor, Tensor], batch: dict[str, Any]) -
     weight_KD, bias_K = head
 
     def place(feature_BD: Tensor, class_B: Tensor) -> Tensor:
-        """How many classes come before the given one; all, where it was not trained on."""
+        """How many classes come before the given one; more than all of them for a class without training pictures."""
         score_BK = feature_BD.double() @ weight_KD.T + bias_K
         known_B = class_B < len(bias_K)
         place_B = place_of(score_BK, torch.where(known_B, class_B, 0))

@@ -1,4 +1,4 @@
-"""What the losses say of a model before its cleaning begins: their values and gradients on the clean pairs."""
+"""The losses of a model before its cleaning begins, and their gradients, on the clean pairs."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from trainers.objectives.contrastive import MMCL, SSL
 from trainers.schedule import Training
 
 BATCHES, PAIRS = 4, 64
-"""Looked at: so many batches, at most so many pairs of each, whatever the stage's batch size, so that stages can be compared."""
+"""How many batches are looked at, and at most how many pairs of each: independent of the stage's batch size, so that stages can be
+compared."""
 
 
 def probe(encoder: Encoder, feed: Feed, training: Training, world: World | None = None) -> dict[str, float]:

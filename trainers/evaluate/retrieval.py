@@ -46,7 +46,7 @@ class Retrieval(Evaluator):
         return (self.data,)
 
     def open(self, material: Material) -> Iterator[Batch]:
-        """The set's pictures, each with its captions; `target` is the name that captions are searched for."""
+        """The set's pictures, each with its captions; `target` is the name to look for in captions."""
         name = self.target or (material.class_names[material.target] if material.target is not None else "")
         for batch in material.sets[self.data]():
             yield batch | {"target": name}

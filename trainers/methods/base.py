@@ -1,4 +1,4 @@
-"""What a method is, and what it has at hand while it trains a model: before it is poisoned as well as after."""
+"""What a method is, and what it can use while it trains a model, in pre-training and in cleaning."""
 
 from __future__ import annotations
 
@@ -53,9 +53,9 @@ class Run:
     """every pair once, in their order, as trained on but not augmented: this rank's share of batches that are the same for any
     number of ranks, each with its own number ("number"), "key", "image" and "caption" """
     made: Mapping[Component, Path] = field(default_factory=dict)
-    """folder of each thing that the method needs (`Component.needs`)"""
+    """need → the folder made for it (`Component.needs`)"""
     folder: Path | None = None
-    """the stage's own, for what must outlast a kill"""
+    """the stage's own folder, for files that must outlast a kill"""
     world: World = field(default_factory=World)
     """the processes that train together"""
     done: int = 0
@@ -70,12 +70,12 @@ class Run:
         self, model: Encoder, objective: Objective, *, epochs: int | None = None, phase: str = "", begin_epoch: BeginEpoch | None = None,
         **changes: Any,
     ) -> Encoder:
-        """Train the model in place for so many epochs of the stage, by default all that are left; returns it.
+        """Train the model in place for that many epochs of the stage, by default all that are left; returns it.
 
         May be called several times. Each call is a phase with an optimiser and a schedule of its own, counted from 0, and with the
-        stage's fields but for `changes` (IN_A_PHASE). After a kill the method is called again from the start: a phase that was done
-        is passed over, and its weights are put back where the next one has not begun. So what a method finds out between phases it
-        keeps in `folder`. `begin_epoch(model, epoch)` is called on every rank before each epoch: `trainers.methods.epoch.EpochPlan`.
+        stage's fields but for `changes` (IN_A_PHASE). After a kill the method is called again from the start: a finished phase is skipped,
+        and its weights are loaded if the next one has not begun. So anything that a method finds out between phases must be kept in
+        `folder`. `begin_epoch(model, epoch)` is called on every rank before each epoch: `trainers.methods.epoch.EpochPlan`.
         """
         left = self.training.epochs - self.done
         wanted = left if epochs is None else epochs
@@ -121,8 +121,8 @@ class Method(Component, ABC):
     def train(self, model: Encoder, run: Run) -> Encoder:
         """The trained model: the same object changed in place, or another of the same architecture.
 
-        It is what is measured and saved, by its weights; one that computes something else by a hook or a replaced module is refused.
-        Where it is not bit for bit what the last `run.fit` ended with, it gets a line of metrics and a checkpoint of its own, numbered
-        one epoch more than the last; the lines before are the training's. Without `run.fit` there are two lines: epoch 0, before the
-        method, and epoch 1.
+        Its weights are what is measured and saved; a model that computes something else through a hook or a replaced module is refused. If
+        it differs in any bit from what the last `run.fit` ended with, it gets a line of metrics and a checkpoint of its own, numbered one
+        epoch after the last; the lines before are the training's. Without `run.fit` there are two lines: epoch 0, before the method, and
+        epoch 1.
         """

@@ -1,4 +1,4 @@
-"""What a method decides as an epoch begins: values for the pairs and their order. It is kept, so that a kill changes nothing."""
+"""What a method decides at the start of an epoch: values for the pairs and their order. It is saved, so that a kill changes nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class EpochPlan:
     """int64 [steps · batch size]: the numbers of the pairs that the epoch's steps take, in their order; a pair may come several times
     or not at all. None: the stage's own, each pair once"""
     anew: Iterable[nn.Parameter] = ()
-    """parameters that were drawn anew, of which the optimiser forgets what it knew; each rank's own"""
+    """parameters that were drawn anew, for which the optimiser drops its state; each rank's own"""
 
     def check(self, pairs: int, samples: int) -> None:
         """InputError where this does not fit a stage of that many pairs whose epochs take so many samples."""
@@ -62,7 +62,7 @@ class EpochPlan:
 
     @staticmethod
     def read(file: Path) -> EpochPlan:
-        """What `write` wrote, but for the parameters."""
+        """The inverse of `write`; without the parameters."""
         arrays = {name: tensor.numpy() for name, tensor in load_file(file).items()}
         order = arrays.pop(ORDER, None)
         return EpochPlan(values=arrays, order=order)
@@ -73,9 +73,8 @@ BeginEpoch = Callable[[Encoder, int], EpochPlan]
 
 
 def begin(begin_epoch: BeginEpoch, encoder: Encoder, epoch: int, within: bool, folder: Path, world: World) -> EpochPlan:
-    """What holds for this epoch, the same on every rank; `within`: the epoch began in an earlier attempt, and its file is read.
-
-    The files of the two epochs before stay: a checkpoint of theirs may have to serve.
+    """What holds for this epoch, the same on every rank; `within`: the epoch began in an earlier attempt, and its file is read. The files
+    of the two epochs before stay, because training may have to go back to their checkpoints.
     """
     file = folder / FOLDER / f"epoch_{epoch:04d}.safetensors"
     anew: tuple[nn.Parameter, ...] = ()

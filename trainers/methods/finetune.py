@@ -54,7 +54,7 @@ class CleanCLIP(FineTune):
 
     @property
     def label(self) -> str:
-        """With a weight of 0 it is no longer CleanCLIP, and is called by its loss."""
+        """With a weight of 0 it is no longer CleanCLIP and is named after its loss."""
         return "CleanCLIP" if self.clip_weight and self.inmodal_weight else self.objective.label
 
 

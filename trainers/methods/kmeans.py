@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK = 8192
-"""Points compared with all centroids at a time."""
+"""How many points are compared with all centroids at a time."""
 
 
 def spherical_kmeans(point_ND: Tensor, clusters: int, iterations: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:

@@ -16,14 +16,14 @@ from datasets.storage import write_whole
 SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int32())])
 CLASSES = b"classes"
 FILE = "labels.parquet"
-"""Of the stage that makes them."""
+"""In the folder of the stage that makes them."""
 
 
 class Labels:
     """Classes 0 … classes − 1 by key."""
 
     def __init__(self, by_key: Mapping[str, int], classes: int, where: str) -> None:
-        """`where` is what messages call them."""
+        """`where`: their name in messages."""
         self.by_key, self.classes, self.where = by_key, classes, where
 
     def of(self, keys: Iterable[str]) -> np.ndarray:

@@ -58,10 +58,10 @@ class PseudoLabels(Method):
     """
 
     labeller: Model | Training
-    """Who says what is on the pictures: an open_clip model with `pretrained`, or a `Pretrain`, which is first trained on the pairs
+    """The model that labels the pictures: an open_clip model with `pretrained`, or a `Pretrain`, which is first trained on the pairs
     without the poison (as a prior is, and shared with an equal one). It may take pictures of another size."""
     classes: str | tuple[str, ...] = "auto"
-    """Among which it chooses: `auto` (the test set's), `imagenet1k`, `cifar10`, or names"""
+    """The classes to choose from: `auto` (the test set's), `imagenet1k`, `cifar10`, or names"""
     templates: str | tuple[str, ...] = "auto"
     """`auto` (the test set's), `openai`, `simple`, `cifar10`, or texts with {}"""
     weight: float = 5.0

@@ -17,7 +17,7 @@ Features = Mapping[str, Tensor]
 
 
 class Loss(Protocol):
-    """What computes the loss of a phase's steps: the objective itself, or what its `begin` makes."""
+    """Computes the loss of a phase's steps: the objective itself, or what its `begin` returns."""
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
         """As `Objective.loss`."""
@@ -41,9 +41,9 @@ class Objective(Component, ABC):
         return False
 
     def begin(self, encoder: Encoder, rng: np.random.Generator) -> Loss:
-        """What computes the loss from a phase's first step to its last. An objective with a memory, such as a bank of earlier features,
-        returns an `nn.Module` with `loss`, whose buffers are that memory: they are saved with each checkpoint and put back from it, and
-        must be equal on all ranks (so what goes into it is gathered, `distributed.gather_rows`)."""
+        """The object that computes the loss from a phase's first step to its last. An objective with a memory, such as a bank of earlier
+        features, returns an `nn.Module` with `loss`, whose buffers are that memory: they are saved with each checkpoint and loaded from it,
+        and must be equal on all ranks (so gather what goes into them: `distributed.gather_rows`)."""
         return self
 
     @abstractmethod

@@ -37,7 +37,7 @@ class Clustering(Objective):
 
     @property
     def beside(self) -> str:
-        """What to say of the terms beside the classification: nothing where they are those of CleanCLIP."""
+        """The label's part for the terms beside the classification: empty where they are those of CleanCLIP."""
         said = losses(self.clip_weight, self.inmodal_weight)
         return "" if said == "MMCL+SSL" else f" + {said}" if said else " alone"
 

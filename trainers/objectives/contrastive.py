@@ -28,7 +28,7 @@ def matching_loss(query_BD: Tensor, key_BD: Tensor, scale: Tensor) -> Tensor:
 
 
 def losses(clip_weight: float, inmodal_weight: float) -> str:
-    """What the terms that have a weight are called: "MMCL", "SSL", "MMCL+SSL", or nothing."""
+    """The name of the terms with a weight above 0: "MMCL", "SSL", "MMCL+SSL", or nothing."""
     return "+".join(name for name, weight in (("MMCL", clip_weight), ("SSL", inmodal_weight)) if weight > 0)
 
 

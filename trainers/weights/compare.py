@@ -1,4 +1,4 @@
-"""Whether the tensors of a file are those of a model: names, shapes, numbers, and what no tensor tells."""
+"""Whether the tensors of a file fit a model: names, shapes, numbers, and settings that tensors do not show."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def fitting(encoder: Encoder, file: Path, state: dict[str, Tensor]) -> dict[str,
     for scalar in ("logit_scale", "logit_bias"):  # saved as [1] by some versions and as a scalar by others
         if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel() == 1:
             state[scalar] = state[scalar].reshape(own[scalar].shape)
-    counts = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}  # which nothing is computed from
+    counts = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}  # nothing is computed from it
     state = {**counts, **state}
     differences = [f"{name}: the model has {_shape(own.get(name))}, the file {_shape(state.get(name))}"
                    for name in [*own, *(name for name in state if name not in own)]
@@ -55,9 +55,8 @@ def check_numbers(file: Path, state: dict[str, Tensor], own: Mapping[str, Tensor
 
 
 def check_configuration(encoder: Encoder, file: Path, told: dict[str, Any], whole: bool) -> None:
-    """InputError where a configuration beside the weights is of a model that computes otherwise with tensors of the same shapes.
-
-    In a `whole` one a field that is left out has open_clip's default; in another it is not known.
+    """InputError where a configuration beside the weights is of a model that computes something else with tensors of the same shapes. In a
+    `whole` configuration a missing field has open_clip's default; in any other it is unknown.
     """
     quick, own_quick = (bool(config.get("quick_gelu")) for config in (told, encoder.config))
     if quick != own_quick:
@@ -79,7 +78,7 @@ _OF_NO_ACCOUNT = (
     "patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path", "hf_model_pretrained",
     "layers", "width", "mlp_ratio", "patch_size", "image_size", "context_length", "vocab_size",
 )  # fmt: skip
-"""Fields of a tower that change nothing of what a trained one computes, or that the tensors' names and shapes tell."""
+"""Fields of a tower that do not change what a trained one computes, or that follow from the tensors' names and shapes."""
 
 
 def _plain(value: Any) -> Any:
@@ -89,7 +88,8 @@ def _plain(value: Any) -> Any:
 
 
 def say_activation(encoder: Encoder, file: Path, form: str, say: Callable[[str], None]) -> None:
-    """Which activation is computed, where no configuration tells; InputError where the file's form tells and a fitting model is known."""
+    """Note which activation is computed where no configuration tells it; InputError where the file's form shows that it is the wrong one
+    and a fitting model is known."""
     own = "QuickGELU" if encoder.config.get("quick_gelu") else "GELU"
     if form and own == "GELU" and encoder.twin:
         raise InputError(f"checkpoint {file} is of a model with QuickGELU, as {form}, tells; the experiment's is one without: "
@@ -108,7 +108,7 @@ def _fitting_name(encoder: Encoder) -> str:
 
 
 def check_preprocessing(encoder: Encoder, file: Path, preprocess: dict[str, Any], say: Callable[[str], None]) -> None:
-    """InputError for a mean or deviation that is none; a NOTE where the weights are for pictures that were made smaller otherwise."""
+    """InputError for an invalid mean or deviation; a NOTE where the weights expect pictures that are resized in another way."""
     for name in ("mean", "std"):
         value = preprocess.get(name, [1, 1, 1])
         three = isinstance(value, list) and len(value) == 3 and all(type(number) in (int, float) for number in value)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint of ours, and whether they are as they were written."""
+"""The files of a checkpoint of ours, and whether they are unchanged."""
 
 import hashlib
 import json
@@ -12,13 +12,13 @@ WEIGHTS, CONFIG, STATE, META = "open_clip_model.safetensors", "open_clip_config.
 
 
 def fault(checkpoint: Path, state: bool = True) -> str:
-    """Which file of the checkpoint is lost or not as it was written; empty where it is whole. `state`: to be trained on from."""
+    """The file of the checkpoint that is lost or changed; empty where it is whole. `state`: also the files that training continues from."""
     meta = read_meta(checkpoint)
     if not meta:
         return f"{checkpoint / META} {'is not as it was written' if (checkpoint / META).exists() else 'is missing'}"
     if state and meta.get("stage") != checkpoint.parent.name:
         return f"{checkpoint} is a checkpoint of another stage ({meta.get('stage')})"
-    if state and STATE not in meta["files"]:  # of what a method returned
+    if state and STATE not in meta["files"]:  # of a model that a method returned
         return f"{checkpoint / STATE} is missing"
     sums = {checkpoint / name: checksum for name, checksum in meta["files"].items() if state or name != STATE}
     if state:
@@ -32,7 +32,7 @@ def fault(checkpoint: Path, state: bool = True) -> str:
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """What is noted of a checkpoint; empty where there is no such file or it is not as it was written."""
+    """A checkpoint's meta.json; empty where there is no such file or it was changed."""
     try:
         meta = json.loads((checkpoint / META).read_bytes())
         return meta if meta.pop("digest") == digest(meta) else {}
@@ -41,5 +41,5 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
 
 
 def digest(meta: Mapping[str, Any]) -> str:
-    """Of what is noted of a checkpoint, as hexadecimal SHA-256."""
+    """Hexadecimal SHA-256 of a checkpoint's meta.json."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()

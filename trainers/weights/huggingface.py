@@ -36,7 +36,7 @@ _DEFAULTS = {
     "text_config": {"hidden_act": "quick_gelu", "num_attention_heads": 8, "hidden_size": 512, "layer_norm_eps": 1e-5},
     "vision_config": {"hidden_act": "quick_gelu", "num_attention_heads": 12, "hidden_size": 768, "layer_norm_eps": 1e-5},
 }
-"""What their configuration leaves out where it is so."""
+"""Defaults of their configuration, which it leaves out."""
 
 
 def knows(name: str) -> bool:
@@ -50,9 +50,10 @@ def is_theirs(state: dict[str, Any]) -> bool:
 
 
 def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under open_clip's names; what has no place there keeps its own name.
+    """The tensors under open_clip's names; tensors without a counterpart keep their own names.
 
-    Projections are stored transposed, and the weights of queries, keys and values one by one, which here are one [3 D, D] in that order.
+    Their projections are stored transposed, and their weights of queries, keys and values are three tensors, here one [3 D, D] in that
+    order.
     """
     found: dict[str, Tensor] = {}
     attention: dict[str, dict[str, Tensor]] = {}
@@ -79,7 +80,7 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def configuration(file: Path) -> dict[str, Any]:
-    """What `config.json` beside the weights tells, in the form of open_clip's configuration; empty where there is none.
+    """`config.json` beside the weights in the form of open_clip's configuration; empty where there is none.
 
     InputError names the file where it is no configuration of a CLIP, or of one that open_clip's classes do not compute.
     """
@@ -116,7 +117,7 @@ def configuration(file: Path) -> dict[str, Any]:
 
 
 def preprocessing(file: Path) -> dict[str, Any]:
-    """What `preprocessor_config.json` beside the weights tells, in open_clip's words: mean, std, interpolation, size; empty without one."""
+    """`preprocessor_config.json` beside the weights in open_clip's terms: mean, std, interpolation, size; empty without one."""
     path = file.with_name("preprocessor_config.json")
     config = read_json(path) if path.is_file() else {}
     if not isinstance(config, dict):
@@ -144,7 +145,7 @@ _SIZES = {
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
     "vision_cfg": {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"},
 }
-"""Fields of open_clip's towers for which their configuration has a place."""
+"""Fields of open_clip's towers that their configuration can express."""
 _OWN_PARTS = {ours: theirs for theirs, ours in _PARTS.items()}
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)")
 

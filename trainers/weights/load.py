@@ -29,13 +29,13 @@ from trainers.weights.torchfile import DAMAGE, Shell, Stored, TorchFile
 
 FOLDER = (WEIGHTS, "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
           "pytorch_model.bin.index.json")  # fmt: skip
-"""What a folder of weights may hold; the first that is there is taken."""
+"""Files that a folder of weights may hold; the first that is there is taken."""
 WRAPPERS = ("model", "model_state_dict", "state_dict", "net", "network", "module", "weights")
 """Keys under which a state dict may lie, also one under another; the first that holds the model's names is taken."""
 WRAPPING = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""What DDP, torch.compile, FSDP and activation checkpointing put into the names of parameters."""
+"""Parts that DDP, torch.compile, FSDP and activation checkpointing insert into the names of parameters."""
 BESIDE = {"position_ids", "attn_mask", "total_ops", "total_params"}
-"""Last parts of names of what may lie beside the weights: buffers that follow from the sizes, a profiler's counts."""
+"""Endings of names that may lie beside the weights: buffers that follow from the sizes, a profiler's counts."""
 ACCEPTED = (
     "accepted are an epoch folder, a .safetensors file, a file or folder of Hugging Face's CLIPModel.save_pretrained, and a file of "
     f"torch.save or TorchScript that holds a state dict of tensors, alone or under {', '.join(WRAPPERS)}"
@@ -55,20 +55,20 @@ _BLOCK = "transformer.resblocks.0."
 
 
 def aside(line: str) -> None:
-    """Say a line beside the results."""
+    """Print a line beside the results."""
     print(line, file=sys.stderr, flush=True)
 
 
 def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], None] = aside, finite: bool = True) -> None:
     """Load weights from an epoch folder of ours or what else `ACCEPTED` lists.
 
-    Names and shapes must be exactly the model's; so must what no tensor tells (activation, heads), where a configuration beside the
-    weights or the form of the file tells it. `say` is told which activation is computed where no configuration tells. Raises
-    InputError that names the file and what is in the way: the first tensors that differ, an object that is no tensor, a number that
-    is not finite (unless `finite` is False), damage.
+    Names and shapes must be exactly the model's. So must settings that tensors do not show (activation, heads), where a configuration
+    beside the weights or the form of the file shows them. `say` is told which activation is computed where no configuration tells. Raises
+    InputError that names the file and the problem: the first tensors that differ, an object that is no tensor, a number that is not finite
+    (unless `finite` is False), damage.
     """
     file = weights_file(path)
-    if finite:  # what training goes on from has been looked at
+    if finite:  # without: a checkpoint that training continues from, which was checked already
         _check_sums(file)
     own = encoder.model.state_dict()
     state: dict[str, Tensor] = {}
@@ -115,7 +115,7 @@ def weights_file(path: str | Path) -> Path:
         if epochs:
             raise InputError(f"checkpoint {file} is the folder of a whole stage: give one of its epoch folders: {', '.join(epochs)}")
         raise InputError(f"checkpoint {file} is a folder without weights; looked for: {', '.join(FOLDER)}")
-    if not os.path.isfile(file):  # also where its name is none
+    if not os.path.isfile(file):  # also for an invalid name
         tags = "" if "/" in str(path) else "; open_clip's tags are accepted where the experiment's model is one of its own"
         raise InputError(f"checkpoint {file} does not exist{tags}")
     if _PART.search(file.name):
@@ -124,7 +124,7 @@ def weights_file(path: str | Path) -> Path:
 
 
 def _check_sums(file: Path) -> None:
-    """InputError where the weights are those of an epoch folder, wherever it was copied to, and not as they were written there."""
+    """InputError where the weights are those of an epoch folder of ours, also a copied one, and were changed since."""
     wrong = fault(file.parent, state=False) if file.name == WEIGHTS and file.with_name(META).is_file() else ""
     if wrong:
         raise InputError(f"checkpoint {file} is damaged: {wrong}. Take a whole copy of its folder.")
@@ -151,7 +151,7 @@ def _parts(index: Path) -> list[Path]:
 
 
 def _opened(file: Path, stack: ExitStack) -> tuple[Any, TorchFile | None]:
-    """What the file holds, nested; of a file of torch.save or TorchScript also what reads its tensors."""
+    """The file's content, nested; for a file of torch.save or TorchScript also the reader of its tensors."""
     try:
         with open(file, "rb") as handle:
             head = handle.read(64)
@@ -228,7 +228,7 @@ def _entries(module: Shell) -> dict[str, Any]:
 
 
 def _stripped(state: dict[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The same without what wrappers of modules put into names, and without a prefix that all names share."""
+    """The same without what wrappers of modules insert into names, and without a prefix that all names share."""
     found: dict[str, Any] = {}
     for name, value in state.items():
         name = name if name in own else ".".join(part for part in name.split(".") if part not in WRAPPING)
@@ -245,7 +245,7 @@ def _known(name: str, own: Mapping[str, Tensor]) -> bool:
 
 
 def _openai(root: Any, names: list[str]) -> str:
-    """What tells that weights are of OpenAI's model class or of another with QuickGELU; "" where nothing does.
+    """The evidence that weights are of OpenAI's model class or of another with QuickGELU; "" without any.
 
     OpenAI's blocks register attention before the first normalisation, open_clip's after; a state dict keeps that order.
     """
@@ -259,7 +259,7 @@ def _openai(root: Any, names: list[str]) -> str:
 
 
 def _described(value: Any) -> str:
-    """What stands where weights should, in words."""
+    """Describes what was found in place of weights."""
     if isinstance(value, Shell):
         return _TENSORS.get(value.name, f"an object of {value.name[:100]}")
     if not isinstance(value, dict):
@@ -278,7 +278,7 @@ def _described(value: Any) -> str:
 
 
 def _object(path: Path, field: str = "") -> dict[str, Any]:
-    """The object in a JSON file, or the one in its field; empty where there is none. InputError where it is something else."""
+    """The object in a JSON file, or in a field of it; empty where there is none. InputError where it is something else."""
     if not path.is_file():
         return {}
     value = read_json(path)

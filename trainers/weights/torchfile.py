@@ -1,8 +1,8 @@
-"""Reading what torch.save and torch.jit.save write as data alone: nothing that a file names is imported, made or called.
+"""Reads the files of torch.save and torch.jit.save as data alone: nothing that a file names is imported, made or called.
 
 Such a file is a pickle, a program for a stack machine, and the bytes of storages. The machine here knows numbers, text, lists,
 tuples, dictionaries and tensors; any other object (a scheduler, an argparse.Namespace, a module of a TorchScript archive) becomes a
-`Shell`: its class's name and its state. So files load whatever else they hold, and none of it runs.
+`Shell`: its class's name and its state. So a file loads whatever else it holds, and nothing in it runs.
 
 Formats: the zip archive of torch.save (since 1.6), the TorchScript archive, and the older plain file.
 """
@@ -30,7 +30,7 @@ LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 """The first value in a file of torch.save before the zip archive."""
 DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RuntimeError, TypeError,
           ValueError, struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
-"""What reading a damaged file may raise."""
+"""Errors that reading a damaged file may raise."""
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
     "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
@@ -256,13 +256,13 @@ def read_pickle(handle: BytesIO, storages: dict[str, Storage]) -> Any:
 
 
 def _set(target: Any, items: list[Any]) -> None:
-    """Entries with plain keys into a dictionary; of another object nothing is kept."""
+    """Puts entries with plain keys into a dictionary; for any other object nothing is kept."""
     if isinstance(target, dict):
         target.update((key, value) for key, value in zip(items[::2], items[1::2]) if isinstance(key, str | int | float))
 
 
 def _made(what: Any, given: Any) -> Any:
-    """What calling or instantiating that would make, as far as it is needed here."""
+    """What calling or instantiating it would make, as far as it is needed here."""
     name = what.name if isinstance(what, Named) else type(what).__name__
     if name == "collections.OrderedDict":
         made: dict[Any, Any] = {}
@@ -285,7 +285,7 @@ def _made(what: Any, given: Any) -> Any:
 
 
 def _storage(given: Any, storages: dict[str, Storage]) -> Any:
-    """The storage that a persistent id names; of anything else (a class with its source, in old files) what is named."""
+    """The storage that a persistent id names; for anything else (a class with its source, in old files) the thing named."""
     kind, what, *rest = given
     if kind != "storage":
         return what
