@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.feed.loader import triggered
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
 from orchestrator.commands.arguments import COMPUTE, parser
@@ -37,6 +38,7 @@ from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 from trainers.methods.base import Method, Phase, Run
 from trainers.model import TinyCLIP
 from trainers.objectives.base import Objective
@@ -52,7 +54,7 @@ BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", EXTENDING, re.S)
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
-NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+"}
+NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<name>": r"\w+"}
 """What a variable part of a metric's name stands for."""
 
 
@@ -266,5 +268,8 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     sides |= {view: unit(7, 5, seed=i) for i, view in enumerate(views)} | {"target/image": unit(4, 5, seed=9)}
     for question in QUESTIONS:
         names |= {name for name, value in question(sides, Analysis()).items() if not isinstance(value, np.ndarray)}
+    several = ZeroShotASR(class_names=("a", "b"), templates=("{}",), aims=(Aim(name="corner", target=0), Aim(name="all", target=None)))
     pictures = {"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "image_triggered": torch.ones(2, 32, 32, 3, dtype=torch.uint8)}
+    given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
+    names |= set(several.measure(resnet(), [given]))
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))
