@@ -8,6 +8,7 @@ from typing import Any
 from datasets.component import Component
 from datasets.errors import InputError
 from orchestrator import failures
+from orchestrator.cluster import retries
 from orchestrator.experiment.identity import IDENTITIES
 from orchestrator.experiment.spec import Compute
 from orchestrator.stages.base import At, Stage, ensure, walk
@@ -31,7 +32,7 @@ def train_all(wanted: Sequence[Stage], at: At) -> list[Artefact]:
     room = pretrainings_at_a_time(at.compute, ray.cluster_resources())
     if len(missing) > 1 and room > 1:
         # the workers of its Ray Train hold the cores; one that is started again goes on from the last checkpoint
-        task = ray.remote(num_cpus=0, max_retries=at.compute.retries)(_apart)
+        task = ray.remote(num_cpus=0, max_retries=retries.of_task(at.compute))(_apart)
         waiting = list(missing.values())
         running: dict[Any, Stage] = {}
         failed: list[Exception] = []
@@ -73,7 +74,7 @@ def measure_all(wanted: Sequence[Stage], at: At) -> None:
         return
     at.say(f"measuring what is stored: {len(wanted)} to do")
     compute = at.compute
-    task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=compute.retries)(_with_cores)
+    task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=retries.of_task(compute))(_with_cores)
     running = {task.remote(stage, str(at.store.root), compute, {}, dict(IDENTITIES)): stage for stage in wanted}
     for reference, stage in running.items():
         try:
@@ -87,7 +88,7 @@ def _ensure_apart(stage: Stage, at: At) -> None:
     import ray
 
     compute = at.compute
-    task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=compute.retries)(_with_cores)
+    task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=retries.of_task(compute))(_with_cores)
     try:
         ray.get(task.remote(stage, str(at.store.root), compute, at.known, dict(IDENTITIES)))
     except ray.exceptions.RayError as error:

@@ -12,6 +12,7 @@ from typing import Any
 
 from datasets.component import Component
 from orchestrator import failures
+from orchestrator.cluster import retries
 from orchestrator.cluster.session import interruptible, scratch, user_error
 from orchestrator.experiment.identity import IDENTITIES
 from orchestrator.experiment.override import override
@@ -134,7 +135,7 @@ def _tune(
         run_config=tune.RunConfig(
             name=name,
             storage_path=str(store.root / "ray"),
-            failure_config=tune.FailureConfig(max_failures=compute.retries),
+            failure_config=retries.of_trials(compute),
             verbose=0,
             callbacks=[_callback(notes)],
         ),

@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets.errors import InputError
 from orchestrator import failures
-from orchestrator.cluster import network
+from orchestrator.cluster import network, retries
 from orchestrator.cluster.session import scratch, user_error
 from orchestrator.experiment.spec import Compute
 from orchestrator.store import FAILED, read_failure, read_json, write_json
@@ -27,7 +27,7 @@ def fit_on_workers(job: Job, train: Callable[[Job], None], workers: int, compute
 
 def _fit(job: Job, train: Callable[[Job], None], workers: int, compute: Compute) -> BaseException | None:
     """The cause of the failure, as Ray Train tells it."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
+    from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
     resources: dict[str, float] = {"CPU": job.cpus}
@@ -44,7 +44,7 @@ def _fit(job: Job, train: Callable[[Job], None], workers: int, compute: Compute)
         run_config=RunConfig(
             name=name,
             storage_path=str(store / "ray"),
-            failure_config=FailureConfig(max_failures=compute.retries, controller_failure_limit=1),  # type: ignore[call-arg]
+            failure_config=retries.of_training(compute),
         ),
     )
     cause: BaseException | None = None

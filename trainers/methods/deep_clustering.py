@@ -11,47 +11,35 @@ from datasets.errors import InputError
 from trainers import distributed
 from trainers.batch import image_tensor
 from trainers.encoder import Encoder
-from trainers.methods.base import Method, Run
+from trainers.methods.base import Run
 from trainers.methods.epoch import EpochPlan
 from trainers.methods.kmeans import spherical_kmeans
-from trainers.objectives.clustering import Clustering
+from trainers.methods.with_classes import WithClasses
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeepClustering(Method):
-    """At the start of each epoch all cleaning pictures are embedded (in evaluation mode) and clustered by spherical k-means; then
-    trains with clip_weight·MMCL + inmodal_weight·SSL + weight·CE of a linear head on the picture's features against its cluster.
+class DeepClustering(WithClasses):
+    """At the start of each epoch all cleaning pictures are embedded (in evaluation mode) and clustered by spherical k-means: the
+    clusters are the classes.
 
     The numbers of clusters mean nothing from one epoch to the next, so the head is drawn anew with each clustering, as in the
-    study. It has no weight decay, and is no part of the model that is evaluated and exported.
+    study.
     """
 
     clusters: int = 1000
     """k; at most the number of cleaning pairs"""
     iterations: int = 20
     """of k-means, from pictures picked at random by seed and epoch"""
-    weight: float = 5.0
-    """of the classification"""
-    clip_weight: float = 1.0
-    """of the image-text term"""
-    inmodal_weight: float = 1.0
-    """of the image-image and text-text terms"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         for name, least in (("clusters", 2), ("iterations", 1)):
             if getattr(self, name) < least:
                 raise InputError(f"clean.method.{name} is {getattr(self, name)}; it must be at least {least}.")
-        self.objective  # noqa: B018 (raises InputError for weights that make no objective)
 
     @property
     def label(self) -> str:
         return f"deep-clustering{self.objective.beside}"
-
-    @property
-    def objective(self) -> Clustering:
-        """The loss that is trained with."""
-        return Clustering(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight, deep_clustering_weight=self.weight)
 
     def check(self, pairs: int) -> None:
         if self.clusters > pairs:

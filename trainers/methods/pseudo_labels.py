@@ -15,11 +15,11 @@ from trainers.batch import image_tensor
 from trainers.distributed import World
 from trainers.encoder import Encoder
 from trainers.evaluate.zeroshot import class_head
-from trainers.methods.base import Method, Run
+from trainers.methods.base import Run
 from trainers.methods.epoch import EpochPlan
 from trainers.methods.labels import FILE, Labels
+from trainers.methods.with_classes import WithClasses
 from trainers.model import Model
-from trainers.objectives.clustering import Clustering
 from trainers.schedule import Training
 
 
@@ -49,12 +49,11 @@ class Labelling(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PseudoLabels(Method):
-    """clip_weight·MMCL + inmodal_weight·SSL + weight·CE of a linear head on the picture's features against the class that
-    `labeller` gives the picture.
+class PseudoLabels(WithClasses):
+    """A picture's class is the one that `labeller` gives it.
 
     The labels are a stage of their own, made once for a labeller and a cleaning set and joined by the samples' keys. The head is
-    drawn once; it has no weight decay, and is no part of the model that is evaluated and exported.
+    drawn once.
     """
 
     labeller: Model | Training
@@ -64,26 +63,14 @@ class PseudoLabels(Method):
     """The classes to choose from: `auto` (the test set's), `imagenet1k`, `cifar10`, or names"""
     templates: str | tuple[str, ...] = "auto"
     """`auto` (the test set's), `openai`, `simple`, `cifar10`, or texts with {}"""
-    weight: float = 5.0
-    """of the classification"""
-    clip_weight: float = 1.0
-    """of the image-text term"""
-    inmodal_weight: float = 1.0
-    """of the image-image and text-text terms"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.labelling  # noqa: B018 (raises InputError for what cannot label)
-        self.objective  # noqa: B018 (raises InputError for weights that make no objective)
 
     @property
     def label(self) -> str:
         return f"pseudo-labels{self.objective.beside}"
-
-    @property
-    def objective(self) -> Clustering:
-        """The loss that is trained with."""
-        return Clustering(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight, deep_clustering_weight=self.weight)
 
     @property
     def labelling(self) -> Labelling:
