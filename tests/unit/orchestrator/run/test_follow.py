@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator.progress import SMOOTHING_S, clock, left, meter, smoothed
+from orchestrator.console.progress import SMOOTHING_S, clock, left, meter, smoothed
 from orchestrator.run.follow import Follower, Mirror
 from orchestrator.stages.graph import stages
 from orchestrator.store import Store
@@ -16,7 +16,7 @@ from tests.tiny_sweep import SWEEP
 
 
 @pytest.fixture
-def following(tmp_path: Path):
+def following(tmp_path: Path, said: list[str]):
     """(the follower of a sweep, the folder of its unfinished pre-training, what was said) with progress of an earlier attempt."""
     plan, store = make_plan(SWEEP), Store(tmp_path)
     stage = stages(plan.upstream[0][1])["pretrain"]
@@ -25,9 +25,8 @@ def following(tmp_path: Path):
     write(folder, step=20)
     line = {"epoch": 0, "step": 0, "seconds": 0.0, "metrics": {"zeroshot/top1": 25.0, "asr/top1": 1.0}}
     (folder / "metrics.jsonl").write_text(json.dumps(line) + "\n")
-    said: list[str] = []
     mirror = Mirror(Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny"))
-    return Follower(plan, store, mirror, said.append), folder, said, lambda: load_study(plan, store, live=True)
+    return Follower(plan, store, mirror), folder, said, lambda: load_study(plan, store, live=True)
 
 
 def write(folder: Path, **fields: float) -> None:
@@ -62,14 +61,13 @@ def test_a_failure_that_would_come_again_is_said_at_once_and_once(following):
     assert len(said) == 1 and said[0].endswith("failed: Mine.train returned nothing")
 
 
-def test_notes_of_a_stage_that_ended_between_two_looks_are_said_once_and_never_by_the_next_run(tmp_path):
+def test_notes_of_a_stage_that_ended_between_two_looks_are_said_once_and_never_by_the_next_run(tmp_path, said):
     plan, store = make_plan(SWEEP), Store(tmp_path)
     made = stages(plan.grid[0][1])
-    said: list[str] = []
     for number, kind in enumerate(("pretrain", "clean")):
         stage = made[kind]
         mirror = Mirror(Tracker(f"sqlite:///{tmp_path / 'mlflow.db'}", "tiny"))
-        with Follower(plan, store, mirror, said.append), store.working(kind, stage.fingerprint) as folder:
+        with Follower(plan, store, mirror), store.working(kind, stage.fingerprint) as folder:
             (folder / "notes.txt").write_text(f"NOTE of {kind}\n")
             found = store.seal(kind, stage.name, stage.fingerprint, config={}, inputs={}, seconds=1.0)
         assert found.manifest["files"] == {} and said == ["NOTE of pretrain", "NOTE of clean"][: number + 1]
@@ -99,9 +97,8 @@ def test_a_clock_and_a_rate_of_nothing():
     assert (clock(3723.9), left(10, 0.0), left(10, 2.0)) == ("1:02:03", "unknown", "0:00:05")
 
 
-def test_a_meter_says_rate_and_time_left():
-    said: list[str] = []
-    progress = meter("index", "shards", said.append, every_s=0.0)
+def test_a_meter_says_rate_and_time_left(said):
+    progress = meter("index", "shards", every_s=0.0)
     progress(1, 4)
     progress(4, 4)
     assert said[0].startswith("index  1/4 shards  ") and said[1].endswith("ETA 0:00:00")
