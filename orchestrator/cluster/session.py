@@ -7,6 +7,7 @@ import atexit
 import contextlib
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
@@ -43,6 +44,7 @@ ENVIRONMENT = {
 OMP_NUM_THREADS is not among them: Ray gives each worker as many threads as it reserved CPUs, at least one.
 """
 
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 OBJECT_STORE_BYTES = 1_000_000_000
 """Of a local Ray: streams of blocks of 16 MiB need no more."""
 
@@ -194,14 +196,14 @@ def quiet() -> None:
     from ray._private import worker
 
     def emit(handler: logging.Handler, record: logging.LogRecord) -> None:
-        heard.debug("%s: %s", record.name, record.getMessage(), exc_info=record.exc_info)
+        heard.debug("%s: %s", record.name, COLOUR.sub("", record.getMessage()), exc_info=record.exc_info)
 
     def told(data: dict[str, Any], ignore_prefix: bool) -> None:
         if str(data.get("pid")).isdecimal():  # what a worker prints
             show(data, ignore_prefix)
         else:  # of the raylet or the autoscaler
             for line in data["lines"]:
-                heard.debug("%s: %s", data.get("pid"), line.rstrip())
+                heard.debug("%s: %s", data.get("pid"), COLOUR.sub("", line.rstrip()))
 
     heard, show = log.getChild("ray"), worker.print_to_stdstream
     ray_log.PlainRayHandler.emit = emit  # type: ignore[method-assign,assignment] # by which all of Ray's libraries write to the terminal

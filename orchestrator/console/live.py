@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from orchestrator.console.log import hearing
 
 if TYPE_CHECKING:
-    from rich.console import Console
+    from rich.console import Console, OverflowMethod, RenderableType
     from rich.live import Live
     from rich.table import Table
 
@@ -73,7 +73,7 @@ class View:
                 self._live = Live(
                     console=self.console, transient=True, redirect_stdout=not aside, redirect_stderr=False, get_renderable=self.table
                 )
-                self._live.start()
+                self._live.start(refresh=True)
 
     def drop(self, key: str | None = None) -> None:
         """Leave it out from now on; None: all."""
@@ -95,10 +95,12 @@ class View:
         from rich.table import Table
 
         width = self.console.width
+        bar: RenderableType
         trained = any(one.accuracy or one.asr for one in self._shown.values())
         headed = trained and width >= NARROW
         made = Table(box=None, expand=True, padding=(0, 2, 0, 0), pad_edge=False, show_header=headed, header_style="dim")
-        made.add_column("", ratio=2, no_wrap=True, overflow="ellipsis")
+        cut: OverflowMethod = "ellipsis" if self.console.encoding.startswith("utf") else "crop"
+        made.add_column("", ratio=3, no_wrap=True, overflow=cut)
         made.add_column("", ratio=1 if width >= WIDE else None, no_wrap=True)
         if width >= WIDE:
             made.add_column("rate", no_wrap=True, justify="right")
@@ -107,9 +109,10 @@ class View:
             made.add_column("accuracy", no_wrap=True, justify="right")
             made.add_column("ASR", no_wrap=True, justify="right")
         for one in self._shown.values():
-            share = f"{100 * one.done / one.total:.0f} %" if one.total else one.more
-            bar = ProgressBar(total=one.total, completed=one.done) if one.total and width >= WIDE else share
-            cells = [one.title, bar, *([one.rate] if width >= WIDE else []), one.left, one.accuracy, one.asr]
+            bar = ""
+            if one.total:
+                bar = ProgressBar(total=one.total, completed=one.done) if width >= WIDE else f"{100 * one.done / one.total:.0f} %"
+            cells = [one.title, bar, *([one.rate or one.more] if width >= WIDE else []), one.left, one.accuracy, one.asr]
             made.add_row(*cells[: len(made.columns)])
         return made
 

@@ -15,7 +15,7 @@ from orchestrator.console.log import log, say
 from orchestrator.console.progress import clock, left, smoothed, tell
 from orchestrator.failures import CERTAIN
 from orchestrator.stages.graph import stages
-from orchestrator.store import FAILED, NOTES, Store, read_failure
+from orchestrator.store import FAILED, LOCK, NOTES, Store, read_failure
 from orchestrator.study.outcome import StageResult, Study, TrialResult
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.results import load_study, recorded_trials
@@ -77,7 +77,7 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._told: dict[str, tuple[float, int]] = {}
         self._noted: set[str] = set()
-        self._began, self._failed = time.time(), set[str]()
+        self._began, self._failed, self._starting = time.time(), set[str](), set[str]()
         self._titles: dict[str, str] = {}
         self._rates: dict[str, Callable[[float, float], float]] = {}
         self._before = {path: path.read_bytes() for path in store.root.glob(f"*/.work-*/{PROGRESS}")}
@@ -87,8 +87,9 @@ class Follower:
         """Notes of stages that were finished by earlier runs, which said them."""
         self._ended = {path.name[-12:] for path in store.root.glob("*/*-*") if not path.name.startswith(".")}
         """First digits of the stages whose end was told, or that were finished before."""
-        experiments = [experiment for _, experiment in [*plan.upstream, *(plan.grid or ())]]
-        self._digits = {stage.fingerprint[:12] for experiment in experiments for stage in stages(experiment).values()}
+        made = [stages(experiment) for _, experiment in [*plan.upstream, *(plan.grid or ())]]
+        self._digits = {stage.fingerprint[:12] for one in made for stage in one.values()}
+        self._trainings = dict.fromkeys(one[role] for one in made for role in ("pretrain", "clean") if role in one)
 
     def __enter__(self) -> "Follower":
         self._thread.start()
@@ -134,6 +135,7 @@ class Follower:
         """Say what is new: notes, the stages that have ended, how far the others are."""
         self._tell_notes()
         self._tell_ends(study)
+        self._tell_begun(study)
         for result in followed(study):
             if result.status != "running" or result.fingerprint in self._failed:
                 continue
@@ -142,16 +144,12 @@ class Follower:
             if failed and failed["kind"] in CERTAIN and (result.folder / FAILED).stat().st_mtime > self._began:
                 self._failed.add(result.fingerprint)
                 live.drop(result.fingerprint)
-                log.warning("%s  failed: %s", named, failed["error"], extra={"stage": named})
+                log.warning("%s  failed: %s", named, failed["error"], extra={"stage": _stage(result)})
                 continue
             found, now = self._progress(result.folder / PROGRESS), time.monotonic()
             if found is None:
                 if not isinstance(result, TrialResult):  # a trial may wait for its turn
-                    starting = Progress(title=named, more="starting workers")
-                    live.show(result.fingerprint, starting)
-                    if result.fingerprint not in self._told:
-                        self._told[result.fingerprint] = (0.0, -1)
-                        tell(starting, stage=named)
+                    self._tell_start(result.fingerprint, named, _stage(result))
                 continue
             rate = self._rates.setdefault(result.fingerprint, smoothed())(found["step"], now)
             progress = progress_of(named, result, found, rate * found["batch_size"])
@@ -159,7 +157,32 @@ class Follower:
             last, epochs = self._told.get(result.fingerprint, (0.0, -1))
             if len(result.metrics) != epochs or now - last > 10:
                 self._told[result.fingerprint] = (now, len(result.metrics))
-                tell(progress, stage=named)
+                tell(progress, stage=_stage(result))
+
+    def _tell_begun(self, study: Study) -> None:
+        """Say which trainings of the plan have begun and measured nothing yet."""
+        known, begun = {result.fingerprint for result in followed(study)}, set()
+        for stage in self._trainings:
+            folder = self._store.work(stage.kind, stage.fingerprint)
+            with suppress(OSError):
+                if stage.fingerprint in known or (folder / LOCK).stat().st_mtime < self._began or (folder / FAILED).exists():
+                    continue
+                begun.add(stage.fingerprint)
+                named = self._title(stage.kind, stage.fingerprint)
+                if stage.kind == "pretrain":
+                    self._tell_start(stage.fingerprint, named, str(stage))
+                else:  # there may be hundreds
+                    live.show(stage.fingerprint, Progress(title=named, more="starting"))
+        for ended in self._starting - begun - known:
+            live.drop(ended)
+        self._starting = begun
+
+    def _tell_start(self, fingerprint: str, named: str, stage: str) -> None:
+        starting = Progress(title=named, more="starting workers")
+        live.show(fingerprint, starting)
+        if fingerprint not in self._told:
+            self._told[fingerprint] = (0.0, -1)
+            tell(starting, stage=stage)
 
     def _tell_ends(self, study: Study) -> None:
         """Say what has ended since the last look, and how many cleanings are finished."""
@@ -172,7 +195,7 @@ class Follower:
                 named = self._named(result, study)
                 accuracy, asr = _measured(result)
                 ended = Progress(title=named, more=f"finished in {clock(result.seconds)}", accuracy=accuracy, asr=asr)
-                log.info("%s", ended, extra={"stage": named})
+                log.info("%s", ended, extra={"stage": _stage(result)})
         done = sum(trial.status == "finished" for trial in study.trials)
         if done and self._told.get("trials", (0.0, -1))[1] != done:
             self._told["trials"] = (time.monotonic(), done)
@@ -184,10 +207,13 @@ class Follower:
 
     def _named(self, result: StageResult, study: Study) -> str:
         """Its kind and what tells it from the sweep's others: by the plan or, where that does not know it, by what has come so far."""
-        self._titles = self._titles or plan_titles(self._plan)
         among = [*study.pretrains, *study.trials]
-        title = self._titles.get(result.fingerprint) or titles(among).get(result.fingerprint) or result.name
-        return f"{result.stage} {title} ({result.fingerprint[:6]})"
+        return self._title(result.stage, result.fingerprint, lambda: titles(among).get(result.fingerprint) or result.name)
+
+    def _title(self, kind: str, fingerprint: str, other: Callable[[], str] = str) -> str:
+        """As `_named`; `other` gives the title of what the plan does not know."""
+        self._titles = self._titles or plan_titles(self._plan)
+        return f"{kind} {self._titles.get(fingerprint) or other()} ({fingerprint[:6]})"
 
     def _progress(self, path: Path) -> dict[str, Any] | None:
         """What the stage's process last wrote of this attempt; None where it has written nothing that can be read."""
@@ -199,6 +225,11 @@ class Follower:
         names = ("step", "total", "rate", "batch_size")
         whole = isinstance(found, dict) and all(isinstance(found.get(name), (int, float)) for name in names)
         return found if whole and text != self._before.get(path) else None
+
+
+def _stage(result: StageResult) -> str:
+    """The title of its stage, as the records of its processes have it."""
+    return f"{result.stage} {result.name}-{result.fingerprint[:12]}"
 
 
 def followed(study: Study) -> list[StageResult]:

@@ -1,14 +1,20 @@
 """The lines of progress: nothing of an earlier attempt, and a time left that does not jump."""
 
+import io
 import json
+import os
+import re
+import time
 from pathlib import Path
 
 import pytest
+from rich.console import Console
 
+from orchestrator.console import live
 from orchestrator.console.progress import SMOOTHING_S, clock, left, meter, smoothed
 from orchestrator.run.follow import Follower, Mirror
 from orchestrator.stages.graph import stages
-from orchestrator.store import Store
+from orchestrator.store import Store, write_lines
 from orchestrator.sweep.plan import make_plan
 from orchestrator.sweep.results import load_study
 from orchestrator.tracking.tracker import Tracker
@@ -102,3 +108,53 @@ def test_a_meter_says_rate_and_time_left(said):
     progress(1, 4)
     progress(4, 4)
     assert said[0].startswith("index  1/4 shards  ") and said[1].endswith("ETA 0:00:00")
+
+
+def view_of(width: int) -> Console:
+    return Console(file=io.StringIO(), force_terminal=True, width=width, color_system=None)
+
+
+def rows(view: live.View) -> list[str]:
+    """The view as it is drawn now, without trailing blanks."""
+    plain = Console(file=io.StringIO(), width=view.console.width)
+    plain.print(view.table())
+    return [line.rstrip() for line in plain.file.getvalue().splitlines()]  # type: ignore[attr-defined]
+
+
+def test_the_view_has_one_line_for_each_running_stage_and_an_ended_one_is_a_line_above(following):
+    follower, folder, said, study = following
+    with live.viewing(view_of(80)) as view:
+        follower._tell(study())
+        assert rows(view)[-1].split() == ["pretrain", "MMCL", "(bcf016)", "starting", "workers"]
+        write(folder, step=6)
+        follower._tell(study())
+        head, line = rows(view)
+        assert head.split() == ["rate", "ETA", "accuracy", "ASR"]
+        assert re.fullmatch(r"pretrain MMCL \(bcf016\) +━+╸?━* +100 samples/s +0:00:05 +25.0 % +1.0 %", line) and len(line) <= 80
+        (folder / "failed.json").write_text(json.dumps({"kind": "diverged", "error": "loss is not finite", "rank": 0}))
+        follower._tell(study())
+        assert view._shown == {} and said[-1] == "WARNING pretrain MMCL (bcf016)  failed: loss is not finite"
+
+
+def test_a_stage_that_has_ended_is_said_once_with_what_it_measured(tmp_path, said):
+    plan, store = make_plan(SWEEP), Store(tmp_path)
+    follower = Follower(plan, store, None)  # type: ignore[arg-type]
+    stage = stages(plan.upstream[0][1])["pretrain"]
+    with live.viewing(view_of(80)) as view:
+        with store.working(stage.kind, stage.fingerprint) as folder:
+            os.utime(folder / ".lock", (time.time() + 60,) * 2)
+            for _ in range(2):
+                follower._tell(load_study(plan, store, live=True))
+            assert [one.more for one in view._shown.values()] == ["starting workers"], "before it has measured anything"
+            lines = [{"epoch": 0, "step": 0, "seconds": 83.0, "metrics": {"zeroshot/top1": 25.0, "asr/top1": 1.0}}]
+            write_lines(folder / "metrics.jsonl", lines)
+            store.seal(stage.kind, stage.name, stage.fingerprint, config={}, inputs={}, seconds=83.0)
+        for _ in range(2):
+            follower._tell(load_study(plan, store, live=True))
+        assert view._shown == {}
+    assert said == [
+        "pretrain MMCL (bcf016)  starting workers",
+        "pretrain MMCL (bcf016)  finished in 0:01:23  accuracy 25.0 %  ASR 1.0 %",
+    ]
+    Follower(plan, store, None)._tell(load_study(plan, store, live=True))  # type: ignore[arg-type]
+    assert len(said) == 2, "the next run does not say it again"
