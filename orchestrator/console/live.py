@@ -15,10 +15,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestrator.console.log import hearing
+from orchestrator.console.log import hearing, printable
 
 if TYPE_CHECKING:
-    from rich.console import Console, OverflowMethod, RenderableType
+    from rich.console import Console, OverflowMethod
     from rich.live import Live
     from rich.table import Table
 
@@ -93,9 +93,9 @@ class View:
         """A line for each; what has no room is left out."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
+        from rich.text import Text
 
         width = self.console.width
-        bar: RenderableType
         trained = any(one.accuracy or one.asr for one in self._shown.values())
         headed = trained and width >= NARROW
         made = Table(box=None, expand=True, padding=(0, 2, 0, 0), pad_edge=False, show_header=headed, header_style="dim")
@@ -109,10 +109,10 @@ class View:
             made.add_column("accuracy", no_wrap=True, justify="right")
             made.add_column("ASR", no_wrap=True, justify="right")
         for one in self._shown.values():
-            bar = ""
-            if one.total:
-                bar = ProgressBar(total=one.total, completed=one.done) if width >= WIDE else f"{100 * one.done / one.total:.0f} %"
-            cells = [one.title, bar, *([one.rate or one.more] if width >= WIDE else []), one.left, one.accuracy, one.asr]
+            share = f"{100 * one.done / one.total:.0f} %" if one.total else ""
+            bar = ProgressBar(total=one.total, completed=one.done) if one.total and width >= WIDE else Text(share)
+            words = [*([one.rate or one.more] if width >= WIDE else []), one.left, one.accuracy, one.asr]
+            cells = [Text(printable(one.title)), bar, *map(Text, words)]
             made.add_row(*cells[: len(made.columns)])
         return made
 

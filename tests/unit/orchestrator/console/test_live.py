@@ -62,6 +62,11 @@ def test_each_takes_one_line_of_any_terminal(width: int):
         assert "50 %" in lines[-3] and "97.0 %" in lines[-3]
 
 
+def test_a_title_is_shown_as_it_is():
+    [line] = frame(80, Progress(title="clean [red]a[/red] :smile:\x1b[2J", done=1, total=2, unit="steps", left="0:00:01"))
+    assert line.startswith("clean [red]a[/red] :smile:\\x1b[2J ")
+
+
 def test_what_is_said_stands_above_and_nothing_stays_below():
     file = io.StringIO()
     console = Console(file=file, force_terminal=True, width=80, color_system=None)

@@ -117,7 +117,7 @@ def test_warnings_of_python_and_what_ray_says_go_to_the_file_and_not_to_the_term
             warnings.warn("an odd number", stacklevel=1)
     assert ray is not None and shown == [{"lines": ["hello"], "pid": "123", "is_err": False}], "what a worker prints is asked for"
     text = next((tmp_path / "logs").glob("*/driver.log")).read_text()
-    for told in ("DEBUG    -  driver  ray: a warning of Ray's", "ray.tune.tune: a table", "driver  raylet: WARNING: 8 PYTHON", "an odd number"):
+    for told in ("DEBUG    -  driver  ray: a warning of Ray's", "ray.tune.tune: a table", "  raylet: WARNING: 8 PYTHON", "an odd number"):
         assert told in text
     assert said == [] and capsys.readouterr().err == ""
 
