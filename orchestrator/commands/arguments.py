@@ -17,7 +17,7 @@ OVERRIDES = (
 )
 SEEDS = "repeat every pre-training of the sweep with these seeds [its own]"
 STORE = "folder that holds all results"
-LOGGED = "what is said: all of debug's lines, or only those that weigh as much as this; a run's log in the store has all of them"
+LOGGED = "show lines of this level and above; the log of a run, in the store, has all of them"
 TRACKING = "MLflow tracking URI [sqlite in the store]"
 
 

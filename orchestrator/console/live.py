@@ -42,7 +42,9 @@ class Progress:
     accuracy: str = ""
     asr: str = ""
     more: str = ""
-    """What else a line tells; what is done where `total` is 0."""
+    """What else there is to tell, e.g. what a stage does while nothing can be counted."""
+    whole: bool = False
+    """Whether it is of all that runs: it is drawn below the others."""
 
     def __str__(self) -> str:
         """`clean CleanCLIP (012345)  620/1240 steps  1890 samples/s  ETA 0:00:21  accuracy 83.1 %  ASR 97.0 %`"""
@@ -108,11 +110,12 @@ class View:
         if headed:
             made.add_column("accuracy", no_wrap=True, justify="right")
             made.add_column("ASR", no_wrap=True, justify="right")
-        for one in self._shown.values():
+        for one in sorted(self._shown.values(), key=lambda one: one.whole):
             share = f"{100 * one.done / one.total:.0f} %" if one.total else ""
             bar = ProgressBar(total=one.total, completed=one.done) if one.total and width >= WIDE else Text(share)
-            words = [*([one.rate or one.more] if width >= WIDE else []), one.left, one.accuracy, one.asr]
-            cells = [Text(printable(one.title)), bar, *map(Text, words)]
+            title, rate = (f"{one.title}  {one.more}", one.rate) if one.rate and one.more else (one.title, one.rate or one.more)
+            words = [*([rate] if width >= WIDE else []), one.left, one.accuracy, one.asr]
+            cells = [Text(printable(title)), bar, *map(Text, words)]
             made.add_row(*cells[: len(made.columns)])
         return made
 

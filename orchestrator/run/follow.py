@@ -203,7 +203,8 @@ class Follower:
             total = f" of {len(known)}" if known else ""
             tell(Progress(title=f"cleanings finished: {done}{total}"))
             if known and not self._stop.is_set():
-                live.show("trials", Progress(title="cleanings finished", done=done, total=len(known), rate=f"{done}{total}"))
+                whole = Progress(title="cleanings finished", done=done, total=len(known), rate=f"{done}{total}", whole=True)
+                live.show("trials", whole)
 
     def _named(self, result: StageResult, study: Study) -> str:
         """Its kind and what tells it from the sweep's others: by the plan or, where that does not know it, by what has come so far."""
@@ -257,8 +258,7 @@ def progress_of(title: str, result: StageResult, found: dict[str, Any], rate: fl
 
 
 def _measured(result: StageResult) -> tuple[str, str]:
-    """The last accuracy and ASR of a training, as they are shown; empty before there are some."""
-    if not result.metrics:
-        return "", ""
-    metrics = result.metrics[-1]["metrics"]
-    return f"{metrics['zeroshot/top1']:.1f} %", f"{metrics['asr/top1']:.1f} %"
+    """The last accuracy and ASR of a training, as they are shown; empty where they are not measured yet."""
+    metrics = result.metrics[-1]["metrics"] if result.metrics else {}
+    accuracy, asr = (f"{metrics[name]:.1f} %" if name in metrics else "" for name in ("zeroshot/top1", "asr/top1"))
+    return accuracy, asr

@@ -3,6 +3,7 @@
 import io
 import re
 import sys
+from xml.etree import ElementTree
 
 import pytest
 from rich.console import Console
@@ -11,6 +12,8 @@ from orchestrator.console import live
 from orchestrator.console.live import Progress, terminal, viewing
 from orchestrator.console.log import log, note
 from orchestrator.console.progress import meter, tell
+from tests.console_picture import picture
+from tests.experiments import ROOT
 
 TRAINING = Progress(
     title="clean CleanCLIP, lr 0.001 on MMCL (012345)", done=620, total=1240, unit="steps", rate="1890 samples/s", left="0:00:21",
@@ -175,6 +178,15 @@ def test_a_meter_is_drawn_while_it_counts(monkeypatch, said):
     with viewing(console) as view:
         progress = meter("fetch", "rows", every_s=0.0)
         progress(2, 4, "1/2 shards  success 2")
+        console.print(view.table())
+        assert re.search(r"fetch  1/2 shards  success 2 +━+", console.file.getvalue())  # type: ignore[attr-defined]
         assert view._shown["fetch"].done == 2 and said[-1].startswith("fetch  2/4 rows") and said[-1].endswith("1/2 shards  success 2")
         progress(4, 4)
         assert view._shown == {}
+
+
+def test_the_picture_of_the_documents_shows_the_view_and_fetches_nothing():
+    for text in (picture("x", ["world made in 1.0 s"], {"x": TRAINING}), (ROOT / "docs" / "console.svg").read_text()):
+        words = " ".join(ElementTree.fromstring(text).itertext()).replace("\xa0", " ")
+        assert "accuracy" in words and "samples/s" in words and "$ cleansweep run" in words
+        assert not re.search(r"url\((?!#)|href|https?://(?!www.w3.org|www.textualize.io)", text)
