@@ -104,7 +104,8 @@ class _File(logging.FileHandler):
     def format(self, record: logging.LogRecord) -> str:
         record.stage = getattr(record, "stage", _stage) or "-"
         record.rank = f"rank {_rank}" if _rank else "driver"
-        return super().format(record)
+        first, *others = super().format(record).splitlines()
+        return "\n".join([first, *(f"{record.asctime}    {line}" for line in others)])  # each has its time, so that files can be merged
 
 
 @contextmanager
@@ -138,12 +139,12 @@ def stage() -> str:
     return _stage
 
 
-def join(to: str, rank: int = 0) -> None:
+def join(to: str) -> None:
     """Let this worker process write into the log of the run that it works for: `to` is `folder()` of the process that started it."""
     global _rank
     if to != folder():
         _write_to(Path(to) / f"{socket.gethostname()}-{os.getpid()}.log" if to else None)
-        _rank = str(rank)
+        _rank = "0"
 
 
 def _write_to(path: Path | None) -> None:

@@ -82,6 +82,7 @@ def test_what_a_stages_process_notes_lies_in_the_stages_folder_and_its_failure_i
     [file] = (tmp_path / "logs").glob("*/driver.log")
     text = file.read_text()
     assert "clean x-0123  rank 0  of the log alone" in text and "Traceback" in text and "InputError: batch_size is 3" in text
+    assert all(re.match(r"\d{4}-\d\d-\d\d ", line) for line in text.splitlines()), "lines of several files can be put in order"
 
 
 def test_the_logs_of_a_store_are_no_artefacts(tmp_path, capsys):
