@@ -30,15 +30,18 @@ def load_sweep(
 def run(sweep: Sweep, store: str = "store", *, say: Callable[[str], None] = print, **compute: Any) -> Study:
     """Run the sweep to its end, as `cleansweep run`; what the store has is not made again. Returns the study.
 
-    `compute`: fields of `orchestrator.experiment.spec.Compute`, e.g. workers=4. Trials that failed are in the study, with their errors.
+    `say` gets each line that a terminal would get. `compute`: fields of `orchestrator.experiment.spec.Compute`, e.g. workers=4. Trials
+    that failed are in the study, with their errors.
     InputError for what the user can mend, StageError where a pre-training failed, TrackingError where MLflow does not answer.
     """
+    from orchestrator.console.log import hearing
     from orchestrator.run.driver import run_sweep
     from orchestrator.stages.graph import look_again
     from orchestrator.sweep.plan import make_plan
 
     look_again()
-    return run_sweep(make_plan(sweep), replace(sweep.compute, store=str(store), **compute), say)[0]
+    with hearing(say):
+        return run_sweep(make_plan(sweep), replace(sweep.compute, store=str(store), **compute))[0]
 
 
 def study(sweep: Sweep, store: str = "store") -> Study:

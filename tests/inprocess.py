@@ -18,6 +18,7 @@ from datasets.errors import InputError
 from datasets.index.keys import mark_duplicates
 from datasets.index.pairs import write_index
 from datasets.index.source import Source
+from orchestrator.console.log import hearing
 from orchestrator.experiment.spec import Compute, Sweep
 from orchestrator.run import driver, tuning
 from orchestrator.stages.base import At, Stage, ensure
@@ -60,14 +61,12 @@ def without_ray() -> Iterator[None]:
         yield
 
 
-def run_here(sweep: Sweep, store: Path, say: Callable[[str], None] = lambda line: None) -> tuple[int, str, Study | None]:
+def run_here(sweep: Sweep, store: Path) -> tuple[int, str, Study | None]:
     """What `cleansweep run` does with its store at this place: (exit code, what it says of a failure, what came of it)."""
     said: list[str] = []
     try:
-        with without_ray():
-            study, _, code = driver.run_sweep(
-                make_plan(sweep), Compute(store=str(store), cache="off"), lambda line: (said.append(line), say(line))[1]
-            )
+        with without_ray(), hearing(said.append):
+            study, _, code = driver.run_sweep(make_plan(sweep), Compute(store=str(store), cache="off"))
     except InputError as error:
         return 2, str(error), None
     except StageError as error:
@@ -80,7 +79,7 @@ def _no_report(study: Study, folder: Path) -> Path:
     return folder / "report.html"
 
 
-def _index(source: Source, folder: Path, say: Callable[[str], None]) -> None:
+def _index(source: Source, folder: Path) -> None:
     urls = source.shards()
     table = mark_duplicates(pa.concat_tables([source.index_shard(number, url) for number, url in enumerate(urls)]), urls)
     write_index([table], folder / "index.arrow")

@@ -6,7 +6,6 @@ The functions that its workers run are at the top level, because they are sent b
 from __future__ import annotations
 
 import contextlib
-import logging
 import os
 import threading
 import time
@@ -23,6 +22,7 @@ from ray.data._internal.execution.execution_callback import ExecutionCallback
 
 from datasets.feed.loader import Recipe
 from orchestrator.cluster.session import user_error
+from orchestrator.console.log import folder, join, log, making, stage
 
 BLOCK_BYTES = 16 << 20
 """Of a block in the object store. With Ray's default of 128 MiB a small epoch would be decoded whole before the first batch."""
@@ -37,7 +37,6 @@ def configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = Fals
     The limits are per execution: without them each execution claims all CPUs of the cluster and half of its object store, and two ranks and
     their trainers may wait for each other for ever.
     """
-    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what fails is raised, and said once
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
@@ -75,11 +74,23 @@ def over_shards(
     cpus = min(cpus or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items))
     configure(cpus)
     shards = ray.data.from_items(items, override_num_blocks=len(items))
-    done = shards.map(task, fn_kwargs=constants, num_cpus=1, compute=ray.data.TaskPoolStrategy(size=cpus))
+    told = {"task": task, "constants": constants, "to": folder(), "stage": stage()}
+    pool = ray.data.TaskPoolStrategy(size=cpus)
+    done = shards.map(_logged, fn_kwargs=told, num_cpus=1, compute=pool)  # type: ignore[arg-type]
     with plain_errors():
         for finished, _ in enumerate(done.iter_rows(), start=total - len(items) + 1):
             if progress is not None:
                 progress(finished, total)
+
+
+def _logged(item: dict, task: Callable[..., dict], constants: dict, to: str, stage: str) -> dict:
+    """One task, whose process writes into the log of the run, in the folder `to`."""
+    join(to)
+    began = time.monotonic()
+    with making(stage):
+        done = task(item, **constants)
+        log.debug("%s in %.1f s", item.get("url") or item, time.monotonic() - began)
+    return done
 
 
 def _in_threads(

@@ -5,21 +5,22 @@ Importing this module does not import Ray.
 
 import atexit
 import contextlib
-import importlib.util
 import logging
 import os
+import re
 import shutil
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
 from orchestrator import ROOT
 from orchestrator.cluster import start
+from orchestrator.console.log import log
 from orchestrator.failures import behind
 
 ARENAS = "MALLOC_ARENA_MAX"
@@ -43,8 +44,7 @@ ENVIRONMENT = {
 OMP_NUM_THREADS is not among them: Ray gives each worker as many threads as it reserved CPUs, at least one.
 """
 
-NOISY = ("ray.data", "ray.train", "ray.tune")
-DEATHS = ("Raylet is terminated", "has been marked dead")
+COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 OBJECT_STORE_BYTES = 1_000_000_000
 """Of a local Ray: streams of blocks of 16 MiB need no more."""
 
@@ -59,10 +59,6 @@ def set_environment() -> None:
         os.environ.setdefault(name, value)
 
 
-def _stderr(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
-
-
 def connect(
     num_cpus: int | None = None,
     *,
@@ -70,18 +66,16 @@ def connect(
     object_store_bytes: int = OBJECT_STORE_BYTES,
     dashboard: bool | None = None,
     worker_output: bool = False,
-    say: Callable[[str], None] = _stderr,
 ) -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local Ray of `num_cpus` (None: all there are).
 
     Does nothing where Ray runs already. `dashboard=False` is for unit tests alone: without the dashboard
     there is no State API and Train cannot free its placement groups. `worker_output` prints what workers
-    print; their logs lie in Ray's session folder either way. `say` hears what it waits for. InputError where Ray does
-    not start or answer.
+    print; their logs lie in Ray's session folder either way. InputError where Ray does not start or answer.
     """
     address = start.named_address()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-    options: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": logging.ERROR}
+    options: dict[str, Any] = {"log_to_driver": worker_output, "logging_level": logging.INFO}
     if not address:
         os.environ["PYTHONPATH"] = path  # workers inherit it
         os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")  # one more process, for nodes that a cloud takes back
@@ -100,11 +94,10 @@ def connect(
     if ray.is_initialized():
         return
     quiet()
-    _hush()
     if address:
         start.join(address, options)
     else:
-        start.start(options, say)
+        start.start(options)
     interruptible()
 
 
@@ -192,30 +185,29 @@ def _tidy() -> None:
         shutil.rmtree(_SCRATCH.pop(), ignore_errors=True)
 
 
-def _hush() -> None:
-    """Keep to itself what Ray prints of a server's death, with the end of its log: `waiting` tells it in a sentence."""
+def quiet() -> None:
+    """Keep what Ray itself says in this process, Train's workers too, from the terminal: it is logged at the level debug.
+
+    What fails reaches the caller anyway, and `waiting` says in a sentence what a run waits for.
+    """
+    from ray._private import log as ray_log
     from ray._private import worker
 
-    show = worker.print_to_stdstream
-    if getattr(show, "hushed", False):
-        return
+    def emit(handler: logging.Handler, record: logging.LogRecord) -> None:
+        heard.debug("%s: %s", record.name, COLOUR.sub("", record.getMessage()), exc_info=record.exc_info)
 
     def told(data: dict[str, Any], ignore_prefix: bool) -> None:
-        if not any(text in line for line in data["lines"] for text in DEATHS):
+        if str(data.get("pid")).isdecimal():  # what a worker prints
             show(data, ignore_prefix)
+        else:  # of the raylet or the autoscaler
+            for line in data["lines"]:
+                heard.debug("%s: %s", data.get("pid"), COLOUR.sub("", line.rstrip()))
 
-    told.hushed = True  # type: ignore[attr-defined]
-    worker.print_to_stdstream = told
-
-
-def quiet() -> None:
-    """Silence Ray's libraries in this process, Train's workers too: what fails reaches the caller anyway."""
-    for name in NOISY:
-        logging.getLogger(name).setLevel(logging.CRITICAL)
-    found = importlib.util.find_spec("ray")
-    assert found is not None and found.submodule_search_locations
-    folder = found.submodule_search_locations[0]  # "Reporting training result" has a logger named by its file
-    logging.getLogger(f"{folder}/train/v2/_internal/execution/context.py").setLevel(logging.ERROR)
+    heard, show = log.getChild("ray"), worker.print_to_stdstream
+    ray_log.PlainRayHandler.emit = emit  # type: ignore[method-assign,assignment] # by which all of Ray's libraries write to the terminal
+    if not getattr(show, "quiet", False):
+        told.quiet = True  # type: ignore[attr-defined]
+        worker.print_to_stdstream = told
 
 
 def require_resources(cpus: float, gpus: float, what: str) -> None:

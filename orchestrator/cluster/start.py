@@ -13,13 +13,14 @@ import socket
 import stat
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import psutil
 
 from datasets.errors import InputError
+from orchestrator.console.log import log
 
 LIMITS_S = (30.0, 180.0)
 """How long a local Ray may take to start: at first, and when it is tried again. A machine that is busy needs minutes."""
@@ -90,7 +91,7 @@ def check_address(address: str, timeout_s: float = 5.0) -> None:
 # ---- a Ray of this machine's own --------------------------------------------------------------------------------------
 
 
-def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[float, ...] = LIMITS_S) -> None:
+def start(options: dict[str, Any], limits_s: tuple[float, ...] = LIMITS_S) -> None:
     """`ray.init` for a local Ray that listens on loopback alone; tried again, for longer, where it does not start.
 
     What an attempt that failed left running is stopped. InputError says what to do.
@@ -100,11 +101,11 @@ def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[f
     folder = short_folder()
     if folder is not None:
         options = {**options, "_temp_dir": str(folder)}
-        say(f"the path of TMPDIR is too long for Ray's sockets; they lie in {folder}")
+        log.info(f"the path of TMPDIR is too long for Ray's sockets; they lie in {folder}")
     keep_token()
     _BEFORE.clear()
     _BEFORE.update(_children())
-    say("starting Ray …")
+    log.info("starting Ray …")
     failed: list[Path] = []
     for attempt, limit_s in enumerate(limits_s, start=1):
         began = time.time()
@@ -124,7 +125,8 @@ def start(options: dict[str, Any], say: Callable[[str], None], limits_s: tuple[f
                 raise
             if attempt == len(limits_s):
                 raise InputError(_why_not(error, session)) from error
-            say(f"Ray did not start: {first_line(error).rstrip('.')} ({_load()}); trying once more, for up to {limits_s[attempt]:.0f} s")
+            limit_s = limits_s[attempt]
+            log.info(f"Ray did not start: {first_line(error).rstrip('.')} ({_load()}); trying once more, for up to {limit_s:.0f} s")
             if session is not None:
                 failed.append(session)
                 shutil.rmtree(session, ignore_errors=True)

@@ -15,7 +15,7 @@ import shutil
 import threading
 import uuid
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +36,7 @@ from datasets.storage import known_sha256, sha256, size_of
 from datasets.triggers.base import Trigger
 from orchestrator.cluster.ray_data import BLOCK_BYTES, THREAD, Progress, configure, decode_block, plain_errors, to_bytes, to_numpy
 from orchestrator.cluster.ray_data import over_shards as _over_shards
+from orchestrator.console import log
 from orchestrator.manifest import digest_of
 
 BLOCK_ROWS = 256
@@ -47,14 +48,12 @@ finish them in a few seconds."""
 # ---- the index -----------------------------------------------------------------------------------------
 
 
-def index_shards(
-    source: Source, out: Path, *, cpus: int | None = None, progress: Progress | None = None, say: Callable[[str], None] = print
-) -> dict[str, Any]:
+def index_shards(source: Source, out: Path, *, cpus: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
     """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task a shard; by threads where no Ray runs.
 
     At most `cpus` at a time, None for all that the cluster, or this machine, has. The shards' own tables lie in `out/parts` until
-    all are there, so a run that was stopped goes on from them; `say` is told of those that
-    are damaged, which are made again. The driver holds the keys in memory, not the rows.
+    all are there, so a run that was stopped goes on from them; those that are damaged are made again, which is said. The driver
+    holds the keys in memory, not the rows.
     Returns {"shards", "empty_shards", "samples", "kept", "drops": {reason: samples}, "passed_over": members of tars that are no sample's,
     "columns": those of the tables that were read}, and where there are any "label_not_number": samples of tars whose label is no class
     number, so that they have none, and "json_broken": those whose json member is no JSON object.
@@ -72,7 +71,7 @@ def index_shards(
     missing = [n for n, name in enumerate(names) if _note_of(parts / name) is None]
     for part in [parts / names[n] for n in missing]:
         if part.exists():
-            say(f"NOTE {part} of an index under way is not as it was written: it is made again.")
+            log.note(f"{part} of an index under way is not as it was written: it is made again.")
     called = shard_names(urls)
     items = [{"number": n, "url": urls[n], "name": called[n], "path": str(parts / names[n])} for n in missing]
     _over_shards(_index_shard, items, {"source": source}, cpus, progress, len(urls))

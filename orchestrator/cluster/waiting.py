@@ -3,6 +3,7 @@
 Ray itself says nothing: a placement group that fits no node, and a driver whose servers are dead, wait for ever.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -16,6 +17,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.cluster import session, start
+from orchestrator.console import live
+from orchestrator.console.log import WAITING, log
 
 POLL_S = 5.0
 """Seconds between two looks at the nodes."""
@@ -62,10 +65,10 @@ class Wanted:
 class Watch:
     """Watches the cluster during a run; `wants` tells it what the run needs. Use it through `watching`."""
 
-    def __init__(self, say: Callable[[str], None], poll_s: float, grace_s: float, again_s: float):
+    def __init__(self, poll_s: float, grace_s: float, again_s: float):
         import ray
 
-        self._say, self._poll_s, self._grace_s, self._again_s = say, poll_s, grace_s, again_s
+        self._poll_s, self._grace_s, self._again_s = poll_s, grace_s, again_s
         self._wanted: Wanted | None = None
         self._left = threading.Event()
         self.ended = ""
@@ -115,17 +118,19 @@ class Watch:
                 self._end(f"the head of the Ray cluster at {_place(self._gcs)} has not answered for {away_s:.0f} s")
                 return
             if away_s >= self._grace_s:
-                self._tell(f"WARNING the Ray cluster's head at {_place(self._gcs)} does not answer; waiting for it up to {SILENCE_S:.0f} s")
+                head = f"the Ray cluster's head at {_place(self._gcs)}"
+                self._tell(logging.WARNING, f"{head} does not answer; waiting for it up to {SILENCE_S:.0f} s")
 
     def _end(self, text: str) -> None:
         """Interrupt the main thread; where it is stuck in Ray, end the process."""
         session.mute()
         self.ended = f"{text}. What was finished is kept; the same command continues from the last checkpoints."
         if not self._signals:
-            self._say(f"WARNING {self.ended}")
+            log.warning(self.ended)
             return
         signal.pthread_kill(threading.main_thread().ident or 0, signal.SIGUSR2)
         if not self._left.wait(LEAVE_S):
+            live.drop()
             print(f"cleansweep: {self.ended}", file=sys.stderr, flush=True)
             session.abandon()
             os._exit(1)
@@ -144,9 +149,9 @@ class Watch:
             names = {node["NodeID"]: _host(node) for node in here}
             for node in self._seen.keys() - names.keys() - self._lost.keys():
                 self._lost[node] = self._seen[node]
-                self._say(f"WARNING node {self._lost[node]} of the cluster is lost: what ran there starts again from its last checkpoint")
+                log.warning(f"node {self._lost[node]} of the cluster is lost: what ran there starts again from its last checkpoint")
             for node in self._lost.keys() & names.keys():
-                self._say(f"node {self._lost.pop(node)} of the cluster is back")
+                log.info(f"node {self._lost.pop(node)} of the cluster is back")
             self._seen |= names
             self._compare(here)
 
@@ -170,7 +175,7 @@ class Watch:
         has = f"{cpus:g} CPUs" + (f" and {gpus:g} GPUs" if gpus or wanted.gpus else "")
         lost = f" (lost: {', '.join(sorted(self._lost.values()))})" if self._lost else ""
         way = "other work holds them" if fits else "add a node, or stop with ctrl-C, ask for less and run the same command again"
-        self._tell(f"WAITING {wanted}; the cluster has {has} on {len(here)} node{'' if len(here) == 1 else 's'} now{lost}: {way}")
+        self._tell(WAITING, f"{wanted}; the cluster has {has} on {len(here)} node{'' if len(here) == 1 else 's'} now{lost}: {way}")
 
     def _pending(self) -> bool:
         """Whether resources are asked for and none are in use: nothing of this run can be at work."""
@@ -179,11 +184,11 @@ class Watch:
         states = {entry["state"] for entry in placement_group_table().values()}
         return bool(states & {"PENDING", "RESCHEDULING"}) and "CREATED" not in states
 
-    def _tell(self, line: str) -> None:
+    def _tell(self, level: int, line: str) -> None:
         now = time.monotonic()
         if now - self._told.get(line, float("-inf")) >= self._again_s:
             self._told[line] = now
-            self._say(line)
+            log.log(level, line)
 
 
 class _Since:
@@ -199,9 +204,7 @@ class _Since:
 
 
 @contextmanager
-def watching(
-    say: Callable[[str], None], poll_s: float = POLL_S, grace_s: float = GRACE_S, again_s: float = AGAIN_S
-) -> Iterator[Callable[[Wanted | None], None]]:
+def watching(poll_s: float = POLL_S, grace_s: float = GRACE_S, again_s: float = AGAIN_S) -> Iterator[Callable[[Wanted | None], None]]:
     """Say what the block waits for; it gets the function that is told what it wants. RayEnded where Ray died under it.
 
     Does nothing where no Ray runs.
@@ -211,7 +214,7 @@ def watching(
     if not ray.is_initialized():
         yield lambda wanted: None
         return
-    watch = Watch(say, poll_s, grace_s, again_s)
+    watch = Watch(poll_s, grace_s, again_s)
     watch.start()
     try:
         yield watch.wants

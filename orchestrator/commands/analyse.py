@@ -1,7 +1,6 @@
 """Looking at stored checkpoints: the analysis of training pairs that a sweep can make after every epoch, made afterwards."""
 
 import re
-import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import numpy as np
 
 from datasets.storage import write_whole
 from orchestrator.cluster import session
+from orchestrator.console.log import log
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.stages.base import At
 from orchestrator.stages.graph import make_data
@@ -49,7 +49,7 @@ def analyse_checkpoints(experiments: dict[str, Experiment], compute: Compute, ou
     for folder, lines in stages.items():
         write_json(folder / "numbers.json", lines)
         _draw(StageResult(stage="", name=folder.name, fingerprint="", folder=folder, config={}, metrics=lines))
-    print(f"pictures: {out}", file=sys.stderr)
+    log.info(f"pictures: {out}")
     return found
 
 
@@ -60,7 +60,7 @@ def analysis_folder(plan: Plan, store: Store) -> Path:
 
 def _material(experiment: Experiment, store: Store) -> Material:
     """The pairs that the experiment trains on; its data are found or made."""
-    inputs = make_data(experiment, At(store=store, say=lambda line: print(line, file=sys.stderr)))
+    inputs = make_data(experiment, At(store=store))
     return Material(
         test=tuple,  # an analysis looks at training pairs alone
         pairs=inputs.pairs(),

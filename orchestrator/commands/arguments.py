@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
+from orchestrator.console.log import LEVELS
 
 DESCRIPTION = "Backdoors in CLIP: poison, pre-train, clean in sweeps, compare accuracy with attack success."
 OVERRIDES = (
@@ -16,6 +17,7 @@ OVERRIDES = (
 )
 SEEDS = "repeat every pre-training of the sweep with these seeds [its own]"
 STORE = "folder that holds all results"
+LOGGED = "show lines of this level and above; the log of a run, in the store, has all of them"
 TRACKING = "MLflow tracking URI [sqlite in the store]"
 
 
@@ -155,6 +157,8 @@ def parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "Check this machine: versions, cores, disk, GPU, store, tracking server.")
     doctor.add_argument("--store", default="store", help=STORE)
     doctor.add_argument("--tracking-uri", default="", help=TRACKING)
+    for name in ("run", "poison", "evaluate", "analyse", "export", "export-best", "ingest", "fetch"):
+        commands.choices[name].add_argument("--log-level", choices=LEVELS, default="info", help=LOGGED)
     for one in (made, *commands.choices.values()):
         _show_defaults(one)
     return made

@@ -14,6 +14,8 @@ from typing import Any
 from datasets.component import shown
 from datasets.errors import InputError
 from orchestrator.commands.arguments import COMPUTE, FETCH, overrides_of, parser
+from orchestrator.console.live import terminal
+from orchestrator.console.log import log, printable
 
 LONGEST = 2000
 """Characters of a failure's message that are printed."""
@@ -40,7 +42,8 @@ def run(arguments: list[str]) -> int:
         options.overrides = overrides_of(rest, options.command)
         if "orchestrator.stages.graph" in sys.modules:  # of an earlier command of this process
             sys.modules["orchestrator.stages.graph"].look_again()
-        return HANDLERS[options.command](options)
+        with terminal("stdout" if options.command == "run" else "stderr", getattr(options, "log_level", "info")):
+            return HANDLERS[options.command](options)
     except InputError as error:
         _complain(error)
         return 2
@@ -64,18 +67,11 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(error: object) -> None:
-    """Say a failure: control characters, which a file's name may hold, are spelt out, line ends before indented lines apart."""
-    indented = str(error).split("\n    ")
-    text = "\n    ".join("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in part) for part in indented)
+    """Say a failure."""
+    text = printable(str(error))
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"
     with suppress(OSError):
         print(f"cleansweep: {text}", file=sys.stderr)
-
-
-def _say(line: str) -> None:
-    """Print a line at once. Where nobody reads any more, a run goes on all the same: what it makes is in the store."""
-    with suppress(BrokenPipeError):
-        print(line, flush=True)
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
@@ -130,8 +126,9 @@ def _run(options: argparse.Namespace) -> int:
     if options.gate:
         sweep = dataclasses.replace(plan.sweep, gate=dataclasses.replace(plan.sweep.gate, action=options.gate))
         plan = dataclasses.replace(plan, sweep=sweep)
-    study, report, code = run_sweep(plan, compute, _say)
-    _say(summary_text(study, report, _ui_command(compute)))
+    study, report, code = run_sweep(plan, compute)
+    with suppress(BrokenPipeError):  # where nobody reads any more
+        print(summary_text(study, report, _ui_command(compute)), flush=True)
     return code
 
 
@@ -205,7 +202,7 @@ def _evaluate(options: argparse.Namespace) -> int:
     sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
     compute, checkpoint = _compute(options, sweep), options.checkpoint
     matters = GIVEN if any(given.values()) else OWN
-    experiment = experiments_of(sweep, options.overrides, [checkpoint], matters, compute.store, _aside)[checkpoint]
+    experiment = experiments_of(sweep, options.overrides, [checkpoint], matters, compute.store)[checkpoint]
     own = getattr(experiment.evaluate.data, "name", "") or "test"
     tasks = {"on": CLASSIFICATION, "linear-probe": PROBE, "retrieval": RETRIEVAL}
     expected = [(name, task) for flag, task in tasks.items() for name in given[flag]]
@@ -213,7 +210,7 @@ def _evaluate(options: argparse.Namespace) -> int:
         out_places(options.out, expected or [(own, CLASSIFICATION)], model_name(experiment))
     result: Any
     if any(given.values()):
-        result = evaluate_on(experiment, compute, checkpoint, given["on"], given["retrieval"], given["linear-probe"], _aside)
+        result = evaluate_on(experiment, compute, checkpoint, given["on"], given["retrieval"], given["linear-probe"])
         records = result
     else:
         result = evaluate_checkpoint(experiment, compute, checkpoint)
@@ -231,7 +228,7 @@ def _export(options: argparse.Namespace) -> int:
 
     sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
     compute, checkpoint = _compute(options, sweep), options.checkpoint
-    experiment = experiments_of(sweep, options.overrides, [checkpoint], OWN, compute.store, _aside)[checkpoint]
+    experiment = experiments_of(sweep, options.overrides, [checkpoint], OWN, compute.store)[checkpoint]
     print(json.dumps(export_checkpoint(experiment, compute, checkpoint, options.out.absolute(), options.license), indent=1))
     return 0
 
@@ -246,7 +243,7 @@ def _export_best(options: argparse.Namespace) -> int:
     store = Store(compute.store)
     choice, why = best(read_study(plan, store), options.rule, options.pretraining, options.method)
     checkpoint = str(store.root / choice.checkpoint)
-    experiment = experiments_of(plan.sweep, {}, [checkpoint], OWN, compute.store, _aside)[checkpoint]
+    experiment = experiments_of(plan.sweep, {}, [checkpoint], OWN, compute.store)[checkpoint]
     assert choice.point is not None
     told = export_checkpoint(experiment, compute, checkpoint, options.out.absolute(), options.license, why, choice.point.metrics)
     print(json.dumps(told, indent=1))
@@ -277,20 +274,15 @@ def _analyse(options: argparse.Namespace) -> int:
     compute = _compute(options, sweep)
     if options.out and options.out.exists() and not options.out.is_dir():
         raise InputError(f"--out {options.out} is a file; give the name of a folder.")
-    experiments = experiments_of(sweep, options.overrides, options.checkpoint, OWN, compute.store, _aside)
+    experiments = experiments_of(sweep, options.overrides, options.checkpoint, OWN, compute.store)
     out = options.out or analysis_folder(make_plan(narrowed(sweep, options.overrides)), Store(compute.store))
     print(json.dumps(analyse_checkpoints(experiments, compute, out), indent=1))
     return 0
 
 
-def _aside(line: str) -> None:
-    """Say a line beside the results."""
-    print(line, file=sys.stderr)
-
-
 def _ingest(options: argparse.Namespace) -> int:
     from datasets.acquire.ingest import ingest
-    from orchestrator.progress import meter
+    from orchestrator.console.progress import meter
 
     summary = ingest(
         options.source,
@@ -303,7 +295,7 @@ def _ingest(options: argparse.Namespace) -> int:
         classes=options.classes,
         label_key=options.label_key,
         resize=options.resize,
-        progress=meter("ingest", "pictures", _aside),
+        progress=meter("ingest", "pictures"),
     )
     print(json.dumps(summary, indent=1))
     out, dropped = Path(options.out).absolute(), sum(summary["dropped"].values())
@@ -313,7 +305,7 @@ def _ingest(options: argparse.Namespace) -> int:
     parts += [f"{dropped} are left out"] if dropped else []
     parts += [f"{others} other files are passed over"] if others else []
     listed = f", listed in {out / 'dropped.csv'}" if dropped or others else ""
-    _aside(f"{'; '.join(parts)}{listed}")
+    log.info(f"{'; '.join(parts)}{listed}")
     return 0
 
 
@@ -338,7 +330,7 @@ def _fetch(options: argparse.Namespace) -> int:
         caption_column=options.caption_column,
         delimiter=options.delimiter,
     )
-    print(f"fetch  {len(urls)} rows of {options.list}: {urls.taken}", file=sys.stderr, flush=True)
+    log.info(f"fetch  {len(urls)} rows of {options.list}: {urls.taken}")
     from orchestrator.cluster import session
     from orchestrator.commands.fetch import fetch_list
 
@@ -351,7 +343,6 @@ def _fetch(options: argparse.Namespace) -> int:
             tasks=options.tasks,
             num_cpus=options.num_cpus,
             retry_failed=options.retry_failed,
-            say=lambda line: print(line, file=sys.stderr, flush=True),
         )
     finally:
         session.shutdown()

@@ -1,7 +1,7 @@
 """`evaluate` on sets of the user's choice: zero-shot, linear probe, retrieval; results in CLIP_benchmark's form."""
 
 import re
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from datasets.evaluation.evalset import EvalSet
 from datasets.evaluation.known_sets import SETS, canonical_name
 from datasets.evaluation.retrieval import RetrievalSet
 from datasets.feed.loader import Batch, Recipe, eval_batches
+from orchestrator.console.log import note
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.testset import TestSet, require_same_classes, set_name
@@ -62,7 +63,6 @@ def evaluate_on(
     on: dict[str, str],
     retrieval: dict[str, str],
     probes: dict[str, str],
-    say: Callable[[str], None],
 ) -> list[dict[str, Any]]:
     """Records of the checkpoint on the sets: name → path; `probes` are the training pictures of some of `on`.
 
@@ -80,23 +80,23 @@ def evaluate_on(
             _stage(flag, name, given if isinstance(given, RetrievalSet) else _evalset(name, given, split), 0)
     store.prepare()
     limit = 1 - experiment.data.max_dropped
-    tests = {name: _open("--on", name, _evalset(name, path, "test"), store, limit, say) for name, path in on.items()}
+    tests = {name: _open("--on", name, _evalset(name, path, "test"), store, limit) for name, path in on.items()}
     trains: dict[str, tuple[EvalSet, MadeSet]] = {}
     for name, path in probes.items():
         train = _evalset(name, path, "train")
-        trains[name] = train, _open("--linear-probe", name, train, store, limit, say)
+        trains[name] = train, _open("--linear-probe", name, train, store, limit)
         require_same_classes(tests[name], train, trains[name][1])
-    found = {name: _open("--retrieval", name, one, store, limit, say) for name, one in pairs.items()}
+    found = {name: _open("--retrieval", name, one, store, limit) for name, one in pairs.items()}
 
     world = start(compute.cpus_per_worker, compute.gpus_per_worker)
-    encoder = load_model(experiment, checkpoint, say)
+    encoder = load_model(experiment, checkpoint)
     encoder.place(world.device)
     run = measured_as(checkpoint)(partial(_measure, encoder, experiment, world))
     records = []
     for name, made in tests.items():
         aims, refused = _aims(experiment, made)
         if refused:
-            say(f"NOTE {name}: no attack success rate: {refused}")
+            note(f"{name}: no attack success rate: {refused}")
         zero_shot = ZeroShotASR(class_names=made.class_names, templates=made.templates, aims=aims)
         evaluators: list[tuple[str, Evaluator]] = [(CLASSIFICATION, zero_shot)]
         further: dict[EvalSet | RetrievalSet, MadeSet] = {}
@@ -110,7 +110,7 @@ def evaluate_on(
         ((task, metrics),) = run(made, [(RETRIEVAL, Retrieval(data=pairs[name], target=word))], {pairs[name]: made}, None, True)
         refused = _unanswered(metrics, word)
         if refused:
-            say(f"NOTE {name}: no attack success rate: {refused}")
+            note(f"{name}: no attack success rate: {refused}")
         records.append(record(name, experiment, checkpoint, task, metrics, refused, made))
     return records
 
@@ -176,10 +176,8 @@ def _evalset(name: str, path: str, split: str) -> EvalSet:
     return EvalSet(path=path, name=canonical_name(name), split=split)
 
 
-def _open(
-    flag: str, name: str, tests: EvalSet | RetrievalSet, store: Store, limit: float, say: Callable[[str], None]
-) -> MadeSet:
-    stage, at = _stage(flag, name, tests, limit), At(store=store, say=say)
+def _open(flag: str, name: str, tests: EvalSet | RetrievalSet, store: Store, limit: float) -> MadeSet:
+    stage, at = _stage(flag, name, tests, limit), At(store=store)
     try:
         ensure(stage, at)
         return stage.read(at)

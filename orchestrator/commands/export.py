@@ -7,7 +7,6 @@ import json
 import os
 import re
 import shutil
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,10 +51,7 @@ def export_checkpoint(
 
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not empty; name a new folder.")
-    said: list[str] = []
-    encoder = load_model(experiment, checkpoint, said.append)
-    for line in said:
-        print(line, file=sys.stderr)
+    encoder = load_model(experiment, checkpoint)
     metrics = metrics or _measured(checkpoint, experiment) or _measure(experiment, compute, checkpoint)
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import asdict
 from pathlib import Path
@@ -19,13 +18,16 @@ from datasets.acquire.urllist import Row, UrlList
 from datasets.acquire.urlparquet import ParquetList
 from datasets.errors import InputError
 from orchestrator.cluster import session
+from orchestrator.console import live
+from orchestrator.console.log import note
+from orchestrator.console.progress import meter
 from orchestrator.store import Store, read_json, write_json
 
 NOTE = "fetch.json"
 """File in the folder that records what its shards are made from."""
 SUMMARY = "summary.json"
-TOLD_S = 5.0
-"""Between two lines of progress."""
+ASKED_S = 1.0
+"""Between two looks at what became of the rows."""
 TOGETHER_S = 0.02
 """Requests of a task's threads within this time go to the desk in one call."""
 
@@ -123,7 +125,6 @@ def fetch_list(
     tasks: int | None = None,
     num_cpus: int | None = None,
     retry_failed: bool = False,
-    say: Callable[[str], None] = lambda line: None,
 ) -> dict[str, Any]:
     """Fetch `urls` (of blocks of `wanted.shard_size` rows) into shards in `out`, by a Ray task each.
 
@@ -141,7 +142,7 @@ def fetch_list(
         again = [number for number, found in stats.items() if any(map(may_pass_later, found["status_dict"]))] if retry_failed else []
         if todo or again:
             session.connect(num_cpus)
-            _run(urls, out, wanted, manners, todo, again, tasks, say, stats)
+            _run(urls, out, wanted, manners, todo, again, tasks, stats)
             settle(out)  # of workers that were killed while others went on
         counts = Counter[str]()
         for found in stats.values():
@@ -155,8 +156,10 @@ def fetch_list(
         assert sum(counts.values()) == len(urls), "every row has a status"
         write_json(out / SUMMARY, summary)
         if blocked := counts["blocked_address"]:
-            told = f"NOTE {blocked} rows lead to private, loopback or link-local addresses and were blocked; "
-            say(f"{told}--allow-private, with a new folder, allows them.")
+            note(
+                f"{blocked} rows lead to private, loopback or link-local addresses and were blocked; --allow-private, with a new folder, "
+                "allows them."
+            )
         return summary
 
 
@@ -168,7 +171,6 @@ def _run(
     todo: list[int],
     again: list[int],
     tasks: int | None,
-    say: Callable[[str], None],
     stats: dict[int, dict[str, Any]],
 ) -> None:
     """One Ray task for each shard; their statistics go to `stats`."""
@@ -180,13 +182,14 @@ def _run(
     rows = sum(min(wanted.shard_size, len(urls) - number * wanted.shard_size) for number in todo)
     rows += sum(count for number in again for status, count in stats[number]["status_dict"].items() if may_pass_later(status))
     running: dict[Any, int] = {}
-    line = _Line(rows, len(todo) + len(again), say)
+    progress, shards, told = meter("fetch", "rows"), 0, time.monotonic()
     while True:
         while len(running) < at_once and (following := next(order, None)) is not None:
             number, repeated = following
             reference = task.remote(number, urls.block(number), str(out), wanted, manners, desk, repeated)
             running[reference] = number
         if not running:
+            live.drop("fetch")
             return
         ready, _ = ray.wait(list(running), timeout=1.0)
         for reference in ready:
@@ -198,28 +201,12 @@ def _run(
                 if mistake is None:
                     raise
                 raise mistake from None
-            line.shards += 1
-        line.tell(desk)
-
-
-class _Line:
-    """Progress, now and then."""
-
-    def __init__(self, rows: int, shards: int, say: Callable[[str], None]) -> None:
-        self.rows, self.of, self.shards, self.say = rows, shards, 0, say
-        self.start = self.told = time.monotonic()
-
-    def tell(self, desk: Any) -> None:
-        now = time.monotonic()
-        if now - self.told < TOLD_S:
-            return
-        self.told = now
-        counts: Counter[str] = ray.get(desk.told.remote())
-        done = sum(counts.values())
-        rate = done / (now - self.start)
-        shown = ", ".join(f"{status} {count}" for status, count in counts.most_common(6))
-        left = int((self.rows - done) / max(rate, 1e-9))
-        self.say(f"fetch  {done}/{self.rows} rows  {self.shards}/{self.of} shards  {rate:.1f} rows/s  ETA {left} s  {shown}")
+            shards += 1
+        if time.monotonic() - told >= ASKED_S:
+            told = time.monotonic()
+            counts: Counter[str] = ray.get(desk.told.remote())
+            shown = ", ".join(f"{status} {count}" for status, count in counts.most_common(6))
+            progress(sum(counts.values()), rows, f"{shards}/{len(todo) + len(again)} shards  {shown}")
 
 
 def _folder(out: Path) -> None:

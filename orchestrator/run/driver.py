@@ -1,7 +1,6 @@
 """The driver: make every stage of a sweep in order, follow what runs, keep MLflow in step, and tell what came of it."""
 
 import json
-import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -12,9 +11,10 @@ from datasets.component import Component
 from datasets.errors import InputError
 from orchestrator.cluster import session
 from orchestrator.cluster.waiting import RayEnded, Wanted, watching
+from orchestrator.console.log import log, note, recording
+from orchestrator.console.progress import meter
 from orchestrator.experiment.fingerprint import encode
 from orchestrator.experiment.spec import Compute, Experiment
-from orchestrator.progress import meter
 from orchestrator.report.claims_table import write_claims
 from orchestrator.report.page import write_report
 from orchestrator.run.follow import Follower, Mirror
@@ -46,10 +46,10 @@ def make_tracker(store: Store, uri: str, study: str) -> Tracker:
     return Tracker(tracking_uri(uri, store), study, artifacts=store.root / "mlflow-artifacts")
 
 
-def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) -> tuple[Study, Path, int]:
+def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
     """Run the sweep; returns what came of it, the report and the exit code. What exists already is not made again.
 
-    However it ends, the report is written and no MLflow run is left running.
+    However it ends, the report is written and no MLflow run is left running. The log of the run lies in the store.
     """
     store = Store(compute.store)
     plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
@@ -67,15 +67,16 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     tracker.check()
-    with store.locked(store.root / "sweep" / f".lock-{plan.fingerprint[:12]}", f"sweep {plan.sweep.name}", wait_s=30):
+    lock = store.root / "sweep" / f".lock-{plan.fingerprint[:12]}"
+    with store.locked(lock, f"sweep {plan.sweep.name}", wait_s=30), recording(store.root, plan.sweep.name):
         trials = _recorded(plan, store)
         load_study(plan, store, trials)  # what is damaged is said before anything is computed
-        _tell_of_other_code(plan, store, say)
+        _tell_of_other_code(plan, store)
         failures: list[str] = []
         if trials is None:
             try:
-                with _ray(compute), Follower(plan, store, Mirror(tracker), say), watching(say) as wants:
-                    trials, failures = _make(plan, store, compute, say, wants)
+                with _ray(compute), Follower(plan, store, Mirror(tracker)), watching() as wants:
+                    trials, failures = _make(plan, store, compute, wants)
             except BaseException:
                 _close(plan, store, tracker)
                 raise
@@ -87,12 +88,12 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
         if not failures:
             _record(plan, store, trials)
         Mirror(tracker).finish(study, report, failed=bool(failures))
-    for failure in failures:
-        say(f"FAILED {failure}")
+        for failure in failures:
+            log.error("%s", failure)
     return study, report, 1 if failures else 0
 
 
-def _tell_of_other_code(plan: Plan, store: Store, say: Callable[[str], None]) -> None:
+def _tell_of_other_code(plan: Plan, store: Store) -> None:
     """A NOTE for each class of the user's whose source is another than when finished stages of the plan were made with it."""
     made: dict[str, Stage] = {}
     for _, experiment in plan.upstream if plan.grid is None else plan.grid:
@@ -106,8 +107,8 @@ def _tell_of_other_code(plan: Plan, store: Store, say: Callable[[str], None]) ->
                 changed.setdefault(name, []).append(str(stage))
     for name, older in changed.items():
         others = f" and {len(older) - 1} more" if len(older) > 1 else ""
-        say(
-            f"NOTE the source of {name} has changed since {min(older)}{others} of this store was made. What is there is used as it is, "
+        note(
+            f"the source of {name} has changed since {min(older)}{others} of this store was made. What is there is used as it is, "
             "for an identity is made of fields alone: to have it anew, give the class one more field (version: int = 2)."
         )
 
@@ -116,7 +117,6 @@ def _make(
     plan: Plan,
     store: Store,
     compute: Compute,
-    say: Callable[[str], None],
     wants: Callable[[Wanted | None], None] = lambda wanted: None,
 ) -> tuple[list[Trial], list[str]]:
     """Make what is missing; `wants` hears what the cluster must have for it."""
@@ -124,8 +124,8 @@ def _make(
     if plan.sweep.base.clean is not None:
         session.require_resources(compute.trial_workers * compute.trial_cpus, compute.trial_workers * compute.trial_gpus, "a trial")
     if session.has_gpu() and not (compute.gpus_per_worker or compute.trial_gpus):
-        say("NOTE the cluster has GPUs and none is asked for: see --gpus-per-worker and --trial-gpus.")
-    at = At(store=store, compute=compute, say=say)
+        note("the cluster has GPUs and none is asked for: see --gpus-per-worker and --trial-gpus.")
+    at = At(store=store, compute=compute)
     wants(Wanted("the index"))
     wanted = [trained_by(experiment) for _, experiment in plan.upstream]
     for _, experiment in plan.upstream:
@@ -139,7 +139,7 @@ def _make(
     models = {artefact.fingerprint for artefact in train_all(wanted, at)}
     measure_all([one for stage in [*wanted, *priors] for one in lacking(store, stage)], at)
     failures = []
-    for pretrain, message in _gate_failures(plan, store, say):
+    for pretrain, message in _gate_failures(plan, store, warn=True):
         failures.append(message)
         models.discard(pretrain)  # a defence is judged on models whose attack took
     if plan.sweep.base.clean is None or not models:
@@ -173,8 +173,8 @@ def _choose_cleansets(plan: Plan, at: At) -> None:
             ensure(made["cleanset"], at)
 
 
-def _gate_failures(plan: Plan, store: Store, say: Callable[[str], None] = lambda line: None) -> list[tuple[str, str]]:
-    """(fingerprint, message) of the pre-trainings that the gate stops; those it only warns of are said."""
+def _gate_failures(plan: Plan, store: Store, warn: bool = False) -> list[tuple[str, str]]:
+    """(fingerprint, message) of the pre-trainings that the gate stops; with `warn` those it only warns of are said."""
     failures = []
     for _, experiment in plan.upstream:
         stage = stages(experiment)["pretrain"]
@@ -184,8 +184,8 @@ def _gate_failures(plan: Plan, store: Store, say: Callable[[str], None] = lambda
         message = f"attack gate of {stage}: {' '.join(verdict['reasons'])}"
         if plan.sweep.gate.action == "stop":
             failures.append((stage.fingerprint, f"{message} (--gate warn cleans it all the same)"))
-        else:
-            say(f"WARNING {message}")
+        elif warn:
+            log.warning("%s", message)
     return failures
 
 
@@ -250,7 +250,7 @@ def read_study(plan: Plan, store: Store) -> Study:
     return study
 
 
-def judge_claims(plans: Sequence[Plan], store: Store, say: Callable[[str], None] = print) -> tuple[list[Verdict], Path]:
+def judge_claims(plans: Sequence[Plan], store: Store) -> tuple[list[Verdict], Path]:
     """What several sweeps together say to the claims of the study; writes claims.html and claims.json beside the reports."""
     studies = [load_study(plan, store, _recorded(plan, store)) for plan in plans]
     found = [study for study in studies if study.pretrains]
@@ -258,7 +258,7 @@ def judge_claims(plans: Sequence[Plan], store: Store, say: Callable[[str], None]
     if not found:
         raise InputError(f"store {store.root} holds nothing of {', '.join(missing)} yet: run a sweep first.")
     for name in missing:
-        say(f"NOTE the store holds nothing of {name} yet; it is left out.")
+        note(f"the store holds nothing of {name} yet; it is left out.")
     return write_claims(found, store.root / "reports")
 
 
@@ -279,9 +279,9 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror}.") from error
-    with _ray(compute), watching(lambda line: print(line, file=sys.stderr, flush=True)) as wants:
+    with recording(store.root, "poison"), _ray(compute), watching() as wants:
         wants(Wanted("poison"))
-        at = At(store=store, say=print)
+        at = At(store=store)
         inputs = make_data(experiment, at)
         inputs.pairs()  # whose files the tasks read
         return poison_shards(
@@ -293,7 +293,7 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
             out,
             jpeg_quality=experiment.poisons[0].jpeg_quality,
             others=experiment.poisons[1:],
-            progress=meter("poison", "shards", lambda line: print(line, file=sys.stderr)),
+            progress=meter("poison", "shards"),
         )
 
 
@@ -306,7 +306,7 @@ def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) 
     store = Store(compute.store)
     store.prepare()
     with session.joined():
-        inputs = make_data(experiment, At(store=store, say=lambda line: print(line, file=sys.stderr)))
+        inputs = make_data(experiment, At(store=store))
     job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker)
     with measured_as(weights):
         return evaluate(job, model)

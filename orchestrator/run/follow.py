@@ -1,4 +1,4 @@
-"""Following a run: MLflow gets each new epoch, the terminal a line of progress. Reads the store; nothing waits for it."""
+"""Following a run: MLflow gets each new epoch, the terminal how far each training is. Reads the store; nothing waits for it."""
 
 import json
 import threading
@@ -9,10 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
+from orchestrator.console import live
+from orchestrator.console.live import Progress
+from orchestrator.console.log import log, say
+from orchestrator.console.progress import clock, left, smoothed, tell
 from orchestrator.failures import CERTAIN
-from orchestrator.progress import left, smoothed
 from orchestrator.stages.graph import stages
-from orchestrator.store import FAILED, NOTES, Store, read_failure
+from orchestrator.store import FAILED, LOCK, NOTES, Store, read_failure
 from orchestrator.study.outcome import StageResult, Study, TrialResult
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.results import load_study, recorded_trials
@@ -39,7 +42,7 @@ class Mirror:
             self._sweep = self._tracker.sweep_run(study)
         if self._sweep is None:
             return
-        for result in [*study.priors, *study.pretrains, *study.trials]:
+        for result in followed(study):
             if result.fingerprint in self._finished:
                 continue
             if result.fingerprint not in self._known:
@@ -53,7 +56,7 @@ class Mirror:
 
     def finish(self, study: Study, report: Path, *, failed: bool) -> None:
         """Bring every run to its end; none is left running."""
-        for result in [*study.priors, *study.pretrains, *study.trials]:
+        for result in followed(study):
             if result.status == "running":
                 result.status, result.error = "failed", "it did not finish"
         self._sweep = self._tracker.sweep_run(study)
@@ -67,14 +70,14 @@ class Mirror:
 class Follower:
     """A thread that reads the store while stages run."""
 
-    def __init__(self, plan: Plan, store: Store, mirror: Mirror, say: Callable[[str], None]):
-        self._plan, self._store, self._say = plan, store, say
+    def __init__(self, plan: Plan, store: Store, mirror: Mirror):
+        self._plan, self._store = plan, store
         self._mirror: Mirror | None = mirror
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._told: dict[str, tuple[float, int]] = {}
         self._noted: set[str] = set()
-        self._began, self._failed = time.time(), set[str]()
+        self._began, self._failed, self._starting = time.time(), set[str](), set[str]()
         self._titles: dict[str, str] = {}
         self._rates: dict[str, Callable[[float, float], float]] = {}
         self._before = {path: path.read_bytes() for path in store.root.glob(f"*/.work-*/{PROGRESS}")}
@@ -82,8 +85,11 @@ class Follower:
         finished = [path for path in store.root.glob(f"*/*-*/{NOTES}") if not path.parent.name.startswith(".")]
         self._earlier = {path: path.read_bytes() for path in finished}
         """Notes of stages that were finished by earlier runs, which said them."""
-        experiments = [experiment for _, experiment in [*plan.upstream, *(plan.grid or ())]]
-        self._digits = {stage.fingerprint[:12] for experiment in experiments for stage in stages(experiment).values()}
+        self._ended = {path.name[-12:] for path in store.root.glob("*/*-*") if not path.name.startswith(".")}
+        """First digits of the stages whose end was told, or that were finished before."""
+        made = [stages(experiment) for _, experiment in [*plan.upstream, *(plan.grid or ())]]
+        self._digits = {stage.fingerprint[:12] for one in made for stage in one.values()}
+        self._trainings = dict.fromkeys(one[role] for one in made for role in ("pretrain", "clean") if role in one)
 
     def __enter__(self) -> "Follower":
         self._thread.start()
@@ -92,8 +98,10 @@ class Follower:
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
         self._thread.join()  # its requests give up by themselves; two writers at once would log an epoch twice
-        with suppress(InputError, OSError):
-            self._tell_notes()  # of what ended since the last look
+        live.drop()
+        with suppress(InputError, OSError):  # of what ended since the last look
+            self._tell_notes()
+            self._tell_ends(load_study(self._plan, self._store, live=True))
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_S):
@@ -107,7 +115,7 @@ class Follower:
                     self._mirror.sync(study)
                 except TrackingError as error:  # training goes on; the end of the run logs everything, or fails
                     self._mirror = None
-                    self._say(f"WARNING {error}")
+                    log.warning("%s", error)
 
     def _tell_notes(self) -> None:
         """Say the notes of the plan's stages that run or have ended since this run began."""
@@ -120,43 +128,93 @@ class Follower:
                     continue
                 for line in text.decode(errors="replace").splitlines():
                     if line not in self._noted:  # the same of many trials is said once
-                        self._say(line)
+                        say(line)
                         self._noted.add(line)
 
     def _tell(self, study: Study) -> None:
+        """Say what is new: notes, the stages that have ended, how far the others are."""
         self._tell_notes()
-        for result in [*study.priors, *study.pretrains, *study.trials]:
+        self._tell_ends(study)
+        self._tell_begun(study)
+        for result in followed(study):
             if result.status != "running" or result.fingerprint in self._failed:
                 continue
+            named = self._named(result, study)
             failed = read_failure(result.folder)
             if failed and failed["kind"] in CERTAIN and (result.folder / FAILED).stat().st_mtime > self._began:
                 self._failed.add(result.fingerprint)
-                self._say(f"{self._named(result, study)}  failed: {failed['error']}")
+                live.drop(result.fingerprint)
+                log.warning("%s  failed: %s", named, failed["error"], extra={"stage": _stage(result)})
                 continue
-            progress, now = self._progress(result.folder / PROGRESS), time.monotonic()
-            if progress is None:
-                if not isinstance(result, TrialResult) and result.fingerprint not in self._told:  # a trial may wait for its turn
-                    self._told[result.fingerprint] = (0.0, -1)
-                    self._say(f"{self._named(result, study)}  starting workers")
+            found, now = self._progress(result.folder / PROGRESS), time.monotonic()
+            if found is None:
+                if not isinstance(result, TrialResult):  # a trial may wait for its turn
+                    self._tell_start(result.fingerprint, named, _stage(result))
                 continue
-            rate = self._rates.setdefault(result.fingerprint, smoothed())(progress["step"], now)
+            rate = self._rates.setdefault(result.fingerprint, smoothed())(found["step"], now)
+            progress = progress_of(named, result, found, rate * found["batch_size"])
+            live.show(result.fingerprint, progress)
             last, epochs = self._told.get(result.fingerprint, (0.0, -1))
             if len(result.metrics) != epochs or now - last > 10:
                 self._told[result.fingerprint] = (now, len(result.metrics))
-                self._say(_line(self._named(result, study), result, progress, rate * progress["batch_size"]))
+                tell(progress, stage=_stage(result))
+
+    def _tell_begun(self, study: Study) -> None:
+        """Say which trainings of the plan have begun and measured nothing yet."""
+        known, begun = {result.fingerprint for result in followed(study)}, set()
+        for stage in self._trainings:
+            folder = self._store.work(stage.kind, stage.fingerprint)
+            with suppress(OSError):
+                if stage.fingerprint in known or (folder / LOCK).stat().st_mtime < self._began or (folder / FAILED).exists():
+                    continue
+                begun.add(stage.fingerprint)
+                named = self._title(stage.kind, stage.fingerprint)
+                if stage.kind == "pretrain":
+                    self._tell_start(stage.fingerprint, named, str(stage))
+                else:  # there may be hundreds
+                    live.show(stage.fingerprint, Progress(title=named, more="starting"))
+        for ended in self._starting - begun - known:
+            live.drop(ended)
+        self._starting = begun
+
+    def _tell_start(self, fingerprint: str, named: str, stage: str) -> None:
+        starting = Progress(title=named, more="starting workers")
+        live.show(fingerprint, starting)
+        if fingerprint not in self._told:
+            self._told[fingerprint] = (0.0, -1)
+            tell(starting, stage=stage)
+
+    def _tell_ends(self, study: Study) -> None:
+        """Say what has ended since the last look, and how many cleanings are finished."""
+        for result in followed(study):
+            if result.status == "running":
+                continue
+            live.drop(result.fingerprint)
+            if result.status == "finished" and result.fingerprint[:12] not in self._ended:
+                self._ended.add(result.fingerprint[:12])
+                named = self._named(result, study)
+                accuracy, asr = _measured(result)
+                ended = Progress(title=named, more=f"finished in {clock(result.seconds)}", accuracy=accuracy, asr=asr)
+                log.info("%s", ended, extra={"stage": _stage(result)})
         done = sum(trial.status == "finished" for trial in study.trials)
         if done and self._told.get("trials", (0.0, -1))[1] != done:
             self._told["trials"] = (time.monotonic(), done)
             known = {stages(experiment)["clean"].fingerprint for _, experiment in self._plan.grid or ()}
             total = f" of {len(known)}" if known else ""
-            self._say(f"cleanings finished: {done}{total}")
+            tell(Progress(title=f"cleanings finished: {done}{total}"))
+            if known and not self._stop.is_set():
+                whole = Progress(title="cleanings finished", done=done, total=len(known), rate=f"{done}{total}", whole=True)
+                live.show("trials", whole)
 
     def _named(self, result: StageResult, study: Study) -> str:
         """Its kind and what tells it from the sweep's others: by the plan or, where that does not know it, by what has come so far."""
-        self._titles = self._titles or plan_titles(self._plan)
         among = [*study.pretrains, *study.trials]
-        title = self._titles.get(result.fingerprint) or titles(among).get(result.fingerprint) or result.name
-        return f"{result.stage} {title} ({result.fingerprint[:6]})"
+        return self._title(result.stage, result.fingerprint, lambda: titles(among).get(result.fingerprint) or result.name)
+
+    def _title(self, kind: str, fingerprint: str, other: Callable[[], str] = str) -> str:
+        """As `_named`; `other` gives the title of what the plan does not know."""
+        self._titles = self._titles or plan_titles(self._plan)
+        return f"{kind} {self._titles.get(fingerprint) or other()} ({fingerprint[:6]})"
 
     def _progress(self, path: Path) -> dict[str, Any] | None:
         """What the stage's process last wrote of this attempt; None where it has written nothing that can be read."""
@@ -170,19 +228,37 @@ class Follower:
         return found if whole and text != self._before.get(path) else None
 
 
-def _line(title: str, result: StageResult, progress: dict[str, Any], rate: float = 0.0) -> str:
-    """`clean CleanCLIP, lr 0.001 on MMCL (012345)  620/1240 steps  1890 samples/s  ETA 0:00:21  accuracy 83.1 %  ASR 97.0 %`
+def _stage(result: StageResult) -> str:
+    """The title of its stage, as the records of its processes have it."""
+    return f"{result.stage} {result.name}-{result.fingerprint[:12]}"
+
+
+def followed(study: Study) -> list[StageResult]:
+    """The trainings of a study."""
+    return [*study.priors, *study.pretrains, *study.trials]
+
+
+def progress_of(title: str, result: StageResult, found: dict[str, Any], rate: float = 0.0) -> Progress:
+    """How far a training is, by what its process wrote down (`found`).
 
     `rate` is smoothed, in samples a second; 0, before there is one: the last that the stage's process measured.
     """
-    rate = rate or progress["rate"]
-    parts = [
-        title,
-        f"{progress['step']}/{progress['total']} steps",
-        f"{rate:.0f} samples/s",
-        f"ETA {left((progress['total'] - progress['step']) * progress['batch_size'], rate)}",
-    ]
-    if result.metrics:
-        metrics = result.metrics[-1]["metrics"]
-        parts.append(f"accuracy {metrics['zeroshot/top1']:.1f} %  ASR {metrics['asr/top1']:.1f} %")
-    return "  ".join(parts)
+    rate = rate or found["rate"]
+    accuracy, asr = _measured(result)
+    return Progress(
+        title=title,
+        done=found["step"],
+        total=found["total"],
+        unit="steps",
+        rate=f"{rate:.0f} samples/s",
+        left=left((found["total"] - found["step"]) * found["batch_size"], rate),
+        accuracy=accuracy,
+        asr=asr,
+    )
+
+
+def _measured(result: StageResult) -> tuple[str, str]:
+    """The last accuracy and ASR of a training, as they are shown; empty where they are not measured yet."""
+    metrics = result.metrics[-1]["metrics"] if result.metrics else {}
+    accuracy, asr = (f"{metrics[name]:.1f} %" if name in metrics else "" for name in ("zeroshot/top1", "asr/top1"))
+    return accuracy, asr

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 from datasets.component import Component
 from datasets.errors import InputError
 from orchestrator import failures
 from orchestrator.cluster import retries
+from orchestrator.console.log import folder, join, log
 from orchestrator.experiment.identity import IDENTITIES
 from orchestrator.experiment.spec import Compute
 from orchestrator.stages.base import At, Stage, ensure, walk
@@ -39,7 +41,7 @@ def train_all(wanted: Sequence[Stage], at: At) -> list[Artefact]:
         while waiting or running:
             while waiting and len(running) < room and not failed:
                 stage = waiting.pop(0)
-                running[task.remote(stage, str(at.store.root), at.compute, at.known, dict(IDENTITIES))] = stage
+                running[task.remote(stage, _around(at))] = stage
             if not running:
                 break
             (done, *_), _ = ray.wait(list(running), num_returns=1)
@@ -72,10 +74,11 @@ def measure_all(wanted: Sequence[Stage], at: At) -> None:
 
     if not wanted:
         return
-    at.say(f"measuring what is stored: {len(wanted)} to do")
+    log.info(f"measuring what is stored: {len(wanted)} to do")
     compute = at.compute
     task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=retries.of_task(compute))(_with_cores)
-    running = {task.remote(stage, str(at.store.root), compute, {}, dict(IDENTITIES)): stage for stage in wanted}
+    around = replace(_around(at), known={})
+    running = {task.remote(stage, around): stage for stage in wanted}
     for reference, stage in running.items():
         try:
             ray.get(reference)
@@ -90,17 +93,39 @@ def _ensure_apart(stage: Stage, at: At) -> None:
     compute = at.compute
     task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=retries.of_task(compute))(_with_cores)
     try:
-        ray.get(task.remote(stage, str(at.store.root), compute, at.known, dict(IDENTITIES)))
+        ray.get(task.remote(stage, _around(at)))
     except ray.exceptions.RayError as error:
         raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), error)
 
 
-def _with_cores(stage: Stage, store: str, compute: Compute, known: dict[str, Any], identities: dict[Component | str, Any]) -> None:
+@dataclass(frozen=True)
+class Around:
+    """What a task must know of the process that asks for a stage; travels with it."""
+
+    store: str
+    compute: Compute
+    known: dict[str, Any]
+    """As `At.known`."""
+    identities: dict[Component | str, Any]
+    log: str
+    """Folder of the log of the run."""
+
+    def at(self) -> At:
+        """Where the stage is made, in the process of the task."""
+        IDENTITIES.update(self.identities)
+        join(self.log)
+        return At(store=Store(self.store), compute=self.compute, known=self.known)
+
+
+def _around(at: At) -> Around:
+    return Around(str(at.store.root), at.compute, at.known, dict(IDENTITIES), folder())
+
+
+def _with_cores(stage: Stage, around: Around) -> None:
     import torch
 
-    IDENTITIES.update(identities)
-    torch.set_num_threads(max(1, int(compute.trial_cpus)))
-    ensure(stage, At(store=Store(store), compute=compute, known=known))
+    torch.set_num_threads(max(1, int(around.compute.trial_cpus)))
+    ensure(stage, around.at())
 
 
 def pretrainings_at_a_time(compute: Compute, has: dict[str, float]) -> int:
@@ -127,7 +152,7 @@ def ensure_followed(stage: Stage, at: At) -> Artefact:
 
     told = 0
     task = ray.remote(num_cpus=0, max_retries=0)(_apart)
-    waiting = [task.remote(stage, str(at.store.root), at.compute, at.known, dict(IDENTITIES))] if at.find(stage) is None else []
+    waiting = [task.remote(stage, _around(at))] if at.find(stage) is None else []
     while waiting:
         done, waiting = ray.wait(waiting, timeout=FOLLOW_S)
         lines = read_lines(at.store.work(stage.kind, stage.fingerprint) / METRICS)
@@ -139,13 +164,10 @@ def ensure_followed(stage: Stage, at: At) -> Artefact:
     return ensure(stage, at)
 
 
-def _apart(
-    stage: Stage, store: str, compute: Compute, known: dict[str, Any], identities: dict[Component | str, Any]
-) -> Exception | None:
+def _apart(stage: Stage, around: Around) -> Exception | None:
     """`ensure` in a process of its own; the failure it met, without the traceback that Ray would wrap it in."""
-    IDENTITIES.update(identities)
     try:
-        ensure(stage, At(store=Store(store), compute=compute, known=known))
+        ensure(stage, around.at())
     except (InputError, StageError, failures.ComesAgain) as error:
         return type(error)(str(error))
     return None

@@ -14,6 +14,7 @@ from datasets.component import Component
 from orchestrator import failures
 from orchestrator.cluster import retries
 from orchestrator.cluster.session import interruptible, scratch, user_error
+from orchestrator.console.log import folder, join
 from orchestrator.experiment.identity import IDENTITIES
 from orchestrator.experiment.override import override
 from orchestrator.experiment.spec import Compute, Experiment, Sweep
@@ -47,6 +48,8 @@ class Context:
     """Kinds of stages that serve components' needs."""
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Values of the trials that are known beforehand, by the fingerprint of their cleaning; none where Optuna draws them."""
+    log: str = field(default_factory=folder)
+    """Folder of the log of the run."""
 
 
 def clean_sweep(plan: Plan, models: Collection[str], at: At) -> list[Trial]:
@@ -212,6 +215,7 @@ def _trial(config: dict[str, Any], context: Context) -> None:
     from ray import tune
 
     IDENTITIES.update(context.identities)
+    join(context.log)
     for kind in context.kinds:
         register(kind)
     overrides = values_of(config, context)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import logging
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator
@@ -14,6 +15,7 @@ from typing import Any, ClassVar
 from datasets.component import Component
 from datasets.errors import InputError
 from orchestrator import manifest
+from orchestrator.console.log import log, making
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.source_code import code_of
 from orchestrator.experiment.spec import Compute, Experiment
@@ -40,6 +42,8 @@ class Stage(ABC):
     """Pattern of the files that only going on with an unfinished stage needs; they go once it is finished."""
     wait_s: ClassVar[float] = 120
     """How long to wait for another process that is making it."""
+    followed: ClassVar[bool] = False
+    """Whether a run follows its folder while it is made, and says what comes of it."""
     role: ClassVar[str] = ""
     """What those that are made from it call it; empty: its kind."""
     apart: ClassVar[bool] = False
@@ -169,11 +173,10 @@ def by_role(stages: Iterable[Stage]) -> dict[str, Stage]:
 
 @dataclass(kw_only=True)
 class At:
-    """Where stages are made: the store, the machines, and who is told."""
+    """Where stages are made: the store, the machines, and who is told of metrics."""
 
     store: Store
     compute: Compute = field(default_factory=Compute)
-    say: Callable[[str], None] = lambda line: None
     report: Callable[[dict[str, Any]], None] | None = None
     """Gets each line of metrics of the stage that is being made."""
     folder: Path = Path()
@@ -207,9 +210,10 @@ def ensure(stage: Stage, at: At) -> Artefact:
             if found is None:
                 (folder / FAILED).unlink(missing_ok=True)
                 start = time.monotonic()
-                stage.make(At(**{**vars(at), "folder": folder}))
-                found = seal(stage, at.store, stage.seconds(folder, time.monotonic() - start))
-                at.say(f"{stage}: made in {time.monotonic() - start:.1f} s")
+                with making(str(stage)):
+                    stage.make(At(**{**vars(at), "folder": folder}))
+                    found = seal(stage, at.store, stage.seconds(folder, time.monotonic() - start))
+                    log.log(logging.DEBUG if stage.followed else logging.INFO, f"{stage}: made in {time.monotonic() - start:.1f} s")
             else:
                 at.store.discard(stage.kind, stage.fingerprint)
     stage.accept(require_files(found), at)

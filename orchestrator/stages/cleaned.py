@@ -29,6 +29,7 @@ class Cleaned(Stage):
     """The experiment's cleaning of its pre-trained model."""
 
     kind = "clean"
+    followed = True
     not_kept = f"epoch_*/{STATE}"
     wait_s: ClassVar[float] = math.inf
     """A trial with the same values may be making it."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,8 +14,9 @@ import pyarrow.compute as pc
 from datasets.errors import InputError
 from datasets.index.dropped import write_dropped
 from datasets.index.source import PASSED_OVER, Source
+from orchestrator.console.log import log
+from orchestrator.console.progress import meter
 from orchestrator.experiment.identity import set_identity
-from orchestrator.progress import meter
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.world import Drawn
 from orchestrator.store import Artefact, checked, part, write_json
@@ -57,7 +57,7 @@ class Index(Stage):
         source = self.read(at)
         for url in source.shards():
             checked(url)
-        index_source(source, at.folder, at.say)
+        index_source(source, at.folder)
 
     def accept(self, found: Artefact, at: At) -> None:
         summary = json.loads(part(found, "summary.json"))
@@ -70,24 +70,25 @@ class Index(Stage):
             )
 
 
-def index_source(source: Source, folder: Path, say: Callable[[str], None]) -> None:
+def index_source(source: Source, folder: Path) -> None:
     """Write the index of a source, its summary and the list of what is dropped."""
     from orchestrator.cluster.streaming import index_shards
 
-    summary = index_shards(source, folder, progress=meter("index", "shards", say), say=say)
+    summary = index_shards(source, folder, progress=meter("index", "shards"))
     write_json(folder / "summary.json", summary)
     write_dropped(source, folder / "index.arrow", folder / "dropped.csv")
     for columns in summary.get("columns", []):
         captions = f"captions from {columns['caption']!r}" if columns["caption"] else "no captions"
-        say(f"index: pictures from the column {columns['image']!r}, {captions}")
+        log.info(f"index: pictures from the column {columns['image']!r}, {captions}")
     if summary.get("label_not_number"):
-        say(f"index: {summary['label_not_number']} samples have a label that is no class number, so they have none")
+        log.info(f"index: {summary['label_not_number']} samples have a label that is no class number, so they have none")
     if summary.get("json_broken"):
-        say(f"index: {summary['json_broken']} samples have a json member that is no JSON object, so no caption or label is read from it")
+        broken = summary["json_broken"]
+        log.info(f"index: {broken} samples have a json member that is no JSON object, so no caption or label is read from it")
     if summary.get("passed_over"):
-        say(f"index: {summary['passed_over']} {PASSED_OVER}")
+        log.info(f"index: {summary['passed_over']} {PASSED_OVER}")
     if summary.get("empty_shards"):
-        say(f"index: {summary['empty_shards']} of {summary['shards']} shards hold no sample and are passed over")
+        log.info(f"index: {summary['empty_shards']} of {summary['shards']} shards hold no sample and are passed over")
 
 
 def read_index(path: str) -> pa.Table:

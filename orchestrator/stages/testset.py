@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +14,7 @@ from datasets.errors import InputError
 from datasets.evaluation.evalset import EvalSet
 from datasets.evaluation.retrieval import RetrievalSet
 from datasets.index.pairs import write_index
+from orchestrator.console.log import note
 from orchestrator.experiment.identity import set_identity
 from orchestrator.stages.base import Around, At, Stage
 from orchestrator.stages.index import counts
@@ -66,7 +66,7 @@ class TestSet(Stage):
         return EvalSet(path=str(at.of(self.world).folder / "test"), layout="clip_benchmark")
 
     def make(self, at: At) -> None:
-        _write(self.source(at), at.folder, self.least, at.say)
+        _write(self.source(at), at.folder, self.least)
 
     def read(self, at: At) -> MadeSet:
         """Where the finished set lies, and its classes."""
@@ -97,9 +97,9 @@ def require_same_classes(test: MadeSet, further: EvalSet | RetrievalSet, made: M
         )
 
 
-def _write(tests: EvalSet | RetrievalSet, folder: Path, least: float, say: Callable[[str], None]) -> None:
+def _write(tests: EvalSet | RetrievalSet, folder: Path, least: float) -> None:
     checked(tests.path)
-    loaded = tests.load(folder, lambda line: say(f"NOTE {line}"))
+    loaded = tests.load(folder, note)
     drops = {e["values"]: e["counts"] for e in pc.value_counts(loaded.table["drop"]).to_pylist()}
     kept = drops.pop("", 0)
     if kept < least * len(loaded.table):
@@ -108,7 +108,7 @@ def _write(tests: EvalSet | RetrievalSet, folder: Path, least: float, say: Calla
             f"evaluation needs {least:.0%} of them."
         )
     if drops:
-        say(f"NOTE {tests.path}: {kept} of {len(loaded.table)} pictures can be used ({counts(drops)}).")
+        note(f"{tests.path}: {kept} of {len(loaded.table)} pictures can be used ({counts(drops)}).")
     write_index([loaded.table], folder / "index.arrow")
     summary = {"samples": len(loaded.table), "kept": kept, "drops": drops, "passed_over": loaded.passed_over}
     write_json(folder / "summary.json", summary)

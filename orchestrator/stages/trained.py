@@ -36,6 +36,7 @@ class Trained(Stage):
     """The experiment's pre-training, from a fresh model, from given weights, or from its prior. Ray Train's workers make it."""
 
     kind = "pretrain"
+    followed = True
     not_kept = f"epoch_*/{STATE}"
     experiment: Experiment
     attack: AttackPlan

@@ -7,13 +7,14 @@ import dataclasses
 import os
 import re
 import shlex
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
 from datasets.component import Component
 from datasets.errors import InputError
+from orchestrator.console.log import log, note
 from orchestrator.experiment.fingerprint import canonical, encode
 from orchestrator.experiment.override import get, override_all
 from orchestrator.experiment.spec import Experiment, Sweep
@@ -44,7 +45,7 @@ def experiment_of(sweep: Sweep, overrides: dict[str, str], matters: tuple[str, .
 
 
 def experiments_of(
-    sweep: Sweep, overrides: dict[str, str], checkpoints: Sequence[str], matters: tuple[str, ...], store: str, say: Callable[[str], None]
+    sweep: Sweep, overrides: dict[str, str], checkpoints: Sequence[str], matters: tuple[str, ...], store: str
 ) -> dict[str, Experiment]:
     """Checkpoint → the experiment of the sweep to measure it by, the overrides in place.
 
@@ -59,16 +60,16 @@ def experiments_of(
             raise InputError(f"--checkpoint {checkpoint} does not exist; give an epoch folder, a file or a tag of open_clip's.")
         made = origin(checkpoint)
         if made not in chosen:
-            chosen[made] = _experiment(sweep, overrides, checkpoint, matters, Store(store), say)
+            chosen[made] = _experiment(sweep, overrides, checkpoint, matters, Store(store))
         found[checkpoint] = chosen[made]
         trained = _poison_of(checkpoint)
         measured = [encode(attack, "poison") for attack in found[checkpoint].poisons]
         if trained and len(trained) != len(measured):
-            say(f"NOTE {checkpoint} was trained with {len(trained)} attacks and is measured with {len(measured)}.")
+            note(f"{checkpoint} was trained with {len(trained)} attacks and is measured with {len(measured)}.")
         for one, other in zip(trained, measured):
             for field in ("trigger", "target"):
                 if canonical(one[field]) != canonical(other[field]):
-                    say(f"NOTE {checkpoint} was trained with {field} {one[field]} and is measured with {other[field]}.")
+                    note(f"{checkpoint} was trained with {field} {one[field]} and is measured with {other[field]}.")
     return found
 
 
@@ -110,7 +111,7 @@ def origin(checkpoint: str) -> tuple[str, ...]:
 
 
 def _experiment(
-    sweep: Sweep, overrides: dict[str, str], checkpoint: str, matters: tuple[str, ...], store: Store, say: Callable[[str], None]
+    sweep: Sweep, overrides: dict[str, str], checkpoint: str, matters: tuple[str, ...], store: Store
 ) -> Experiment:
     wanted = [experiment for _, experiment in make_plan(narrowed(sweep, overrides)).upstream]
     matters = _fields(wanted, matters)
@@ -133,7 +134,7 @@ def _experiment(
             if makers and _alike(makers, matters):
                 later = {path: _value(wanted, path, overrides[path]) for path in overrides if path not in ran_with}
                 changed = "".join(f", with --{path} {overrides[path]}" for path in later)
-                say(f"{checkpoint}: {_told(makers, among)}{changed}")
+                log.info(f"{checkpoint}: {_told(makers, among)}{changed}")
                 return override_all(makers[0], later)
     raise InputError(
         f"--checkpoint {checkpoint} does not tell which experiment of the sweep {sweep.name} to measure it by, which varies "

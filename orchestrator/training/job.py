@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +18,7 @@ from datasets.feed.decode import ahead
 from datasets.feed.loader import Recipe, make_batch
 from datasets.index.pairs import Pairs
 from orchestrator import failures
+from orchestrator.console import log
 from orchestrator.experiment.check import blank
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.store import FAILED, MANIFEST, NOTES, checked, read_json, write_json
@@ -26,7 +27,7 @@ from trainers.distributed import World
 from trainers.encoder import Encoder
 from trainers.evaluate.choice import Epoch
 from trainers.model import Model
-from trainers.weights.load import aside, load_weights
+from trainers.weights.load import load_weights
 
 WHOLE = 256
 """How many pictures are embedded or labelled at a time."""
@@ -70,53 +71,55 @@ def start(cpus: float, gpus: float) -> World:
 
 
 @contextmanager
-def noting_failures(job: Job, world: World) -> Iterator[None]:
-    """Write down what would fail the same way again, so that the driver can say it and no retry is wasted on it."""
+def making(job: Job, world: World) -> Iterator[None]:
+    """Make the job's stage in this process: what is said carries its title and rank, and what fails is known to the driver.
+
+    Notes and warnings lie in the stage's folder, from which the driver says them. What would fail the same way again is written down
+    there too, so that no retry is wasted on it.
+    """
     path = Path(job.folder) / FAILED
     if path.exists():
         raise RuntimeError("another worker of this stage failed")
-    try:
-        yield
-    except Exception as error:
-        kind = failures.kind_of(error)
-        if kind in (failures.INPUT, failures.DIVERGED, failures.OUT_OF_MEMORY, failures.DISK_FULL):
-            write_json(path, {"kind": kind, "error": str(error) or type(error).__name__, "rank": world.rank})
-        raise
 
-
-def note_of(job: Job) -> Callable[[str], None]:
-    """Says a line through the driver, which follows the stage's folder."""
-
-    def say(line: str) -> None:
+    def to_driver(line: str) -> None:
         with open(Path(job.folder) / NOTES, "a") as handle:
             handle.write(line + "\n")
 
-    return say
+    with log.making(job.stage, world.rank), log.hearing(to_driver, log.NOTE):
+        log.log.debug("begins on %s, one of %d", world.device, world.size)
+        try:
+            yield
+        except Exception as error:
+            kind = failures.kind_of(error)
+            if kind in (failures.INPUT, failures.DIVERGED, failures.OUT_OF_MEMORY, failures.DISK_FULL):
+                write_json(path, {"kind": kind, "error": str(error) or type(error).__name__, "rank": world.rank})
+            log.log.debug("failed", exc_info=True)
+            raise
 
 
-def decoded_views(job: Job, pairs: Pairs, file: str, say: Callable[[str], None]) -> Decoded | None:
+def decoded_views(job: Job, pairs: Pairs, file: str) -> Decoded | None:
     """The decoded pictures of an artefact's pairs on this machine; None where they are not kept. `file` is one of the artefact."""
     manifest = read_json(Path(file).with_name(MANIFEST))
     try:
         folder = cache_folder(job.compute.cache)
     except (InputError, OSError) as error:
-        say(f"NOTE no decoded pictures are kept: {error}")
+        log.note(f"no decoded pictures are kept: {error}")
         return None
     if folder is None or manifest is None:
         return None
-    return decoded(pairs, job.experiment.views.size, folder, manifest["fingerprint"], threads=max(1, int(job.cpus)), say=say)
+    return decoded(pairs, job.experiment.views.size, folder, manifest["fingerprint"], threads=max(1, int(job.cpus)), say=log.say)
 
 
-def load_model(experiment: Experiment, weights: str, say: Callable[[str], None] = aside) -> Encoder:
+def load_model(experiment: Experiment, weights: str) -> Encoder:
     """The experiment's model with the weights of a checkpoint: an epoch folder, a file, or a pretrained tag of open_clip.
 
-    `say` is told what the checkpoint does not tell of itself.
+    What the checkpoint does not tell of itself is said.
     """
     model = experiment.pretrain.model
     if isinstance(model, Model) and not os.path.exists(weights) and "/" not in weights:
-        return replace(model, pretrained=weights).build(0, say)
+        return replace(model, pretrained=weights).build(0, log.say)
     encoder = blank(model).build(0)
-    load_weights(encoder, checked(weights), say=say)
+    load_weights(encoder, checked(weights), say=log.say)
     return encoder
 
 

@@ -1,6 +1,5 @@
 """How a process measures a model: accuracy and ASR, then each evaluator; and how the results are recorded."""
 
-import sys
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -13,7 +12,7 @@ from datasets.feed.loader import Batch, eval_batches
 from datasets.index.pairs import Pairs
 from orchestrator.experiment.check import further_sets
 from orchestrator.store import METRICS, checked, digest_of, read_json, write_arrays, write_json, write_lines
-from orchestrator.training.job import Job, decoded_views, load_model, measured_as, note_of, noting_failures, start
+from orchestrator.training.job import Job, decoded_views, load_model, making, measured_as, start
 from trainers.distributed import World
 from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material, add_values, unchanged
@@ -29,16 +28,16 @@ def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
     """Zero-shot accuracy and attack success of a model, with counts and intervals."""
     world = start(job.cpus, job.gpus)
     encoder.place(world.device)
-    return measure_of(job, world, lambda line: print(line, file=sys.stderr))(encoder, 0, last=True)
+    return measure_of(job, world)(encoder, 0, last=True)
 
 
 def measure_given(job: Job, weights: str) -> Encoder:
     """The given model, after its line of metrics is written into the job's folder."""
     world, folder = start(job.cpus, job.gpus), Path(job.folder)
-    with noting_failures(job, world), measured_as(weights):
-        encoder = load_model(job.experiment, weights, note_of(job)).place(world.device)
+    with making(job, world), measured_as(weights):
+        encoder = load_model(job.experiment, weights).place(world.device)
         began = time.monotonic()
-        metrics = measure_of(job, world, note_of(job), folder)(encoder, 0, last=True)
+        metrics = measure_of(job, world, folder)(encoder, 0, last=True)
         write_lines(folder / METRICS, [{"epoch": 0, "step": 0, "seconds": time.monotonic() - began, "metrics": metrics}])
     return encoder
 
@@ -46,19 +45,19 @@ def measure_given(job: Job, weights: str) -> Encoder:
 def measure_stored(job: Job, checkpoints: list[tuple[int, str]], evaluator: Evaluator | None) -> None:
     """Write a line of metrics for each (epoch, checkpoint): of this evaluator, or of accuracy and ASR."""
     world, folder = start(job.cpus, job.gpus), Path(job.folder)
-    with noting_failures(job, world):
-        measure = measure_of(job, world, note_of(job), folder, (evaluator,))
+    with making(job, world):
+        measure = measure_of(job, world, folder, (evaluator,))
         lines = []
         for epoch, weights in checkpoints:
             began = time.monotonic()
             with measured_as(weights):
-                metrics = measure(load_model(job.experiment, weights, note_of(job)).place(world.device), epoch)
+                metrics = measure(load_model(job.experiment, weights).place(world.device), epoch)
             lines.append({"epoch": epoch, "step": 0, "seconds": time.monotonic() - began, "metrics": metrics})
         write_lines(folder / METRICS, lines)
 
 
 def measure_of(
-    job: Job, world: World, say: Callable[[str], None], folder: Path | None = None, only: tuple[Evaluator | None, ...] | None = None
+    job: Job, world: World, folder: Path | None = None, only: tuple[Evaluator | None, ...] | None = None
 ) -> Callable[..., dict[str, float]]:
     """The function that measures a model after an epoch: accuracy and ASR (None), then each evaluator, or `only` these. Arrays that
     evaluators return, and the measurements' digests, are written into the stage's `folder`, if there is one. Evaluators that are not due
@@ -69,7 +68,7 @@ def measure_of(
     recipe = experiment.recipe(seed=spec.seed)
 
     def share(pairs: Pairs, index: str) -> Callable[[], Iterator[Batch]]:
-        views = decoded_views(job, pairs, index, say)
+        views = decoded_views(job, pairs, index)
         return lambda: eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size, views)
 
     material = Material(

@@ -10,7 +10,8 @@ from typing import Any
 from datasets.errors import InputError
 from orchestrator import failures
 from orchestrator.cluster import network, retries
-from orchestrator.cluster.session import scratch, user_error
+from orchestrator.cluster.session import quiet, scratch, user_error
+from orchestrator.console import log
 from orchestrator.experiment.spec import Compute
 from orchestrator.store import FAILED, read_failure, read_json, write_json
 from orchestrator.training.job import Job
@@ -38,7 +39,7 @@ def _fit(job: Job, train: Callable[[Job], None], workers: int, compute: Compute)
     name = scratch(store, f"{folder.parent.name}-{folder.name[-12:]}")
     trainer = TorchTrainer(
         _worker,
-        train_loop_config={"job": job, "train": train},
+        train_loop_config={"job": job, "train": train, "log": log.folder()},
         torch_config=network.torch_config(),
         scaling_config=ScalingConfig(num_workers=workers, use_gpu=job.gpus > 0, resources_per_worker=resources),
         run_config=RunConfig(
@@ -81,7 +82,6 @@ def raise_failure(stage: object, folder: Path, cause: BaseException | None) -> N
 
 def _worker(config: dict[str, Any]) -> None:
     """One Ray Train worker."""
-    from orchestrator.cluster.session import quiet
-
     quiet()
+    log.join(config["log"])
     config["train"](config["job"])

@@ -17,9 +17,10 @@ from datasets.feed.cache import Decoded
 from datasets.feed.loader import LocalFeed
 from datasets.index.pairs import Pairs
 from datasets.seeding import hash64
+from orchestrator.console.log import log, say
 from orchestrator.experiment.check import blank
 from orchestrator.store import METRICS, checked, read_lines, write_lines
-from orchestrator.training.job import Job, decoded_views, load_model, note_of, noting_failures, start, whole_pictures
+from orchestrator.training.job import Job, decoded_views, load_model, making, start, whole_pictures
 from orchestrator.training.measuring import measure_of
 from orchestrator.training.returned import check_kept, check_returned, differs, signature
 from trainers import checkpoint, distributed
@@ -33,7 +34,6 @@ from trainers.methods.base import Method, Phase, Run
 from trainers.methods.epoch import EpochPlan
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
-from trainers.weights.load import aside
 
 PROGRESS = "progress.json"
 
@@ -41,24 +41,24 @@ PROGRESS = "progress.json"
 def pretrain(job: Job) -> None:
     """Pre-train in this process, one of `World.current().size`."""
     world = start(job.cpus, job.gpus)
-    with noting_failures(job, world):
-        spec, pairs, say = job.experiment.training, job.inputs.pairs(), note_of(job)
+    with making(job, world):
+        spec, pairs = job.experiment.training, job.inputs.pairs()
 
-        def original(say: Callable[[str], None] = aside) -> Encoder:
-            return load_model(job.experiment, job.checkpoint, say) if job.checkpoint else spec.model.build(spec.seed, say)
+        def original() -> Encoder:
+            return load_model(job.experiment, job.checkpoint) if job.checkpoint else spec.model.build(spec.seed, say)
 
-        _by_method(job, world, spec.objective, original(say), original, pairs, _surroundings(job, world, None))
+        _by_method(job, world, spec.objective, original(), original, pairs, _surroundings(job, world, None))
 
 
 def clean(job: Job, report: Report | None = None) -> None:
     """Clean the model of `job.checkpoint` in this process; `report` gets each new line of metrics."""
     world = start(job.cpus, job.gpus)
-    with noting_failures(job, world):
+    with making(job, world):
         spec = job.experiment.clean
         assert spec is not None
         pairs = job.inputs.pairs(job.cleanset)
-        views = decoded_views(job, pairs, job.cleanset, note_of(job))  # not for a pre-training, which may be larger than the disk
-        encoder = load_model(job.experiment, job.checkpoint, note_of(job))
+        views = decoded_views(job, pairs, job.cleanset)  # not for a pre-training, which may be larger than the disk
+        encoder = load_model(job.experiment, job.checkpoint)
         few = replace(job, compute=replace(job.compute, loader_workers=0))  # batches are not worth starting processes for
         begun = distributed.from_main(world.main and checkpoint.newest(Path(job.folder)) is not None, world)
         before = {} if begun else probe(encoder, _feed(few, world, pairs, spec, True, views), spec, world)
@@ -185,10 +185,10 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
     return {
         "folder": folder,
         "world": world,
-        "measure": measure_of(job, world, note_of(job), folder),
+        "measure": measure_of(job, world, folder),
         "report": lambda line: _append(folder / METRICS, line, report),
         "restore": lambda lines: _restore(folder / METRICS, lines, report),
-        "note": note_of(job),
+        "note": say,
         "progress": lambda step, total, rate: _progress(folder / PROGRESS, step, total, rate, batch_size),
         "keep": _keep(job) if job.cleanset else "all",
         "states": 1 if job.cleanset else 2,  # a pre-training may be long: where its last checkpoint is damaged, the one before serves
@@ -223,6 +223,7 @@ def _append(path: Path, line: dict[str, Any], report: Report | None) -> None:
     """Add a line of metrics unless this epoch has one: after an attempt that died once it had written the line, the same line comes
     again."""
     lines = read_lines(path)
+    log.debug("epoch %d, step %d: %s", line["epoch"], line["step"], line["metrics"])
     if line["epoch"] not in {entry["epoch"] for entry in lines}:
         write_lines(path, [*lines, line])
     if report is not None:

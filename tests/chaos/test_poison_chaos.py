@@ -36,7 +36,7 @@ import sys
 from pathlib import Path
 from datasets.index.source import Source
 from datasets.triggers.patch import Patch
-from orchestrator import cluster
+from orchestrator.cluster import session
 from orchestrator.cluster.streaming import poison_shards
 
 folder = Path(sys.argv[1])

@@ -31,10 +31,12 @@ if "dashboard/agent.py" in command or "runtime_env/agent/main.py" in command:
 LATE = """
 import psutil
 from pathlib import Path
-from orchestrator import cluster, ray_start
-cluster.set_environment()
+from orchestrator.cluster import session, start
+from orchestrator.console.log import hearing
+session.set_environment()
 import ray
-ray_start.start({"address": "local", "num_cpus": 1, "object_store_memory": 80_000_000}, print)
+with hearing(print):
+    start.start({"address": "local", "num_cpus": 1, "object_store_memory": 80_000_000})
 inodes = {}
 for child in psutil.Process().children(recursive=True):
     for link in Path(f"/proc/{child.pid}/fd").iterdir():
@@ -74,19 +76,19 @@ def test_a_ray_that_starts_late_is_tried_again_in_a_short_folder_on_loopback() -
 
 DYING = """
 import sys, time
-from orchestrator import cluster
+from orchestrator.cluster import session
 from orchestrator.cluster.waiting import RayEnded, watching
-cluster.set_environment()
+session.set_environment()
 import ray
-cluster.connect(1, object_store_bytes=80_000_000)
+session.connect(1, object_store_bytes=80_000_000)
 try:
-    with watching(print):
+    with watching():
         waited = ray.remote(lambda: time.sleep(600)).remote()
         print("READY")
         ray.get(waited)
 except RayEnded as ended:
     print("ENDED", ended)
-    cluster.abandon()
+    session.abandon()
     sys.exit(1)
 """
 
@@ -128,15 +130,16 @@ def test_a_run_whose_gcs_dies_ends_with_a_sentence_and_leaves_no_scratch(tiny_st
 
 LOST = """
 import os, time
-from orchestrator import cluster
+from orchestrator.cluster import session
 from orchestrator.cluster.waiting import Wanted, watching
-cluster.set_environment()
+from orchestrator.console.log import hearing
+session.set_environment()
 import ray
 from ray.cluster_utils import Cluster
 made = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "object_store_memory": 80_000_000})
 lost = made.add_node(num_cpus=2, object_store_memory=80_000_000)
 os.environ["RAY_ADDRESS"] = made.address
-cluster.connect()
+session.connect()
 said = []
 def say(line):
     print(line)
@@ -147,7 +150,7 @@ def until(word):
         assert time.monotonic() < end, word
         time.sleep(0.1)
     said.clear()
-with watching(say, poll_s=0.5, grace_s=1.0, again_s=2.0) as wants:
+with hearing(say), watching(poll_s=0.5, grace_s=1.0, again_s=2.0) as wants:
     wants(Wanted("pretrain mmcl-0", 3, 1.0))
     time.sleep(4)
     assert not said, said
@@ -159,7 +162,7 @@ with watching(say, poll_s=0.5, grace_s=1.0, again_s=2.0) as wants:
     wants(Wanted("a trial", 1, 1.0))
     time.sleep(3)
     assert not said, "what is there is enough for it"
-cluster.shutdown()
+session.shutdown()
 made.shutdown()
 """
 

@@ -7,10 +7,19 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from datasets.errors import InputError
+from orchestrator.console.log import hearing
 from tests.misbehaving import Server, serving
 
 SECONDS, BYTES = 5, 1 << 30
 """Of CPU for one input, and above what the process has when the test begins."""
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """The lines that the product says, as a terminal shows them."""
+    lines: list[str] = []
+    with hearing(lines.append):
+        yield lines
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from orchestrator.stages.graph import stages
 from orchestrator.store import FAILED, METRICS, Store, write_json, write_lines
 from orchestrator.sweep.plan import make_plan
 from orchestrator.sweep.results import load_study
-from orchestrator.training.job import Job, noting_failures
+from orchestrator.training.job import Job, making
 from orchestrator.training.ray_train import StageError, raise_failure
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
@@ -60,7 +60,7 @@ def test_a_training_process_writes_the_kind_and_the_trial_has_it(tmp_path, error
     folder = store.work("clean", stage.fingerprint)
     folder.mkdir(parents=True)
     job = Job(experiment=SWEEP.base, inputs=None, folder=str(folder), compute=SWEEP.compute, stage="clean")  # type: ignore[arg-type]
-    with pytest.raises(type(error)), noting_failures(job, World()):
+    with pytest.raises(type(error)), making(job, World()):
         raise error
     assert json.loads((folder / FAILED).read_text())["kind"] == kind
     trial = _outcome({}, store, stage, error, False)

@@ -158,15 +158,14 @@ def test_labels_of_tars_that_are_no_class_number_are_counted_and_the_pairs_kept(
     assert summary["kept"] == 5 and summary["label_not_number"] == 3 and "json_broken" not in summary
 
 
-def test_json_members_that_are_no_object_are_counted_and_the_pairs_kept(tmp_path):
+def test_json_members_that_are_no_object_are_counted_and_the_pairs_kept(tmp_path, said):
     texts = [b'{"label": 3, ', b"[3]", b"", b"\xff", b'{"label": 3}']
     named = [(f"{i}.{kind}", data) for i, text in enumerate(texts) for kind, data in (("jpg", JPEG), ("txt", b"a cat"), ("json", text))]
     whole = [("8.jpg", JPEG), ("8.txt", b"a cat"), ("8.cls", b"4"), ("8.json", b"{")]  # nothing is asked of its json member
     path = tar(tmp_path / "a.tar", [*named, ("7.jpg", JPEG), ("7.json", b'{"caption": "a c'), *whole])
     assert rows(path, "drop", "label") == [("", -1)] * 4 + [("", 3), ("no_caption", -1), ("", 4)]
-    said: list[str] = []
     (tmp_path / "out").mkdir()
-    index_source(Source(urls=str(path)), tmp_path / "out", said.append)
+    index_source(Source(urls=str(path)), tmp_path / "out")
     summary = json.loads((tmp_path / "out" / "summary.json").read_text())
     assert summary["kept"] == 6 and summary["json_broken"] == 5
     assert "index: 5 samples have a json member that is no JSON object, so no caption or label is read from it" in said

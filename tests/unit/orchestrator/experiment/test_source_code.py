@@ -9,6 +9,7 @@ import pytest
 from ray import cloudpickle
 
 from datasets.component import Component
+from orchestrator.console.log import hearing
 from orchestrator.experiment.source_code import code_of
 from orchestrator.run.driver import _tell_of_other_code
 from orchestrator.stages.base import seal
@@ -52,7 +53,8 @@ def told(folder: Path, name: str, text: str, store: Store, make: bool = False) -
             (work / "metrics.jsonl").write_text("")
             seal(stage, store, 1.0)
     said: list[str] = []
-    _tell_of_other_code(plan, store, said.append)
+    with hearing(said.append):
+        _tell_of_other_code(plan, store)
     return said
 
 

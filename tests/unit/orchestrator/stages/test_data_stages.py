@@ -53,13 +53,15 @@ def test_the_index_lists_what_it_leaves_out(tmp_path: Path):
 
 
 @pytest.mark.parametrize("kind", [EvalSet, RetrievalSet])
-def test_what_the_tars_of_a_set_hold_beside_its_samples_is_said_and_counted(tmp_path: Path, kind: type[EvalSet | RetrievalSet]):
+def test_what_the_tars_of_a_set_hold_beside_its_samples_is_said_and_counted(
+    tmp_path: Path, kind: type[EvalSet | RetrievalSet], said: list[str]
+):
     for number, more in enumerate(([("0.png", encoded(picture(1), "PNG"))], [("noext", b"3"), ("a.md", b"notes")], [])):
         sample = [(f"{number}.jpg", encoded(picture(0))), (f"{number}.cls", b"0"), (f"{number}.txt", b"a cat\na dog")]
         tar(tmp_path / "set" / "test" / f"{number}.tar", [*sample, *more])
     (tmp_path / "set" / "classnames.txt").write_text("cat\n")
-    store, said, stage = Store(tmp_path / "store"), list[str](), TestSet(tests=kind(path=str(tmp_path / "set")))
-    at = At(store=store, say=said.append)
+    store, stage = Store(tmp_path / "store"), TestSet(tests=kind(path=str(tmp_path / "set")))
+    at = At(store=store)
     ensure(stage, at)
     made = stage.read(at)
     found = store.find("testset", stage.fingerprint)

@@ -34,12 +34,12 @@ def another_count(path: Path) -> None:
     ("ending", "harm"),
     [(".arrow", flipped), (".arrow", cut), (".json", cut), (".json", another_count), (".json", Path.unlink), (".arrow", Path.unlink)],
 )
-def test_a_damaged_part_is_made_again_and_that_is_said(tmp_path: Path, ending: str, harm: Callable[[Path], None]):
+def test_a_damaged_part_is_made_again_and_that_is_said(tmp_path: Path, said: list[str], ending: str, harm: Callable[[Path], None]):
     tar(tmp_path / "data" / "0.tar", members(0, 3))
     (tmp_path / "data" / "1.tar").write_bytes(b"no tar" * 200)
-    source, said = Source(urls=str(tmp_path / "data")), list[str]()
+    source = Source(urls=str(tmp_path / "data"))
     with pytest.raises(ValueError, match="1.tar"):
-        index_shards(source, tmp_path / "out", say=said.append)
+        index_shards(source, tmp_path / "out")
     tar(tmp_path / "data" / "1.tar", members(3, 6))
     (part,) = (tmp_path / "out" / "parts").glob(f"00000-*{ending}")
     harm(part)
@@ -51,8 +51,8 @@ def test_a_damaged_part_is_made_again_and_that_is_said(tmp_path: Path, ending: s
         return index_one(item, source)
 
     with patch.object(streaming, "_index_shard", counted):
-        summary = index_shards(source, tmp_path / "out", say=said.append)
-    whole = index_shards(source, tmp_path / "whole", say=said.append)
+        summary = index_shards(source, tmp_path / "out")
+    whole = index_shards(source, tmp_path / "whole")
     assert summary == whole and sorted(made) == [0, 1]
     assert (tmp_path / "out" / "index.arrow").read_bytes() == (tmp_path / "whole" / "index.arrow").read_bytes()
     lost = ending == ".arrow" and harm is Path.unlink

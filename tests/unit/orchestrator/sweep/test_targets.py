@@ -13,6 +13,7 @@ from datasets.triggers.patch import Patch
 from datasets.triggers.warped import Warped
 from orchestrator.cluster import session
 from orchestrator.commands.cli import run
+from orchestrator.console.log import hearing
 from orchestrator.stages.base import seal
 from orchestrator.stages.graph import stages
 from orchestrator.store import Store
@@ -92,8 +93,8 @@ def counted(count, experiment=BASE):
 def target(sweep, store, checkpoint, matters=OWN, said=None, **overrides):
     """The experiment that the checkpoint is measured by; the path's dots are written __."""
     given = {path.replace("__", "."): value for path, value in overrides.items()}
-    lines = [] if said is None else said
-    return experiments_of(load_sweep(sweep), given, [checkpoint], matters, str(store.root), lines.append)[checkpoint]
+    with hearing(([] if said is None else said).append):
+        return experiments_of(load_sweep(sweep), given, [checkpoint], matters, str(store.root))[checkpoint]
 
 
 # ---- the commands themselves ----------------------------------------------------------------------------------------------
@@ -186,9 +187,7 @@ def test_what_a_run_set_in_each_value_of_a_grid_is_found_so_and_its_seeds_are(sw
     """Here the 16 is no choice of the value that has it anyway."""
     ran = replace(counted(5), pretrain=replace(BASE.pretrain, objective=MMCLSSL(), batch_size=16, seed=4))
     checkpoint, given = made(store, ran), {"pretrain.batch_size": "16"}
-    [found] = experiments_of(
-        load_sweep(sweep("whole"), seeds=[3, 4]), given, [checkpoint], OWN, str(store.root), lambda line: None
-    ).values()
+    [found] = experiments_of(load_sweep(sweep("whole"), seeds=[3, 4]), given, [checkpoint], OWN, str(store.root)).values()
     assert found == ran
     with pytest.raises(InputError, match="does not tell"):
         target(sweep("whole"), store, checkpoint, pretrain__batch_size="16")

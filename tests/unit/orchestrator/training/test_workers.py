@@ -131,14 +131,13 @@ def test_without_room_the_stage_says_so_and_goes_on(job, tmp_path, monkeypatch):
     assert "no decoded pictures are kept" in (tmp_path / "blocked" / NOTES).read_text()
 
 
-def test_the_driver_says_a_stages_notes_once(tmp_path):
+def test_the_driver_says_a_stages_notes_once(tmp_path, said):
     plan, store = make_plan(TINY), Store(tmp_path)
     for _, experiment in plan.grid[:3]:
         folder = store.work("clean", stages(experiment)["clean"].fingerprint)
         folder.mkdir(parents=True)
         (folder / NOTES).write_text("NOTE no room\n")
-    said: list[str] = []
-    follower = Follower(plan, store, None, said.append)  # type: ignore[arg-type]
+    follower = Follower(plan, store, None)  # type: ignore[arg-type]
     for _ in range(2):
         follower._tell(Study(name="x", doc="", fingerprint="", config={}))
     assert said == ["NOTE no room"]

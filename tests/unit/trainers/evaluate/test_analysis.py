@@ -283,7 +283,7 @@ def test_arrays_are_kept_whole_without_pickles_and_equal_ones_give_equal_bytes(t
     assert read_arrays(tmp_path / "pickled.npz") == read_arrays(path) == read_arrays(tmp_path / "none.npz") == {}
 
 
-def local_index(source, folder, progress=None, say=None):
+def local_index(source, folder, progress=None):
     """What Ray Data's tasks do, here."""
     import pyarrow as pa
 

@@ -4,6 +4,10 @@ import math
 import time
 from collections.abc import Callable
 
+from orchestrator.console import live
+from orchestrator.console.live import Progress
+from orchestrator.console.log import log
+
 SMOOTHING_S = 30.0
 """Time constant of the rate that is shown: work of this long ago counts 1/e."""
 
@@ -39,17 +43,29 @@ def left(remaining: float, rate: float) -> str:
     return clock(remaining / rate if rate > 0 else math.inf)
 
 
-def meter(what: str, unit: str, say: Callable[[str], None], every_s: float = 5.0) -> Callable[[int, int], None]:
-    """A progress callback (done, all) that says rate and ETA every few seconds; the rate is smoothed over SMOOTHING_S."""
+def tell(progress: Progress, **extra: str) -> None:
+    """Log a line of progress; a terminal that has a view shows it there instead."""
+    log.info("%s", progress, extra={"progress": True, **extra})
+
+
+def meter(what: str, unit: str, every_s: float = 5.0) -> Callable[..., None]:
+    """A callback `progress(done, total, more="")` that tells rate and ETA every few seconds; the rate is smoothed over SMOOTHING_S."""
     told = time.monotonic()
     rate = smoothed(since=told)
 
-    def progress(done: int, total: int) -> None:
+    def progress(done: int, total: int, more: str = "") -> None:
         nonlocal told
         now = time.monotonic()
         speed = rate(done, now)
+        shown = Progress(
+            title=what, done=done, total=total, unit=unit, rate=f"{speed:.1f} {unit}/s", left=left(total - done, speed), more=more
+        )
+        if done < total:
+            live.show(what, shown)
+        else:
+            live.drop(what)
         if now - told >= every_s:
             told = now
-            say(f"{what}  {done}/{total} {unit}  {speed:.1f} {unit}/s  ETA {left(total - done, speed)}")
+            tell(shown)
 
     return progress

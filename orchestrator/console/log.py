@@ -1,0 +1,175 @@
+"""The logger of the product, who hears it, and the log of a run.
+
+All that is said goes through `log`. A terminal, or the `say` of `orchestrator.run`, hears it by `hearing`. A run keeps its log in a
+folder of the store, `logs/<name>-<time>-<pid>/`, where every process appends to a file of its own: the store may lie on a network file
+system, where processes of several machines that append to one file overwrite each other's lines.
+"""
+
+import logging
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+log = logging.getLogger("cleansweep")
+NOTE, WAITING = 25, 32
+"""Levels beside those of `logging`: what a user may want to know; that a run waits for something it has not got."""
+WORDS = {NOTE: "NOTE", logging.WARNING: "WARNING", WAITING: "WAITING", logging.ERROR: "FAILED"}
+"""What a line of these levels begins with."""
+LEVELS = ("debug", "info", "warning", "error")
+"""What `--log-level` takes."""
+LOGS = "logs"
+"""Folder of a store that holds the logs of its runs."""
+DRIVER = "driver.log"
+"""The file of the process that runs the sweep; those of its workers are named by machine and process."""
+
+log.setLevel(logging.DEBUG)  # each who hears it has a level of its own
+log.propagate = False
+log.addHandler(logging.NullHandler())  # else `logging` prints warnings where nobody hears them
+for _level, _word in WORDS.items():
+    if _level not in (logging.WARNING, logging.ERROR):
+        logging.addLevelName(_level, _word)
+
+_stage, _rank = "", ""
+"""What this process makes, and which of the processes that make it this is. A process makes one stage at a time."""
+_file: logging.FileHandler | None = None
+
+
+def say(line: str) -> None:
+    """Log a line of `datasets` or `trainers`, at the level that its first word names; INFO where it names none."""
+    for level, word in WORDS.items():
+        if line.startswith(f"{word} "):
+            log.log(level, "%s", line.removeprefix(f"{word} "))
+            return
+    log.info("%s", line)
+
+
+def note(text: str) -> None:
+    """Log what a user may want to know."""
+    log.log(NOTE, "%s", text)
+
+
+def printable(text: str) -> str:
+    """The text with control characters, which a file's name may hold, spelt out; line ends before indented lines stay."""
+    lines = text.split("\n    ")
+    return "\n    ".join("".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in line) for line in lines)
+
+
+# ---- who hears it -----------------------------------------------------------------------------------------------------------
+
+
+class _Hearer(logging.Handler):
+    def __init__(self, hear: Callable[[str], None], level: int) -> None:
+        super().__init__(level)
+        self.hear = hear
+
+    def format(self, record: logging.LogRecord) -> str:
+        word = WORDS.get(record.levelno, "")
+        return printable(f"{word} {record.getMessage()}" if word else record.getMessage())
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.hear(self.format(record))
+
+
+@contextmanager
+def hearing(
+    hear: Callable[[str], None], level: int = logging.INFO, wanted: Callable[[logging.LogRecord], bool] | None = None
+) -> Iterator[None]:
+    """Within, `hear` gets each line of this level and above, as a terminal shows it; `wanted` may leave out some."""
+    handler = _Hearer(hear, level)
+    if wanted is not None:
+        handler.addFilter(wanted)
+    log.addHandler(handler)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+
+
+# ---- the log of a run -------------------------------------------------------------------------------------------------------
+
+
+class _File(logging.FileHandler):
+    """Appends records; a disk that is full, or a folder that is gone, stops no run."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            super().emit(record)
+
+    def handleError(self, record: logging.LogRecord) -> None:
+        return
+
+    def format(self, record: logging.LogRecord) -> str:
+        record.stage = getattr(record, "stage", _stage) or "-"
+        record.rank = f"rank {_rank}" if _rank else "driver"
+        first, *others = super().format(record).splitlines()
+        return "\n".join([first, *(f"{record.asctime}    {line}" for line in others)])  # each has its time, so that files can be merged
+
+
+@contextmanager
+def recording(root: Path, name: str) -> Iterator[None]:
+    """Keep the log of a run in the store at `root` meanwhile: every record, whatever a terminal shows, and Python's warnings."""
+    from orchestrator.store import slug
+
+    began = time.strftime("%Y%m%d-%H%M%S")
+    folder = root / LOGS / f"{slug(name)}-{began}-{os.getpid()}"
+    with suppress(OSError):
+        folder.mkdir(parents=True, exist_ok=True)
+    _write_to(folder / DRIVER)
+    logging.captureWarnings(True)
+    try:
+        yield
+    except BaseException as error:
+        log.debug("ended by %s", type(error).__name__, exc_info=True)  # the terminal gets one sentence
+        raise
+    finally:
+        logging.captureWarnings(False)
+        _write_to(None)
+
+
+def folder() -> str:
+    """The folder of the log of the run that this process works for; empty where none is kept."""
+    return "" if _file is None else str(Path(_file.baseFilename).parent)
+
+
+def stage() -> str:
+    """The title of the stage that this process makes; empty for none."""
+    return _stage
+
+
+def join(to: str) -> None:
+    """Let this worker process write into the log of the run that it works for: `to` is `folder()` of the process that started it."""
+    global _rank
+    if to != folder():
+        _write_to(Path(to) / f"{socket.gethostname()}-{os.getpid()}.log" if to else None)
+        _rank = "0"
+
+
+def _write_to(path: Path | None) -> None:
+    global _file, _rank, _stage
+    warned = logging.getLogger("py.warnings")
+    if _file is not None:
+        for logger in (log, warned):
+            logger.removeHandler(_file)
+        _file.close()
+    _file, _rank, _stage = None, "", ""
+    if path is not None:
+        _file = _File(path, encoding="utf-8", errors="backslashreplace", delay=True)
+        _file.setFormatter(logging.Formatter("%(asctime)s  %(levelname)-7s  %(stage)s  %(rank)s  %(message)s"))
+        for logger in (log, warned):
+            logger.addHandler(_file)
+    warned.propagate = path is None
+
+
+@contextmanager
+def making(stage: str, rank: int | None = None) -> Iterator[None]:
+    """Within, the records of this process are of that stage, and of that rank of it where one is given."""
+    global _stage, _rank
+    before = _stage, _rank
+    _stage, _rank = stage, _rank if rank is None else str(rank)
+    try:
+        yield
+    finally:
+        _stage, _rank = before
