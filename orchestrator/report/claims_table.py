@@ -9,7 +9,8 @@ from pathlib import Path
 
 from datasets.storage import write_whole
 from orchestrator.report.style import document
-from orchestrator.study.claims import PUBLISHED, TEXTS, Verdict, as_json, claims
+from orchestrator.study.claims import Claim, Verdict, as_json, judged
+from orchestrator.study.names import number_of
 from orchestrator.study.outcome import Study
 
 WIDTH = 100
@@ -19,19 +20,15 @@ def claims_html(found: Sequence[Verdict]) -> str:
     """One block a claim, one line a pre-training and cleaning set that could judge it."""
     head = "".join(f"<th>{text}</th>" for text in ("verdict", "on", "estimate [95 % over seeds]", "seeds", "images", "why"))
     lines = []
-    for claim, text in TEXTS.items():
-        lines.append(
-            f'<tr class="rule"><th colspan="6">({claim}) {escape(text)} <small>published: {escape(PUBLISHED[claim])}</small></th></tr>'
-        )
-        lines += [_line(verdict) for verdict in found if verdict.claim == claim]
+    for claim in dict.fromkeys(verdict.claim for verdict in found):
+        mine = [verdict for verdict in found if verdict.claim == claim]
+        others = f" <small>published: {escape(mine[0].published)}</small>" if mine[0].published else ""
+        criterion = f'<p class="soft">{escape(mine[0].criterion)}</p>' if mine[0].criterion else ""
+        lines.append(f'<tr class="rule"><th colspan="6">({escape(claim)}) {escape(mine[0].text)}{others}{criterion}</th></tr>')
+        lines += map(_line, mine)
     return (
         f'<div class="wide"><table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-        '<p class="soft">Each criterion was fixed before any result: at least three seeds, the attack gate passed, every trial run to its '
-        "end or diverged. (a) Every seed loses at most 1 point at ASR ≤ 5 %. (b) The share of accuracy kept at ASR ≤ 5 %, MMCL minus "
-        "MMCL+SSL, paired by seed, has a 95 % interval above 0, and no choice lies at the end of its grid. (c) No point has ASR ≤ 10 %, "
-        "and the lowest does not lie at the end of its grid. (d) Without poison every seed has a point with ASR ≤ 5 % that keeps half of "
-        "the accuracy; with five none has, and the lowest ASR does not lie at the end of its grid. <i>Not shown</i> is not the contrary "
-        "shown.</p>"
+        '<p class="soft"><i>Not shown</i> is not the contrary shown.</p>'
     )
 
 
@@ -70,7 +67,7 @@ def claims_text(found: Sequence[Verdict]) -> str:
         out += textwrap.wrap(f"({verdict.claim}) {verdict.text}: {verdict.verdict.upper()}", WIDTH, subsequent_indent="    ")
         facts = [verdict.where] if verdict.where else []
         if verdict.seeds:
-            facts.append(f"{verdict.seeds} seeds" + (f", {verdict.images} images" if verdict.images else ""))
+            facts.append(number_of(verdict.seeds, "seed") + (f", {verdict.images} images" if verdict.images else ""))
         if verdict.estimate is not None:
             facts.append(f"{verdict.measure}: {estimate(verdict)}")
         for line in ("; ".join(facts), verdict.reason, verdict.seen):
@@ -78,9 +75,9 @@ def claims_text(found: Sequence[Verdict]) -> str:
     return "\n".join(out)
 
 
-def write_claims(studies: Sequence[Study], folder: Path) -> tuple[list[Verdict], Path]:
+def write_claims(claims: Sequence[Claim], studies: Sequence[Study], folder: Path) -> tuple[list[Verdict], Path]:
     """Write claims.html and claims.json into the folder, each aside and renamed; returns the verdicts and the page."""
-    found = claims(studies)
+    found = judged(claims, studies)
     names = ", ".join(study.name for study in studies)
     body = f"<header><h1>The claims of the study</h1><p>From {escape(names)}.</p></header><section>{claims_html(found)}</section>"
     folder.mkdir(parents=True, exist_ok=True)

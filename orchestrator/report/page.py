@@ -24,7 +24,7 @@ from orchestrator.report.tables import (
     trials_html,
 )
 from orchestrator.study.cautions import cautions
-from orchestrator.study.claims import claims
+from orchestrator.study.claims import judged
 from orchestrator.study.names import called, duration, flatten, number_of, percent
 from orchestrator.study.outcome import Study
 from orchestrator.study.points import panels, plans_cleaning, points_of
@@ -77,7 +77,7 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
         sections += [
             _section("Accuracy against attack success", scatters(study, drawn, found)),
             _section("What one would keep", _selection(study)),
-            _section("The claims of the study", _claims(study) if study.claims else ""),
+            _section("The claims of the study", _claims(study)),
             _section(_best_title(study), best_ways(study, drawn, found) if study.trials else ""),
         ]
     sections += [
@@ -99,8 +99,8 @@ def _best_title(study: Study) -> str:
 
 
 def _claims(study: Study) -> str:
-    """The table of claims, where this study can judge one of them."""
-    found = claims([study])
+    """The table of the claims that its sweep asks for, where it can judge one of them."""
+    found = judged(study.claims, [study])
     return claims_html(found) if any(verdict.verdict != "not tried" for verdict in found) else ""
 
 

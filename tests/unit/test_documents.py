@@ -18,7 +18,9 @@ from datasets.triggers.base import Trigger
 from orchestrator.commands.arguments import COMPUTE, parser
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.override import override
+from orchestrator.study.claims import judged
 from orchestrator.sweep.loading import load_sweep
+from tests.unit.fake_study import seeded_study
 from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator
 from trainers.methods.base import Method, Phase, Run
@@ -72,6 +74,12 @@ def test_the_objective(examples: dict[str, ModuleType], encoder: Encoder) -> Non
     assert torch.allclose(parts["loss"], parts["mmcl"] + 0.5 * parts["align"])
     parts["loss"].backward()
     assert all(p.grad is not None for name, p in encoder.named_parameters() if p.requires_grad)
+
+
+def test_the_claim(examples: dict[str, ModuleType], tmp_path: Path) -> None:
+    study = seeded_study(tmp_path)
+    (shown,), (strict,) = (judged([examples["sweeps"].Halves(limit=limit)], [study]) for limit in (99.0, 0.1))
+    assert (shown.verdict, shown.claim, strict.verdict) == ("shown", "Halves", "not shown")
 
 
 def test_the_cleaning_method(examples: dict[str, ModuleType]) -> None:

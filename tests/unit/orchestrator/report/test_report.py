@@ -22,6 +22,7 @@ from orchestrator.study.cautions import cautions
 from orchestrator.study.names import method_of
 from orchestrator.study.outcome import Study
 from orchestrator.study.points import panels
+from sweeps._study_claims import CLAIMS
 from tests.unit.fake_study import fake_study
 
 
@@ -98,7 +99,7 @@ def test_a_failed_gate_is_loud_and_comes_before_the_figures(written):
 
 def test_the_scatter_comes_first(written):
     study, page = written
-    for text in (page.read_text(encoding="utf-8"), html(replace(study, claims=True))):
+    for text in (page.read_text(encoding="utf-8"), html(replace(study, claims=CLAIMS))):
         body = text.split("</style>")[1].replace("&nbsp;", " ")
         assert re.findall(r"<h2>(.*?)</h2>", body)[:2] == ["Accuracy against attack success", "What one would keep"]
         first = body.index("<img")

@@ -16,12 +16,13 @@ from orchestrator.report.tables import headline, pareto_csv, points_csv, summary
 from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store
 from orchestrator.study import kinds
-from orchestrator.study.claims import claims
+from orchestrator.study.claims import judged
 from orchestrator.study.names import method_of, objective_of
 from orchestrator.study.points import panels
 from orchestrator.study.selection import table
 from orchestrator.sweep.plan import make_plan
 from orchestrator.sweep.titles import plan_titles
+from sweeps._study_claims import CLAIMS
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import fake_study, seeded_study
 from tests.unit.making import make_of
@@ -148,14 +149,14 @@ def test_a_labs_own_method_has_its_name_and_colour_and_is_not_pooled_anywhere(tm
 
 @pytest.mark.parametrize("method", [Guard(), Longer(), Named(), Guard(inmodal_weight=0.0), Wrapped()])
 def test_claims_are_not_judged_by_a_labs_own_method_or_objective(tmp_path, method):
-    tried = {v.claim for v in claims([seeded_study(tmp_path, poisons=(0, 5))]) if v.verdict != "not tried"}
+    tried = {v.claim for v in judged(CLAIMS, [seeded_study(tmp_path, poisons=(0, 5))]) if v.verdict != "not tried"}
     assert tried == set("abcd")
-    found = claims([swapped(seeded_study(tmp_path, poisons=(0, 5)), method)])
+    found = judged(CLAIMS, [swapped(seeded_study(tmp_path, poisons=(0, 5)), method)])
     assert {verdict.verdict for verdict in found} == {"not tried"}
     study = seeded_study(tmp_path, poisons=(0, 5))
     for stage in study.pretrains:
         stage.config["pretrain"]["objective"] = described(Aligned())
-    assert {verdict.verdict for verdict in claims([study])} == {"not tried"}
+    assert {verdict.verdict for verdict in judged(CLAIMS, [study])} == {"not tried"}
     assert {panel.objective for panel in panels(study)} == {"Aligned"}
 
 
