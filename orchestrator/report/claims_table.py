@@ -1,14 +1,15 @@
-"""The claims for a reader: as HTML, as text for a terminal, and as the files of `cleansweep claims`."""
+"""The claims for a reader: as values of a page, as text for a terminal, and as the files of `cleansweep claims`."""
 
 import json
 import math
 import textwrap
 from collections.abc import Sequence
-from html import escape
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from datasets.storage import write_whole
-from orchestrator.report.style import document
+from orchestrator.report.rendering import render
 from orchestrator.study.claims import Claim, Verdict, as_json, judged
 from orchestrator.study.names import number_of
 from orchestrator.study.outcome import Study
@@ -16,35 +17,10 @@ from orchestrator.study.outcome import Study
 WIDTH = 100
 
 
-def claims_html(found: Sequence[Verdict]) -> str:
-    """One block a claim, one line a pre-training and cleaning set that could judge it."""
-    head = "".join(f"<th>{text}</th>" for text in ("verdict", "on", "estimate [95 % over seeds]", "seeds", "images", "why"))
-    lines = []
-    for claim in dict.fromkeys(verdict.claim for verdict in found):
-        mine = [verdict for verdict in found if verdict.claim == claim]
-        others = f" <small>published: {escape(mine[0].published)}</small>" if mine[0].published else ""
-        criterion = f'<p class="soft">{escape(mine[0].criterion)}</p>' if mine[0].criterion else ""
-        lines.append(f'<tr class="rule"><th colspan="6">({escape(claim)}) {escape(mine[0].text)}{others}{criterion}</th></tr>')
-        lines += map(_line, mine)
-    return (
-        f'<div class="wide"><table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-        '<p class="soft"><i>Not shown</i> is not the contrary shown.</p>'
-    )
-
-
-def _line(verdict: Verdict) -> str:
-    cls = {"shown": "yes", "not shown": "no"}.get(verdict.verdict, "none")
-    seen = f'<br><span class="soft">{escape(verdict.seen)}</span>' if verdict.seen else ""
-    measure = f"<br><small>{escape(verdict.measure)}</small>" if verdict.estimate is not None else ""
-    cells = (
-        f'<b class="{cls}">{escape(verdict.verdict)}</b>',
-        escape(verdict.where),
-        f"<b>{escape(estimate(verdict))}</b>{measure}",
-        str(verdict.seeds or "–"),
-        str(verdict.images or "–"),
-        escape(verdict.reason) + seen,
-    )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+def by_claim(found: Sequence[Verdict]) -> list[list[dict[str, Any]]]:
+    """For the template `claims_table`: the verdicts of each claim, with the estimate as text."""
+    names = dict.fromkeys(verdict.claim for verdict in found)
+    return [[asdict(verdict) | {"told": estimate(verdict)} for verdict in found if verdict.claim == name] for name in names]
 
 
 def estimate(verdict: Verdict) -> str:
@@ -79,12 +55,11 @@ def write_claims(claims: Sequence[Claim], studies: Sequence[Study], folder: Path
     """Write claims.html and claims.json into the folder, each aside and renamed; returns the verdicts and the page."""
     found = judged(claims, studies)
     names = ", ".join(study.name for study in studies)
-    body = f"<header><h1>The claims of the study</h1><p>From {escape(names)}.</p></header><section>{claims_html(found)}</section>"
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"sweeps": [{"name": s.name, "fingerprint": s.fingerprint} for s in studies], "claims": as_json(found)}
     for name, text in (
         ("claims.json", json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n"),
-        ("claims.html", document(f"Claims: {names}", body)),
+        ("claims.html", render("claims", title=f"Claims: {names}", names=names, claims=by_claim(found))),
     ):
         write_whole(folder / name, text.encode())
     return found, folder / "claims.html"

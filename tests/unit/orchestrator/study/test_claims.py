@@ -7,8 +7,9 @@ import pytest
 
 from orchestrator.commands.cli import run
 from orchestrator.experiment.spec import Sweep
-from orchestrator.report.claims_table import claims_html, claims_text, write_claims
+from orchestrator.report.claims_table import by_claim, claims_text, write_claims
 from orchestrator.report.page import html
+from orchestrator.report.rendering import render
 from orchestrator.store import Store
 from orchestrator.study.claims import as_json, judged
 from orchestrator.sweep.plan import make_plan
@@ -235,7 +236,8 @@ def test_words_are_escaped_numbers_are_json_and_lines_fit(tmp_path):
     for trial in study.trials:
         trial.config["clean"]["pairs"] = "<u>"
     found, page = write_claims(CLAIMS, [study], tmp_path / "reports")
-    assert "<script" not in page.read_text() and "&lt;u&gt;" in claims_html(found) and "<u>" not in page.read_text()
+    assert "&lt;u&gt;" in render("claims_table", claims=by_claim(found))
+    assert "<script" not in page.read_text() and "<u>" not in page.read_text()
     facts = json.loads((tmp_path / "reports" / "claims.json").read_text())
     assert {entry["claim"] for entry in facts["claims"]} == set(TEXTS) and all(entry["low"] is None for entry in as_json(found))
     assert all(len(line) <= 100 for line in claims_text(found).splitlines())

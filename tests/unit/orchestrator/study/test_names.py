@@ -11,8 +11,9 @@ from datasets.errors import InputError
 from orchestrator.commands.show import _titles
 from orchestrator.experiment.fingerprint import described, encode, fingerprint
 from orchestrator.report.drawing import look
+from orchestrator.report.rendering import render
 from orchestrator.report.scatter import scatter
-from orchestrator.report.tables import headline, pareto_csv, points_csv, summary_html, summary_text
+from orchestrator.report.tables import headline, pareto_csv, points_csv, summary, summary_text
 from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store
 from orchestrator.study import kinds
@@ -143,7 +144,7 @@ def test_a_labs_own_method_has_its_name_and_colour_and_is_not_pooled_anywhere(tm
         found = {(row["fingerprint"] in mine, row["method"]) for row in csv.DictReader(io.StringIO(text)) if row["method"]}
         assert {method for own, method in found if own} == {name} and name not in {method for own, method in found if not own}
     assert name in [text.get_text() for text in scatter(study).legends[0].texts]
-    assert name in summary_html(study) and "\n  " + name[:20] in summary_text(study)
+    assert name in render("summary", summary=summary(study)) and "\n  " + name[:20] in summary_text(study)
     assert name not in " ".join(headline(study)), "it reached nothing"
 
 
