@@ -14,6 +14,8 @@ from orchestrator.report.drawing import STYLE
 
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 HREF = f"{{{XLINK}}}href"
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+"""Characters that a name may hold and XML may not."""
 REFERENCE = re.compile(r"url\(#(.*?)\)")
 
 
@@ -30,7 +32,7 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
     buffer = io.BytesIO()
     with matplotlib.rc_context(STYLE):  # the salt of its names is looked up when saving
         figure.savefig(buffer, format="svg", metadata={"Date": None})
-    root = ElementTree.fromstring(buffer.getvalue())
+    root = ElementTree.fromstring(CONTROL.sub("", buffer.getvalue().decode()))
     groups = {element.get("id"): element for element in root.iter(f"{{{SVG}}}g")}
     for number, line in enumerate(telling):
         _tell(groups[f"says-{number}"], line.says)  # type: ignore[attr-defined]

@@ -125,10 +125,14 @@ def test_a_mark_of_the_scatter_says_what_it_is(written):
 
 
 def test_words_that_a_mark_says_are_escaped(tmp_path):
-    study = fake_study(tmp_path)
-    study.trials[1].overrides["clean.choice"] = '<script>alert("x")</script>'
+    study, evil = fake_study(tmp_path), '<script>alert("x")</script>'
+    study.trials[1].overrides["clean.choice"] = evil
+    for trial in study.trials[4:7]:
+        trial.config["method"] = {"class": "lab.Own", "label": f"{evil} & --> \x07"}
     text = html(study)
-    assert "<script" not in text and "choice &lt;script&gt;" in text.split("</svg>")[0]
+    scatters = [part.split("</svg>")[0] for part in text.split("<svg")[1:]]
+    assert "<script" not in text and "choice &lt;script&gt;" in scatters[0] and "<title>&lt;script&gt;alert" in scatters[1]
+    assert "script" not in Page(text).tags
 
 
 def test_warnings_drops_visibility_and_captions_are_on_the_page(written):
