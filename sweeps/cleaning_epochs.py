@@ -20,6 +20,7 @@ from sweeps._study import (
     full,
     miniature,
 )
+from sweeps._study_claims import CLAIMS
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 
 SWEEP = Sweep(
@@ -34,7 +35,7 @@ SWEEP = Sweep(
     },
     series="clean.epochs",
     reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_100k"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -49,6 +50,6 @@ MINIATURE = Sweep(
     },
     series="clean.epochs",
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

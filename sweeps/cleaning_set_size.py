@@ -8,6 +8,7 @@ from ray import tune
 
 from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
+from sweeps._study_claims import CLAIMS
 
 SWEEP = Sweep(
     name="cleaning-set-size",
@@ -21,7 +22,7 @@ SWEEP = Sweep(
     reference=Reference(
         start="cc6m_3000", by="clean.pairs", cleaning={100_000: "cc6m/clean_100k", 200_000: "cc6m/clean_200k"}
     ),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -35,6 +36,6 @@ MINIATURE = Sweep(
     },
     series="clean.pairs",
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

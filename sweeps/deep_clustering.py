@@ -9,6 +9,7 @@ from ray import tune
 
 from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature
+from sweeps._study_claims import CLAIMS
 from trainers.methods.deep_clustering import DeepClustering
 
 SWEEP = Sweep(
@@ -23,7 +24,7 @@ SWEEP = Sweep(
         ]),
     },
     reference=Reference(start="cc6m_3000"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )  # fmt: skip
 
@@ -37,6 +38,6 @@ MINIATURE = Sweep(
         "clean.lr": tune.grid_search([1e-2]),
     },
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

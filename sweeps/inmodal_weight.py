@@ -8,6 +8,7 @@ from ray import tune
 
 from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
+from sweeps._study_claims import CLAIMS
 
 SWEEP = Sweep(
     name="inmodal-weight",
@@ -19,7 +20,7 @@ SWEEP = Sweep(
     },
     series="clean.method.inmodal_weight",
     reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_100k"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -33,6 +34,6 @@ MINIATURE = Sweep(
     },
     series="clean.method.inmodal_weight",
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

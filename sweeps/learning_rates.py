@@ -9,6 +9,7 @@ from ray import tune
 
 from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, cleaning, full, miniature
+from sweeps._study_claims import CLAIMS
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
 
 RATES = (1e-8, 1e-7, 1e-6, 1e-5, 3e-5, 5e-5, 1e-4, 3e-4, 5e-4, 1e-3, 3e-3, 5e-3, 7e-3)
@@ -24,7 +25,7 @@ SWEEP = Sweep(
     },
     series="clean.lr",
     reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_100k"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -37,6 +38,6 @@ MINIATURE = Sweep(
     },
     series="clean.lr",
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

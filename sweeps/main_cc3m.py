@@ -10,13 +10,14 @@ from ray import tune
 
 from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, finetunings, full, miniature, small_finetunings
+from sweeps._study_claims import CLAIMS
 
 SWEEP = Sweep(
     name="main-cc3m",
     base=full("cc3m", 1500),
     space={"pretrain": PRETRAININGS, "clean": tune.grid_search(finetunings())},
     reference=Reference(start="cc3m_1500", cleaning="cc3m/clean_100k"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -30,6 +31,6 @@ MINIATURE = Sweep(
     },
     reference=SWEEP.reference,
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

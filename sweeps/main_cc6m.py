@@ -16,6 +16,7 @@ from datasets.synthetic import harder
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Data, Evaluate, Gate, Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, finetunings, full, miniature
+from sweeps._study_claims import CLAIMS
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 
 SWEEP = Sweep(
@@ -23,7 +24,7 @@ SWEEP = Sweep(
     base=full("cc6m", 3000),
     space={"pretrain": PRETRAININGS, "clean": tune.grid_search(finetunings())},
     reference=Reference(start="cc6m_3000", cleaning="cc6m/clean_100k"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -47,6 +48,6 @@ MINIATURE = Sweep(
     },
     reference=SWEEP.reference,
     gate=Gate(min_asr=80, action="warn"),
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )  # fmt: skip

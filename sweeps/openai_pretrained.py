@@ -13,6 +13,7 @@ from ray import tune
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Gate, Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
+from sweeps._study_claims import CLAIMS
 from trainers.model import Model
 
 OPENAI = Model(name="RN50-quickgelu", pretrained="openai")
@@ -26,7 +27,7 @@ SWEEP = Sweep(
     },
     gate=Gate(min_asr=80),
     reference=Reference(start="openai_rn50_cc6m_3000"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -40,6 +41,6 @@ MINIATURE = Sweep(
         "clean.lr": tune.grid_search([3e-3, 1e-2, 2e-2]),
     },
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

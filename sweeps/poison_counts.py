@@ -8,6 +8,7 @@ from ray import tune
 
 from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
+from sweeps._study_claims import CLAIMS
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 
 SWEEP = Sweep(
@@ -24,7 +25,7 @@ SWEEP = Sweep(
         start={400: "cc6m_400", 800: "cc6m_800", 3000: "cc6m_3000"},
         cleaning={3000: "cc6m/clean_100k"},
     ),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )  # fmt: skip
 
@@ -37,6 +38,6 @@ MINIATURE = Sweep(
     },
     series="poison.count",
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

@@ -9,6 +9,7 @@ from ray import tune
 
 from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, full, miniature
+from sweeps._study_claims import CLAIMS
 
 POISONS = (1, 2, 3, 4, 5, 10, 25)
 
@@ -26,7 +27,7 @@ SWEEP = Sweep(
         by="clean.poisons",
         cleaning={0: "cc6m/clean_100k", **{n: f"cc6m/poisoned_100k_with_{n}_poisons" for n in POISONS}},
     ),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -41,6 +42,6 @@ MINIATURE = Sweep(
     },
     series="clean.poisons",
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

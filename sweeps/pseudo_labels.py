@@ -11,6 +11,7 @@ from ray import tune
 
 from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature
+from sweeps._study_claims import CLAIMS
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model
 
@@ -28,7 +29,7 @@ SWEEP = Sweep(
         ]),
     },
     reference=Reference(start="cc6m_3000"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )  # fmt: skip
 
@@ -44,6 +45,6 @@ MINIATURE = Sweep(
         "clean.lr": tune.grid_search([1e-2]),
     },
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

@@ -11,6 +11,7 @@ from ray import tune
 from orchestrator.experiment.override import override
 from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
+from sweeps._study_claims import CLAIMS
 from trainers.methods.shrink_perturb import ShrinkPerturb
 
 SWEEP = Sweep(
@@ -23,7 +24,7 @@ SWEEP = Sweep(
     },
     series="clean.method.shrink_lambda",
     reference=Reference(start="cc6m_3000"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -38,6 +39,6 @@ MINIATURE = replace(
     },
     reference=Reference(),
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

@@ -14,6 +14,7 @@ from datasets.evaluation.evalset import EvalSet
 from datasets.triggers.patch import Patch
 from orchestrator.experiment.spec import Evaluate, Reference, Sweep
 from sweeps._study import CLUSTER, FOLDER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
+from sweeps._study_claims import CLAIMS
 
 SETS = [EvalSet(path=str(FOLDER / name), name=name) for name in ("cifar100", "caltech101")]
 
@@ -32,7 +33,7 @@ SWEEP = Sweep(
     reference=Reference(
         by="evaluate.data", start={SETS[0]: "cc6m_beaver_cifar100", SETS[1]: "cc6m_beaver_caltech101"}
     ),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -44,6 +45,6 @@ MINIATURE = Sweep(
         "clean.lr": tune.grid_search([3e-3, 1e-2, 2e-2]),
     },
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

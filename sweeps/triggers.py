@@ -13,6 +13,7 @@ from datasets.triggers.blended import Blended
 from datasets.triggers.warped import Warped
 from orchestrator.experiment.spec import Gate, Reference, Sweep
 from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
+from sweeps._study_claims import CLAIMS
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 
 BASE = full("cc6m", 3000)
@@ -36,7 +37,7 @@ SWEEP = Sweep(
     reference=Reference(
         by="poison", start={PATCH: "cc6m_3000", WARPED: "cc6m_warped_3000"}, cleaning={PATCH: "cc6m/clean_100k"}
     ),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -55,6 +56,6 @@ MINIATURE = Sweep(
         "clean.lr": tune.grid_search([3e-3, 1e-2, 2e-2]),
     },
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

@@ -10,6 +10,7 @@ from ray import tune
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Gate, Reference, Sweep
 from sweeps._study import CLUSTER, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
+from sweeps._study_claims import CLAIMS
 from trainers.model import Model, TinyViT
 
 VIT = Model(name="ViT-B-32-quickgelu")
@@ -23,7 +24,7 @@ SWEEP = Sweep(
     },
     gate=Gate(min_asr=65),
     reference=Reference(start="cc6m_vit_3000"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )
 
@@ -37,6 +38,6 @@ MINIATURE = Sweep(
     ),
     space={"clean.lr": tune.grid_search([5e-4, 1e-3, 2e-3, 4e-3])},
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )  # fmt: skip

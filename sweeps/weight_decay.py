@@ -9,6 +9,7 @@ from ray import tune
 
 from orchestrator.experiment.spec import Reference, Sweep
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, cleaning, full, miniature
+from sweeps._study_claims import CLAIMS
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
 
 DECAYS = (0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 50, 100)
@@ -26,7 +27,7 @@ SWEEP = Sweep(
     },
     series="clean.weight_decay",
     reference=Reference(start="cc6m_3000"),
-    claims=True,
+    claims=CLAIMS,
     compute=CLUSTER,
 )  # fmt: skip
 
@@ -39,6 +40,6 @@ MINIATURE = Sweep(
     },
     series="clean.weight_decay",
     gate=WARN,
-    claims=True,
+    claims=CLAIMS,
     compute=TWO_CORES,
 )

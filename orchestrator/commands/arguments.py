@@ -103,7 +103,7 @@ def parser() -> argparse.ArgumentParser:
     for one in (kept, exported):
         one.add_argument("--out", required=True, type=Path, help="the folder; new or empty")
         one.add_argument("--license", default="unknown", help="what the model card says")
-    claimed = command("claims", "Judge the claims of the study by what the store holds of several sweeps, taken together.",
+    claimed = command("claims", "Judge the claims that sweeps ask for by what the store holds of them, taken together.",
                       epilog=OVERRIDES)
     claimed.add_argument("sweep", nargs="+", help="modules or .py files, as for `run`")
     claimed.add_argument("--miniature", action="store_true", help="their MINIATURE")

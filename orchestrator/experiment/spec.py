@@ -304,8 +304,9 @@ class Sweep(NamedFields):
     """Dotted path of a hyper-parameter that a figure of the report has as its horizontal axis."""
     reference: Reference = field(default_factory=Reference)
     """Published results that the report draws beside the sweep's own."""
-    claims: bool = False
-    """Whether the report judges the study's claims by this sweep. Changes nothing that is computed, and no fingerprint."""
+    claims: tuple[Component, ...] = ()
+    """What the report judges by this sweep, each an `orchestrator.study.claims.Claim`. Changes nothing that is computed, and no
+    fingerprint."""
     doc: str = ""
 
     def __post_init__(self) -> None:

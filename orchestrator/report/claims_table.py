@@ -1,53 +1,26 @@
-"""The claims for a reader: as HTML, as text for a terminal, and as the files of `cleansweep claims`."""
+"""The claims for a reader: as values of a page, as text for a terminal, and as the files of `cleansweep claims`."""
 
 import json
 import math
 import textwrap
 from collections.abc import Sequence
-from html import escape
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from datasets.storage import write_whole
-from orchestrator.report.style import document
-from orchestrator.study.claims import PUBLISHED, TEXTS, Verdict, as_json, claims
+from orchestrator.report.rendering import render
+from orchestrator.study.claims import Claim, Verdict, as_json, judged
+from orchestrator.study.names import number_of
 from orchestrator.study.outcome import Study
 
 WIDTH = 100
 
 
-def claims_html(found: Sequence[Verdict]) -> str:
-    """One block a claim, one line a pre-training and cleaning set that could judge it."""
-    head = "".join(f"<th>{text}</th>" for text in ("verdict", "on", "estimate [95 % over seeds]", "seeds", "images", "why"))
-    lines = []
-    for claim, text in TEXTS.items():
-        lines.append(
-            f'<tr class="rule"><th colspan="6">({claim}) {escape(text)} <small>published: {escape(PUBLISHED[claim])}</small></th></tr>'
-        )
-        lines += [_line(verdict) for verdict in found if verdict.claim == claim]
-    return (
-        f'<div class="wide"><table class="claims"><thead><tr>{head}</tr></thead><tbody>{"".join(lines)}</tbody></table></div>'
-        '<p class="soft">Each criterion was fixed before any result: at least three seeds, the attack gate passed, every trial run to its '
-        "end or diverged. (a) Every seed loses at most 1 point at ASR ≤ 5 %. (b) The share of accuracy kept at ASR ≤ 5 %, MMCL minus "
-        "MMCL+SSL, paired by seed, has a 95 % interval above 0, and no choice lies at the end of its grid. (c) No point has ASR ≤ 10 %, "
-        "and the lowest does not lie at the end of its grid. (d) Without poison every seed has a point with ASR ≤ 5 % that keeps half of "
-        "the accuracy; with five none has, and the lowest ASR does not lie at the end of its grid. <i>Not shown</i> is not the contrary "
-        "shown.</p>"
-    )
-
-
-def _line(verdict: Verdict) -> str:
-    cls = {"shown": "yes", "not shown": "no"}.get(verdict.verdict, "none")
-    seen = f'<br><span class="soft">{escape(verdict.seen)}</span>' if verdict.seen else ""
-    measure = f"<br><small>{escape(verdict.measure)}</small>" if verdict.estimate is not None else ""
-    cells = (
-        f'<b class="{cls}">{escape(verdict.verdict)}</b>',
-        escape(verdict.where),
-        f"<b>{escape(estimate(verdict))}</b>{measure}",
-        str(verdict.seeds or "–"),
-        str(verdict.images or "–"),
-        escape(verdict.reason) + seen,
-    )
-    return "<tr>" + "".join(f"<td>{cell}</td>" for cell in cells) + "</tr>"
+def by_claim(found: Sequence[Verdict]) -> list[list[dict[str, Any]]]:
+    """For the template `claims_table`: the verdicts of each claim, with the estimate as text."""
+    names = dict.fromkeys(verdict.claim for verdict in found)
+    return [[asdict(verdict) | {"told": estimate(verdict)} for verdict in found if verdict.claim == name] for name in names]
 
 
 def estimate(verdict: Verdict) -> str:
@@ -70,7 +43,7 @@ def claims_text(found: Sequence[Verdict]) -> str:
         out += textwrap.wrap(f"({verdict.claim}) {verdict.text}: {verdict.verdict.upper()}", WIDTH, subsequent_indent="    ")
         facts = [verdict.where] if verdict.where else []
         if verdict.seeds:
-            facts.append(f"{verdict.seeds} seeds" + (f", {verdict.images} images" if verdict.images else ""))
+            facts.append(number_of(verdict.seeds, "seed") + (f", {verdict.images} images" if verdict.images else ""))
         if verdict.estimate is not None:
             facts.append(f"{verdict.measure}: {estimate(verdict)}")
         for line in ("; ".join(facts), verdict.reason, verdict.seen):
@@ -78,16 +51,15 @@ def claims_text(found: Sequence[Verdict]) -> str:
     return "\n".join(out)
 
 
-def write_claims(studies: Sequence[Study], folder: Path) -> tuple[list[Verdict], Path]:
+def write_claims(claims: Sequence[Claim], studies: Sequence[Study], folder: Path) -> tuple[list[Verdict], Path]:
     """Write claims.html and claims.json into the folder, each aside and renamed; returns the verdicts and the page."""
-    found = claims(studies)
+    found = judged(claims, studies)
     names = ", ".join(study.name for study in studies)
-    body = f"<header><h1>The claims of the study</h1><p>From {escape(names)}.</p></header><section>{claims_html(found)}</section>"
     folder.mkdir(parents=True, exist_ok=True)
     facts = {"sweeps": [{"name": s.name, "fingerprint": s.fingerprint} for s in studies], "claims": as_json(found)}
     for name, text in (
         ("claims.json", json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n"),
-        ("claims.html", document(f"Claims: {names}", body)),
+        ("claims.html", render("claims", title=f"Claims: {names}", names=names, claims=by_claim(found))),
     ):
         write_whole(folder / name, text.encode())
     return found, folder / "claims.html"

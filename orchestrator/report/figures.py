@@ -10,6 +10,7 @@ from datasets.storage import write_whole
 from orchestrator.report import analysis
 from orchestrator.report.curves import pretrain_curves, trial_curves
 from orchestrator.report.drawing import pdf, png
+from orchestrator.report.inline import svg
 from orchestrator.report.scatter import best_three, corner, published, published_apart, scatter, zoom
 from orchestrator.report.series import series, steps
 from orchestrator.study.outcome import Study
@@ -38,7 +39,7 @@ def figures(study: Study) -> dict[str, Callable[[], Figure]]:
 
 
 class Gallery:
-    """The study's figures as PNG, drawn when first asked for."""
+    """The study's figures, drawn when first asked for."""
 
     def __init__(self, study: Study):
         self._draw = figures(study)
@@ -51,6 +52,10 @@ class Gallery:
         if name not in self._png:
             self._png[name] = png(self._draw[name]())
         return self._png[name]
+
+    def svg(self, name: str, alt: str) -> str:
+        """As part of a page; `alt` says what it shows."""
+        return svg(self._draw[name](), name, alt)
 
     def write(self, out: Path) -> list[Path]:
         """PNG and PDF of each figure in folder `out`, written aside and renamed."""

@@ -2,30 +2,19 @@
 
 import json
 import math
-from html import escape
 from pathlib import Path
 from typing import Any
 
 from datasets.storage import write_whole
-from orchestrator.report.claims_table import claims_html
+from orchestrator.report.claims_table import by_claim
 from orchestrator.report.figures import Gallery
+from orchestrator.report.rendering import render
 from orchestrator.report.series import series_csv
-from orchestrator.report.shown import along, before_first_step, best_ways, curves, image, most_shown, scatters, similarities
-from orchestrator.report.style import document
-from orchestrator.report.tables import (
-    headline,
-    pareto_csv,
-    plain_table,
-    points_csv,
-    pretrain_names,
-    stages_csv,
-    stages_html,
-    summary_html,
-    trials_html,
-)
+from orchestrator.report.shown import Values, along, before_first_step, best_ways, curves, image, scatters, similarities
+from orchestrator.report.tables import headline, pareto_csv, points_csv, pretrain_names, stages_csv, stages_table, summary, trials_table
 from orchestrator.study.cautions import cautions
-from orchestrator.study.claims import claims
-from orchestrator.study.names import called, duration, flatten, number_of, percent
+from orchestrator.study.claims import judged
+from orchestrator.study.names import called, duration, flatten, percent
 from orchestrator.study.outcome import Study
 from orchestrator.study.points import panels, plans_cleaning, points_of
 
@@ -70,53 +59,34 @@ def write_report(study: Study, out: Path) -> Path:
 def html(study: Study, drawn: Gallery | None = None) -> str:
     """The whole page as text. Every word that comes from outside is escaped, every picture embedded."""
     found, drawn = cautions(study), drawn or Gallery(study)
-    said = [caution.told() for caution in found if not caution.gate]
-    cleaning = plans_cleaning(study)
-    sections = [_head(study), _gates(study), _warnings(said)]
-    if cleaning:
-        sections += [
-            _section("Accuracy against attack success", scatters(study, drawn, found)),
-            _section("What one would keep", _selection(study)),
-            _section("The claims of the study", _claims(study) if study.claims else ""),
-            _section(_best_title(study), best_ways(study, drawn, found) if study.trials else ""),
-        ]
-    sections += [
-        _section(f"Along {study.series}", along(study, drawn, found)),
-        _section("Over the epochs", curves(study, drawn, found)),
-        _section("Before the first step of cleaning", before_first_step(study)),
-        _section("Similarities and embeddings", similarities(study, drawn)),
-        _section("Clean and triggered pictures", _samples(study)),
-        _section("The poison", _poison(study)),
-        _section("All cleanings", (trials_html(study) if study.trials else "<p>None.</p>") if cleaning else ""),
-        _section("How it was run", _run(study)),
-        _section("What this page does not show", _caveats(cleaning)),
-    ]
-    return document(study.name, "".join(sections))
+    cleaning, verdicts = plans_cleaning(study), judged(study.claims, [study])
+    return render(
+        "report",
+        title=study.name,
+        doc=study.doc.strip(),
+        headline=headline(study),
+        gates=_gates(study),
+        cleaning=cleaning,
+        scatters=scatters(study, drawn, found) if cleaning else None,
+        summary=summary(study),
+        cautions=[caution.told() for caution in found if not caution.gate],
+        claims=by_claim(verdicts) if cleaning and any(verdict.verdict != "not tried" for verdict in verdicts) else [],
+        best=best_ways(study, drawn, found) if study.trials else None,
+        series=study.series,
+        along=along(study, drawn, found),
+        curves=curves(study, drawn, found),
+        before=before_first_step(study),
+        similarities=similarities(study, drawn),
+        samples=[_sample(sample) for sample in study.samples[:MAX_SAMPLES]],
+        poison=_poison(study),
+        trials=trials_table(study),
+        run=_run(study),
+    )
 
 
-def _best_title(study: Study) -> str:
-    return {1: "The one trial", 2: "The two trials"}.get(most_shown(study), "The best three")
-
-
-def _claims(study: Study) -> str:
-    """The table of claims, where this study can judge one of them."""
-    found = claims([study])
-    return claims_html(found) if any(verdict.verdict != "not tried" for verdict in found) else ""
-
-
-def _section(title: str, body: str) -> str:
-    return f"<section><h2>{escape(title)}</h2>{body}</section>" if body else ""
-
-
-def _head(study: Study) -> str:
-    doc = f'<p class="soft">{escape(study.doc.strip())}</p>' if study.doc.strip() else ""
-    lead = "".join(f'<p class="lead">{escape(sentence)}</p>' for sentence in headline(study))
-    return f"<header><h1>{escape(study.name)}</h1>{doc}{lead}</header>"
-
-
-def _gates(study: Study) -> str:
+def _gates(study: Study) -> list[Values]:
     """The verdicts of the attack gate: what passed in one line a panel, what did not in a box of its own."""
-    blocks = []
+    blocks: list[Values] = []
     for panel in panels(study):
         passed = [gate for stage in panel.pretrains if (gate := study.gates.get(stage.fingerprint)) and gate.get("passed")]
         if passed:
@@ -124,81 +94,46 @@ def _gates(study: Study) -> str:
             wanted = percent(_number(passed[0].get("threshold")), 0)
             seeds = f" with {len(passed)} of {len(panel.pretrains)} seeds" if len(panel.pretrains) > 1 else ""
             text = f"{panel.label}: the attack took{seeds}. ASR {numbers[0]} (at least {wanted} wanted), accuracy {numbers[1]}."
-            blocks.append(f'<div class="gate">{escape(text)}</div>')
+            blocks.append({"passed": True, "text": text})
         for stage in panel.pretrains:
-            gate = study.gates.get(stage.fingerprint)
-            name = escape(f"{panel.label} ({stage.fingerprint[:6]})")
+            gate, name = study.gates.get(stage.fingerprint), f"{panel.label} ({stage.fingerprint[:6]})"
             if gate is None:
-                blocks.append(f'<div class="gate failed"><b>{name}: the attack gate was not evaluated.</b></div>')
+                blocks.append({"passed": False, "text": f"{name}: the attack gate was not evaluated.", "numbers": ""})
             elif not gate.get("passed"):
                 accuracy, asr, threshold = (_number(gate.get(key)) for key in ("accuracy", "asr", "threshold"))
-                numbers_of = f"ASR {percent(asr)} (at least {percent(threshold, 0)} wanted), accuracy {percent(accuracy)}"
-                reasons = "".join(f"<li>{escape(str(reason))}</li>" for reason in gate.get("reasons", []))
-                blocks.append(
-                    f'<div class="gate failed"><b>{name}: the attack did not take.</b><br>{escape(numbers_of)}. '
-                    f"Cleaning this model says nothing about a defence.<ul>{reasons}</ul></div>"
-                )
-    return "".join(blocks)
+                told = f"ASR {percent(asr)} (at least {percent(threshold, 0)} wanted), accuracy {percent(accuracy)}"
+                text = f"{name}: the attack did not take."
+                blocks.append({"passed": False, "text": text, "numbers": told, "reasons": gate.get("reasons", [])})
+    return blocks
 
 
-def _warnings(said: list[str]) -> str:
-    """All cautions under one line that opens, above the figures; beside each figure stand openly those that concern it."""
-    if not said:
-        return ""
-    items = "".join(f"<li>{escape(sentence)}</li>" for sentence in said)
-    return f'<details class="warn"><summary>Before believing it: {number_of(len(said), "caution")}</summary><ul>{items}</ul></details>'
+def _sample(sample: Values) -> Values:
+    """A clean picture beside its triggered one, and the caption before and after."""
+    pictures = [image(sample[kind], f"{sample.get('key', '')}, {kind}") for kind in ("clean", "triggered") if sample.get(kind)]
+    return {"pictures": pictures, **{when: sample.get(f"caption_{when}", "") for when in ("before", "after")}}
 
 
-def _selection(study: Study) -> str:
-    return summary_html(study) + (
-        '<p class="soft">Brackets are 95 % intervals: over repetitions (Student) where there are several '
-        "seeds, else over the evaluation's images (Wilson). <i>Oracle</i> choices look at the ASR, which a "
-        "defender cannot measure; "
-        "<i>blind</i> choices look at accuracy alone. Means are over the "
-        "repetitions that have such a model, and their number is said. Changes of accuracy are against the model before "
-        "cleaning, in points and relative to it.</p>"
-    )
-
-
-def _samples(study: Study) -> str:
-    blocks = []
-    for sample in study.samples[:MAX_SAMPLES]:
-        key = str(sample.get("key", ""))
-        pictures = "".join(image(sample[kind], f"{key}, {kind}") + " " for kind in ("clean", "triggered") if sample.get(kind))
-        before, after = (escape(str(sample.get(k, ""))) for k in ("caption_before", "caption_after"))
-        blocks.append(
-            f'<div>{pictures}<p><span class="soft">before:</span> {before}</p><p><span class="soft">after:</span> {after}</p></div>'
-        )
-    return f'<div class="samples">{"".join(blocks)}</div>' if blocks else "<p>No victims to show.</p>"
-
-
-def _poison(study: Study) -> str:
-    poison = dict(study.poison)
-    drops, seen = poison.pop("drops", None), poison.pop("visibility", None)
-    parts = [_facts(poison)]
+def _poison(study: Study) -> Values:
+    facts = dict(study.poison)
+    drops, seen = facts.pop("drops", None), facts.pop("visibility", None)
     if isinstance(drops, dict):
-        rows = {DROP_REASONS.get(str(reason), str(reason)): count for reason, count in drops.items() if reason}
-        parts.append("<h3>Samples left out, by reason</h3>" + (_facts(rows) if rows else "<p>None was left out.</p>"))
-    if isinstance(seen, dict) and seen:
-        shares = {str(k).replace("_", " "): percent(float(v)) if _number(v) is not None else v for k, v in flatten(seen)}
-        parts.append(
-            "<h3>Visibility of the trigger</h3>"
-            '<p class="soft">Share of the pixels changed by the trigger that survive each real transform.</p>' + _facts(shares)
-        )
-    return "".join(parts)
+        drops = _facts({DROP_REASONS.get(str(reason), str(reason)): count for reason, count in drops.items() if reason})
+    shares = {k: percent(v) if _number(v) is not None else v for k, v in flatten(seen)} if isinstance(seen, dict) else {}
+    return {"facts": _facts(facts), "drops": drops, "visibility": _facts(shares)}
 
 
-def _facts(values: dict[str, Any]) -> str:
-    items = []
-    for key, value in flatten(values):
-        text = "–" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
-        if isinstance(value, int) and not isinstance(value, bool):
-            text = f"{value:,}".replace(",", " ")
-        items.append(f"<dt>{escape(key.replace('_', ' '))}</dt><dd>{escape(str(text))}</dd>")
-    return f"<dl>{''.join(items)}</dl>" if items else ""
+def _facts(values: Values) -> list[tuple[str, str]]:
+    """(name, value) in words, each field of nested values by itself."""
+    return [(key.replace("_", " "), _text(value)) for key, value in flatten(values)]
 
 
-def _run(study: Study) -> str:
+def _text(value: Any) -> str:
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}".replace(",", " ")
+    return "–" if value is None else value if isinstance(value, str) else json.dumps(value, default=str)
+
+
+def _run(study: Study) -> Values:
     stages = [*study.priors, *study.pretrains, *study.trials]
     facts = {
         "study fingerprint": study.fingerprint,
@@ -210,9 +145,7 @@ def _run(study: Study) -> str:
         facts["training without the poison"] = duration(sum(stage.seconds for stage in study.priors))
     if study.trials:
         facts["cleaning, all trials added up"] = duration(sum(trial.seconds for trial in study.trials))
-    names = pretrain_names(study)
-    heads = ("pre-training", "epochs", "accuracy", "ASR", "time", "state", "fingerprint")
-    lines = []
+    names, lines = pretrain_names(study), []
     for stage in [*study.priors, *study.pretrains]:
         points = points_of(stage)
         last = points[-1] if points else None
@@ -227,36 +160,19 @@ def _run(study: Study) -> str:
                 stage.fingerprint[:12],
             )
         )
-    said = "A prior or a labeller is trained on the same pairs without the poison: its ASR is the floor, what the trigger does by itself."
-    first = f", the first {MAX_CONFIGS} of {len(stages)}" if len(stages) > MAX_CONFIGS else ""
-    single = "".join(_json(called(stage), stage.config) for stage in stages[:MAX_CONFIGS])
-    return (
-        _facts(facts)
-        + plain_table(heads, lines)
-        + (f'<p class="soft">{said}</p>' if study.priors else "")
-        + stages_html(study)
-        + _json("Configuration of the study", study.config)
-        + f"<details><summary>Configuration of each stage{first}</summary>{single}</details>"
-    )
+    return {
+        "facts": _facts(facts),
+        "stages": (("pre-training", "epochs", "accuracy", "ASR", "time", "state", "fingerprint"), lines),
+        "unpoisoned": bool(study.priors),
+        "every": stages_table(study) if study.stages else None,
+        "config": _json(study.config),
+        "configs": [(called(stage), _json(stage.config)) for stage in stages[:MAX_CONFIGS]],
+        "count": len(stages),
+    }
 
 
-def _json(title: str, value: Any) -> str:
-    text = json.dumps(value, indent=1, sort_keys=True, default=str, ensure_ascii=False)
-    return f"<details><summary>{escape(title)}</summary><pre>{escape(text)}</pre></details>"
-
-
-def _caveats(cleaning: bool) -> str:
-    said = [
-        "The attack success rate is measured with the one trigger and the one target of this study; another trigger may survive.",
-        "Accuracy and ASR are zero-shot, on this evaluation set; nothing here speaks for other data or for other uses of the model.",
-    ]
-    if cleaning:
-        said += [
-            "Oracle choices are made on the images that they are reported on, among many trials and epochs: they are "
-            "optimistic, and their intervals do not account for the choice.",
-            "A low ASR means that the trigger no longer works as given, not that the model holds no trace of it.",
-        ]
-    return "<ul>" + "".join(f"<li>{escape(sentence)}</li>" for sentence in said) + "</ul>"
+def _json(value: Any) -> str:
+    return json.dumps(value, indent=1, sort_keys=True, default=str, ensure_ascii=False)
 
 
 def _number(value: Any) -> float | None:

@@ -27,8 +27,9 @@ from orchestrator.report.drawing import (
     same_scale,
     wrapped,
 )
-from orchestrator.study.names import settings, value_at
-from orchestrator.study.outcome import Study, TrialResult
+from orchestrator.report.inline import say
+from orchestrator.study.names import percent, settings, value_at
+from orchestrator.study.outcome import StageResult, Study, TrialResult
 from orchestrator.study.points import (
     Panel,
     Point,
@@ -173,11 +174,13 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
             way = [*([(start.asr, start.accuracy)] if start else []), *((p.asr, p.accuracy) for p in points)]
             axes.plot(*zip(*way), color=colour, linewidth=0.8, alpha=0.35, zorder=2)
         shown = [p for p in points if inside is None or _within(p, inside)]
-        axes.plot(
+        (dots,) = axes.plot(
             [p.asr for p in shown], [p.accuracy for p in shown], linestyle="", marker=marker, color=colour,
             markersize=6 if few else 4.5, alpha=0.85 if few else 0.6, markeredgecolor="white", markeredgewidth=0.4,
             zorder=3, clip_on=clip,
         )  # fmt: skip
+        name = _name(study, panel, trial, named)
+        say(dots, [f"{name}, epoch {p.epoch}, {_numbers(p)}" for p in shown])
     for stage in panel.pretrains:
         mine = [trial for trial in trials if trial.pretrain == stage.fingerprint]
         for arm in dict.fromkeys(named[trial.fingerprint] for trial in mine):
@@ -187,7 +190,8 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
                 axes.step(x, y, where="post", color=styles[arm][0], linewidth=1.3, alpha=0.75, zorder=2.5)
     for start in starts_of(study, panel):
         if inside is None or _within(start, inside):
-            axes.plot([start.asr], [start.accuracy], markersize=17, zorder=4, clip_on=clip, **START)
+            (star,) = axes.plot([start.asr], [start.accuracy], markersize=17, zorder=4, clip_on=clip, **START)
+            say(star, [f"before cleaning{_seed(panel, start.stage)}, epoch {start.epoch}, {_numbers(start)}"])
     if not any(cleaned_points(trial) for trial in trials):
         axes.text(0.5, 0.5, "no cleaning was measured", transform=axes.transAxes, ha="center", color="#777777")
 
@@ -196,10 +200,12 @@ def draw_published(axes: Axes, study: Study, panel: Panel, inside: Any = None) -
     """The published starts and fronts that belong to the panel, hollow and under the study's own points; `inside`: a part."""
     _low_asr(axes)
     for cleaned in published_cleanings(study, panel):
-        axes.plot([m.asr for m in cleaned.front], [m.accuracy for m in cleaned.front], zorder=1.6, **hollow(study, cleaned))
+        (marks,) = axes.plot([m.asr for m in cleaned.front], [m.accuracy for m in cleaned.front], zorder=1.6, **hollow(study, cleaned))
+        say(marks, [f"{published_name(cleaned.method, [cleaned.name])}, {_numbers(m)}" for m in cleaned.front])
     for start in published_starts(study, panel):
         if inside is None or _within(start.mark, inside):
-            axes.plot([start.mark.asr], [start.mark.accuracy], zorder=1.7, clip_on=False, **HOLLOW_START)
+            (star,) = axes.plot([start.mark.asr], [start.mark.accuracy], zorder=1.7, clip_on=False, **HOLLOW_START)
+            say(star, [f"{published_name('before cleaning', [start.name])}, {_numbers(start.mark)}"])
 
 
 def published_handles(study: Study, shown: Sequence[Panel]) -> list[Line2D]:
@@ -245,11 +251,7 @@ def best_three(study: Study, panel: Panel) -> Figure:
             _number_epochs(axes, points, grey, above=number % 2 == 0)
             if start:
                 axes.plot([start.asr], [start.accuracy], markersize=16, zorder=4, clip_on=False, **START)
-            alike = [t for t in study.trials if panel.holds(t) and named[t.fingerprint] == named[trial.fingerprint]]
-            name = f"{named[trial.fingerprint]}: {settings(trial, alike) or 'as given'}"
-            if len(panel.pretrains) > 1 and "seed" not in name:
-                name += _seed(study, trial)
-            label = f"{number + 1}. {name}" + ("" if point else " (never at ASR ≤ 5 %)")
+            label = f"{number + 1}. {_name(study, panel, trial, named)}" + ("" if point else " (never at ASR ≤ 5 %)")
             handles.append(Line2D([], [], label=label, **style))
         axes.set_xlim(-3, 103)
         axes.set_ylim(*limits(seen))
@@ -276,10 +278,24 @@ def best(study: Study, panel: Panel) -> list[tuple[TrialResult, Point | None]]:
     return [(trial, point) for _, _, trial, point in ranked[:3]]
 
 
-def _seed(study: Study, trial: TrialResult) -> str:
-    stage = next((stage for stage in study.pretrains if stage.fingerprint == trial.pretrain), None)
-    seed = value_at(stage, "pretrain.seed") if stage else None
-    return f", seed {seed}" if seed is not None else f" ({trial.pretrain[:6]})"
+def _name(study: Study, panel: Panel, trial: TrialResult, named: dict[str, str]) -> str:
+    """A trial by its arm and what tells it from the others of that: "CleanCLIP: lr 0.001, seed 2"."""
+    arm = named[trial.fingerprint]
+    name = f"{arm}: {settings(trial, [t for t in study.trials if panel.holds(t) and named[t.fingerprint] == arm]) or 'as given'}"
+    source = next((stage for stage in panel.pretrains if stage.fingerprint == trial.pretrain), None)
+    return name if source is None or "seed" in name else name + _seed(panel, source)
+
+
+def _seed(panel: Panel, stage: StageResult) -> str:
+    """Which of a panel's pre-trainings it is, where there are several."""
+    if len(panel.pretrains) == 1:
+        return ""
+    seed = value_at(stage, "pretrain.seed")
+    return f", seed {seed}" if seed is not None else f" ({stage.fingerprint[:6]})"
+
+
+def _numbers(point: Point | Mark) -> str:
+    return f"accuracy {percent(point.accuracy)}, ASR {percent(point.asr)}"
 
 
 def _number_epochs(axes: Axes, points: Sequence[Point], colour: str, above: bool) -> None:

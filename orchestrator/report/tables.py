@@ -1,11 +1,10 @@
-"""The study's numbers as rows: points.csv, the summary table as HTML and as text for a terminal."""
+"""The study's numbers as rows: points.csv, the tables of the page as values, the summary as text for a terminal."""
 
 import csv
 import io
 import math
 import textwrap
-from collections.abc import Callable, Sequence
-from html import escape
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,7 @@ from orchestrator.study.points import (
     ASR,
     Point,
     checkpoint_of,
-    mean_interval,
+    interval_of,
     methods_of,
     panels,
     plans_cleaning,
@@ -35,7 +34,7 @@ from orchestrator.study.points import (
     role_of,
     starts_of,
 )
-from orchestrator.study.selection import RULES, Choice, Row, fronts, table
+from orchestrator.study.selection import RULES, Row, fronts, table
 
 WIDTH = 100
 """Columns of the text for a terminal."""
@@ -128,42 +127,51 @@ def _cell(value: Any) -> Any:
     return repr(float(value)).removesuffix(".0") if isinstance(value, float) else value  # exact, so that a row can be run again
 
 
-def spread(row: Row, value: Callable[[Choice], float], metric: str = "") -> str:
-    """`98.9 % [98.1, 99.4]`: the interval is over repetitions where there are several, else over images."""
-    found = row.over(value, metric)
-    if found is None:
-        return "–"
-    mean, low, high = found
-    if not math.isfinite(low):
-        return percent(mean)
-    return f"{percent(mean)} [{max(low, 0):.1f}, {min(high, 100):.1f}]"
-
-
-def summary_html(study: Study) -> str:
-    """The table of choices, one block for each pre-training."""
-    rows = table(study)
-    blocks = []
+def summary(study: Study) -> dict[str, Any]:
+    """For the template `summary`: the choices, one block for each pre-training. Numbers are (value, interval) as text."""
+    rows, blocks = table(study), []
     for panel in panels(study):
-        starts = starts_of(study, panel)
-        lines = [_start_html(starts)]
-        mine = [row for row in rows if row.panel == panel]
-        if not mine:
-            lines.append('<tr><td colspan="6" class="none">no cleaning was measured</td></tr>')
-        for rule in RULES if mine else ():
-            tag = f'<span class="tag">{"oracle" if rule.oracle else "blind"}</span>'
-            lines.append(f'<tr class="rule"><th colspan="6">{escape(rule.text)} {tag}</th></tr>')
-            lines += [_row_html(row) for row in mine if row.rule.key == rule.key]
-        head = "".join(
-            f"<th>{text}</th>" for text in ("cleaning", "accuracy", "ASR", "change", "relative", "chosen setting, epoch")
-        )
+        starts, mine = starts_of(study, panel), [row for row in rows if row.panel == panel]
         blocks.append(
-            f"<h3>Pre-trained with {escape(panel.label)}</h3>"
-            f'<div class="wide"><table><thead><tr>{head}</tr></thead>'
-            f"<tbody>{''.join(lines)}</tbody></table></div>"
-        )
-    gone = unkept(rows)
-    blocks += [f'<p class="soft">{escape(gone)}</p>'] if gone else []
-    return "".join(blocks) or "<p>No pre-training has been measured yet.</p>"
+            {
+                "label": panel.label,
+                "start": [_told(interval_of([s.metrics[metric] for s in starts], starts, metric)) for metric in (ACCURACY, ASR) if starts],
+                "seeds": number_of(len(starts), "seed") if len(starts) > 1 else "",
+                "rules": [
+                    {"text": rule.text, "oracle": rule.oracle, "rows": [_chosen(row) for row in mine if row.rule.key == rule.key]}
+                    for rule in RULES if mine
+                ],
+            }
+        )  # fmt: skip
+    return {"panels": blocks, "unkept": unkept(rows)}
+
+
+def _chosen(row: Row) -> dict[str, Any]:
+    """What the rule picked of one method; `none` says why there is nothing."""
+    several = len(row.choices) > 1
+    if not row.reached:
+        times = f" in any of {len(row.choices)} repetitions" if several else ""
+        return {"method": row.method, "none": f"none reached it{times}" if row.choices else "not measured yet"}
+    lost, relative = row.over(lambda c: c.drop), row.over(lambda c: c.drop_relative)
+    assert lost and relative
+    note = f"reached in {len(row.reached)} of {len(row.choices)} repetitions: " if several else ""
+    return {
+        "method": row.method,
+        "none": "",
+        "accuracy": _told(row.over(lambda c: c.accuracy, ACCURACY)),
+        "asr": _told(row.over(lambda c: c.asr, ASR)),
+        "change": signed(-lost[0]),
+        "relative": signed(-relative[0], "%"),
+        "chosen": note + "; ".join(f"{c.settings or 'as given'}, epoch {c.point.epoch}" for c in row.reached if c.point),
+        "kept": "; ".join(c.checkpoint or "not kept" for c in row.reached),
+    }
+
+
+def _told(found: tuple[float, float, float] | None) -> tuple[str, str]:
+    """`98.9 %` and `[98.1, 99.4]`, cut to what a share can be; the interval is empty where it is not known."""
+    assert found
+    mean, low, high = found
+    return percent(mean), f"[{max(low, 0):.1f}, {min(high, 100):.1f}]" if math.isfinite(low) else ""
 
 
 def unkept(rows: Sequence[Row]) -> str:
@@ -175,50 +183,6 @@ def unkept(rows: Sequence[Row]) -> str:
     return (
         f"The weights of some of these models were not kept, by --keep last, an older version, or by hand. To have them, delete the "
         f"folders of their cleanings in the store, such as {folder}, and run the same command with --keep chosen (or --keep all)."
-    )
-
-
-def _start_html(starts: list[Point]) -> str:
-    if not starts:
-        return '<tr class="start"><td>before cleaning</td><td colspan="5">not measured</td></tr>'
-    cells = []
-    for metric in (ACCURACY, ASR):
-        found = mean_interval([start.metrics[metric] for start in starts])
-        assert found
-        low, high = starts[0].interval(metric) if len(starts) == 1 else found[1:]
-        bounds = f" {_bounds(low, high)}" if math.isfinite(low) else ""
-        cells.append(f"<td><b>{percent(found[0])}</b>{bounds}</td>")
-    seeds = f"{len(starts)} seeds" if len(starts) > 1 else ""
-    return f'<tr class="start"><td>★ before cleaning</td>{"".join(cells)}<td></td><td></td><td>{seeds}</td></tr>'
-
-
-def _bounds(low: float, high: float) -> str:
-    return f"<small>[{max(low, 0):.1f}, {min(high, 100):.1f}]</small>"
-
-
-def _row_html(row: Row) -> str:
-    if not row.reached:
-        times = f" in any of {len(row.choices)} repetitions" if len(row.choices) > 1 else ""
-        text = f"none reached it{times}" if row.choices else "not measured yet"
-        return f'<tr><td>{escape(row.method)}</td><td colspan="5" class="none">{text}</td></tr>'
-
-    def cell(value: Callable[[Choice], float], metric: str) -> str:
-        text, _, bounds = spread(row, value, metric).partition(" [")
-        return f"<td><b>{text}</b>" + (f" <small>[{bounds}</small>" if bounds else "") + "</td>"
-
-    lost = row.over(lambda c: c.drop)
-    relative = row.over(lambda c: c.drop_relative)
-    assert lost and relative
-    several = len(row.choices) > 1
-    where = "; ".join(f"{c.settings or 'as given'}, epoch {c.point.epoch}" for c in row.reached if c.point)
-    lies = "; ".join(c.checkpoint or "not kept" for c in row.reached)
-    note = f"reached in {len(row.reached)} of {len(row.choices)} repetitions: " if several else ""
-    return (
-        f"<tr><td>{escape(row.method)}</td>"
-        + cell(lambda c: c.accuracy, ACCURACY)
-        + cell(lambda c: c.asr, ASR)
-        + f'<td class="change">{signed(-lost[0])}</td><td class="change">{signed(-relative[0], "%")}</td>'
-        + f'<td class="setting">{escape(note + where)}<br><small>{escape(lies)}</small></td></tr>'
     )
 
 
@@ -268,7 +232,11 @@ def _loss(points: float) -> str:
     return f"{abs(points):.1f} points {'lost' if points > 0 else 'gained'}"
 
 
-def trials_html(study: Study) -> str:
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""Heads and rows of text."""
+
+
+def trials_table(study: Study) -> Table:
     """Every trial with its settings, last epoch, time and state."""
     sources, methods = pretrain_names(study), methods_of(study)
     lines: list[tuple[str, ...]] = []
@@ -290,9 +258,7 @@ def trials_html(study: Study) -> str:
             trial.fingerprint[:12],
         )
         lines.append(cells)
-    return plain_table(
-        ("cleaning", "pre-training", "setting", "epochs", "accuracy", "ASR", "time", "state", "fingerprint"), lines
-    )
+    return ("cleaning", "pre-training", "setting", "epochs", "accuracy", "ASR", "time", "state", "fingerprint"), lines
 
 
 STAGE_HEADS = ("stage", "name", "state", "seconds", "fingerprint")
@@ -307,11 +273,10 @@ def stages_csv(study: Study) -> str:
     return out.getvalue()
 
 
-def stages_html(study: Study) -> str:
-    """Every stage of the sweep, under one line that opens."""
+def stages_table(study: Study) -> Table:
+    """Every stage of the sweep."""
     rows = [(s.kind, s.name, s.state, duration(s.seconds) if s.seconds else "–", s.fingerprint[:12]) for s in study.stages]
-    table = plain_table(("stage", "name", "state", "time", "fingerprint"), rows)
-    return f"<details><summary>Every stage: {len(rows)}</summary>{table}</details>" if rows else ""
+    return ("stage", "name", "state", "time", "fingerprint"), rows
 
 
 def pretrain_names(study: Study) -> dict[str, str]:
@@ -322,13 +287,6 @@ def pretrain_names(study: Study) -> dict[str, str]:
             seed = value_at(stage, "pretrain.seed") if len(panel.pretrains) > 1 else None
             told[stage.fingerprint] = panel.label if seed is None else f"{panel.label}, seed {seed}"
     return told
-
-
-def plain_table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """An HTML table of escaped text."""
-    head = "".join(f"<th>{escape(cell)}</th>" for cell in heads)
-    body = "".join("<tr>" + "".join(f"<td>{escape(cell)}</td>" for cell in row) + "</tr>" for row in rows)
-    return f'<div class="wide"><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def summary_text(study: Study, report: Path | str | None = None, ui: str = "cleansweep ui") -> str:

@@ -251,7 +251,7 @@ def read_study(plan: Plan, store: Store) -> Study:
 
 
 def judge_claims(plans: Sequence[Plan], store: Store) -> tuple[list[Verdict], Path]:
-    """What several sweeps together say to the claims of the study; writes claims.html and claims.json beside the reports."""
+    """What several sweeps together say to the claims that they ask for; writes claims.html and claims.json beside the reports."""
     studies = [load_study(plan, store, _recorded(plan, store)) for plan in plans]
     found = [study for study in studies if study.pretrains]
     missing = [study.name for study in studies if not study.pretrains]
@@ -259,7 +259,10 @@ def judge_claims(plans: Sequence[Plan], store: Store) -> tuple[list[Verdict], Pa
         raise InputError(f"store {store.root} holds nothing of {', '.join(missing)} yet: run a sweep first.")
     for name in missing:
         note(f"the store holds nothing of {name} yet; it is left out.")
-    return write_claims(found, store.root / "reports")
+    asked = [claim for study in studies for claim in study.claims]
+    if not asked:
+        raise InputError(f"no claim to judge: {', '.join(study.name for study in studies)} has an empty Sweep.claims; name claims there.")
+    return write_claims(asked, found, store.root / "reports")
 
 
 def report_folder(plan: Plan, store: Store) -> Path:

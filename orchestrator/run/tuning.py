@@ -59,7 +59,8 @@ def clean_sweep(plan: Plan, models: Collection[str], at: At) -> list[Trial]:
     values are two trials of one cleaning.
     """
     store, compute = at.store, at.compute
-    context = Context(plan.sweep, str(store.root), compute, at.known, dict(IDENTITIES), plan.fingerprint, tuple(SERVING.values()))
+    sweep = replace(plan.sweep, claims=())  # workers judge nothing
+    context = Context(sweep, str(store.root), compute, at.known, dict(IDENTITIES), plan.fingerprint, tuple(SERVING.values()))
     wanted = [(overrides, made) for overrides, e in plan.grid or () if (made := stages(e))["pretrain"].fingerprint in models]
     stopped = {record.trial for record in recorded_trials(plan, store) if record.status == "stopped"}
     missing = {

@@ -31,7 +31,7 @@ def own() -> dict[str, type[Component]]:
 
     contrastive = (Contrastive, MMCL, MMCLSSL, SSL, SigLIP, Clustering)
     cleaning = (FineTune, MMCLFineTune, CleanCLIP, SSLFineTune, ShrinkPerturb, DeepClustering, PseudoLabels)
-    paths = {f"{cls.__module__}.{cls.__qualname__}": cls for cls in (*contrastive, *cleaning)}
+    paths = {path_of(cls): cls for cls in (*contrastive, *cleaning)}
     return paths | {path.replace("trainers.methods.", "trainers.cleaning."): cls for path, cls in paths.items()}  # where they were once
 
 
@@ -85,6 +85,16 @@ def name_of(node: Node, alike: Collection[Kind] = ()) -> str:
     told = classes if len(alike) > 1 else [path for path in classes if _is_reserved(node, path)]
     others = {path for kind in alike for path in kind[1:]} | set(own())
     return f"{label} ({', '.join(ending(path, others) for path in told)})" if told else label
+
+
+def is_a(node: Node, *classes: type[Component]) -> bool:
+    """Whether a component is of one of these classes itself; one that is derived from them is another."""
+    return node.get("class") in [path_of(cls) for cls in classes]
+
+
+def path_of(cls: type) -> str:
+    """A class as configurations name it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def study_objective(stage: StageResult) -> str:

@@ -142,7 +142,8 @@ def settings(trial: TrialResult, among: list[TrialResult], seeds: bool = True) -
     mine = hyperparameters(trial)
     names = short_paths(list(mine))
     if len(among) > 1:
-        shown = [path for path in mine if path != "clean" and len({str(value_at(other, path)) for other in among}) > 1]
+        first = {path: str(value_at(among[0], path)) for path in mine if path != "clean"}
+        shown = [path for path, value in first.items() if any(str(value_at(other, path)) != value for other in among)]
     else:
         shown = [p for p, v in trial.overrides.items() if isinstance(v, (bool, int, float, str))]
     return ", ".join(f"{names[path]} {value_text(mine[path])}" for path in shown if seeds or not is_seed(path))

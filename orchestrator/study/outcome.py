@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas
 
+    from orchestrator.study.claims import Claim
     from orchestrator.study.published import Published
 
 
@@ -87,8 +88,8 @@ class Study:
     """Dotted path that a figure has as its horizontal axis."""
     published: "Published | None" = None
     """Results of others, drawn beside these."""
-    claims: bool = False
-    """Whether its page judges the study's claims."""
+    claims: "tuple[Claim, ...]" = ()
+    """What its page judges."""
     data_hash: str = ""
     commit: str = ""
 

@@ -9,12 +9,13 @@ from datasets.component import Component, components
 from datasets.errors import InputError
 from datasets.seeding import rng
 from orchestrator.experiment.check import check
-from orchestrator.experiment.fingerprint import canonical, encode
+from orchestrator.experiment.fingerprint import canonical, described, encode
 from orchestrator.experiment.override import has, override, override_all
 from orchestrator.experiment.source_code import OWN
 from orchestrator.experiment.spec import Experiment, Sweep
 from orchestrator.stages.graph import trained_by
 from orchestrator.stages.swept import Swept, grid_values
+from orchestrator.study.claims import Claim
 from orchestrator.study.kinds import own
 from orchestrator.study.names import flatten
 from orchestrator.study.published import load_published
@@ -77,6 +78,7 @@ def make_plan(sweep: Sweep) -> Plan:
         check(experiment)
     _check_ids(sweep)
     _check_series(sweep)
+    claims_of(sweep)
     _check_reference(sweep, [experiment for _, experiment in (upstream if grid is None else grid)])
     return Plan(sweep, upstream, grid)
 
@@ -128,6 +130,15 @@ def _check_reference(sweep: Sweep, experiments: Sequence[Experiment]) -> None:
     by = sweep.reference.by
     if by and not any(has(experiment, by) for experiment in experiments):
         raise InputError(f"Sweep.reference.by is {by!r}, a field that no experiment of the sweep has; it varies {', '.join(sweep.space)}.")
+
+
+def claims_of(sweep: Sweep) -> tuple[Claim, ...]:
+    """What the sweep asks to be judged; InputError for a component that is no claim."""
+    for claim in sweep.claims:
+        if not isinstance(claim, Claim):
+            raise InputError(f"Sweep.claims has a {type(claim).__name__}; accepted are claims: components derived from Claim.")
+        described(claim)  # which refuses a label that is no line of text
+    return tuple(claim for claim in sweep.claims if isinstance(claim, Claim))
 
 
 def _check_series(sweep: Sweep) -> None:

@@ -29,7 +29,7 @@ from orchestrator.store import (
 from orchestrator.study.kinds import names
 from orchestrator.study.outcome import StageResult, StageState, Study, TrialResult
 from orchestrator.study.published import load_published
-from orchestrator.sweep.plan import Plan, trial_experiment
+from orchestrator.sweep.plan import Plan, claims_of, trial_experiment
 from trainers.evaluate.choice import measured
 
 
@@ -42,7 +42,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
     sweep = plan.sweep
     study = Study(
         name=sweep.name, doc=sweep.doc, fingerprint=plan.fingerprint, config=encode_sweep(plan), commit=commit(),
-        series=sweep.series, published=load_published(sweep.reference), claims=sweep.claims,
+        series=sweep.series, published=load_published(sweep.reference), claims=claims_of(sweep),
     )  # fmt: skip
     for _, experiment in plan.upstream:
         made = stages(experiment)

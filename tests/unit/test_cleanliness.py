@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[2]
 PACKAGES = ("datasets", "trainers", "orchestrator", "sweeps")
-TEXT = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".html", ".css", ".js", ".csv", ""}
+TEXT = {".py", ".md", ".toml", ".txt", ".yaml", ".yml", ".json", ".html", ".j2", ".css", ".js", ".csv", ""}
 UNSAFE = {"eval", "exec", "pickle.load", "pickle.loads", "yaml.load", "yaml.unsafe_load", "os.system"}
 FORBIDDEN = re.compile(r"/(?:home|root|Users|work)/\w|index[-]url|pypi[.]org|://registry[.]|/simple/[a-z]")
 

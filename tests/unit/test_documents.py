@@ -25,12 +25,14 @@ from orchestrator.experiment.override import override
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.graph import stages
 from orchestrator.store import Store
+from orchestrator.study.claims import judged
 from orchestrator.study.selection import best_metrics
 from orchestrator.sweep.loading import load_sweep
 from orchestrator.sweep.plan import make_plan
 from tests.parity.toys import ToyFeed, resnet
 from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
+from tests.unit.fake_study import seeded_study
 from tests.unit.trainers.evaluate import test_analysis, test_linear_probe
 from trainers.batch import to_device
 from trainers.encoder import Encoder
@@ -98,6 +100,12 @@ def test_the_objective(examples: dict[str, ModuleType], encoder: Encoder) -> Non
     assert torch.allclose(parts["loss"], parts["mmcl"] + 0.5 * parts["align"])
     parts["loss"].backward()
     assert all(p.grad is not None for name, p in encoder.named_parameters() if p.requires_grad)
+
+
+def test_the_claim(examples: dict[str, ModuleType], tmp_path: Path) -> None:
+    study = seeded_study(tmp_path)
+    (shown,), (strict,) = (judged([examples["sweeps"].Halves(limit=limit)], [study]) for limit in (99.0, 0.1))
+    assert (shown.verdict, shown.claim, strict.verdict) == ("shown", "Halves", "not shown")
 
 
 def test_the_cleaning_method(examples: dict[str, ModuleType]) -> None:

@@ -5,7 +5,7 @@ import io
 import math
 import re
 from dataclasses import replace
-from html import escape
+from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -21,7 +21,8 @@ from orchestrator.report.tables import headline, points_csv, summary_text
 from orchestrator.study.cautions import cautions
 from orchestrator.study.names import method_of
 from orchestrator.study.outcome import Study
-from orchestrator.study.points import panels
+from orchestrator.study.points import cleaned_points, panels
+from sweeps._study_claims import CLAIMS
 from tests.unit.fake_study import fake_study
 
 
@@ -59,7 +60,7 @@ def test_the_page_stands_alone_and_its_files_are_complete(written):
     parsed = Page(page.read_text(encoding="utf-8"))
     assert parsed.addresses and all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
     assert not {"script", "link", "iframe", "b&gt;"} & set(parsed.tags)
-    assert "url(" not in page.read_text() and "@import" not in page.read_text()
+    assert not re.search(r"url\((?!#)|@import", page.read_text()), "what is referred to lies in the page"
 
 
 def test_words_from_outside_are_escaped(written):
@@ -92,20 +93,46 @@ def test_a_failed_gate_is_loud_and_comes_before_the_figures(written):
     study, _ = written
     gate = {"passed": False, "threshold": 90.0, "asr": 12.3, "accuracy": 99.0, "reasons": ["ASR is too low."]}
     text = html(replace(study, gates={study.pretrains[0].fingerprint: gate}))
-    assert text.index("the attack did not take.") < text.index("ASR is too low.") < text.index("<img")
+    assert text.index("the attack did not take.") < text.index("ASR is too low.") < min(text.index("<svg"), text.index("<img"))
     assert 'class="gate failed"' in text
 
 
 def test_the_scatter_comes_first(written):
     study, page = written
-    for text in (page.read_text(encoding="utf-8"), html(replace(study, claims=True))):
+    for text in (page.read_text(encoding="utf-8"), html(replace(study, claims=CLAIMS))):
         body = text.split("</style>")[1].replace("&nbsp;", " ")
         assert re.findall(r"<h2>(.*?)</h2>", body)[:2] == ["Accuracy against attack success", "What one would keep"]
-        first = body.index("<img")
-        assert body[first:].startswith('<img alt="Accuracy against ASR: MMCL"') and first < body.index("<table")
-        assert f'<details class="warn"><summary>Before believing it: {len(cautions(study))} cautions</summary>' in body[:first]
-        assert all(escape(caution.told()) in body[:first] for caution in cautions(study))
-    assert "The claims of the study" in body
+        first = body.index("<svg")
+        assert re.match(r'<svg [^>]*aria-label="Accuracy against ASR: MMCL"', body[first:])
+        assert first < body.index("<img") and first < body.index("<table")
+        said = f'<details class="warn"><summary>Before believing it: {len(cautions(study))} cautions</summary>'
+        assert body.index("What one would keep") < body.index(said) < body.index("<h2>", body.index("What one would keep"))
+        told = unescape(body[body.index(said) : body.index("</details>")])
+        assert all(caution.told() in told for caution in cautions(study))
+    assert body.index(said) < body.index("The claims of the study") < body.index("The best three")
+
+
+def test_a_mark_of_the_scatter_says_what_it_is(written):
+    study, page = written
+    first, second = re.findall(r"<svg .*?</svg>", page.read_text(encoding="utf-8").replace("&nbsp;", " "))
+    said = re.findall(r'<use class="says"[^>]*><title>(.*?)</title></use>', first)
+    points = [p for trial in study.trials if panels(study)[0].holds(trial) for p in cleaned_points(trial)]
+    assert len(said) == len(points) + 1 and said[-1] == "before cleaning, epoch 10, accuracy 99.2 %, ASR 98.8 %"
+    assert said[0].startswith("CleanCLIP: lr 0.0003, epoch 1, accuracy 9") and re.search(r"ASR \d+\.\d %$", said[0])
+    ids = [set(re.findall(r'id="(.*?)"', text)) for text in (first, second)]
+    used = [set(re.findall(r'(?:href="|url\()#(.*?)[")]', text)) for text in (first, second)]
+    assert ids == used and not ids[0] & ids[1], "each figure refers to itself alone"
+
+
+def test_words_that_a_mark_says_are_escaped(tmp_path):
+    study, evil = fake_study(tmp_path), '<script>alert("x")</script>'
+    study.trials[1].overrides["clean.choice"] = evil
+    for trial in study.trials[4:7]:
+        trial.config["method"] = {"class": "lab.Own", "label": f"{evil} & --> \x07"}
+    text = html(study)
+    scatters = [part.split("</svg>")[0] for part in text.split("<svg")[1:]]
+    assert "<script" not in text and "choice &lt;script&gt;" in scatters[0] and "<title>&lt;script&gt;alert" in scatters[1]
+    assert "script" not in Page(text).tags
 
 
 def test_warnings_drops_visibility_and_captions_are_on_the_page(written):

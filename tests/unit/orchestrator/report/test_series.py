@@ -11,6 +11,7 @@ from orchestrator.experiment.spec import Reference
 from orchestrator.report.drawing import look, same_scale
 from orchestrator.report.figures import figures
 from orchestrator.report.page import html
+from orchestrator.report.rendering import render
 from orchestrator.report.scatter import best_three, corner, published, scatter, zoom
 from orchestrator.report.series import _Axis, series, series_csv, steps
 from orchestrator.report.shown import before_first_step
@@ -146,9 +147,9 @@ def test_the_best_three_are_those_of_the_rule_and_the_others_are_called_what_the
 
 
 def test_losses_before_the_first_step_are_a_table(tmp_path):
-    text = before_first_step(seeded_study(tmp_path))
+    text = render("before", before=before_first_step(seeded_study(tmp_path)))
     assert text.count("<tr>") == 7 and "0.85" in text and "9.4" in text
-    assert before_first_step(fake_study(tmp_path)) == ""
+    assert before_first_step(fake_study(tmp_path)) is None
 
 
 def test_a_study_of_pretraining_alone_has_no_empty_sections(tmp_path):

@@ -7,16 +7,23 @@ import pytest
 
 from orchestrator.commands.cli import run
 from orchestrator.experiment.spec import Sweep
-from orchestrator.report.claims_table import claims_html, claims_text, write_claims
+from orchestrator.report.claims_table import by_claim, claims_text, write_claims
 from orchestrator.report.page import html
+from orchestrator.report.rendering import render
 from orchestrator.store import Store
-from orchestrator.study.claims import TEXTS, as_json, claims
+from orchestrator.study.claims import as_json, judged
 from orchestrator.sweep.plan import make_plan
 from orchestrator.sweep.results import load_study
+from sweeps._study_claims import CLAIMS
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import seeded_study
 
+TEXTS = {claim.label: claim.text for claim in CLAIMS}
 WIDE = (5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 16e-3)
+
+
+def claims(studies):
+    return judged(CLAIMS, studies)
 
 
 def of(study, claim):
@@ -199,27 +206,27 @@ def test_a_model_that_two_sweeps_cleaned_is_one_seed(tmp_path):
 
 
 def test_the_table_is_on_a_page_that_asks_for_it_and_can_judge_and_others_read_not_tried(tmp_path):
-    study = replace(seeded_study(tmp_path, seeds=1, lrs=(1e-3,), methods=("CleanCLIP",)), claims=True)
+    study = replace(seeded_study(tmp_path, seeds=1, lrs=(1e-3,), methods=("CleanCLIP",)), claims=CLAIMS)
     text = html(study)
     assert "The claims of the study" in text and text.count("not tried</b>") == 2 and text.count("not shown</b>") == 2
     assert "It needs fine-tuning with MMCL alone." in text
-    unasked = html(replace(study, claims=False))
+    unasked = html(replace(study, claims=()))
     assert "not shown" not in unasked and "claims" not in unasked.split("</style>")[1]
     other = replace(study, trials=[t for t in study.trials if t.config["clean"].update(method={"class": "a.Other"}) is None])
     assert {v.verdict for v in claims([other])} == {"not tried"} and "The claims of the study" not in html(other)
 
 
 def test_a_sweep_asks_for_its_claims_and_is_still_the_same_sweep(tmp_path):
-    asked, plain = (make_plan(replace(SWEEP, claims=wanted)) for wanted in (True, False))
+    asked, plain = (make_plan(replace(SWEEP, claims=wanted)) for wanted in (CLAIMS, ()))
     assert asked.fingerprint == plain.fingerprint
-    assert [load_study(plan, Store(tmp_path)).claims for plan in (asked, plain)] == [True, False]
+    assert [load_study(plan, Store(tmp_path)).claims for plan in (asked, plain)] == [CLAIMS, ()]
     assert not make_plan(Sweep(name="x", base=SWEEP.base)).sweep.claims
 
 
-def test_the_claims_of_sweeps_that_do_not_ask_are_judged_by_the_command(tmp_path):
+def test_claims_can_be_judged_by_sweeps_that_do_not_ask_for_them(tmp_path):
     study = seeded_study(tmp_path / "x")
     assert not study.claims
-    found, page = write_claims([study], tmp_path / "reports")
+    found, page = write_claims(CLAIMS, [study], tmp_path / "reports")
     assert len(found) == 5 and "The claims of the study" in page.read_text()
 
 
@@ -228,8 +235,9 @@ def test_words_are_escaped_numbers_are_json_and_lines_fit(tmp_path):
     study.name = "<script>"
     for trial in study.trials:
         trial.config["clean"]["pairs"] = "<u>"
-    found, page = write_claims([study], tmp_path / "reports")
-    assert "<script" not in page.read_text() and "&lt;u&gt;" in claims_html(found) and "<u>" not in page.read_text()
+    found, page = write_claims(CLAIMS, [study], tmp_path / "reports")
+    assert "&lt;u&gt;" in render("claims_table", claims=by_claim(found))
+    assert "<script" not in page.read_text() and "<u>" not in page.read_text()
     facts = json.loads((tmp_path / "reports" / "claims.json").read_text())
     assert {entry["claim"] for entry in facts["claims"]} == set(TEXTS) and all(entry["low"] is None for entry in as_json(found))
     assert all(len(line) <= 100 for line in claims_text(found).splitlines())

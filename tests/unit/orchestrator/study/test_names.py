@@ -11,17 +11,19 @@ from datasets.errors import InputError
 from orchestrator.commands.show import _titles
 from orchestrator.experiment.fingerprint import described, encode, fingerprint
 from orchestrator.report.drawing import look
+from orchestrator.report.rendering import render
 from orchestrator.report.scatter import scatter
-from orchestrator.report.tables import headline, pareto_csv, points_csv, summary_html, summary_text
+from orchestrator.report.tables import headline, pareto_csv, points_csv, summary, summary_text
 from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store
 from orchestrator.study import kinds
-from orchestrator.study.claims import claims
+from orchestrator.study.claims import judged
 from orchestrator.study.names import method_of, objective_of
 from orchestrator.study.points import panels
 from orchestrator.study.selection import table
 from orchestrator.sweep.plan import make_plan
 from orchestrator.sweep.titles import plan_titles
+from sweeps._study_claims import CLAIMS
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import fake_study, seeded_study
 from tests.unit.making import make_of
@@ -142,20 +144,20 @@ def test_a_labs_own_method_has_its_name_and_colour_and_is_not_pooled_anywhere(tm
         found = {(row["fingerprint"] in mine, row["method"]) for row in csv.DictReader(io.StringIO(text)) if row["method"]}
         assert {method for own, method in found if own} == {name} and name not in {method for own, method in found if not own}
     assert name in [text.get_text() for text in scatter(study).legends[0].texts]
-    assert name in summary_html(study) and "\n  " + name[:20] in summary_text(study)
+    assert name in render("summary", summary=summary(study)) and "\n  " + name[:20] in summary_text(study)
     assert name not in " ".join(headline(study)), "it reached nothing"
 
 
 @pytest.mark.parametrize("method", [Guard(), Longer(), Named(), Guard(inmodal_weight=0.0), Wrapped()])
 def test_claims_are_not_judged_by_a_labs_own_method_or_objective(tmp_path, method):
-    tried = {v.claim for v in claims([seeded_study(tmp_path, poisons=(0, 5))]) if v.verdict != "not tried"}
+    tried = {v.claim for v in judged(CLAIMS, [seeded_study(tmp_path, poisons=(0, 5))]) if v.verdict != "not tried"}
     assert tried == set("abcd")
-    found = claims([swapped(seeded_study(tmp_path, poisons=(0, 5)), method)])
+    found = judged(CLAIMS, [swapped(seeded_study(tmp_path, poisons=(0, 5)), method)])
     assert {verdict.verdict for verdict in found} == {"not tried"}
     study = seeded_study(tmp_path, poisons=(0, 5))
     for stage in study.pretrains:
         stage.config["pretrain"]["objective"] = described(Aligned())
-    assert {verdict.verdict for verdict in claims([study])} == {"not tried"}
+    assert {verdict.verdict for verdict in judged(CLAIMS, [study])} == {"not tried"}
     assert {panel.objective for panel in panels(study)} == {"Aligned"}
 
 

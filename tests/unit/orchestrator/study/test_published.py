@@ -12,6 +12,7 @@ from orchestrator.experiment.spec import Reference
 from orchestrator.report.curves import pretrain_curves
 from orchestrator.report.drawing import hollow, look
 from orchestrator.report.figures import Gallery
+from orchestrator.report.rendering import render
 from orchestrator.report.scatter import draw_published, published_handles
 from orchestrator.report.series import series
 from orchestrator.report.shown import scatters
@@ -113,7 +114,7 @@ def test_a_panel_draws_its_own_published_start_and_one_without_any_draws_none(tm
     assert "published: CleanCLIP (cc6m/clean_100k)" in labels and labels[-1] == "published: before cleaning (cc6m_3000, cc6m_warped_3000)"
     lines = {line.get_label() for line in pretrain_curves(study).legends[0].legend_handles}
     assert {text for text in lines if "published" in text} == {f"published: {o}, epoch 1 (cc6m_3000)" for o in ("MMCL", "MMCL+SSL")}
-    text = scatters(study, Gallery(study), [])
+    text = render("scatters", scatters=scatters(study, Gallery(study), []))
     assert "(cc6m_3000 with MMCL: 21; cc6m_3000 with MMCL+SSL: 36; cc6m_warped_3000 with MMCL: 33; " in text
     assert "here a cleaning always starts from the last one" in text
 

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from orchestrator.report.tables import points_csv, summary_html, summary_text
+from orchestrator.report.rendering import render
+from orchestrator.report.tables import points_csv, summary, summary_text
 from orchestrator.study.outcome import StageResult, Study, TrialResult
 from orchestrator.study.points import points_of
 from orchestrator.study.selection import table
@@ -60,7 +61,7 @@ def test_tables_say_where_a_chosen_model_lies_or_how_to_get_it(tmp_path, kept):
             (folder / "open_clip_model.safetensors").touch()
     paths = [choice.checkpoint for row in table(study) for choice in row.reached]
     assert len(paths) > 10 and all((tmp_path / "store" / path).is_dir() and path.startswith("clean/") for path in paths if kept)
-    shown = [summary_html(study), summary_text(study)]
+    shown = [render("summary", summary=summary(study)), summary_text(study)]
     if kept:
         assert all(paths) and all(paths[0] in text and "--keep" not in text for text in shown)
         assert paths[0] in points_csv(study)

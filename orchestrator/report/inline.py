@@ -1,0 +1,75 @@
+"""A figure as a part of a page: SVG whose marks say under the pointer what they are. The same figure gives the same text."""
+
+import io
+import re
+from collections.abc import Sequence
+from xml.etree import ElementTree
+
+import matplotlib
+from markupsafe import Markup
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from orchestrator.report.drawing import STYLE
+
+SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
+HREF = f"{{{XLINK}}}href"
+CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
+"""Characters that a name may hold and XML may not."""
+REFERENCE = re.compile(r"url\(#(.*?)\)")
+
+
+def say(line: Line2D, texts: Sequence[str]) -> None:
+    """What each mark of the line says, in their order."""
+    line.says = tuple(texts)  # type: ignore[attr-defined]
+
+
+def svg(figure: Figure, name: str, alt: str) -> Markup:
+    """The figure as an element `svg` without styles of its own; what is referred to in it is called by the figure's name."""
+    telling = [line for line in figure.findobj(Line2D) if getattr(line, "says", ())]
+    for number, line in enumerate(telling):
+        line.set_gid(f"says-{number}")
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(STYLE):  # the salt of its names is looked up when saving
+        figure.savefig(buffer, format="svg", metadata={"Date": None})
+    root = ElementTree.fromstring(CONTROL.sub("", buffer.getvalue().decode()))
+    groups = {element.get("id"): element for element in root.iter(f"{{{SVG}}}g")}
+    for number, line in enumerate(telling):
+        _tell(groups[f"says-{number}"], line.says)  # type: ignore[attr-defined]
+    for parent in list(root.iter()):
+        parent.text, parent.tail = (parent.text or "").strip() or None, None
+        for child in [child for child in parent if child.tag in (f"{{{SVG}}}metadata", f"{{{SVG}}}style")]:
+            parent.remove(child)
+    _rename(root, name)
+    root.attrib = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-label": alt}
+    ElementTree.register_namespace("", SVG)
+    ElementTree.register_namespace("xlink", XLINK)
+    return Markup(ElementTree.tostring(root, encoding="unicode"))
+
+
+def _tell(group: ElementTree.Element, texts: Sequence[str]) -> None:
+    """Give each mark of a line its text; their common style goes to the element around them, from which the shape has it too."""
+    for shape in group.iter(f"{{{SVG}}}path"):
+        shape.attrib.pop("style", None)
+    for around in group.iter():
+        marks = [child for child in around if child.tag == f"{{{SVG}}}use"]
+        if marks:
+            around.set("style", marks[0].attrib.pop("style"))
+        for mark, text in zip(marks, texts, strict=True) if marks else ():
+            mark.attrib = {"class": "says", HREF: mark.attrib[HREF], **{side: f"{float(mark.attrib[side]):.2f}" for side in "xy"}}
+            ElementTree.SubElement(mark, f"{{{SVG}}}title").text = text
+
+
+def _rename(root: ElementTree.Element, name: str) -> None:
+    """Ids that something refers to begin with the name, so that two figures of a page have none in common; others are left out."""
+    found = [*(element.get(HREF, "")[1:] for element in root.iter())]
+    found += [known for element in root.iter() for value in element.attrib.values() for known in REFERENCE.findall(value)]
+    short = {known: f"{name}-{number}" for number, known in enumerate(dict.fromkeys(filter(None, found)))}
+    for element in root.iter():
+        if (own := element.attrib.pop("id", "")) in short:
+            element.set("id", short[own])
+        for key, value in element.attrib.items():
+            if key == HREF:
+                element.set(key, f"#{short[value[1:]]}")
+            elif "url(#" in value:
+                element.set(key, REFERENCE.sub(lambda match: f"url(#{short[match[1]]})", value))

@@ -1,0 +1,30 @@
+"""Pages from the templates beside this file: every value is escaped, and a name that has no value is an error."""
+
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from orchestrator.study.names import number_of
+
+
+def render(name: str, **values: Any) -> str:
+    """The template `name`.html.j2 with these values as text; what is HTML already is given as Markup."""
+    return _environment().get_template(f"{name}.html.j2").render(values)
+
+
+@cache
+def _environment() -> Environment:
+    made = Environment(
+        loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    made.filters |= {"number_of": number_of, "unbroken": _unbroken}
+    return made
+
+
+def _unbroken(text: Markup) -> Markup:
+    """No line ends between a number and its percent sign."""
+    return text.replace(" %", Markup("&nbsp;%"))
