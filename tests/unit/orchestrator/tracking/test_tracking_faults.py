@@ -169,7 +169,7 @@ def logged_by_another_process(root: Path) -> str:
         "store = Store(sys.argv[1]); tracker = make_tracker(store, '', 'quickstart'); parent = log(tracker, small(store.root))\n"
         "print(parent, len(active(tracker)), *sorted(file.path for file in tracker._client.list_artifacts(parent)))"
     )
-    paths = {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests' / 'unit'}"}
+    paths = {"PYTHONPATH": f"{ROOT}:{Path(__file__).parent}:{ROOT / 'tests' / 'unit'}"}
     command = [sys.executable, "-c", script, str(root)]
     done = subprocess.run(command, env={**os.environ, **paths}, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr
