@@ -67,7 +67,7 @@ def run_sweep(plan: Plan, compute: Compute, say: Callable[[str], None] = print) 
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     tracker.check()
-    with store.locked(store.root / "sweep" / f".lock-{plan.fingerprint[:12]}", f"sweep {plan.sweep.name}", wait_s=30):
+    with store.locked(store.root / "sweep" / f".lock-run-{plan.fingerprint[:12]}", f"sweep {plan.sweep.name}", wait_s=30):
         trials = _recorded(plan, store)
         load_study(plan, store, trials)  # what is damaged is said before anything is computed
         _tell_of_other_code(plan, store, say)
