@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from datasets.component import Count, NotNegative, Positive
 from datasets.errors import InputError
 from trainers import distributed
 from trainers.batch import image_tensor
@@ -26,23 +29,16 @@ class DeepClustering(Method):
     study. It has no weight decay, and is no part of the model that is evaluated and exported.
     """
 
-    clusters: int = 1000
+    clusters: Annotated[int, Ge(2)] = 1000
     """k; at most the number of cleaning pairs"""
-    iterations: int = 20
+    iterations: Count = 20
     """of k-means, from pictures picked at random by seed and epoch"""
-    weight: float = 5.0
+    weight: Positive = 5.0
     """of the classification"""
-    clip_weight: float = 1.0
+    clip_weight: NotNegative = 1.0
     """of the image-text term"""
-    inmodal_weight: float = 1.0
+    inmodal_weight: NotNegative = 1.0
     """of the image-image and text-text terms"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("clusters", 2), ("iterations", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"clean.method.{name} is {getattr(self, name)}; it must be at least {least}.")
-        self.objective  # noqa: B018 (raises InputError for weights that make no objective)
 
     @property
     def label(self) -> str:

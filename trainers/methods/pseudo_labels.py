@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from datasets.component import Component
+from datasets.component import Component, NotNegative, Positive
 from datasets.errors import InputError
 from datasets.evaluation import classes
 from trainers.batch import image_tensor
@@ -64,17 +64,16 @@ class PseudoLabels(Method):
     """Among which it chooses: `auto` (the test set's), `imagenet1k`, `cifar10`, or names"""
     templates: str | tuple[str, ...] = "auto"
     """`auto` (the test set's), `openai`, `simple`, `cifar10`, or texts with {}"""
-    weight: float = 5.0
+    weight: Positive = 5.0
     """of the classification"""
-    clip_weight: float = 1.0
+    clip_weight: NotNegative = 1.0
     """of the image-text term"""
-    inmodal_weight: float = 1.0
+    inmodal_weight: NotNegative = 1.0
     """of the image-image and text-text terms"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.labelling  # noqa: B018 (raises InputError for what cannot label)
-        self.objective  # noqa: B018 (raises InputError for weights that make no objective)
 
     @property
     def label(self) -> str:
