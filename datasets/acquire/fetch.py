@@ -74,10 +74,10 @@ class Wanted(Component):
     """Pictures whose shorter side has fewer pixels are dropped."""
     max_aspect_ratio: Annotated[float, Interval(ge=1, le=1 << 16)] | None = None
     """Pictures whose longer side is more than this many times the shorter are dropped."""
-    max_bytes: Annotated[int, Interval(ge=1, le=1 << 30)] = 16 << 20
-    """Of a download, and of what it unpacks to."""
-    max_pixels: Annotated[int, Interval(ge=1, le=MAX_PIXELS)] = MAX_PIXELS
-    """Pictures with more are not decoded."""
+    max_bytes: Annotated[int, Interval(ge=1, le=1 << 30)] = 16_777_216
+    """Bytes of the largest download (16 MiB), and of what it unpacks to."""
+    max_pixels: Annotated[int, Interval(ge=1, le=MAX_PIXELS)] = 89_478_485
+    """Pictures with more pixels are not decoded."""
     allow_private: bool = False
     """Connect to private, loopback and link-local addresses too."""
 

@@ -164,27 +164,29 @@ class Compute(NamedFields):
     """Where and how wide. Never part of a fingerprint."""
 
     store: str = "store"
-    """Folder that all nodes can see."""
+    """Folder for all results, seen by all nodes."""
     tracking_uri: str = ""
-    """MLflow tracking URI; empty: a sqlite file in the store."""
+    """MLflow tracking URI: http(s)://SERVER, sqlite:///PATH (nothing is decoded), …; empty: a sqlite file in the store."""
     feed: Literal["local", "ray"] = "local"
     """local: each worker reads by itself | ray: Ray Data streams, so that CPU nodes feed GPU nodes."""
     workers: Count = 1
-    """Ranks of a pre-training."""
+    """Processes (ranks) of a pre-training."""
     cpus_per_worker: Positive = 1.0
+    """CPU cores of each of them."""
     gpus_per_worker: NotNegative = 0.0
+    """GPUs of each of them."""
     loader_workers: Natural = 0
     """Reading processes of each worker with the local feed; 0 reads in the worker itself."""
     feed_cpus: Count = 1
     """Concurrent decoding tasks of each worker with the Ray feed."""
     trial_workers: Count = 1
-    """Ranks of a cleaning; more than one are workers of Ray Train."""
+    """Processes (ranks) of a trial, which is one cleaning; more than one are workers of Ray Train."""
     trial_cpus: Positive = 1.0
-    """Of each of a trial's ranks, as `trial_gpus`."""
+    """CPU cores of each of them."""
     trial_gpus: NotNegative = 0.0
-    """May be a fraction: 0.25 packs four trials on a GPU."""
+    """GPUs of each of them, at most one; may be a fraction where there is one process: 0.25 packs four trials on a GPU."""
     max_concurrent_trials: Natural = 0
-    """0: as many as fit."""
+    """Trials at a time; 0: as many as fit."""
     keep: Literal["chosen", "last", "all"] = "chosen"
     """Checkpoints of a cleaning that stay beside the last: chosen (of the epochs that a rule of the report's table picks, at most
     five more) | last (no other) | all (each epoch's)."""
