@@ -2,7 +2,7 @@
 
 Synonyms come from WordNet 3.0 through a table that is shipped in `datasets/data`, so that an augmented caption depends on
 no corpus of the machine, and a worker needs some 30 MB and a third of a second for it where NLTK's reader needs 380 MB and five
-seconds. `tests/baselines/make_synonyms.py` builds the table from NLTK's WordNet; a test compares the two.
+seconds. `tests/baselines/make_synonyms.py` builds the table from NLTK's WordNet (`datasets.words`); a test compares the two.
 """
 
 from __future__ import annotations

@@ -2,13 +2,31 @@
 
 import dataclasses
 import difflib
+import math
+import operator
 import types
 import typing
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
+
+from annotated_types import Ge, Gt, Interval, Le, Lt, MultipleOf
 
 from datasets.errors import InputError
+
+Natural = Annotated[int, Ge(0)]
+Count = Annotated[int, Ge(1)]
+Share = Annotated[float, Interval(ge=0, le=1)]
+Positive = Annotated[float, Gt(0)]
+NotNegative = Annotated[float, Ge(0)]
+_LIMITS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
+    Ge: ("at least", operator.ge),
+    Gt: ("above", operator.gt),
+    Le: ("at most", operator.le),
+    Lt: ("below", operator.lt),
+    MultipleOf: ("a multiple of", lambda value, of: value % of == 0),
+}
+"""Limit of an annotation → its words, and what a value must be to the limit's number. A number with a limit is finite."""
 
 NEUTRAL = {"neutral": True}
 """`field(default=…, metadata=NEUTRAL)`: a field that changes how something runs and never its result, so it is no part of an identity."""
@@ -42,7 +60,8 @@ class Component(NamedFields):
 
     Its class's `id` and its fields are its identity: `orchestrator.experiment.fingerprint` encodes them as canonical JSON. Fields are
     numbers, text, booleans, None, other components, or tuples of those, and are checked against their annotations before a
-    subclass's own `__post_init__` runs: a wrong type raises InputError.
+    subclass's own `__post_init__` runs: a wrong type raises InputError, and so does a number outside its limits (`Count`, `Share`,
+    `Annotated[int, Ge(2)]`) or a text that is none of the choices (`Literal["cosine", "constant"]`).
     """
 
     id: ClassVar[str] = "Component"
@@ -141,39 +160,55 @@ _HINTS: dict[type, dict[str, Any]] = {}
 def hints(cls: type) -> dict[str, Any]:
     """Field name → resolved annotation."""
     if cls not in _HINTS:
-        resolved = typing.get_type_hints(cls)
+        resolved = typing.get_type_hints(cls, include_extras=True)
         _HINTS[cls] = {f.name: resolved[f.name] for f in dataclasses.fields(cls)}
     return _HINTS[cls]
 
 
 def coerce(value: Any, hint: Any, path: str) -> Any:
-    """The value as the annotated type; whole floats may stand for integers, lists for tuples."""
-    for option in _options(hint):
-        origin = typing.get_origin(option) or option
-        if option is Any or (option is type(None) and value is None):
-            return value
-        if option is bool and isinstance(value, bool):
-            return value
-        if option is int and not isinstance(value, bool) and (isinstance(value, int) or _whole(value)):
-            if abs(value) < 2**63:
-                return int(value)
-            raise InputError(f"{path}: {shown(value)} is too large; accepted: whole numbers below 2**63.")
-        if option is float and not isinstance(value, bool) and isinstance(value, (int, float)):
-            try:
-                return float(value)
-            except OverflowError:
-                raise InputError(f"{path}: {shown(value)} is too large; accepted: numbers below 1.8e308.") from None
-        if option is str and isinstance(value, str):
-            if "\0" in value:
-                raise InputError(f"{path}: {shown(value)} holds a NUL character; accepted: text without one.")
-            return value
-        if origin is dict and isinstance(value, dict):
-            return value
-        if origin is tuple and isinstance(value, (tuple, list)):
-            return _tuple(tuple(value), typing.get_args(option), path)
-        if dataclasses.is_dataclass(option) and isinstance(value, typing.cast(type, option)):
-            return value
+    """The value as the annotated type; whole floats may stand for integers, lists for tuples. InputError for what does not fit."""
+    for option in options(hint):
+        kind, limits = unlimited(option)
+        fitting = _as(value, kind, path)
+        if fitting is not _OTHER:
+            if limits and not (math.isfinite(fitting) and all(_LIMITS[type(one)][1](fitting, _number(one)) for one in limits)):
+                raise InputError(f"{path} is {shown(value)}; accepted: {_describe(hint)}.")
+            return fitting
+    if isinstance(value, str) and any(map(choices, options(hint))):
+        raise InputError(f"{path} is {shown(value)}; accepted: {_describe(hint)}.")
     raise InputError(f"{path}: {shown(value)} is a {type(value).__name__}; accepted: {_describe(hint)}.")
+
+
+_OTHER = object()
+
+
+def _as(value: Any, kind: Any, path: str) -> Any:
+    """The value as one type without limits; `_OTHER` where it is of another."""
+    origin = typing.get_origin(kind) or kind
+    if kind is Any or (kind is type(None) and value is None) or (kind is bool and isinstance(value, bool)):
+        return value
+    if kind is int and not isinstance(value, bool) and (isinstance(value, int) or _whole(value)):
+        if abs(value) < 2**63:
+            return int(value)
+        raise InputError(f"{path}: {shown(value)} is too large; accepted: whole numbers below 2**63.")
+    if kind is float and not isinstance(value, bool) and isinstance(value, (int, float)):
+        try:
+            return float(value)
+        except OverflowError:
+            raise InputError(f"{path}: {shown(value)} is too large; accepted: numbers below 1.8e308.") from None
+    if kind is str and isinstance(value, str):
+        if "\0" in value:
+            raise InputError(f"{path}: {shown(value)} holds a NUL character; accepted: text without one.")
+        return value
+    if isinstance(value, str) and value in choices(kind):
+        return value
+    if origin is dict and isinstance(value, dict):
+        return value
+    if origin is tuple and isinstance(value, (tuple, list)):
+        return _tuple(tuple(value), typing.get_args(kind), path)
+    if dataclasses.is_dataclass(kind) and isinstance(value, typing.cast(type, kind)):
+        return value
+    return _OTHER
 
 
 def _whole(value: Any) -> bool:
@@ -188,21 +223,41 @@ def _tuple(value: tuple, arguments: tuple, path: str) -> tuple:
     return tuple(coerce(item, hint, f"{path}[{i}]") for i, (item, hint) in enumerate(zip(value, arguments)))
 
 
-def _options(hint: Any) -> tuple:
+def options(hint: Any) -> tuple:
+    """The parts of a union; the annotation itself where it is none."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
+
+
+def choices(hint: Any) -> tuple[str, ...]:
+    """The texts of a `Literal`; none of anything else."""
+    return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
+
+
+def unlimited(hint: Any) -> tuple[Any, list[Any]]:
+    """A type without its limits, and these: `Share` is (float, [Ge(0), Le(1)])."""
+    if typing.get_origin(hint) is not Annotated:
+        return hint, []
+    kind, *limits = typing.get_args(hint)
+    return kind, [one for limit in limits for one in (limit if isinstance(limit, Interval) else (limit,))]
+
+
+def _number(limit: Any) -> float:
+    return dataclasses.astuple(limit)[0]
 
 
 def _describe(hint: Any) -> str:
     names = {type(None): "none", bool: "true or false", int: "a whole number", float: "a number", str: "text"}
     parts = []
-    for option in _options(hint):
-        origin = typing.get_origin(option)
+    for option in options(hint):
+        kind, limits = unlimited(option)
+        origin = typing.get_origin(kind)
         if origin is tuple:
-            parts.append("a tuple of " + " and ".join(_describe(a) for a in typing.get_args(option) if a is not Ellipsis))
-        elif option in names:
-            parts.append(names[option])
+            parts.append("a tuple of " + " and ".join(_describe(a) for a in typing.get_args(kind) if a is not Ellipsis))
+        elif kind in names:
+            within = " and ".join(f"{_LIMITS[type(limit)][0]} {_number(limit)}" for limit in limits)
+            parts.append(names[kind] + (f" ({within})" if within else ""))
         elif origin is dict:
             parts.append("a dictionary")
         else:
-            parts.append(f"a {getattr(option, '__name__', option)} component")
+            parts.append(", ".join(choices(kind)) or f"a {getattr(kind, '__name__', kind)} component")
     return " or ".join(parts)

@@ -13,13 +13,14 @@ import json
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
 import numpy as np
 import simplejpeg
+from annotated_types import Ge
 from PIL import Image
 
-from datasets.component import Component
+from datasets.component import Component, Count, Share
 from datasets.errors import InputError
 from datasets.index import tar
 from datasets.seeding import rng as make_rng
@@ -134,13 +135,13 @@ class Pictures(NamedTuple):
 class World(Component):
     """Coloured shapes, drawn from the seed alone. The default: 10 shapes, 6 colours, learnable in 16 000 samples."""
 
-    train: int = 4000
+    train: Count = 4000
     """Number of training pairs."""
-    test: int = 1000
+    test: Count = 1000
     """Number of labelled evaluation pictures, the classes in turn."""
     seed: int = 0
     """Seed of everything drawn here."""
-    size: int = 32
+    size: Annotated[int, Ge(16)] = 32
     """Side of the pictures in pixels, at least 16."""
     shapes: tuple[str, ...] = ("banana", "circle", "square", "triangle", "star", "heart", "cross", "ring", "arrow", "hourglass")
     """Names among SHAPES."""
@@ -148,17 +149,17 @@ class World(Component):
     """Names among FILLS; more than one makes a class of every pair, such as "striped star"."""
     colours: tuple[str, ...] = tuple(COLOURS)
     """Names among COLOURS."""
-    name_colour: float = 0.5
+    name_colour: Share = 0.5
     """Chance that a caption names the colour."""
-    name_size: float = 0.0
+    name_size: Share = 0.0
     """Chance that a caption says small or large."""
-    name_background: float = 0.0
+    name_background: Share = 0.0
     """Chance that a caption says on which background."""
     radius: tuple[float, float] = (0.35, 0.43)
     """Range of the shapes' radius as a share of the side; small ones have the lower, large ones the upper two fifths."""
     turn: float = 15.0
     """Largest rotation either way, degrees."""
-    format: str = "jpg"
+    format: Literal["jpg", "png"] = "jpg"
     """`jpg` (quality 95, 4:4:4) or `png`."""
 
     def __post_init__(self) -> None:
@@ -166,15 +167,8 @@ class World(Component):
             for name in getattr(self, field) or ("nothing",):
                 if name not in accepted:
                     raise InputError(f"world.{field} holds {name!r}; accepted are {', '.join(accepted)}.")
-        if self.format not in ("jpg", "png"):
-            raise InputError(f"world.format is {self.format!r}; accepted are jpg and png.")
-        if self.size < 16 or self.train < 1 or self.test < 1:
-            raise InputError("world needs size of at least 16 pixels, and train and test of at least 1.")
         if not 0.1 <= self.radius[0] <= self.radius[1] <= 0.48:
             raise InputError(f"world.radius is {self.radius}; it is a pair (least, most) within 0.1 … 0.48.")
-        for field in ("name_colour", "name_size", "name_background"):
-            if not 0 <= getattr(self, field) <= 1:
-                raise InputError(f"world.{field} is {getattr(self, field)}; it is a chance, 0 … 1.")
 
     @property
     def class_names(self) -> tuple[str, ...]:

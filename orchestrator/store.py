@@ -4,13 +4,13 @@
 survives a kill so that the next attempt continues there, and is renamed when every file is on disk.
 """
 
-import fcntl
 import hashlib
 import io
 import json
 import os
 import re
 import shutil
+import socket
 import subprocess
 import time
 import zipfile
@@ -21,23 +21,23 @@ from dataclasses import dataclass
 from functools import cache
 from importlib import metadata
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 
 from datasets.errors import InputError
-from datasets.storage import is_at, sync, write_whole
 from datasets.storage import sha256 as hash_of
+from datasets.storage import sync, write_whole
 from orchestrator.manifest import MANIFEST, checked, damage, digest_of, holds_artefacts, read_manifest, write_manifest
 
-LOCK = ".lock"
 METRICS = "metrics.jsonl"
 NOTES = "notes.txt"
 """Lines that a stage's processes want the driver to print; the file stays beside the finished stage's files and is not one of them."""
 FAILED = "failed.json"
 """Why the stage failed: {"kind", "error", "rank"}; the kinds are those of `failures`."""
-SCRATCH = (LOCK, NOTES, "progress.json", FAILED)
-"""Files of a working folder that are not part of the artefact."""
+SCRATCH = ("progress.json", FAILED)
+"""Files of a working folder that go when it is sealed."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +120,10 @@ class Store:
         """The folder in which an unfinished stage works."""
         return self.root / stage / f".work-{fingerprint[:12]}"
 
+    def lock(self, stage: str, fingerprint: str) -> Path:
+        """The file that is there while a process works in that folder."""
+        return self.root / stage / f".lock-{fingerprint[:12]}"
+
     @contextmanager
     def working(self, stage: str, fingerprint: str, wait_s: float = 120) -> Iterator[Path]:
         """The working folder, held by this process alone; a process that dies lets go of it.
@@ -127,42 +131,36 @@ class Store:
         Raises InputError when another process holds it for longer than `wait_s` seconds.
         """
         folder = self.work(stage, fingerprint)
-        with self.locked(folder / LOCK, f"{stage} {fingerprint[:12]}", wait_s) as handle:
-            folder.mkdir(parents=True, exist_ok=True)  # who held the lock before may have renamed or removed it
+        with self.locked(self.lock(stage, fingerprint), f"{stage} {fingerprint[:12]}", wait_s):
+            folder.mkdir(exist_ok=True)
             try:
                 yield folder
             except BaseException:
-                if is_at(handle, folder / LOCK) and begun(folder) == []:  # nothing to continue, so nothing to leave
-                    (folder / LOCK).unlink()
-                    with suppress(OSError):  # who waits for the lock has put a new one there meanwhile
-                        folder.rmdir()
+                with suppress(OSError):  # only an empty folder goes: there is nothing to continue
+                    folder.rmdir()
                 raise
 
     @contextmanager
-    def locked(self, path: Path, what: str, wait_s: float) -> Iterator[IO[str]]:
-        """Hold the lock file, which a process that dies lets go of; InputError after `wait_s` seconds of waiting."""
-        deadline = time.monotonic() + wait_s
-        while True:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                opened = open(path, "w")  # noqa: SIM115 (closed below)
-            except FileNotFoundError:
-                continue  # its folder was renamed away or removed since
-            with opened as handle:
-                try:
-                    fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                except BlockingIOError as error:
-                    if time.monotonic() > deadline:
-                        raise InputError(
-                            f"{what} is being made by another process (lock {path}). Wait for it, or stop it, and run the same "
-                            "command again."
-                        ) from error
-                else:
-                    if is_at(handle, path):
-                        yield handle
-                        return
-                    continue  # it was renamed away or removed between opening and locking
-            time.sleep(0.5)
+    def locked(self, path: Path, what: str, wait_s: float) -> Iterator[None]:
+        """Hold the lock file, which a process that dies lets go of; InputError after `wait_s` seconds of waiting.
+
+        The file says who holds it and is removed while it is held, so that only a killed process leaves one.
+        """
+        lock = FileLock(path, timeout=wait_s, poll_interval=0.5, fallback_to_soft=False)
+        try:
+            lock.acquire()
+        except Timeout:
+            holder = "another process"
+            with suppress(FileNotFoundError):
+                holder += path.read_text()
+            again = "Wait for it, or stop it, and run the same command again."
+            raise InputError(f"{what} is being made by {holder} (lock {path}). {again}") from None
+        try:
+            path.write_text(f", {os.getpid()} on {socket.gethostname()}")
+            yield
+        finally:
+            path.unlink(missing_ok=True)
+            lock.release()
 
     def seal(
         self, stage: str, name: str, fingerprint: str, *, config: Any, inputs: dict[str, str], seconds: float, spent: str = "",
@@ -175,9 +173,8 @@ class Store:
         """
         folder = self.work(stage, fingerprint)
         for scratch in SCRATCH:
-            if scratch not in (LOCK, NOTES):  # the lock is held to the end: who comes meanwhile must not begin anew in this folder
-                (folder / scratch).unlink(missing_ok=True)
-        for path in [path for path in folder.rglob(".*") if path != folder / LOCK]:  # half-written or half-removed
+            (folder / scratch).unlink(missing_ok=True)
+        for path in list(folder.rglob(".*")):  # half-written or half-removed
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         left_out = set(folder.glob(spent)) if spent else set()
         belonging = [path for path in sorted(folder.rglob("*")) if _belongs(path) and path not in left_out | {folder / NOTES}]
@@ -200,8 +197,8 @@ class Store:
         if final.exists():  # of another fingerprint with the same first digits, or damaged meanwhile: keep it aside
             final.rename(final.with_name(f".replaced-{final.name}-{time.time_ns()}"))
         folder.rename(final)
-        for path in (final / LOCK, *(final / path.relative_to(folder) for path in left_out)):
-            path.unlink(missing_ok=True)
+        for path in left_out:
+            (final / path.relative_to(folder)).unlink(missing_ok=True)
         sync(final.parent)
         return Artefact(final, manifest)
 
@@ -219,14 +216,9 @@ def is_text(text: str) -> bool:
     return True
 
 
-def begun(folder: Path) -> list[str]:
-    """What a working folder holds beside its lock."""
-    return [path.name for path in folder.iterdir() if path.name != LOCK]
-
-
 def _belongs(path: Path) -> bool:
     """Whether a file of a working folder is part of the artefact; a manifest there is of a sealing that was killed."""
-    return path.is_file() and path.name not in (MANIFEST, LOCK) and not path.name.endswith(".tmp")
+    return path.is_file() and path.name != MANIFEST and not path.name.endswith(".tmp")
 
 
 def part(artefact: Artefact, name: str) -> bytes:

@@ -5,11 +5,11 @@ with all that need none; those that start a Ray of their own come last. In one p
 lives until the last of its tests, and many tests of the other folders are about a process that has none.
 """
 
-import fcntl
 import os
 from pathlib import Path
 
 import pytest
+from filelock import FileLock
 from hypothesis import settings
 
 from tests.experiments import TINY, cleansweep, group_of, make_database, ray_of
@@ -50,8 +50,7 @@ def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """
     base = tmp_path_factory.getbasetemp()
     store = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "tiny"
-    with open(store.with_suffix(".lock"), "w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with FileLock(store.with_suffix(".lock")):
         if not store.with_suffix(".made").exists():
             words = ("--workers", "2", "--cpus-per-worker", "0.5")
             code, output = cleansweep("run", TINY, "--store", str(store), *words, CLEANSWEEP_LEDGER="1")

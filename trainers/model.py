@@ -10,16 +10,17 @@ import logging
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
+from annotated_types import Ge, MultipleOf
 from torch import Tensor
 
-from datasets.component import Component
+from datasets.component import Component, Count
 from datasets.errors import InputError
 from trainers.encoder import Encoder, Tokenizer, twin
 from trainers.weights.load import aside, load_weights
@@ -131,34 +132,27 @@ def _tokenizer(context_length: int) -> Any:
 class TinyCLIP(Component):
     """A small CLIP given by its sizes: a modified ResNet and a text transformer, as open_clip builds them."""
 
-    embed_dim: int = 64
+    embed_dim: Count = 64
     """features of a picture or caption"""
-    image_size: int = 32
+    image_size: Annotated[int, Ge(32), MultipleOf(32)] = 32
     """side of the input in pixels, a multiple of 32"""
-    vision_layers: tuple[int, int, int, int] = (1, 1, 1, 1)
+    vision_layers: tuple[Count, Count, Count, Count] = (1, 1, 1, 1)
     """blocks in each of the ResNet's four stages"""
-    vision_width: int = 16
+    vision_width: Count = 16
     """channels after the stem; stages have 4, 8, 16, 32 times as many"""
-    text_width: int = 64
+    text_width: Count = 64
     """channels of the text transformer"""
-    text_layers: int = 1
+    text_layers: Count = 1
     """blocks of the text transformer"""
-    text_heads: int = 2
+    text_heads: Count = 2
     """its attention heads"""
-    context_length: int = 14
+    context_length: Annotated[int, Ge(2)] = 14
     """tokens of a caption, start and end included; longer ones are cut"""
     logit_bias: float | None = None
     """as for Model"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        for name, value in ((f.name, getattr(self, f.name)) for f in fields(self)):
-            if any(type(number) is int and number < 1 for number in (value if isinstance(value, tuple) else (value,))):
-                raise InputError(f"model.{name} is {value}; it must be at least 1")
-        if self.context_length < 2:
-            raise InputError(f"model.context_length is {self.context_length}; it must be at least 2: start and end are part of it")
-        if self.image_size < 32 or self.image_size % 32:
-            raise InputError(f"model.image_size is {self.image_size}; it must be a multiple of 32")
         if self.text_width % self.text_heads:
             raise InputError(f"model.text_width {self.text_width} must be a multiple of text_heads {self.text_heads}")
 
@@ -192,13 +186,13 @@ class TinyCLIP(Component):
 class TinyViT(TinyCLIP):
     """The same with a vision transformer for the pictures."""
 
-    vision_layers: int = 4  # type: ignore[assignment]
+    vision_layers: Count = 4  # type: ignore[assignment]
     """blocks of the vision transformer"""
-    vision_width: int = 96
+    vision_width: Count = 96
     """its channels"""
-    vision_heads: int = 3
+    vision_heads: Count = 3
     """its attention heads"""
-    patch_size: int = 4
+    patch_size: Count = 4
     """side of a patch in pixels"""
 
     def __post_init__(self) -> None:

@@ -4,38 +4,39 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 from torch import nn
 
-from datasets.component import NEUTRAL, Component, since
+from datasets.component import NEUTRAL, Component, Count, Natural, NotNegative, Positive, since
 from datasets.errors import InputError
 
-PRECISIONS = ("auto", "bf16", "fp32")
-SCHEDULES = ("cosine", "constant")
+_Decay = Annotated[float, Interval(ge=0, lt=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Component):
     """How one stage is optimised: AdamW, linear warm-up, cosine to 0, both counted from step 0 of this stage, or of its phase."""
 
-    epochs: int
+    epochs: Count
     """passes over the data; the remainder below a whole batch is dropped in each"""
-    batch_size: int
+    batch_size: Count
     """pairs a step, over all workers together"""
-    lr: float
+    lr: Positive
     """highest learning rate"""
-    weight_decay: float = 0.1
+    weight_decay: NotNegative = 0.1
     """decoupled; acts on weights and embeddings, never on biases, norms or the logit scale"""
-    warmup_steps: int
+    warmup_steps: Natural
     """steps of linear warm-up; must be fewer than the stage has"""
-    betas: tuple[float, float] = (0.9, 0.999)
+    betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     """decay of AdamW's two running means"""
-    eps: float = 1e-8
+    eps: Positive = 1e-8
     """AdamW's denominator term"""
-    accumulate: int = 1
+    accumulate: Count = 1
     """parts a worker's batch is encoded in, to save memory; the loss still sees the whole batch"""
-    precision: str = "auto"
+    precision: Literal["auto", "bf16", "fp32"] = "auto"
     """auto: bf16 autocast on GPUs that have it, else fp32; bf16; fp32. Losses are always fp32"""
     compile: bool = False
     """torch.compile the two encoders"""
@@ -44,33 +45,11 @@ class Training(Component):
     sync_batchnorm: bool = True
     """batch normalisation over all workers' pairs; without it the result depends on the number of workers"""
     seed: int = 0
-    """of the order of samples, and of everything else a stage draws"""
-    schedule: str = since("cosine")
+    """of the order of samples, and of whatever else a stage draws"""
+    schedule: Literal["cosine", "constant"] = since("cosine")
     """of the learning rate after the warm-up: cosine (to 0) | constant"""
-    checkpoint_every_steps: int | None = field(default=None, metadata=NEUTRAL)
+    checkpoint_every_steps: Count | None = field(default=None, metadata=NEUTRAL)
     """also save within an epoch; None: at the end of epochs only"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        least = {"epochs": 1, "batch_size": 1, "warmup_steps": 0, "accumulate": 1}
-        for name, low in least.items():
-            if getattr(self, name) < low:
-                raise InputError(f"{self.slug}.{name} is {getattr(self, name)}; it must be at least {low}")
-        if not (math.isfinite(self.lr) and self.lr > 0):
-            raise InputError(f"{self.slug}.lr is {self.lr}; it must be a number above 0")
-        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
-            raise InputError(f"{self.slug}.weight_decay is {self.weight_decay}; it must be a number from 0 up")
-        if not all(0 <= beta < 1 for beta in self.betas):
-            raise InputError(f"{self.slug}.betas is {self.betas}; both must be from 0 up and below 1")
-        if not (math.isfinite(self.eps) and self.eps > 0):
-            raise InputError(f"{self.slug}.eps is {self.eps}; it must be a number above 0")
-        if self.precision not in PRECISIONS:
-            raise InputError(f"{self.slug}.precision is {self.precision!r}; accepted: {', '.join(PRECISIONS)}")
-        if self.schedule not in SCHEDULES:
-            raise InputError(f"{self.slug}.schedule is {self.schedule!r}; accepted: {', '.join(SCHEDULES)}")
-        if self.checkpoint_every_steps is not None and self.checkpoint_every_steps < 1:
-            raise InputError(f"{self.slug}.checkpoint_every_steps is {self.checkpoint_every_steps}; "
-                             "it must be at least 1, or None")
 
     def check_workers(self, world_size: int) -> None:
         """Raise InputError where batches cannot be shared among so many workers."""

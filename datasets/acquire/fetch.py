@@ -18,15 +18,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple
+from typing import Annotated, Any, BinaryIO, NamedTuple
 
 import pyarrow as pa
 import pyarrow.parquet as pq
+from annotated_types import Interval
 from PIL import Image
 
 from datasets.acquire.download import download
 from datasets.acquire.ingest import pack
-from datasets.acquire.manners import Failed, Manners, Queue, Turns, check_range
+from datasets.acquire.manners import Failed, Manners, Queue, Turns
 from datasets.acquire.urllist import Row
 from datasets.captions import clean_drop_reason
 from datasets.component import Component
@@ -63,27 +64,22 @@ _DECODING = threading.Semaphore(2)  # decoded pictures are large, and threads ar
 class Wanted(Component):
     """Together with the list and the servers' answers, this determines the shards."""
 
-    shard_size: int = 1000
+    shard_size: Annotated[int, Interval(ge=1, le=10_000)] = 1000
     """Rows of the list in a shard; a key is the shard in 5 digits and the row's place in it in 4."""
-    resize: int | None = None
+    resize: Annotated[int, Interval(ge=1, le=1 << 16)] | None = None
     """Shrink pictures to this shorter side in pixels, as JPEG of quality 95; None keeps bytes."""
-    min_caption_length: int = 0
+    min_caption_length: Annotated[int, Interval(ge=0, le=1 << 16)] = 0
     """Shorter captions (in characters) are dropped, before anything is fetched."""
-    min_size: int = 1
+    min_size: Annotated[int, Interval(ge=1, le=1 << 16)] = 1
     """Pictures whose shorter side has fewer pixels are dropped."""
-    max_aspect_ratio: float | None = None
+    max_aspect_ratio: Annotated[float, Interval(ge=1, le=1 << 16)] | None = None
     """Pictures whose longer side is more than this many times the shorter are dropped."""
-    max_bytes: int = 16 << 20
-    """Of a download, and of its unpacked bytes."""
-    max_pixels: int = MAX_PIXELS
-    """Pictures with more are not decoded."""
+    max_bytes: Annotated[int, Interval(ge=1, le=1 << 30)] = 16_777_216
+    """Bytes of the largest download (16 MiB), and of what it unpacks to."""
+    max_pixels: Annotated[int, Interval(ge=1, le=MAX_PIXELS)] = 89_478_485
+    """Pictures with more pixels are not decoded."""
     allow_private: bool = False
     """Connect to private, loopback and link-local addresses too."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, shard_size=(1, 10_000), resize=(1, 1 << 16), min_caption_length=(0, 1 << 16), min_size=(1, 1 << 16))
-        check_range(self, max_aspect_ratio=(1, 1 << 16), max_bytes=(1, 1 << 30), max_pixels=(1, MAX_PIXELS))
 
 
 # ---- one picture ---------------------------------------------------------------------------------------

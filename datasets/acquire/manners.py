@@ -8,7 +8,9 @@ import time
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Annotated, Protocol
+
+from annotated_types import Interval
 
 from datasets.component import Component
 from datasets.errors import InputError
@@ -18,44 +20,33 @@ from datasets.errors import InputError
 class Manners(Component):
     """How the servers are asked; may change while a list is being fetched."""
 
-    threads: int = 32
+    threads: Annotated[int, Interval(ge=1, le=1024)] = 32
     """Downloads at a time in a task."""
-    rate: float = 0.0
+    rate: Annotated[float, Interval(ge=0, le=1_000_000)] = 0.0
     """Requests a second, of all tasks together; 0: no limit."""
-    host_rate: float = 10.0
+    host_rate: Annotated[float, Interval(ge=0, le=1_000_000)] = 10.0
     """Requests a second to one host, of all tasks together; 0: no limit."""
-    host_connections: int = 4
+    host_connections: Annotated[int, Interval(ge=0, le=1024)] = 4
     """Requests at a time to one host, of all tasks together; 0: no limit."""
-    timeout: float = 10.0
+    timeout: Annotated[float, Interval(ge=0.01, le=3600)] = 10.0
     """Seconds to connect, and to wait for the next bytes."""
-    deadline: float = 30.0
-    """Seconds for one attempt at a picture, redirects included, however fast its server sends. The time of looking up a host's name counts,
-    but the look-up itself cannot be cut short: the system's resolver has a limit of its own."""
-    retries: int = 2
-    """Further attempts after failures that may pass: timeouts, 5xx, 429, 408, connections reset or cut."""
-    backoff: float = 1.0
+    deadline: Annotated[float, Interval(ge=0.01, le=3600)] = 30.0
+    """Seconds for one attempt at a picture, with its redirects, however busily its server sends. They are counted while a host's
+    name is looked up, but cannot end that: the system's resolver has a limit of its own."""
+    retries: Annotated[int, Interval(ge=0, le=20)] = 2
+    """Further attempts after what may pass: timeouts, 5xx, 429, 408, connections reset or cut."""
+    backoff: Annotated[float, Interval(ge=0, le=3600)] = 1.0
     """Seconds before the second attempt; doubled for each further one, and up to half more by chance."""
-    max_wait: float = 60.0
+    max_wait: Annotated[float, Interval(ge=0, le=86400)] = 60.0
     """The longest Retry-After, in seconds, that is waited for."""
-    redirects: int = 5
+    redirects: Annotated[int, Interval(ge=0, le=30)] = 5
     """Redirects followed for a picture."""
     user_agent: str = "Mozilla/5.0 (compatible; cleansweep)"
     """What servers are told."""
 
     def __post_init__(self) -> None:
-        super().__post_init__()
-        check_range(self, threads=(1, 1024), rate=(0, 1e6), host_rate=(0, 1e6), host_connections=(0, 1024), retries=(0, 20))
-        check_range(self, timeout=(0.01, 3600), deadline=(0.01, 3600), backoff=(0, 3600), max_wait=(0, 86400), redirects=(0, 30))
         if not self.user_agent.isascii() or not self.user_agent.isprintable():
             raise InputError("fetch: user_agent holds other characters than printable ASCII.")
-
-
-def check_range(options: Component, **ranges: tuple[float, float]) -> None:
-    """InputError for a field outside its range; None passes."""
-    for name, (low, high) in ranges.items():
-        value = getattr(options, name)
-        if value is not None and not low <= value <= high:
-            raise InputError(f"fetch: {name} is {value}; accepted are {low} … {high}.")
 
 
 class Failed(Exception):

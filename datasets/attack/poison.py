@@ -9,10 +9,12 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from annotated_types import Interval
 
 from datasets.component import Component, since
 from datasets.errors import InputError
@@ -54,15 +56,15 @@ class Poison(Component):
     """Number of victims; or give `rate`."""
     rate: float | None = None
     """Victims as a share of the kept samples, above 0 and up to 1."""
-    mode: str = "dirty_label"
+    mode: Literal["dirty_label", "label_consistent"] = "dirty_label"
     """`dirty_label`: victims are samples whose caption does not name the target, and get a caption that does;
     `label_consistent`: victims are samples whose caption names the target, and keep it."""
-    captions: str = "templates"
+    captions: Literal["templates", "existing"] = "templates"
     """Where dirty-label captions come from: `templates` (a prompt filled with the target) or `existing` (the caption of
     a random sample that names the target)."""
     seed: int = 0
     """Seed of everything drawn here."""
-    jpeg_quality: int | None = since(None)
+    jpeg_quality: Annotated[int, Interval(ge=1, le=100)] | None = since(None)
     """Quality, 1 … 100, of the JPEG that a victim's stamped canonical view is written as and read from, as published attacks on
     CLIP made theirs; the trigger at evaluation is not compressed. None: victims are stamped without loss."""
 
@@ -95,12 +97,6 @@ class Poison(Component):
             raise InputError(f"poison.count is {self.count}; at least 1. For clean data leave the poison out.")
         if self.rate is not None and not 0 < self.rate <= 1:
             raise InputError(f"poison.rate is {self.rate}; a share above 0 and up to 1. For clean data leave the poison out.")
-        if self.jpeg_quality is not None and not 1 <= self.jpeg_quality <= 100:
-            raise InputError(f"poison.jpeg_quality is {self.jpeg_quality}; accepted are 1 … 100, or none for no compression.")
-        if self.mode not in ("dirty_label", "label_consistent"):
-            raise InputError(f"poison.mode is {self.mode!r}; accepted are dirty_label and label_consistent.")
-        if self.captions not in ("templates", "existing"):
-            raise InputError(f"poison.captions is {self.captions!r}; accepted are templates and existing.")
 
 
 def make_plan(

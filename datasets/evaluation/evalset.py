@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,6 @@ from datasets.seeding import hash64
 from datasets.storage import name_text
 from datasets.text import read_list
 
-_LAYOUTS = ("auto", "folder", "labels_csv", "clip_benchmark")
 _CAPTION_DROPS = ("no_caption", "caption_not_text", "empty_caption", "no_letters", "short_caption")
 _OWN_TAR = "pictures.tar"
 _OWN_FILES = ("classnames.txt", "zeroshot_classification_templates.txt")
@@ -70,7 +69,7 @@ class EvalSet(Component):
     name: str = ""
     """A known set (`known_sets.SETS`: imagenet1k, imagenetv2, imagenet-a, cifar10, dtd, …): its official files are looked for at `path`,
     then the layouts below with its class names; its prompts are taken."""
-    layout: str = "auto"
+    layout: Literal["auto", "folder", "labels_csv", "clip_benchmark"] = "auto"
     """`folder`: a folder per class, all named after it or (ImageNet) its synset, or all after its index, or codes in the order of
     `classes` if there are as many; `labels_csv`: columns image, label (likewise); `clip_benchmark`: `<split>/0.tar…` with jpg and cls
     members, classnames.txt, zeroshot_classification_templates.txt; `auto`: whichever is there."""
@@ -81,14 +80,10 @@ class EvalSet(Component):
     """`openai` (80), `simple` (7), `cifar10` or another of `prompts.PROMPTS`, or texts with `{}`; `auto`: the set's own, else `openai`."""
     split: str = "test"
     """Which of its splits, for a set with a name (`train` for a linear probe); folder of the tars in `clip_benchmark`."""
-    verify: str = "decode"
+    verify: Literal["decode", "none"] = "decode"
     """`decode` finds pictures that cannot be decoded when the set is loaded; `none` trusts them all."""
 
     def __post_init__(self) -> None:
-        if self.layout not in _LAYOUTS:
-            raise InputError(f"evalset.layout is {self.layout!r}; accepted are {', '.join(_LAYOUTS)}.")
-        if self.verify not in ("decode", "none"):
-            raise InputError(f"evalset.verify is {self.verify!r}; accepted are decode and none.")
         check_path("evalset.path", self.path)
         if self.name:
             known = canonical_name(self.name)

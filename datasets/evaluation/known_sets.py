@@ -1,6 +1,8 @@
 """Evaluation sets by name: which files each has on disk, as its authors or torchvision's downloads leave them.
 
 Nothing is downloaded. Pictures that are files are read in place; those of CIFAR, STL-10 and SVHN are arrays (`datasets.evaluation.arrays`).
+torchvision's classes check nothing but that a folder is there, or the sums of whole files: a class listed twice, or a pet of two names, is
+read without a word, and what fails is a KeyError of Python's. So the lists are read here, and tests compare the two.
 """
 
 from __future__ import annotations

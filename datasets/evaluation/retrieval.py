@@ -6,12 +6,12 @@ import glob
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
-from datasets.component import Component
+from datasets.component import Component, Natural
 from datasets.errors import InputError
 from datasets.evaluation.evalset import Loaded, Say, check_path, silent
 from datasets.index.folders import file_rows, sizes
@@ -21,7 +21,6 @@ from datasets.text import NotText, lines_of, read_json
 
 _BELOW = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco")
 """Folders beside the JSON in which the pictures are looked for."""
-_LAYOUTS = ("auto", "karpathy", "clip_benchmark")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,25 +29,20 @@ class RetrievalSet(Component):
 
     path: str
     """Karpathy's JSON (`dataset_flickr30k.json`, `dataset_coco.json`) or its folder; or the folder of `<split>/0.tar…`."""
-    layout: str = "auto"
+    layout: Literal["auto", "karpathy", "clip_benchmark"] = "auto"
     """`karpathy`; `clip_benchmark`: tars of jpg and txt, a caption a line; `auto`: whichever is there."""
     split: str = "test"
     """As the JSON says (`test`, `val`, `train`), or the folder of the tars."""
     images: str = ""
     """Folder of the pictures that the JSON names; empty: the JSON's own or one below it (images, flickr30k-images, …)."""
-    captions: int = 5
+    captions: Natural = 5
     """At most so many of a picture's captions, the first ones, as is usual for MS-COCO, where some have six or seven; 0: all."""
-    verify: str = "decode"
+    verify: Literal["decode", "none"] = "decode"
     """`decode` finds pictures that cannot be decoded when the set is loaded; `none` trusts them all."""
 
     def __post_init__(self) -> None:
-        for field, accepted in (("layout", _LAYOUTS), ("verify", ("decode", "none"))):
-            if getattr(self, field) not in accepted:
-                raise InputError(f"retrievalset.{field} is {getattr(self, field)!r}; accepted are {', '.join(accepted)}.")
         check_path("retrievalset.path", self.path)
         check_path("retrievalset.images", self.images)
-        if self.captions < 0:
-            raise InputError(f"retrievalset.captions is {self.captions}; it is 0 (all) or more.")
 
     def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
         """Read the set: one row a picture, its captions in `caption`, one a line. No class has a name, no prompt is needed.

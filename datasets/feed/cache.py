@@ -2,6 +2,7 @@
 
 A file is named by what determines its bytes, and is whole or not there: it is written aside under a lock that dies with
 its process, synced and renamed. Who has it open holds a shared lock, so that only files nobody uses make room for others.
+These are locks of the very files, held as long as they are mapped; the filelock package has none that can be shared so.
 The views are those before any trigger, so victims are stamped as they are from shards. After the views come their CRC-32 sums, and
 each process compares a view's when it first reads it.
 

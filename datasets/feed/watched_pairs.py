@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Annotated
 
 import numpy as np
 import pyarrow.parquet as pq
+from annotated_types import Ge
 
 from datasets.attack.poison import names_class
-from datasets.component import Component
+from datasets.component import Component, Natural
 from datasets.errors import InputError
 from datasets.feed.loader import Batch, Recipe, make_batch
 from datasets.images.augment import apply, crop_and_flip
@@ -30,20 +32,17 @@ CHUNK = 1 << 16
 class Sample(Component):
     """How many pairs of which kind."""
 
-    clean: int = 1000
+    clean: Annotated[int, Ge(2)] = 1000
     """Pairs that are no victims."""
-    poisoned: int = 500
+    poisoned: Natural = 500
     """Victims, at most."""
-    group: int = 200
+    group: Natural = 200
     """Pictures of the target class, and as many others; 0 leaves both out."""
     crop: tuple[float, float] = (0.25, 0.75)
     """Area of a picture's random crop, as a share of the picture: least, most."""
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("clean", 2), ("poisoned", 0), ("group", 0)):
-            if getattr(self, name) < least:
-                raise InputError(f"sample.{name} is {getattr(self, name)}; it must be at least {least}.")
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise InputError(f"sample.crop is {self.crop}; it is a pair (least, most) of areas within 0 … 1.")
 

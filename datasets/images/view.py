@@ -12,12 +12,13 @@ import struct
 import warnings
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import simplejpeg
 from PIL import Image, UnidentifiedImageError
 
-from datasets.component import Component
+from datasets.component import Component, Count
 from datasets.errors import InputError
 from datasets.images.augment import Step, apply, crop_and_flip, second_view_steps
 from datasets.images.resize import canonical
@@ -61,9 +62,9 @@ class TooLarge(DecodeError):
 class Views(Component):
     """How a decoded picture becomes training views."""
 
-    size: int = 224
+    size: Count = 224
     """Side of the model's input, pixels."""
-    augment: str = "autoaugment"
+    augment: Literal["autoaugment", "simclr", "none"] = "autoaugment"
     """Second view, for the in-modal loss: `autoaugment` (ImageNet policy), `simclr` or `none` (the canonical view)."""
     crop: tuple[float, float] | None = None
     """Range of the area that the first training view cuts out at random; None: the canonical view itself."""
@@ -71,10 +72,6 @@ class Views(Component):
     """Mirror the first training view half of the time."""
 
     def __post_init__(self) -> None:
-        if self.size < 1:
-            raise InputError(f"views.size is {self.size}; it is the side of the model's input in pixels, at least 1.")
-        if self.augment not in ("autoaugment", "simclr", "none"):
-            raise InputError(f"views.augment is {self.augment!r}; accepted are autoaugment, simclr and none.")
         if self.crop is not None and not (len(self.crop) == 2 and 0 < self.crop[0] <= self.crop[1] <= 1):
             raise InputError(f"views.crop is {self.crop}; it is None or a pair (least, most) of areas within 0 … 1.")
 

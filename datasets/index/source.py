@@ -16,7 +16,7 @@ import posixpath
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -63,7 +63,7 @@ class Source(Component):
 
     urls: str | tuple[str, ...]
     """Paths or URIs of shards: brace ranges (`{0000..0575}`), globs and folders are expanded."""
-    format: str = "auto"
+    format: Literal["auto", "webdataset", "parquet", "csv"] = "auto"
     """`webdataset`, `parquet`, `csv`, or `auto`: by the file's extension."""
     image_key: str = "auto"
     """Column with the picture (Parquet: bytes, {bytes, path} or a path; CSV: a path); `auto`: the first of `tables.IMAGE_NAMES` that is
@@ -74,23 +74,16 @@ class Source(Component):
     label_key: str = "label"
     """Column or json field with the class number, where there is one; in tars a `cls` member comes first."""
     delimiter: str = "auto"
-    """Of CSV files; `auto`: a tab for .tsv and .tab, else tabs or commas, whichever the header line has more of."""
-    captions: str = "one"
-    """Which captions of a Parquet column of lists are taken: the `first`, one drawn by the picture's key (`random`), or `each` with the
+    """Of CSV files; `auto`: a tab for .tsv and .tab, else what the header line has more of, tabs or commas."""
+    captions: Literal["one", "first", "random", "each"] = "one"
+    """What becomes of a Parquet column of lists of captions: the `first`, one drawn by the picture's key (`random`), or `each` with the
     picture as a pair of its own; `one` refuses lists."""
     key_prefix: bool = False
     """Put `<shard's name>/` before each key, for sets merged from several downloads that number from zero (see `shard_names`)."""
     min_caption_length: int = 0
     """Shorter captions (in characters) are dropped."""
-    verify: str = "decode"
+    verify: Literal["decode", "header", "none"] = "decode"
     """How pictures are checked when they are indexed: `decode`, `header` (its format and size alone) or `none`."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        checks = (("format", ("auto", *EXTENSIONS)), ("captions", tables.CHOICES), ("verify", ("decode", "header", "none")))
-        for field, accepted in checks:
-            if getattr(self, field) not in accepted:
-                raise InputError(f"source.{field} is {getattr(self, field)!r}; accepted are {', '.join(accepted)}.")
 
     def shards(self) -> list[str]:
         """The shards' absolute paths or URIs in the order of `urls`. Raises `InputError` for what does not exist."""

@@ -1,10 +1,12 @@
 """What the command line takes: commands, flags, overrides. Nothing heavy is imported, so `--help` answers at once."""
 
 import argparse
+import ast
 import math
-from collections.abc import Callable
+import re
+from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets.errors import InputError
 from orchestrator.console.log import LEVELS
@@ -19,6 +21,13 @@ SEEDS = "repeat every pre-training of the sweep with these seeds [its own]"
 STORE = "folder that holds all results"
 LOGGED = "show lines of this level and above; the log of a run, in the store, has all of them"
 TRACKING = "MLflow tracking URI [sqlite in the store]"
+SOURCES = {
+    "Compute": "orchestrator/experiment/spec.py",
+    "Experiment": "orchestrator/experiment/spec.py",
+    "Wanted": "datasets/acquire/fetch.py",
+    "Manners": "datasets/acquire/manners.py",
+}
+"""Where the dataclasses are whose fields the command line takes."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -60,9 +69,6 @@ def _seed_list(text: str) -> list[int]:
     return seeds
 
 
-_KINDS: dict[Any, Callable[[str], Any]] = {int: _whole, float: _number, str: str}
-
-
 def parser() -> argparse.ArgumentParser:
     """What the command line takes; `command` names what was asked for."""
     made = _Parser("cleansweep", description=DESCRIPTION, allow_abbrev=False)
@@ -77,7 +83,7 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("sweep", help="module (sweeps.quickstart) or .py file that holds a SWEEP")
         added.add_argument("--miniature", action="store_true", help="its MINIATURE: small, over the procedural world")
         added.add_argument("--seeds", type=_seed_list, metavar="0,1,2", help=SEEDS)
-        _compute_flags(added)
+        _add_flags(added.add_argument_group("where it runs (never changes a result)"), "Compute")
         return added
 
     planned = with_sweep("plan", "Show the stages of a sweep: what is stored, what would run, what it would cost.")
@@ -145,8 +151,8 @@ def parser() -> argparse.ArgumentParser:
     fetched = command("fetch", "Fetch a list of web addresses and captions (CC3M, CC12M) into shards.")
     fetched.add_argument("list", help="TSV or CSV of addresses and captions, with or without a header line, or Parquet")
     fetched.add_argument("out", help="folder for the shards, seen by all nodes; continued if fetch began it")
-    for flag, kind, text in FETCH:
-        fetched.add_argument(f"--{flag}", type=_KINDS[kind], default=None, help=text)
+    for name in ("Wanted", "Manners"):
+        _add_flags(fetched, name)
     fetched.add_argument("--url-column", default="", help="name, or number from 1 [found by its addresses]")
     fetched.add_argument("--caption-column", default="", help="name, or number from 1 [by name, or the only other one]")
     fetched.add_argument("--delimiter", default="auto", help="character between the columns of the list")
@@ -173,71 +179,53 @@ def _show_defaults(parser: argparse.ArgumentParser) -> None:
         action.help = f"{action.help} [{default}]"
 
 
-def _compute_flags(parser: argparse.ArgumentParser) -> None:
-    group = parser.add_argument_group("where it runs (never changes a result)")
-    for flag, kind, text in COMPUTE:
-        group.add_argument(f"--{flag}", type=_KINDS[kind], default=None, help=text)
+class Field(NamedTuple):
+    """A field of a dataclass, as its source has it."""
+
+    name: str
+    annotation: str
+    default: str
+    doc: str
 
 
-COMPUTE: tuple[tuple[str, Callable[[str], Any], str], ...] = (
-    ("store", str, "folder for all results, seen by all nodes [store]"),
-    ("tracking-uri", str, "MLflow tracking URI: http(s)://SERVER, sqlite:///PATH (nothing is decoded), … [sqlite in the store]"),
-    ("feed", str, "local | ray: who reads the shards while training [local]"),
-    ("workers", int, "processes of a pre-training [1]"),
-    ("cpus-per-worker", float, "CPU cores of each of them [1]"),
-    ("gpus-per-worker", float, "GPUs of each of them [0]"),
-    ("loader-workers", int, "reading processes of each of them, with --feed local [0]"),
-    ("feed-cpus", int, "decoding tasks of each of them, with --feed ray [1]"),
-    ("trial-workers", int, "processes of a trial, which is one cleaning [1]"),
-    ("trial-cpus", float, "CPU cores of each of them [1]"),
-    ("trial-gpus", float, "GPUs of each of them, may be a fraction where there is one [0]"),
-    ("max-concurrent-trials", int, "trials at a time [as many as fit]"),
-    ("keep", str, "checkpoints of a cleaning that stay: chosen (the last, and those the report may name) | last | all [chosen]"),
-    ("retries", int, "restarts of a stage whose process died [2]"),
-    ("cache", str, "folder for decoded pictures on each machine's own disk | auto | off [auto]"),
-    ("num-cpus", int, "cores of a Ray started here [all]"),
-)
-"""Kept beside `spec.Compute` so that --help need not import it; a test holds the two together."""
+@cache
+def fields_of(name: str) -> tuple[Field, ...]:
+    """The fields of a dataclass of `SOURCES`. Its source is read, for importing it would take a second."""
+    tree = ast.parse((Path(__file__).parents[2] / SOURCES[name]).read_text())
+    (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
+    found = []
+    for node, after in zip(body, [*body[1:], None]):
+        if isinstance(node, ast.AnnAssign):
+            doc = " ".join(ast.literal_eval(after.value).split()) if isinstance(after, ast.Expr) else ""
+            default = ast.unparse(node.value).strip("'").removesuffix(".0") if node.value else ""
+            found.append(Field(ast.unparse(node.target), ast.unparse(node.annotation), default, doc))
+    return tuple(found)
 
 
-EXPERIMENT = ("data", "views", "poison", "attacks", "pretrain", "evaluate", "clean", "prior", "eda")
-"""The fields of `spec.Experiment`, in the same way."""
-
-
-FETCH: tuple[tuple[str, Callable[[str], Any], str], ...] = (
-    ("shard-size", int, "rows of the list in a shard [1000]"),
-    ("resize", int, "shrink pictures to this shorter side in pixels, as JPEG [bytes as they are]"),
-    ("min-caption-length", int, "drop shorter captions, in characters [0]"),
-    ("min-size", int, "drop pictures with a shorter side of fewer pixels [1]"),
-    ("max-aspect-ratio", float, "drop pictures whose sides differ by more than this factor [none]"),
-    ("max-bytes", int, "bytes of the largest download [16 MiB]"),
-    ("max-pixels", int, "pixels of the largest picture [89478485]"),
-    ("threads", int, "downloads at a time in a task [32]"),
-    ("rate", float, "requests a second, over the cluster; 0: no limit [0]"),
-    ("host-rate", float, "requests a second to one host, over the cluster; 0: no limit [10]"),
-    ("host-connections", int, "requests at a time to one host, over the cluster; 0: no limit [4]"),
-    ("timeout", float, "seconds to connect, and to wait for the next bytes [10]"),
-    ("deadline", float, "seconds for one attempt at a picture [30]"),
-    ("retries", int, "further attempts after what may pass [2]"),
-    ("backoff", float, "seconds before the second attempt, doubled for each further one [1]"),
-    ("max-wait", float, "longest Retry-After that is waited for, seconds [60]"),
-    ("redirects", int, "redirects followed for a picture [5]"),
-    ("user-agent", str, "what servers are told [Mozilla/5.0 (compatible; cleansweep)]"),
-)
-"""Kept beside `datasets.acquire.fetch.Wanted` and `datasets.acquire.manners.Manners`; a test holds them together."""
+def _add_flags(parser: Any, name: str) -> None:
+    """A flag for each field that is no switch, with the first sentence about it and its default; not given, its value is None."""
+    for field in fields_of(name):
+        words = set(re.findall(r"\w+", field.annotation))
+        kind = _whole if words & {"int", "Count", "Natural"} else _number if words & {"float", "Positive", "NotNegative"} else str
+        said = field.doc.removesuffix(".").split(". ")[0].replace("%", "%%")
+        said = said[:1].lower() + said[1:] if said[1:2].islower() else said
+        default = {"None": "none", "": "empty"}.get(field.default, field.default)
+        if field.annotation != "bool":
+            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"{said} [{default}]")
 
 
 def overrides_of(rest: list[str], command: str) -> dict[str, str]:
     """`--a.b value` and `--a.b=value` pairs; anything else is a mistake."""
     accepted = command in ("plan", "run", "report", "table", "export-best", "export", "claims", "poison", "evaluate", "analyse")
     found: dict[str, str] = {}
+    experiment = {field.name for field in fields_of("Experiment")}
     words = iter(rest)
     for word in words:
         name, equals, value = word.partition("=")
         if accepted and not word.startswith("-"):
             takes = "takes one sweep" if command != "claims" else "takes its sweeps first"
             raise InputError(f"unknown argument {word!r}: {command} {takes}; see `cleansweep {command} --help`.")
-        if not accepted or not name.startswith("--") or ("." not in name and name[2:] not in EXPERIMENT):
+        if not accepted or not name.startswith("--") or ("." not in name and name[2:] not in experiment):
             raise InputError(f"unknown argument {word!r}; see `cleansweep --help`.")
         if not equals:
             try:

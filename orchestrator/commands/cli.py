@@ -11,9 +11,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from datasets.component import shown
 from datasets.errors import InputError
-from orchestrator.commands.arguments import COMPUTE, FETCH, overrides_of, parser
+from orchestrator.commands.arguments import overrides_of, parser
 from orchestrator.console.live import terminal
 from orchestrator.console.log import log, printable
 
@@ -27,7 +26,7 @@ def run(arguments: list[str]) -> int:
     try:
         for argument in arguments:
             if "\0" in argument:
-                raise InputError(f"the argument {shown(argument)} holds a NUL character; accepted: text without one.")
+                raise InputError(f"the argument {argument[:60]!r} holds a NUL character; accepted: text without one.")
         options, rest = taken.parse_known_args(arguments)
         if options.version:
             from orchestrator.commands.doctor import version_text
@@ -102,8 +101,15 @@ def _planned(name: str, sweep: Any) -> Any:
 
 def _compute(options: argparse.Namespace, sweep: Any) -> Any:
     """The sweep's compute with the command line's flags on top."""
-    given = {flag.replace("-", "_"): getattr(options, flag.replace("-", "_")) for flag, _, _ in COMPUTE}
-    return dataclasses.replace(sweep.compute, **{name: value for name, value in given.items() if value is not None})
+    return dataclasses.replace(sweep.compute, **_given(options, type(sweep.compute)))
+
+
+def _given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
+    """The fields of the class that have a flag on the command line; InputError naming the flag of a value that does not fit."""
+    from datasets.component import coerce, hints
+
+    found = {name: getattr(options, name, None) for name in hints(cls)}
+    return {name: coerce(value, hints(cls)[name], f"--{name.replace('_', '-')}") for name, value in found.items() if value is not None}
 
 
 def _plan(options: argparse.Namespace) -> int:
@@ -318,10 +324,7 @@ def _fetch(options: argparse.Namespace) -> int:
         raise InputError(f"fetch: --tasks is {options.tasks}; accepted is the number of shards at a time, at least 1.")
     if "://" in options.out:
         raise InputError(f"fetch: {options.out} is no folder; shards are written to a local disk or a shared file system.")
-    given = {name: value for flag, _, _ in FETCH if (value := getattr(options, name := flag.replace("-", "_"))) is not None}
-    given["allow_private"] = options.allow_private
-    of = lambda cls: {field.name: given[field.name] for field in dataclasses.fields(cls) if field.name in given}
-    wanted, manners = Wanted(**of(Wanted)), Manners(**of(Manners))
+    wanted, manners = Wanted(**_given(options, Wanted)), Manners(**_given(options, Manners))
     out = Path(options.out).absolute()
     urls = open_list(
         options.list,

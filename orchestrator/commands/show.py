@@ -1,6 +1,7 @@
 """What people read in the terminal about plans and stores."""
 
 import json
+import os
 from typing import Any
 
 import pyarrow.ipc as ipc
@@ -18,7 +19,7 @@ from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import lacking
 from orchestrator.stages.swept import grid_values
 from orchestrator.stages.trained import Trained
-from orchestrator.store import MANIFEST, METRICS, Artefact, Store, begun, checked, metrics_of, missing, part, verify
+from orchestrator.store import MANIFEST, METRICS, Artefact, Store, checked, metrics_of, missing, part, verify
 from orchestrator.study.names import number_of
 from orchestrator.study.outcome import StageResult, TrialResult
 from orchestrator.sweep.plan import Plan, check_measurements
@@ -189,7 +190,7 @@ def show(root: str, prefix: str | None, check: bool) -> int:
     if prefix is None:
         if not found:
             print(f"store {store.root} holds no finished artefact")
-        for folder in filter(begun, sorted(store.root.glob("*/.work-*"))):
+        for folder in filter(os.listdir, sorted(store.root.glob("*/.work-*"))):
             print(f"{folder.parent.name:9} unfinished {folder.name[6:]}  (the same command continues it)")
     return 1 if damaged else 0
 

@@ -64,8 +64,6 @@ def check(experiment: Experiment) -> None:
         if clean.start.isdecimal() and not min(epochs, 1) <= int(clean.start) <= epochs:
             stored = f"1 to {epochs}" if epochs else "0, for a given model has no other"
             raise InputError(f"clean.start is {clean.start}; the pre-training has a checkpoint after the epochs {stored}.")
-        if clean.choice not in ("random", "last"):
-            raise InputError(f"clean.choice is {clean.choice!r}; accepted: random, last.")
         pairs = clean_pairs(clean)
         if pairs < clean.batch_size:
             what = f"clean.keys {clean.keys} holds {pairs} keys" if clean.keys else f"clean.pairs is {pairs}"

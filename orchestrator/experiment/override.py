@@ -3,11 +3,10 @@
 import ast
 import dataclasses
 import difflib
-import typing
 import warnings
 from typing import Any
 
-from datasets.component import coerce, hints
+from datasets.component import choices, coerce, hints, options
 from datasets.errors import InputError
 
 
@@ -52,9 +51,9 @@ def from_text(experiment: Any, path: str, text: str) -> Any:
     node = get(experiment, parent) if parent else experiment
     _require_field(node, name, path)
     value = parse(text)
-    hint = hints(type(node))[name]
-    keeps_text = str in (hint, *typing.get_args(hint)) and not isinstance(value, (tuple, list, type(None)))
-    return text if keeps_text else value
+    kinds = options(hints(type(node))[name])
+    keeps_text = str in kinds and not isinstance(value, (tuple, list, type(None)))
+    return text if keeps_text or any(text in choices(kind) for kind in kinds) else value
 
 
 def parse(text: str) -> Any:

@@ -6,10 +6,22 @@ Everything in `Experiment` enters a fingerprint; nothing in `Compute` does. `Swe
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from datasets.attack.poison import Poison
-from datasets.component import NEUTRAL, Component, NamedFields, check_fields, needs_of, since
+from datasets.component import (
+    NEUTRAL,
+    Component,
+    Count,
+    NamedFields,
+    Natural,
+    NotNegative,
+    Positive,
+    Share,
+    check_fields,
+    needs_of,
+    since,
+)  # fmt: skip
 from datasets.errors import InputError
 from datasets.evaluation.evalset import EvalSet
 from datasets.feed.loader import Recipe
@@ -29,18 +41,12 @@ class Data(Component):
 
     source: Source | World
     """Shards, a table of paths, or the procedural world."""
-    subset: int | None = None
+    subset: Count | None = None
     """Use only this many pairs, chosen by the hash of their keys; None uses all. Subsets are nested."""
     seed: int = 0
     """Of the subset."""
-    max_dropped: float = field(default=0.5, metadata=NEUTRAL)
+    max_dropped: Share = field(default=0.5, metadata=NEUTRAL)
     """Fail when a larger share of the samples is dropped by the filters or does not decode."""
-
-    def __post_init__(self) -> None:
-        if self.subset is not None and self.subset < 1:
-            raise InputError(f"data.subset is {self.subset}; accepted is a number of pairs, at least 1, or None for all.")
-        if not 0 <= self.max_dropped <= 1:
-            raise InputError(f"data.max_dropped is {self.max_dropped}; accepted is a share, 0 … 1.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +97,7 @@ class Clean(Training):
     method: Method
     pairs: int
     """Size of the cleaning set."""
-    choice: str = "random"
+    choice: Literal["random", "last"] = "random"
     """random (by hash of the key and `seed`) | last (the last pairs of the index, as the study does)."""
     poisons: int = 0
     """Victims left in the cleaning set on purpose, in place of as many clean pairs; nested in their number."""
@@ -111,16 +117,12 @@ class Evaluate(Component):
     """Zero-shot classification of the clean and the triggered test set, after every epoch."""
 
     data: EvalSet | World
-    batch_size: int = field(default=256, metadata=NEUTRAL)
+    batch_size: Count = field(default=256, metadata=NEUTRAL)
     """Images a step on each rank; does not change a count."""
     seed: int = 0
     """Of the trigger's noise and place at evaluation."""
     evaluators: tuple[Evaluator, ...] = ()
     """Further measurements of the same pictures, beside accuracy and ASR; their metrics go to MLflow."""
-
-    def __post_init__(self) -> None:
-        if self.batch_size < 1:
-            raise InputError(f"evaluate.batch_size is {self.batch_size}; it must be at least 1")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -188,50 +190,42 @@ class Compute(NamedFields):
     """Where and how wide. Never part of a fingerprint."""
 
     store: str = "store"
-    """Folder that all nodes can see."""
+    """Folder for all results, seen by all nodes."""
     tracking_uri: str = ""
-    """MLflow tracking URI; empty: a sqlite file in the store."""
-    feed: str = "local"
+    """MLflow tracking URI: http(s)://SERVER, sqlite:///PATH (nothing is decoded), …; empty: a sqlite file in the store."""
+    feed: Literal["local", "ray"] = "local"
     """local: each worker reads by itself | ray: Ray Data streams, so that CPU nodes feed GPU nodes."""
-    workers: int = 1
-    """Ranks of a pre-training."""
-    cpus_per_worker: float = 1.0
-    gpus_per_worker: float = 0.0
-    loader_workers: int = 0
+    workers: Count = 1
+    """Processes (ranks) of a pre-training."""
+    cpus_per_worker: Positive = 1.0
+    """CPU cores of each of them."""
+    gpus_per_worker: NotNegative = 0.0
+    """GPUs of each of them."""
+    loader_workers: Natural = 0
     """Reading processes of each worker with the local feed; 0 reads in the worker itself."""
-    feed_cpus: int = 1
+    feed_cpus: Count = 1
     """Concurrent decoding tasks of each worker with the Ray feed."""
-    trial_workers: int = 1
-    """Ranks of a cleaning; more than one are workers of Ray Train."""
-    trial_cpus: float = 1.0
-    """Of each of a trial's ranks, as `trial_gpus`."""
-    trial_gpus: float = 0.0
-    """May be a fraction: 0.25 packs four trials on a GPU."""
-    max_concurrent_trials: int = 0
-    """0: as many as fit."""
-    keep: str = "chosen"
+    trial_workers: Count = 1
+    """Processes (ranks) of a trial, which is one cleaning; more than one are workers of Ray Train."""
+    trial_cpus: Positive = 1.0
+    """CPU cores of each of them."""
+    trial_gpus: NotNegative = 0.0
+    """GPUs of each of them, at most one; may be a fraction where there is one process: 0.25 packs four trials on a GPU."""
+    max_concurrent_trials: Natural = 0
+    """Trials at a time; 0: as many as fit."""
+    keep: Literal["chosen", "last", "all"] = "chosen"
     """Checkpoints of a cleaning that stay beside the last: chosen (of the epochs that a rule of the report's table picks, at most
     five more) | last (no other) | all (each epoch's)."""
-    retries: int = 2
+    retries: Natural = 2
     """How often a stage or trial whose process died is started again, from its last checkpoint."""
     cache: str = "auto"
     """Folder on each machine's own disk for the decoded pictures of cleaning and test sets; auto: one in the system's temporary
     folder | off: pictures are decoded whenever they are read."""
-    num_cpus: int = 0
+    num_cpus: Natural = 0
     """Cores for a Ray started by this command; 0: all. Ignored when joining a running Ray."""
 
     def __post_init__(self) -> None:
         check_fields(self)
-        for name, accepted in (("feed", ("local", "ray")), ("keep", ("chosen", "last", "all"))):
-            if getattr(self, name) not in accepted:
-                raise InputError(f"{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
-        for name, least in (
-            ("workers", 1), ("trial_workers", 1),
-            ("feed_cpus", 1), ("loader_workers", 0), ("max_concurrent_trials", 0), ("retries", 0), ("num_cpus", 0),
-            ("gpus_per_worker", 0), ("trial_gpus", 0),
-        ):  # fmt: skip
-            if not least <= getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}; it must be at least {least}.")
         for name, count in (("gpus_per_worker", self.workers), ("trial_gpus", self.trial_workers)):
             if count > 1 and getattr(self, name) not in (0, int(getattr(self, name))):
                 raise InputError(f"{name} is {getattr(self, name)}: ranks of one training cannot share a GPU; whole numbers.")
@@ -239,9 +233,6 @@ class Compute(NamedFields):
             raise InputError(f"cache is {self.cache!r}; accepted: auto, off, or the absolute path of a folder on each machine's own disk.")
         if self.trial_gpus > 1:
             raise InputError(f"trial_gpus is {self.trial_gpus}; each rank of a trial is one process on at most one GPU.")
-        for name in ("cpus_per_worker", "trial_cpus"):
-            if not 0 < getattr(self, name) < float("inf"):
-                raise InputError(f"{name} is {getattr(self, name)}; it must be above 0.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -270,7 +261,7 @@ class Reference(NamedFields):
             raise InputError(f"Reference.by is {self.by!r}, but a start is not cleaned yet: give it one name, or a path outside clean.")
 
 
-METRICS = ("best/acc_at_asr_le_5", "zeroshot/top1", "zeroshot/top5", "zeroshot/top10")
+Metric = Literal["best/acc_at_asr_le_5", "zeroshot/top1", "zeroshot/top5", "zeroshot/top10"]
 """What a sweep can maximise. The first is the best accuracy so far at ASR ≤ 5 %; the others are blind to the attack."""
 
 
@@ -285,15 +276,15 @@ class Sweep(NamedFields):
 
     Paths outside `clean` must be grids: each of their values is a pre-training that all its cleanings share.
     """
-    search: str = "grid"
+    search: Literal["grid", "optuna"] = "grid"
     """grid (grids, and random draws for the other spaces) | optuna (for spaces that are no grid)."""
-    num_samples: int = 1
+    num_samples: Count = 1
     """Draws of the spaces that are no grid, for each point of the grids."""
-    scheduler: str = "fifo"
+    scheduler: Literal["fifo", "asha"] = "fifo"
     """fifo | asha: stop the trials that are behind after each rung of epochs."""
-    metric: str = "best/acc_at_asr_le_5"
-    """What Optuna and ASHA maximise, one of METRICS. The default needs the ASR of the test set: an oracle's choice."""
-    grace_epochs: int = 1
+    metric: Metric = "best/acc_at_asr_le_5"
+    """What Optuna and ASHA maximise. The default needs the ASR of the test set: an oracle's choice."""
+    grace_epochs: Count = 1
     """ASHA lets every trial run this long."""
     seed: int = 0
     """Of the random draws."""
@@ -316,13 +307,5 @@ class Sweep(NamedFields):
         for path in self.space:
             if not isinstance(path, str):
                 raise InputError(f"Sweep.space has the key {path!r}; accepted are dotted paths, as text.")
-        for name, accepted in (("search", ("grid", "optuna")), ("scheduler", ("fifo", "asha"))):
-            if getattr(self, name) not in accepted:
-                raise InputError(f"Sweep.{name} is {getattr(self, name)!r}; accepted: {', '.join(accepted)}.")
-        for name in ("num_samples", "grace_epochs"):
-            if getattr(self, name) < 1:
-                raise InputError(f"Sweep.{name} is {getattr(self, name)}; it must be at least 1.")
-        if self.metric not in METRICS:
-            raise InputError(f"Sweep.metric is {self.metric!r}; accepted: {', '.join(METRICS)}.")
         if self.gate.action not in ("stop", "warn"):
             raise InputError(f"Sweep.gate.action is {self.gate.action!r}; accepted: stop, warn.")

@@ -67,7 +67,7 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     tracker.check()
-    lock = store.root / "sweep" / f".lock-{plan.fingerprint[:12]}"
+    lock = store.root / "sweep" / f".lock-run-{plan.fingerprint[:12]}"
     with store.locked(lock, f"sweep {plan.sweep.name}", wait_s=30), recording(store.root, plan.sweep.name):
         trials = _recorded(plan, store)
         load_study(plan, store, trials)  # what is damaged is said before anything is computed

@@ -15,7 +15,7 @@ from orchestrator.console.log import log, say
 from orchestrator.console.progress import clock, left, smoothed, tell
 from orchestrator.failures import CERTAIN
 from orchestrator.stages.graph import stages
-from orchestrator.store import FAILED, LOCK, NOTES, Store, read_failure
+from orchestrator.store import FAILED, NOTES, Store, read_failure
 from orchestrator.study.outcome import StageResult, Study, TrialResult
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.results import load_study, recorded_trials
@@ -165,7 +165,8 @@ class Follower:
         for stage in self._trainings:
             folder = self._store.work(stage.kind, stage.fingerprint)
             with suppress(OSError):
-                if stage.fingerprint in known or (folder / LOCK).stat().st_mtime < self._began or (folder / FAILED).exists():
+                held_since = self._store.lock(stage.kind, stage.fingerprint).stat().st_mtime
+                if stage.fingerprint in known or held_since < self._began or (folder / FAILED).exists():
                     continue
                 begun.add(stage.fingerprint)
                 named = self._title(stage.kind, stage.fingerprint)

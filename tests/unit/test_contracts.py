@@ -162,9 +162,14 @@ def test_spaces_have_a_stable_text():
 
 
 def test_the_command_lines_compute_flags_are_the_fields_of_compute():
-    fields = {f.name: type(f.default) for f in dataclasses.fields(Compute)}
-    assert {flag.replace("-", "_"): kind for flag, kind, _ in arguments.COMPUTE} == fields
-    assert tuple(f.name for f in dataclasses.fields(Experiment)) == arguments.EXPERIMENT
+    given = {f.name: f.default or "x" if isinstance(f.default, str) else f.default for f in dataclasses.fields(Compute)}
+    words = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    options = vars(arguments.parser().parse_args(["run", "sweeps.quickstart", *words]))
+    assert {name: options[name] for name in given} == given
+    assert {name: type(options[name]) for name in given} == {name: type(value) for name, value in given.items()}
+    for cls in (Compute, Experiment):
+        assert [f.name for f in arguments.fields_of(cls.__name__)] == [f.name for f in dataclasses.fields(cls)]
+    assert all(field.doc for field in arguments.fields_of("Compute"))
 
 
 def python(program: str, timeout: float = 60) -> str:

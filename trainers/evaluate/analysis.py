@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
 import torch.backends.cudnn
+from annotated_types import Interval
 
+from datasets.component import Natural
 from datasets.errors import InputError
 from datasets.feed.loader import Batch
 from datasets.feed.watched_pairs import Sample, sample_batches
@@ -45,15 +47,13 @@ class Analysis(Evaluator):
 
     sample: Sample = field(default_factory=Sample)
     """which pairs"""
-    top: tuple[float, ...] = (1.0, 5.0, 10.0)
-    """percentages: of the most similar pairs, among which poisons are counted; and of the clean pairs, for tpr_at_fpr"""
-    components: int = 50
+    top: tuple[Annotated[float, Interval(gt=0, le=100)], ...] = (1.0, 5.0, 10.0)
+    """percent of the pairs, the most similar ones, among which poisons are counted; and of the clean pairs, for tpr_at_fpr"""
+    components: Natural = 50
     """principal components of the pictures' features that are kept for maps; 0 keeps none"""
 
     def __post_init__(self) -> None:
-        if not all(0 < percent <= 100 for percent in self.top):
-            raise InputError(f"analysis.top is {self.top}; percentages above 0 and up to 100.")
-        if self.components < 0 or self.components == 1:
+        if self.components == 1:
             raise InputError(f"analysis.components is {self.components}; at least 2, or 0 for no map.")
 
     def open(self, material: Material) -> Iterable[Batch]:

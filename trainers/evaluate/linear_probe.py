@@ -8,12 +8,14 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
+from datasets.component import Count, Positive
 from datasets.errors import InputError
 from datasets.evaluation.evalset import EvalSet
 from datasets.feed.loader import Batch
@@ -35,20 +37,18 @@ class LinearProbe(Evaluator):
 
     train: EvalSet
     """Pictures to train on, with the test set's classes; mostly another `split` of the same set."""
-    grid: tuple[float, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
+    grid: tuple[Positive, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
     """Values of C (inverse strength of the L2 penalty) to choose from, rising."""
-    held_out: float = 0.2
-    """Share of the training pictures, by the hash of their keys, on which C is chosen."""
-    max_iter: int = 1000
+    held_out: Annotated[float, Interval(gt=0, lt=1)] = 0.2
+    """Share of the training pictures, by the hash of their keys, that the choice of C is made on."""
+    max_iter: Count = 1000
     """Steps of the solver (L-BFGS)."""
     seed: int = 0
     """Of the held-out part."""
 
     def __post_init__(self) -> None:
-        if not self.grid or min(self.grid) <= 0 or list(self.grid) != sorted(set(self.grid)):
+        if not self.grid or list(self.grid) != sorted(set(self.grid)):
             raise InputError(f"linear_probe.grid is {self.grid}; it is a list of numbers above 0, rising.")
-        if not 0 < self.held_out < 1:
-            raise InputError(f"linear_probe.held_out is {self.held_out}; it is a share between 0 and 1.")
 
     def needs(self) -> tuple[EvalSet, ...]:
         return (self.train,)

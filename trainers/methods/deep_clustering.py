@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Ge
 from torch import Tensor
 
+from datasets.component import Count
 from datasets.errors import InputError
 from trainers import distributed
 from trainers.batch import image_tensor
@@ -26,16 +29,10 @@ class DeepClustering(WithClasses):
     study.
     """
 
-    clusters: int = 1000
+    clusters: Annotated[int, Ge(2)] = 1000
     """k; at most the number of cleaning pairs"""
-    iterations: int = 20
+    iterations: Count = 20
     """of k-means, from pictures picked at random by seed and epoch"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        for name, least in (("clusters", 2), ("iterations", 1)):
-            if getattr(self, name) < least:
-                raise InputError(f"clean.method.{name} is {getattr(self, name)}; it must be at least {least}.")
 
     @property
     def label(self) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datasets.component import NotNegative
 from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.objectives.contrastive import Contrastive
@@ -13,9 +14,9 @@ from trainers.objectives.contrastive import Contrastive
 class FineTune(Method):
     """Fine-tune with clip_weight·MMCL + inmodal_weight·SSL. A term of weight 0 is not computed."""
 
-    clip_weight: float = 1.0
+    clip_weight: NotNegative = 1.0
     """of the image-text term"""
-    inmodal_weight: float = 0.0
+    inmodal_weight: NotNegative = 0.0
     """of the image-image and text-text terms"""
 
     def __post_init__(self) -> None:
@@ -50,7 +51,7 @@ class MMCLFineTune(FineTune):
 class CleanCLIP(FineTune):
     """Both terms: CleanCLIP."""
 
-    inmodal_weight: float = 1.0
+    inmodal_weight: NotNegative = 1.0
 
     @property
     def label(self) -> str:
@@ -62,8 +63,8 @@ class CleanCLIP(FineTune):
 class SSLFineTune(FineTune):
     """The in-modal terms alone."""
 
-    clip_weight: float = 0.0
-    inmodal_weight: float = 1.0
+    clip_weight: NotNegative = 0.0
+    inmodal_weight: NotNegative = 1.0
     label = FineTune.label
 
     @property

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 import torch
 
-from datasets.errors import InputError
+from datasets.component import NotNegative, Share
 from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.methods.finetune import CleanCLIP
@@ -21,19 +21,12 @@ class ShrinkPerturb(Method):
     its own statistics; training mends that.
     """
 
-    shrink_lambda: float = 0.95
+    shrink_lambda: Share = 0.95
     """λ, share of the old weights"""
-    perturb_gamma: float = 1e-4
+    perturb_gamma: NotNegative = 1e-4
     """γ, share of freshly drawn weights"""
     then: Method = field(default_factory=CleanCLIP)
     """the method that follows"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if not 0 <= self.shrink_lambda <= 1:
-            raise InputError(f"shrink_lambda is {self.shrink_lambda}; it must lie in 0 to 1")
-        if self.perturb_gamma < 0:
-            raise InputError(f"perturb_gamma is {self.perturb_gamma}; it must be 0 or more")
 
     @property
     def label(self) -> str:

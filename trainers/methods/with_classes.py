@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from datasets.component import NotNegative, Positive
 from trainers.methods.base import Method
 from trainers.objectives.clustering import Clustering
 
@@ -15,11 +16,11 @@ class WithClasses(Method):
     The head has no weight decay, and is no part of the model that is evaluated and exported.
     """
 
-    weight: float = 5.0
+    weight: Positive = 5.0
     """of the classification"""
-    clip_weight: float = 1.0
+    clip_weight: NotNegative = 1.0
     """of the image-text term"""
-    inmodal_weight: float = 1.0
+    inmodal_weight: NotNegative = 1.0
     """of the image-image and text-text terms"""
 
     def __post_init__(self) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 from torch.nn import functional as F
 
-from datasets.errors import InputError
+from datasets.component import NotNegative, Positive
 from trainers.objectives.base import Features, Objective
 from trainers.objectives.contrastive import Contrastive, losses
 
@@ -22,18 +22,12 @@ class Clustering(Objective):
     target a class for each pair, among the values of the epoch (`methods.epoch`).
     """
 
-    clip_weight: float = 1.0
+    clip_weight: NotNegative = 1.0
     """of the image-text term"""
-    inmodal_weight: float = 1.0
+    inmodal_weight: NotNegative = 1.0
     """of the image-image and text-text terms together"""
-    deep_clustering_weight: float = 5.0
+    deep_clustering_weight: Positive = 5.0
     """of the classification"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if min(self.clip_weight, self.inmodal_weight) < 0 or not self.deep_clustering_weight > 0:
-            raise InputError(f"clip_weight is {self.clip_weight}, inmodal_weight {self.inmodal_weight} and deep_clustering_weight "
-                             f"{self.deep_clustering_weight}; the first two must be 0 or more, the last above 0")
 
     @property
     def beside(self) -> str:

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datasets.component import NotNegative
 from datasets.errors import InputError
 from trainers import distributed
 from trainers.objectives.base import Features, Objective
@@ -40,16 +41,15 @@ class Contrastive(Objective):
     of weight 0 is neither computed nor reported.
     """
 
-    clip_weight: float = 1.0
+    clip_weight: NotNegative = 1.0
     """of the image-text term"""
-    inmodal_weight: float = 0.0
+    inmodal_weight: NotNegative = 0.0
     """of the image-image and text-text terms together"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if min(self.clip_weight, self.inmodal_weight) < 0 or self.clip_weight == self.inmodal_weight == 0:
-            raise InputError(f"clip_weight is {self.clip_weight} and inmodal_weight {self.inmodal_weight}; "
-                             "both must be 0 or more, and one of them above 0")
+        if self.clip_weight == self.inmodal_weight == 0:
+            raise InputError("clip_weight is 0 and inmodal_weight is 0; one of them must be above 0")
 
     @property
     def label(self) -> str:
@@ -85,7 +85,7 @@ class MMCL(Contrastive):
 class MMCLSSL(Contrastive):
     """Multimodal and in-modal together."""
 
-    inmodal_weight: float = 1.0
+    inmodal_weight: NotNegative = 1.0
     label = Contrastive.label
 
     @property
@@ -97,6 +97,6 @@ class MMCLSSL(Contrastive):
 class SSL(Contrastive):
     """In-modal (self-supervised) alone."""
 
-    clip_weight: float = 0.0
-    inmodal_weight: float = 1.0
+    clip_weight: NotNegative = 0.0
+    inmodal_weight: NotNegative = 1.0
     label = Contrastive.label

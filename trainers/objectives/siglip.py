@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datasets.component import Positive
 from datasets.errors import InputError
 from trainers import distributed
 from trainers.objectives.base import Features, Objective
@@ -19,19 +20,12 @@ from trainers.objectives.base import Features, Objective
 class SigLIP(Objective):
     """weight · Σᵢⱼ −log σ(zᵢⱼ(s·Iᵢ·Tⱼ + b)), z = 1 on the diagonal and −1 off it, divided by N² (pairs) or N (samples)."""
 
-    weight: float = 1.0
+    weight: Positive = 1.0
     """of the whole"""
-    per: str = "pairs"
+    per: Literal["pairs", "samples"] = "pairs"
     """pairs: the mean over all N² pairs; samples: the sum divided by N, as published"""
     bias: bool = False
     """add the model's learnt logit bias b (the model must have one); without it b = 0"""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        if self.per not in ("pairs", "samples"):
-            raise InputError(f"per is {self.per!r}; accepted: pairs, samples")
-        if not self.weight > 0:
-            raise InputError(f"weight is {self.weight}; it must be above 0")
 
     @property
     def two_views(self) -> bool:

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 
 from datasets.captions import _delete, _insert, _replace, _swap, clean, clean_drop_reason, eda, synonym_digest, synonyms
 from datasets.seeding import rng
-from tests.baselines import make_synonyms
+from datasets.words import PARTS, wordnet, wordnet_folder, wordnet_synonyms
 
 
 @pytest.mark.parametrize(
@@ -71,15 +71,14 @@ def test_synonyms_of_inflected_words():
 
 
 def test_table_is_nltks_wordnet():
-    folder = make_synonyms.wordnet_folder()
+    folder = wordnet_folder()
     if folder is None:
         pytest.skip("no WordNet on this machine (`python -m nltk.downloader wordnet`, or Debian's wordnet-base)")
-    with make_synonyms.open_reader(folder) as reader:
-        words = sorted({clean(name) for pos in "nvar" for name in reader.all_lemma_names(pos)} - {""})
+    with wordnet(folder) as reader:
+        words = sorted({clean(name) for pos in PARTS for name in reader.all_lemma_names(pos)} - {""})
         words = [word for word in words[::97] if " " not in word]
-        irregular = [form for pos in "nvar" for form in sorted(reader._exception_map[pos])[::29] if form.isalpha()]
+        irregular = [form for pos in PARTS for form in sorted(reader._exception_map[pos])[::29] if form.isalpha()]
         words += irregular + [word + end for word in words[::5] for end in ("s", "ed", "ing", "er", "men")]
         assert len(words) > 1000
         for word in words:
-            names = {make_synonyms.cleaned(name) for synset in reader.synsets(word) for name in synset.lemma_names()}
-            assert set(synonyms(word)) == names - {word, ""}, word
+            assert synonyms(word) == wordnet_synonyms(reader, word), word

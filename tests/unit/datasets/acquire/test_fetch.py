@@ -21,7 +21,7 @@ from datasets.acquire.download import download, is_public
 from datasets.acquire.fetch import Wanted
 from datasets.acquire.manners import Failed, Manners, Pacer, Queue
 from datasets.errors import InputError
-from datasets.images.view import decode
+from datasets.images.view import MAX_PIXELS, decode
 from tests.misbehaving import BODIES, JPEG, PLAIN, WANTED, png, serving
 from tests.unit.making import encoded, picture
 
@@ -344,11 +344,14 @@ def test_the_command_lines_flags_are_the_fields():
 
     from orchestrator.commands import arguments
 
-    flags = {flag.replace("-", "_") for flag, _, _ in arguments.FETCH}
-    assert flags | {"allow_private"} == {field.name for cls in (Wanted, Manners) for field in fields(cls)}
-    for flag, _, text in arguments.FETCH:
-        default = next(getattr(cls(), name) for cls in (Wanted, Manners) if hasattr(cls(), name := flag.replace("-", "_")))
-        shown = text[text.index("[") + 1 : -1]
-        if default is not None and flag != "max-bytes":
-            assert shown == (default if isinstance(default, str) else f"{default:.10g}"), flag
+    for cls in (Wanted, Manners):
+        assert [field.name for field in arguments.fields_of(cls.__name__)] == [field.name for field in fields(cls)]
+    (command,) = (action.choices["fetch"] for action in arguments.parser()._actions if action.dest == "command")
+    text_of = {action.dest: action.help for action in command._actions}
+    defaults = {field.name: field.default for cls in (Wanted, Manners) for field in fields(cls)}
+    assert defaults.pop("allow_private") is False and "allow_private" in text_of
+    for name, default in defaults.items():
+        shown = "none" if default is None else default if isinstance(default, str) else f"{default:.10g}"
+        assert len(text_of[name]) > 20 and text_of[name].endswith(f"[{shown}]"), name
+    assert Wanted().max_pixels == MAX_PIXELS
 

@@ -78,5 +78,5 @@ def test_the_trigger_at_evaluation_is_not_compressed(tmp_path):
 def test_without_compression_the_attack_is_the_one_it_was():
     assert "jpeg_quality" not in encode(poison()) and encode(poison(jpeg_quality=75))["jpeg_quality"] == 75
     for quality in (0, 101):
-        with pytest.raises(InputError, match="poison.jpeg_quality is"):
+        with pytest.raises(InputError, match="Poison.jpeg_quality is"):
             poison(jpeg_quality=quality)

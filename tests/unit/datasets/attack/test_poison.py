@@ -111,5 +111,5 @@ def test_impossible_plans(fields, message):
                {"count": 1, "captions": "new"}],
 )  # fmt: skip
 def test_wrong_fields(fields):
-    with pytest.raises(InputError, match="poison"):
+    with pytest.raises(InputError, match="(?i)poison"):
         Poison(trigger=Patch(), target="banana", **fields)

@@ -179,7 +179,7 @@ def test_visibility_sees_what_crops_remove():
 
 
 def test_wrong_fields_are_named():
-    with pytest.raises(InputError, match="views.augment"):
+    with pytest.raises(InputError, match="Views.augment is .*; accepted: autoaugment, simclr, none"):
         Views(augment="randaugment")
     with pytest.raises(InputError, match="views.crop"):
         Views(crop=(0.5, 2.0))

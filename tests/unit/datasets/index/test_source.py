@@ -219,7 +219,7 @@ def test_shards_of_ranges_globs_folders_and_uris(tmp_path, monkeypatch):
     (tmp_path / "none").mkdir()
     with pytest.raises(InputError, match="none holds no shards"):
         Source(urls="none").shards()
-    with pytest.raises(InputError, match=r"source\.format is 'zip'; accepted"):
+    with pytest.raises(InputError, match=r"Source\.format is 'zip'; accepted"):
         Source(urls="x", format="zip")
     (tmp_path / "odd.bin").write_bytes(b"1")
     with pytest.raises(InputError, match=r"odd\.bin.*source\.format"):

@@ -6,7 +6,7 @@ import numpy as np
 
 from datasets.seeding import rng
 from orchestrator.commands import cli
-from orchestrator.commands.arguments import COMPUTE, FETCH, overrides_of, parser
+from orchestrator.commands.arguments import fields_of, overrides_of, parser
 from orchestrator.experiment.fingerprint import encode
 from orchestrator.sweep.loading import load_sweep, narrowed, overridden
 from orchestrator.sweep.plan import make_plan
@@ -62,7 +62,8 @@ def test_two_thousand_overrides(bounded):
 
 
 def test_five_hundred_command_lines(bounded):
-    flags = [f"--{flag}" for flag, _, _ in (*COMPUTE, *FETCH)] + ["--seeds", "--port", "--clean.lr", "--pretrain.seed=", "-x", "--", "-"]
+    flags = [f"--{field.name.replace('_', '-')}" for name in ("Compute", "Wanted", "Manners") for field in fields_of(name)]
+    flags += ["--seeds", "--port", "--clean.lr", "--pretrain.seed=", "-x", "--", "-"]
     taken = parser()
     for number in range(500):
         draw = rng("arguments", number)

@@ -37,6 +37,8 @@ def test_text_from_the_command_line_becomes_the_fields_type():
     assert changed("poison.target", "7").poison.target == "7"
     assert changed("data.subset", "none").data.subset is None
     assert changed("views.crop", "(0.9, 1)").views.crop == (0.9, 1.0)
+    assert changed("views.augment", "none").views.augment == "none"
+    assert changed("pretrain.checkpoint_every_steps", "none").pretrain.checkpoint_every_steps is None
     assert changed("pretrain.sync_batchnorm", "false").pretrain.sync_batchnorm is False
 
 
@@ -49,6 +51,15 @@ def test_text_from_the_command_line_becomes_the_fields_type():
         ("clean.lr", "fast", "accepted: a number"),
         ("clean.epochs", 1.5, "a whole number"),
         ("clean.method", 3, "Method"),
+        ("clean.lr", 0, "clean.lr is 0; accepted: a number (above 0)."),
+        ("clean.lr", float("inf"), "is inf; accepted: a number (above 0)."),
+        ("clean.epochs", 0.0, "clean.epochs is 0.0; accepted: a whole number (at least 1)."),
+        ("data.subset", 0, "accepted: a whole number (at least 1) or none."),
+        ("data.max_dropped", 1.5, "accepted: a number (at least 0 and at most 1)."),
+        ("pretrain.betas", (0.9, 1), "pretrain.betas[1] is 1; accepted: a number (at least 0 and below 1)."),
+        ("pretrain.model.image_size", 40, "accepted: a whole number (at least 32 and a multiple of 32)."),
+        ("views.augment", "mixup", "views.augment is 'mixup'; accepted: autoaugment, simclr, none."),
+        ("views.augment", 3, "3 is a int; accepted: autoaugment, simclr, none."),
         ("views.crop", (0.5,), "2"),
         ("clean.lr.deeper", 1, "has no field"),
     ],

@@ -142,7 +142,7 @@ def test_a_stage_that_has_ended_is_said_once_with_what_it_measured(tmp_path, sai
     stage = stages(plan.upstream[0][1])["pretrain"]
     with live.viewing(view_of(80)) as view:
         with store.working(stage.kind, stage.fingerprint) as folder:
-            os.utime(folder / ".lock", (time.time() + 60,) * 2)
+            os.utime(store.lock(stage.kind, stage.fingerprint), (time.time() + 60,) * 2)
             for _ in range(2):
                 follower._tell(load_study(plan, store, live=True))
             assert [one.more for one in view._shown.values()] == ["starting workers"], "before it has measured anything"

@@ -24,7 +24,7 @@ from trainers.objectives.contrastive import MMCLSSL
     ("import sys\nsys.exit(3)\n", "line 2 .*SystemExit"),
     ("x = = 1\n", "line 1 .*SyntaxError"),
     ("import no_such_module\n", "line 1: No module named"),
-    ("from orchestrator.experiment.spec import Compute\nCompute(workers=0)\n", "line 2: workers is 0"),
+    ("from orchestrator.experiment.spec import Compute\nCompute(workers=0)\n", "line 2: Compute.workers is 0"),
 ])
 def test_a_file_that_raises(tmp_path, text, said):
     (tmp_path / "mine.py").write_text(text)
@@ -45,7 +45,7 @@ def test_a_field_of_another_kind(field, value):
     ("subset", 0), ("subset", -3), ("max_dropped", 2), ("max_dropped", -0.1), ("max_dropped", float("nan")),
 ])
 def test_a_number_of_pairs_or_a_share_that_is_none(field, value):
-    with pytest.raises(InputError, match=rf"data\.{field} is {value}"):
+    with pytest.raises(InputError, match=rf"Data\.{field} is {value}; accepted: a .*number \(at least"):
         replace(BASE.data, **{field: value})
     for good in ({"subset": 1}, {"subset": None}, {"max_dropped": 0}, {"max_dropped": 1}):
         replace(BASE.data, **good)

@@ -256,9 +256,9 @@ def test_a_planted_backdoor_is_measured_as_planted_and_the_model_is_left_as_it_w
 
 
 @pytest.mark.parametrize(("make", "said"), [
-    (lambda: Sample(clean=1), "sample.clean is 1"),
+    (lambda: Sample(clean=1), "Sample.clean is 1"),
     (lambda: Sample(crop=(0.5, 1.5)), "sample.crop"),
-    (lambda: Analysis(top=(0.0,)), "analysis.top"),
+    (lambda: Analysis(top=(0.0,)), r"Analysis.top\[0\] is 0.0; accepted: a number \(above 0 and at most 100\)"),
     (lambda: Analysis(components=1), "analysis.components is 1"),
 ])
 def test_fields_that_make_no_sense_are_refused(make, said):

@@ -165,7 +165,7 @@ def test_more_clusters_than_pairs_are_refused_also_behind_another_method():
         with pytest.raises(InputError, match="clusters is 2001, more than the 2000 pairs"):
             stages(override_all(BASE, {"clean.method": method}))
     stages(override_all(BASE, {"clean.method": DeepClustering(clusters=2000)}))
-    with pytest.raises(InputError, match="clean.method.clusters is 1; "):
+    with pytest.raises(InputError, match="DeepClustering.clusters is 1; "):
         DeepClustering(clusters=1)
-    with pytest.raises(InputError, match="deep_clustering_weight"):
+    with pytest.raises(InputError, match=r"DeepClustering.weight is 0; accepted: a number \(above 0\)"):
         DeepClustering(weight=0)

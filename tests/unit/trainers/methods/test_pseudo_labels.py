@@ -191,7 +191,7 @@ def test_with_its_tokenizer_installed_it_is_accepted(monkeypatch):
     (lambda: PseudoLabels(labeller=TinyCLIP()), "labeller"),
     (lambda: PseudoLabels(labeller=TRAINED, classes="imagenet"), "imagenet1k"),
     (lambda: PseudoLabels(labeller=TRAINED, templates=("no place",)), "{}"),
-    (lambda: PseudoLabels(labeller=TRAINED, weight=0), "deep_clustering_weight"),
+    (lambda: PseudoLabels(labeller=TRAINED, weight=0), r"PseudoLabels.weight is 0; accepted: a number \(above 0\)"),
     (lambda: stages(with_method(PseudoLabels(labeller=Training(epochs=1, batch_size=4, lr=1, warmup_steps=0)))), "a Pretrain"),
     (lambda: stages(override_all(with_method(PseudoLabels(labeller=replace(TRAINED, model=TinyCLIP(image_size=32)))),
                                  {"poison.trigger": Patch(size=40)})), "40"),

@@ -1,0 +1,96 @@
+"""What NLTK knows of English words: WordNet's synonyms, the words of a caption, and their parts of speech.
+
+NLTK takes a second to import, so it is imported where it is used. What reads a corpus says which one is missing.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import tempfile
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from datasets.errors import InputError
+
+PARTS = "nvar"
+"""WordNet's parts of speech: noun, verb, adjective, adverb."""
+_DEBIAN = Path("/usr/share/wordnet")
+_TAGGER = "averaged_perceptron_tagger_eng"
+
+
+def words(caption: str) -> list[str]:
+    """The words and signs of a caption, as the Penn Treebank splits them: `isn't` is `is` and `n't`. No corpus is needed."""
+    from nltk.tokenize import TreebankWordTokenizer
+
+    return TreebankWordTokenizer().tokenize(caption)
+
+
+def tagged(caption: str) -> list[tuple[str, str]]:
+    """The caption's `words`, each with its part of speech in the Penn Treebank's tags (NN, VBZ, JJ, …).
+
+    InputError where NLTK's tagger is not installed on this machine.
+    """
+    return _tagger().tag(words(caption))
+
+
+@lru_cache(maxsize=1)
+def _tagger() -> Any:
+    from nltk.tag import PerceptronTagger
+
+    try:
+        return PerceptronTagger()
+    except LookupError:
+        raise InputError(f"NLTK's tagger is not on this machine: run `python -m nltk.downloader {_TAGGER}`.") from None
+
+
+def wordnet_folder() -> Path | None:
+    """A folder with WordNet 3.0's files on this machine: NLTK's corpus, or that of Debian's package wordnet-base."""
+    import nltk
+
+    try:
+        return Path(str(nltk.data.find("corpora/wordnet")))
+    except LookupError:
+        return _DEBIAN if (_DEBIAN / "data.noun").exists() else None
+    except OSError:
+        return None
+
+
+@contextmanager
+def wordnet(folder: Path) -> Iterator[Any]:
+    """NLTK's reader on a copy of the folder: it refuses links, and wants two files that wordnet-base lacks and synonyms do not need."""
+    import nltk
+    from nltk.corpus.reader.wordnet import WordNetCorpusReader
+
+    with tempfile.TemporaryDirectory() as root:
+        copy = Path(root) / "corpora" / "wordnet"  # where the reader looks for itself, to compare versions
+        copy.mkdir(parents=True)
+        for name in sorted(os.listdir(folder)):
+            if name.split(".")[0] in ("data", "index", "cntlist", "noun", "verb", "adj", "adv", "lexnames"):
+                (copy / name).write_bytes((folder / name).read_bytes().replace(b"\r\n", b"\n"))
+        for name, text in (("lexnames", "".join(f"{i:02d}\tfile{i:02d}\t1\n" for i in range(45))), ("index.sense", "")):
+            if not (copy / name).exists():
+                (copy / name).write_text(text)
+        nltk.data.path.insert(0, root)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # about other languages
+                reader = WordNetCorpusReader(str(copy), None)
+            yield reader
+        finally:
+            nltk.data.path.remove(root)
+
+
+def wordnet_synonyms(reader: Any, word: str) -> tuple[str, ...]:
+    """The synonyms of a lower-case word that the reader finds, as `captions.synonyms` has them from its table."""
+    return tuple(sorted(names_in(reader.synsets(word)) - {word}))
+
+
+def names_in(synsets: list[Any]) -> set[str]:
+    """The names of the lemmas of WordNet's synsets, as EDA puts them into a caption: lower case, letters a–z and spaces alone."""
+    names = {name for synset in synsets for name in synset.lemma_names()}
+    return {re.sub("[^a-z ]", "", re.sub("[_-]", " ", name.lower())).strip() for name in names} - {""}
