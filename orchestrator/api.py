@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from orchestrator.experiment.spec import Sweep
-    from orchestrator.study.outcome import Study
+    from orchestrator.results.outcome import Study
 
 
 def load_sweep(
@@ -35,7 +35,7 @@ def run(sweep: Sweep, store: str = "store", *, say: Callable[[str], None] = prin
     InputError for what the user can mend, StageError where a pre-training failed, TrackingError where MLflow does not answer.
     """
     from orchestrator.console.log import hearing
-    from orchestrator.run.driver import run_sweep
+    from orchestrator.running.driver import run_sweep
     from orchestrator.stages.graph import look_again
     from orchestrator.sweep.plan import make_plan
 
@@ -49,7 +49,7 @@ def study(sweep: Sweep, store: str = "store") -> Study:
     from orchestrator.stages.graph import look_again
     from orchestrator.store import Store
     from orchestrator.sweep.plan import make_plan
-    from orchestrator.sweep.results import load_study
+    from orchestrator.sweep.stored import load_study
 
     look_again()
     return load_study(make_plan(sweep), Store(store))

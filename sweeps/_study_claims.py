@@ -5,12 +5,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from datasets.component import Component
-from orchestrator.study.claims import SEEDS, Asked, Bench, Claim, Verdict, at_end, benches, verdict_of
-from orchestrator.study.kinds import Node, is_a
-from orchestrator.study.names import number_of, settings, signed, value_at
-from orchestrator.study.outcome import Study
-from orchestrator.study.points import Point, cleaned_points, mean_interval, repetitions
-from orchestrator.study.selection import RULE, Choice, Rule
+from orchestrator.results.claims import SEEDS, Asked, Bench, Claim, Verdict, at_end, benches, verdict_of
+from orchestrator.results.kinds import Node, is_a
+from orchestrator.results.names import number_of, settings, signed, value_at
+from orchestrator.results.outcome import Study
+from orchestrator.results.points import Point, cleaned_points, mean_interval, repetitions
+from orchestrator.results.selection import RULE, Choice, Rule
 from trainers.methods.finetune import CleanCLIP, FineTune, MMCLFineTune, SSLFineTune
 from trainers.objectives.contrastive import MMCL, MMCLSSL, SSL, Contrastive
 

@@ -22,7 +22,7 @@ from rich.text import Text
 from orchestrator import load_sweep
 from orchestrator.console import live
 from orchestrator.console.log import hearing
-from orchestrator.run.driver import run_sweep
+from orchestrator.running.driver import run_sweep
 from orchestrator.sweep.plan import make_plan
 
 WIDTH, ABOVE = 100, 12

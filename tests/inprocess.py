@@ -20,13 +20,13 @@ from datasets.index.pairs import write_index
 from datasets.index.source import Source
 from orchestrator.console.log import hearing
 from orchestrator.experiment.spec import Compute, Sweep
-from orchestrator.run import driver, tuning
+from orchestrator.results.outcome import Study
+from orchestrator.running import driver, tuning
 from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store, write_json
-from orchestrator.study.outcome import Study
 from orchestrator.sweep.plan import Plan, make_plan, trial_experiment
-from orchestrator.sweep.results import Trial
+from orchestrator.sweep.stored import Trial
 from orchestrator.training import ray_train
 from orchestrator.training.job import Job
 from orchestrator.training.ray_train import StageError
@@ -44,17 +44,17 @@ def without_ray() -> Iterator[None]:
     """Within, nothing of the product starts Ray."""
     with ExitStack() as stack:
         for target, replacement in {
-            "orchestrator.run.driver._ray": lambda compute: nullcontext(),
-            "orchestrator.run.driver.make_tracker": lambda *_: NoTracker(),
-            "orchestrator.run.driver.write_report": _no_report,
-            "orchestrator.run.driver.train_all": _train_all,
-            "orchestrator.run.driver.measure_all": lambda wanted, at: [ensure(one, at) for one in wanted],
+            "orchestrator.running.driver._ray": lambda compute: nullcontext(),
+            "orchestrator.running.driver.make_tracker": lambda *_: NoTracker(),
+            "orchestrator.running.driver.write_report": _no_report,
+            "orchestrator.running.driver.train_all": _train_all,
+            "orchestrator.running.driver.measure_all": lambda wanted, at: [ensure(one, at) for one in wanted],
             "orchestrator.cluster.session.require_resources": lambda *_: None,
             "orchestrator.cluster.session.has_gpu": lambda: False,
             "orchestrator.stages.index.index_source": _index,
             "orchestrator.training.ray_train._fit": _fit,
-            "orchestrator.run.stages_on_ray._ensure_apart": ensure,
-            "orchestrator.run.tuning._tune": _tune,
+            "orchestrator.running.stages_on_ray._ensure_apart": ensure,
+            "orchestrator.running.tuning._tune": _tune,
             "ray.tune.report": lambda metrics: None,
         }.items():
             stack.enter_context(patch(target, replacement))

@@ -11,10 +11,10 @@ from datasets.storage import write_whole
 from orchestrator.cluster import session
 from orchestrator.console.log import log
 from orchestrator.experiment.spec import Compute, Experiment
+from orchestrator.results.outcome import StageResult
 from orchestrator.stages.base import At
 from orchestrator.stages.graph import make_data
 from orchestrator.store import Store, slug, write_arrays, write_json
-from orchestrator.study.outcome import StageResult
 from orchestrator.sweep.plan import Plan
 from trainers.distributed import World
 from trainers.evaluate.analysis import Analysis

@@ -126,7 +126,7 @@ def _plan(options: argparse.Namespace) -> int:
 
 def _run(options: argparse.Namespace) -> int:
     from orchestrator.report.tables import summary_text
-    from orchestrator.run.driver import run_sweep
+    from orchestrator.running.driver import run_sweep
 
     plan, compute = _load(options)
     if options.gate:
@@ -151,7 +151,7 @@ def _show(options: argparse.Namespace) -> int:
 
 def _report(options: argparse.Namespace) -> int:
     from orchestrator.report.tables import summary_text
-    from orchestrator.run.driver import report_sweep
+    from orchestrator.running.driver import report_sweep
 
     plan, compute = _load(options)
     study, report = report_sweep(plan, compute)
@@ -161,7 +161,7 @@ def _report(options: argparse.Namespace) -> int:
 
 def _table(options: argparse.Namespace) -> int:
     from orchestrator.report.paper import as_text
-    from orchestrator.run.driver import read_study
+    from orchestrator.running.driver import read_study
     from orchestrator.store import Store
 
     plan, compute = _load(options)
@@ -171,7 +171,7 @@ def _table(options: argparse.Namespace) -> int:
 
 def _claims(options: argparse.Namespace) -> int:
     from orchestrator.report.claims_table import claims_text
-    from orchestrator.run.driver import judge_claims
+    from orchestrator.running.driver import judge_claims
     from orchestrator.store import Store
     from orchestrator.sweep.loading import load_sweep
 
@@ -182,13 +182,13 @@ def _claims(options: argparse.Namespace) -> int:
 
 
 def _ui(options: argparse.Namespace) -> int:
-    from orchestrator.run.driver import open_ui
+    from orchestrator.running.driver import open_ui
 
     return open_ui(options.store, options.tracking_uri, options.port)
 
 
 def _poison(options: argparse.Namespace) -> int:
-    from orchestrator.run.driver import write_poisoned
+    from orchestrator.running.driver import write_poisoned
     from orchestrator.sweep.loading import load_sweep
     from orchestrator.sweep.targets import POISONED, experiment_of
 
@@ -200,7 +200,7 @@ def _poison(options: argparse.Namespace) -> int:
 
 def _evaluate(options: argparse.Namespace) -> int:
     from orchestrator.commands.evaluate import CLASSIFICATION, PROBE, RETRIEVAL, evaluate_on, model_name, out_places, record, write_records
-    from orchestrator.run.driver import evaluate_checkpoint
+    from orchestrator.running.driver import evaluate_checkpoint
     from orchestrator.sweep.loading import load_sweep
     from orchestrator.sweep.targets import GIVEN, OWN, experiments_of
 
@@ -241,7 +241,7 @@ def _export(options: argparse.Namespace) -> int:
 
 def _export_best(options: argparse.Namespace) -> int:
     from orchestrator.commands.export import best, export_checkpoint
-    from orchestrator.run.driver import read_study
+    from orchestrator.running.driver import read_study
     from orchestrator.store import Store
     from orchestrator.sweep.targets import OWN, experiments_of
 

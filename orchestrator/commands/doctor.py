@@ -170,7 +170,7 @@ def _synonyms() -> str:
 
 
 def _mlflow(root: str, uri: str) -> str:
-    from orchestrator.run.driver import tracking_uri
+    from orchestrator.running.driver import tracking_uri
     from orchestrator.tracking.server import absolute_uri, redacted, why_unusable
 
     chosen = absolute_uri(tracking_uri(uri, Store(root)))

@@ -22,12 +22,12 @@ from datasets.triggers.base import put_on
 from orchestrator.experiment.fingerprint import encode, labelled
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.manifest import read_manifest
+from orchestrator.results.outcome import Study
+from orchestrator.results.points import ASR, panels
+from orchestrator.results.selection import Choice, Row, table
 from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import lines_of
 from orchestrator.store import MANIFEST, Store
-from orchestrator.study.outcome import Study
-from orchestrator.study.points import ASR, panels
-from orchestrator.study.selection import Choice, Row, table
 from trainers.checkpoint import export
 from trainers.encoder import Encoder
 from trainers.evaluate.choice import RULE
@@ -69,7 +69,7 @@ def export_checkpoint(
 
 
 def _measure(experiment: Experiment, compute: Compute, checkpoint: str) -> dict[str, float]:
-    from orchestrator.run.driver import evaluate_checkpoint
+    from orchestrator.running.driver import evaluate_checkpoint
 
     return evaluate_checkpoint(experiment, compute, checkpoint)
 

@@ -12,6 +12,8 @@ from orchestrator.experiment.fingerprint import ID, canonical, encode
 from orchestrator.experiment.identity import clean_pairs
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.manifest import KINDS
+from orchestrator.results.names import number_of
+from orchestrator.results.outcome import StageResult, TrialResult
 from orchestrator.stages.base import Stage
 from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.given import Brought
@@ -20,8 +22,6 @@ from orchestrator.stages.measured import lacking
 from orchestrator.stages.swept import grid_values
 from orchestrator.stages.trained import Trained
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, checked, metrics_of, missing, part, verify
-from orchestrator.study.names import number_of
-from orchestrator.study.outcome import StageResult, TrialResult
 from orchestrator.sweep.plan import Plan, check_measurements
 from orchestrator.sweep.titles import plan_titles, titles
 

@@ -296,7 +296,7 @@ class Sweep(NamedFields):
     reference: Reference = field(default_factory=Reference)
     """Published results that the report draws beside the sweep's own."""
     claims: tuple[Component, ...] = ()
-    """What the report judges by this sweep, each an `orchestrator.study.claims.Claim`. Changes nothing that is computed, and no
+    """What the report judges by this sweep, each an `orchestrator.results.claims.Claim`. Changes nothing that is computed, and no
     fingerprint."""
     doc: str = ""
 

@@ -17,11 +17,11 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from orchestrator.report.drawing import COLOURS, STYLE, columns_of, legend, look, wrapped
+from orchestrator.results.names import called, percent
+from orchestrator.results.outcome import StageResult, Study
+from orchestrator.results.points import Point, arms, cleaned_points, methods_of, panels, points_of, start_of
+from orchestrator.results.selection import RULES
 from orchestrator.store import read_arrays
-from orchestrator.study.names import called, percent
-from orchestrator.study.outcome import StageResult, Study
-from orchestrator.study.points import Point, arms, cleaned_points, methods_of, panels, points_of, start_of
-from orchestrator.study.selection import RULES
 
 KINDS = {"clean": "#0072B2", "poisoned": "#D55E00"}
 """Pairs and their colours."""

@@ -10,9 +10,9 @@ from typing import Any
 
 from datasets.storage import write_whole
 from orchestrator.report.rendering import render
-from orchestrator.study.claims import Claim, Verdict, as_json, judged
-from orchestrator.study.names import number_of
-from orchestrator.study.outcome import Study
+from orchestrator.results.claims import Claim, Verdict, as_json, judged
+from orchestrator.results.names import number_of
+from orchestrator.results.outcome import Study
 
 WIDTH = 100
 

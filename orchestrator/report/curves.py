@@ -24,9 +24,9 @@ from orchestrator.report.drawing import (
     published_name,
     wrapped,
 )
-from orchestrator.study.outcome import Study
-from orchestrator.study.points import Panel, arms, cleaned_points, panels, points_of, published_starts, start_of, starts_of
-from orchestrator.study.published import Start
+from orchestrator.results.outcome import Study
+from orchestrator.results.points import Panel, arms, cleaned_points, panels, points_of, published_starts, start_of, starts_of
+from orchestrator.results.published import Start
 
 
 def pretrain_curves(study: Study) -> Figure:

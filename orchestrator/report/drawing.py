@@ -17,9 +17,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 
-from orchestrator.study.kinds import study_method
-from orchestrator.study.outcome import StageResult, Study
-from orchestrator.study.points import (
+from orchestrator.results.kinds import study_method
+from orchestrator.results.outcome import StageResult, Study
+from orchestrator.results.points import (
     arms,
     cleaned_points,
     methods_of,
@@ -29,7 +29,7 @@ from orchestrator.study.points import (
     published_starts,
     start_of,
 )
-from orchestrator.study.published import METHODS, Cleaned
+from orchestrator.results.published import METHODS, Cleaned
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C564B", "#7F7F7F", "#B8A900"]
 """Okabe and Ito's, which colour-blind readers can tell apart; red is kept for the uncleaned model."""

@@ -13,8 +13,8 @@ from orchestrator.report.drawing import pdf, png
 from orchestrator.report.inline import svg
 from orchestrator.report.scatter import best_three, corner, published, published_apart, scatter, zoom
 from orchestrator.report.series import series, steps
-from orchestrator.study.outcome import Study
-from orchestrator.study.points import panels
+from orchestrator.results.outcome import Study
+from orchestrator.results.points import panels
 
 ONLY_ON_THE_PAGE = ("scatter_", "curves_")
 """Beginnings of the names of figures that files show as one, all panels together."""

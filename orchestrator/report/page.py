@@ -12,11 +12,11 @@ from orchestrator.report.rendering import render
 from orchestrator.report.series import series_csv
 from orchestrator.report.shown import Values, along, before_first_step, best_ways, curves, image, scatters, similarities
 from orchestrator.report.tables import headline, pareto_csv, points_csv, pretrain_names, stages_csv, stages_table, summary, trials_table
-from orchestrator.study.cautions import cautions
-from orchestrator.study.claims import judged
-from orchestrator.study.names import called, duration, flatten, percent
-from orchestrator.study.outcome import Study
-from orchestrator.study.points import panels, plans_cleaning, points_of
+from orchestrator.results.cautions import cautions
+from orchestrator.results.claims import judged
+from orchestrator.results.names import called, duration, flatten, percent
+from orchestrator.results.outcome import Study
+from orchestrator.results.points import panels, plans_cleaning, points_of
 
 MAX_CONFIGS = 40
 MAX_SAMPLES = 24

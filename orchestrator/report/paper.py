@@ -10,10 +10,10 @@ from dataclasses import dataclass
 
 from datasets.errors import InputError
 from orchestrator.report.tables import SHORT
-from orchestrator.study.names import signed
-from orchestrator.study.outcome import Study
-from orchestrator.study.points import ACCURACY, ASR, Panel, interval_of, panels, starts_of
-from orchestrator.study.selection import Choice, Row, table
+from orchestrator.results.names import signed
+from orchestrator.results.outcome import Study
+from orchestrator.results.points import ACCURACY, ASR, Panel, interval_of, panels, starts_of
+from orchestrator.results.selection import Choice, Row, table
 from trainers.evaluate.choice import RULE, Rule
 
 USUAL = tuple(SHORT)

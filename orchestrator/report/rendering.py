@@ -7,7 +7,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from orchestrator.study.names import number_of
+from orchestrator.results.names import number_of
 
 
 def render(name: str, **values: Any) -> str:

@@ -28,9 +28,9 @@ from orchestrator.report.drawing import (
     wrapped,
 )
 from orchestrator.report.inline import say
-from orchestrator.study.names import percent, settings, value_at
-from orchestrator.study.outcome import StageResult, Study, TrialResult
-from orchestrator.study.points import (
+from orchestrator.results.names import percent, settings, value_at
+from orchestrator.results.outcome import StageResult, Study, TrialResult
+from orchestrator.results.points import (
     Panel,
     Point,
     arms,
@@ -42,8 +42,8 @@ from orchestrator.study.points import (
     start_of,
     starts_of,
 )
-from orchestrator.study.published import Mark
-from orchestrator.study.selection import most_accurate
+from orchestrator.results.published import Mark
+from orchestrator.results.selection import most_accurate
 
 CORNER = 12.0
 """ASR up to which the crowded corner is shown enlarged, percent."""

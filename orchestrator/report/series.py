@@ -14,11 +14,11 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from orchestrator.report.drawing import ACCURACY_AXIS, START, STYLE, legend, limits, look, published_name, wrapped
-from orchestrator.study.names import is_number, value_at, value_text
-from orchestrator.study.outcome import Study
-from orchestrator.study.points import Panel, Point, arms, mean_interval, panels, start_of
-from orchestrator.study.published import Cleaned, Mark, Start
-from orchestrator.study.selection import RULE, Choice, choices
+from orchestrator.results.names import is_number, value_at, value_text
+from orchestrator.results.outcome import Study
+from orchestrator.results.points import Panel, Point, arms, mean_interval, panels, start_of
+from orchestrator.results.published import Cleaned, Mark, Start
+from orchestrator.results.selection import RULE, Choice, choices
 
 SHOWN = {"acc_at_asr_le_5": "accuracy", "asr_at_1pt_loss": "asr"}
 """Rule → what of its choice is drawn: the two rows of the figure."""

@@ -11,10 +11,10 @@ from orchestrator.report.figures import Gallery
 from orchestrator.report.scatter import best, few_trials
 from orchestrator.report.series import shows_published
 from orchestrator.report.tables import Table
-from orchestrator.study.cautions import Caution, beside
-from orchestrator.study.names import percent, value_at
-from orchestrator.study.outcome import StageResult, Study
-from orchestrator.study.points import GIVEN, mean_interval, panels, points_of, published_starts
+from orchestrator.results.cautions import Caution, beside
+from orchestrator.results.names import percent, value_at
+from orchestrator.results.outcome import StageResult, Study
+from orchestrator.results.points import GIVEN, mean_interval, panels, points_of, published_starts
 
 BEFORE = (
     ("before/mmcl", "MMCL loss"),

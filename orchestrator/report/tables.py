@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.failures import SAID
-from orchestrator.study.cautions import warnings
-from orchestrator.study.kinds import names
-from orchestrator.study.names import (
+from orchestrator.results.cautions import warnings
+from orchestrator.results.kinds import names
+from orchestrator.results.names import (
     duration,
     hyperparameters,
     number_of,
@@ -20,8 +20,8 @@ from orchestrator.study.names import (
     signed,
     value_at,
 )
-from orchestrator.study.outcome import Study, TrialResult
-from orchestrator.study.points import (
+from orchestrator.results.outcome import Study, TrialResult
+from orchestrator.results.points import (
     ACCURACY,
     ASR,
     Point,
@@ -34,7 +34,7 @@ from orchestrator.study.points import (
     role_of,
     starts_of,
 )
-from orchestrator.study.selection import RULES, Row, fronts, table
+from orchestrator.results.selection import RULES, Row, fronts, table
 
 WIDTH = 100
 """Columns of the text for a terminal."""

@@ -13,12 +13,12 @@ from orchestrator.experiment.fingerprint import canonical, described, encode
 from orchestrator.experiment.override import has, override, override_all
 from orchestrator.experiment.source_code import OWN
 from orchestrator.experiment.spec import Experiment, Sweep
+from orchestrator.results.claims import Claim
+from orchestrator.results.kinds import own
+from orchestrator.results.names import flatten
+from orchestrator.results.published import load_published
 from orchestrator.stages.graph import trained_by
 from orchestrator.stages.swept import Swept, grid_values
-from orchestrator.study.claims import Claim
-from orchestrator.study.kinds import own
-from orchestrator.study.names import flatten
-from orchestrator.study.published import load_published
 
 
 @dataclass(frozen=True)

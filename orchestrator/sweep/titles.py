@@ -5,10 +5,10 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.experiment.fingerprint import described
+from orchestrator.results.kinds import names
+from orchestrator.results.names import tell_apart
+from orchestrator.results.outcome import StageResult, TrialResult
 from orchestrator.stages.graph import stages
-from orchestrator.study.kinds import names
-from orchestrator.study.names import tell_apart
-from orchestrator.study.outcome import StageResult, TrialResult
 from orchestrator.sweep.plan import Plan
 
 

@@ -15,11 +15,11 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
-from orchestrator.study.kinds import component_of
-from orchestrator.study.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
-from orchestrator.study.outcome import StageResult, Study, TrialResult
-from orchestrator.study.points import Point, points_of, start_of, uncleaned
-from orchestrator.study.selection import best_metrics
+from orchestrator.results.kinds import component_of
+from orchestrator.results.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
+from orchestrator.results.outcome import StageResult, Study, TrialResult
+from orchestrator.results.points import Point, points_of, start_of, uncleaned
+from orchestrator.results.selection import best_metrics
 from orchestrator.tracking.file import making, mlflow_uri, relocate, why
 from orchestrator.tracking.runs import COMPLETE, FINGERPRINT, SENTINEL, STUDY, create_run, find_experiment, find_run, search_runs
 from orchestrator.tracking.server import VIEW, absolute_uri, artifact_location, patience, quiet, redacted, telling, why_unusable

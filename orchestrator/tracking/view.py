@@ -10,8 +10,8 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-from orchestrator.study.outcome import Study
-from orchestrator.study.points import ACCURACY, ASR, points_of
+from orchestrator.results.outcome import Study
+from orchestrator.results.points import ACCURACY, ASR, points_of
 
 OLDEST = (3, 17)
 

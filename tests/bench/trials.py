@@ -20,7 +20,7 @@ from datasets.images.view import Views
 from datasets.synthetic import tiny
 from datasets.triggers.patch import Patch
 from orchestrator.experiment.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
-from orchestrator.run.tuning import clean_sweep
+from orchestrator.running.tuning import clean_sweep
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.graph import make_data, trained_by
 from orchestrator.store import Store

@@ -7,13 +7,13 @@ from dataclasses import replace
 from ray import tune
 
 from orchestrator.experiment.spec import Compute, Sweep
-from orchestrator.run.stages_on_ray import train_all
-from orchestrator.run.tuning import clean_sweep
+from orchestrator.running.stages_on_ray import train_all
+from orchestrator.running.tuning import clean_sweep
 from orchestrator.stages.base import At
 from orchestrator.stages.graph import make_data, stages, trained_by
 from orchestrator.store import Artefact, Store, read_json, read_lines
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.results import load_study
+from orchestrator.sweep.stored import load_study
 from tests.tiny_sweep import BASE
 from trainers.methods.deep_clustering import DeepClustering
 from trainers.methods.labels import Labels

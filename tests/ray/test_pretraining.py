@@ -11,7 +11,7 @@ import pytest
 
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Compute
-from orchestrator.run.stages_on_ray import train_all
+from orchestrator.running.stages_on_ray import train_all
 from orchestrator.stages.base import At
 from orchestrator.stages.graph import make_data, trained_by
 from orchestrator.store import Store, read_lines

@@ -11,9 +11,9 @@ from PIL import Image
 from datasets.seeding import rng
 from orchestrator.experiment.fingerprint import encode
 from orchestrator.experiment.spec import Sweep
-from orchestrator.study.outcome import StageResult, Study, TrialResult
-from orchestrator.study.points import interval_of_share
-from orchestrator.study.published import load_published
+from orchestrator.results.outcome import StageResult, Study, TrialResult
+from orchestrator.results.points import interval_of_share
+from orchestrator.results.published import load_published
 from orchestrator.sweep.plan import make_plan
 
 N, N_ASR = 1000, 900

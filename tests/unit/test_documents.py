@@ -22,11 +22,11 @@ from datasets.triggers.base import Trigger
 from orchestrator.commands.arguments import parser
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.override import override
+from orchestrator.results.claims import judged
+from orchestrator.results.selection import best_metrics
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.graph import stages
 from orchestrator.store import Store
-from orchestrator.study.claims import judged
-from orchestrator.study.selection import best_metrics
 from orchestrator.sweep.loading import load_sweep
 from orchestrator.sweep.plan import make_plan
 from tests.parity.toys import ToyFeed, resnet

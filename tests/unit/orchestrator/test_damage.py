@@ -6,14 +6,14 @@ import pytest
 
 from datasets.errors import InputError
 from orchestrator.commands.show import show
-from orchestrator.run.tuning import Trial
+from orchestrator.results.cautions import diverged
+from orchestrator.running.tuning import Trial
 from orchestrator.stages.base import seal
 from orchestrator.stages.graph import stages
 from orchestrator.stages.trained import last_checkpoint
 from orchestrator.store import FAILED, METRICS, Store, digest_of, write_json
-from orchestrator.study.cautions import diverged
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.results import load_study
+from orchestrator.sweep.stored import load_study
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
 from tests.unit.making import make_of

@@ -10,13 +10,13 @@ import torch
 
 from datasets.errors import InputError
 from orchestrator import failures
-from orchestrator.run.tuning import NUMBER, Context, _outcome, _trial
+from orchestrator.running.tuning import NUMBER, Context, _outcome, _trial
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.graph import stages
 from orchestrator.store import FAILED, METRICS, Store, write_json, write_lines
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.results import load_study
+from orchestrator.sweep.stored import load_study
 from orchestrator.training.job import Job, making
 from orchestrator.training.ray_train import StageError, raise_failure
 from tests.tiny_sweep import SWEEP

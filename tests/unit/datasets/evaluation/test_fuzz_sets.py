@@ -39,7 +39,7 @@ from datasets.evaluation.retrieval import RetrievalSet  # noqa: E402
 from datasets.images.view import DecodeError, decode  # noqa: E402
 from orchestrator.experiment.cleanset import read_keys  # noqa: E402
 from orchestrator.experiment.spec import Reference  # noqa: E402
-from orchestrator.study.published import SHIPPED, load_published  # noqa: E402
+from orchestrator.results.published import SHIPPED, load_published  # noqa: E402
 
 MEMORY = 1 << 30
 """Beyond what the process has when it begins."""

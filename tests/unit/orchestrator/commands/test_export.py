@@ -16,8 +16,8 @@ from datasets.errors import InputError
 from datasets.storage import sha256
 from orchestrator.commands.export import best, export_checkpoint
 from orchestrator.experiment.spec import Compute
-from orchestrator.study.points import panels
-from orchestrator.study.selection import table
+from orchestrator.results.points import panels
+from orchestrator.results.selection import table
 from tests.tiny_sweep import BASE
 from tests.unit.fake_study import fake_study
 from trainers.encoder import Encoder

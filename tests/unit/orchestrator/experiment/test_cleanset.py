@@ -13,7 +13,7 @@ from orchestrator.experiment.cleanset import choose_rows, read_keys, require
 from orchestrator.experiment.identity import IDENTITIES, clean_pairs
 from orchestrator.experiment.override import override, override_all
 from orchestrator.experiment.spec import Compute, Sweep
-from orchestrator.run import driver
+from orchestrator.running import driver
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.cleanset import CleaningSet

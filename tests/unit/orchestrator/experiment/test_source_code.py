@@ -11,7 +11,7 @@ from ray import cloudpickle
 from datasets.component import Component
 from orchestrator.console.log import hearing
 from orchestrator.experiment.source_code import code_of
-from orchestrator.run.driver import _tell_of_other_code
+from orchestrator.running.driver import _tell_of_other_code
 from orchestrator.stages.base import seal
 from orchestrator.stages.graph import stages
 from orchestrator.store import Store

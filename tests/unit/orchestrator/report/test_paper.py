@@ -11,8 +11,8 @@ import pytest
 
 from datasets.errors import InputError
 from orchestrator.report.paper import USUAL, as_text, lines
-from orchestrator.study.points import panels
-from orchestrator.study.selection import table
+from orchestrator.results.points import panels
+from orchestrator.results.selection import table
 from tests.unit.fake_study import fake_study
 
 

@@ -18,10 +18,10 @@ from orchestrator.report.figures import figures
 from orchestrator.report.page import html, write_report
 from orchestrator.report.scatter import best_three, scatter
 from orchestrator.report.tables import headline, points_csv, summary_text
-from orchestrator.study.cautions import cautions
-from orchestrator.study.names import method_of
-from orchestrator.study.outcome import Study
-from orchestrator.study.points import cleaned_points, panels
+from orchestrator.results.cautions import cautions
+from orchestrator.results.names import method_of
+from orchestrator.results.outcome import Study
+from orchestrator.results.points import cleaned_points, panels
 from sweeps._study_claims import CLAIMS
 from tests.unit.fake_study import fake_study
 

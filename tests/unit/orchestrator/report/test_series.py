@@ -16,10 +16,10 @@ from orchestrator.report.scatter import best_three, corner, published, scatter, 
 from orchestrator.report.series import _Axis, series, series_csv, steps
 from orchestrator.report.shown import before_first_step
 from orchestrator.report.tables import pareto_csv
-from orchestrator.study.cautions import beside, cautions
-from orchestrator.study.points import arms, cleaned_points, front, panels
-from orchestrator.study.published import load_published
-from orchestrator.study.selection import table
+from orchestrator.results.cautions import beside, cautions
+from orchestrator.results.points import arms, cleaned_points, front, panels
+from orchestrator.results.published import load_published
+from orchestrator.results.selection import table
 from tests.unit.fake_study import fake_study, hash64_hex, seeded_study
 
 CC3M = Reference(start="cc3m_1500", cleaning="cc3m/clean_100k")

@@ -24,10 +24,10 @@ from datasets.triggers.blended import Blended
 from datasets.triggers.patch import Patch
 from datasets.triggers.words import DualKey, Words
 from orchestrator.experiment.override import override
+from orchestrator.results.cautions import warnings
+from orchestrator.results.outcome import Study
 from orchestrator.stages.graph import stages
 from orchestrator.store import Store
-from orchestrator.study.cautions import warnings
-from orchestrator.study.outcome import Study
 from tests.inprocess import run_here
 from tests.tiny_sweep import BASE, SWEEP
 

@@ -17,7 +17,7 @@ from orchestrator.stages.graph import stages
 from orchestrator.store import Store
 from orchestrator.sweep.loading import load_sweep
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.results import load_study
+from orchestrator.sweep.stored import load_study
 from tests.experiments import ROOT
 
 STORES = sorted((ROOT / "tests" / "stores").iterdir())

@@ -167,7 +167,7 @@ def test_every_command_names_the_same_sweep_by_the_same_words(load, monkeypatch)
         raise InputError("seen")
 
     for command, reader in (("run", "run_sweep"), ("report", "report_sweep"), ("claims", "judge_claims")):
-        monkeypatch.setattr(f"orchestrator.run.driver.{reader}", note)
+        monkeypatch.setattr(f"orchestrator.running.driver.{reader}", note)
         assert cli.run([command, "tests.tiny_sweep", "--seeds", "3,4", "--pretrain.precision", "bf16"]) == 2
     wanted = load(WHOLE, {"pretrain.precision": "bf16"}, [3, 4])
     assert [plan.fingerprint for plan in named] == [make_plan(wanted).fingerprint] * 3

@@ -19,7 +19,7 @@ from orchestrator.stages.graph import stages
 from orchestrator.store import Store
 from orchestrator.sweep.loading import load_sweep, narrowed
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.results import remember_trial
+from orchestrator.sweep.stored import remember_trial
 from orchestrator.sweep.targets import GIVEN, OWN, experiments_of
 from tests.tiny_sweep import BASE, SWEEP
 from tests.unit.trainers.evaluate.test_analysis import local_index
@@ -244,7 +244,7 @@ def test_a_value_that_is_not_on_the_grid_is_taken_where_it_can_be_written(sweep,
 def test_the_shards_of_one_poison_are_written_and_which_is_asked_for(sweep, monkeypatch, tmp_path, capsys):
     written = []
     took = lambda experiment, compute, out: written.append(experiment.poison.count) or {}
-    monkeypatch.setattr("orchestrator.run.driver.write_poisoned", took)
+    monkeypatch.setattr("orchestrator.running.driver.write_poisoned", took)
     command = ["poison", sweep("counts"), "--out", str(tmp_path / "out")]
     assert run(command) == 2 and not written
     assert "varies poison.count (20, 5, 10): choose one, e.g. --poison.count 20" in capsys.readouterr().err

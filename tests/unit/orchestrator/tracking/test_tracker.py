@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from datasets.errors import InputError
-from orchestrator.study.outcome import Study
+from orchestrator.results.outcome import Study
 from orchestrator.tracking.server import absolute_uri, redacted, serve, ui_command, views
 from orchestrator.tracking.tracker import DRIVER, ERROR, MAX_PARAM, NONFINITE, Tracker, TrackingError
 from tests.unit.fake_study import fake_study, line

@@ -18,9 +18,9 @@ import pytest
 
 from datasets.errors import InputError
 from datasets.seeding import rng
-from orchestrator.run.driver import make_tracker
+from orchestrator.results.outcome import Study
+from orchestrator.running.driver import make_tracker
 from orchestrator.store import Store
-from orchestrator.study.outcome import Study
 from orchestrator.tracking.server import CALM, QUIET, absolute_uri, serve, ui_command
 from orchestrator.tracking.tracker import Tracker, TrackingError
 from tests.experiments import ROOT

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from orchestrator.experiment.spec import Compute
-from orchestrator.run.stages_on_ray import pretrainings_at_a_time, trials_at_a_time
+from orchestrator.running.stages_on_ray import pretrainings_at_a_time, trials_at_a_time
 
 
 @pytest.mark.parametrize(

@@ -18,12 +18,12 @@ from safetensors.torch import load_file
 from datasets.errors import InputError
 from orchestrator.experiment.spec import Sweep
 from orchestrator.report.tables import points_csv
+from orchestrator.results.points import cleaned_points
 from orchestrator.stages.graph import stages
 from orchestrator.stages.trained import last_checkpoint
 from orchestrator.store import Store, metrics_of, verify
-from orchestrator.study.points import cleaned_points
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.results import load_study
+from orchestrator.sweep.stored import load_study
 from orchestrator.training import workers
 from orchestrator.training.job import load_model
 from orchestrator.training.returned import check_kept, check_returned, differs, signature

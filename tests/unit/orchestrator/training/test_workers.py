@@ -24,10 +24,10 @@ from datasets.index.pairs import write_index
 from datasets.index.source import Source
 from datasets.triggers.patch import Patch
 from orchestrator.experiment.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain
-from orchestrator.run.follow import Follower
+from orchestrator.results.outcome import Study
+from orchestrator.running.follow import Follower
 from orchestrator.stages.graph import stages
 from orchestrator.store import MANIFEST, METRICS, NOTES, Store, read_arrays, read_lines
-from orchestrator.study.outcome import Study
 from orchestrator.sweep.plan import make_plan
 from orchestrator.training.inputs import Inputs
 from orchestrator.training.job import Job

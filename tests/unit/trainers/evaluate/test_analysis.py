@@ -24,12 +24,12 @@ from orchestrator.experiment.spec import Compute, Experiment, Sweep
 from orchestrator.report import analysis as report
 from orchestrator.report.drawing import png
 from orchestrator.report.page import html, write_report
+from orchestrator.results.outcome import Study
 from orchestrator.stages.base import At, ensure, seal
 from orchestrator.stages.graph import make_data, stages
 from orchestrator.store import Store, read_arrays, read_lines, verify, write_arrays
-from orchestrator.study.outcome import Study
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.results import load_study
+from orchestrator.sweep.stored import load_study
 from orchestrator.training.job import Job
 from orchestrator.training.workers import clean, pretrain
 from tests.experiments import ROOT

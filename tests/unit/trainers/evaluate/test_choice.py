@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from orchestrator.report.rendering import render
 from orchestrator.report.tables import points_csv, summary, summary_text
-from orchestrator.study.outcome import StageResult, Study, TrialResult
-from orchestrator.study.points import points_of
-from orchestrator.study.selection import table
+from orchestrator.results.outcome import StageResult, Study, TrialResult
+from orchestrator.results.points import points_of
+from orchestrator.results.selection import table
 from tests.unit.fake_study import fake_study, hash64_hex
 from trainers.evaluate.choice import RULES, chosen_epochs, measured
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from datasets.component import Component
 from orchestrator.experiment.fingerprint import ID, LABEL
-from orchestrator.study.outcome import StageResult, TrialResult
+from orchestrator.results.outcome import StageResult, TrialResult
 
 Node = dict[str, Any]
 """A component as JSON: its class, its label where it was written down, and its fields."""

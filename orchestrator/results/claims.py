@@ -21,12 +21,12 @@ from typing import Any, ClassVar
 from datasets.component import Component
 from datasets.errors import InputError
 from orchestrator.experiment.fingerprint import described
-from orchestrator.study.cautions import diverged, ends
-from orchestrator.study.kinds import Node, is_a, method_node, objective_node
-from orchestrator.study.names import number_of, seeds_of, tell_apart, value_at
-from orchestrator.study.outcome import Study, TrialResult
-from orchestrator.study.points import GIVEN, Panel, before_cleaning, cleaned_points, panels, repetitions
-from orchestrator.study.selection import Row, Rule, choices
+from orchestrator.results.cautions import diverged, ends
+from orchestrator.results.kinds import Node, is_a, method_node, objective_node
+from orchestrator.results.names import number_of, seeds_of, tell_apart, value_at
+from orchestrator.results.outcome import Study, TrialResult
+from orchestrator.results.points import GIVEN, Panel, before_cleaning, cleaned_points, panels, repetitions
+from orchestrator.results.selection import Row, Rule, choices
 
 SEEDS = 3
 """Fewer show nothing."""

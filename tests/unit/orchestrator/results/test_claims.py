@@ -10,10 +10,10 @@ from orchestrator.experiment.spec import Sweep
 from orchestrator.report.claims_table import by_claim, claims_text, write_claims
 from orchestrator.report.page import html
 from orchestrator.report.rendering import render
+from orchestrator.results.claims import as_json, judged
 from orchestrator.store import Store
-from orchestrator.study.claims import as_json, judged
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.results import load_study
+from orchestrator.sweep.stored import load_study
 from sweeps._study_claims import CLAIMS
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import seeded_study

@@ -16,8 +16,8 @@ from orchestrator.report.rendering import render
 from orchestrator.report.scatter import draw_published, published_handles
 from orchestrator.report.series import series
 from orchestrator.report.shown import scatters
-from orchestrator.study.points import panels, published_cleanings, published_starts
-from orchestrator.study.published import SHIPPED, Mark, load_published
+from orchestrator.results.points import panels, published_cleanings, published_starts
+from orchestrator.results.published import SHIPPED, Mark, load_published
 from orchestrator.sweep.loading import load_sweep
 from orchestrator.sweep.plan import make_plan
 from sweeps import cleaning_set_size, main_cc6m, poison_counts, poisoned_cleaning_set, target_classes, triggers

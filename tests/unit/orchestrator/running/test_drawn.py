@@ -8,13 +8,13 @@ from ray import tune
 
 from orchestrator.commands.show import plan_rows, plan_text
 from orchestrator.experiment.spec import Compute
-from orchestrator.run.driver import _record, _recorded
-from orchestrator.run.tuning import Context, Notes, _optuna, clean_sweep
+from orchestrator.running.driver import _record, _recorded
+from orchestrator.running.tuning import Context, Notes, _optuna, clean_sweep
 from orchestrator.stages.base import At, seal
 from orchestrator.stages.graph import stages
 from orchestrator.store import METRICS, Store
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.results import load_study, recorded_trials, remember_trial
+from orchestrator.sweep.stored import load_study, recorded_trials, remember_trial
 from tests.drawn_sweep import SWEEP
 from tests.unit.fake_study import line
 

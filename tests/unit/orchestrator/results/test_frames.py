@@ -10,9 +10,9 @@ import pytest
 
 from datasets.errors import InputError
 from orchestrator.report.tables import points_csv
-from orchestrator.study import frames
-from orchestrator.study.points import panels
-from orchestrator.study.selection import RULES, fronts, table
+from orchestrator.results import frames
+from orchestrator.results.points import panels
+from orchestrator.results.selection import RULES, fronts, table
 from tests.unit.fake_study import fake_study
 
 

@@ -14,13 +14,13 @@ from orchestrator.report.drawing import look
 from orchestrator.report.rendering import render
 from orchestrator.report.scatter import scatter
 from orchestrator.report.tables import headline, pareto_csv, points_csv, summary, summary_text
+from orchestrator.results import kinds
+from orchestrator.results.claims import judged
+from orchestrator.results.names import method_of, objective_of
+from orchestrator.results.points import panels
+from orchestrator.results.selection import table
 from orchestrator.stages.graph import stages
 from orchestrator.store import Artefact, Store
-from orchestrator.study import kinds
-from orchestrator.study.claims import judged
-from orchestrator.study.names import method_of, objective_of
-from orchestrator.study.points import panels
-from orchestrator.study.selection import table
 from orchestrator.sweep.plan import make_plan
 from orchestrator.sweep.titles import plan_titles
 from sweeps._study_claims import CLAIMS

@@ -14,11 +14,11 @@ from orchestrator.console.live import Progress
 from orchestrator.console.log import log, say
 from orchestrator.console.progress import clock, left, smoothed, tell
 from orchestrator.failures import CERTAIN
+from orchestrator.results.outcome import StageResult, Study, TrialResult
 from orchestrator.stages.graph import stages
 from orchestrator.store import FAILED, NOTES, Store, read_failure
-from orchestrator.study.outcome import StageResult, Study, TrialResult
 from orchestrator.sweep.plan import Plan
-from orchestrator.sweep.results import load_study, recorded_trials
+from orchestrator.sweep.stored import load_study, recorded_trials
 from orchestrator.sweep.titles import plan_titles, titles
 from orchestrator.tracking.tracker import Tracker, TrackingError
 

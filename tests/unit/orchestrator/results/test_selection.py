@@ -8,11 +8,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestrator.study.cautions import warnings
-from orchestrator.study.names import method_of, objective_of, settings, short_paths
-from orchestrator.study.outcome import Study, TrialResult
-from orchestrator.study.points import cleaned_points, interval_of_share, mean_interval, panels, start_of
-from orchestrator.study.selection import RULES, best_metrics, blind, lowest_asr, most_accurate, table
+from orchestrator.results.cautions import warnings
+from orchestrator.results.names import method_of, objective_of, settings, short_paths
+from orchestrator.results.outcome import Study, TrialResult
+from orchestrator.results.points import cleaned_points, interval_of_share, mean_interval, panels, start_of
+from orchestrator.results.selection import RULES, best_metrics, blind, lowest_asr, most_accurate, table
 from tests.unit.fake_study import fake_study, hash64_hex, line, pretrain, trial
 
 

@@ -17,19 +17,19 @@ from orchestrator.experiment.fingerprint import encode
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.report.claims_table import write_claims
 from orchestrator.report.page import write_report
-from orchestrator.run.follow import Follower, Mirror
-from orchestrator.run.stages_on_ray import ensure_all, measure_all, train_all
-from orchestrator.run.tuning import clean_sweep
+from orchestrator.results.claims import Verdict
+from orchestrator.results.outcome import Study
+from orchestrator.results.points import CLEANING_SET
+from orchestrator.running.follow import Follower, Mirror
+from orchestrator.running.stages_on_ray import ensure_all, measure_all, train_all
+from orchestrator.running.tuning import clean_sweep
 from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import make_data, stages, trained_by
 from orchestrator.stages.measured import lacking
 from orchestrator.store import Store, part, slug
-from orchestrator.study.claims import Verdict
-from orchestrator.study.outcome import Study
-from orchestrator.study.points import CLEANING_SET
 from orchestrator.sweep.plan import Plan, check_measurements, trial_experiment
-from orchestrator.sweep.results import Trial, decode_overrides, judge, load_study
+from orchestrator.sweep.stored import Trial, decode_overrides, judge, load_study
 from orchestrator.tracking.tracker import Tracker, TrackingError
 
 CHOOSES = {"clean", "clean.seed", *CLEANING_SET}

@@ -12,11 +12,11 @@ from rich.console import Console
 
 from orchestrator.console import live
 from orchestrator.console.progress import SMOOTHING_S, clock, left, meter, smoothed
-from orchestrator.run.follow import Follower, Mirror
+from orchestrator.running.follow import Follower, Mirror
 from orchestrator.stages.graph import stages
 from orchestrator.store import Store, write_lines
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.results import load_study
+from orchestrator.sweep.stored import load_study
 from orchestrator.tracking.tracker import Tracker
 from tests.tiny_sweep import SWEEP
 

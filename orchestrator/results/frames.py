@@ -11,9 +11,9 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from datasets.errors import InputError
-from orchestrator.study import points as measured
-from orchestrator.study.names import flatten, hyperparameters
-from orchestrator.study.outcome import Study, TrialResult
+from orchestrator.results import points as measured
+from orchestrator.results.names import flatten, hyperparameters
+from orchestrator.results.outcome import Study, TrialResult
 from trainers.evaluate.choice import RULE, Epoch
 
 if TYPE_CHECKING:

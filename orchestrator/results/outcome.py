@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     import pandas
 
-    from orchestrator.study.claims import Claim
-    from orchestrator.study.published import Published
+    from orchestrator.results.claims import Claim
+    from orchestrator.results.published import Published
 
 
 @dataclass(kw_only=True)
@@ -95,6 +95,6 @@ class Study:
 
     def frame(self) -> "pandas.DataFrame":
         """Every epoch of every training as a row: `study.frames.points`; the functions that take the frame are in that module."""
-        from orchestrator.study.frames import points
+        from orchestrator.results.frames import points
 
         return points(self)

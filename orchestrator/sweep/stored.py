@@ -11,6 +11,9 @@ from datasets.evaluation.classes import target_index
 from orchestrator.experiment.fingerprint import canonical, described, encode
 from orchestrator.experiment.spec import Experiment, Gate
 from orchestrator.manifest import KINDS
+from orchestrator.results.kinds import names
+from orchestrator.results.outcome import StageResult, StageState, Study, TrialResult
+from orchestrator.results.published import load_published
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Stage
 from orchestrator.stages.graph import stages
@@ -26,9 +29,6 @@ from orchestrator.store import (
     read_json,
     write_json,
 )
-from orchestrator.study.kinds import names
-from orchestrator.study.outcome import StageResult, StageState, Study, TrialResult
-from orchestrator.study.published import load_published
 from orchestrator.sweep.plan import Plan, claims_of, trial_experiment
 from trainers.evaluate.choice import measured
 

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from orchestrator.study.names import settings
-from orchestrator.study.outcome import StageResult, Study, TrialResult
-from orchestrator.study.points import (
+from orchestrator.results.names import settings
+from orchestrator.results.outcome import StageResult, Study, TrialResult
+from orchestrator.results.points import (
     Panel,
     Point,
     arms,

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestrator.failures import DIVERGED, SAID
-from orchestrator.study.names import called, hyperparameters, is_number, is_seed, short_paths, value_at, value_text
-from orchestrator.study.outcome import StageResult, Study, TrialResult
-from orchestrator.study.points import GIVEN, cleaned_points, panels, points_of, repetitions
-from orchestrator.study.selection import Choice, Row, table
+from orchestrator.results.names import called, hyperparameters, is_number, is_seed, short_paths, value_at, value_text
+from orchestrator.results.outcome import StageResult, Study, TrialResult
+from orchestrator.results.points import GIVEN, cleaned_points, panels, points_of, repetitions
+from orchestrator.results.selection import Choice, Row, table
 
 MARGIN = 0.1
 """A drawn value this near to a bound, as a share of the range, lies at its end."""

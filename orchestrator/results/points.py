@@ -11,8 +11,8 @@ from typing import Any
 
 from scipy.special import stdtrit
 
-from orchestrator.study.kinds import names, study_method, study_objective
-from orchestrator.study.names import (
+from orchestrator.results.kinds import names, study_method, study_objective
+from orchestrator.results.names import (
     hyperparameters,
     is_seed,
     objective_of,
@@ -22,8 +22,8 @@ from orchestrator.study.names import (
     value_at,
     value_text,
 )
-from orchestrator.study.outcome import StageResult, Study, TrialResult
-from orchestrator.study.published import Cleaned, Start
+from orchestrator.results.outcome import StageResult, Study, TrialResult
+from orchestrator.results.published import Cleaned, Start
 from trainers.checkpoint import epoch_folder
 from trainers.evaluate.choice import ACCURACY as ACCURACY
 from trainers.evaluate.choice import ASR as ASR

@@ -8,8 +8,8 @@ from typing import Any
 
 from datasets.component import Component
 from orchestrator.experiment.fingerprint import ID, LABEL, described, encode
-from orchestrator.study import kinds
-from orchestrator.study.outcome import StageResult, TrialResult
+from orchestrator.results import kinds
+from orchestrator.results.outcome import StageResult, TrialResult
 
 
 def objective_of(stage: StageResult) -> str:

@@ -16,10 +16,10 @@ from orchestrator.report.drawing import look
 from orchestrator.report.page import html
 from orchestrator.report.scatter import scatter
 from orchestrator.report.tables import pareto_csv
-from orchestrator.study.claims import Verdict, called, judged
-from orchestrator.study.names import method_of, objective_of
-from orchestrator.study.points import panels
-from orchestrator.study.selection import table
+from orchestrator.results.claims import Verdict, called, judged
+from orchestrator.results.names import method_of, objective_of
+from orchestrator.results.points import panels
+from orchestrator.results.selection import table
 from orchestrator.sweep.loading import load_sweep
 from orchestrator.sweep.plan import make_plan
 from orchestrator.tracking.tracker import Tracker
@@ -34,9 +34,9 @@ from dataclasses import dataclass, replace
 
 from ray import tune
 
-from orchestrator.study.claims import Claim, benches, verdict_of
-from orchestrator.study.points import mean_interval
-from orchestrator.study.selection import RULE
+from orchestrator.results.claims import Claim, benches, verdict_of
+from orchestrator.results.points import mean_interval
+from orchestrator.results.selection import RULE
 from tests.tiny_sweep import BASE, SWEEP as TINY
 from trainers.methods.base import Method
 from trainers.methods.finetune import CleanCLIP

@@ -18,14 +18,14 @@ from orchestrator.console.log import folder, join
 from orchestrator.experiment.identity import IDENTITIES
 from orchestrator.experiment.override import override
 from orchestrator.experiment.spec import Compute, Experiment, Sweep
-from orchestrator.run.stages_on_ray import ensure_all, ensure_followed, trials_at_a_time
+from orchestrator.running.stages_on_ray import ensure_all, ensure_followed, trials_at_a_time
 from orchestrator.stages.base import SERVING, At, Stage, ensure, register
 from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import lacking, lines_of
 from orchestrator.stages.swept import grid_values
 from orchestrator.store import FAILED, Store, read_failure, write_json
 from orchestrator.sweep.plan import Plan, trial_experiment
-from orchestrator.sweep.results import Trial, recorded_trials, remember_trial
+from orchestrator.sweep.stored import Trial, recorded_trials, remember_trial
 from trainers.evaluate.choice import LIMITS, measured, most_accurate, results
 
 NUMBER = "trial"
