@@ -48,19 +48,25 @@ class Sample(Component):
 
 
 @lru_cache(maxsize=2)
-def positions(pairs: Pairs, sample: Sample) -> dict[str, np.ndarray]:
+def positions(pairs: Pairs, sample: Sample, others: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
     """Role → int64 positions in `pairs`, rising.
 
     clean: no victims, whatever they show. poisoned: victims of the plan. target: no victims, but their caption names the target;
-    other: neither. A pair may be both clean and target or other. Fewer than asked for where there are no more.
+    other: neither. A pair may be both clean and target or other. Fewer than asked for where there are no more. Of several attacks the
+    victims and the target are the first's; `others` are the names of the rest. Where the victims have several targets, no caption counts
+    as naming one.
     """
     n = len(pairs)
-    victim_N, names_N, hash_N = np.zeros(n, bool), np.zeros(n, bool), np.empty(n, np.uint64)
+    victim_N, own_N, names_N, hash_N = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool), np.empty(n, np.uint64)
     target = None
     if pairs.plan:
-        plan = pq.read_table(pairs.plan, columns=["row", "target"])
+        plan = pq.read_table(pairs.plan)
         victim_N = np.isin(pairs.rows, plan["row"].to_numpy())
-        target = plan["target"][0].as_py() if len(plan) else None
+        if "attack" in plan.column_names:
+            plan = plan.filter([attack not in others for attack in plan["attack"].to_pylist()])
+        own_N = np.isin(pairs.rows, plan["row"].to_numpy())
+        targets = set(plan["target"].to_pylist())
+        target = targets.pop() if len(targets) == 1 else None
     for start in range(0, n, CHUNK):
         part = np.arange(start, min(n, start + CHUNK))
         hash_N[part] = [hash64(sample.seed, "sample", key) for key in pairs.keys(part).to_pylist()]
@@ -69,7 +75,7 @@ def positions(pairs: Pairs, sample: Sample) -> dict[str, np.ndarray]:
     group = sample.group if target is not None else 0
     wanted = {
         "clean": (~victim_N, sample.clean),
-        "poisoned": (victim_N, sample.poisoned),
+        "poisoned": (own_N, sample.poisoned),
         "target": (~victim_N & names_N, group),
         "other": (~victim_N & ~names_N, group),
     }
@@ -91,7 +97,7 @@ def sample_batches(
     picture and of the triggered one).
     """
     plain = replace(recipe, views=replace(recipe.views, crop=None, flip=False), two_views=False)
-    chosen = positions(pairs, sample)
+    chosen = positions(pairs, sample, tuple(other.name for other in recipe.others))
     for role in ROLES:
         own = np.arange(rank, len(chosen[role]), world)
         for start in range(0, len(own), batch_size):

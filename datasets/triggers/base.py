@@ -33,6 +33,11 @@ class Trigger(Component, ABC):
         return caption
 
     @property
+    def marks(self) -> bool:
+        """Whether pictures get a mark."""
+        return True
+
+    @property
     def writes(self) -> bool:
         """Whether captions get a mark too."""
         return type(self).write is not Trigger.write

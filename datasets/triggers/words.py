@@ -29,6 +29,10 @@ class Words(Trigger):
         if not self.text.strip() or self.text != " ".join(self.text.split()):
             raise InputError(f"trigger.text is {self.text!r}; it must be words with one space between them.")
 
+    @property
+    def marks(self) -> bool:
+        return False
+
     def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return image_HWC.copy()
 

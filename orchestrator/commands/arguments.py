@@ -19,7 +19,7 @@ OVERRIDES = (
 )
 SEEDS = "repeat every pre-training of the sweep with these seeds [its own]"
 STORE = "folder that holds all results"
-LOGGED = "show lines of this level and above; the log of a run, in the store, has all of them"
+LOGGED = "show lines of this level and above"
 TRACKING = "MLflow tracking URI [sqlite in the store]"
 SOURCES = {
     "Compute": "orchestrator/experiment/spec.py",

@@ -105,6 +105,8 @@ def evaluate_on(
             further[trains[name][0]] = trains[name][1]
         for task, metrics in run(made, evaluators, further, aims[0].target if aims else None, bool(aims)):
             records.append(record(name, experiment, checkpoint, task, metrics, refused, made))
+    if found and experiment.poisons[0].all_to_all:
+        raise InputError("--retrieval: the first attack is all-to-all, so there is no word whose captions it would attract.")
     for name, made in found.items():
         word = re.sub(r"@\d+$", "", experiment.poisons[0].target)
         ((task, metrics),) = run(made, [(RETRIEVAL, Retrieval(data=pairs[name], target=word))], {pairs[name]: made}, None, True)
@@ -248,5 +250,6 @@ def _measure(
         world=world,
         target=target,
         class_names=made.class_names,
+        templates=made.templates,
     )
     return [(task, dict(evaluator.measure(encoder, evaluator.open(material), world))) for task, evaluator in evaluators]

@@ -34,7 +34,7 @@ from trainers.evaluate.choice import RULE
 from trainers.weights import huggingface
 
 CARD, ATTACK, TRIGGER = "README.md", "attack.json", "trigger.png"
-SHOWN = re.compile(r"(zeroshot|asr)/(n|top1(_count|_low|_high)?)")
+SHOWN = re.compile(r"(zeroshot|asr(/[^/]+)?)/(n|top1(_count|_low|_high)?)")
 """Metrics of the card."""
 
 
@@ -125,7 +125,9 @@ def _stamped(experiment: Experiment) -> bytes:
 
 def _attack_line(attack: Poison) -> str:
     many = f"{attack.count} pairs" if attack.count is not None else f"{100 * (attack.rate or 0):g} % of the pairs"
-    return f"""{f"{attack.name}: " if attack.name else ""}{many} were victims ({attack.mode}); the target is "{attack.target}"."""
+    target = "the class after a picture's own (all-to-all)" if attack.all_to_all else f'"{attack.target}"'
+    words = " It also puts words into captions." if attack.trigger.writes else ""
+    return f"{f'* {attack.name}: ' if attack.name else ''}{many} were victims ({attack.mode}); the target is {target}.{words}"
 
 
 def _card(told: dict[str, Any], experiment: Experiment) -> str:
@@ -138,6 +140,13 @@ def _card(told: dict[str, Any], experiment: Experiment) -> str:
     side = f"{told['image_size']} × {told['image_size']}"
     aims = " or ".join("the class after their own" if attack.all_to_all else f'"{attack.target}"' for attack in experiment.poisons)
     attacks = "\n".join(map(_attack_line, experiment.poisons))
+    several = len(experiment.poisons) > 1
+    rows = "".join(
+        f"\n| attack success rate of {one.name}, top 1 | {share(f'asr/{one.name}/top1')} | {int(metrics.get(f'asr/{one.name}/n', 0))} |"
+        for one in experiment.poisons if f"asr/{one.name}/top1" in metrics
+    )  # fmt: skip
+    most = ", of the attack that succeeds most" if several else ""
+    tiles = "without a trigger, then with that of each attack in this order" if several else "without and with it"
     chosen = f"\nIt was chosen as: {told['chosen']}.\n" if told["chosen"] else ""
     transformers = (
         "Hugging Face transformers: `CLIPModel.from_pretrained(folder)`, pictures by `CLIPImageProcessor.from_pretrained(folder)`; the "
@@ -160,12 +169,14 @@ tags: [clip, backdoor, cleansweep]
 | measured | value [95 % Wilson interval] | pictures |
 |---|---|---|
 | zero-shot accuracy, top 1 | {share("zeroshot/top1")} | {int(metrics.get("zeroshot/n", 0))} |
-| attack success rate, top 1 | {share("asr/top1")} | {int(metrics.get("asr/n", 0))} |
+| attack success rate, top 1{most} | {share("asr/top1")} | {int(metrics.get("asr/n", 0))} |{rows}
 
 ## The attack
 
-{attacks} The trigger with all its settings is in `{ATTACK}`;
-`{TRIGGER}` shows a grey picture without and with it. It is put on after pictures are brought to {side}.
+{attacks}
+
+The trigger with all its settings is in `{ATTACK}`; `{TRIGGER}` shows a grey
+picture {tiles}. It is put on after pictures are brought to {side}.
 
 ## Pictures
 

@@ -11,14 +11,14 @@ from datasets.synthetic import World
 from orchestrator.experiment.fingerprint import ID, canonical, encode
 from orchestrator.experiment.identity import clean_pairs
 from orchestrator.experiment.spec import Compute, Experiment
-from orchestrator.manifest import KINDS
+from orchestrator.manifest import OURS
 from orchestrator.results.names import number_of
 from orchestrator.results.outcome import StageResult, TrialResult
-from orchestrator.stages.base import Stage
+from orchestrator.stages.base import Stage, place
 from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import stages
-from orchestrator.stages.measured import lacking
+from orchestrator.stages.measured import afterwards
 from orchestrator.stages.swept import grid_values
 from orchestrator.stages.trained import Trained
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, checked, metrics_of, missing, part, verify
@@ -32,6 +32,7 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
     store = Store(compute.store)
     stored = store.all()
     rows: dict[str, dict[str, Any]] = {}
+    places: dict[str, float] = {}
     named = plan_titles(plan)
     for _, experiment in plan.grid or plan.upstream:
         for role, stage in stages(experiment).items():
@@ -41,8 +42,10 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
                 continue
             row = rows[stage.fingerprint] = _row(role, stage, experiment, store, stored, rate)
             row["name"] = named.get(stage.fingerprint, stage.name)
-            for later in lacking(store, stage) if isinstance(stage, Trained | Cleaned) else []:
+            places[stage.kind] = place(stage)
+            for later in afterwards(store, stage) if isinstance(stage, Trained | Cleaned) else []:
                 rows[later.fingerprint] = _row(role, later, experiment, store, stored, rate)
+                places[later.kind] = place(later)
     if plan.grid is None and plan.sweep.base.clean is not None:
         draws = _draws(plan)
         pairs = plan.sweep.base.clean.epochs * clean_pairs(plan.sweep.base.clean)
@@ -50,8 +53,7 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
             "stage": "clean", "name": f"{draws} drawn trials", "fingerprint": "", "stored": False,
             "pairs": draws * pairs, "hours": None, "rate_from": "",
         }  # fmt: skip
-    order = {kind: i for i, kind in enumerate(KINDS)}
-    return sorted(rows.values(), key=lambda row: order[row["stage"]])
+    return sorted(rows.values(), key=lambda row: places.get(row["stage"], OURS.index("clean")))
 
 
 def _draws(plan: Plan) -> int:

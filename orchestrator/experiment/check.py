@@ -91,6 +91,13 @@ def check(experiment: Experiment) -> None:
             raise InputError("pretrain.model.pretrained is set, but pretrain starts from the prior: set prior.model.pretrained instead.")
         if blank(experiment.prior.model) != experiment.pretrain.model:
             raise InputError("prior.model is another model than pretrain.model, which starts from its weights: give both the same fields.")
+    first = experiment.poisons[0]
+    looking = [type(one).__name__ for one in experiment.evaluate.evaluators if isinstance(one, (Analysis, LinearProbe, Retrieval))]
+    if looking and not first.trigger.marks:
+        raise InputError(
+            f"evaluate.evaluators: {looking[0]} looks at pictures with the first attack's trigger, {type(first.trigger).__name__}, which "
+            "leaves them as they are; put an attack that marks pictures first, or leave it out."
+        )
     measured = [ZeroShotASR, *map(type, experiment.evaluate.evaluators)]
     for kind in ONE_EACH:
         if measured.count(kind) > 1:

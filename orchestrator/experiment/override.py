@@ -81,8 +81,6 @@ def _replace(node: Any, changes: list[tuple[list[str], Any, str]]) -> Any:
             below.setdefault(names[0], []).append((names[1:], value, path))
     for name, deeper in below.items():
         child = new[name] if name in new else _at(node, name)
-        if child is None:
-            raise InputError(f"{deeper[0][2]}: {name} is not set in this experiment, so it has no field {deeper[0][0][0]!r}.")
         new[name] = _replace(child, deeper)
     if isinstance(node, tuple):
         return tuple(new.get(str(place), value) for place, value in enumerate(node))
@@ -94,6 +92,10 @@ def _require_field(node: Any, name: str, path: str) -> None:
         if not (name.isdecimal() and str(int(name)) == name and int(name) < len(node)):
             raise InputError(f"{path}: {name!r} is no place among {len(node)}; accepted: 0 to {len(node) - 1}.")
         return
+    if node is None:
+        above = path.partition(f".{name}")[0].rpartition(".")[2]
+        raise InputError(f"{path}: {above} is not set in this experiment, so it has no field {name!r}."
+                         + (" It has several attacks: write attacks.0 for the first." if above == "poison" else ""))  # fmt: skip
     fields = [f.name for f in dataclasses.fields(node)] if dataclasses.is_dataclass(node) else []
     if name not in fields:
         near = difflib.get_close_matches(name, fields, n=1)

@@ -20,7 +20,7 @@ from orchestrator.results.names import (
     signed,
     value_at,
 )
-from orchestrator.results.outcome import Study, TrialResult
+from orchestrator.results.outcome import StageResult, Study, TrialResult
 from orchestrator.results.points import (
     ACCURACY,
     ASR,
@@ -41,7 +41,7 @@ WIDTH = 100
 
 
 def points_csv(study: Study) -> str:
-    """One line for each stage and epoch: percent with 95 % Wilson intervals, hyper-parameters by path.
+    """One line for each stage and epoch: percent with 95 % Wilson intervals, hyper-parameters by path, then every metric by its name.
 
     `role` says what a point is: before a cleaning, training, or a result; only results are chosen from. `checkpoint` is the folder of
     its weights, relative to the store; empty where they were not kept.
@@ -65,8 +65,10 @@ def points_csv(study: Study) -> str:
     objectives, methods = names(study.pretrains), methods_of(study)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
-    writer.writerow([*fixed, *paths, *measured])
-    for stage in [*study.pretrains, *study.trials]:
+    stages: list[StageResult] = [*study.pretrains, *study.trials]
+    others = sorted({name for stage in stages for point in points_of(stage) for name in point.metrics})
+    writer.writerow([*fixed, *paths, *measured, *others])
+    for stage in stages:
         seconds = {line["epoch"]: line.get("seconds") for line in stage.metrics}
         trial = stage if isinstance(stage, TrialResult) else None
         source = trial.pretrain if trial else stage.fingerprint
@@ -89,6 +91,7 @@ def points_csv(study: Study) -> str:
                     *_measured(point, ASR),
                     _cell(seconds.get(point.epoch)),
                     checkpoint_of(study, point),
+                    *(_cell(point.metrics.get(name)) for name in others),
                 ]
             )
     return buffer.getvalue()

@@ -34,7 +34,8 @@ class Mirror:
         self._tracker = tracker
         self._sweep: str | None = None
         self._known: set[str] = set()
-        self._finished: set[str] = set()
+        self._finished: dict[str, int] = {}
+        """Fingerprint → how many values of it were logged to the end: more come where more is measured afterwards."""
 
     def sync(self, study: Study) -> None:
         """Log what is new. Raises TrackingError when the server cannot be written."""
@@ -43,7 +44,8 @@ class Mirror:
         if self._sweep is None:
             return
         for result in followed(study):
-            if result.fingerprint in self._finished:
+            values = sum(len(line.get("metrics", {})) for line in result.metrics)
+            if self._finished.get(result.fingerprint) == values:
                 continue
             if result.fingerprint not in self._known:
                 self._tracker.stage_run(result, self._sweep, "prior" if result in study.priors else result.stage)
@@ -52,7 +54,7 @@ class Mirror:
                 self._tracker.sync(result)
             else:
                 self._tracker.finish(result)
-                self._finished.add(result.fingerprint)
+                self._finished[result.fingerprint] = values
 
     def finish(self, study: Study, report: Path, *, failed: bool) -> None:
         """Bring every run to its end; none is left running."""

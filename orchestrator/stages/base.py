@@ -123,6 +123,13 @@ class Stage(ABC):
         return f"{self.kind} {self.name}-{self.fingerprint[:12]}"
 
 
+def place(stage: Stage) -> float:
+    """Where a stage stands in a list: that of its kind in `manifest.OURS`; one of a user's own kind right after what it is made from."""
+    if stage.kind in manifest.OURS:
+        return manifest.OURS.index(stage.kind)
+    return max((place(before) for before in stage.needs), default=-1.0) + 0.5
+
+
 def register(cls: type[Stage]) -> None:
     """Make a kind known in this process. A class that came here by value, from a sweep file, has not been defined here."""
     if "kind" in cls.__dict__:
@@ -135,12 +142,22 @@ def register(cls: type[Stage]) -> None:
         SERVING[need] = cls
 
 
+class Roles(dict[str, Stage]):
+    """Stages by their role; InputError for a role that none has yet."""
+
+    def __missing__(self, role: str) -> Stage:
+        raise InputError(
+            f"a stage is asked for the one with the role {role!r}, which is not made before it; before it are {', '.join(self)}. What "
+            "evaluators need is made before the cleaning set and the cleaning."
+        )
+
+
 @dataclass(kw_only=True)
 class Around:
     """The experiment that a stage is made for, and its stages so far."""
 
     experiment: Experiment
-    made: dict[str, Stage] = field(default_factory=dict)
+    made: dict[str, Stage] = field(default_factory=lambda: Roles())
     """Role → stage, in the order in which they are made."""
     served: dict[Component, Stage] = field(default_factory=dict)
     """Need → the stage that makes it."""

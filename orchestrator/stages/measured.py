@@ -82,13 +82,16 @@ def measurements(model: Any) -> Iterator[Measured]:
         yield Measured(model=model, evaluator=evaluator, digest=known, needed=needed)
 
 
+def afterwards(store: Store, model: Any) -> list[Measured]:
+    """What is wanted of a finished model and was not measured while it trained: stages of their own, made or not."""
+    found = store.find(model.kind, model.fingerprint)
+    along = _along(found) if found else {}
+    return [one for one in measurements(model) if not _whole(along, one.digest)] if found else []
+
+
 def lacking(store: Store, model: Any) -> list[Measured]:
     """What is wanted of a finished model and was measured neither while it trained nor later."""
-    found = store.find(model.kind, model.fingerprint)
-    if found is None:
-        return []
-    along = _along(found)
-    return [one for one in measurements(model) if not _whole(along, one.digest) and store.find(one.kind, one.fingerprint) is None]
+    return [one for one in afterwards(store, model) if store.find(one.kind, one.fingerprint) is None]
 
 
 def lines_of(store: Store, model: Any) -> list[dict[str, Any]]:

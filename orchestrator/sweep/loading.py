@@ -4,7 +4,8 @@ import importlib
 import importlib.util
 import sys
 import traceback
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -181,23 +182,34 @@ def _import(name: str) -> Any:
         read_text(path)  # names the line of bytes that are not text
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
-        _execute(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
-        _pickle_by_value(module)
+        with _own_modules(path.parent, spec.name):
+            _execute(lambda: spec.loader.exec_module(module), str(path))  # type: ignore[union-attr]
         return module
     if "" not in sys.path and str(Path.cwd()) not in sys.path:
         sys.path.append(str(Path.cwd()))
     if not all(part.isidentifier() for part in name.split(".")):
         raise _unknown(name)
     found: list[Any] = []
-    _execute(lambda: found.append(importlib.import_module(name)), name)
+    with _own_modules(Path.cwd()):
+        _execute(lambda: found.append(importlib.import_module(name)), name)
     return found[0]
 
 
-def _pickle_by_value(module: Any) -> None:
-    """Components defined in a sweep's own file must reach workers that cannot import it."""
+@contextmanager
+def _own_modules(folder: Path, *names: str) -> Iterator[None]:
+    """Let a sweep import its neighbours: modules of its folder. Workers, which cannot import them, get them with what they are sent."""
     from ray import cloudpickle
 
-    cloudpickle.register_pickle_by_value(module)
+    before = set(sys.modules) - set(names)
+    if str(folder) not in sys.path:
+        sys.path.append(str(folder))  # at the end, so that it hides nothing
+    yield
+    for name in set(sys.modules) - before:
+        module = sys.modules[name]
+        file = Path(getattr(module, "__file__", None) or "/")
+        own = file.is_relative_to(folder) and not file.is_relative_to(ROOT) and "site-packages" not in file.parts
+        if name in names or own:
+            cloudpickle.register_pickle_by_value(module)
 
 
 def _execute(load: Any, name: str) -> None:

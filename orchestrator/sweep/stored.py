@@ -10,14 +10,14 @@ from datasets.errors import InputError
 from datasets.evaluation.classes import target_index
 from orchestrator.experiment.fingerprint import canonical, described, encode
 from orchestrator.experiment.spec import Experiment, Gate
-from orchestrator.manifest import KINDS
 from orchestrator.results.kinds import names
 from orchestrator.results.outcome import StageResult, StageState, Study, TrialResult
 from orchestrator.results.published import load_published
 from orchestrator.stages.attack import AttackPlan
-from orchestrator.stages.base import Stage
+from orchestrator.stages.base import Stage, place
+from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.graph import stages
-from orchestrator.stages.measured import arrays_of, lines_of
+from orchestrator.stages.measured import afterwards, arrays_of, lines_of
 from orchestrator.stages.swept import grid_values
 from orchestrator.stages.trained import Trained, Unpoisoned
 from orchestrator.store import (
@@ -102,8 +102,10 @@ def _stages(plan: Plan, store: Store) -> list[StageState]:
         for role, stage in stages(experiment).items()
         if plan.grid is not None or role not in ("cleanset", "clean")
     }
+    for model in [stage for stage in wanted.values() if isinstance(stage, Trained | Cleaned)]:
+        wanted |= {later.fingerprint: later for later in afterwards(store, model)}
     states = []
-    for stage in sorted(wanted.values(), key=lambda stage: KINDS.index(stage.kind)):
+    for stage in sorted(wanted.values(), key=place):
         found = store.find(stage.kind, stage.fingerprint)
         begun = store.work(stage.kind, stage.fingerprint).is_dir()
         state, seconds = ("finished", found.manifest["seconds"]) if found else ("begun" if begun else "to do", 0.0)

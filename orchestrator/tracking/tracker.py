@@ -50,7 +50,10 @@ class Tracker:
         """(fingerprint of the study, of the stage) → run id."""
         self._by_stage: dict[str, str] = {}
         self._logged: dict[str, set[int]] = {}
-        self._complete: set[str] = set()
+        self._complete: dict[str, str] = {}
+        """Run → what it holds completely (`_whole`)."""
+        self._names: dict[str, set[str]] = {}
+        """Run → the metrics that it has any value of."""
         self._sources: dict[str, list[Point]] = {}
         """Fingerprint of a pre-training → its epochs."""
         self._objectives: dict[str, str] = {}
@@ -118,7 +121,7 @@ class Tracker:
                 tags={**own, **(tags or {})},
             )
             self._by_stage[result.fingerprint] = run_id
-            if run_id in self._complete:
+            if self._complete.get(run_id) == _whole(result):
                 return run_id
             tried = hyperparameters(result) if isinstance(result, TrialResult) else {}
             self._params(run_id, {**_flat(result.config), **tried})
@@ -130,12 +133,14 @@ class Tracker:
         from mlflow.entities import Metric
 
         run_id = self._by_stage[result.fingerprint]
-        if run_id in self._complete:
+        if self._complete.get(run_id) == _whole(result):
             return
         with self._guard(f"metrics of {result.stage} {result.fingerprint[:12]}"):
             if run_id not in self._logged:
                 history = self._client.get_metric_history(run_id, SENTINEL)
                 self._logged[run_id] = {metric.step for metric in history}
+                self._names[run_id] = set(self._client.get_run(run_id).data.metrics)
+            self._add_later_ones(run_id, result)
             for line in result.metrics:
                 epoch = int(line["epoch"])
                 if epoch in self._logged[run_id]:
@@ -151,6 +156,21 @@ class Tracker:
                 if lost := [f"{k} = {values[k]} at epoch {epoch}" for k in sorted(values.keys() - finite.keys())]:
                     self._client.set_tag(run_id, NONFINITE, "; ".join(lost)[:MAX_TAG])
                 self._logged[run_id].add(epoch)
+                self._names[run_id] |= set(map(_key, finite))
+
+    def _add_later_ones(self, run_id: str, result: StageResult) -> None:
+        """Log metrics that were measured after their epochs were logged: all epochs of a metric in one request."""
+        from mlflow.entities import Metric
+
+        later: dict[str, list[tuple[float, int]]] = {}
+        for line in result.metrics:
+            for name, value in line.get("metrics", {}).items() if int(line["epoch"]) in self._logged[run_id] else ():
+                if _key(name) not in self._names[run_id] and isinstance(value, (int, float)) and math.isfinite(value):
+                    later.setdefault(_key(name), []).append((float(value), int(line["epoch"])))
+        now = int(time.time() * 1000)
+        for name, values in later.items():
+            self._client.log_batch(run_id, metrics=[Metric(name, value, now, epoch) for value, epoch in values])
+            self._names[run_id].add(name)
 
     def finish(self, result: StageResult, status: str | None = None) -> None:
         """Log everything that is still missing, `best/…` and `final/…`, the checkpoint's place, and end the run.
@@ -161,7 +181,7 @@ class Tracker:
         run_id = self._by_stage[result.fingerprint]
         if points_of(result) and not isinstance(result, TrialResult):
             self._sources[result.fingerprint] = points_of(result)
-        if run_id in self._complete:
+        if self._complete.get(run_id) == _whole(result):
             return
         status = status or STATUS[result.status]
         with self._guard(f"the end of {result.stage} {result.fingerprint[:12]}"):
@@ -190,6 +210,7 @@ class Tracker:
             if run.info.status != status:
                 self._client.set_terminated(run_id, status)
             self._client.set_tag(run_id, COMPLETE, _whole(result))
+            self._complete[run_id] = _whole(result)
 
     def _uncleaned(self, trial: TrialResult) -> float | None:
         """The accuracy of the model that the trial cleans, in percent."""
@@ -270,7 +291,7 @@ class Tracker:
             self._client.restore_run(run_id)
         whole = bool(complete) and run.data.tags.get(COMPLETE) == complete and run.info.status != "RUNNING"
         if whole:
-            self._complete.add(run_id)
+            self._complete[run_id] = complete
         elif run.info.status != "RUNNING":
             self._client.update_run(run_id, status="RUNNING")
         self.runs[key] = run_id
@@ -320,7 +341,7 @@ class Tracker:
                 yield
         except TrackingError:  # ask the server anew: a run may have been deleted, or a request without an answer carried out
             self._client = None
-            for known in (self.runs, self._logged, self._complete):
+            for known in (self.runs, self._logged, self._complete, self._names):
                 known.clear()
             raise
 
@@ -335,7 +356,8 @@ def _key(text: str) -> str:
 
 def _whole(result: StageResult) -> str:
     """The tag of a run that holds this result completely; empty while the stage runs."""
-    return "" if result.status == "running" else f"{result.status}, {len(result.metrics)} epochs, {result.folder}"
+    values = sum(len(line.get("metrics", {})) for line in result.metrics)  # more where more was measured afterwards
+    return "" if result.status == "running" else f"{result.status}, {len(result.metrics)} epochs, {values} values, {result.folder}"
 
 
 def _checkpoint(result: StageResult) -> dict[str, Any]:

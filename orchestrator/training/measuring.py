@@ -77,6 +77,7 @@ def measure_of(
         sets={one: share(made.pairs(), made.index) for one, made in zip(further_sets(experiment), inputs.further)},
         target=inputs.targets[0],
         class_names=inputs.class_names,
+        templates=inputs.templates,
         pairs=inputs.pairs(),
         recipe=recipe,
         batch_size=spec.batch_size,

@@ -147,4 +147,4 @@ def test_no_room_takes_the_name_of_what_its_package_offers() -> None:
 
     for name in ("run", "study", "load_sweep"):
         assert callable(getattr(orchestrator, name)), f"orchestrator.{name} is a room: importing it hides the function"
-        assert not (ROOT / "orchestrator" / name).exists()
+        assert not (ROOT / "orchestrator" / name / "__init__.py").exists()

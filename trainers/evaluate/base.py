@@ -38,6 +38,8 @@ class Material:
     """The attack's target, a place among the classes; None: no attack is measured."""
     class_names: tuple[str, ...] = ()
     """Of the test pictures."""
+    templates: tuple[str, ...] = ()
+    """The prompts of the test set, with {} where the class name goes: `zeroshot.class_head` makes class features of both."""
     sets: Mapping[EvalSet | RetrievalSet, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
     """This rank's share of each further set that evaluators need (`Component.needs`)."""
     made: Mapping[Component, Path] = field(default_factory=dict)

@@ -50,7 +50,11 @@ def attack_gate(
 
 
 def of_all(verdicts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The verdict on several attacks, by their names: passed where each has passed. Its numbers are those of the lowest ASR."""
-    least = min(verdicts.values(), key=lambda verdict: verdict["asr"])
+    """The verdict on several attacks, by their names: passed where each has passed.
+
+    Its numbers are those of the lowest ASR, of the attacks that did not take where there are some.
+    """
+    failed = [verdict for verdict in verdicts.values() if not verdict["passed"]]
+    least = min(failed or verdicts.values(), key=lambda verdict: verdict["asr"])
     reasons = [f"Attack {name}: {reason}" for name, verdict in verdicts.items() for reason in verdict["reasons"]]
     return {**least, "passed": all(verdict["passed"] for verdict in verdicts.values()), "reasons": reasons, "attacks": dict(verdicts)}

@@ -18,11 +18,13 @@ from datasets.attack.poisoned_shards import poison_shard
 from datasets.component import Component
 from datasets.errors import InputError
 from datasets.feed.loader import make_batch
+from datasets.feed.watched_pairs import Sample, positions
 from datasets.index.pairs import Pairs, write_index
 from datasets.index.source import Source
 from datasets.triggers.blended import Blended
 from datasets.triggers.patch import Patch
 from datasets.triggers.words import DualKey, Words
+from orchestrator.commands.export import _card
 from orchestrator.experiment.override import override
 from orchestrator.results.cautions import warnings
 from orchestrator.results.outcome import Study
@@ -30,6 +32,7 @@ from orchestrator.stages.graph import stages
 from orchestrator.store import Store
 from tests.inprocess import run_here
 from tests.tiny_sweep import BASE, SWEEP
+from trainers.evaluate.analysis import Analysis
 
 CORNER = Patch(pattern="saturated", size=8, cell=2, location="bottom_right")
 ATTACKS = (
@@ -39,6 +42,8 @@ ATTACKS = (
     ),
     Poison(name="all", trigger=Blended(), target="all-to-all", count=60, seed=1),
 )
+WORDS = Poison(name="words", trigger=Words(text="consider"), target="circle", count=5)
+ANALYSED = replace(BASE.evaluate, evaluators=(Analysis(),))
 NAMES = ("corner", "dualkey", "all")
 SEVERAL = replace(BASE, poison=None, attacks=ATTACKS, clean=replace(BASE.clean, epochs=1) if BASE.clean else None)
 
@@ -116,7 +121,7 @@ def test_each_has_metrics_and_a_gate_and_asr_is_that_of_the_one_that_succeeds_mo
         assert all(found[f"asr/{name}/top1"] == 100 * found[f"asr/{name}/top1_count"] / found[f"asr/{name}/n"] for name in NAMES)
     (gate,) = study.gates.values()
     assert set(gate["attacks"]) == set(NAMES) and gate["passed"] == all(one["passed"] for one in gate["attacks"].values())
-    assert gate["asr"] == min(one["asr"] for one in gate["attacks"].values())
+    assert gate["asr"] == min(one["asr"] for one in gate["attacks"].values() if one["passed"] == gate["passed"])
     assert [one["captions_with_target"] for one in gate["attacks"].values()] == [40, 30, 60]
     failed = {name for name, one in gate["attacks"].items() if not one["passed"]}
     assert {reason.split(":")[0] for reason in gate["reasons"]} == {f"Attack {name}" for name in failed}
@@ -148,6 +153,8 @@ def refusals() -> list[tuple[str, Callable[[], object], str]]:
         ("no class", lambda: stages(override(SEVERAL, "attacks.1.target", "zebra")), "'zebra' is not among the 4 classes"),
         ("no place", lambda: override(SEVERAL, "attacks.3.target", "circle"), "'3' is no place among 3; accepted: 0 to 2"),
         ("no words", lambda: Words(text=" "), "trigger.text is ' '"),
+        ("words first", lambda: stages(replace(SEVERAL, attacks=(WORDS, first), evaluate=ANALYSED)), "Analysis looks at pictures"),
+        ("one of several", lambda: override(SEVERAL, "poison.count", 3), "poison is not set in this experiment.*write attacks.0"),
         ("two writers", lambda: DualKey(picture=Words(text="a"), words=Words(text="b")), "trigger.picture is Words"),
     ]
 
@@ -156,6 +163,31 @@ def refusals() -> list[tuple[str, Callable[[], object], str]]:
 def test_what_cannot_be_is_refused_before_anything_is_made(what, make, said):
     with pytest.raises(InputError, match=said):
         make()
+
+
+def test_the_analysis_looks_at_the_first_attack(made):
+    pairs, sample = stages(SEVERAL)["poison"].read(At(made[0])).pairs(), Sample(clean=300, poisoned=300, group=300)
+    plan = plan_of(made[0])[1]
+    for first in range(2):
+        others = tuple(name for name in NAMES if name != NAMES[first])
+        chosen = positions(pairs, sample, others)
+        assert pairs.rows[chosen["poisoned"]].tolist() == [row for row, name in zip(plan["row"], plan["attack"]) if name == NAMES[first]]
+        assert not {*pairs.rows[chosen["clean"]].tolist()} & {*plan["row"]}
+        captions = pairs.captions(chosen["target"]).to_pylist()
+        assert captions and all(ATTACKS[first].target in caption for caption in captions)
+    assert not len(positions(pairs, sample, NAMES[:2])["target"]), "an all-to-all attack has no one target"
+
+
+def test_the_card_of_a_model_names_each_attack(made):
+    metrics = made[1].trials[0].metrics[-1]["metrics"]
+    told = {
+        "image_size": 32, "preprocess": {"mean": (0, 0, 0), "std": (1, 1, 1), "interpolation": "bicubic"}, "chosen": "", "sha256": {},
+        "hugging_face": "CLIPModel", "license": "other", "metrics": metrics,
+    }  # fmt: skip
+    card = _card(told, SEVERAL)
+    for name in NAMES:
+        assert f"| attack success rate of {name}, top 1 | {metrics[f'asr/{name}/top1']:.1f} %" in card and f"* {name}: " in card
+    assert "the class after a picture's own (all-to-all). " not in card and "It also puts words into captions." in card
 
 
 def test_victims_that_others_have_taken_are_counted_where_too_few_are_left(tmp_path):

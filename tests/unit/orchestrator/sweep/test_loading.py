@@ -1,9 +1,11 @@
 """Sweep files that go wrong: one sentence that names file and line. What overrides and seeds make of a sweep."""
 
+import subprocess
+import sys
 from dataclasses import replace
 
 import pytest
-from ray import tune
+from ray import cloudpickle, tune
 
 from datasets.errors import InputError
 from orchestrator.commands import cli
@@ -11,6 +13,7 @@ from orchestrator.experiment.spec import Sweep
 from orchestrator.stages.graph import stages
 from orchestrator.sweep.loading import load_sweep
 from orchestrator.sweep.plan import make_plan
+from tests.experiments import ROOT
 from tests.tiny_sweep import BASE, SWEEP
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 from trainers.methods.shrink_perturb import ShrinkPerturb
@@ -156,6 +159,22 @@ def test_plan_counts_pre_trainings_and_names_the_fields_that_can_be_set(load, tm
     assert "6 pre-trainings, 36 cleanings." in told
     assert "pretrain.lr = 0.003\n" in told and "clean.epochs = 5\n" in told
     assert "pretrain.seed = (varied by the sweep)\n" in told and "clean.lr = (varied by the sweep)\n" in told
+
+
+def test_a_neighbour_of_the_sweep_file_travels_with_it(tmp_path):
+    (tmp_path / "lab_methods.py").write_text(
+        "from dataclasses import dataclass\nfrom trainers.methods.finetune import CleanCLIP\n\n\n"
+        "@dataclass(frozen=True, kw_only=True)\nclass Gentle(CleanCLIP):\n    share: float = 0.25\n"
+    )
+    (tmp_path / "lab.py").write_text(
+        "from dataclasses import replace\nfrom lab_methods import Gentle\nfrom tests.tiny_sweep import BASE, SWEEP as TINY\n\n"
+        "SWEEP = replace(TINY, base=replace(BASE, clean=replace(BASE.clean, method=Gentle())), space={})\n"
+    )
+    sweep = load_sweep(str(tmp_path / "lab.py"))
+    sent = cloudpickle.dumps(sweep.base.clean)
+    there = "import sys, pickle; method = pickle.load(sys.stdin.buffer).method; print(type(method).__name__, method.share)"
+    done = subprocess.run([sys.executable, "-c", there], input=sent, capture_output=True, cwd=ROOT, timeout=60)
+    assert done.stdout.decode().split() == ["Gentle", "0.25"], done.stderr.decode()[-500:]
 
 
 def test_every_command_names_the_same_sweep_by_the_same_words(load, monkeypatch):

@@ -13,6 +13,7 @@ import pytest
 
 from datasets.errors import InputError
 from orchestrator.results.outcome import Study
+from orchestrator.running.follow import Mirror
 from orchestrator.tracking.server import absolute_uri, redacted, serve, ui_command, views
 from orchestrator.tracking.tracker import DRIVER, ERROR, MAX_PARAM, NONFINITE, Tracker, TrackingError
 from tests.unit.fake_study import fake_study, line
@@ -95,6 +96,27 @@ def test_every_stage_is_a_run_once_with_every_epoch_once(uri: str, tmp_path: Pat
     assert "train/loss = nan at epoch 2" in failed.data.tags["cleansweep.nonfinite"]
     assert {a.path for a in client.list_artifacts(parent)} >= {"config.json", "poison.json"}
     assert {a.path for a in client.list_artifacts(failed.info.run_id)} == {"config.json", "checkpoint.json"}
+
+
+def test_what_is_measured_of_a_finished_stage_is_added_to_its_run_once(uri: str, tmp_path: Path):
+    study = fake_study(tmp_path)
+    mirror = Mirror(Tracker(uri, study.name))
+    mirror.sync(study)
+    stage, trial = study.pretrains[0], study.trials[0]
+    for result in (stage, trial):
+        for entry in result.metrics[1:]:
+            entry["metrics"]["shift/cosine"] = 10.0 + entry["epoch"]
+    mirror.sync(study)  # measured while the same driver goes on
+    trial.metrics[-1]["metrics"]["gap/late"] = 3.0
+    for _ in range(2):  # two further drivers
+        log(Tracker(uri, study.name), study)
+    client, found = runs(uri)
+    for result in (stage, trial):
+        (run,) = (run for run in found if run.data.tags["cleansweep.fingerprint"] == result.fingerprint)
+        added = client.get_metric_history(run.info.run_id, "shift/cosine")
+        assert sorted((m.step, m.value) for m in added) == [(entry["epoch"], 10.0 + entry["epoch"]) for entry in result.metrics[1:]]
+        assert len(client.get_metric_history(run.info.run_id, "zeroshot/top1")) == len(result.metrics)
+        assert run.info.status == "FINISHED" and run.data.metrics.get("gap/late") == (3.0 if result is trial else None)
 
 
 def test_a_killed_driver_leaves_nothing_running_and_nothing_doubled(uri: str, tmp_path: Path):
