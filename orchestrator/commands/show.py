@@ -133,8 +133,8 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
         lines.append("The number of pairs is known once the shards are indexed.")
     lines += [f"NOTE another stage of the store is damaged: {wrong}" for _, wrong in store.damaged()]
     lines += ["", "fields (override with --path value):"]
-    varied = {path: [encode(value, path, neutral=True) for value in grid_values(space) or []] for path, space in sweep.space.items()}
-    lines += [f"  {line}" for line in _fields(encode(sweep.base, neutral=True), "", varied)]
+    varied = {path: [encode(value, path, every=True) for value in grid_values(space) or []] for path, space in sweep.space.items()}
+    lines += [f"  {line}" for line in _fields(encode(sweep.base, every=True), "", varied)]
     return "\n".join(lines)
 
 
@@ -151,6 +151,8 @@ def _fields(node: Any, path: str, varied: dict[str, list[Any]]) -> list[str]:
             if name not in ("class", ID):
                 lines += _fields(value, f"{path}.{name}" if path else name, varied)
         return lines
+    if isinstance(node, list) and node and all(isinstance(value, dict) for value in node):
+        return [line for place, value in enumerate(node) for line in _fields(value, f"{path}.{place}", varied)]
     return [f"{path} = {VARIED if node is VARIED else json.dumps(node, ensure_ascii=False)}"]
 
 

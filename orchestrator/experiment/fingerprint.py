@@ -16,12 +16,13 @@ LABEL = "label"
 """Key of a component's label in a configuration that people read; a field of this name is the component's label."""
 
 
-def encode(value: Any, where: str = "value", neutral: bool = False) -> Any:
+def encode(value: Any, where: str = "value", neutral: bool = False, every: bool = False) -> Any:
     """The value as plain JSON types, the same in every process and on every machine.
 
     Components become {"class": "module.Name", "id": …, field: …}. Left out are neutral fields (unless they are asked for) and later fields
-    that have their default (`component.since`). The class is for people: where there is an id, it is no part of a fingerprint. Floats keep
-    their shortest exact text; NaN, paths, functions, sets and everything else without a stable text raise InputError naming the field.
+    that have their default (`component.since`); `every` leaves out none. The class is for people: where there is an id, it is no part of a
+    fingerprint. Floats keep their shortest exact text; NaN, paths, functions, sets and everything else without a stable text raise InputError
+    naming the field.
     """
     if value is None or isinstance(value, (bool, str, int)):
         return value
@@ -31,13 +32,13 @@ def encode(value: Any, where: str = "value", neutral: bool = False) -> Any:
         return value
     if isinstance(value, Component):
         name = f"{type(value).__module__}.{type(value).__qualname__}"
-        entering = [f for f in dataclasses.fields(value) if _enters(f, value) or (neutral and f.metadata.get("neutral"))]
-        fields = {f.name: encode(getattr(value, f.name), f"{where}.{f.name}", neutral) for f in entering}
+        entering = [f for f in dataclasses.fields(value) if every or _enters(f, value) or (neutral and f.metadata.get("neutral"))]
+        fields = {f.name: encode(getattr(value, f.name), f"{where}.{f.name}", neutral, every) for f in entering}
         return {"class": name, ID: value.id, **fields}
     if isinstance(value, (tuple, list)):
-        return [encode(item, f"{where}[{i}]", neutral) for i, item in enumerate(value)]
+        return [encode(item, f"{where}[{i}]", neutral, every) for i, item in enumerate(value)]
     if isinstance(value, dict) and all(isinstance(key, str) for key in value):
-        return {key: encode(item, f"{where}.{key}", neutral) for key, item in sorted(value.items())}
+        return {key: encode(item, f"{where}.{key}", neutral, every) for key, item in sorted(value.items())}
     hint = " Give paths as text." if isinstance(value, PurePath) else ""
     raise InputError(
         f"{where} is a {type(value).__name__}, which has no stable text. Accepted: numbers, text, booleans, None, "

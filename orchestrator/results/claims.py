@@ -1,7 +1,8 @@
 """What any claim needs: the component that judges a study, the trials that it compares, and its verdict.
 
 A claim is a class of its own, beside the sweeps that name it in `Sweep.claims`. It asks for classes and settings, never for a label.
-Its verdict is `shown`, `not shown` (tried, and the criterion is not met; the reason says why) or `not tried`.
+Its verdict is `shown`, `not shown` (tried, and the criterion is not met; the reason says why), `not tried`, or `not judged` where its own code
+fails.
 
 A `Bench` holds the trials of one method on one pre-training. What stands against any claim is told by it: fewer than three seeds, a failed
 attack gate, trials that are not at an end. A trial is at its end when it has run to its last epoch, or when it diverged: that too is what
@@ -30,7 +31,7 @@ from orchestrator.results.selection import Row, Rule, choices
 
 SEEDS = 3
 """Fewer show nothing."""
-VERDICTS = ("shown", "not shown", "not tried")
+VERDICTS = ("shown", "not shown", "not tried", "not judged")
 Asked = type[Component] | Callable[[Node], bool]
 """A class, whatever its settings, or a question to a component's class and fields as they stand in a configuration."""
 
@@ -45,7 +46,7 @@ class Verdict:
     criterion: str = ""
     published: str = ""
     verdict: str
-    """shown | not shown | not tried"""
+    """shown | not shown | not tried | not judged (its own code failed)"""
     reason: str
     where: str = ""
     seeds: int = 0
@@ -95,8 +96,8 @@ def judged(claims: Sequence[Claim], studies: Sequence[Study]) -> list[Verdict]:
             found += [replace(v, claim=name, text=claim.text, criterion=claim.criterion, published=claim.published) for v in mine]
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
-            reason = f"It could not be judged: {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {error}"
-            found.append(Verdict(claim=name, text=claim.text, criterion=claim.criterion, verdict="not shown", reason=reason))
+            reason = f"Its code failed: {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {error}"
+            found.append(Verdict(claim=name, text=claim.text, criterion=claim.criterion, verdict="not judged", reason=reason))
     return found
 
 

@@ -200,8 +200,8 @@ def test_a_claim_that_fails_is_said_and_the_others_are_judged(lab, study):
             yield Verdict(verdict=self.wrong or str(1 / 0), reason="")
 
     broken, unknown, fine = judged([Broken(), Broken(wrong="maybe"), lab.Cleans()], [study])
-    assert broken.verdict == unknown.verdict == "not shown" and fine.verdict == "shown"
-    assert "could not be judged: ZeroDivisionError in test_own_claims.py, line" in broken.reason
+    assert broken.verdict == unknown.verdict == "not judged" and fine.verdict == "shown"
+    assert "Its code failed: ZeroDivisionError in test_own_claims.py, line" in broken.reason
     assert "Verdict.verdict is 'maybe'; accepted: shown, not shown, not tried" in unknown.reason
 
 
