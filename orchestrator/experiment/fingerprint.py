@@ -20,9 +20,9 @@ def encode(value: Any, where: str = "value", neutral: bool = False, every: bool 
     """The value as plain JSON types, the same in every process and on every machine.
 
     Components become {"class": "module.Name", "id": …, field: …}. Left out are neutral fields (unless they are asked for) and later fields
-    that have their default (`component.since`); `every` leaves out none. The class is for people: where there is an id, it is no part of a
-    fingerprint. Floats keep their shortest exact text; NaN, paths, functions, sets and everything else without a stable text raise InputError
-    naming the field.
+    that have their default (`component.since`); `every` leaves out none. The class is for people: where there is an id, it is no part of
+    a fingerprint. Floats keep their shortest exact text; NaN, paths, functions, sets and everything else without a stable text raise
+    InputError naming the field.
     """
     if value is None or isinstance(value, (bool, str, int)):
         return value

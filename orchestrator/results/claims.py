@@ -1,8 +1,8 @@
 """What any claim needs: the component that judges a study, the trials that it compares, and its verdict.
 
 A claim is a class of its own, beside the sweeps that name it in `Sweep.claims`. It asks for classes and settings, never for a label.
-Its verdict is `shown`, `not shown` (tried, and the criterion is not met; the reason says why), `not tried`, or `not judged` where its own code
-fails.
+Its verdict is `shown`, `not shown` (tried, and the criterion is not met; the reason says why), `not tried`, or `not judged` where its own
+code fails.
 
 A `Bench` holds the trials of one method on one pre-training. What stands against any claim is told by it: fewer than three seeds, a failed
 attack gate, trials that are not at an end. A trial is at its end when it has run to its last epoch, or when it diverged: that too is what
