@@ -103,13 +103,13 @@ def make_database(folder: Path) -> None:
 
 
 def results(store: Path) -> list[str]:
-    """The rows of points.csv without the column that differs from run to run: seconds."""
+    """The rows of points.csv without the columns that differ from run to run, which tell times."""
     import csv
 
     [path] = store.glob("reports/*/points.csv")
     rows = list(csv.DictReader(path.open()))
     assert rows
-    return sorted(str({k: v for k, v in row.items() if k != "seconds"}) for row in rows)
+    return sorted(str({k: v for k, v in row.items() if k not in ("seconds", "train/samples_per_second")}) for row in rows)
 
 
 def ray_of(nodeid: str) -> str:

@@ -60,14 +60,13 @@ def points_csv(study: Study) -> str:
         "asr_high",
         "asr_n",
         "seconds",
-        "checkpoint",
     ]
     objectives, methods = names(study.pretrains), methods_of(study)
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     stages: list[StageResult] = [*study.pretrains, *study.trials]
     others = sorted({name for stage in stages for point in points_of(stage) for name in point.metrics})
-    writer.writerow([*fixed, *paths, *measured, *others])
+    writer.writerow([*fixed, *paths, *measured, *others, "checkpoint"])
     for stage in stages:
         seconds = {line["epoch"]: line.get("seconds") for line in stage.metrics}
         trial = stage if isinstance(stage, TrialResult) else None
@@ -90,8 +89,8 @@ def points_csv(study: Study) -> str:
                     *_measured(point, ACCURACY),
                     *_measured(point, ASR),
                     _cell(seconds.get(point.epoch)),
-                    checkpoint_of(study, point),
                     *(_cell(point.metrics.get(name)) for name in others),
+                    checkpoint_of(study, point),
                 ]
             )
     return buffer.getvalue()

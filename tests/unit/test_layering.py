@@ -102,6 +102,11 @@ def test_no_file_is_too_long() -> None:
     assert not {path: lines for path, lines in found.items() if lines > LINES}
 
 
+def test_every_test_file_has_a_name_of_its_own() -> None:
+    names = [path.name for path in (ROOT / "tests").rglob("test_*.py")]
+    assert len(names) == len(set(names)), f"pytest tells them apart by their names: {sorted({n for n in names if names.count(n) > 1})}"
+
+
 def test_tests_lie_where_what_they_test_lies() -> None:
     for path in (ROOT / "tests/unit").rglob("test_*.py"):
         place = path.parent.relative_to(ROOT / "tests/unit")
