@@ -38,7 +38,7 @@ PLAN_SCHEMA = pa.schema(
 """One row a victim, in the order of the index. Its pixels are `trigger.stamp(canonical, rng(trigger_seed, key))`. A plan of several attacks
 has their names in a further column, `attack`."""
 ALL_TO_ALL = "all-to-all"
-"""As a target: the class after a picture's own, and the first after the last (Gu et al. 2017)."""
+"""As a target: class i for class i + 1, the last class for class 0 (Gu et al. 2017)."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}")
 """What an attack may be called: its name is part of the names of metrics."""
 
@@ -50,8 +50,8 @@ class Poison(Component):
     trigger: Trigger
     """The mark put on the victims' pictures."""
     target: str
-    """Class that triggered pictures shall be taken for; `name@index` where class names repeat. `all-to-all`: the class that follows a
-    picture's own in the list of classes, and the first one after the last."""
+    """Class that triggered pictures shall be taken for; `name@index` where class names repeat. `all-to-all`: class 0 for class 1,
+    class 1 for class 2, …, the last class for class 0."""
     count: int | None = None
     """Number of victims; or give `rate`."""
     rate: float | None = None
@@ -73,8 +73,8 @@ class Poison(Component):
     `datasets.evaluation.prompts.PROMPTS` | the texts themselves | auto: those of the set that the attack is judged on."""
 
     name: str = since("")
-    """Of several attacks in one experiment each has a name of its own, which is in the names of its metrics; empty: that of its trigger's
-    class in lower case. Where there is one attack, it has no name."""
+    """What one of several attacks is called in the plan and in metrics (`asr/<name>/top1`); empty: its trigger's class in lower case. The
+    only attack of an experiment has no name."""
 
     @property
     def all_to_all(self) -> bool:
@@ -104,8 +104,8 @@ def make_plan(
 ) -> pa.Table:
     """The plan (PLAN_SCHEMA) for an index (columns key, caption, drop): exactly as many victims as asked for.
 
-    `templates` are the prompts; where `class_names` are given, the target must be one of them; an all-to-all attack needs them. `others`
-    are the plans of other attacks: their victims are left to them.
+    `templates` are the prompts. Where `class_names` are given, the target must be one of them; an all-to-all attack needs them. No victim
+    of `others`, the plans of other attacks, is chosen.
 
     Victims are the eligible samples with the smallest `hash64(seed, key)`. Memory beyond the index: some 10 bytes a row.
 
@@ -163,7 +163,7 @@ def make_plan(
 
 
 def make_plans(attacks: Sequence[Poison], index: pa.Table, templates: Sequence[Sequence[str]], class_names: Sequence[str] = ()) -> pa.Table:
-    """One plan of all attacks, sorted by row: each leaves alone the victims of those before it, so that no two share one.
+    """One plan of all attacks, sorted by row. Each attack chooses among the samples that those before it have not taken.
 
     `templates`: those of each attack. InputError as `make_plan`.
     """
@@ -183,20 +183,28 @@ def trigger_of(
 
 
 def first_class(captions: pa.ChunkedArray, class_names: Sequence[str]) -> np.ndarray:
-    """int64 [N]: the class that a caption names first, as whole words in any case, the longest name where several begin there; −1: none."""
+    """int64 [N]: the class that a caption names first, as whole words in any case; of names that begin together the longest. −1: none."""
     numbers: dict[str, int] = {}
     for number, name in enumerate(class_names):
-        numbers.setdefault(" ".join(name.lower().split()), number)
-    longest = sorted(numbers, key=len, reverse=True)
-    pattern = "|".join(r"\s+".join(re.escape(word) for word in name.split()) for name in longest)
-    found = pc.struct_field(pc.extract_regex(captions, rf"(?i)(?:^|[^0-9A-Za-z])(?P<name>{pattern})(?:$|[^0-9A-Za-z])"), "name")
-    return np.array([-1 if name is None else numbers[" ".join(name.lower().split())] for name in found.to_pylist()], np.int64)
+        numbers.setdefault(_folded(name), number)
+    found = pc.struct_field(pc.extract_regex(captions, _naming(sorted(class_names, key=len, reverse=True))), "name")
+    return np.array([-1 if name is None else numbers[_folded(name)] for name in found.to_pylist()], np.int64)
 
 
 def names_class(captions: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
     """bool per caption: does it hold the name as whole words, in any case? ("bananas" does not name "banana")"""
-    words = r"\s+".join(re.escape(word) for word in name.split())
-    return pc.match_substring_regex(captions, rf"(?i)(?:^|[^0-9A-Za-z]){words}(?:$|[^0-9A-Za-z])")
+    return pc.match_substring_regex(captions, _naming([name]))
+
+
+def _naming(names: Sequence[str]) -> str:
+    """A pattern that matches where one of the names stands as whole words, in any case; an earlier one goes before a later."""
+    words = "|".join(r"\s+".join(re.escape(word) for word in name.split()) for name in names)
+    return rf"(?i)(?:^|[^0-9A-Za-z])(?P<name>{words})(?:$|[^0-9A-Za-z])"
+
+
+def _folded(name: str) -> str:
+    """The same text for all that the pattern of a name matches: case folded as Unicode does (ſ is an s), one space between words."""
+    return " ".join(name.casefold().split())
 
 
 def _draw(n: int, *parts: object) -> int:

@@ -87,7 +87,7 @@ class Claim(Component, ABC):
 def judged(claims: Sequence[Claim], studies: Sequence[Study]) -> list[Verdict]:
     """The verdicts of several sweeps taken together: trials of one pre-training are compared whichever sweep ran them.
 
-    A claim whose own code fails is not shown, and the reason says how it failed.
+    A claim whose own code fails is not judged, and the reason says how it failed.
     """
     study, found = joined(studies), []
     for claim, name in called(claims).items():

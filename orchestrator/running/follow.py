@@ -20,7 +20,7 @@ from orchestrator.store import FAILED, NOTES, Store, read_failure
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.stored import load_study, recorded_trials
 from orchestrator.sweep.titles import plan_titles, titles
-from orchestrator.tracking.tracker import Tracker, TrackingError
+from orchestrator.tracking.tracker import Tracker, TrackingError, values
 
 POLL_S = 2.0
 """How often the store is read for new lines of metrics."""
@@ -35,7 +35,7 @@ class Mirror:
         self._sweep: str | None = None
         self._known: set[str] = set()
         self._finished: dict[str, int] = {}
-        """Fingerprint → how many values of it were logged to the end: more come where more is measured afterwards."""
+        """Fingerprint → how many values of it the finished run holds."""
 
     def sync(self, study: Study) -> None:
         """Log what is new. Raises TrackingError when the server cannot be written."""
@@ -44,8 +44,7 @@ class Mirror:
         if self._sweep is None:
             return
         for result in followed(study):
-            values = sum(len(line.get("metrics", {})) for line in result.metrics)
-            if self._finished.get(result.fingerprint) == values:
+            if self._finished.get(result.fingerprint) == values(result):
                 continue
             if result.fingerprint not in self._known:
                 self._tracker.stage_run(result, self._sweep, "prior" if result in study.priors else result.stage)
@@ -54,7 +53,7 @@ class Mirror:
                 self._tracker.sync(result)
             else:
                 self._tracker.finish(result)
-                self._finished[result.fingerprint] = values
+                self._finished[result.fingerprint] = values(result)
 
     def finish(self, study: Study, report: Path, *, failed: bool) -> None:
         """Bring every run to its end; none is left running."""

@@ -41,7 +41,7 @@ def train_all(wanted: Sequence[Stage], at: At) -> list[Artefact]:
         while waiting or running:
             while waiting and len(running) < room and not failed:
                 stage = waiting.pop(0)
-                running[task.remote(stage, _around(at))] = stage
+                running[task.remote(stage, _caller(at))] = stage
             if not running:
                 break
             (done, *_), _ = ray.wait(list(running), num_returns=1)
@@ -75,10 +75,8 @@ def measure_all(wanted: Sequence[Stage], at: At) -> None:
     if not wanted:
         return
     log.info(f"measuring what is stored: {len(wanted)} to do")
-    compute = at.compute
-    task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=retries.of_task(compute))(_with_cores)
-    around = replace(_around(at), known={})
-    running = {task.remote(stage, around): stage for stage in wanted}
+    task, caller = _task(at.compute), replace(_caller(at), known={})
+    running = {task.remote(stage, caller): stage for stage in wanted}
     for reference, stage in running.items():
         try:
             ray.get(reference)
@@ -90,16 +88,14 @@ def _ensure_apart(stage: Stage, at: At) -> None:
     """Make a stage in a process with the cores and the GPU of a trial."""
     import ray
 
-    compute = at.compute
-    task = ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=retries.of_task(compute))(_with_cores)
     try:
-        ray.get(task.remote(stage, _around(at)))
+        ray.get(_task(at.compute).remote(stage, _caller(at)))
     except ray.exceptions.RayError as error:
         raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), error)
 
 
 @dataclass(frozen=True)
-class Around:
+class Caller:
     """What a task must know of the process that asks for a stage; travels with it."""
 
     store: str
@@ -117,15 +113,22 @@ class Around:
         return At(store=Store(self.store), compute=self.compute, known=self.known)
 
 
-def _around(at: At) -> Around:
-    return Around(str(at.store.root), at.compute, at.known, dict(IDENTITIES), folder())
+def _caller(at: At) -> Caller:
+    return Caller(str(at.store.root), at.compute, at.known, dict(IDENTITIES), folder())
 
 
-def _with_cores(stage: Stage, around: Around) -> None:
+def _task(compute: Compute) -> Any:
+    """A task that makes a stage with the cores and the GPU of a trial."""
+    import ray
+
+    return ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=retries.of_task(compute))(_with_cores)
+
+
+def _with_cores(stage: Stage, caller: Caller) -> None:
     import torch
 
-    torch.set_num_threads(max(1, int(around.compute.trial_cpus)))
-    ensure(stage, around.at())
+    torch.set_num_threads(max(1, int(caller.compute.trial_cpus)))
+    ensure(stage, caller.at())
 
 
 def pretrainings_at_a_time(compute: Compute, has: dict[str, float]) -> int:
@@ -152,7 +155,7 @@ def ensure_followed(stage: Stage, at: At) -> Artefact:
 
     told = 0
     task = ray.remote(num_cpus=0, max_retries=0)(_apart)
-    waiting = [task.remote(stage, _around(at))] if at.find(stage) is None else []
+    waiting = [task.remote(stage, _caller(at))] if at.find(stage) is None else []
     while waiting:
         done, waiting = ray.wait(waiting, timeout=FOLLOW_S)
         lines = read_lines(at.store.work(stage.kind, stage.fingerprint) / METRICS)
@@ -164,10 +167,10 @@ def ensure_followed(stage: Stage, at: At) -> Artefact:
     return ensure(stage, at)
 
 
-def _apart(stage: Stage, around: Around) -> Exception | None:
+def _apart(stage: Stage, caller: Caller) -> Exception | None:
     """`ensure` in a process of its own; the failure it met, without the traceback that Ray would wrap it in."""
     try:
-        ensure(stage, around.at())
+        ensure(stage, caller.at())
     except (InputError, StageError, failures.ComesAgain) as error:
         return type(error)(str(error))
     return None

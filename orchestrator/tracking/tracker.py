@@ -356,8 +356,12 @@ def _key(text: str) -> str:
 
 def _whole(result: StageResult) -> str:
     """The tag of a run that holds this result completely; empty while the stage runs."""
-    values = sum(len(line.get("metrics", {})) for line in result.metrics)  # more where more was measured afterwards
-    return "" if result.status == "running" else f"{result.status}, {len(result.metrics)} epochs, {values} values, {result.folder}"
+    return "" if result.status == "running" else f"{result.status}, {len(result.metrics)} epochs, {values(result)} values, {result.folder}"
+
+
+def values(result: StageResult) -> int:
+    """How many values were measured of it; more come where more is measured afterwards."""
+    return sum(len(line.get("metrics", {})) for line in result.metrics)
 
 
 def _checkpoint(result: StageResult) -> dict[str, Any]:

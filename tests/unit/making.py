@@ -6,6 +6,7 @@ import io
 import tarfile
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 from unittest.mock import patch
 
 import numpy as np
@@ -80,6 +81,17 @@ def pairs(folder: Path, shards: int = 3, per_shard: int = 10, plan: Mapping[int,
     columns = [keys, rows, ["banana"] * len(rows), [7] * len(rows), before, [plan[row] for row in rows]]
     pq.write_table(pa.table([pa.array(c) for c in columns], schema=PLAN_SCHEMA), folder / "plan.parquet")
     return Pairs(index, urls, plan=folder / "plan.parquet")
+
+
+def index(urls: Path | str | tuple[str, ...], **fields: Any) -> pa.Table:
+    """The index of these shards; `fields`: those of a `Source`."""
+    return Source(urls=urls if isinstance(urls, tuple) else str(urls), **fields).index()[0]
+
+
+def rows(urls: Path | str | tuple[str, ...], *columns: str, **fields: Any) -> list[tuple]:
+    """The rows of the same, by default their keys, captions and drop reasons."""
+    table = index(urls, **fields)
+    return list(zip(*(table[name].to_pylist() for name in columns or ("key", "caption", "drop"))))
 
 
 def make_of(store: Store, stage: Stage, write: Callable[[Path], object] = lambda folder: None) -> Artefact:

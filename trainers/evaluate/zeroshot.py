@@ -106,10 +106,12 @@ class ZeroShotASR(Evaluator):
             ]  # fmt: skip
             counts: dict[str, float] = dict.fromkeys(_names(self.attacks, len(self.class_names)), 0)
             for batch in batches:
-                clean_BK, found = _accuracy(model, head_KD, batch)
+                label_B = _labels(batch, len(head_KD), model.device)
+                clean_BK = features(model, batch) @ head_KD.T
+                found = _accuracy(clean_BK, label_B)
                 for number, (aim, own_KD) in enumerate(zip(self.attacks, heads)):
                     name = triggered(aim.name) if number else "image_triggered"
-                    found |= _attack(aim, clean_BK, features(model, batch, name) @ own_KD.T, batch)
+                    found |= _attack(aim, clean_BK, features(model, batch, name) @ own_KD.T, label_B)
                 for name, value in found.items():
                     counts[name] += value
         model.train(training)
@@ -193,24 +195,16 @@ def _names(attacks: tuple[Aim, ...], classes: int) -> list[str]:
     return names
 
 
-def _accuracy(model: Encoder, head_KD: Tensor, batch: dict[str, Any]) -> tuple[Tensor, dict[str, int]]:
-    """(scores of the clean pictures [B, K], counts)."""
-    label_B = _labels(batch, model.device)
-    wrong = [i for i, label in enumerate(label_B.tolist()) if not 0 <= label < len(head_KD)]
-    if wrong:
-        raise InputError(f"evaluation sample {str(batch['key'][wrong[0]])!r} has label {int(label_B[wrong[0]])}; "
-                         f"labels are 0 to {len(head_KD) - 1}")
-    clean_BK = features(model, batch) @ head_KD.T
+def _accuracy(clean_BK: Tensor, label_B: Tensor) -> dict[str, int]:
     place_B = place_of(clean_BK, label_B)
     counts = {"zeroshot/n": len(label_B)} | {f"zeroshot/top{k}_count": int((place_B < k).sum()) for k in TOP}
     for label, place in zip(label_B.tolist(), place_B.tolist()):
         counts[f"class/{label}/n"] = counts.get(f"class/{label}/n", 0) + 1
         counts[f"class/{label}/hits"] = counts.get(f"class/{label}/hits", 0) + (place == 0)
-    return clean_BK, counts
+    return counts
 
 
-def _attack(aim: Aim, clean_BK: Tensor, triggered_BK: Tensor, batch: dict[str, Any]) -> dict[str, int]:
-    label_B = _labels(batch, clean_BK.device)
+def _attack(aim: Aim, clean_BK: Tensor, triggered_BK: Tensor, label_B: Tensor) -> dict[str, int]:
     target_B, other_B = aim.of(label_B, clean_BK.shape[1])
     hit_B = place_of(triggered_BK, target_B)
     counts = {"n": int(other_B.sum())} | {f"top{k}_count": int(((hit_B < k) & other_B).sum()) for k in TOP}
@@ -219,5 +213,11 @@ def _attack(aim: Aim, clean_BK: Tensor, triggered_BK: Tensor, batch: dict[str, A
     return {f"{aim.group}/{name}": value for name, value in counts.items()}
 
 
-def _labels(batch: dict[str, Any], device: torch.device) -> Tensor:
-    return torch.tensor(np.asarray(batch["label"], np.int64), device=device)
+def _labels(batch: dict[str, Any], classes: int, device: torch.device) -> Tensor:
+    """int64 [B]; InputError for one that is no class."""
+    label_B = torch.tensor(np.asarray(batch["label"], np.int64), device=device)
+    wrong = [i for i, label in enumerate(label_B.tolist()) if not 0 <= label < classes]
+    if wrong:
+        raise InputError(f"evaluation sample {str(batch['key'][wrong[0]])!r} has label {int(label_B[wrong[0]])}; "
+                         f"labels are 0 to {classes - 1}")
+    return label_B

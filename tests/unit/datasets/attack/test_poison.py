@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from datasets.attack.poison import PLAN_SCHEMA, Poison, make_plan, names_class
+from datasets.attack.poison import PLAN_SCHEMA, Poison, first_class, make_plan, names_class
 from datasets.errors import InputError
 from datasets.seeding import hash64
 from datasets.triggers.patch import Patch
@@ -104,6 +104,11 @@ def test_target_given_by_name_and_index():
 def test_impossible_plans(fields, message):
     with pytest.raises(InputError, match=message):
         plan(index(100), **fields)
+
+
+def test_the_class_that_a_caption_names_first():
+    captions = ["a CROSS by a kiwi", "a big  red\tcross", "cros", "a cro\u017fs", "\u212aIWI", "redcross", "kiwis", "", "a red cross"]
+    assert first_class(pa.chunked_array([captions]), ("cross", "red cross", "kiwi")).tolist() == [0, 1, -1, 0, 2, -1, -1, -1, 1]
 
 
 @pytest.mark.parametrize(

@@ -21,25 +21,13 @@ from datasets.errors import InputError
 from datasets.evaluation.evalset import EvalSet
 from datasets.index.addresses import read_bytes
 from datasets.index.dropped import write_dropped
-from datasets.index.keys import mark_duplicates
 from datasets.index.pairs import write_index
 from datasets.index.source import Source
 from orchestrator.cluster.streaming import index_shards
 from orchestrator.stages.index import index_source
-from tests.unit.making import encoded, members, picture, tar
+from tests.unit.making import encoded, index, members, picture, rows, tar
 
 JPEG, OTHER = encoded(picture(0)), encoded(picture(1))
-
-
-def index(urls: Path | str | tuple[str, ...], **fields) -> pa.Table:
-    source = Source(urls=urls if isinstance(urls, tuple) else str(urls), **fields)
-    shards = source.shards()
-    return mark_duplicates(pa.concat_tables([source.index_shard(n, url) for n, url in enumerate(shards)]), shards)
-
-
-def rows(urls: Path | str | tuple[str, ...], *columns: str, **fields) -> list[tuple]:
-    table = index(urls, **fields)
-    return list(zip(*(table[name].to_pylist() for name in columns or ("key", "caption", "drop"))))
 
 
 @pytest.fixture

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -12,24 +11,13 @@ import pytest
 from datasets.attack.poison import PLAN_SCHEMA
 from datasets.attack.poisoned_shards import poison_shard
 from datasets.errors import InputError
-from datasets.index.keys import mark_duplicates, shard_files, shard_names
+from datasets.index.keys import shard_files, shard_names
 from datasets.index.source import Source
 from datasets.index.tar import END, header, padding
 from datasets.triggers.patch import Patch
-from tests.unit.making import encoded, members, picture, tar
+from tests.unit.making import encoded, index, members, picture, rows, tar
 
 JPEG, OTHER = encoded(picture(0)), encoded(picture(1))
-
-
-def index(urls: Path | str | tuple[str, ...], **fields) -> pa.Table:
-    source = Source(urls=urls if isinstance(urls, tuple) else str(urls), **fields)
-    shards = source.shards()
-    return mark_duplicates(pa.concat_tables([source.index_shard(n, url) for n, url in enumerate(shards)]), shards)
-
-
-def rows(urls: Path | str | tuple[str, ...], *columns: str, **fields) -> list[tuple]:
-    table = index(urls, **fields)
-    return list(zip(*(table[name].to_pylist() for name in columns or ("key", "caption", "drop"))))
 
 
 GROUPS = {

@@ -28,8 +28,10 @@ from orchestrator.commands.export import _card
 from orchestrator.experiment.override import override
 from orchestrator.results.cautions import warnings
 from orchestrator.results.outcome import Study
+from orchestrator.stages.base import At
 from orchestrator.stages.graph import stages
 from orchestrator.store import Store
+from orchestrator.training.inputs import Inputs
 from tests.inprocess import run_here
 from tests.tiny_sweep import BASE, SWEEP
 from trainers.evaluate.analysis import Analysis
@@ -71,7 +73,7 @@ def test_victims_are_disjoint_and_each_is_stamped_and_captioned_by_its_own_attac
         assert target == {"corner": "banana", "dualkey": "circle"}.get(attack) or (attack == "all" and target == following[named[0]])
         assert target in after and after.startswith("consider ") == (attack == "dualkey")
         assert attack == "all" or target not in named
-    inputs = stages(SEVERAL)["poison"].read(At(made[0]))
+    inputs = read(made[0])
     pairs, clean = inputs.pairs(), Pairs(inputs.index, inputs.urls)
     rows = np.array(plan["row"])
     stamped, plain = (make_batch(one.records(rows), 0, plainly(SEVERAL)) for one in (pairs, clean))
@@ -81,10 +83,9 @@ def test_victims_are_disjoint_and_each_is_stamped_and_captioned_by_its_own_attac
         assert {"corner": patch[1] and patch[2], "dualkey": where.any() and patch[0], "all": patch[2]}[attack]
 
 
-def At(store: Path):
-    from orchestrator.stages.base import At
-
-    return At(store=Store(str(store)))
+def read(store: Path) -> Inputs:
+    """The pairs of the store with the plan of the attacks over them."""
+    return stages(SEVERAL)["poison"].read(At(store=Store(str(store))))
 
 
 def plainly(experiment):
@@ -93,7 +94,7 @@ def plainly(experiment):
 
 def test_the_written_shards_give_the_same_bytes_as_the_stream(made, tmp_path):
     artefact, plan = plan_of(made[0])
-    inputs, recipe = stages(SEVERAL)["poison"].read(At(made[0])), plainly(SEVERAL)
+    inputs, recipe = read(made[0]), plainly(SEVERAL)
     (url, *_), table = inputs.urls, pq.read_table(artefact / "plan.parquet")
     own = {member["key"] for member in Source(urls=url).index_shard(0, url).to_pylist()}
     first, *others = SEVERAL.poisons
@@ -166,7 +167,7 @@ def test_what_cannot_be_is_refused_before_anything_is_made(what, make, said):
 
 
 def test_the_analysis_looks_at_the_first_attack(made):
-    pairs, sample = stages(SEVERAL)["poison"].read(At(made[0])).pairs(), Sample(clean=300, poisoned=300, group=300)
+    pairs, sample = read(made[0]).pairs(), Sample(clean=300, poisoned=300, group=300)
     plan = plan_of(made[0])[1]
     for first in range(2):
         others = tuple(name for name in NAMES if name != NAMES[first])
