@@ -53,7 +53,7 @@ class Poison(Component):
     """Class that triggered pictures shall be taken for; `name@index` where class names repeat. `all-to-all`: class 0 for class 1,
     class 1 for class 2, …, the last class for class 0."""
     count: int | None = None
-    """Number of victims; or give `rate`."""
+    """Number of victims; or give `rate`. 0, among `attacks`: nobody is poisoned and the trigger is only measured."""
     rate: float | None = None
     """Victims as a share of the kept samples, above 0 and up to 1."""
     mode: Literal["dirty_label", "label_consistent"] = "dirty_label"
@@ -93,10 +93,15 @@ class Poison(Component):
             check_texts(self.prompts)
         if (self.count is None) == (self.rate is None):
             raise InputError("poison needs either count (a number of victims) or rate (a share), and not both.")
-        if self.count is not None and self.count < 1:
-            raise InputError(f"poison.count is {self.count}; at least 1. For clean data leave the poison out.")
+        if self.count is not None and self.count < 0:
+            raise InputError(f"poison.count is {self.count}; accepted: whole numbers from 0 up, where 0, among attacks, only measures the trigger.")
         if self.rate is not None and not 0 < self.rate <= 1:
-            raise InputError(f"poison.rate is {self.rate}; a share above 0 and up to 1. For clean data leave the poison out.")
+            raise InputError(f"poison.rate is {self.rate}; a share above 0 and up to 1. For clean data give count=0.")
+
+    @property
+    def planted(self) -> bool:
+        """Whether there are victims: without any the trigger is only measured."""
+        return self.count != 0
 
 
 def make_plan(
@@ -113,6 +118,8 @@ def make_plan(
         InputError: target not a class, no victims at this rate, fewer eligible samples than asked for, or no caption
             that names the target where `captions` is `existing`.
     """
+    if not poison.planted:
+        return PLAN_SCHEMA.empty_table()
     kept = pc.equal(index["drop"], "")
     n_kept = pc.sum(kept).as_py() or 0
     count = poison.count if poison.count is not None else round((poison.rate or 0.0) * n_kept)

@@ -134,6 +134,7 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
     lines += [f"NOTE another stage of the store is damaged: {wrong}" for _, wrong in store.damaged()]
     lines += ["", "fields (override with --path value):"]
     varied = {path: [encode(value, path, every=True) for value in grid_values(space) or []] for path, space in sweep.space.items()}
+    varied |= {path: [encode(point[path], path, every=True) for point in sweep.points] for path in sweep.paths if path not in varied}
     lines += [f"  {line}" for line in _fields(encode(sweep.base, every=True), "", varied)]
     return "\n".join(lines)
 

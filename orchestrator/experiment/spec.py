@@ -161,6 +161,8 @@ class Experiment(Component):
             raise InputError("an experiment needs either poison (one attack) or attacks (several), and not both.")
         if self.poison is not None and self.poison.name:
             raise InputError(f"poison.name is {self.poison.name!r}, but only one of several `attacks` has a name: leave it out.")
+        if self.poison is not None and not self.poison.planted:
+            raise InputError("poison.count is 0, which poisons nobody: to measure triggers on a clean model, give them as `attacks`.")
         called = [attack.name for attack in self.poisons]
         for name in called:
             if called.count(name) > 1:
@@ -276,6 +278,10 @@ class Sweep(NamedFields):
 
     Paths outside `clean` must be grids: each of their values is a pre-training that all its cleanings share.
     """
+    points: tuple[dict[str, Any], ...] = ()
+    """Combinations of values outside `clean`, {dotted path: value} each, where not every product of grids is wanted: values that go
+    together, or more seeds for some. All name the same paths; the grids of `space` come on top of each.
+    """
     search: Literal["grid", "optuna"] = "grid"
     """grid (grids, and random draws for the other spaces) | optuna (for spaces that are no grid)."""
     num_samples: Count = 1
@@ -307,5 +313,15 @@ class Sweep(NamedFields):
         for path in self.space:
             if not isinstance(path, str):
                 raise InputError(f"Sweep.space has the key {path!r}; accepted are dotted paths, as text.")
+        for path in self.points[0] if self.points else ():
+            if path in self.space or path.partition(".")[0] == "clean":
+                raise InputError(f"Sweep.points names {path}; accepted are paths outside clean that are not in Sweep.space.")
+        if any(set(point) != set(self.points[0]) for point in self.points):
+            raise InputError("Sweep.points: its combinations name different paths; accepted: the same ones in each.")
         if self.gate.action not in ("stop", "warn"):
             raise InputError(f"Sweep.gate.action is {self.gate.action!r}; accepted: stop, warn.")
+
+    @property
+    def paths(self) -> tuple[str, ...]:
+        """All that it varies."""
+        return (*(self.points[0] if self.points else ()), *self.space)

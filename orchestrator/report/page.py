@@ -94,6 +94,8 @@ def _gates(study: Study) -> list[Values]:
             wanted = percent(_number(passed[0].get("threshold")), 0)
             seeds = f" with {len(passed)} of {len(panel.pretrains)} seeds" if len(panel.pretrains) > 1 else ""
             text = f"{panel.label}: the attack took{seeds}. ASR {numbers[0]} (at least {wanted} wanted), accuracy {numbers[1]}."
+            if passed[0].get("clean"):
+                text = f"{panel.label}: nobody was poisoned{seeds}. Accuracy {numbers[1]}; of the trigger alone, ASR {numbers[0]}."
             blocks.append({"passed": True, "text": text})
         for stage in panel.pretrains:
             gate, name = study.gates.get(stage.fingerprint), f"{panel.label} ({stage.fingerprint[:6]})"

@@ -159,7 +159,7 @@ def _tune(
 
 def values_of(config: dict[str, Any], context: Context) -> dict[str, Any]:
     """Dotted path → value of a trial that Tune runs."""
-    return context.trials[config[NUMBER]] if NUMBER in config else {path: config[path] for path in context.sweep.space}
+    return context.trials[config[NUMBER]] if NUMBER in config else {path: config[path] for path in context.sweep.paths}
 
 
 class Notes:

@@ -61,14 +61,19 @@ class AttackPlan(Stage):
 
     @property
     def name(self) -> str:
-        return " ".join(attack.name or attack.target for attack in self.attacks)
+        return " ".join(attack.name or attack.target for attack in self.planted) or "nobody"
+
+    @property
+    def planted(self) -> tuple[Poison, ...]:
+        """The attacks that have victims. The others are only measured, and a measurement is no part of what it measures."""
+        return tuple(attack for attack in self.attacks if attack.planted)
 
     @cached_property
     def config(self) -> Any:
-        prompts = [self.prompts(attack) for attack in self.attacks]
+        prompts = [self.prompts(attack) for attack in self.planted]
         common = {"views": encode(self.views, "views"), "subset": [self.data.subset, self.data.seed]}
         if self.several:
-            return {"attacks": [encode(attack, "attacks") for attack in self.attacks], "prompts": prompts, **common}
+            return {"attacks": [encode(attack, "attacks") for attack in self.planted], "prompts": prompts, **common}
         return {"poison": encode(self.attacks[0], "poison"), "prompts": prompts[0], **common}
 
     def prompts(self, attack: Poison) -> str | list[str]:
@@ -80,12 +85,12 @@ class AttackPlan(Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        all_to_all = any(attack.all_to_all for attack in self.attacks)
+        all_to_all = any(attack.all_to_all for attack in self.planted)
         return {"index": self.index, **({"testset": self.testset} if all_to_all else {})}
 
     @property
     def components(self) -> Any:
-        return self.attacks
+        return self.planted
 
     def read(self, at: At) -> Inputs:
         """The pairs with the plan laid over them."""
@@ -120,11 +125,11 @@ class AttackPlan(Stage):
 
         told, entries = {}, list[dict[str, Any]]()
         (folder / "samples").mkdir(exist_ok=True)
-        for attack in self.attacks:
+        for attack in self.planted:
             own = plan.filter(pc.equal(plan["attack"], attack.name)) if self.several else plan
             sheet = _victims(self, inputs, own)
             told[attack.name] = _summary(attack, own, sheet, self.views)
-            _sample_sheet(attack, sheet[: max(2, SHEET // len(self.attacks))], own, folder, entries)
+            _sample_sheet(attack, sheet[: max(2, SHEET // len(self.planted))], own, folder, entries)
         summary = told[""] if not self.several else {"victims": len(plan), "attacks": told}
         write_json(folder / "summary.json", {"pairs": pc.sum(pc.equal(index["drop"], "")).as_py(), **summary})
         write_json(folder / "samples.json", entries)

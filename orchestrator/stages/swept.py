@@ -33,10 +33,12 @@ class Swept(Stage):
     def config(self) -> Any:
         sweep, made = self.sweep, stages(self.sweep.base)
         assert isinstance(made["pretrain"], Trained)
+        points = [encode(point, f"points[{number}]") for number, point in enumerate(sweep.points)]
         return {
             "base": {role: stage.fingerprint for role, stage in made.items()},
             "measured": list(made["pretrain"].digests),
             "space": {path: encode_space(space, path) for path, space in sweep.space.items()},
+            **({"points": points} if points else {}),
             "search": [sweep.search, sweep.num_samples, sweep.seed],
             "scheduler": [sweep.scheduler, sweep.metric, sweep.grace_epochs],
         }

@@ -197,11 +197,13 @@ def digest(model: Trained, evaluator: Evaluator | None, sets: Mapping[Component,
     """16 hexadecimal digits; None: zero-shot accuracy and ASR."""
     experiment = model.experiment
     measured = [[attack.name, encode(attack.trigger), attack.target] for attack in experiment.poisons]
+    only_measured = not all(attack.planted for attack in experiment.poisons)  # then the plan does not tell which
+    attack: Any = [model.attack.fingerprint, measured] if only_measured else model.attack.fingerprint
     needed = [] if evaluator is None else [sets[need].fingerprint for need in needs_of(evaluator)]
     told = {
         "evaluator": None if evaluator is None else encode_evaluator(evaluator),
         "seed": experiment.evaluate.seed,
-        "attack": model.attack.fingerprint if evaluator else measured if model.attack.several else measured[0][1:],
+        "attack": attack if evaluator else measured if model.attack.several else measured[0][1:],
         "views": encode(experiment.views),
         "testset": model.testset.fingerprint,
         "needed": needed,

@@ -94,7 +94,7 @@ def overridden(sweep: Sweep, overrides: dict[str, str], name: str) -> Sweep:
     below: dict[str, dict[str, str]] = {}
     for path, text in overrides.items():
         above = [varied for varied in sweep.space if path.startswith(f"{varied}.") and grid_values(sweep.space[varied]) is not None]
-        for varied in sweep.space:
+        for varied in sweep.paths:
             if f"{varied}.".startswith(f"{path}.") or (path.startswith(f"{varied}.") and varied not in above):
                 other = " or give --seeds" if path == SEED else ""
                 raise InputError(f"--{path}: the sweep {sweep.name} varies {varied} itself; change its space in {name}{other}.")

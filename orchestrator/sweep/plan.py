@@ -63,7 +63,7 @@ def make_plan(sweep: Sweep) -> Plan:
     if sweep.space and any(path.startswith("clean") for path in sweep.space) and sweep.base.clean is None:
         raise InputError("the sweep varies `clean`, but its base experiment has no `clean`.")
     above = {path: values for path, values in grids.items() if not path.startswith("clean")}
-    upstream = tuple(_combinations(sweep.base, above))
+    upstream = tuple(_combinations(sweep, above))
     drawn = len(grids) < len(sweep.space)
     if not drawn and (sweep.num_samples > 1 or sweep.search == "optuna"):
         raise InputError(
@@ -73,7 +73,7 @@ def make_plan(sweep: Sweep) -> Plan:
     if sweep.search == "optuna" and any(path.startswith("clean") for path in grids):
         raise InputError("search 'optuna' draws all of clean.*: write tune.choice([...]) instead of tune.grid_search([...]) there.")
     known = sweep.base.clean is not None and sweep.search == "grid"
-    grid = tuple(_draws(sweep, grids) if drawn else _combinations(sweep.base, grids)) if known else None
+    grid = tuple(_draws(sweep, grids) if drawn else _combinations(sweep, grids)) if known else None
     for _, experiment in upstream if grid is None else grid:
         check(experiment)
     _check_ids(sweep)
@@ -88,12 +88,12 @@ def check_measurements(plan: Plan) -> None:
     bring other prompts to the attack, and so another training.) Reads the files that identify the data.
     """
     sweep, known = plan.sweep, dict[str, Any]()
-    if not any(path.partition(".")[0] == "evaluate" for path in sweep.space):
+    if not any(path.partition(".")[0] == "evaluate" for path in sweep.paths):
         return
     for _, experiment in plan.upstream:
         stage = trained_by(experiment)
         if known.setdefault(stage.fingerprint, stage.digests) != stage.digests:
-            paths = ", ".join(path for path in sweep.space if path.startswith("evaluate"))
+            paths = ", ".join(path for path in sweep.paths if path.startswith("evaluate"))
             raise InputError(
                 f"space {paths}: a measurement is no part of a training, so a sweep cannot vary it alone. Run the sweep once more with "
                 "another, by --evaluate.… on the command line: nothing is trained again."
@@ -103,6 +103,7 @@ def check_measurements(plan: Plan) -> None:
 def _check_ids(sweep: Sweep) -> None:
     """Two classes of one id would be taken for each other: those that the sweep uses, and all that come with the project."""
     values = [value for space in sweep.space.values() for value in grid_values(space) or getattr(space, "categories", None) or []]
+    values += [value for point in sweep.points for value in point.values()]
     used = {type(component) for component in components((sweep.base, *values))}
     known: dict[str, type] = {cls.id: cls for cls in (*_subclasses(Component), *own().values()) if cls.__module__.partition(".")[0] in OWN}
     for cls in sorted(used, key=_path):
@@ -129,7 +130,7 @@ def _check_reference(sweep: Sweep, experiments: Sequence[Experiment]) -> None:
     load_published(sweep.reference)
     by = sweep.reference.by
     if by and not any(has(experiment, by) for experiment in experiments):
-        raise InputError(f"Sweep.reference.by is {by!r}, a field that no experiment of the sweep has; it varies {', '.join(sweep.space)}.")
+        raise InputError(f"Sweep.reference.by is {by!r}, a field that no experiment of the sweep has; it varies {', '.join(sweep.paths)}.")
 
 
 def claims_of(sweep: Sweep) -> tuple[Claim, ...]:
@@ -150,8 +151,8 @@ def _check_series(sweep: Sweep) -> None:
         if isinstance(value, Component)
         for name, _ in flatten(encode(value))
     }
-    if sweep.series and sweep.series not in {*sweep.space, *fields}:
-        varied = ", ".join(sweep.space) or "nothing"
+    if sweep.series and sweep.series not in {*sweep.paths, *fields}:
+        varied = ", ".join(sweep.paths) or "nothing"
         raise InputError(f"Sweep.series is {sweep.series!r}, which the sweep does not vary; it varies {varied}, or name a field below.")
 
 
@@ -160,10 +161,16 @@ def trial_experiment(sweep: Sweep, overrides: dict[str, Any]) -> Experiment:
     return override_all(sweep.base, overrides)
 
 
-def _combinations(base: Experiment, grids: dict[str, list[Any]]) -> Any:
-    for values in itertools.product(*grids.values()):
-        overrides = dict(zip(grids, values))
-        yield overrides, override_all(base, overrides)
+def _points(sweep: Sweep, grids: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+    """Every combination of the grids, on each of the sweep's points."""
+    for point in sweep.points or ({},):
+        for values in itertools.product(*grids.values()):
+            yield point | dict(zip(grids, values))
+
+
+def _combinations(sweep: Sweep, grids: dict[str, list[Any]]) -> Iterator[tuple[dict[str, Any], Experiment]]:
+    for overrides in _points(sweep, grids):
+        yield overrides, override_all(sweep.base, overrides)
 
 
 def _draws(sweep: Sweep, grids: dict[str, list[Any]]) -> Iterator[tuple[dict[str, Any], Experiment]]:
@@ -172,14 +179,13 @@ def _draws(sweep: Sweep, grids: dict[str, list[Any]]) -> Iterator[tuple[dict[str
     A draw depends on the sweep's seed, its number, the path and the point alone, so that more samples keep the earlier ones.
     """
     for number in range(sweep.num_samples):
-        for values in itertools.product(*grids.values()):
-            point = dict(zip(grids, values))
+        for point in _points(sweep, grids):
             drawn = {
                 path: space.sample(random_state=rng(sweep.seed, "draw", number, path, canonical(point)))
                 for path, space in sweep.space.items()
                 if path not in grids
             }
-            overrides = {path: point[path] if path in point else _plain(drawn[path]) for path in sweep.space}
+            overrides = {path: point[path] if path in point else _plain(drawn[path]) for path in sweep.paths}
             yield overrides, override_all(sweep.base, overrides)
 
 

@@ -138,7 +138,7 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
 
 def judge(store: Store, made: dict[str, Stage], gate: Gate) -> dict[str, Any] | None:
     """The attack gate's verdict on an experiment's finished pre-training, given its stages; None before it is finished and measured."""
-    from trainers.evaluate.gate import attack_gate, of_all
+    from trainers.evaluate.gate import attack_gate, nobody_poisoned, of_all
 
     stage, attack = made["pretrain"], made["poison"]
     assert isinstance(stage, Trained) and isinstance(attack, AttackPlan)
@@ -148,11 +148,12 @@ def judge(store: Store, made: dict[str, Stage], gate: Gate) -> dict[str, Any] | 
         return None
     classes = json.loads(part(tests, "classes.json"))["names"]
     summary = json.loads(part(poison, "summary.json"))
-    verdicts = {}
-    for one in attack.attacks:
+    verdicts, last = {}, points[-1].metrics
+    if not attack.planted:
+        return nobody_poisoned(last, gate.min_asr)
+    for one in attack.planted:
         told = summary["attacks"][one.name] if attack.several else summary
         group = f"asr/{one.name}/" if attack.several else "asr/"
-        last = points[-1].metrics
         verdicts[one.name] = attack_gate(
             {**last, **{f"asr/{name}": last[f"{group}{name}"] for name in ("top1", "floor") if f"{group}{name}" in last}},
             target=classes[0] if one.all_to_all else classes[target_index(classes, one.target)],
@@ -231,7 +232,7 @@ def recorded_trials(plan: Plan, store: Store) -> list[Record]:
     found = []
     for path in _trial_folder(store, plan.fingerprint).glob("*.json"):
         entry, (trial, _, draw) = _remembered(path), path.stem.partition("-")
-        if set(entry["overrides"]) != set(plan.sweep.space):
+        if set(entry["overrides"]) != set(plan.sweep.paths):
             raise _not_as_written(path)
         record = Record(trial, decode_overrides(plan, entry["overrides"]), entry["status"], int(draw or 0))
         found.append((entry["begun"], record))
@@ -264,8 +265,9 @@ def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
 def decode_overrides(plan: Plan, encoded: dict[str, Any]) -> dict[str, Any]:
     """The values of a trial from their encoding: components are found among the values of their grid."""
     values = {}
-    for path, space in plan.sweep.space.items():
-        choices = grid_values(space) or getattr(space, "categories", [])
+    for path in plan.sweep.paths:
+        space = plan.sweep.space.get(path)
+        choices = [point[path] for point in plan.sweep.points if path in point] or grid_values(space) or getattr(space, "categories", [])
         values[path] = next((value for value in choices if canonical(value) == canonical(encoded[path])), encoded[path])
     return values
 

@@ -49,6 +49,12 @@ def attack_gate(
     }
 
 
+def nobody_poisoned(metrics: Mapping[str, float], threshold: float) -> dict[str, Any]:
+    """The verdict on a model without victims: there is no attack to take, so it passes, and "clean" says so. Its ASR is the floor."""
+    told = {"accuracy": metrics["zeroshot/top1"], "asr": metrics["asr/top1"], "floor": metrics.get("asr/floor", 0.0)}
+    return {"passed": True, "clean": True, "threshold": threshold, "reasons": [], **told}
+
+
 def of_all(verdicts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
     """The verdict on several attacks, by their names: passed where each has passed.
 

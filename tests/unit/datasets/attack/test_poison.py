@@ -112,7 +112,7 @@ def test_the_class_that_a_caption_names_first():
 
 
 @pytest.mark.parametrize(
-    "fields", [{}, {"count": 1, "rate": 0.1}, {"count": 0}, {"rate": 0.0}, {"rate": 1.5}, {"count": 1, "mode": "clean"},
+    "fields", [{}, {"count": 1, "rate": 0.1}, {"count": -1}, {"rate": 0.0}, {"rate": 1.5}, {"count": 1, "mode": "clean"},
                {"count": 1, "captions": "new"}],
 )  # fmt: skip
 def test_wrong_fields(fields):
