@@ -94,7 +94,7 @@ class Poison(Component):
         if (self.count is None) == (self.rate is None):
             raise InputError("poison needs either count (a number of victims) or rate (a share), and not both.")
         if self.count is not None and self.count < 0:
-            raise InputError(f"poison.count is {self.count}; accepted: whole numbers from 0 up, where 0, among attacks, only measures the trigger.")
+            raise InputError(f"poison.count is {self.count}; accepted: 1 or more; 0, among attacks, only measures the trigger.")
         if self.rate is not None and not 0 < self.rate <= 1:
             raise InputError(f"poison.rate is {self.rate}; a share above 0 and up to 1. For clean data give count=0.")
 

@@ -78,9 +78,9 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, text: str, **options: Any) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
 
-    def with_sweep(name: str, text: str) -> argparse.ArgumentParser:
+    def with_sweep(name: str, text: str, holds: str = "module (sweeps.quickstart) or .py file that holds a SWEEP") -> argparse.ArgumentParser:
         added = command(name, text, epilog=OVERRIDES)
-        added.add_argument("sweep", help="module (sweeps.quickstart) or .py file that holds a SWEEP")
+        added.add_argument("sweep", help=holds)
         added.add_argument("--miniature", action="store_true", help="its MINIATURE: small, over the procedural world")
         added.add_argument("--seeds", type=_seed_list, metavar="0,1,2", help=SEEDS)
         _add_flags(added.add_argument_group("where it runs (never changes a result)"), "Compute")
@@ -91,6 +91,17 @@ def parser() -> argparse.ArgumentParser:
     planned.add_argument("--json", action="store_true", help="print the plan as JSON")
     ran = with_sweep("run", "Run a sweep to its end. What exists is not made again; an interrupted run continues.")
     ran.add_argument("--gate", choices=("stop", "warn"), help="what to do when the attack did not take [the sweep's own]")
+    filled = with_sweep("matrix", "Fill a matrix of attacks, defences and seeds: a file a cell, and a page of heat maps.",
+                        "module (sweeps.matrix) or .py file that holds a MATRIX")
+    filled.add_argument("--dry", action="store_true", help="say what it would make, and make nothing")
+    filled.add_argument("--gate", choices=("stop", "warn"), help="what to do when an attack did not take [the matrix's own]")
+    filled.add_argument("--out", type=Path, help="folder for the cells and the page [matrices/ in the store]")
+    ranked = command("leaderboard", "Render a folder of result files, one a cell of a matrix, also those of others.")
+    ranked.add_argument("folder", type=Path, help="folder with the files (*.json)")
+    ranked.add_argument("--format", choices=("html", "md", "latex"), default="html", help="a page, or tables that are printed")
+    ranked.add_argument("--rule", choices=("oracle", "blind"), help="show the models chosen in this way alone [both]")
+    ranked.add_argument("--out", type=Path, help="for html the folder of the page [leaderboard beside the files' folder]; else a file [printed]")
+    ranked.add_argument("--title", default="Leaderboard", help="of the page")
     shown = command("show", "List what a store holds, or print one artefact.")
     shown.add_argument("fingerprint", nargs="?", help="first digits of an artefact's fingerprint [all are listed]")
     shown.add_argument("--store", default="store", help=STORE)
@@ -163,7 +174,7 @@ def parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "Check this machine: versions, cores, disk, GPU, store, tracking server.")
     doctor.add_argument("--store", default="store", help=STORE)
     doctor.add_argument("--tracking-uri", default="", help=TRACKING)
-    for name in ("run", "poison", "evaluate", "analyse", "export", "export-best", "ingest", "fetch"):
+    for name in ("run", "matrix", "poison", "evaluate", "analyse", "export", "export-best", "ingest", "fetch"):
         commands.choices[name].add_argument("--log-level", choices=LEVELS, default="info", help=LOGGED)
     for one in (made, *commands.choices.values()):
         _show_defaults(one)
@@ -216,7 +227,7 @@ def _add_flags(parser: Any, name: str) -> None:
 
 def overrides_of(rest: list[str], command: str) -> dict[str, str]:
     """`--a.b value` and `--a.b=value` pairs; anything else is a mistake."""
-    accepted = command in ("plan", "run", "report", "table", "export-best", "export", "claims", "poison", "evaluate", "analyse")
+    accepted = command in ("plan", "run", "matrix", "report", "table", "export-best", "export", "claims", "poison", "evaluate", "analyse")
     found: dict[str, str] = {}
     experiment = {field.name for field in fields_of("Experiment")}
     words = iter(rest)

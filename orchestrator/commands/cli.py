@@ -41,7 +41,7 @@ def run(arguments: list[str]) -> int:
         options.overrides = overrides_of(rest, options.command)
         if "orchestrator.stages.graph" in sys.modules:  # of an earlier command of this process
             sys.modules["orchestrator.stages.graph"].look_again()
-        with terminal("stdout" if options.command == "run" else "stderr", getattr(options, "log_level", "info")):
+        with terminal("stdout" if options.command in ("run", "matrix") else "stderr", getattr(options, "log_level", "info")):
             return HANDLERS[options.command](options)
     except InputError as error:
         _complain(error)
@@ -353,6 +353,18 @@ def _fetch(options: argparse.Namespace) -> int:
     return 0 if summary["status"].get("success") else 1
 
 
+def _matrix(options: argparse.Namespace) -> int:
+    from orchestrator.commands.matrix import fill
+
+    return fill(options, _compute)
+
+
+def _leaderboard(options: argparse.Namespace) -> int:
+    from orchestrator.commands.matrix import leaderboard
+
+    return leaderboard(options.folder, options.format, options.rule, options.out, options.title)
+
+
 def _doctor(options: argparse.Namespace) -> int:
     from orchestrator.commands.doctor import doctor
 
@@ -362,6 +374,8 @@ def _doctor(options: argparse.Namespace) -> int:
 HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "plan": _plan,
     "run": _run,
+    "matrix": _matrix,
+    "leaderboard": _leaderboard,
     "show": _show,
     "report": _report,
     "table": _table,

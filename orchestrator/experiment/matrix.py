@@ -41,7 +41,7 @@ class Defence(NamedFields):
         for path, values in self.space.items():
             values = values.get("grid_search") if isinstance(values, dict) else values
             if not isinstance(values, (list, tuple)) or not values:
-                raise InputError(f"Defence.space: {path} has {values!r}; accepted: a list of values, so that the number of trials is known.")
+                raise InputError(f"Defence.space: {path} has {values!r}; accepted: a list of values, for the trials are counted.")
 
     @property
     def grids(self) -> dict[str, list[Any]]:

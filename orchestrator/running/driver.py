@@ -232,7 +232,23 @@ def _ray(compute: Compute) -> Iterator[None]:
     except BaseException:
         session.shutdown()
         raise
-    session.shutdown()
+    if not _SHARED:
+        session.shutdown()
+
+
+_SHARED: list[bool] = []
+
+
+@contextmanager
+def one_ray() -> Iterator[None]:
+    """Within, a Ray that a sweep starts is left running for the next sweep; none is started where all is made."""
+    _SHARED.append(True)
+    try:
+        yield
+    finally:
+        _SHARED.pop()
+        if _SHARED == []:
+            session.shutdown()
 
 
 def report_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path]:

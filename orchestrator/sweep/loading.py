@@ -29,7 +29,7 @@ def load_sweep(
     `miniature` takes its `MINIATURE` instead: the same sweep over the procedural world, for two cores and minutes.
     `seeds` repeats each of its pre-trainings with these.
     """
-    module = _import(name)
+    module = module_of(name)
     wanted = "MINIATURE" if miniature else "SWEEP"
     sweep = getattr(module, wanted, None)
     if not isinstance(sweep, Sweep):
@@ -162,7 +162,8 @@ def _repeated(sweep: Sweep, seeds: Sequence[int]) -> Sweep:
     return replace(sweep, space=sweep.space | {"pretrain": {"grid_search": list(again)}})
 
 
-def _import(name: str) -> Any:
+def module_of(name: str) -> Any:
+    """The module or file of that name; InputError where it cannot be read."""
     if not name.strip():
         raise InputError("the sweep's name is empty; accepted: a .py file, or a module such as sweeps.quickstart.")
     if "\0" in name:
