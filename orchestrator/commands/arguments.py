@@ -78,7 +78,7 @@ def parser() -> argparse.ArgumentParser:
     def command(name: str, text: str, **options: Any) -> argparse.ArgumentParser:
         return commands.add_parser(name, help=text, description=text, allow_abbrev=False, **options)
 
-    def with_sweep(name: str, text: str, holds: str = "module (sweeps.quickstart) or .py file that holds a SWEEP") -> argparse.ArgumentParser:
+    def with_sweep(name: str, text: str, holds: str = "module (sweeps.quickstart) or .py file that holds a SWEEP") -> Any:
         added = command(name, text, epilog=OVERRIDES)
         added.add_argument("sweep", help=holds)
         added.add_argument("--miniature", action="store_true", help="its MINIATURE: small, over the procedural world")
@@ -100,7 +100,7 @@ def parser() -> argparse.ArgumentParser:
     ranked.add_argument("folder", type=Path, help="folder with the files (*.json)")
     ranked.add_argument("--format", choices=("html", "md", "latex"), default="html", help="a page, or tables that are printed")
     ranked.add_argument("--rule", choices=("oracle", "blind"), help="show the models chosen in this way alone [both]")
-    ranked.add_argument("--out", type=Path, help="for html the folder of the page [leaderboard beside the files' folder]; else a file [printed]")
+    ranked.add_argument("--out", type=Path, help="html: folder of the page [FOLDER-leaderboard]; else a file [printed]")
     ranked.add_argument("--title", default="Leaderboard", help="of the page")
     shown = command("show", "List what a store holds, or print one artefact.")
     shown.add_argument("fingerprint", nargs="?", help="first digits of an artefact's fingerprint [all are listed]")

@@ -17,7 +17,7 @@ from orchestrator.report.drawing import STYLE
 from orchestrator.results.board import MISSING, NO_MODEL, NOT_TAKEN, REPORTED, Board
 from orchestrator.results.names import duration
 
-WHAT = {"asr": "ASR, %", "accuracy": "zero-shot accuracy, %", "cost": "time of the defence for one model and setting"}
+WHAT = {"asr": "ASR, % (dark is better)", "accuracy": "zero-shot accuracy, % (bright is better)", "cost": "time of a setting"}
 WIDE, TALL = 1.02, 0.56
 """Inches of a cell."""
 WORDS = {NO_MODEL: "no model\nqualifies", NOT_TAKEN: "attack did\nnot take", MISSING: "–"}
@@ -70,7 +70,7 @@ def _scale(values: list[float], what: str) -> tuple[float, float]:
     if what == "cost":
         values = [math.log(max(value, 1.0)) for value in values]
     low, high = min(values), max(values)
-    return (low, high) if high - low > 1e-9 else (low - 1, high + 1)
+    return (min(low, high - (10.0 if what == "accuracy" else 1.0)), high)  # a small difference shall look small
 
 
 def _cell(axes: Axes, board: Board, place: tuple[str, str], at: tuple[int, int], kind: str, what: str, scale: tuple[float, float]) -> None:

@@ -180,7 +180,7 @@ def quantity(points: Sequence[Point | None], metric: str) -> dict[str, Any] | No
     found = interval_of([point.metrics[metric] for point in there], there, metric)
     if found is None:
         return None
-    low, high = ((bound if math.isfinite(bound) else None) for bound in found[1:])
+    low, high = ((min(max(bound, 0.0), 100.0) if math.isfinite(bound) else None) for bound in found[1:])
     return {"mean": found[0], "low": low, "high": high, "values": [p.metrics.get(metric) if p is not None else None for p in points]}
 
 

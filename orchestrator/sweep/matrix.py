@@ -50,7 +50,6 @@ def _overridden(matrix: Matrix, path: str, text: str) -> Matrix:
         raise InputError(f"--{path}: the matrix {matrix.name} has rows of its own; change them in its file"
                          + (" or give --seeds." if path == "pretrain.seed" else "."))  # fmt: skip
     done, defences = has(matrix.base, path), {}
-    base = override_all(matrix.base, {path: from_text(matrix.base, path, text)}) if done else matrix.base
     for name, defence in matrix.defences.items():
         if path in defence.space or any(varied.startswith(f"{path}.") for varied in (*defence.changes, *defence.space)):
             raise InputError(f"--{path}: the defence {name} sets it itself; change that in the matrix's file.")
@@ -62,9 +61,9 @@ def _overridden(matrix: Matrix, path: str, text: str) -> Matrix:
             if below != path and isinstance(value, Component) and has(value, below):
                 changes[above], done = override_all(value, {below: from_text(value, below, text)}), True
         defences[name] = replace(defence, changes=changes)
-    if not done:
-        from_text(matrix.base, path, text)  # says which fields there are
-    return replace(matrix, base=base, defences=defences)
+    if has(matrix.base, path) or not done:  # where no defence has it either, this says which fields there are
+        matrix = replace(matrix, base=override_all(matrix.base, {path: from_text(matrix.base, path, text)}))
+    return replace(matrix, defences=defences)
 
 
 def plans(matrix: Matrix) -> dict[str, Plan]:
