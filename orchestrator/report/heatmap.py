@@ -76,6 +76,7 @@ def _scale(values: list[float], what: str) -> tuple[float, float]:
 def _cell(axes: Axes, board: Board, place: tuple[str, str], at: tuple[int, int], kind: str, what: str, scale: tuple[float, float]) -> None:
     value, state = _value(board, *place, kind, what), board.state(*place, kind)
     (row, column), hatch = at, ""
+    face: Any = "white"
     frame: dict[str, Any] = {"edgecolor": "#B8BEC3", "linewidth": 0.8}
     if value is None:
         text, small, face = _said(board, place, state, what), "", "white"

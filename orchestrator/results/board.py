@@ -117,7 +117,7 @@ def ratings(board: Board, attack: str, defence: str, kind: str) -> list[float]:
     return [rating(*row) for row in rows if row[0] is not None and row[1] is not None]
 
 
-def rating(start_accuracy: float, start_asr: float, accuracy: float | None, asr: float | None) -> float:
+def rating(start_accuracy: Any, start_asr: Any, accuracy: Any, asr: Any) -> float:
     """0 … 1, as said above; all in percent. None: the rule found no model."""
     if accuracy is None or asr is None:
         return 0.0

@@ -134,9 +134,10 @@ def matrix_rows(matrix: Matrix, compute: Compute) -> list[tuple[str, int, int, i
                 if role in ("pretrain", "clean") and stage.fingerprint not in seen:
                     own[stage.fingerprint] = role
         seen |= own.keys()
-        counts = [list(own.values()).count(role) for role in ("pretrain", "clean")]
+        roles = list(own.values())
         stored = sum(store.find(kind, fingerprint) is not None for fingerprint, kind in own.items())
-        rows.append((defence, matrix.columns[defence].trials, len(matrix.models(defence)), *counts, stored))
+        trials, models = matrix.columns[defence].trials, len(matrix.models(defence))
+        rows.append((defence, trials, models, roles.count("pretrain"), roles.count("clean"), stored))
     return rows
 
 
@@ -148,7 +149,7 @@ def plan_text(matrix: Matrix, compute: Compute) -> str:
     lines = [f"matrix {matrix.name}: {shape} (store {compute.store})", ""]
     lines.append(f"{'defence':{wide}} {'trials':>8} {'models':>8} {'pre-trainings':>14} {'cleanings':>10} {'stored':>8}")
     lines += [f"{name:{wide}} {trials:8} {models:8} {pre:14} {clean:10} {done:8}" for name, trials, models, pre, clean, done in rows]
-    pre, clean, done = (sum(row[place] for row in rows) for place in (3, 4, 5))
+    pre, clean, done = (sum(row[3] for row in rows), sum(row[4] for row in rows), sum(row[5] for row in rows))
     lines += ["", f"{number_of(pre, 'pre-training')}, {number_of(clean, 'cleaning')}; {done} of them stored, {pre + clean - done} to make."]
-    lines += [f"NOTE {unequal}"] if (unequal := unequal_trials({name: row[0] for name, *row in rows if name != NONE})) else []
+    lines += [f"NOTE {unequal}"] if (unequal := unequal_trials({row[0]: row[1] for row in rows if row[0] != NONE})) else []
     return "\n".join(lines)

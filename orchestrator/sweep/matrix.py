@@ -100,7 +100,7 @@ class _Read:
 def _read(matrix: Matrix, defence: str, model: Model, store: Store) -> _Read:
     undefended = stages(matrix.experiments(NONE, model)[0])
     start = read_stage(store, undefended["pretrain"], {}, StageResult)
-    point: Point | None = (points_of(start) or [None])[-1] if start and start.status == "finished" else None
+    point: Point | None = next(reversed(points_of(start)), None) if start and start.status == "finished" else None
     found = store.find("pretrain", undefended["pretrain"].fingerprint)
     if defence == NONE:
         return _Read(Repetition(start=point, undefended=True), (), found)
