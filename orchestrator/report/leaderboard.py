@@ -165,7 +165,7 @@ def _tables(folder: Path, kinds: Sequence[str]) -> Iterator[tuple[str, Table]]:
             if any(board.choice(a, d, kind) for a in board.attacks for d in board.defences):
                 yield f"{where}: ranking, {NAMES[kind]}", rank_table(board, kind)
             for what in ("asr", "accuracy"):
-                yield f"{where}: {WHAT[what]}, {NAMES[kind]}", grid_table(board, kind, what)
+                yield f"{where}: {WHAT[what].partition(' (')[0]}, {NAMES[kind]}", grid_table(board, kind, what)
         yield f"{where}: cost", cost_table(board)
         if board.reported:
             yield f"{where}: reported by papers", reported_table(board)
