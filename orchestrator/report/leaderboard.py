@@ -75,7 +75,8 @@ def _gates(board: Board) -> list[str]:
         if gate and not all(one is None or one for one in gate["took"]) and attack not in told:
             failed = [(seed, asr) for seed, asr, ok in zip(cell["seeds"], gate["asr"], gate["took"]) if ok is False]
             seeds = ", ".join(f"seed {seed}: ASR {asr:.1f} %" for seed, asr in failed)
-            told[attack] = f"{attack}: the attack did not take ({seeds}; at least {gate['threshold']:g} % wanted)."
+            wanted = f"at least {gate['threshold']:g} %, twice the floor, and an accuracy above chance"
+            told[attack] = f"{attack}: the attack did not take ({seeds}; the gate wants {wanted})."
     return list(told.values())
 
 
