@@ -4,6 +4,7 @@ import argparse
 import ast
 import math
 import re
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,6 +29,18 @@ SOURCES = {
     "Manners": "datasets/acquire/manners.py",
 }
 """Where the dataclasses are whose fields the command line takes."""
+COMPUTE = {
+    "plan": ("store",),
+    "report": ("store", "tracking_uri"),
+    "table": ("store",),
+    "export-best": ("store",),
+    "export": ("store", "gpus_per_worker", "cache"),
+    "poison": ("store", "num_cpus"),
+    "evaluate": ("store", "cpus_per_worker", "gpus_per_worker", "cache"),
+    "analyse": ("store", "gpus_per_worker"),
+}
+"""The fields of `Compute` that a command uses, where it does not use all. The others are accepted too, and checked, so that the words of
+a `run` can be given to it as they are; its help does not list them."""
 
 
 class _Parser(argparse.ArgumentParser):
@@ -83,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("sweep", help="module (sweeps.quickstart) or .py file that holds a SWEEP")
         added.add_argument("--miniature", action="store_true", help="its MINIATURE: small, over the procedural world")
         added.add_argument("--seeds", type=_seed_list, metavar="0,1,2", help=SEEDS)
-        _add_flags(added.add_argument_group("where it runs (never changes a result)"), "Compute")
+        unlisted = "The other flags of `run` are accepted too, and have no effect here." if name in COMPUTE else None
+        _add_flags(added.add_argument_group("where it runs (never changes a result)", unlisted), "Compute", COMPUTE.get(name))
         return added
 
     planned = with_sweep("plan", "Show the stages of a sweep: what is stored, what would run, what it would cost.")
@@ -173,7 +187,8 @@ def parser() -> argparse.ArgumentParser:
 def _show_defaults(parser: argparse.ArgumentParser) -> None:
     """`[default]` after the text of every option that does not say it itself."""
     for action in parser._actions:
-        if not action.option_strings or isinstance(action, argparse._HelpAction) or (action.help or "").endswith("]"):
+        unlisted = action.help == argparse.SUPPRESS
+        if unlisted or not action.option_strings or isinstance(action, argparse._HelpAction) or (action.help or "").endswith("]"):
             continue
         default = "required" if action.required else "off" if action.default is False else action.default or "none"
         action.help = f"{action.help} [{default}]"
@@ -202,8 +217,11 @@ def fields_of(name: str) -> tuple[Field, ...]:
     return tuple(found)
 
 
-def _add_flags(parser: Any, name: str) -> None:
-    """A flag for each field that is no switch, with the first sentence about it and its default; not given, its value is None."""
+def _add_flags(parser: Any, name: str, listed: Collection[str] | None = None) -> None:
+    """Add a flag for each field that is not a bool, with the first sentence of its docstring and its default as help.
+
+    A flag that is not given has the value None. `listed`: the fields that the help shows; None: all of them.
+    """
     for field in fields_of(name):
         words = set(re.findall(r"\w+", field.annotation))
         kind = _whole if words & {"int", "Count", "Natural"} else _number if words & {"float", "Positive", "NotNegative"} else str
@@ -211,7 +229,10 @@ def _add_flags(parser: Any, name: str) -> None:
         said = said[:1].lower() + said[1:] if said[1:2].islower() else said
         default = {"None": "none", "": "empty"}.get(field.default, field.default)
         if field.annotation != "bool":
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"{said} [{default}]")
+            shown = listed is None or field.name in listed
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}", type=kind, help=f"{said} [{default}]" if shown else argparse.SUPPRESS
+            )
 
 
 def overrides_of(rest: list[str], command: str) -> dict[str, str]:

@@ -192,15 +192,15 @@ class Compute(NamedFields):
     store: str = "store"
     """Folder for all results, seen by all nodes."""
     tracking_uri: str = ""
-    """MLflow tracking URI: http(s)://SERVER, sqlite:///PATH (nothing is decoded), …; empty: a sqlite file in the store."""
+    """MLflow tracking URI: http(s)://SERVER, sqlite:///PATH (the path is taken literally), …; empty: a sqlite file in the store."""
     feed: Literal["local", "ray"] = "local"
     """local: each worker reads by itself | ray: Ray Data streams, so that CPU nodes feed GPU nodes."""
     workers: Count = 1
     """Processes (ranks) of a pre-training."""
     cpus_per_worker: Positive = 1.0
-    """CPU cores of each of them."""
+    """CPU cores of each process that pre-trains or evaluates."""
     gpus_per_worker: NotNegative = 0.0
-    """GPUs of each of them."""
+    """GPUs of each process that pre-trains or evaluates."""
     loader_workers: Natural = 0
     """Reading processes of each worker with the local feed; 0 reads in the worker itself."""
     feed_cpus: Count = 1
@@ -208,21 +208,21 @@ class Compute(NamedFields):
     trial_workers: Count = 1
     """Processes (ranks) of a trial, which is one cleaning; more than one are workers of Ray Train."""
     trial_cpus: Positive = 1.0
-    """CPU cores of each of them."""
+    """CPU cores of each process of a trial."""
     trial_gpus: NotNegative = 0.0
-    """GPUs of each of them, at most one; may be a fraction where there is one process: 0.25 packs four trials on a GPU."""
+    """GPUs of each process of a trial, at most one. A trial of one process may have a fraction: 0.25 packs four trials on a GPU."""
     max_concurrent_trials: Natural = 0
     """Trials at a time; 0: as many as fit."""
     keep: Literal["chosen", "last", "all"] = "chosen"
-    """Checkpoints of a cleaning that stay beside the last: chosen (of the epochs that a rule of the report's table picks, at most
-    five more) | last (no other) | all (each epoch's)."""
+    """Checkpoints of a cleaning that are kept beside the last one: chosen (of the epochs that a rule of the report's table picks, at most
+    five) | last (none) | all (of every epoch)."""
     retries: Natural = 2
-    """How often a stage or trial whose process died is started again, from its last checkpoint."""
+    """How often a stage or trial whose process died is restarted from its last checkpoint."""
     cache: str = "auto"
     """Folder on each machine's own disk for the decoded pictures of cleaning and test sets; auto: one in the system's temporary
     folder | off: pictures are decoded whenever they are read."""
     num_cpus: Natural = 0
-    """Cores for a Ray started by this command; 0: all. Ignored when joining a running Ray."""
+    """CPU cores of a Ray that this command starts; 0: all. Ignored when it joins a running Ray."""
 
     def __post_init__(self) -> None:
         check_fields(self)
