@@ -262,7 +262,7 @@ class Reference(NamedFields):
 
 
 Metric = Literal["best/acc_at_asr_le_5", "zeroshot/top1", "zeroshot/top5", "zeroshot/top10"]
-"""What a sweep can maximise. The first is the best accuracy so far at ASR ≤ 5 %; the others are blind to the attack."""
+"""What a sweep can maximise. The first is the best accuracy so far at ASR ≤ 5 %; the others do not use the ASR."""
 
 
 @dataclass(frozen=True, kw_only=True)
