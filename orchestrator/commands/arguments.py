@@ -1,4 +1,4 @@
-"""What the command line takes: commands, flags, overrides. Nothing heavy is imported, so `--help` answers at once."""
+"""The parser of the command line: commands, flags, overrides. Nothing large is imported, so that `--help` answers at once."""
 
 import argparse
 import ast
@@ -28,7 +28,7 @@ SOURCES = {
     "Wanted": "datasets/acquire/fetch.py",
     "Manners": "datasets/acquire/manners.py",
 }
-"""Where the dataclasses are whose fields the command line takes."""
+"""Files of the dataclasses whose fields are flags of the command line."""
 COMPUTE = {
     "plan": ("store",),
     "report": ("store", "tracking_uri"),
@@ -39,12 +39,12 @@ COMPUTE = {
     "evaluate": ("store", "cpus_per_worker", "gpus_per_worker", "cache"),
     "analyse": ("store", "gpus_per_worker"),
 }
-"""The fields of `Compute` that a command uses, where it does not use all. The others are accepted too, and checked, so that the words of
+"""The fields of `Compute` that a command uses, if it does not use all. The others are accepted and checked too, so that the arguments of
 a `run` can be given to it as they are; its help does not list them."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake as an InputError, like any other."""
+    """A parser that reports a mistake as an InputError."""
 
     def error(self, message: str) -> Any:
         message = message.removeprefix("argument ").replace("expected one argument", "it needs a value, which begins with no dash")
@@ -83,7 +83,7 @@ def _seed_list(text: str) -> list[int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command line takes; `command` names what was asked for."""
+    """The parser of the whole command line. After parsing, `command` holds the command's name."""
     made = _Parser("cleansweep", description=DESCRIPTION, allow_abbrev=False)
     made.add_argument("--version", action="store_true", help="print the versions of cleansweep, Python and what it computes with")
     commands = made.add_subparsers(dest="command", metavar="command")
@@ -185,7 +185,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _show_defaults(parser: argparse.ArgumentParser) -> None:
-    """`[default]` after the text of every option that does not say it itself."""
+    """Append `[default]` to the help of every option that does not state its default."""
     for action in parser._actions:
         unlisted = action.help == argparse.SUPPRESS
         if unlisted or not action.option_strings or isinstance(action, argparse._HelpAction) or (action.help or "").endswith("]"):
@@ -195,7 +195,7 @@ def _show_defaults(parser: argparse.ArgumentParser) -> None:
 
 
 class Field(NamedTuple):
-    """A field of a dataclass, as its source has it."""
+    """A field of a dataclass, as written in its source."""
 
     name: str
     annotation: str
@@ -205,7 +205,7 @@ class Field(NamedTuple):
 
 @cache
 def fields_of(name: str) -> tuple[Field, ...]:
-    """The fields of a dataclass of `SOURCES`. Its source is read, for importing it would take a second."""
+    """The fields of a dataclass of `SOURCES`, read from its source because importing it would take a second."""
     tree = ast.parse((Path(__file__).parents[2] / SOURCES[name]).read_text())
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     found = []
@@ -236,7 +236,7 @@ def _add_flags(parser: Any, name: str, listed: Collection[str] | None = None) ->
 
 
 def overrides_of(rest: list[str], command: str) -> dict[str, str]:
-    """`--a.b value` and `--a.b=value` pairs; anything else is a mistake."""
+    """Dotted path → text, from `--a.b value` and `--a.b=value`. InputError for anything else."""
     accepted = command in ("plan", "run", "report", "table", "export-best", "export", "claims", "poison", "evaluate", "analyse")
     found: dict[str, str] = {}
     experiment = {field.name for field in fields_of("Experiment")}
