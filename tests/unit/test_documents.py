@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.evaluation.evalset import EvalSet
 from datasets.feed.loader import triggered
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
@@ -37,6 +38,7 @@ from tests.unit.trainers.evaluate import test_analysis, test_linear_probe
 from trainers.batch import to_device
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
+from trainers.evaluate.another_set import ZeroShotOn
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
@@ -56,7 +58,7 @@ BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", EXTENDING, re.S)
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
-NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<name>": r"\w+"}
+NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<set>": r"[\w.+-]+", "<name>": r"\w+"}
 """What a variable part of a metric's name stands for."""
 
 
@@ -279,4 +281,6 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     pictures = {"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "image_triggered": torch.ones(2, 32, 32, 3, dtype=torch.uint8)}
     given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
     names |= set(several.measure(resnet(), [given]))
+    further = ZeroShotOn(data=EvalSet(path="anywhere", name="cifar10"))
+    names |= set(further.measure(resnet(), [{"classes": (("a", "b"), ("{}",))}, given]))
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))
