@@ -46,6 +46,15 @@ class Trigger(Component, ABC):
         """Raise InputError if the trigger does not fit a view of `size` pixels a side."""
 
 
+def blend(image_HWC: np.ndarray, pattern_HWC: np.ndarray, share: float) -> np.ndarray:
+    """clip(share · pattern + (1 − share) · picture) as bytes, uint8 [H, W, 3].
+
+    The pattern is in units of 0…1, may lie outside that range, and is broadcast.
+    """
+    mixed_HWC = share * 255 * np.asarray(pattern_HWC, np.float64) + (1 - share) * image_HWC
+    return np.rint(mixed_HWC).clip(0, 255).astype(np.uint8)
+
+
 def put_on(trigger: Trigger, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """The picture with the trigger on it, uint8 [H, W, 3]; the picture is handed over read-only, so that it stays as it was.
 

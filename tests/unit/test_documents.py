@@ -85,7 +85,7 @@ def batch(n: int = 4) -> dict[str, torch.Tensor]:
 
 
 def test_the_trigger(examples: dict[str, ModuleType]) -> None:
-    trigger = examples["datasets/triggers"].Stripes(period=4)
+    trigger = examples["datasets/triggers"].Bands(period=4)
     assert isinstance(trigger, Trigger) and fingerprint(trigger) != fingerprint(replace(trigger, period=8))
     image_HWC = np.full((32, 32, 3), 250, np.uint8)
     stamped_HWC = trigger.stamp(image_HWC, rng(0))
