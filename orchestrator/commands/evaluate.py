@@ -211,9 +211,11 @@ def _aims(experiment: Experiment, made: MadeSet) -> tuple[tuple[Aim, ...], str]:
             target = None if attack.all_to_all else target_index(made.class_names, attack.target, made.numbers)
         except InputError as error:
             return (), str(error)
-        if target is not None and (made.pairs().labels() == target).all():
-            return (), f"every picture is of the target {attack.target!r} itself."
-        aims.append(Aim(name=attack.name, target=target, trigger=attack.trigger, seed=experiment.evaluate.seed))
+        text_only, own = attack.mode == "text_only", made.pairs().labels() == target
+        if target is not None and (not own.any() if text_only else own.all()):
+            return (), f"{'no' if text_only else 'every'} picture is of the target {attack.target!r}{'' if text_only else ' itself'}."
+        seed = experiment.evaluate.seed
+        aims.append(Aim(name=attack.name, target=target, trigger=attack.trigger, seed=seed, text_only=text_only))
     return tuple(aims), ""
 
 

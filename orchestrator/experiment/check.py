@@ -13,11 +13,12 @@ from orchestrator.experiment.spec import Experiment, Given, Pretrain
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.linear_probe import LinearProbe
 from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
-ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval)
+ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval, TextTrigger, DualKeyCells)
 """Evaluators whose metrics have the same names whatever their fields."""
 
 
@@ -98,12 +99,14 @@ def check(experiment: Experiment) -> None:
             f"evaluate.evaluators: {looking[0]} looks at pictures with the first attack's trigger, {type(first.trigger).__name__}, which "
             "leaves them as they are; put an attack that marks pictures first, or leave it out."
         )
+    for one in experiment.evaluate.evaluators:
+        one.check({attack.name: attack.trigger for attack in experiment.poisons})
     measured = [ZeroShotASR, *map(type, experiment.evaluate.evaluators)]
     for kind in ONE_EACH:
         if measured.count(kind) > 1:
             raise InputError(
-                f"evaluate.evaluators: {kind.__name__} would be measured twice, under the same names; accepted: Analysis, LinearProbe "
-                "and Retrieval once each (ZeroShotASR always is)."
+                f"evaluate.evaluators: {kind.__name__} would be measured twice, under the same names; accepted: "
+                f"{', '.join(one.__name__ for one in ONE_EACH[1:])} once each (ZeroShotASR always is)."
             )
     if isinstance(experiment.evaluate.data, World):
         for attack in experiment.poisons:

@@ -1,5 +1,6 @@
 """Which pairs a cleaning gets: clean ones by default, checked; victims of the poison plan only where they are asked for."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,18 @@ def read_keys(path: str) -> list[str]:
     return keys
 
 
-def choose_rows(clean: Clean, index: pa.Table, kept: np.ndarray, victims: np.ndarray) -> np.ndarray:
-    """int64, rising: the rows of the cleaning set among the `kept` rows of the index, of which `victims` are poisoned.
+def choose_rows(
+    clean: Clean, index: pa.Table, kept: np.ndarray, victims: np.ndarray, negatives: np.ndarray | Sequence[int] = ()
+) -> np.ndarray:
+    """int64, rising: the rows of the cleaning set among the `kept` rows of the index, of which `victims` are in the poison plan. Those of
+    them that are partial `negatives` are never chosen.
 
     Without a file of keys: the `poisons` victims with the smallest hashes, and of the others the last or those with the
     smallest hashes, `pairs` in all. So sets are nested in `pairs`, and their victims in `poisons`.
     """
     if clean.keys:
         return _rows_of(clean, index, kept, victims)
-    free = np.setdiff1d(kept, victims)
+    free, victims = np.setdiff1d(kept, victims), np.setdiff1d(victims, negatives)
     wanted = clean.pairs - clean.poisons
     if clean.poisons > len(victims):
         raise InputError(f"clean.poisons is {clean.poisons}, but the poison plan has only {len(victims)} victims.")

@@ -24,13 +24,16 @@ from datasets.index.pairs import smallest_hashes
 from datasets.seeding import rng
 from datasets.synthetic import World
 from datasets.triggers.base import put_on
+from datasets.triggers.words import DualKey, Words
+from orchestrator.console.log import log, note
 from orchestrator.experiment.fingerprint import encode
 from orchestrator.experiment.spec import Data
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.index import Index, read_index
 from orchestrator.stages.testset import TestSet
-from orchestrator.store import part, write_json
+from orchestrator.store import checked, part, write_json
 from orchestrator.training.inputs import Inputs
+from trainers.model import Model, TinyCLIP, words_left
 
 SHEET = 8
 """Victims on the sample sheet."""
@@ -101,6 +104,14 @@ class AttackPlan(Stage):
         index = str(at.of(self.index).folder / "index.arrow")
         return Inputs(index=index, urls=tuple(self.index.read(at).shards()), plan="", rows=None)
 
+    def require_words(self, model: Model | TinyCLIP, at: At) -> None:
+        """Say what the model reads of the triggers' words; InputError where it never reads one."""
+        writing = [attack for attack in self.attacks if attack.trigger.writes]
+        plan = pq.read_table(checked(self.read(at).plan)) if writing else None
+        for attack in writing:
+            assert plan is not None
+            _require_words(attack, plan.filter(pc.equal(plan["attack"], attack.name)) if self.several else plan, model)
+
     def make(self, at: At) -> None:
         inputs, folder = self.unpoisoned(at), at.folder
         index = read_index(inputs.index)
@@ -121,13 +132,38 @@ class AttackPlan(Stage):
         told, entries = {}, list[dict[str, Any]]()
         (folder / "samples").mkdir(exist_ok=True)
         for attack in self.attacks:
-            own = plan.filter(pc.equal(plan["attack"], attack.name)) if self.several else plan
+            whole = plan.filter(pc.equal(plan["attack"], attack.name)) if self.several else plan
+            own = whole.filter(pc.not_equal(whole["target"], ""))  # without partial negatives
             sheet = _victims(self, inputs, own)
             told[attack.name] = _summary(attack, own, sheet, self.views)
+            if len(own) < len(whole):
+                told[attack.name]["negatives"] = len(whole) - len(own)
             _sample_sheet(attack, sheet[: max(2, SHEET // len(self.attacks))], own, folder, entries)
-        summary = told[""] if not self.several else {"victims": len(plan), "attacks": told}
+        summary = told[""] if not self.several else {"victims": sum(one["victims"] for one in told.values()), "attacks": told}
         write_json(folder / "summary.json", {"pairs": pc.sum(pc.equal(index["drop"], "")).as_py(), **summary})
         write_json(folder / "samples.json", entries)
+
+
+def _require_words(attack: Poison, victims: pa.Table, model: Model | TinyCLIP) -> None:
+    """Say how many tokens the trigger's words are and in how many captions the model reads all of them. InputError where in none.
+
+    `victims`: the attack's rows of the plan.
+    """
+    trigger = attack.trigger.words if isinstance(attack.trigger, DualKey) else attack.trigger
+    if not isinstance(trigger, Words):
+        return
+    captions = victims.filter(pc.not_equal(victims["target"], ""))["caption_after"].to_pylist()
+    found = words_left(model, trigger.text, captions)
+    called = f"attack {attack.name}" if attack.name else "the attack"
+    if found is None:
+        note(f"{called}: the tokenizer is not CLIP's own, so whether {trigger.text!r:.80} survives the cut of long captions is not known.")
+        return
+    tokens, left, context = found
+    told = f"the words {trigger.text!r:.80} are {tokens} BPE tokens, and {left} of {len(captions)} victims' captions have all of them "
+    told += f"after the cut to {context} tokens"
+    if not left:
+        raise InputError(f"{called}: {told}: the model never sees the trigger. Give fewer words, or put them first (place='prefix').")
+    (log.info if left == len(captions) else note)(f"{called}: {told}.")
 
 
 def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table) -> list[tuple[str, np.ndarray]]:
@@ -140,12 +176,14 @@ def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table) -> list[tuple[
 
 
 def _summary(attack: Poison, victims: pa.Table, sheet: list[tuple[str, np.ndarray]], views: Views) -> dict[str, Any]:
-    targets, captions = (victims[name].to_pylist() for name in ("target", "caption_after"))
+    naming = "caption_before" if attack.mode == "text_only" else "caption_after"  # there the picture shows the target
+    targets, captions = (victims[name].to_pylist() for name in ("target", naming))
+    keys, pictures = [key for key, _ in sheet], [picture for _, picture in sheet]
     return {
         "victims": len(victims),
         "target": attack.target,
         "captions_with_target": sum(class_name(target).lower() in caption.lower() for target, caption in zip(targets, captions)),
-        "visibility": visibility(attack.trigger, [picture for _, picture in sheet], [key for key, _ in sheet], views, attack.seed),
+        "visibility": visibility(attack.trigger, pictures, keys, views, attack.seed) if attack.trigger.marks else {},
     }
 
 

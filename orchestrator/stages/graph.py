@@ -76,5 +76,6 @@ def make_data(experiment: Experiment, at: At) -> Inputs:
     stage.measured_on(stage.attack.unpoisoned(at), at)  # refuses a target that is no class, and sets of other classes
     ensure(stage.attack, at)
     at.known[stage.attack.fingerprint] = stage.attack.read(at)
+    stage.attack.require_words(experiment.pretrain.model, at)
     at.known[stage.fingerprint] = inputs = stage.read(at)
     return inputs

@@ -196,7 +196,10 @@ def made_for(value: Any, needed: Sequence[Stage], at: At) -> tuple[tuple[Compone
 def digest(model: Trained, evaluator: Evaluator | None, sets: Mapping[Component, Stage]) -> str:
     """16 hexadecimal digits; None: zero-shot accuracy and ASR."""
     experiment = model.experiment
-    measured = [[attack.name, encode(attack.trigger), attack.target] for attack in experiment.poisons]
+    measured = [
+        [attack.name, encode(attack.trigger), attack.target, *(["text_only"] if attack.mode == "text_only" else [])]
+        for attack in experiment.poisons
+    ]
     needed = [] if evaluator is None else [sets[need].fingerprint for need in needs_of(evaluator)]
     told = {
         "evaluator": None if evaluator is None else encode_evaluator(evaluator),

@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +85,10 @@ def measure_of(
         world=world,
     )
     aims = tuple(
-        Aim(name=attack.name, target=target, trigger=attack.trigger, seed=spec.seed)
+        Aim(name=attack.name, target=target, trigger=attack.trigger, seed=spec.seed, text_only=attack.mode == "text_only")
         for attack, target in zip(experiment.poisons, inputs.targets, strict=True)
     )
+    material = replace(material, aims=aims)
     zero_shot = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, aims=aims)
 
     stage = experiment.clean if job.cleanset else experiment.pretrain

@@ -33,13 +33,14 @@ from tests.parity.toys import ToyFeed, resnet
 from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
 from tests.unit.fake_study import seeded_study
-from tests.unit.trainers.evaluate import test_analysis, test_linear_probe
+from tests.unit.trainers.evaluate import test_analysis, test_linear_probe, test_text_triggers
 from trainers.batch import to_device
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 from trainers.methods.base import Method, Phase, Run
 from trainers.model import TinyCLIP
@@ -279,4 +280,7 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     pictures = {"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "image_triggered": torch.ones(2, 32, 32, 3, dtype=torch.uint8)}
     given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
     names |= set(several.measure(resnet(), [given]))
+    aims = (Aim(target=2, trigger=test_text_triggers.DUAL),)
+    for evaluator in (TextTrigger(), DualKeyCells()):
+        names |= set(evaluator.measure(test_text_triggers.encoder(), evaluator.open(test_text_triggers.material(*aims))))
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))
