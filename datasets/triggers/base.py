@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,10 @@ class Trigger(Component, ABC):
     def writes(self) -> bool:
         """Whether captions get a mark too."""
         return type(self).write is not Trigger.write
+
+    def with_made(self, made: Mapping[Component, str]) -> Trigger:
+        """The same trigger, which now knows the folders of what was made for it (`needs`)."""
+        return self
 
     def check(self, size: int) -> None:  # noqa: B027 (most triggers fit every view)
         """Raise InputError if the trigger does not fit a view of `size` pixels a side."""

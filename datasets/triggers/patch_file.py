@@ -31,7 +31,7 @@ class PatchFile(FileTrigger):
 
     def _patch(self) -> np.ndarray:
         """uint8 [height, width, 3]."""
-        return _read(self.whole(), self.sha256)
+        return read_patch(self.whole(), self.sha256)
 
 
 def corner(height: int, width: int, own_height: int, own_width: int, location: str) -> tuple[int, int]:
@@ -52,7 +52,8 @@ def pasted(image_HWC: np.ndarray, patch_HWC: np.ndarray, location: str) -> np.nd
 
 
 @lru_cache(maxsize=4)
-def _read(path: str, sha256: str) -> np.ndarray:
+def read_patch(path: str, sha256: str) -> np.ndarray:
+    """uint8 [height, width, 3], read once a process; InputError for a file that is no patch."""
     try:
         patch_HWC = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
-from datasets.component import NotNegative, since
+from datasets.component import Component, NotNegative, since
 from datasets.errors import InputError
 from datasets.triggers.base import Trigger
 
@@ -62,6 +63,12 @@ class DualKey(Trigger):
             raise InputError(f"trigger.picture is {own}, which leaves pictures as they are; give a trigger that marks them.")
         if self.picture.writes:
             raise InputError(f"trigger.picture is {type(self.picture).__name__}, which changes captions itself; give one that does not.")
+
+    def needs(self) -> tuple[Component, ...]:
+        return self.picture.needs()
+
+    def with_made(self, made: Mapping[Component, str]) -> DualKey:
+        return replace(self, picture=self.picture.with_made(made))
 
     def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return self.picture.stamp(image_HWC, rng)

@@ -15,6 +15,7 @@ from datasets.feed.loader import Batch, Recipe, eval_batches
 from orchestrator.console.log import note
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.stages.base import At, ensure
+from orchestrator.stages.graph import knowing_made
 from orchestrator.stages.testset import TestSet, require_same_classes, set_name
 from orchestrator.store import Store, write_json
 from orchestrator.training.inputs import MadeSet
@@ -89,6 +90,7 @@ def evaluate_on(
     found = {name: _open("--retrieval", name, one, store, limit) for name, one in pairs.items()}
 
     world = start(compute.cpus_per_worker, compute.gpus_per_worker)
+    experiment = knowing_made(experiment, At(store=store))
     encoder = load_model(experiment, checkpoint)
     encoder.place(world.device)
     run = measured_as(checkpoint)(partial(_measure, encoder, experiment, world))

@@ -25,7 +25,8 @@ from orchestrator.manifest import read_manifest
 from orchestrator.results.outcome import Study
 from orchestrator.results.points import ASR, panels
 from orchestrator.results.selection import Choice, Row, table
-from orchestrator.stages.graph import stages
+from orchestrator.stages.base import At
+from orchestrator.stages.graph import knowing_made, stages
 from orchestrator.stages.measured import lines_of
 from orchestrator.store import MANIFEST, Store
 from trainers.checkpoint import export
@@ -53,6 +54,7 @@ def export_checkpoint(
         raise InputError(f"--out {out} exists and is not empty; name a new folder.")
     encoder = load_model(experiment, checkpoint)
     metrics = metrics or _measured(checkpoint, experiment) or _measure(experiment, compute, checkpoint)
+    experiment = knowing_made(experiment, At(store=Store(compute.store)))
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:

@@ -25,7 +25,7 @@ from orchestrator.running.stages_on_ray import ensure_all, measure_all, train_al
 from orchestrator.running.tuning import clean_sweep
 from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.stages.given import Brought
-from orchestrator.stages.graph import make_data, stages, trained_by
+from orchestrator.stages.graph import knowing_made, make_data, stages, trained_by
 from orchestrator.stages.measured import lacking
 from orchestrator.store import Store, part, slug
 from orchestrator.sweep.plan import Plan, check_measurements, trial_experiment
@@ -128,6 +128,7 @@ def _make(
     at = At(store=store, compute=compute)
     wants(Wanted("the index"))
     wanted = [trained_by(experiment) for _, experiment in plan.upstream]
+    ensure_all([needed for stage in wanted for needed in stage.attack.needed], at)
     for _, experiment in plan.upstream:
         make_data(experiment, at)
     _choose_cleansets(plan, at)
@@ -287,6 +288,7 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
         at = At(store=store)
         inputs = make_data(experiment, at)
         inputs.pairs()  # whose files the tasks read
+        experiment = knowing_made(experiment, at)
         return poison_shards(
             trained_by(experiment).attack.index.read(at),
             Path(inputs.index),
@@ -308,8 +310,10 @@ def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) 
     model = load_model(experiment, weights)  # first, so that a mistake is told before data are prepared
     store = Store(compute.store)
     store.prepare()
+    at = At(store=store)
     with session.joined():
-        inputs = make_data(experiment, At(store=store))
+        inputs = make_data(experiment, at)
+    experiment = knowing_made(experiment, at)
     job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker)
     with measured_as(weights):
         return evaluate(job, model)

@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 from PIL import Image
 
 from datasets.attack.poison import Poison, make_plans
+from datasets.component import needs_of
 from datasets.errors import InputError
 from datasets.evaluation.classes import class_name, templates
 from datasets.evaluation.evalset import EvalSet
@@ -27,8 +28,8 @@ from datasets.triggers.base import put_on
 from datasets.triggers.words import DualKey, Words
 from orchestrator.console.log import log, note
 from orchestrator.experiment.fingerprint import encode
-from orchestrator.experiment.spec import Data
-from orchestrator.stages.base import At, Stage
+from orchestrator.experiment.spec import Data, Experiment
+from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.index import Index, read_index
 from orchestrator.stages.testset import TestSet
 from orchestrator.store import checked, part, write_json
@@ -56,6 +57,8 @@ class AttackPlan(Stage):
     """The set that the attacks are judged on; of it the prompts are part of the identity, where an attack has none of its own."""
     testset: TestSet
     """The same as a stage: an all-to-all attack depends on its classes."""
+    needed: tuple[Stage, ...] = ()
+    """What its triggers need, in the order of `needs_of`."""
 
     @property
     def several(self) -> bool:
@@ -84,11 +87,25 @@ class AttackPlan(Stage):
     @property
     def inputs(self) -> dict[str, Stage]:
         all_to_all = any(attack.all_to_all for attack in self.attacks)
-        return {"index": self.index, **({"testset": self.testset} if all_to_all else {})}
+        return {"index": self.index, **({"testset": self.testset} if all_to_all else {}), **by_role(self.needed)}
 
     @property
     def components(self) -> Any:
         return self.attacks
+
+    def resolved(self, experiment: Experiment, at: At) -> Experiment:
+        """The experiment with triggers that know what was made for them: so it is sent to the processes that stamp pictures. It has the
+        fingerprints of the given one."""
+        if not self.needed:
+            return experiment
+        made = {need: str(checked(at.of(stage).folder)) for need, stage in zip(needs_of(self.attacks), self.needed, strict=True)}
+
+        def knowing(attack: Poison) -> Poison:
+            return replace(attack, trigger=attack.trigger.with_made(made)) if attack.trigger.needs() else attack
+
+        if experiment.poison is not None:
+            return replace(experiment, poison=knowing(experiment.poison))
+        return replace(experiment, attacks=tuple(map(knowing, experiment.attacks)))
 
     def read(self, at: At) -> Inputs:
         """The pairs with the plan laid over them."""
@@ -116,10 +133,7 @@ class AttackPlan(Stage):
         inputs, folder = self.unpoisoned(at), at.folder
         index = read_index(inputs.index)
         if self.data.subset is not None:
-            kept = inputs.pairs().rows
-            if self.data.subset > len(kept):
-                raise InputError(f"data.subset is {self.data.subset}, but only {len(kept)} samples are kept.")
-            rows = smallest_hashes(index["key"], kept, self.data.subset, self.data.seed, "subset")
+            rows = subset_rows(self.data, index, inputs.pairs().rows)
             np.save(folder / "rows.npy", rows)
             outside = np.ones(len(index), dtype=bool)
             outside[rows] = False
@@ -129,9 +143,10 @@ class AttackPlan(Stage):
         plan = make_plans(self.attacks, index, [templates(self.prompts(attack)) for attack in self.attacks], classes)
         pq.write_table(plan, folder / "plan.parquet")
 
+        made = {need: str(checked(at.of(stage).folder)) for need, stage in zip(needs_of(self.attacks), self.needed, strict=True)}
         told, entries = {}, list[dict[str, Any]]()
         (folder / "samples").mkdir(exist_ok=True)
-        for attack in self.attacks:
+        for attack in (replace(one, trigger=one.trigger.with_made(made)) for one in self.attacks):
             whole = plan.filter(pc.equal(plan["attack"], attack.name)) if self.several else plan
             own = whole.filter(pc.not_equal(whole["target"], ""))  # without partial negatives
             sheet = _victims(self, inputs, own)
@@ -142,6 +157,15 @@ class AttackPlan(Stage):
         summary = told[""] if not self.several else {"victims": sum(one["victims"] for one in told.values()), "attacks": told}
         write_json(folder / "summary.json", {"pairs": pc.sum(pc.equal(index["drop"], "")).as_py(), **summary})
         write_json(folder / "samples.json", entries)
+
+
+def subset_rows(data: Data, index: pa.Table, kept: np.ndarray) -> np.ndarray:
+    """int64: the kept rows of the index, or those of them that the subset has."""
+    if data.subset is None:
+        return kept
+    if data.subset > len(kept):
+        raise InputError(f"data.subset is {data.subset}, but only {len(kept)} samples are kept.")
+    return smallest_hashes(index["key"], kept, data.subset, data.seed, "subset")
 
 
 def _require_words(attack: Poison, victims: pa.Table, model: Model | TinyCLIP) -> None:

@@ -109,7 +109,7 @@ class Trained(Stage):
 
     def make(self, at: At) -> None:
         job = Job(
-            experiment=self.experiment,
+            experiment=self.attack.resolved(self.experiment, at),
             inputs=self.read(at),
             folder=str(at.folder),
             compute=at.compute,
@@ -200,6 +200,7 @@ def digest(model: Trained, evaluator: Evaluator | None, sets: Mapping[Component,
         [attack.name, encode(attack.trigger), attack.target, *(["text_only"] if attack.mode == "text_only" else [])]
         for attack in experiment.poisons
     ]
+    measured[0] += [stage.fingerprint for stage in model.attack.needed]  # which the triggers' encodings do not have
     needed = [] if evaluator is None else [sets[need].fingerprint for need in needs_of(evaluator)]
     told = {
         "evaluator": None if evaluator is None else encode_evaluator(evaluator),
