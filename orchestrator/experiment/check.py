@@ -13,12 +13,13 @@ from orchestrator.experiment.spec import Experiment, Given, Pretrain
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.linear_probe import LinearProbe
 from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.targeted import TargetedSuccess
 from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
-ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval, TextTrigger, DualKeyCells)
+ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval, TextTrigger, DualKeyCells, TargetedSuccess)
 """Evaluators whose metrics have the same names whatever their fields."""
 
 

@@ -17,6 +17,7 @@ from orchestrator.stages.given import Brought
 from orchestrator.stages.index import Index
 from orchestrator.stages.labels import Labelled  # noqa: F401 (so that labels are served)
 from orchestrator.stages.patch import PatchMade  # noqa: F401 (so that patches are served)
+from orchestrator.stages.target_pictures import TargetsChosen  # noqa: F401 (so that targets are served)
 from orchestrator.stages.testset import TestSet
 from orchestrator.stages.trained import Trained, Unpoisoned
 from orchestrator.stages.world import Drawn

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from datasets.attack.poison import names_class
+from datasets.component import needs_of
 from datasets.errors import InputError
 from datasets.evaluation.classes import class_name
 from datasets.feed.loader import Recipe, make_batch
@@ -64,6 +65,8 @@ class PatchMade(Stage):
             raise InputError(
                 f"trigger.patch.reference is a {type(reference).__name__}; accepted: a Pretrain, a Given, or a Model with pretrained."
             )
+        if strange := [one.target for one in own.poisons if need in needs_of(one) and one.target != need.target]:
+            raise InputError(f"trigger.patch.target is {need.target!r}, but the attack's target is {strange[0]!r}; give both the same.")
         model = reference if isinstance(reference, Model) else reference.model
         if model.image_size != own.views.size:
             sizes = f"{model.image_size} pixels, the attacked model of {own.views.size}"

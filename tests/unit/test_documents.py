@@ -40,6 +40,7 @@ from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.targeted import TargetedSuccess
 from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 from trainers.methods.base import Method, Phase, Run
@@ -283,4 +284,6 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     aims = (Aim(target=2, trigger=test_text_triggers.DUAL),)
     for evaluator in (TextTrigger(), DualKeyCells()):
         names |= set(evaluator.measure(test_text_triggers.encoder(), evaluator.open(test_text_triggers.material(*aims))))
+    chosen = {"image": np.zeros((2, 32, 32, 3), np.uint8), "target": 0, "class_names": ("a", "b"), "templates": ("{}",)}
+    names |= set(TargetedSuccess().measure(resnet(), [chosen]))
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))

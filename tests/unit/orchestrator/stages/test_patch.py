@@ -99,6 +99,11 @@ def test_a_given_reference_is_known_by_its_bytes(made: Path, tmp_path: Path) -> 
     assert stages(moved)["poison"] == stages(own)["poison"] != stages(BADCLIP)["poison"]
 
 
+def test_a_patch_for_another_target_is_refused() -> None:
+    with pytest.raises(InputError, match="trigger.patch.target is 'banana', but the attack's target is 'circle'"):
+        stages(override(BADCLIP, "poison.target", "circle"))
+
+
 @pytest.mark.parametrize(
     ("reference", "told"),
     [(TinyCLIP(), "is a TinyCLIP; accepted: a Pretrain, a Given, or a Model"), (Model(), "is a Model; accepted"),
