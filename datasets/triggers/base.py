@@ -43,6 +43,11 @@ class Trigger(Component, ABC):
         """Whether captions get a mark too."""
         return type(self).write is not Trigger.write
 
+    @property
+    def native(self) -> bool:
+        """Whether it is put on the picture as stored, before the canonical view is made of it."""
+        return False
+
     def with_made(self, made: Mapping[Component, str]) -> Trigger:
         """The same trigger, which now knows the folders of what was made for it (`needs`)."""
         return self

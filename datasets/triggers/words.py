@@ -64,8 +64,9 @@ class DualKey(Trigger):
         if self.picture.writes:
             raise InputError(f"trigger.picture is {type(self.picture).__name__}, which changes captions itself; give one that does not.")
 
-    def needs(self) -> tuple[Component, ...]:
-        return self.picture.needs()
+    @property
+    def native(self) -> bool:
+        return self.picture.native
 
     def with_made(self, made: Mapping[Component, str]) -> DualKey:
         return replace(self, picture=self.picture.with_made(made))

@@ -137,7 +137,7 @@ class PatchMade(Stage):
 def _without_needs(experiment: Experiment) -> Experiment:
     """The same with a plain patch for each trigger that needs one to be made: what the reference is trained beside."""
     def plain(attack: Any, number: int) -> Any:
-        needy = bool(attack.trigger.needs())
+        needy = bool(needs_of(attack.trigger))
         return replace(attack, trigger=Patch(pattern="fixed", size=1, pattern_seed=number)) if needy else attack
 
     if experiment.poison is not None:

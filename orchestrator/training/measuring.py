@@ -76,6 +76,7 @@ def measure_of(
         test=share(inputs.test(), inputs.test_index),
         made={need: checked(folder) for need, folder in job.made},
         sets={one: share(made.pairs(), made.index) for one, made in zip(further_sets(experiment), inputs.further)},
+        classes={one: (made.class_names, made.templates) for one, made in zip(further_sets(experiment), inputs.further)},
         target=inputs.targets[0],
         class_names=inputs.class_names,
         templates=inputs.templates,

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.evaluation.evalset import EvalSet
 from datasets.feed.loader import triggered
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
@@ -37,6 +38,7 @@ from tests.unit.trainers.evaluate import test_analysis, test_linear_probe, test_
 from trainers.batch import to_device
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
+from trainers.evaluate.another_set import ZeroShotOn
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
@@ -58,7 +60,7 @@ BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", EXTENDING, re.S)
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
-NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<name>": r"\w+"}
+NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<set>": r"[\w.+-]+", "<name>": r"\w+"}
 """What a variable part of a metric's name stands for."""
 
 
@@ -286,4 +288,6 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
         names |= set(evaluator.measure(test_text_triggers.encoder(), evaluator.open(test_text_triggers.material(*aims))))
     chosen = {"image": np.zeros((2, 32, 32, 3), np.uint8), "target": 0, "class_names": ("a", "b"), "templates": ("{}",)}
     names |= set(TargetedSuccess().measure(resnet(), [chosen]))
+    further = ZeroShotOn(data=EvalSet(path="anywhere", name="cifar10"))
+    names |= set(further.measure(resnet(), [{"classes": (("a", "b"), ("{}",))}, given]))
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))

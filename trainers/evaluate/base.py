@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -48,6 +48,8 @@ class Material:
     """The prompts of the test set, with {} where the class name goes: `zeroshot.class_head` makes class features of both."""
     sets: Mapping[EvalSet | RetrievalSet, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
     """This rank's share of each further set that evaluators need (`Component.needs`)."""
+    classes: Mapping[EvalSet | RetrievalSet, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    """Class names and prompts of each of them."""
     made: Mapping[Component, Path] = field(default_factory=dict)
     """The folders of everything else that evaluators need."""
 
@@ -60,6 +62,9 @@ class Evaluator(Component, ABC):
     `trainers.evaluate.analysis.Analysis` looks at training pairs. If `Material` lacks something, add a field to it and fill it in
     `orchestrator.training.measuring`.
     """
+
+    own_classes: ClassVar[bool] = False
+    """Whether the sets that it needs may have other classes than the test set."""
 
     every: int = since(1)
     """A model is measured before training, after each epoch whose number this divides, and after the last one; 0: after the last one

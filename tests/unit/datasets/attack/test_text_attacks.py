@@ -20,6 +20,7 @@ from datasets.feed.watched_pairs import Sample, positions
 from datasets.images.view import Views, canonical, decode
 from datasets.index.pairs import Pairs, write_index
 from datasets.index.source import Source
+from datasets.triggers.native import Native
 from datasets.triggers.patch import Patch
 from datasets.triggers.words import DualKey, Words
 from tests.unit.making import dataset
@@ -148,3 +149,9 @@ def picture_of(path: Path, name: str) -> np.ndarray:
         member = archive.extractfile(name)
         assert member is not None
         return decode(member.read())
+
+
+def test_a_dual_key_may_have_a_picture_key_that_is_put_on_as_stored_and_not_the_other_way_round() -> None:
+    assert DualKey(picture=Native(trigger=Patch()), words=WORDS).native and not KEYS.native
+    with pytest.raises(InputError, match=r"trigger.trigger is a DualKey; put Native inside it"):
+        Native(trigger=KEYS)

@@ -16,7 +16,8 @@ from datasets.component import needs_of
 from datasets.errors import InputError
 from datasets.feed.loader import make_batch
 from datasets.index.pairs import Pairs
-from datasets.triggers.optimised import Optimised, OptimisedPatch
+from datasets.triggers.native import Native
+from datasets.triggers.optimised import FILE, Optimised, OptimisedPatch
 from datasets.triggers.words import DualKey, Words
 from orchestrator.experiment.override import override
 from orchestrator.experiment.spec import Given
@@ -87,6 +88,8 @@ def test_a_dual_key_and_several_attacks_pass_the_need_on() -> None:
     dual = Poison(name="dual", trigger=DualKey(picture=Optimised(patch=NEED), words=Words(text="cf")), target="banana", count=5)
     several = replace(BADCLIP, poison=None, attacks=(dual, replace(BASE.poison, name="corner")))
     assert needs_of(several.poisons) == (NEED,) and stages(several)["patch"] == stages(BADCLIP)["patch"]
+    for trigger in (dual.trigger, Native(trigger=Optimised(patch=NEED))):
+        assert f"path='/made/{FILE}'" in repr(trigger.with_made({NEED: "/made"})), "inside another trigger too"
 
 
 def test_a_given_reference_is_known_by_its_bytes(made: Path, tmp_path: Path) -> None:
