@@ -24,9 +24,10 @@ from orchestrator.running.follow import Follower, Mirror
 from orchestrator.running.stages_on_ray import ensure_all, measure_all, train_all
 from orchestrator.running.tuning import clean_sweep
 from orchestrator.stages.base import At, Stage, ensure
-from orchestrator.stages.given import Brought
-from orchestrator.stages.graph import make_data, stages, trained_by
+from orchestrator.stages.cleaned import Cleaned
+from orchestrator.stages.graph import cleaned_by, make_data, stages, trained_by
 from orchestrator.stages.measured import lacking
+from orchestrator.stages.swept import FILE
 from orchestrator.store import Store, part, slug
 from orchestrator.sweep.plan import Plan, check_measurements, trial_experiment
 from orchestrator.sweep.stored import Trial, decode_overrides, judge, load_study
@@ -54,16 +55,9 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
     store = Store(compute.store)
     plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
     check_measurements(plan)
-    for _, experiment in plan.upstream:
-        stage = stages(experiment)["pretrain"]
+    for stage in dict.fromkeys(stage for _, experiment in plan.grid or plan.upstream for stage in stages(experiment).values()):
         if store.find(stage.kind, stage.fingerprint) is None:
-            if isinstance(stage, Brought):
-                stage.check()
-            else:
-                experiment.training.check_workers(compute.workers)
-    for cleaning in dict.fromkeys(experiment.clean for _, experiment in plan.grid or plan.upstream):
-        if cleaning is not None:
-            cleaning.check_workers(compute.trial_workers)
+            stage.check(compute)
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     tracker.check()
@@ -146,14 +140,14 @@ def _make(
         return [], failures
     wants(Wanted("a trial", compute.trial_workers, compute.trial_cpus, compute.trial_gpus))
     trials = clean_sweep(plan, models, at)
-    cleaned = [stages(trial_experiment(plan.sweep, trial.overrides))["clean"] for trial in trials if trial.status == "finished"]
+    cleaned = [cleaned_by(trial_experiment(plan.sweep, trial.overrides)) for trial in trials if trial.status == "finished"]
     measure_all([one for stage in dict.fromkeys(cleaned) for one in lacking(store, stage)], at)
     return trials, failures
 
 
 def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:
     """What the next pre-training of the plan asks of the cluster; None where all are made."""
-    missing = [stage for _, one in plan.upstream if store.find((stage := stages(one)["pretrain"]).kind, stage.fingerprint) is None]
+    missing = [stage for _, one in plan.upstream if store.find((stage := trained_by(one)).kind, stage.fingerprint) is None]
     if not missing:
         return None
     others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -165,20 +159,17 @@ def _choose_cleansets(plan: Plan, at: At) -> None:
     """Make every cleaning set that is known before the trials are, so that a mistake in one is told before hours of pre-training."""
     if plan.grid is None and CHOOSES & plan.sweep.space.keys():
         return  # drawn: the base's own may never be used
-    known: set[str] = set()
-    for _, experiment in plan.upstream if plan.grid is None else plan.grid:
-        made = stages(experiment)
-        if "cleanset" in made and made["cleanset"].fingerprint not in known:
-            known.add(made["cleanset"].fingerprint)
-            ensure(made["cleanset"], at)
+    experiments = [experiment for _, experiment in plan.grid or plan.upstream if experiment.clean is not None]
+    for cleanset in dict.fromkeys(cleaned_by(experiment).cleanset for experiment in experiments):
+        ensure(cleanset, at)
 
 
 def _gate_failures(plan: Plan, store: Store, warn: bool = False) -> list[tuple[str, str]]:
     """(fingerprint, message) of the pre-trainings that the gate stops; with `warn` those it only warns of are said."""
     failures = []
     for _, experiment in plan.upstream:
-        stage = stages(experiment)["pretrain"]
-        verdict = judge(store, stages(experiment), plan.sweep.gate)
+        stage = trained_by(experiment)
+        verdict = judge(store, stage, plan.sweep.gate)
         if verdict is None or verdict["passed"]:
             continue
         message = f"attack gate of {stage}: {' '.join(verdict['reasons'])}"
@@ -205,11 +196,11 @@ def _values(trial: Trial) -> str:
 
 def _recorded(plan: Plan, store: Store) -> list[Trial] | None:
     """The trials of a sweep that ran to its end; None when there is something left to do."""
-    found = store.find("sweep", plan.fingerprint)
+    found = store.find(plan.stage.kind, plan.fingerprint)
     if found is None:
         return None
-    entries = json.loads(part(found, "trials.json"))
-    if any(e["status"] == "finished" and store.find("clean", e["fingerprint"]) is None for e in entries):
+    entries = json.loads(part(found, FILE))
+    if any(e["status"] == "finished" and store.find(Cleaned.kind, e["fingerprint"]) is None for e in entries):
         return None  # an artefact was removed by hand
     return [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None, e.get("failure", "")) for e in entries]
 

@@ -29,7 +29,7 @@ from orchestrator.experiment.spec import Data
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.index import Index, read_index
 from orchestrator.stages.testset import TestSet
-from orchestrator.store import part, write_json
+from orchestrator.store import Store, part, write_json
 from orchestrator.training.inputs import Inputs
 
 SHEET = 8
@@ -86,6 +86,10 @@ class AttackPlan(Stage):
     @property
     def components(self) -> Any:
         return self.attacks
+
+    def kept(self, store: Store) -> int | None:
+        """How many pairs are trained on, the victims among them; None before they are read."""
+        return self.index.kept(store) if self.data.subset is None else self.data.subset
 
     def read(self, at: At) -> Inputs:
         """The pairs with the plan laid over them."""

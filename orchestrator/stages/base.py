@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datasets.component import Component
 from datasets.errors import InputError
@@ -20,6 +20,9 @@ from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.source_code import code_of
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.store import FAILED, Artefact, Store, require_files
+
+if TYPE_CHECKING:
+    from orchestrator.stages.trained import Trained
 
 KINDS: dict[str, type[Stage]] = {}
 """Kind → its class. A subclass of `Stage` enters by being defined."""
@@ -48,6 +51,8 @@ class Stage(ABC):
     """What those that are made from it call it; empty: its kind."""
     apart: ClassVar[bool] = False
     """Whether a process with the cores and the GPU of a trial makes it; else the one that asks for it."""
+    trial: ClassVar[bool] = False
+    """Whether it belongs to a trial of the sweep: one that is drawn while the sweep runs is not known before."""
     serves: ClassVar[tuple[type[Component], ...]] = ()
     """Classes of what components need (`Component.needs`) that this kind makes; `serve` then tells how."""
 
@@ -89,6 +94,19 @@ class Stage(ABC):
     def components(self) -> Any:
         """The components that it runs; where they are a user's own, the manifest holds a hash of their source."""
         return ()
+
+    @property
+    def pretrained(self) -> Trained | None:
+        """The pre-training that its checkpoints come from, whose evaluators measure them; None where it holds no checkpoints."""
+        return None
+
+    def pairs(self, store: Store) -> int | None:
+        """How many pairs making it trains on, over all epochs; None before that is known."""
+        return 0
+
+    def check(self, compute: Compute) -> None:
+        """Raise InputError, before anything is made, where these machines could not make it."""
+        return
 
     @abstractmethod
     def make(self, at: At) -> None:

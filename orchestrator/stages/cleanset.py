@@ -25,6 +25,7 @@ class CleaningSet(Stage):
     """Rows of the index: pairs of the pre-training without its victims, but for those that were asked for."""
 
     kind = "cleanset"
+    trial = True
     clean: Clean
     """Of it what chooses the pairs is part of the identity."""
     attack: AttackPlan

@@ -68,6 +68,13 @@ def trained_by(experiment: Experiment) -> Trained:
     return stage
 
 
+def cleaned_by(experiment: Experiment) -> Cleaned:
+    """The experiment's cleaning; of an experiment that has one."""
+    stage = stages(experiment)["clean"]
+    assert isinstance(stage, Cleaned)
+    return stage
+
+
 def make_data(experiment: Experiment, at: At) -> Inputs:
     """Find or make what is read before anything is trained: worlds, index, test sets, poison plan. `at` knows it from here on."""
     stage = trained_by(experiment)
