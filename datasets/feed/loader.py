@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -243,6 +243,11 @@ def triggered(attack: str) -> str:
     return f"image_triggered/{attack}"
 
 
+def stamped(trigger: Trigger, view_BHWC: np.ndarray, keys: Sequence[str], seed: int) -> np.ndarray:
+    """The views with the trigger, uint8 [B, S, S, 3], with the draws of an evaluation: of the seed and the picture's key alone."""
+    return np.stack([put_on(trigger, view, rng(seed, "eval-trigger", key)) for view, key in zip(view_BHWC, keys)])
+
+
 def eval_batches(
     pairs: Pairs, recipe: Recipe, batch_size: int, rank: int = 0, world: int = 1, decoded: Decoded | None = None
 ) -> Iterator[Batch]:
@@ -262,8 +267,7 @@ def eval_batches(
         batch: Batch = {"key": _objects(keys), "label": records["label"].to_numpy(), "caption": captions, "image": image_BHWC}
         for name, trigger in (("image_triggered", recipe.trigger), *((triggered(other.name), other.trigger) for other in recipe.others)):
             if trigger is not None:
-                stamped = [put_on(trigger, view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
-                batch[name] = np.stack(stamped)
+                batch[name] = stamped(trigger, image_BHWC, keys, recipe.seed)
         return batch
 
     return ahead(make, range(0, len(positions), batch_size))

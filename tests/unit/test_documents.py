@@ -19,6 +19,7 @@ import torch
 from datasets.feed.loader import triggered
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
+from datasets.triggers.patch import Patch
 from orchestrator.commands.arguments import parser
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.override import override
@@ -33,11 +34,12 @@ from tests.parity.toys import ToyFeed, resnet
 from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
 from tests.unit.fake_study import seeded_study
-from tests.unit.trainers.evaluate import test_analysis, test_linear_probe
+from tests.unit.trainers.evaluate import test_analysis, test_linear_probe, test_other_trigger
 from trainers.batch import to_device
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.base import Evaluator
+from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
@@ -56,7 +58,7 @@ BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", EXTENDING, re.S)
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
-NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<name>": r"\w+"}
+NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<trigger>": r"[\w.+-]+", "<name>": r"\w+"}
 """What a variable part of a metric's name stands for."""
 
 
@@ -279,4 +281,5 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     pictures = {"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "image_triggered": torch.ones(2, 32, 32, 3, dtype=torch.uint8)}
     given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
     names |= set(several.measure(resnet(), [given]))
+    names |= set(test_other_trigger.found_by(OtherTrigger(trigger=Patch(size=8), name="weak"), resnet()))
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))
