@@ -11,7 +11,7 @@ from orchestrator.experiment.fingerprint import ID, canonical, encode
 from orchestrator.experiment.spec import Compute
 from orchestrator.results.names import number_of
 from orchestrator.results.outcome import StageResult, TrialResult
-from orchestrator.stages.base import KINDS, Stage, place
+from orchestrator.stages.base import KINDS, At, Stage, place, walk
 from orchestrator.stages.graph import cleaned_by, trained_by
 from orchestrator.stages.measured import afterwards
 from orchestrator.stages.swept import grid_values
@@ -21,7 +21,9 @@ from orchestrator.sweep.titles import plan_titles, titles
 
 
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
-    """One row a stage: kind, name, fingerprint, stored or not, pairs to train on, hours where a rate is known."""
+    """One row a stage: kind, name, fingerprint, stored or not, pairs to train on, hours where a rate is known, and why it cannot be made
+    where the store tells that already.
+    """
     check_measurements(plan)
     store = Store(compute.store)
     stored = store.all()
@@ -35,7 +37,7 @@ def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str
         draws, stage = _draws(plan), cleaned_by(plan.sweep.base)
         row = {
             "stage": stage.kind, "name": f"{draws} drawn trials", "fingerprint": "", "stored": False,
-            "pairs": draws * stage.pairs(store), "hours": None, "rate_from": "",
+            "pairs": draws * stage.pairs(store), "hours": None, "rate_from": "", "refused": "",
         }  # fmt: skip
         rows.append((place(stage), row))
     return [row for _, row in sorted(rows, key=lambda one: one[0])]
@@ -53,7 +55,18 @@ def _row(stage: Stage, store: Store, stored: list[Artefact], rate: float | None)
     return {
         "stage": stage.kind, "name": stage.name, "fingerprint": stage.fingerprint, "stored": done,
         "pairs": pairs, "hours": hours, "rate_from": source if hours is not None else "",
+        "refused": "" if done else _refused(stage, At(store=store)),
     }  # fmt: skip
+
+
+def _refused(stage: Stage, at: At) -> str:
+    """Why a stage cannot be made, where what the store holds tells it; else empty."""
+    if all(at.find(needed) for needed in walk(*stage.needs)):
+        try:
+            stage.look_ahead(at)
+        except InputError as error:
+            return str(error)
+    return ""
 
 
 def _measured_rate(stage: Stage, stored: list[Artefact]) -> tuple[float | None, str]:
@@ -102,6 +115,7 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
             lines.append("Stages without a time: none like them is stored yet; --samples-per-second gives a rate.")
     if any(row["pairs"] is None and not row["stored"] for row in rows):
         lines.append("The number of pairs is known once the shards are indexed.")
+    lines += [f"WARNING `run` will stop at {row['stage']} {row['name']}: {row['refused']}" for row in rows if row["refused"]]
     lines += [f"NOTE another stage of the store is damaged: {wrong}" for _, wrong in store.damaged()]
     lines += ["", "fields (override with --path value):"]
     varied = {path: [encode(value, path, every=True) for value in grid_values(space) or []] for path, space in sweep.space.items()}

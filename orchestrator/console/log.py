@@ -7,6 +7,8 @@ system, where processes of several machines that append to one file overwrite ea
 
 import logging
 import os
+import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,8 @@ LEVELS = ("debug", "info", "warning", "error")
 """What `--log-level` takes."""
 LOGS = "logs"
 """Folder of a store that holds the logs of its runs."""
+KEPT_LOGS = 50
+"""How many runs' logs a store keeps, those last written to."""
 DRIVER = "driver.log"
 """The file of the process that runs the sweep; those of its workers are named by machine and process."""
 
@@ -32,6 +36,7 @@ for _level, _word in WORDS.items():
     if _level not in (logging.WARNING, logging.ERROR):
         logging.addLevelName(_level, _word)
 
+_RUN = re.compile(r".+-\d{8}-\d{6}-\d+")
 _stage, _rank = "", ""
 """What this process makes, and which of the processes that make it this is. A process makes one stage at a time."""
 _file: logging.FileHandler | None = None
@@ -110,14 +115,20 @@ class _File(logging.FileHandler):
 
 @contextmanager
 def recording(root: Path, name: str) -> Iterator[None]:
-    """Keep the log of a run in the store at `root` meanwhile: every record, whatever a terminal shows, and Python's warnings."""
+    """Keep the log of a run in the store at `root` meanwhile: every record, whatever a terminal shows, and Python's warnings. A run within
+    another writes into the log of that.
+    """
     from orchestrator.store import slug
 
+    if folder():
+        yield
+        return
     began = time.strftime("%Y%m%d-%H%M%S")
-    folder = root / LOGS / f"{slug(name)}-{began}-{os.getpid()}"
+    own = root / LOGS / f"{slug(name)}-{began}-{os.getpid()}"
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    _write_to(folder / DRIVER)
+        own.mkdir(parents=True, exist_ok=True)
+        _remove_old(root / LOGS)
+    _write_to(own / DRIVER)
     logging.captureWarnings(True)
     try:
         yield
@@ -127,6 +138,16 @@ def recording(root: Path, name: str) -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         _write_to(None)
+
+
+def _remove_old(logs: Path) -> None:
+    """Remove the logs of all runs but the last: by when something was last written there, so one that runs for weeks keeps its own."""
+    def written(run: Path) -> float:
+        return max(path.stat().st_mtime for path in (run, *run.iterdir()))
+
+    runs = [path for path in logs.iterdir() if _RUN.fullmatch(path.name)]
+    for run in sorted(runs, key=written)[:-KEPT_LOGS]:
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def folder() -> str:

@@ -31,6 +31,7 @@ from orchestrator.stages.swept import FILE
 from orchestrator.store import Store, part, slug
 from orchestrator.sweep.plan import Plan, check_measurements, trial_experiment
 from orchestrator.sweep.stored import Trial, decode_overrides, judge, load_study
+from orchestrator.sweep.titles import plan_titles
 from orchestrator.tracking.tracker import Tracker, TrackingError
 
 CHOOSES = {"clean", "clean.seed", *CLEANING_SET}
@@ -69,7 +70,7 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
         failures: list[str] = []
         if trials is None:
             try:
-                with _ray(compute), Follower(plan, store, Mirror(tracker)), watching() as wants:
+                with _ray(compute), Follower(plan, store, Mirror(tracker, plan_titles(plan))), watching() as wants:
                     trials, failures = _make(plan, store, compute, wants)
             except BaseException:
                 _close(plan, store, tracker)
@@ -81,7 +82,7 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
         report = write_report(study, report_folder(plan, store))
         if not failures:
             _record(plan, store, trials)
-        Mirror(tracker).finish(study, report, failed=bool(failures))
+        Mirror(tracker, plan_titles(plan)).finish(study, report, failed=bool(failures))
         for failure in failures:
             log.error("%s", failure)
     return study, report, 1 if failures else 0
@@ -185,7 +186,7 @@ def _close(plan: Plan, store: Store, tracker: Tracker) -> None:
     with suppress(TrackingError, InputError, OSError):
         study = load_study(plan, store)
         if study.pretrains:
-            Mirror(tracker).finish(study, write_report(study, report_folder(plan, store)), failed=True)
+            Mirror(tracker, plan_titles(plan)).finish(study, write_report(study, report_folder(plan, store)), failed=True)
 
 
 def _values(trial: Trial) -> str:
@@ -299,11 +300,15 @@ def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) 
     model = load_model(experiment, weights)  # first, so that a mistake is told before data are prepared
     store = Store(compute.store)
     store.prepare()
-    with session.joined():
-        inputs = make_data(experiment, At(store=store))
-    job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker)
-    with measured_as(weights):
-        return evaluate(job, model)
+    with recording(store.root, "evaluate"):
+        log.debug("%s is measured", weights)
+        with session.joined():
+            inputs = make_data(experiment, At(store=store))
+        job = Job(
+            experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker
+        )
+        with measured_as(weights):
+            return evaluate(job, model)
 
 
 def open_ui(root: str, uri: str, port: int) -> int:

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,8 +30,9 @@ PROGRESS = "progress.json"
 class Mirror:
     """A study's runs in MLflow, brought level with the store: a parent for the sweep, a child for each stage and trial."""
 
-    def __init__(self, tracker: Tracker):
-        self._tracker = tracker
+    def __init__(self, tracker: Tracker, titles: Mapping[str, str] | None = None):
+        """`titles`: fingerprint → what tells a stage from the sweep's others; its run is called so."""
+        self._tracker, self._titles = tracker, titles or {}
         self._sweep: str | None = None
         self._known: set[str] = set()
         self._finished: dict[str, int] = {}
@@ -47,7 +48,8 @@ class Mirror:
             if self._finished.get(result.fingerprint) == values(result):
                 continue
             if result.fingerprint not in self._known:
-                self._tracker.stage_run(result, self._sweep, "prior" if result in study.priors else result.stage)
+                role, title = "prior" if result in study.priors else result.stage, self._titles.get(result.fingerprint, "")
+                self._tracker.stage_run(result, self._sweep, role, title=title)
                 self._known.add(result.fingerprint)
             if result.status == "running":
                 self._tracker.sync(result)

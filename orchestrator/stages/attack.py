@@ -105,21 +105,15 @@ class AttackPlan(Stage):
         index = str(at.of(self.index).folder / "index.arrow")
         return Inputs(index=index, urls=tuple(self.index.read(at).shards()), plan="", rows=None)
 
+    def look_ahead(self, at: At) -> None:
+        self._plan(self._subset(self.unpoisoned(at))[0], at)
+
     def make(self, at: At) -> None:
         inputs, folder = self.unpoisoned(at), at.folder
-        index = read_index(inputs.index)
-        if self.data.subset is not None:
-            kept = inputs.pairs().rows
-            if self.data.subset > len(kept):
-                raise InputError(f"data.subset is {self.data.subset}, but only {len(kept)} samples are kept.")
-            rows = smallest_hashes(index["key"], kept, self.data.subset, self.data.seed, "subset")
+        index, rows = self._subset(inputs)
+        if rows is not None:
             np.save(folder / "rows.npy", rows)
-            outside = np.ones(len(index), dtype=bool)
-            outside[rows] = False
-            drop = pc.if_else(pa.array(outside), "not in the subset", index["drop"])
-            index = index.set_column(index.schema.get_field_index("drop"), "drop", drop)
-        classes = self.testset.read(at).class_names if "testset" in self.inputs else ()
-        plan = make_plans(self.attacks, index, [templates(self.prompts(attack)) for attack in self.attacks], classes)
+        plan = self._plan(index, at)
         pq.write_table(plan, folder / "plan.parquet")
 
         told, entries = {}, list[dict[str, Any]]()
@@ -132,6 +126,25 @@ class AttackPlan(Stage):
         summary = told[""] if not self.several else {"victims": len(plan), "attacks": told}
         write_json(folder / "summary.json", {"pairs": pc.sum(pc.equal(index["drop"], "")).as_py(), **summary})
         write_json(folder / "samples.json", entries)
+
+    def _subset(self, inputs: Inputs) -> tuple[pa.Table, np.ndarray | None]:
+        """The index, in which samples outside the subset are dropped, and the rows of the subset; None where there is none."""
+        index = read_index(inputs.index)
+        if self.data.subset is None:
+            return index, None
+        kept = inputs.pairs().rows
+        if self.data.subset > len(kept):
+            raise InputError(f"data.subset is {self.data.subset}, but only {len(kept)} samples are kept.")
+        rows = smallest_hashes(index["key"], kept, self.data.subset, self.data.seed, "subset")
+        outside = np.ones(len(index), dtype=bool)
+        outside[rows] = False
+        drop = pc.if_else(pa.array(outside), "not in the subset", index["drop"])
+        return index.set_column(index.schema.get_field_index("drop"), "drop", drop), rows
+
+    def _plan(self, index: pa.Table, at: At) -> pa.Table:
+        """The victims of all attacks; InputError where there are fewer than are asked for."""
+        classes = self.testset.read(at).class_names if "testset" in self.inputs else ()
+        return make_plans(self.attacks, index, [templates(self.prompts(attack)) for attack in self.attacks], classes)
 
 
 def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table) -> list[tuple[str, np.ndarray]]:

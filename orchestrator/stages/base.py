@@ -108,6 +108,10 @@ class Stage(ABC):
         """Raise InputError, before anything is made, where these machines could not make it."""
         return
 
+    def look_ahead(self, at: At) -> None:
+        """Raise InputError where what the store holds tells already that it cannot be made. Everything that it needs is there."""
+        return
+
     @abstractmethod
     def make(self, at: At) -> None:
         """Write the artefact's files into `at.folder`, which may hold what an earlier attempt left."""

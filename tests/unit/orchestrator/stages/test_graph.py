@@ -14,6 +14,7 @@ from orchestrator.stages import base
 from orchestrator.stages.graph import cleaned_by, stages, trained_by
 from orchestrator.store import Store
 from orchestrator.sweep.plan import make_plan
+from tests.inprocess import without_ray
 from tests.own_stage import Guided, Hinted
 from tests.tiny_sweep import BASE, SWEEP
 
@@ -94,3 +95,19 @@ def test_a_stage_is_checked_against_the_machines_before_a_run():
     with pytest.raises(base.InputError, match="workers"):
         cleaned_by(BASE).check(Compute(trial_workers=5))
     stages(BASE)["index"].check(Compute(workers=3))
+
+
+def test_a_plan_says_what_run_would_refuse(tmp_path):
+    """More victims than the stored index can give; before the index is there nobody knows."""
+    many = replace(SWEEP, base=replace(BASE, poison=replace(BASE.poison, count=4000)))
+    plan, compute = make_plan(many), Compute(store=str(tmp_path))
+    assert not any(row["refused"] for row in plan_rows(plan, compute, None))
+    with without_ray():
+        base.ensure(stages(BASE)["index"], base.At(store=Store(tmp_path)))
+    rows = plan_rows(plan, compute, None)
+    [(kind, refused)] = [(row["stage"], row["refused"]) for row in rows if row["refused"]]
+    assert kind == "poison" and refused.startswith("poison asks for 4000 victims, but of 400 samples only")
+    assert f"WARNING `run` will stop at poison banana: {refused}" in plan_text(plan, compute, rows)
+    with pytest.raises(base.InputError, match="poison asks for 4000 victims"), without_ray():
+        base.ensure(stages(many.base)["poison"], base.At(store=Store(tmp_path)))
+    assert not any(row["refused"] for row in plan_rows(make_plan(SWEEP), compute, None))
