@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,11 +22,11 @@ from datasets.captions import eda
 from datasets.component import Component
 from datasets.errors import InputError
 from datasets.feed.cache import Decoded
-from datasets.feed.decode import ahead, canonical_views
+from datasets.feed.decode import ahead, canonical_views, stamped_views
 from datasets.images.view import Views, as_jpeg, decode, first_view, second_view
 from datasets.index.pairs import Pairs, rank_slice, step_positions
 from datasets.seeding import rng
-from datasets.triggers.base import Trigger, put_on
+from datasets.triggers.base import Trigger
 
 Batch = dict[str, Any]
 VARIANTS = 200_000
@@ -82,7 +82,7 @@ def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndar
     for i in np.flatnonzero(poisoned):
         trigger, quality = recipe.of_attack(records["attack"][i].as_py())
         assert trigger is not None, "poisoned records need the recipe's trigger"
-        view_BHWC[i] = put_on(trigger, view_BHWC[i], rng(trigger_seeds[i], keys[i]))
+        view_BHWC[i] = stamped_views(trigger, records[i : i + 1], view_BHWC[i : i + 1], functools.partial(rng, trigger_seeds[i]))[0]
         if quality is not None:
             view_BHWC[i] = decode(as_jpeg(view_BHWC[i], quality))
 
@@ -243,11 +243,6 @@ def triggered(attack: str) -> str:
     return f"image_triggered/{attack}"
 
 
-def stamped(trigger: Trigger, view_BHWC: np.ndarray, keys: Sequence[str], seed: int) -> np.ndarray:
-    """The views with the trigger, uint8 [B, S, S, 3], with the draws of an evaluation: of the seed and the picture's key alone."""
-    return np.stack([put_on(trigger, view, rng(seed, "eval-trigger", key)) for view, key in zip(view_BHWC, keys)])
-
-
 def eval_batches(
     pairs: Pairs, recipe: Recipe, batch_size: int, rank: int = 0, world: int = 1, decoded: Decoded | None = None
 ) -> Iterator[Batch]:
@@ -267,7 +262,7 @@ def eval_batches(
         batch: Batch = {"key": _objects(keys), "label": records["label"].to_numpy(), "caption": captions, "image": image_BHWC}
         for name, trigger in (("image_triggered", recipe.trigger), *((triggered(other.name), other.trigger) for other in recipe.others)):
             if trigger is not None:
-                batch[name] = stamped(trigger, image_BHWC, keys, recipe.seed)
+                batch[name] = stamped_views(trigger, records, image_BHWC, functools.partial(rng, recipe.seed, "eval-trigger"))
         return batch
 
     return ahead(make, range(0, len(positions), batch_size))

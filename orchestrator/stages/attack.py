@@ -18,8 +18,8 @@ from datasets.attack.poison import Poison, make_plans
 from datasets.errors import InputError
 from datasets.evaluation.classes import class_name, templates
 from datasets.evaluation.evalset import EvalSet
-from datasets.feed.loader import Recipe, make_batch
-from datasets.images.view import Views, as_jpeg, decode, visibility
+from datasets.feed.decode import canonical_views, pictures
+from datasets.images.view import Views, as_jpeg, canonical, decode, visibility
 from datasets.index.pairs import smallest_hashes
 from datasets.seeding import rng
 from datasets.synthetic import World
@@ -120,9 +120,9 @@ class AttackPlan(Stage):
         (folder / "samples").mkdir(exist_ok=True)
         for attack in self.attacks:
             own = plan.filter(pc.equal(plan["attack"], attack.name)) if self.several else plan
-            sheet = _victims(self, inputs, own)
+            sheet = _victims(self, inputs, own, attack.trigger.native)
             told[attack.name] = _summary(attack, own, sheet, self.views)
-            _sample_sheet(attack, sheet[: max(2, SHEET // len(self.attacks))], own, folder, entries)
+            _sample_sheet(attack, sheet[: max(2, SHEET // len(self.attacks))], own, self.views.size, folder, entries)
         summary = told[""] if not self.several else {"victims": len(plan), "attacks": told}
         write_json(folder / "summary.json", {"pairs": pc.sum(pc.equal(index["drop"], "")).as_py(), **summary})
         write_json(folder / "samples.json", entries)
@@ -147,13 +147,13 @@ class AttackPlan(Stage):
         return make_plans(self.attacks, index, [templates(self.prompts(attack)) for attack in self.attacks], classes)
 
 
-def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table) -> list[tuple[str, np.ndarray]]:
-    """(key, canonical view uint8 [S, S, 3]) of the first victims, not yet stamped."""
+def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table, native: bool) -> list[tuple[str, np.ndarray]]:
+    """(key, canonical view uint8 [S, S, 3], or the picture as stored) of the first victims, not yet stamped."""
     pairs = inputs.pairs()
     rows = victims["row"].to_numpy()[:VISIBILITY_PICTURES]
     records = pairs.records(np.searchsorted(pairs.rows, rows))
-    batch = make_batch(records, 0, Recipe(views=replace(plan.views, crop=None, flip=False)))
-    return list(zip(batch["key"], batch["image"]))
+    clean = pictures(records) if native else canonical_views(records, plan.views.size)
+    return list(zip(records["key"].to_pylist(), clean))
 
 
 def _summary(attack: Poison, victims: pa.Table, sheet: list[tuple[str, np.ndarray]], views: Views) -> dict[str, Any]:
@@ -167,14 +167,14 @@ def _summary(attack: Poison, victims: pa.Table, sheet: list[tuple[str, np.ndarra
 
 
 def _sample_sheet(
-    attack: Poison, sheet: list[tuple[str, np.ndarray]], victims: pa.Table, folder: Path, entries: list[dict[str, Any]]
+    attack: Poison, sheet: list[tuple[str, np.ndarray]], victims: pa.Table, size: int, folder: Path, entries: list[dict[str, Any]]
 ) -> None:
     """Clean and triggered canonical views of a few victims with their captions, for the report; they are added to the entries."""
     for (key, picture), row in zip(sheet, victims.slice(0, len(sheet)).to_pylist()):
-        stamped = put_on(attack.trigger, picture, rng(row["trigger_seed"], key))
+        stamped = canonical(put_on(attack.trigger, picture, rng(row["trigger_seed"], key)), size)
         if attack.jpeg_quality is not None:
             stamped = decode(as_jpeg(stamped, attack.jpeg_quality))
-        for kind, pixels in (("clean", picture), ("triggered", stamped)):
+        for kind, pixels in (("clean", canonical(picture, size)), ("triggered", stamped)):
             (folder / "samples" / f"{len(entries)}-{kind}.png").write_bytes(_png(pixels))
         named = {"attack": attack.name} if attack.name else {}
         entries.append({"key": key, **named, **{name: row[name] for name in ("caption_before", "caption_after")}})

@@ -135,7 +135,8 @@ def _evaluate(world: World, batch_size: int) -> dict[str, float]:
     classes, prompts = ("red", "green", "blue", "grey"), ("a {} thing", "{}")
     other = OtherTrigger(trigger=Patch(size=16), target="grey", name="other")
     material = Material(
-        test=lambda: batches, pairs=None, recipe=Recipe(views=Views(size=32)), world=world, class_names=classes, templates=prompts  # type: ignore[arg-type]
+        test=list, test_with=lambda trigger: batches, pairs=None, recipe=Recipe(views=Views(size=32)), world=world,  # type: ignore[arg-type]
+        class_names=classes, templates=prompts,
     )
     found = ZeroShotASR(class_names=classes, templates=prompts, target=2).measure(encoder, batches, world)
     return found | other.measure(encoder, other.open(material), world)  # type: ignore[operator]

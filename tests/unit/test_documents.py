@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.evaluation.evalset import EvalSet
 from datasets.feed.loader import triggered
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
@@ -38,6 +39,7 @@ from tests.unit.trainers.evaluate import test_analysis, test_linear_probe, test_
 from trainers.batch import to_device
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
+from trainers.evaluate.another_set import ZeroShotOn
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.probe import probe
@@ -58,7 +60,10 @@ BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", EXTENDING, re.S)
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
-NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<trigger>": r"[\w.+-]+", "<name>": r"\w+"}
+NUMBER = {
+    "<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<trigger>": r"[\w.+-]+", "<set>": r"[\w.+-]+",
+    "<name>": r"\w+",
+}  # fmt: skip
 """What a variable part of a metric's name stands for."""
 
 
@@ -282,4 +287,6 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
     names |= set(several.measure(resnet(), [given]))
     names |= set(test_other_trigger.found_by(OtherTrigger(trigger=Patch(size=8), name="weak"), resnet()))
+    further = ZeroShotOn(data=EvalSet(path="anywhere", name="cifar10"))
+    names |= set(further.measure(resnet(), [{"classes": (("a", "b"), ("{}",))}, given]))
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,6 +18,7 @@ from datasets.evaluation.evalset import EvalSet
 from datasets.evaluation.retrieval import RetrievalSet
 from datasets.feed.loader import Batch, Recipe
 from datasets.index.pairs import Pairs
+from datasets.triggers.base import Trigger
 from trainers.distributed import World
 from trainers.encoder import Encoder
 
@@ -28,6 +29,8 @@ class Material:
 
     test: Callable[[], Iterable[Batch]]
     """This rank's share of the test pictures, as `datasets.feed.loader.eval_batches` gives it."""
+    test_with: Callable[[Trigger], Iterable[Batch]] | None = None
+    """The same with another trigger in place of the attack's."""
     pairs: Pairs
     """The pairs of the pre-training, with the poison plan laid over them; the same in a cleaning."""
     recipe: Recipe
@@ -42,6 +45,8 @@ class Material:
     """The prompts of the test set, with {} where the class name goes: `zeroshot.class_head` makes class features of both."""
     sets: Mapping[EvalSet | RetrievalSet, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
     """This rank's share of each further set that evaluators need (`Component.needs`)."""
+    classes: Mapping[EvalSet | RetrievalSet, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    """Class names and prompts of each of them."""
     made: Mapping[Component, Path] = field(default_factory=dict)
     """The folders of everything else that evaluators need."""
 
@@ -54,6 +59,9 @@ class Evaluator(Component, ABC):
     `trainers.evaluate.analysis.Analysis` looks at training pairs. If `Material` lacks something, add a field to it and fill it in
     `orchestrator.training.measuring`.
     """
+
+    own_classes: ClassVar[bool] = False
+    """Whether the sets that it needs may have other classes than the test set."""
 
     every: int = since(1)
     """A model is measured before training, after each epoch whose number this divides, and after the last one; 0: after the last one

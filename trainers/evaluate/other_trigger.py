@@ -11,7 +11,7 @@ import numpy as np
 from datasets.attack.poison import NAME
 from datasets.errors import InputError
 from datasets.evaluation.classes import target_index
-from datasets.feed.loader import Batch, stamped
+from datasets.feed.loader import Batch
 from datasets.triggers.base import Trigger
 from trainers.distributed import World
 from trainers.encoder import Encoder
@@ -42,13 +42,11 @@ class OtherTrigger(Evaluator):
 
     def open(self, material: Material) -> Iterator[Batch]:
         """First how to count (a rank without pictures takes part in the class prompts too), then the test pictures with the trigger."""
-        self.trigger.check(material.recipe.views.size)
-        seed = material.recipe.seed
+        assert material.test_with is not None
         target = material.target if self.target is None else target_index(material.class_names, self.target)
-        aim = Aim(target=target, trigger=self.trigger, seed=seed)
+        aim = Aim(target=target, trigger=self.trigger, seed=material.recipe.seed)
         yield {"count": ZeroShotASR(class_names=material.class_names, templates=material.templates, aims=(aim,))}
-        for batch in material.test():
-            yield batch | {"image_triggered": stamped(self.trigger, batch["image"], batch["key"], seed)}
+        yield from material.test_with(self.trigger)
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float | np.ndarray]:
         """Percent: other/<name>/asr_top{1,5,10}, asr_floor, asr_ra, asr_top1_low, asr_top1_high; whole numbers: asr_n and asr_*_count."""

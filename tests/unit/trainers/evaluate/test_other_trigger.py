@@ -25,12 +25,12 @@ ATTACK = Patch(size=6)
 N = 40
 
 
-def test_batches(size=7):
+def test_batches(size=7, trigger=ATTACK):
     pictures = rng("pictures").integers(0, 256, (N, 32, 32, 3)).astype(np.uint8)
     for start in range(0, N, size):
         rows = slice(start, start + size)
         view = pictures[rows]
-        attacked = np.stack([ATTACK.stamp(one, rng(3, "eval-trigger", f"k{start + i}")) for i, one in enumerate(view)])
+        attacked = np.stack([trigger.stamp(one, rng(3, "eval-trigger", f"k{start + i}")) for i, one in enumerate(view)])
         yield {"image": view, "image_triggered": attacked, "label": np.arange(N)[rows] % len(CLASSES),
                "key": np.array([f"k{i}" for i in range(N)], object)[rows]}  # fmt: skip
 
@@ -39,7 +39,8 @@ test_batches.__test__ = False
 
 
 def material(**fields):
-    own = {"test": test_batches, "target": 2, "class_names": CLASSES, "templates": PROMPTS, "pairs": None}
+    own = {"test": list, "test_with": lambda trigger: test_batches(trigger=trigger)}
+    own |= {"target": 2, "class_names": CLASSES, "templates": PROMPTS, "pairs": None}
     return Material(**own | {"recipe": Recipe(views=Views(size=32), trigger=ATTACK, seed=3)} | fields)
 
 
@@ -121,8 +122,6 @@ def test_what_is_refused():
         OtherTrigger(trigger=patch, name="a/b")
     with pytest.raises(InputError, match="'a violet thing' is not among the 6 classes"):
         found_by(OtherTrigger(trigger=patch, name="x", target="a violet thing"), resnet())
-    with pytest.raises(InputError, match="size"):
-        found_by(OtherTrigger(trigger=Patch(size=64), name="x"), resnet())
 
     def checked(*others):
         check(replace(BASE, evaluate=replace(BASE.evaluate, evaluators=others)))
