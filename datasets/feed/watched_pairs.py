@@ -26,7 +26,7 @@ from datasets.seeding import hash64, rng
 
 ROLES = ("clean", "poisoned", "target", "other")
 CHUNK = 1 << 16
-"""How many keys are Python strings at a time."""
+"""How many keys are held as Python strings at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)

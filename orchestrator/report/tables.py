@@ -41,7 +41,7 @@ from orchestrator.results.selection import RULES, Row, fronts, table
 WIDTH = 100
 """Columns of the text for a terminal."""
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Heads and rows of text."""
+"""A table's heads and rows, as text."""
 
 
 def points_csv(study: Study) -> str:
@@ -130,7 +130,7 @@ def _measured(point: Point, metric: str) -> list[Any]:
 def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    return repr(float(value)).removesuffix(".0") if isinstance(value, float) else value  # exact, so that a row can be run again
+    return repr(float(value)).removesuffix(".0") if isinstance(value, float) else value  # exact values, so that a row can be repeated
 
 
 def summary(study: Study) -> dict[str, Any]:
@@ -161,7 +161,7 @@ def _attacks_table(starts: Sequence[Point], rows: Sequence[Row], attacks: dict[s
 
 
 def _chosen(row: Row) -> dict[str, Any]:
-    """What the rule picked of one method; `none` says why there is nothing."""
+    """The rule's choice for one method; `none` says why there is no model."""
     several = len(row.choices) > 1
     if not row.reached:
         times = f" in any of {len(row.choices)} repetitions" if several else ""
@@ -190,7 +190,7 @@ def _told(found: tuple[float, float, float] | None) -> tuple[str, str]:
 
 
 def unkept(rows: Sequence[Row]) -> str:
-    """What to do where the weights of a chosen model were not kept; nothing where all were."""
+    """What to do if the weights of a chosen model were not kept; empty if all were."""
     gone = [choice.trial.folder for row in rows for choice in row.reached if choice.trial and not choice.checkpoint]
     if not gone:
         return ""
@@ -202,7 +202,7 @@ def unkept(rows: Sequence[Row]) -> str:
 
 
 def headline(study: Study) -> list[str]:
-    """One sentence for each pre-training, with the numbers and no more than they show."""
+    """One sentence for each pre-training with its main numbers."""
     rows = {(row.panel.label, row.method, row.rule.key): row for row in table(study)}
     sentences, attacks = [], attacks_of(study)
     for panel in panels(study):
@@ -298,7 +298,7 @@ def stages_table(study: Study) -> Table:
 
 
 def pretrain_names(study: Study) -> dict[str, str]:
-    """Fingerprint of a pre-training → its panel, and its seed where there are several: "MMCL, seed 1"."""
+    """Fingerprint of a pre-training → its panel's name, with the seed if the panel has several: "MMCL, seed 1"."""
     told = {}
     for panel in panels(study):
         for stage in panel.pretrains:

@@ -1,4 +1,4 @@
-"""The stage `poison`: which pairs are victims, and what becomes of them. Nothing is written over; feeds lay the plan over the pairs."""
+"""The stage `poison`: which pairs are victims, and their new captions. The data are not changed; feeds apply the plan as they read."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ from orchestrator.store import Store, part, write_json
 from orchestrator.training.inputs import Inputs
 
 SHEET = 8
-"""Victims on the sample sheet."""
+"""How many victims the report shows."""
 VISIBILITY_PICTURES = 128
-"""Victims through whose views the trigger's visibility is measured."""
+"""How many victims the trigger's visibility is measured on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,19 +44,19 @@ class AttackPlan(Stage):
 
     kind = "poison"
     attacks: tuple[Poison, ...]
-    """One without a name, or several with theirs."""
+    """One attack without a name, or several with names."""
     views: Views
     data: Data
-    """Of it the subset and its seed are part of the identity."""
+    """Only its subset and the subset's seed are part of the identity."""
     index: Index
     tests: EvalSet | World
-    """The set that the attacks are judged on; of it the prompts are part of the identity, where an attack has none of its own."""
+    """The set that the attacks are judged on. Only its prompts are part of the identity, and only if an attack has none of its own."""
     testset: TestSet
-    """The same as a stage: an all-to-all attack depends on its classes."""
+    """The stage of that set: an all-to-all attack depends on its classes."""
 
     @property
     def several(self) -> bool:
-        """Whether its attacks have names."""
+        """Whether there are several attacks, which then have names."""
         return bool(self.attacks[0].name)
 
     @property
@@ -72,7 +72,7 @@ class AttackPlan(Stage):
         return {"poison": encode(self.attacks[0], "poison"), "prompts": prompts[0], **common}
 
     def prompts(self, attack: Poison) -> str | list[str]:
-        """The name of the captions' prompts, or the texts."""
+        """The prompts of the victims' captions: the name of a list, or the texts."""
         if attack.prompts != "auto":
             return attack.prompts if isinstance(attack.prompts, str) else list(attack.prompts)
         found = self.tests.templates if isinstance(self.tests, World) else self.tests.prompts()
@@ -92,16 +92,16 @@ class AttackPlan(Stage):
         return self.index.kept(store) if self.data.subset is None else self.data.subset
 
     def read(self, at: At) -> Inputs:
-        """The pairs with the plan laid over them."""
+        """The pairs with the plan applied."""
         if self.fingerprint in at.known:
             return at.known[self.fingerprint]
         found = at.of(self)
-        part(found, "summary.json")  # of which the gate's facts are part
+        part(found, "summary.json")  # checks the file, which the gate reads
         rows = str(found.folder / "rows.npy") if "rows.npy" in found.manifest["files"] else None
         return replace(self.unpoisoned(at), plan=str(found.folder / "plan.parquet"), rows=rows)
 
     def unpoisoned(self, at: At) -> Inputs:
-        """The pairs without the plan and its subset."""
+        """All pairs, without the plan and its subset."""
         index = str(at.of(self.index).folder / "index.arrow")
         return Inputs(index=index, urls=tuple(self.index.read(at).shards()), plan="", rows=None)
 
@@ -148,7 +148,7 @@ class AttackPlan(Stage):
 
 
 def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table, native: bool) -> list[tuple[str, np.ndarray]]:
-    """(key, canonical view uint8 [S, S, 3], or the picture as stored) of the first victims, not yet stamped."""
+    """(key, canonical view uint8 [S, S, 3], or the picture as stored) of the first victims, without the trigger."""
     pairs = inputs.pairs()
     rows = victims["row"].to_numpy()[:VISIBILITY_PICTURES]
     records = pairs.records(np.searchsorted(pairs.rows, rows))
@@ -169,7 +169,7 @@ def _summary(attack: Poison, victims: pa.Table, sheet: list[tuple[str, np.ndarra
 def _sample_sheet(
     attack: Poison, sheet: list[tuple[str, np.ndarray]], victims: pa.Table, size: int, folder: Path, entries: list[dict[str, Any]]
 ) -> None:
-    """Clean and triggered canonical views of a few victims with their captions, for the report; they are added to the entries."""
+    """Write clean and triggered canonical views of a few victims for the report, and append their captions to `entries`."""
     for (key, picture), row in zip(sheet, victims.slice(0, len(sheet)).to_pylist()):
         stamped = canonical(put_on(attack.trigger, picture, rng(row["trigger_seed"], key)), size)
         if attack.jpeg_quality is not None:

@@ -38,7 +38,7 @@ class Cleaned(Stage):
     cleanset: CleaningSet
     model: Trained
     needed: tuple[Stage, ...] = ()
-    """What its method needs, in the order of `needs_of`."""
+    """The stages that its method needs, in the order of `needs_of`."""
 
     @property
     def cleaning(self) -> Clean:

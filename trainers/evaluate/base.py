@@ -1,4 +1,4 @@
-"""What an evaluator is, and what it may look at."""
+"""What an evaluator is, and which data it can use."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from trainers.encoder import Encoder
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What an evaluator may open, the same for all epochs of a stage and for all stages of an experiment."""
+    """The data that an evaluator can use, the same for all epochs of a stage and all stages of an experiment."""
 
     test: Callable[[], Iterable[Batch]]
     """This rank's share of the test pictures, as `datasets.feed.loader.eval_batches` gives it."""
     test_with: Callable[[Trigger], Iterable[Batch]] | None = None
     """The same with another trigger in place of the attack's."""
     pairs: Pairs
-    """The pairs of the pre-training, with the poison plan laid over them; the same in a cleaning."""
+    """The pairs of the pre-training with the poison plan applied, also in a cleaning."""
     recipe: Recipe
     """Views, trigger and seed of the evaluation."""
     batch_size: int = 256
     world: World = field(default_factory=World)
     target: int | None = None
-    """The attack's target, a place among the classes; None: no attack is measured."""
+    """Index of the attack's target class; None: no attack is measured."""
     class_names: tuple[str, ...] = ()
-    """Of the test pictures."""
+    """Class names of the test pictures."""
     templates: tuple[str, ...] = ()
     """The prompts of the test set, with {} where the class name goes: `zeroshot.class_head` makes class features of both."""
     sets: Mapping[EvalSet | RetrievalSet, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
@@ -68,11 +68,11 @@ class Evaluator(Component, ABC):
     alone."""
 
     def due(self, epoch: int, epochs: int) -> bool:
-        """Whether it measures after this epoch of so many."""
+        """Whether it measures after epoch `epoch` of `epochs`."""
         return epoch >= epochs or (self.every > 0 and epoch % self.every == 0)
 
     def open(self, material: Material) -> Iterable[Batch]:
-        """This rank's batches of one measurement."""
+        """This rank's batches for one measurement."""
         return material.test()
 
     @abstractmethod
