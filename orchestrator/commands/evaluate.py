@@ -12,7 +12,7 @@ from datasets.evaluation.evalset import EvalSet
 from datasets.evaluation.known_sets import SETS, canonical_name
 from datasets.evaluation.retrieval import RetrievalSet
 from datasets.feed.loader import Batch, Recipe, eval_batches
-from orchestrator.console.log import note
+from orchestrator.console.log import log, note, recording
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.graph import knowing_made
@@ -69,8 +69,6 @@ def evaluate_on(
 
     All sets are opened before the model is, so that a mistake is reported early. One forward pass of the pictures of each set.
     """
-    from orchestrator.training.job import load_model, measured_as, start
-
     strange = next((name for name in probes if name not in on), None)
     if strange is not None:
         raise InputError(f"--linear-probe {strange}: it is tested on --on {strange}=…, which is not given.")
@@ -80,6 +78,17 @@ def evaluate_on(
         for name, given in sets.items():  # checked before anything is written
             _stage(flag, name, given if isinstance(given, RetrievalSet) else _evalset(name, given, split), 0)
     store.prepare()
+    with recording(store.root, "evaluate"):
+        log.debug("%s is measured on %s", checkpoint, ", ".join((*on, *retrieval)))
+        return _records(experiment, compute, store, checkpoint, on, pairs, probes)
+
+
+def _records(
+    experiment: Experiment, compute: Compute, store: Store, checkpoint: str, on: dict[str, str], pairs: dict[str, RetrievalSet],
+    probes: dict[str, str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    from orchestrator.training.job import load_model, measured_as, start
+
     limit = 1 - experiment.data.max_dropped
     tests = {name: _open("--on", name, _evalset(name, path, "test"), store, limit) for name, path in on.items()}
     trains: dict[str, tuple[EvalSet, MadeSet]] = {}

@@ -32,7 +32,7 @@ from orchestrator.experiment.spec import Data, Experiment
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.index import Index, read_index
 from orchestrator.stages.testset import TestSet
-from orchestrator.store import checked, part, write_json
+from orchestrator.store import Store, checked, part, write_json
 from orchestrator.training.inputs import Inputs
 from trainers.model import Model, TinyCLIP, words_left
 
@@ -107,6 +107,10 @@ class AttackPlan(Stage):
             return replace(experiment, poison=knowing(experiment.poison))
         return replace(experiment, attacks=tuple(map(knowing, experiment.attacks)))
 
+    def kept(self, store: Store) -> int | None:
+        """How many pairs are trained on, the victims among them; None before they are read."""
+        return self.index.kept(store) if self.data.subset is None else self.data.subset
+
     def read(self, at: At) -> Inputs:
         """The pairs with the plan applied."""
         if self.fingerprint in at.known:
@@ -129,18 +133,15 @@ class AttackPlan(Stage):
             assert plan is not None
             _require_words(attack, plan.filter(pc.equal(plan["attack"], attack.name)) if self.several else plan, model)
 
+    def look_ahead(self, at: At) -> None:
+        self._plan(self._subset(self.unpoisoned(at))[0], at)
+
     def make(self, at: At) -> None:
         inputs, folder = self.unpoisoned(at), at.folder
-        index = read_index(inputs.index)
-        if self.data.subset is not None:
-            rows = subset_rows(self.data, index, inputs.pairs().rows)
+        index, rows = self._subset(inputs)
+        if rows is not None:
             np.save(folder / "rows.npy", rows)
-            outside = np.ones(len(index), dtype=bool)
-            outside[rows] = False
-            drop = pc.if_else(pa.array(outside), "not in the subset", index["drop"])
-            index = index.set_column(index.schema.get_field_index("drop"), "drop", drop)
-        classes = self.testset.read(at).class_names if "testset" in self.inputs else ()
-        plan = make_plans(self.attacks, index, [templates(self.prompts(attack)) for attack in self.attacks], classes)
+        plan = self._plan(index, at)
         pq.write_table(plan, folder / "plan.parquet")
 
         made = {need: str(checked(at.of(stage).folder)) for need, stage in zip(needs_of(self.attacks), self.needed, strict=True)}
@@ -157,6 +158,22 @@ class AttackPlan(Stage):
         summary = told[""] if not self.several else {"victims": sum(one["victims"] for one in told.values()), "attacks": told}
         write_json(folder / "summary.json", {"pairs": pc.sum(pc.equal(index["drop"], "")).as_py(), **summary})
         write_json(folder / "samples.json", entries)
+
+    def _subset(self, inputs: Inputs) -> tuple[pa.Table, np.ndarray | None]:
+        """The index, in which samples outside the subset are dropped, and the rows of the subset; None where there is none."""
+        index = read_index(inputs.index)
+        if self.data.subset is None:
+            return index, None
+        rows = subset_rows(self.data, index, inputs.pairs().rows)
+        outside = np.ones(len(index), dtype=bool)
+        outside[rows] = False
+        drop = pc.if_else(pa.array(outside), "not in the subset", index["drop"])
+        return index.set_column(index.schema.get_field_index("drop"), "drop", drop), rows
+
+    def _plan(self, index: pa.Table, at: At) -> pa.Table:
+        """The victims of all attacks; InputError where there are fewer than are asked for."""
+        classes = self.testset.read(at).class_names if "testset" in self.inputs else ()
+        return make_plans(self.attacks, index, [templates(self.prompts(attack)) for attack in self.attacks], classes)
 
 
 def subset_rows(data: Data, index: pa.Table, kept: np.ndarray) -> np.ndarray:

@@ -26,6 +26,7 @@ class CleaningSet(Stage):
     """Rows of the index: pairs of the pre-training that are not victims, and as many victims as were asked for."""
 
     kind = "cleanset"
+    trial = True
     clean: Clean
     """Only the fields that choose the pairs are part of the identity."""
     attack: AttackPlan

@@ -79,6 +79,13 @@ def knowing_made(experiment: Experiment, at: At) -> Experiment:
     return attack.resolved(experiment, at)
 
 
+def cleaned_by(experiment: Experiment) -> Cleaned:
+    """The experiment's cleaning; of an experiment that has one."""
+    stage = stages(experiment)["clean"]
+    assert isinstance(stage, Cleaned)
+    return stage
+
+
 def make_data(experiment: Experiment, at: At) -> Inputs:
     """Find or make the data of a training: worlds, index, test sets, poison plan. They are also kept in `at.known`."""
     stage = trained_by(experiment)

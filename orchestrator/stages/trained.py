@@ -17,11 +17,11 @@ from datasets.evaluation.classes import class_name, target_index
 from orchestrator.experiment.check import unpoisoned
 from orchestrator.experiment.fingerprint import encode, fingerprint, labelled
 from orchestrator.experiment.identity import encode_evaluator, weights_identity
-from orchestrator.experiment.spec import Experiment, Pretrain
+from orchestrator.experiment.spec import Compute, Experiment, Pretrain
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage
 from orchestrator.stages.testset import TestSet, require_same_classes
-from orchestrator.store import METRICS, Artefact, checked, read_lines
+from orchestrator.store import METRICS, Artefact, Store, checked, read_lines
 from orchestrator.training.inputs import Inputs
 from orchestrator.training.job import Job
 from orchestrator.training.ray_train import fit_on_workers
@@ -79,6 +79,17 @@ class Trained(Stage):
     def sets(self) -> tuple[TestSet, ...]:
         """The further test sets among `needed`."""
         return tuple(stage for stage in self.needed if isinstance(stage, TestSet))
+
+    @property
+    def pretrained(self) -> Trained:
+        return self
+
+    def pairs(self, store: Store) -> int | None:
+        spec, kept = self.experiment.training, self.attack.kept(store)
+        return None if kept is None else spec.epochs * (kept // spec.batch_size) * spec.batch_size
+
+    def check(self, compute: Compute) -> None:
+        self.experiment.training.check_workers(compute.workers)
 
     def read(self, at: At) -> Inputs:
         """The data that it is trained and measured on; its cleanings are measured on the same."""

@@ -68,12 +68,14 @@ def measure_of(
     spec = experiment.evaluate
     recipe = experiment.recipe(seed=spec.seed)
 
-    def share(pairs: Pairs, index: str) -> Callable[[], Iterator[Batch]]:
+    def share(pairs: Pairs, index: str) -> Callable[..., Iterator[Batch]]:
         views = decoded_views(job, pairs, index)
-        return lambda: eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size, views)
+        return lambda recipe=recipe: eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size, views)
 
+    test = share(inputs.test(), inputs.test_index)
     material = Material(
-        test=share(inputs.test(), inputs.test_index),
+        test=test,
+        test_with=lambda trigger: test(replace(recipe, trigger=trigger, others=())),
         made={need: checked(folder) for need, folder in job.made},
         sets={one: share(made.pairs(), made.index) for one, made in zip(further_sets(experiment), inputs.further)},
         classes={one: (made.class_names, made.templates) for one, made in zip(further_sets(experiment), inputs.further)},

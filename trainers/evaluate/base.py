@@ -32,6 +32,8 @@ class Material:
 
     test: Callable[[], Iterable[Batch]]
     """This rank's share of the test pictures, as `datasets.feed.loader.eval_batches` gives it."""
+    test_with: Callable[[Trigger], Iterable[Batch]] | None = None
+    """The same with another trigger in place of the attack's."""
     pairs: Pairs
     """The pairs of the pre-training with the poison plan applied, also in a cleaning."""
     recipe: Recipe
