@@ -19,7 +19,7 @@ from orchestrator.results.names import value_text
 from orchestrator.results.outcome import StageResult, TrialResult
 from orchestrator.results.points import ASR, Point, points_of
 from orchestrator.stages.base import Stage, walk
-from orchestrator.stages.graph import stages
+from orchestrator.stages.graph import stages, trained_by
 from orchestrator.store import Artefact, Store
 from orchestrator.sweep.loading import module_of
 from orchestrator.sweep.plan import Plan, make_plan
@@ -83,7 +83,7 @@ def took(matrix: Matrix, store: Store) -> list[Model]:
 
 
 def _gate(matrix: Matrix, model: Model, store: Store) -> dict[str, Any] | None:
-    return judge(store, stages(matrix.experiments(NONE, model)[0]), matrix.gate)
+    return judge(store, trained_by(matrix.experiments(NONE, model)[0]), matrix.gate)
 
 
 @dataclass(frozen=True)
