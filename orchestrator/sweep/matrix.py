@@ -19,7 +19,7 @@ from orchestrator.results.names import value_text
 from orchestrator.results.outcome import StageResult, TrialResult
 from orchestrator.results.points import ASR, Point, points_of
 from orchestrator.stages.base import Stage, walk
-from orchestrator.stages.graph import stages, trained_by
+from orchestrator.stages.graph import cleaned_by, stages, trained_by
 from orchestrator.store import Artefact, Store
 from orchestrator.sweep.loading import module_of
 from orchestrator.sweep.plan import Plan, make_plan
@@ -98,23 +98,24 @@ class _Read:
 
 
 def _read(matrix: Matrix, defence: str, model: Model, store: Store) -> _Read:
-    undefended = stages(matrix.experiments(NONE, model)[0])
-    start = read_stage(store, undefended["pretrain"], {}, StageResult)
+    undefended = matrix.experiments(NONE, model)[0]
+    source = trained_by(undefended)
+    start = read_stage(store, source, {}, StageResult)
     point: Point | None = next(reversed(points_of(start)), None) if start and start.status == "finished" else None
-    found = store.find("pretrain", undefended["pretrain"].fingerprint)
+    found = store.find(source.kind, source.fingerprint)
     if defence == NONE:
         return _Read(Repetition(start=point, undefended=True), (), found)
     trials, told, added = [], [], []
-    shared = {stage.fingerprint for stage in walk(*undefended.values())}
+    shared = {stage.fingerprint for stage in walk(*stages(undefended).values())}
     for experiment, values in zip(matrix.experiments(defence, model), matrix.settings(defence)):
-        made = stages(experiment)
-        role, kind = ("clean", TrialResult) if experiment.clean is not None else ("pretrain", StageResult)
-        trial = read_stage(store, made[role], described(experiment), kind)
+        cleaned = experiment.clean is not None
+        stage = cleaned_by(experiment) if cleaned else trained_by(experiment)
+        trial = read_stage(store, stage, described(experiment), TrialResult if cleaned else StageResult)
         if trial is None or trial.status != "finished":
             continue
         trials.append(trial)
         told.append(", ".join(f"{path.rpartition('.')[2]} {_value(value)}" for path, value in values.items()))
-        added.append(tuple(_artefacts(made, shared, store)))
+        added.append(tuple(_artefacts(stages(experiment), shared, store)))
     return _Read(Repetition(start=point, trials=trials, told=told), tuple(added), found)
 
 
