@@ -13,7 +13,7 @@ from orchestrator.console.log import log, recording
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.results.outcome import StageResult
 from orchestrator.stages.base import At
-from orchestrator.stages.graph import make_data
+from orchestrator.stages.graph import knowing_made, make_data
 from orchestrator.store import Store, slug, write_arrays, write_json
 from orchestrator.sweep.plan import Plan
 from trainers.distributed import World
@@ -62,7 +62,9 @@ def analysis_folder(plan: Plan, store: Store) -> Path:
 
 def _material(experiment: Experiment, store: Store) -> Material:
     """The pairs that the experiment trains on. Its data are made if the store lacks them."""
-    inputs = make_data(experiment, At(store=store))
+    at = At(store=store)
+    inputs = make_data(experiment, at)
+    experiment = knowing_made(experiment, at)
     return Material(
         test=tuple,  # an analysis uses only training pairs
         pairs=inputs.pairs(),

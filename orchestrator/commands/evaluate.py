@@ -15,6 +15,7 @@ from datasets.feed.loader import Batch, Recipe, eval_batches
 from orchestrator.console.log import log, note, recording
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.stages.base import At, ensure
+from orchestrator.stages.graph import knowing_made
 from orchestrator.stages.testset import TestSet, require_same_classes, set_name
 from orchestrator.store import Store, write_json
 from orchestrator.training.inputs import MadeSet
@@ -98,6 +99,7 @@ def _records(
     found = {name: _open("--retrieval", name, one, store, limit) for name, one in pairs.items()}
 
     world = start(compute.cpus_per_worker, compute.gpus_per_worker)
+    experiment = knowing_made(experiment, At(store=store))
     encoder = load_model(experiment, checkpoint)
     encoder.place(world.device)
     run = measured_as(checkpoint)(partial(_measure, encoder, experiment, world))
@@ -220,9 +222,11 @@ def _aims(experiment: Experiment, made: MadeSet) -> tuple[tuple[Aim, ...], str]:
             target = None if attack.all_to_all else target_index(made.class_names, attack.target, made.numbers)
         except InputError as error:
             return (), str(error)
-        if target is not None and (made.pairs().labels() == target).all():
-            return (), f"every picture is of the target {attack.target!r} itself."
-        aims.append(Aim(name=attack.name, target=target, trigger=attack.trigger, seed=experiment.evaluate.seed))
+        text_only, own = attack.mode == "text_only", made.pairs().labels() == target
+        if target is not None and (not own.any() if text_only else own.all()):
+            return (), f"{'no' if text_only else 'every'} picture is of the target {attack.target!r}{'' if text_only else ' itself'}."
+        seed = experiment.evaluate.seed
+        aims.append(Aim(name=attack.name, target=target, trigger=attack.trigger, seed=seed, text_only=text_only))
     return tuple(aims), ""
 
 

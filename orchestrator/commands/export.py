@@ -27,7 +27,8 @@ from orchestrator.manifest import read_manifest
 from orchestrator.results.outcome import Study
 from orchestrator.results.points import ASR, panels
 from orchestrator.results.selection import Choice, Row, table
-from orchestrator.stages.graph import stages
+from orchestrator.stages.base import At
+from orchestrator.stages.graph import knowing_made, stages
 from orchestrator.stages.measured import lines_of
 from orchestrator.store import MANIFEST, Store
 from trainers.checkpoint import export
@@ -57,6 +58,7 @@ def export_checkpoint(
     root = Store(compute.store).root
     with recording(root, "export") if root.is_dir() else nullcontext():
         metrics = metrics or _measured(checkpoint, experiment) or _measure(experiment, compute, checkpoint)
+        experiment = knowing_made(experiment, At(store=Store(compute.store)))
         return _export(out, experiment, encoder, checkpoint, metrics, license, why)
 
 

@@ -14,11 +14,13 @@ from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.linear_probe import LinearProbe
 from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.targeted import TargetedSuccess
+from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
-ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval)
+ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval, TextTrigger, DualKeyCells, TargetedSuccess)
 """Evaluators that may be given once only, because their metrics have the same names whatever their fields."""
 
 
@@ -99,12 +101,14 @@ def check(experiment: Experiment) -> None:
             f"evaluate.evaluators: {looking[0]} looks at pictures with the first attack's trigger, {type(first.trigger).__name__}, which "
             "leaves them as they are; put an attack that marks pictures first, or leave it out."
         )
+    for one in experiment.evaluate.evaluators:
+        one.check({attack.name: attack.trigger for attack in experiment.poisons})
     measured = [ZeroShotASR, *map(type, experiment.evaluate.evaluators)]
     for kind in ONE_EACH:
         if measured.count(kind) > 1:
             raise InputError(
-                f"evaluate.evaluators: {kind.__name__} would be measured twice, under the same names; accepted: Analysis, LinearProbe "
-                "and Retrieval once each (ZeroShotASR always is)."
+                f"evaluate.evaluators: {kind.__name__} would be measured twice, under the same names; accepted: "
+                f"{', '.join(one.__name__ for one in ONE_EACH[1:])} once each (ZeroShotASR always is)."
             )
     others = [one for one in experiment.evaluate.evaluators if isinstance(one, OtherTrigger)]
     for one in others:

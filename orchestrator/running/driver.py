@@ -25,7 +25,7 @@ from orchestrator.running.stages_on_ray import ensure_all, measure_all, train_al
 from orchestrator.running.tuning import clean_sweep
 from orchestrator.stages.base import At, Stage, ensure
 from orchestrator.stages.cleaned import Cleaned
-from orchestrator.stages.graph import cleaned_by, make_data, stages, trained_by
+from orchestrator.stages.graph import cleaned_by, knowing_made, make_data, stages, trained_by
 from orchestrator.stages.measured import lacking
 from orchestrator.stages.swept import FILE
 from orchestrator.store import Store, part, slug
@@ -123,6 +123,7 @@ def _make(
     at = At(store=store, compute=compute)
     wants(Wanted("the index"))
     wanted = [trained_by(experiment) for _, experiment in plan.upstream]
+    ensure_all([needed for stage in wanted for needed in stage.attack.needed], at)
     for _, experiment in plan.upstream:
         make_data(experiment, at)
     _choose_cleansets(plan, at)
@@ -279,6 +280,7 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
         at = At(store=store)
         inputs = make_data(experiment, at)
         inputs.pairs()  # checks the files that the tasks read
+        experiment = knowing_made(experiment, at)
         return poison_shards(
             trained_by(experiment).attack.index.read(at),
             Path(inputs.index),
@@ -300,10 +302,12 @@ def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) 
     model = load_model(experiment, weights)  # first, so that a mistake is reported before data are prepared
     store = Store(compute.store)
     store.prepare()
+    at = At(store=store)
     with recording(store.root, "evaluate"):
         log.debug("%s is measured", weights)
         with session.joined():
-            inputs = make_data(experiment, At(store=store))
+            inputs = make_data(experiment, at)
+        experiment = knowing_made(experiment, at)
         job = Job(
             experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker
         )

@@ -81,7 +81,7 @@ class Cleaned(Stage):
         uncleaned = start_of(points, self.cleaning.start)
         epoch = str(uncleaned.epoch) if uncleaned is not None else self.cleaning.start
         job = Job(
-            experiment=self.experiment,
+            experiment=self.model.attack.resolved(self.experiment, at),
             inputs=self.model.read(at),
             folder=str(at.folder),
             compute=at.compute,

@@ -57,7 +57,7 @@ class Brought(Trained):
 
     def make(self, at: At) -> None:
         job = Job(
-            experiment=self.experiment,
+            experiment=self.attack.resolved(self.experiment, at),
             inputs=self.read(at),
             folder=str(at.folder),
             compute=at.compute,

@@ -61,7 +61,7 @@ class Measured(Stage):
         own = () if self.evaluator is None else (self.evaluator,)
         evaluate = replace(source.experiment.evaluate, evaluators=own)
         job = Job(
-            experiment=replace(source.experiment, evaluate=evaluate, clean=None),
+            experiment=source.attack.resolved(replace(source.experiment, evaluate=evaluate, clean=None), at),
             inputs=replace(source, needed=self.needed, experiment=replace(source.experiment, evaluate=evaluate)).read(At(store=at.store)),
             folder=str(at.folder),
             compute=at.compute,

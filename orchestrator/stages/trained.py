@@ -122,7 +122,7 @@ class Trained(Stage):
 
     def make(self, at: At) -> None:
         job = Job(
-            experiment=self.experiment,
+            experiment=self.attack.resolved(self.experiment, at),
             inputs=self.read(at),
             folder=str(at.folder),
             compute=at.compute,
@@ -209,7 +209,11 @@ def made_for(value: Any, needed: Sequence[Stage], at: At) -> tuple[tuple[Compone
 def digest(model: Trained, evaluator: Evaluator | None, sets: Mapping[Component, Stage]) -> str:
     """Identifies a measurement by 16 hexadecimal digits; an `evaluator` of None stands for zero-shot accuracy and ASR."""
     experiment = model.experiment
-    measured = [[attack.name, encode(attack.trigger), attack.target] for attack in experiment.poisons]
+    measured = [
+        [attack.name, encode(attack.trigger), attack.target, *(["text_only"] if attack.mode == "text_only" else [])]
+        for attack in experiment.poisons
+    ]
+    measured[0] += [stage.fingerprint for stage in model.attack.needed]  # which the triggers' encodings do not have
     needed = [] if evaluator is None else [sets[need].fingerprint for need in needs_of(evaluator)]
     told = {
         "evaluator": None if evaluator is None else encode_evaluator(evaluator),

@@ -88,9 +88,10 @@ def measure_of(
         world=world,
     )
     aims = tuple(
-        Aim(name=attack.name, target=target, trigger=attack.trigger, seed=spec.seed)
+        Aim(name=attack.name, target=target, trigger=attack.trigger, seed=spec.seed, text_only=attack.mode == "text_only")
         for attack, target in zip(experiment.poisons, inputs.targets, strict=True)
     )
+    material = replace(material, aims=aims)
     zero_shot = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, aims=aims)
 
     stage = experiment.clean if job.cleanset else experiment.pretrain

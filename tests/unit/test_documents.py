@@ -35,7 +35,7 @@ from tests.parity.toys import ToyFeed, resnet
 from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
 from tests.unit.fake_study import seeded_study
-from tests.unit.trainers.evaluate import test_analysis, test_linear_probe, test_other_trigger
+from tests.unit.trainers.evaluate import test_analysis, test_linear_probe, test_other_trigger, test_text_triggers
 from trainers.batch import to_device
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
@@ -44,6 +44,8 @@ from trainers.evaluate.base import Evaluator
 from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.targeted import TargetedSuccess
+from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 from trainers.methods.base import Method, Phase, Run
 from trainers.model import TinyCLIP
@@ -92,7 +94,7 @@ def batch(n: int = 4) -> dict[str, torch.Tensor]:
 
 
 def test_the_trigger(examples: dict[str, ModuleType]) -> None:
-    trigger = examples["datasets/triggers"].Stripes(period=4)
+    trigger = examples["datasets/triggers"].Bands(period=4)
     assert isinstance(trigger, Trigger) and fingerprint(trigger) != fingerprint(replace(trigger, period=8))
     image_HWC = np.full((32, 32, 3), 250, np.uint8)
     stamped_HWC = trigger.stamp(image_HWC, rng(0))
@@ -286,6 +288,11 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     pictures = {"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "image_triggered": torch.ones(2, 32, 32, 3, dtype=torch.uint8)}
     given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
     names |= set(several.measure(resnet(), [given]))
+    aims = (Aim(target=2, trigger=test_text_triggers.DUAL),)
+    for evaluator in (TextTrigger(), DualKeyCells()):
+        names |= set(evaluator.measure(test_text_triggers.encoder(), evaluator.open(test_text_triggers.material(*aims))))
+    chosen = {"image": np.zeros((2, 32, 32, 3), np.uint8), "target": 0, "class_names": ("a", "b"), "templates": ("{}",)}
+    names |= set(TargetedSuccess().measure(resnet(), [chosen]))
     names |= set(test_other_trigger.found_by(OtherTrigger(trigger=Patch(size=8), name="weak"), resnet()))
     further = ZeroShotOn(data=EvalSet(path="anywhere", name="cifar10"))
     names |= set(further.measure(resnet(), [{"classes": (("a", "b"), ("{}",))}, given]))
