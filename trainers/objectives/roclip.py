@@ -55,7 +55,7 @@ class Pool(nn.Module):
         """As `Objective.loss`; writes the batch's captions into the pool."""
         matched, filling = bool(batch["matched"][0]), bool(batch["filling"][0])
         f = model({"image": batch["image_aug"], "text": batch["text_aug"]} if self.augmented else batch)
-        if "image_aug" in f:  # a batch in parts is encoded with all its views beforehand
+        if self.augmented and "image_aug" in f:  # a batch in parts is encoded with all its views beforehand
             f = {**f, "image": f["image_aug"], "text": f["text_aug"]}
         image_BD, text_BD, s = f["image"], f["text"], f["logit_scale"]
         key_BD = text_BD
