@@ -22,7 +22,7 @@ from trainers.distributed import World
 from trainers.encoder import Encoder
 from trainers.methods.epoch import BeginEpoch, EpochPlan, begin
 from trainers.objectives.base import Objective
-from trainers.record import Ledger, Sums
+from trainers.record import Ledger, Sums, means
 from trainers.schedule import Training
 
 Measure = Callable[[Encoder, int], dict[str, float]]
@@ -87,6 +87,8 @@ def fit(
         encoder.train()
         return values
 
+    decided = EpochPlan()  # of the epoch under way
+    frozen: list[nn.Parameter] = []
     encoder.train()
     if done.step == 0:
         done.before = [{"epoch": 0, "step": 0, "seconds": 0.0, "metrics": measured()}]
@@ -96,18 +98,20 @@ def fit(
 
     def batches() -> Iterator[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
         """All remaining batches, with the values of their epoch."""
+        nonlocal decided, frozen
         if begin_epoch is None:
             yield from device_batches(feed, encoder, objective.two_views, done.step)
             return
         while done.step < feed.steps:  # the loop below increases it
             epoch, within = divmod(done.step, per_epoch)
-            now = begin(begin_epoch, encoder, epoch, within > 0, folder, world)
-            for parameter in now.anew:
+            decided = begin(begin_epoch, encoder, epoch, within > 0, folder, world)
+            for parameter in decided.anew:
                 optimizer.state.pop(parameter, None)
-            for raw, batch in device_batches(feed, encoder, objective.two_views, done.step, (epoch + 1) * per_epoch, now.order):
-                yield raw, batch | values_of(now, raw["number"], encoder.device)
+            frozen = [parameter for name, parameter in encoder.model.named_parameters() if name in decided.frozen]
+            for raw, batch in device_batches(feed, encoder, objective.two_views, done.step, (epoch + 1) * per_epoch, decided.order):
+                yield raw, batch | values_of(decided, raw["number"], encoder.device)
 
-    sums = Sums(done.sums if world.main else {}, every=1 if world.device.type == "cpu" else 16)
+    sums = Sums(done.sums if world.main else dict.fromkeys(done.sums, 0.0), every=1 if world.device.type == "cpu" else 16)
     epoch_began = told = time.monotonic()
     first_step = told_step = done.step
     for raw, batch in batches():
@@ -117,6 +121,8 @@ def fit(
             group["lr"] = lr
         seed = hash64(training.seed, "step", done.step, world.rank)
         losses = backward(model, running, batch, training.accumulate, seed)
+        for parameter in frozen:
+            parameter.grad = None
         optimizer.step()
         optimizer.zero_grad()
         encoder.clamp_logit_scale()
@@ -138,10 +144,9 @@ def fit(
         done.before, done.sums, done.line = done.lines, totals, None
         if whole_epoch:
             done.epoch, done.sums = done.epoch + 1, {}
-            steps = per_epoch * world.size
-            metrics = {f"train/{name}": total / steps for name, total in totals.items()}
+            metrics = {f"train/{name}": mean for name, mean in means(totals, per_epoch * world.size).items()}
             rate = (done.step - first_step) * training.batch_size / max(time.monotonic() - epoch_began, 1e-9)
-            metrics |= {"train/samples_per_second": rate, **measured()}
+            metrics |= {"train/samples_per_second": rate, **decided.metrics, **measured()}
             line = {"epoch": done.epoch, "step": done.step, "seconds": time.monotonic() - began, "metrics": metrics}
             done.line = line = {**line, "phase": phase} if phase else line
         done.seconds = time.monotonic() - began
@@ -154,7 +159,7 @@ def fit(
             say(line)
             epoch_began, first_step = time.monotonic(), done.step
         else:
-            sums.put_back(totals if world.main else {})
+            sums.put_back(totals if world.main else dict.fromkeys(totals, 0.0))
 
 
 def values_of(epoch: EpochPlan, numbers: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:

@@ -11,9 +11,16 @@ from torch import Tensor
 
 from datasets.errors import InputError
 
+COUNT = "#"
+"""Prefix of a value's name: in how many steps it was there."""
+
 
 class Sums:
-    """Values of steps, added up as Python floats; read from the device every few steps, so that it need not wait each time."""
+    """Values of steps, added up as Python floats; read from the device every few steps, so that it need not wait each time.
+
+    Beside each sum stands the number of steps that had the value, under its name after `COUNT`: an objective may have parts in some steps
+    alone. Sums that an earlier version saved have no such number; their values were there in every step.
+    """
 
     def __init__(self, start: Mapping[str, float], every: int) -> None:
         self._sums = dict(start)
@@ -43,8 +50,15 @@ class Sums:
             if bad:
                 raise FloatingPointError(f"training diverged at step {step}: {', '.join(bad)}")
             for name, number in numbers.items():
+                if name not in self._sums or COUNT + name in self._sums:
+                    self._sums[COUNT + name] = self._sums.get(COUNT + name, 0.0) + 1
                 self._sums[name] = self._sums.get(name, 0.0) + number
         self._waiting.clear()
+
+
+def means(sums: Mapping[str, float], steps: int) -> dict[str, float]:
+    """Each value's mean over the steps that had it; over all `steps` where their number was not counted."""
+    return {name: total / sums.get(COUNT + name, steps) for name, total in sums.items() if not name.startswith(COUNT)}
 
 
 class Ledger:

@@ -17,6 +17,7 @@ from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.targeted import TargetedSuccess
 from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import ZeroShotASR
+from trainers.methods.base import Method
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
@@ -77,6 +78,11 @@ def check(experiment: Experiment) -> None:
         clean.check(clean.epochs * (pairs // clean.batch_size), 1)
         for part in clean.method.parts():
             part.check(pairs)
+            part.check_training(clean, pairs)
+    for training in (experiment.pretrain, experiment.prior):
+        if isinstance(training, Pretrain) and isinstance(training.objective, Method):
+            for part in training.objective.parts():
+                part.check_training(training)
     _check_model(experiment.pretrain.model, "pretrain.model")
     method = labelling(experiment)
     if method is not None:

@@ -118,6 +118,7 @@ def _by_method(
         return
     for part in method.parts():
         part.check(len(pairs))
+        part.check_training(spec, len(pairs))
     began = time.monotonic()
     returned = method.train(encoder, run)
     check_returned(returned, called, wanted)

@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("poison", "memory", "feed", "cache", "evaluate", "train", "trials", "fetch", "step")
+NAMES = ("poison", "memory", "feed", "cache", "evaluate", "train", "trials", "fetch", "safeclip", "step")
 HELP = {
     "poison": "poisoned shards against Ray Data's own read, map and write",
     "memory": "peak memory of poisoning and streaming at two sizes",
@@ -20,6 +20,7 @@ HELP = {
     "train": "two-worker Ray Train against torchrun",
     "trials": "a sweep's trials against no-op Tune trials",
     "fetch": "a list of pictures into shards against plain threads",
+    "safeclip": "an epoch of SafeCLIP against one of MMCL+SSL",
     "step": "the train step against open_clip's, on a GPU",
 }
 

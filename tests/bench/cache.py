@@ -34,9 +34,9 @@ CLEANING = 10
 SIZES = {"full": 2048, "quick": 128}
 
 
-def paired(folder: Path, samples: int) -> Pairs:
-    """Pairs of the written shards."""
-    shards = write_shards(folder / "data", samples, max(100, samples // 4), shape=(300, 400), quality=85)
+def paired(folder: Path, samples: int, shape: tuple[int, int] = (300, 400)) -> Pairs:
+    """Pairs of the written shards, of pictures of that height and width."""
+    shards = write_shards(folder / "data", samples, max(100, samples // 4), shape=shape, quality=85)
     source = Source(urls=str(shards), verify="none")
     write_index([source.index_shard(n, url) for n, url in enumerate(source.shards())], folder / "index.arrow")
     return Pairs(folder / "index.arrow", source.shards())

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
+from safetensors.torch import load_file
 
 from datasets.errors import InputError
 from datasets.evaluation.evalset import EvalSet
@@ -21,7 +22,7 @@ from datasets.triggers.patch import Patch
 from tests.parity.toys import ToyFeed, ToySet, resnet, vit
 from tests.phased import Banked, Phased
 from tests.unit.making import pairs
-from trainers import distributed
+from trainers import checkpoint, distributed
 from trainers.backward import backward
 from trainers.batch import to_device
 from trainers.checkpoint import parameters
@@ -34,22 +35,28 @@ from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import fit
-from trainers.methods.base import Phase, Run
+from trainers.methods.base import Method, Phase, Run
 from trainers.methods.deep_clustering import DeepClustering, embed
 from trainers.methods.epoch import begin
+from trainers.methods.roclip import RoCLIP
+from trainers.methods.safeclip import SafeCLIP
 from trainers.objectives.base import Objective
 from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import MMCL, MMCLSSL, SSL
+from trainers.objectives.roclip import Pooled
+from trainers.objectives.safeclip import CrossView, Unimodal
 from trainers.objectives.siglip import SigLIP
 from trainers.schedule import Training
 
 OBJECTIVES = {
     "mmcl": MMCL(), "mmcl+ssl": MMCLSSL(inmodal_weight=0.7), "ssl": SSL(),
     "siglip": SigLIP(weight=0.1), "siglip-published": SigLIP(per="samples", bias=True),
-    "clustering": Clustering(inmodal_weight=0.7),
+    "clustering": Clustering(inmodal_weight=0.7), "cross-view": CrossView(), "unimodal": Unimodal(bank=24), "roclip": Pooled(pool=24),
 }
 MODELS = {"resnet": lambda: resnet(logit_bias=-1.0), "vit": vit}
 BATCH = 16
+IN_PARTS = ("mmcl+ssl", "clustering", "unimodal", "roclip")
+BANKED = {"safeclip": SafeCLIP(inmodal_epochs=1, bank=24), "roclip": RoCLIP(pool=20, text_tower="frozen", pool_filled="before")}
 
 
 def _gradients(world: World, model: str, objective: str, parts: int) -> dict[str, torch.Tensor]:
@@ -65,25 +72,30 @@ def _gradients(world: World, model: str, objective: str, parts: int) -> dict[str
     raw = next(ToyFeed(batch_size=BATCH, rank=world.rank, world=world.size).batches())
     batch = to_device(raw, encoder, OBJECTIVES[objective].two_views)
     batch["target"] = torch.tensor([hash64(key) % 6 for key in raw["key"]])
+    batch["matched"] = batch["filling"] = torch.ones(len(raw["key"]), dtype=torch.int64)
     wrapped = distributed.wrap(encoder, world)
-    losses = backward(wrapped, OBJECTIVES[objective], batch, parts, seed=0)
+    running = OBJECTIVES[objective].begin(encoder, rng("memory"))
+    losses = backward(wrapped, running, batch, parts, seed=0)
     found = {name: p.grad.clone() for name, p in parameters(encoder) if p.grad is not None}
     found |= {f"loss {name}": torch.tensor(value) for name, value in
               distributed.sum_over_ranks({k: float(v) / world.size for k, v in losses.items()}, world).items()}
     found |= {f"buffer {name}": b.clone() for name, b in encoder.model.named_buffers() if "running" in name}
+    if isinstance(running, torch.nn.Module):
+        found |= {f"memory {name}": b.double() for name, b in running.named_buffers()}
     return found
 
 
 def _cases() -> list[tuple[str, str, int]]:
     cases = [("resnet", objective, 1) for objective in OBJECTIVES]
     cases += [("vit", objective, 1) for objective in OBJECTIVES if objective != "siglip-published"]
-    return [*cases, ("vit", "mmcl+ssl", 2), ("vit", "clustering", 2)]
+    return [*cases, *(("vit", objective, 2) for objective in IN_PARTS)]
 
 
 def _run(world: World, folder: Path, epochs: int, trainer: object) -> Run:
     feed = ToySet(rank=world.rank, world=world.size)
-    training = Training(epochs=epochs, batch_size=8, lr=1e-3, warmup_steps=1, seed=1)
-    return Run(trainer=trainer, training=training, fresh=resnet, pairs=feed.pairs, folder=folder, world=world)  # type: ignore[arg-type]
+    training = Training(epochs=epochs, batch_size=8, lr=1e-3, warmup_steps=1, seed=1, checkpoint_every_steps=1)
+    return Run(trainer=trainer, training=training, fresh=resnet, keys=lambda: list(feed.samples["key"]), pairs=feed.pairs,  # type: ignore[arg-type]
+               folder=folder, world=world)  # fmt: skip
 
 
 def _cluster(world: World, folder: Path) -> dict[str, torch.Tensor]:
@@ -100,8 +112,8 @@ def _cluster(world: World, folder: Path) -> dict[str, torch.Tensor]:
     return found
 
 
-def _phases(world: World, folder: Path) -> dict[str, torch.Tensor]:
-    """Weights and metrics after two phases: an objective with a memory, then an order and values of the epoch's own."""
+def _phases(world: World, folder: Path, method: Method, epochs: int) -> dict[str, torch.Tensor]:
+    """Weights, metrics and the last memory of a method's training."""
     lines, encoder = [], vit().double()
 
     def train(model: Encoder, objective: Objective, phase: Phase) -> None:
@@ -109,8 +121,11 @@ def _phases(world: World, folder: Path) -> dict[str, torch.Tensor]:
         fit(model, objective, phase.training, feed, folder, world=world, report=lines.append, first_epoch=phase.first,
             phase=phase.name, begin_epoch=phase.begin_epoch)  # fmt: skip
 
-    Phased().train(encoder, _run(world, folder, 3, train))
-    return {**encoder.model.state_dict(), **{f"epoch {line['epoch']}": line["metrics"].get("train/loss", 0.0) for line in lines}}
+    method.train(encoder, _run(world, folder, epochs, train))
+    found = {f"epoch {line['epoch']} {name}": value for line in lines for name, value in line["metrics"].items() if "second" not in name}
+    state = load_file(checkpoint.newest(folder) / "state.safetensors") if world.main else {}
+    memory = {name: value for name, value in state.items() if name.startswith("memory.")}
+    return {**encoder.model.state_dict(), **found, **memory}
 
 
 def _differing_memories(world: World, folder: Path) -> str:
@@ -193,7 +208,8 @@ def _work(world: World, folder: Path) -> None:
         "probe": [_probe_and_retrieve(world, batch_size) for batch_size in (3, 100)],
         "analysis": _analyse(world, folder),
         "clusters": _cluster(world, folder / f"clusters{world.size}"),
-        "phases": _phases(world, folder / f"phases{world.size}"),
+        "phases": _phases(world, folder / f"phases{world.size}", Phased(), 3),
+        **{name: _phases(world, folder / f"{name}{world.size}", method, 4) for name, method in BANKED.items()},
         "differing": _differing_memories(world, folder / f"differing{world.size}"),
         "lines": _train(world, folder / f"train{world.size}"),
     }
@@ -227,6 +243,9 @@ def test_gradients_do_not_depend_on_the_number_of_processes(results, case, size)
     assert ("logit_bias" in one) == (case[1] == "siglip-published")
     assert any(name.startswith("buffer") for name in one) == (case[0] == "resnet")
     vanishing = [name for name, expected in one.items() if expected.norm() <= 1e-9]
+    if case[1] == "roclip":  # its text tower has the gradient 0, but has one
+        vanishing = [name for name in vanishing if name.startswith("visual.")]
+        assert float(one["ln_final.weight"].norm()) == 0
     assert all(name.endswith("bias") for name in vanishing), vanishing
     for name, expected in one.items():
         error = (many[name] - expected).norm() / expected.norm().clamp_min(1e-30)
@@ -236,7 +255,7 @@ def test_gradients_do_not_depend_on_the_number_of_processes(results, case, size)
             assert many[name].norm() < 1e-9, name
 
 
-@pytest.mark.parametrize("objective", ["mmcl+ssl", "clustering"])
+@pytest.mark.parametrize("objective", IN_PARTS)
 @pytest.mark.parametrize("size", [1, 2, 4])
 def test_encoding_in_parts_gives_the_same_gradient(results, size, objective):
     whole = results[1][0]["results"]["gradients"]["vit", objective, 1]
@@ -256,7 +275,17 @@ def test_embeddings_and_clusters_are_equal_bit_for_bit_on_all_ranks(results):
 @pytest.mark.parametrize("size", [2, 4])
 def test_phases_with_a_memory_and_an_order_of_their_own_do_not_depend_on_the_number_of_processes(results, size):
     one, many = (results[n][0]["results"]["phases"] for n in (1, size))
-    assert one.keys() == many.keys() and all(one[f"epoch {epoch}"] for epoch in (1, 2, 3))
+    assert one.keys() == many.keys() and all(one[f"epoch {epoch} train/loss"] for epoch in (1, 2, 3))
+    for name, value in one.items():
+        torch.testing.assert_close(torch.as_tensor(many[name]), torch.as_tensor(value), rtol=1e-6, atol=1e-7, msg=name)
+
+
+@pytest.mark.parametrize("size", [2, 4])
+@pytest.mark.parametrize("method", BANKED)
+def test_splits_banks_and_pools_do_not_depend_on_the_number_of_processes(results, method, size):
+    one, many = (results[n][0]["results"][method] for n in (1, size))
+    said = {"safeclip": "epoch 4 safeclip/rho", "roclip": "epoch 4 train/duplicates"}[method]
+    assert one.keys() == many.keys() and said in one and any(name.startswith("memory.") for name in one)
     for name, value in one.items():
         torch.testing.assert_close(torch.as_tensor(many[name]), torch.as_tensor(value), rtol=1e-6, atol=1e-7, msg=name)
 

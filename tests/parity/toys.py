@@ -107,4 +107,5 @@ class ToySet:
         """Every sample once, in batches of 7: this rank's share."""
         for number in range(self.rank, -(-self.count // 7), self.world):
             at = slice(7 * number, 7 * number + 7)
-            yield {"number": number, "key": self.samples["key"][at], "image": self.samples["image"][at]}
+            poisoned = np.arange(self.count)[at] % 5 == 0
+            yield {"number": number, "poisoned": poisoned, **{name: self.samples[name][at] for name in ("key", "image", "caption")}}

@@ -31,7 +31,7 @@ from orchestrator.stages.graph import stages
 from orchestrator.store import Store
 from orchestrator.sweep.loading import load_sweep
 from orchestrator.sweep.plan import make_plan
-from tests.parity.toys import ToyFeed, resnet
+from tests.parity.toys import ToyFeed, ToySet, resnet
 from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
 from tests.unit.fake_study import seeded_study
@@ -48,10 +48,14 @@ from trainers.evaluate.targeted import TargetedSuccess
 from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 from trainers.methods.base import Method, Phase, Run
+from trainers.methods.roclip import RoCLIP
+from trainers.methods.safeclip import SafeCLIP
 from trainers.model import TinyCLIP
 from trainers.objectives.base import Objective
 from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import MMCLSSL, Contrastive
+from trainers.objectives.roclip import Pooled
+from trainers.objectives.safeclip import CrossView, Unimodal
 from trainers.objectives.siglip import SigLIP
 from trainers.schedule import Training
 
@@ -246,17 +250,33 @@ def test_documents_are_short_answer_a_question_and_are_found_from_the_readme() -
                 assert f"{room.name}/" in text, f"{room} is missing"
 
 
-def test_every_metric_is_documented_and_every_documented_one_is_measured(examples: dict[str, ModuleType]) -> None:
+def test_every_metric_is_documented_and_every_documented_one_is_measured(examples: dict[str, ModuleType], tmp_path: Path) -> None:
     text = (ROOT / "docs" / "metrics.md").read_text()
     cells = " ".join(re.findall(r"^\| (`[^|]*) \|", text, re.M))
     documented = {name for name in re.findall(r"`([^`]+)`", cells + " `shift/cosine`") if "<part>" not in name}
     patterns = {name: re.compile(re.sub("<[a-z]+>", lambda found: NUMBER[found[0]], name)) for name in documented}
-    found = set(measured(examples))
+    found = set(measured(examples, tmp_path))
     assert not {name for name in found if not any(pattern.fullmatch(name) for pattern in patterns.values())}, "not documented"
     assert not {name for name, pattern in patterns.items() if not any(map(pattern.fullmatch, found))}, "not measured"
 
 
-def measured(examples: dict[str, ModuleType]) -> set[str]:
+def metrics_of_methods(folder: Path) -> set[str]:
+    """Names of what methods say of an epoch as it begins."""
+    names: set[str] = set()
+
+    def train(model: Encoder, objective: Objective, phase: Phase) -> None:
+        if phase.begin_epoch is not None:
+            names.update(phase.begin_epoch(model, phase.first).metrics)
+
+    toys = ToySet()
+    training = Training(epochs=7, batch_size=8, lr=1e-3, warmup_steps=0)
+    for method in (SafeCLIP(bank=8), RoCLIP(pool=8)):
+        run = Run(trainer=train, training=training, fresh=resnet, keys=lambda: list(toys.samples["key"]), pairs=toys.pairs, folder=folder)
+        method.train(resnet(), run)
+    return names
+
+
+def measured(examples: dict[str, ModuleType], folder: Path) -> set[str]:
     """Names of all metrics: those of a stored sweep, and of whatever measures or trains, on toys."""
     names: set[str] = set()
     lines = [json.loads(line) for file in ROOT.glob("tests/stores/first/store/*/*/metrics.jsonl") for line in file.open()]
@@ -271,8 +291,10 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     batch = to_device(feed.batch(0), model, True)
     model.draw_head(3, rng("head"))
     batch["target"] = torch.zeros(8, dtype=torch.long)
-    for objective in (MMCLSSL(), SigLIP(), Clustering()):
-        names |= {f"train/{part}" for part in objective.loss(model, batch)}
+    batch |= {"matched": torch.ones(8), "filling": torch.ones(8)}
+    for objective in (MMCLSSL(), SigLIP(), Clustering(), CrossView(), Unimodal(bank=9), Pooled(pool=9)):
+        names |= {f"train/{part}" for part in objective.begin(model, rng("memory")).loss(model, batch)}
+    names |= metrics_of_methods(folder)
 
     labels = np.arange(60) % 3
     names |= set(test_linear_probe.run(test_linear_probe.pictures(labels, 0), test_linear_probe.pictures(labels[:9], 1), target=2))

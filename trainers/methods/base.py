@@ -51,7 +51,8 @@ class Run:
     """the keys of the stage's pairs, in their order: a pair's number is its place among them"""
     pairs: Callable[[], Iterator[dict[str, Any]]] = lambda: iter(())
     """every pair once, in their order, as trained on but not augmented: this rank's share of batches that are the same for any
-    number of ranks, each with its own number ("number"), "key", "image" and "caption" """
+    number of ranks, each with its own number ("number"), "key", "image", "caption" and "poisoned": which are victims, for what is logged;
+    a method that decides by it would cheat"""
     made: Mapping[Component, Path] = field(default_factory=dict)
     """need → the folder made for it (`Component.needs`)"""
     folder: Path | None = None
@@ -115,6 +116,11 @@ class Method(Component, ABC):
 
     def check(self, pairs: int) -> None:
         """Raise InputError where the method does not fit that many pairs to train on; asked of each of `parts`."""
+        return
+
+    def check_training(self, training: Training, pairs: int | None = None) -> None:
+        """Raise InputError where the method does not fit the stage's fields, such as its number of epochs; asked of each of `parts`, before
+        anything is made and again before the training. `pairs` is their number, None while it is not known."""
         return
 
     @abstractmethod

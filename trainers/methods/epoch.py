@@ -1,13 +1,17 @@
-"""What a method decides at the start of an epoch: values for the pairs and their order. It is saved, so that a kill changes nothing."""
+"""What a method decides at the start of an epoch: values for the pairs, their order, what stays still. It is saved, so that a kill changes
+nothing."""
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save
 from torch import nn
 
@@ -22,6 +26,8 @@ FOLDER = "epochs"
 TAKEN = ("step", "epoch", "row", "number", "key", "image", "caption", "poisoned", "image_aug", "caption_aug", "text", "text_aug")
 """Names that a batch has already."""
 ORDER = "order"
+ABOUT = "about"
+"""Under this name the file's header holds what is no array."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +41,10 @@ class EpochPlan:
     or not at all. None: the stage's own, each pair once"""
     anew: Iterable[nn.Parameter] = ()
     """parameters that were drawn anew, for which the optimiser drops its state; each rank's own"""
+    frozen: tuple[str, ...] = ()
+    """names of open_clip's parameters that the optimiser leaves as they are in this epoch: no gradient, momentum or decay moves them"""
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    """numbers for the epoch's line of metrics, by names with a slash that do not begin with train/"""
 
     def check(self, pairs: int, samples: int) -> None:
         """InputError where this does not fit a stage of that many pairs whose epochs take so many samples."""
@@ -44,6 +54,10 @@ class EpochPlan:
             if value.shape != (pairs,) or value.dtype.kind not in "iufb":
                 raise InputError(f"begin_epoch gives {name!r} as {value.dtype} {list(value.shape)}; accepted is a number for each of "
                                  f"the {pairs} pairs, [{pairs}].")
+        for name, number in self.metrics.items():
+            if "/" not in name or name.startswith("train/") or not math.isfinite(number):
+                raise InputError(f"begin_epoch gives the metric {name!r} as {number}; accepted are finite numbers under names such as "
+                                 "method/share, which do not begin with train/.")
         order = self.order
         if order is None:
             return
@@ -58,18 +72,21 @@ class EpochPlan:
         arrays = {**self.values, **({} if self.order is None else {ORDER: self.order})}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, save(tensors))
+        about = {"frozen": list(self.frozen), "metrics": {name: float(number) for name, number in self.metrics.items()}}
+        write_whole(file, save(tensors, {ABOUT: json.dumps(about)}))
 
     @staticmethod
     def read(file: Path) -> EpochPlan:
         """The inverse of `write`; without the parameters."""
         arrays = {name: tensor.numpy() for name, tensor in load_file(file).items()}
         order = arrays.pop(ORDER, None)
-        return EpochPlan(values=arrays, order=order)
+        with safe_open(file, "np") as opened:
+            about = json.loads((opened.metadata() or {}).get(ABOUT, "{}"))
+        return EpochPlan(values=arrays, order=order, frozen=tuple(about.get("frozen", ())), metrics=about.get("metrics", {}))
 
 
 BeginEpoch = Callable[[Encoder, int], EpochPlan]
-"""(model, epochs of the stage so far) → what holds for the next. Called on every rank; the values and the order of rank 0 hold for all."""
+"""(model, epochs of the stage so far) → what holds for the next. Called on every rank; what rank 0 returns holds for all, except `anew`."""
 
 
 def begin(begin_epoch: BeginEpoch, encoder: Encoder, epoch: int, within: bool, folder: Path, world: World) -> EpochPlan:
@@ -86,10 +103,13 @@ def begin(begin_epoch: BeginEpoch, encoder: Encoder, epoch: int, within: bool, f
         anew = tuple(decided.anew)
         if world.main:
             decided.write(file)
-            found = EpochPlan(values=dict(decided.values), order=decided.order)
+            found = replace(decided, anew=())
             kept = {file.with_name(f"epoch_{epoch - back:04d}.safetensors") for back in range(3)}
             for other in set(file.parent.glob("epoch_*.safetensors")) - kept:
                 other.unlink()
     found = distributed.from_main(found, world)
     assert found is not None
-    return EpochPlan(values=found.values, order=found.order, anew=anew)
+    unknown = sorted(set(found.frozen) - {name for name, _ in encoder.model.named_parameters()})
+    if unknown:
+        raise InputError(f"begin_epoch freezes {', '.join(unknown)}; accepted are names of the model's parameters, as in open_clip.")
+    return replace(found, anew=anew)
