@@ -8,9 +8,11 @@ import math
 import pkgutil
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -38,11 +40,13 @@ from trainers.batch import to_device
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.base import Evaluator
+from trainers.evaluate.decree import Decree, Inversion
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 from trainers.methods.base import Method, Phase, Run
 from trainers.model import TinyCLIP
+from trainers.objectives.apart import Apart
 from trainers.objectives.base import Objective
 from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import MMCLSSL, Contrastive
@@ -247,6 +251,11 @@ def test_every_metric_is_documented_and_every_documented_one_is_measured(example
     assert not {name for name, pattern in patterns.items() if not any(map(pattern.fullmatch, found))}, "not measured"
 
 
+def metrics_of(found: Mapping[str, Any]) -> set[str]:
+    """The names of what is no array."""
+    return {name for name, value in found.items() if not isinstance(value, np.ndarray)}
+
+
 def measured(examples: dict[str, ModuleType]) -> set[str]:
     """Names of all metrics: those of a stored sweep, and of whatever measures or trains, on toys."""
     names: set[str] = set()
@@ -264,6 +273,7 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     batch["target"] = torch.zeros(8, dtype=torch.long)
     for objective in (MMCLSSL(), SigLIP(), Clustering()):
         names |= {f"train/{part}" for part in objective.loss(model, batch)}
+    names |= {f"train/{part}" for part in Apart().begin(model, rng("start")).loss(model, batch)}
 
     labels = np.arange(60) % 3
     names |= set(test_linear_probe.run(test_linear_probe.pictures(labels, 0), test_linear_probe.pictures(labels[:9], 1), target=2))
@@ -274,9 +284,10 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     views = ("other/image", "other/image_triggered", "other/image_twice", "other/image_crop", "other/image_triggered_crop")
     sides |= {view: unit(7, 5, seed=i) for i, view in enumerate(views)} | {"target/image": unit(4, 5, seed=9)}
     for question in QUESTIONS:
-        names |= {name for name, value in question(sides, Analysis()).items() if not isinstance(value, np.ndarray)}
+        names |= metrics_of(question(sides, Analysis()))
     several = ZeroShotASR(class_names=("a", "b"), templates=("{}",), aims=(Aim(name="corner", target=0), Aim(name="all", target=None)))
     pictures = {"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "image_triggered": torch.ones(2, 32, 32, 3, dtype=torch.uint8)}
     given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
     names |= set(several.measure(resnet(), [given]))
+    names |= metrics_of(Decree(inversion=Inversion(epochs=1)).measure(resnet(), [given]))
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))
