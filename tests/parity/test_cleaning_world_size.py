@@ -18,6 +18,7 @@ from trainers.encoder import Encoder
 from trainers.evaluate.decree import Decree, Inversion
 from trainers.methods.still import still_scale
 from trainers.objectives.apart import Apart
+from trainers.objectives.triggered import Triggered
 
 BATCH = 16
 LIMITS = (4.0, 1e-9, "between")
@@ -54,6 +55,12 @@ def _apart(world: World, limit: float | str) -> dict[str, torch.Tensor]:
     return _gradients(world, after.train(), Apart(limit=limit).begin(before, rng(0)), to_device(share(world), after, False))
 
 
+def _triggered(world: World) -> dict[str, torch.Tensor]:
+    encoder = resnet().double().train()
+    objective = Triggered(stamp=lambda batch: {**batch, "image": 255 - batch["image"]})
+    return _gradients(world, encoder, objective, to_device(share(world), encoder, True))
+
+
 def _distances(before: Encoder, after: Encoder, rows: int) -> list[float]:
     """d of the pictures in each part of that many rows of the whole batch."""
     batch = to_device(share(World()), after, False)["image"]
@@ -82,6 +89,7 @@ def _process(rank: int, size: int, folder: str) -> None:
 def _work(world: World, folder: Path) -> None:
     results = {
         **{f"apart {limit}": _apart(world, limit) for limit in LIMITS},
+        "triggered": _triggered(world),
         "audits": [_audits(world, size) for size in (3, 100)],
     }
     torch.save(results, folder / f"world{world.size}-rank{world.rank}.pt")
@@ -100,7 +108,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     return {size: [torch.load(folder / f"world{size}-rank{rank}.pt", weights_only=False) for rank in range(size)] for size in (1, 2, 4)}
 
 
-@pytest.mark.parametrize("case", [f"apart {limit}" for limit in LIMITS])
+@pytest.mark.parametrize("case", [*(f"apart {limit}" for limit in LIMITS), "triggered"])
 @pytest.mark.parametrize("size", [2, 4])
 def test_gradients_do_not_depend_on_the_number_of_processes(results, size, case):
     one, many = (results[n][0][case] for n in (1, size))

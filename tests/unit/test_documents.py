@@ -51,6 +51,7 @@ from trainers.objectives.base import Objective
 from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import MMCLSSL, Contrastive
 from trainers.objectives.siglip import SigLIP
+from trainers.objectives.triggered import Triggered
 from trainers.schedule import Training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -273,6 +274,7 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     batch["target"] = torch.zeros(8, dtype=torch.long)
     for objective in (MMCLSSL(), SigLIP(), Clustering()):
         names |= {f"train/{part}" for part in objective.loss(model, batch)}
+    names |= {f"train/{part}" for part in Triggered(stamp=lambda batch: batch).loss(model, batch)}
     names |= {f"train/{part}" for part in Apart().begin(model, rng("start")).loss(model, batch)}
 
     labels = np.arange(60) % 3
