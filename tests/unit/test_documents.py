@@ -35,12 +35,13 @@ from tests.parity.toys import ToyFeed, resnet
 from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
 from tests.unit.fake_study import seeded_study
-from tests.unit.trainers.evaluate import test_analysis, test_linear_probe
+from tests.unit.trainers.evaluate import test_analysis, test_bdetclip, test_linear_probe, test_mmbd
 from trainers.batch import to_device
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.decree import Decree, Inversion
+from trainers.evaluate.mmbd import MMBD
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
@@ -292,4 +293,5 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
     names |= set(several.measure(resnet(), [given]))
     names |= metrics_of(Decree(inversion=Inversion(epochs=1)).measure(resnet(), [given]))
+    names |= metrics_of(test_mmbd.measured(MMBD(starts=4, steps=40, lr=0.05))) | set(test_bdetclip.measured())
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))
