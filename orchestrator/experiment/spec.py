@@ -215,7 +215,7 @@ class Compute(NamedFields):
     """Trials at a time; 0: as many as fit."""
     keep: Literal["chosen", "last", "all"] = "chosen"
     """Checkpoints of a cleaning that stay beside the last: chosen (of the epochs that a rule of the report's table picks, at most
-    five more) | last (no other) | all (each epoch's)."""
+    six more) | last (no other) | all (each epoch's)."""
     retries: Natural = 2
     """How often a stage or trial whose process died is started again, from its last checkpoint."""
     cache: str = "auto"
