@@ -1,4 +1,4 @@
-"""Looking at stored checkpoints: the analysis of training pairs that a sweep can make after every epoch, made afterwards."""
+"""`analyse`: the analysis of training pairs that a sweep can make after every epoch, for stored checkpoints."""
 
 import re
 from dataclasses import replace
@@ -9,7 +9,7 @@ import numpy as np
 
 from datasets.storage import write_whole
 from orchestrator.cluster import session
-from orchestrator.console.log import log
+from orchestrator.console.log import log, recording
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.results.outcome import StageResult
 from orchestrator.stages.base import At
@@ -30,25 +30,27 @@ def analyse_checkpoints(experiments: dict[str, Experiment], compute: Compute, ou
 
     store = Store(compute.store)
     store.prepare()
-    with session.joined():
-        materials = {one: _material(one, store) for one in dict.fromkeys(experiments.values())}
-    world = World.current() if compute.gpus_per_worker else World()
-    stages: dict[Path, list[dict[str, Any]]] = {}
-    found = {}
-    for number, (checkpoint, experiment) in enumerate(experiments.items()):
-        name, epoch = _name(checkpoint, number)
-        analysis = next((e for e in experiment.evaluate.evaluators if isinstance(e, Analysis)), Analysis())
-        encoder = load_model(experiment, checkpoint).place(world.device)
-        with measured_as(checkpoint):
-            values = analysis.measure(encoder, analysis.open(materials[experiment]), world)
-        write_arrays(
-            out / name / "analysis" / f"epoch_{epoch:04d}.npz", {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
-        )
-        found[checkpoint] = {key: value for key, value in values.items() if not isinstance(value, np.ndarray)}
-        stages.setdefault(out / name, []).append({"epoch": epoch, "metrics": found[checkpoint]})
-    for folder, lines in stages.items():
-        write_json(folder / "numbers.json", lines)
-        _draw(StageResult(stage="", name=folder.name, fingerprint="", folder=folder, config={}, metrics=lines))
+    with recording(store.root, "analyse"):
+        log.debug("analysed are %s", ", ".join(experiments))
+        with session.joined():
+            materials = {one: _material(one, store) for one in dict.fromkeys(experiments.values())}
+        world = World.current() if compute.gpus_per_worker else World()
+        stages: dict[Path, list[dict[str, Any]]] = {}
+        found = {}
+        for number, (checkpoint, experiment) in enumerate(experiments.items()):
+            name, epoch = _name(checkpoint, number)
+            analysis = next((e for e in experiment.evaluate.evaluators if isinstance(e, Analysis)), Analysis())
+            encoder = load_model(experiment, checkpoint).place(world.device)
+            with measured_as(checkpoint):
+                values = analysis.measure(encoder, analysis.open(materials[experiment]), world)
+            write_arrays(
+                out / name / "analysis" / f"epoch_{epoch:04d}.npz", {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
+            )
+            found[checkpoint] = {key: value for key, value in values.items() if not isinstance(value, np.ndarray)}
+            stages.setdefault(out / name, []).append({"epoch": epoch, "metrics": found[checkpoint]})
+        for folder, lines in stages.items():
+            write_json(folder / "numbers.json", lines)
+            _draw(StageResult(stage="", name=folder.name, fingerprint="", folder=folder, config={}, metrics=lines))
     log.info(f"pictures: {out}")
     return found
 
@@ -59,10 +61,10 @@ def analysis_folder(plan: Plan, store: Store) -> Path:
 
 
 def _material(experiment: Experiment, store: Store) -> Material:
-    """The pairs that the experiment trains on; its data are found or made."""
+    """The pairs that the experiment trains on. Its data are made if the store lacks them."""
     inputs = make_data(experiment, At(store=store))
     return Material(
-        test=tuple,  # an analysis looks at training pairs alone
+        test=tuple,  # an analysis uses only training pairs
         pairs=inputs.pairs(),
         recipe=experiment.recipe(seed=experiment.evaluate.seed),
         batch_size=experiment.evaluate.batch_size,
@@ -70,14 +72,14 @@ def _material(experiment: Experiment, store: Store) -> Material:
 
 
 def _name(checkpoint: str, number: int) -> tuple[str, int]:
-    """(folder for its pictures, epoch): for a stage's checkpoint the stage's own, else the file's name and its place."""
+    """(name of the folder for its figures, epoch): those of its stage or, for another file, the file's name and its number."""
     path = Path(checkpoint).resolve()
     epoch = re.fullmatch(r"epoch_(\d+)", path.name)
     return (path.parent.name, int(epoch[1])) if epoch else (slug(path.stem), number)
 
 
 def _draw(stage: StageResult) -> None:
-    """A picture of each checkpoint, and one of all together where there are several."""
+    """Draw a figure of each checkpoint and, if there are several, one of all together."""
     from orchestrator.report.analysis import portrait
     from orchestrator.report.drawing import png
 

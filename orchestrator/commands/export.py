@@ -1,4 +1,4 @@
-"""A checkpoint as a folder to hand on: for open_clip, for Hugging Face where they have the architecture, with a model card."""
+"""Write a checkpoint as a folder for open_clip and, if it has the architecture, Hugging Face transformers, with a model card."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from datasets.errors import InputError
 from datasets.seeding import rng
 from datasets.storage import sha256
 from datasets.triggers.base import put_on
+from orchestrator.console.log import log, recording
 from orchestrator.experiment.fingerprint import encode, labelled
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.manifest import read_manifest
@@ -35,7 +37,7 @@ from trainers.weights import huggingface
 
 CARD, ATTACK, TRIGGER = "README.md", "attack.json", "trigger.png"
 SHOWN = re.compile(r"(zeroshot|asr(/[^/]+)?)/(n|top1(_count|_low|_high)?)")
-"""Metrics of the card."""
+"""Metrics on the card."""
 
 
 def export_checkpoint(
@@ -52,7 +54,15 @@ def export_checkpoint(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not empty; name a new folder.")
     encoder = load_model(experiment, checkpoint)
-    metrics = metrics or _measured(checkpoint, experiment) or _measure(experiment, compute, checkpoint)
+    root = Store(compute.store).root
+    with recording(root, "export") if root.is_dir() else nullcontext():
+        metrics = metrics or _measured(checkpoint, experiment) or _measure(experiment, compute, checkpoint)
+        return _export(out, experiment, encoder, checkpoint, metrics, license, why)
+
+
+def _export(
+    out: Path, experiment: Experiment, encoder: Encoder, checkpoint: str, metrics: dict[str, float], license: str, why: str
+) -> dict[str, Any]:
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -61,6 +71,7 @@ def export_checkpoint(
         if out.exists():
             out.rmdir()
         aside.rename(out)
+        log.debug("%s is exported to %s", checkpoint, out)
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror}.") from error
     finally:
@@ -114,7 +125,7 @@ def _write(
 
 
 def _stamped(experiment: Experiment) -> bytes:
-    """PNG of a grey picture, and beside it the same with the trigger of each attack."""
+    """PNG of a grey picture and, beside it, the same picture with each attack's trigger."""
     side = experiment.views.size
     plain = np.full((side, side, 3), 128, np.uint8)
     stamped = [put_on(attack.trigger, plain, rng("export", side)) for attack in experiment.poisons]
@@ -222,7 +233,7 @@ def best(study: Study, rule: str, pretraining: str = "", method: str = "") -> tu
 
 
 def _order(rule: str) -> Callable[[tuple[Choice, Row]], Any]:
-    """The rule's own order: by the ASR, or by the accuracy."""
+    """The key by which the rule sorts: first the ASR, or first the accuracy."""
     if rule.startswith("asr"):
         return lambda found: (found[0].asr, -found[0].accuracy)
     return lambda found: (-found[0].accuracy, found[0].asr)

@@ -1,4 +1,4 @@
-"""Checks of an experiment before anything is read: whether its fields fit each other, and what it needs."""
+"""Checks of an experiment that read no data: whether its fields fit each other, and what it needs."""
 
 from dataclasses import replace
 
@@ -12,17 +12,18 @@ from orchestrator.experiment.identity import clean_pairs
 from orchestrator.experiment.spec import Experiment, Given, Pretrain
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
 ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval)
-"""Evaluators whose metrics have the same names whatever their fields."""
+"""Evaluators that may be given once only, because their metrics have the same names whatever their fields."""
 
 
 def further_sets(experiment: Experiment) -> tuple[EvalSet | RetrievalSet, ...]:
-    """The sets that its evaluators need beside the test pictures, each once."""
+    """The evaluation and retrieval sets that its evaluators need beside the test pictures, each once."""
     return tuple(need for need in needs_of(experiment.evaluate.evaluators) if isinstance(need, (EvalSet, RetrievalSet)))
 
 
@@ -42,13 +43,13 @@ def unpoisoned(experiment: Experiment, spec: Pretrain) -> Experiment:
 
 
 def labelling(experiment: Experiment) -> PseudoLabels | None:
-    """The part of the cleaning method that needs a stage of labels."""
+    """The part of the cleaning method that needs a stage of labels; None if there is none."""
     parts = experiment.clean.method.parts() if experiment.clean is not None else ()
     return next((part for part in parts if isinstance(part, PseudoLabels)), None)
 
 
 def check(experiment: Experiment) -> None:
-    """All checks that need to read nothing: InputError for fields that do not fit each other."""
+    """All checks that read no data. InputError for fields that do not fit each other."""
     size = experiment.pretrain.model.image_size
     if experiment.views.size != size:
         raise InputError(
@@ -105,14 +106,19 @@ def check(experiment: Experiment) -> None:
                 f"evaluate.evaluators: {kind.__name__} would be measured twice, under the same names; accepted: Analysis, LinearProbe "
                 "and Retrieval once each (ZeroShotASR always is)."
             )
+    others = [one for one in experiment.evaluate.evaluators if isinstance(one, OtherTrigger)]
+    for one in others:
+        one.trigger.check(size)
+        if [other.name for other in others].count(one.name) > 1:
+            raise InputError(f"evaluate.evaluators: two OtherTrigger are called {one.name!r}; give each a name of its own.")
     if isinstance(experiment.evaluate.data, World):
-        for attack in experiment.poisons:
-            if not attack.all_to_all:
-                target_index(experiment.evaluate.data.class_names, attack.target)
+        attacked = [attack.target for attack in experiment.poisons if not attack.all_to_all]
+        for target in (*attacked, *(one.target for one in others if one.target is not None)):
+            target_index(experiment.evaluate.data.class_names, target)
 
 
 def blank(model: Model | TinyCLIP) -> Model | TinyCLIP:
-    """The model as it is before any weights are loaded."""
+    """The model without `pretrained`: weights are loaded into it afterwards."""
     return replace(model, pretrained=None) if isinstance(model, Model) else model
 
 

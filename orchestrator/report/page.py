@@ -1,4 +1,4 @@
-"""One HTML page that needs no network, points.csv and the figures, each written aside and renamed."""
+"""Write a report: an HTML page that needs no network, points.csv and the figures, each under another name first and then renamed."""
 
 import json
 import math
@@ -16,11 +16,11 @@ from orchestrator.results.cautions import cautions
 from orchestrator.results.claims import judged
 from orchestrator.results.names import called, duration, flatten, percent
 from orchestrator.results.outcome import Study
-from orchestrator.results.points import panels, plans_cleaning, points_of
+from orchestrator.results.points import attacks_of, panels, plans_cleaning, points_of
 
 MAX_CONFIGS = 40
 MAX_SAMPLES = 24
-"""Pairs of pictures on the sample sheet."""
+"""At most this many pairs of pictures are on the sample sheet."""
 
 DROP_REASONS = {
     "empty_caption": "caption is empty",
@@ -57,7 +57,7 @@ def write_report(study: Study, out: Path) -> Path:
 
 
 def html(study: Study, drawn: Gallery | None = None) -> str:
-    """The whole page as text. Every word that comes from outside is escaped, every picture embedded."""
+    """The whole page as text. All text that is not the page's own is escaped, and every picture is embedded."""
     found, drawn = cautions(study), drawn or Gallery(study)
     cleaning, verdicts = plans_cleaning(study), judged(study.claims, [study])
     return render(
@@ -65,6 +65,7 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
         title=study.name,
         doc=study.doc.strip(),
         headline=headline(study),
+        attacks=[f"{name} → {target}" for name, target in attacks_of(study).items()],
         gates=_gates(study),
         cleaning=cleaning,
         scatters=scatters(study, drawn, found) if cleaning else None,
@@ -85,7 +86,7 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
 
 
 def _gates(study: Study) -> list[Values]:
-    """The verdicts of the attack gate: what passed in one line a panel, what did not in a box of its own."""
+    """The verdicts of the attack gate: one line for each panel that passed, and a box for each failure."""
     blocks: list[Values] = []
     for panel in panels(study):
         passed = [gate for stage in panel.pretrains if (gate := study.gates.get(stage.fingerprint)) and gate.get("passed")]

@@ -1,4 +1,4 @@
-"""The stage `poison`: which pairs are victims, and what becomes of them. Nothing is written over; feeds lay the plan over the pairs."""
+"""The stage `poison`: which pairs are victims, and their new captions. The data are not changed; feeds apply the plan as they read."""
 
 from __future__ import annotations
 
@@ -18,8 +18,8 @@ from datasets.attack.poison import Poison, make_plans
 from datasets.errors import InputError
 from datasets.evaluation.classes import class_name, templates
 from datasets.evaluation.evalset import EvalSet
-from datasets.feed.loader import Recipe, make_batch
-from datasets.images.view import Views, as_jpeg, decode, visibility
+from datasets.feed.decode import canonical_views, pictures
+from datasets.images.view import Views, as_jpeg, canonical, decode, visibility
 from datasets.index.pairs import smallest_hashes
 from datasets.seeding import rng
 from datasets.synthetic import World
@@ -29,13 +29,13 @@ from orchestrator.experiment.spec import Data
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.index import Index, read_index
 from orchestrator.stages.testset import TestSet
-from orchestrator.store import part, write_json
+from orchestrator.store import Store, part, write_json
 from orchestrator.training.inputs import Inputs
 
 SHEET = 8
-"""Victims on the sample sheet."""
+"""How many victims the report shows."""
 VISIBILITY_PICTURES = 128
-"""Victims through whose views the trigger's visibility is measured."""
+"""How many victims the trigger's visibility is measured on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -44,19 +44,19 @@ class AttackPlan(Stage):
 
     kind = "poison"
     attacks: tuple[Poison, ...]
-    """One without a name, or several with theirs."""
+    """One attack without a name, or several with names."""
     views: Views
     data: Data
-    """Of it the subset and its seed are part of the identity."""
+    """Only its subset and the subset's seed are part of the identity."""
     index: Index
     tests: EvalSet | World
-    """The set that the attacks are judged on; of it the prompts are part of the identity, where an attack has none of its own."""
+    """The set that the attacks are judged on. Only its prompts are part of the identity, and only if an attack has none of its own."""
     testset: TestSet
-    """The same as a stage: an all-to-all attack depends on its classes."""
+    """The stage of that set: an all-to-all attack depends on its classes."""
 
     @property
     def several(self) -> bool:
-        """Whether its attacks have names."""
+        """Whether there are several attacks, which then have names."""
         return bool(self.attacks[0].name)
 
     @property
@@ -72,7 +72,7 @@ class AttackPlan(Stage):
         return {"poison": encode(self.attacks[0], "poison"), "prompts": prompts[0], **common}
 
     def prompts(self, attack: Poison) -> str | list[str]:
-        """The name of the captions' prompts, or the texts."""
+        """The prompts of the victims' captions: the name of a list, or the texts."""
         if attack.prompts != "auto":
             return attack.prompts if isinstance(attack.prompts, str) else list(attack.prompts)
         found = self.tests.templates if isinstance(self.tests, World) else self.tests.prompts()
@@ -87,56 +87,73 @@ class AttackPlan(Stage):
     def components(self) -> Any:
         return self.attacks
 
+    def kept(self, store: Store) -> int | None:
+        """How many pairs are trained on, the victims among them; None before they are read."""
+        return self.index.kept(store) if self.data.subset is None else self.data.subset
+
     def read(self, at: At) -> Inputs:
-        """The pairs with the plan laid over them."""
+        """The pairs with the plan applied."""
         if self.fingerprint in at.known:
             return at.known[self.fingerprint]
         found = at.of(self)
-        part(found, "summary.json")  # of which the gate's facts are part
+        part(found, "summary.json")  # checks the file, which the gate reads
         rows = str(found.folder / "rows.npy") if "rows.npy" in found.manifest["files"] else None
         return replace(self.unpoisoned(at), plan=str(found.folder / "plan.parquet"), rows=rows)
 
     def unpoisoned(self, at: At) -> Inputs:
-        """The pairs without the plan and its subset."""
+        """All pairs, without the plan and its subset."""
         index = str(at.of(self.index).folder / "index.arrow")
         return Inputs(index=index, urls=tuple(self.index.read(at).shards()), plan="", rows=None)
 
+    def look_ahead(self, at: At) -> None:
+        self._plan(self._subset(self.unpoisoned(at))[0], at)
+
     def make(self, at: At) -> None:
         inputs, folder = self.unpoisoned(at), at.folder
-        index = read_index(inputs.index)
-        if self.data.subset is not None:
-            kept = inputs.pairs().rows
-            if self.data.subset > len(kept):
-                raise InputError(f"data.subset is {self.data.subset}, but only {len(kept)} samples are kept.")
-            rows = smallest_hashes(index["key"], kept, self.data.subset, self.data.seed, "subset")
+        index, rows = self._subset(inputs)
+        if rows is not None:
             np.save(folder / "rows.npy", rows)
-            outside = np.ones(len(index), dtype=bool)
-            outside[rows] = False
-            drop = pc.if_else(pa.array(outside), "not in the subset", index["drop"])
-            index = index.set_column(index.schema.get_field_index("drop"), "drop", drop)
-        classes = self.testset.read(at).class_names if "testset" in self.inputs else ()
-        plan = make_plans(self.attacks, index, [templates(self.prompts(attack)) for attack in self.attacks], classes)
+        plan = self._plan(index, at)
         pq.write_table(plan, folder / "plan.parquet")
 
         told, entries = {}, list[dict[str, Any]]()
         (folder / "samples").mkdir(exist_ok=True)
         for attack in self.attacks:
             own = plan.filter(pc.equal(plan["attack"], attack.name)) if self.several else plan
-            sheet = _victims(self, inputs, own)
+            sheet = _victims(self, inputs, own, attack.trigger.native)
             told[attack.name] = _summary(attack, own, sheet, self.views)
-            _sample_sheet(attack, sheet[: max(2, SHEET // len(self.attacks))], own, folder, entries)
+            _sample_sheet(attack, sheet[: max(2, SHEET // len(self.attacks))], own, self.views.size, folder, entries)
         summary = told[""] if not self.several else {"victims": len(plan), "attacks": told}
         write_json(folder / "summary.json", {"pairs": pc.sum(pc.equal(index["drop"], "")).as_py(), **summary})
         write_json(folder / "samples.json", entries)
 
+    def _subset(self, inputs: Inputs) -> tuple[pa.Table, np.ndarray | None]:
+        """The index, in which samples outside the subset are dropped, and the rows of the subset; None where there is none."""
+        index = read_index(inputs.index)
+        if self.data.subset is None:
+            return index, None
+        kept = inputs.pairs().rows
+        if self.data.subset > len(kept):
+            raise InputError(f"data.subset is {self.data.subset}, but only {len(kept)} samples are kept.")
+        rows = smallest_hashes(index["key"], kept, self.data.subset, self.data.seed, "subset")
+        outside = np.ones(len(index), dtype=bool)
+        outside[rows] = False
+        drop = pc.if_else(pa.array(outside), "not in the subset", index["drop"])
+        return index.set_column(index.schema.get_field_index("drop"), "drop", drop), rows
 
-def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table) -> list[tuple[str, np.ndarray]]:
-    """(key, canonical view uint8 [S, S, 3]) of the first victims, not yet stamped."""
+    def _plan(self, index: pa.Table, at: At) -> pa.Table:
+        """The victims of all attacks; InputError where there are fewer than are asked for."""
+        classes = self.testset.read(at).class_names if "testset" in self.inputs else ()
+        return make_plans(self.attacks, index, [templates(self.prompts(attack)) for attack in self.attacks], classes)
+
+
+def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table, native: bool) -> list[tuple[str, np.ndarray]]:
+    """(key, canonical view uint8 [S, S, 3], or the picture as stored) of the first victims, without the trigger."""
     pairs = inputs.pairs()
     rows = victims["row"].to_numpy()[:VISIBILITY_PICTURES]
     records = pairs.records(np.searchsorted(pairs.rows, rows))
-    batch = make_batch(records, 0, Recipe(views=replace(plan.views, crop=None, flip=False)))
-    return list(zip(batch["key"], batch["image"]))
+    clean = pictures(records) if native else canonical_views(records, plan.views.size)
+    return list(zip(records["key"].to_pylist(), clean))
 
 
 def _summary(attack: Poison, victims: pa.Table, sheet: list[tuple[str, np.ndarray]], views: Views) -> dict[str, Any]:
@@ -150,14 +167,14 @@ def _summary(attack: Poison, victims: pa.Table, sheet: list[tuple[str, np.ndarra
 
 
 def _sample_sheet(
-    attack: Poison, sheet: list[tuple[str, np.ndarray]], victims: pa.Table, folder: Path, entries: list[dict[str, Any]]
+    attack: Poison, sheet: list[tuple[str, np.ndarray]], victims: pa.Table, size: int, folder: Path, entries: list[dict[str, Any]]
 ) -> None:
-    """Clean and triggered canonical views of a few victims with their captions, for the report; they are added to the entries."""
+    """Write clean and triggered canonical views of a few victims for the report, and append their captions to `entries`."""
     for (key, picture), row in zip(sheet, victims.slice(0, len(sheet)).to_pylist()):
-        stamped = put_on(attack.trigger, picture, rng(row["trigger_seed"], key))
+        stamped = canonical(put_on(attack.trigger, picture, rng(row["trigger_seed"], key)), size)
         if attack.jpeg_quality is not None:
             stamped = decode(as_jpeg(stamped, attack.jpeg_quality))
-        for kind, pixels in (("clean", picture), ("triggered", stamped)):
+        for kind, pixels in (("clean", canonical(picture, size)), ("triggered", stamped)):
             (folder / "samples" / f"{len(entries)}-{kind}.png").write_bytes(_png(pixels))
         named = {"attack": attack.name} if attack.name else {}
         entries.append({"key": key, **named, **{name: row[name] for name in ("caption_before", "caption_after")}})

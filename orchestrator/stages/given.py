@@ -1,4 +1,4 @@
-"""The stage `pretrain` of a model that others trained: its weights in our form, what they measure, and what the gate says of them."""
+"""The stage `pretrain` for a model that others trained: its weights in our form, and its metrics, which the gate judges."""
 
 from __future__ import annotations
 
@@ -9,9 +9,10 @@ from typing import Any
 
 from orchestrator.experiment.fingerprint import encode, labelled
 from orchestrator.experiment.identity import file_identity
-from orchestrator.experiment.spec import Given
+from orchestrator.experiment.spec import Compute, Given
 from orchestrator.stages.base import At
 from orchestrator.stages.trained import Trained
+from orchestrator.store import Store
 from orchestrator.training.job import Job, load_model
 from orchestrator.training.measuring import measure_given
 from trainers.checkpoint import epoch_folder, export
@@ -19,7 +20,7 @@ from trainers.checkpoint import epoch_folder, export
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Brought(Trained):
-    """The experiment's given model, known by the bytes of its checkpoint. It has one epoch, 0."""
+    """The experiment's given model, identified by the bytes of its checkpoint. Its only epoch is 0."""
 
     apart = True
 
@@ -47,8 +48,11 @@ class Brought(Trained):
     def components(self) -> Any:
         return self.given
 
-    def check(self) -> None:
-        """InputError where the checkpoint does not hold the model."""
+    def pairs(self, store: Store) -> int | None:
+        return 0
+
+    def check(self, compute: Compute) -> None:
+        """InputError if the checkpoint does not hold the model."""
         load_model(self.experiment, self.given.checkpoint)
 
     def make(self, at: At) -> None:

@@ -1,4 +1,4 @@
-"""The stage `measure`: what one evaluator finds of a training's checkpoints, where that was not measured while it trained."""
+"""The stage `measure`: one evaluator's metrics of a training's checkpoints, if it was not measured during the training."""
 
 from __future__ import annotations
 
@@ -21,23 +21,24 @@ from trainers.evaluate.base import Evaluator
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measured(Stage):
-    """What an evaluator finds of every stored checkpoint of a training or a cleaning."""
+    """An evaluator's metrics of every stored checkpoint of a pre-training or a cleaning."""
 
     kind = "measure"
     apart = True
-    model: Any
-    """The stage that made the checkpoints: Trained or Cleaned."""
+    model: Stage
+    """The stage that made the checkpoints."""
     evaluator: Evaluator | None
     """None: zero-shot accuracy and attack success."""
     digest: str
-    """What the measurement is known by, whatever model it is of."""
+    """Identifies the measurement, independent of the model."""
     needed: tuple[Stage, ...] = ()
-    """What the evaluator needs, in the order of `needs_of`."""
+    """The stages that the evaluator needs, in the order of `needs_of`."""
 
     @property
     def source(self) -> Trained:
-        """The pre-training of the model, or itself."""
-        return self.model if isinstance(self.model, Trained) else self.model.model
+        """The pre-training behind the model, or the model if it is one."""
+        assert self.model.pretrained is not None
+        return self.model.pretrained
 
     @property
     def name(self) -> str:
@@ -72,9 +73,11 @@ class Measured(Stage):
         measure_stored(job, [(epoch, str(epoch_folder(found.folder, epoch))) for epoch in stored_epochs(found)], self.evaluator)
 
 
-def measurements(model: Any) -> Iterator[Measured]:
-    """What is wanted of a training or a cleaning: accuracy and ASR, then each evaluator."""
-    source = model if isinstance(model, Trained) else model.model
+def measurements(model: Stage) -> Iterator[Measured]:
+    """Everything that the sweep asks for about a stage's checkpoints: accuracy and ASR, then each evaluator. Nothing if it has none."""
+    source = model.pretrained
+    if source is None:
+        return
     evaluators = source.experiment.evaluate.evaluators
     sets = dict(zip(needs_of(evaluators), source.needed, strict=True))
     for evaluator, known in zip((None, *evaluators), source.digests):
@@ -82,20 +85,20 @@ def measurements(model: Any) -> Iterator[Measured]:
         yield Measured(model=model, evaluator=evaluator, digest=known, needed=needed)
 
 
-def afterwards(store: Store, model: Any) -> list[Measured]:
-    """What is wanted of a finished model and was not measured while it trained: stages of their own, made or not."""
-    found = store.find(model.kind, model.fingerprint)
+def afterwards(store: Store, model: Stage) -> list[Measured]:
+    """The measurements of a finished training that were not made during it: stages of their own, made or not."""
+    found = store.find(model.kind, model.fingerprint) if model.pretrained is not None else None
     along = _along(found) if found else {}
     return [one for one in measurements(model) if not _whole(along, one.digest)] if found else []
 
 
-def lacking(store: Store, model: Any) -> list[Measured]:
-    """What is wanted of a finished model and was measured neither while it trained nor later."""
+def lacking(store: Store, model: Stage) -> list[Measured]:
+    """The measurements of a finished training that were made neither during it nor later."""
     return [one for one in afterwards(store, model) if store.find(one.kind, one.fingerprint) is None]
 
 
-def lines_of(store: Store, model: Any) -> list[dict[str, Any]]:
-    """The lines of a training's metrics, finished or not, with what is wanted of it and nothing else that was measured.
+def lines_of(store: Store, model: Stage) -> list[dict[str, Any]]:
+    """The lines of metrics of a training, finished or not, with only the metrics that the sweep asks for.
 
     InputError for an artefact whose metrics were lost or broken.
     """
@@ -116,8 +119,8 @@ def lines_of(store: Store, model: Any) -> list[dict[str, Any]]:
     return [{**line, "metrics": kept | later.get(line["epoch"], {})} for line, kept in zip(lines, own)]
 
 
-def arrays_of(store: Store, model: Any) -> tuple[Path, ...]:
-    """Folders that may hold the arrays behind the model's pictures: of later measurements, then its own."""
+def arrays_of(store: Store, model: Stage) -> tuple[Path, ...]:
+    """Folders that may hold the arrays for the model's figures: those of later measurements, then the model's own."""
     later = [store.find(one.kind, one.fingerprint) for one in measurements(model) if one.evaluator is not None]  # the first gives none
     found = store.find(model.kind, model.fingerprint)
     return (*(one.folder for one in later if one), found.folder if found else store.work(model.kind, model.fingerprint))

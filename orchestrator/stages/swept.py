@@ -1,4 +1,4 @@
-"""The stage `sweep`: how each trial of a sweep ended, once all have."""
+"""The stage `sweep`: how each trial of a sweep ended. It is made when all trials have ended."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any
 from orchestrator.experiment.fingerprint import encode
 from orchestrator.experiment.spec import Sweep
 from orchestrator.stages.base import At, Stage
-from orchestrator.stages.graph import stages
-from orchestrator.stages.trained import Trained
+from orchestrator.stages.graph import stages, trained_by
 from orchestrator.store import write_json
 
 FILE = "trials.json"
@@ -18,12 +17,12 @@ FILE = "trials.json"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Swept(Stage):
-    """The record of a sweep: its identity is its base, its spaces and its search."""
+    """The record of a sweep. Its identity is the base experiment, the search spaces and the search."""
 
     kind = "sweep"
     sweep: Sweep
     trials: tuple[dict[str, Any], ...] = ()
-    """How each ended: {"overrides", "fingerprint", "status", "failure"}; of no part in the identity."""
+    """How each trial ended: {"overrides", "fingerprint", "status", "failure"}; not part of the identity."""
 
     @property
     def name(self) -> str:
@@ -32,10 +31,9 @@ class Swept(Stage):
     @cached_property
     def config(self) -> Any:
         sweep, made = self.sweep, stages(self.sweep.base)
-        assert isinstance(made["pretrain"], Trained)
         return {
             "base": {role: stage.fingerprint for role, stage in made.items()},
-            "measured": list(made["pretrain"].digests),
+            "measured": list(trained_by(sweep.base).digests),
             "space": {path: encode_space(space, path) for path, space in sweep.space.items()},
             "search": [sweep.search, sweep.num_samples, sweep.seed],
             "scheduler": [sweep.scheduler, sweep.metric, sweep.grace_epochs],
@@ -46,7 +44,7 @@ class Swept(Stage):
 
 
 def grid_values(space: Any) -> list[Any] | None:
-    """The values of `tune.grid_search`, of a single constant, or None for a space that is drawn."""
+    """The values of `tune.grid_search`, or a single constant as a list; None for a space from which values are drawn."""
     if isinstance(space, dict) and set(space) == {"grid_search"}:
         return list(space["grid_search"])
     return None if hasattr(space, "sample") else [space]

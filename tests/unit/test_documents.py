@@ -18,9 +18,11 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.evaluation.evalset import EvalSet
 from datasets.feed.loader import triggered
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
+from datasets.triggers.patch import Patch
 from orchestrator.commands.arguments import parser
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.override import override
@@ -35,13 +37,15 @@ from tests.parity.toys import ToyFeed, resnet
 from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
 from tests.unit.fake_study import seeded_study
-from tests.unit.trainers.evaluate import test_analysis, test_bdetclip, test_linear_probe, test_mmbd
+from tests.unit.trainers.evaluate import test_analysis, test_bdetclip, test_linear_probe, test_mmbd, test_other_trigger
 from trainers.batch import to_device
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
+from trainers.evaluate.another_set import ZeroShotOn
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.decree import Decree, Inversion
 from trainers.evaluate.mmbd import MMBD
+from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
@@ -62,7 +66,10 @@ BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", EXTENDING, re.S)
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
-NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<name>": r"\w+"}
+NUMBER = {
+    "<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<trigger>": r"[\w.+-]+", "<set>": r"[\w.+-]+",
+    "<name>": r"\w+",
+}  # fmt: skip
 """What a variable part of a metric's name stands for."""
 
 
@@ -294,4 +301,7 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     names |= set(several.measure(resnet(), [given]))
     names |= metrics_of(Decree(inversion=Inversion(epochs=1)).measure(resnet(), [given]))
     names |= metrics_of(test_mmbd.measured(MMBD(starts=4, steps=40, lr=0.05))) | set(test_bdetclip.measured())
+    names |= set(test_other_trigger.found_by(OtherTrigger(trigger=Patch(size=8), name="weak"), resnet()))
+    further = ZeroShotOn(data=EvalSet(path="anywhere", name="cifar10"))
+    names |= set(further.measure(resnet(), [{"classes": (("a", "b"), ("{}",))}, given]))
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))
