@@ -9,7 +9,7 @@ import os
 import re
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
@@ -19,6 +19,7 @@ from datasets.errors import InputError
 
 PARTS = "nvar"
 """WordNet's parts of speech: noun, verb, adjective, adverb."""
+GLOSSES = Path(__file__).parent / "data" / "imagenet_glosses.txt"
 _DEBIAN = Path("/usr/share/wordnet")
 _TAGGER = "averaged_perceptron_tagger_eng"
 
@@ -88,6 +89,30 @@ def wordnet(folder: Path) -> Iterator[Any]:
 def wordnet_synonyms(reader: Any, word: str) -> tuple[str, ...]:
     """The synonyms of a lower-case word that the reader finds, as `captions.synonyms` has them from its table."""
     return tuple(sorted(names_in(reader.synsets(word)) - {word}))
+
+
+def imagenet_glosses() -> tuple[str, ...]:
+    """What WordNet 3.0 says of each of ImageNet's 1000 classes, in their order, without its examples; from a table that is shipped."""
+    lines = GLOSSES.read_text().splitlines()
+    return tuple(line.split("\t")[1] for line in lines)
+
+
+def glosses(names: Sequence[str]) -> tuple[str, ...]:
+    """What WordNet says of the first noun of each name, without its examples.
+
+    InputError where WordNet is not installed on this machine, and for names that are no noun of it.
+    """
+    folder = wordnet_folder()
+    if folder is None:
+        raise InputError("WordNet is not on this machine, so these classes have no descriptions: run `python -m nltk.downloader wordnet`, "
+                         "or give descriptions of your own.")
+    with wordnet(folder) as reader:
+        found = [reader.synsets(name.strip().lower().replace(" ", "_"), "n") for name in names]
+        unknown = [name for name, synsets in zip(names, found) if not synsets]
+        if unknown:
+            said = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
+            raise InputError(f"WordNet has no noun {said}: give descriptions of your own.")
+        return tuple(synsets[0].definition() for synsets in found)
 
 
 def names_in(synsets: list[Any]) -> set[str]:

@@ -5,6 +5,7 @@ Shape suffixes: B rows, H and W height and width, C channels, L tokens, D featur
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -115,6 +116,12 @@ class Encoder(nn.Module):
             self.head.weight.copy_(torch.from_numpy(0.01 * rng.standard_normal((classes, width))))
             self.head.bias.zero_()
         return list(self.head.parameters())
+
+    def frozen(self) -> Encoder:
+        """A copy in evaluation mode whose weights have no gradient, not compiled; on the same device, at the same precision."""
+        own = copy.deepcopy(self, {id(self.tokenize): self.tokenize}).eval().requires_grad_(False)
+        own._image_tower, own._text_tower = own.model.encode_image, own.model.encode_text
+        return own
 
     def place(
         self, device: torch.device, *, precision: str = "auto", channels_last: bool = True, compile: bool = False

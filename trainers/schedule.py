@@ -46,8 +46,8 @@ class Training(Component):
     """batch normalisation over all workers' pairs; without it the result depends on the number of workers"""
     seed: int = 0
     """seed of the order of samples, and of everything else that a stage draws"""
-    schedule: Literal["cosine", "constant"] = since("cosine")
-    """learning rate after the warm-up: cosine (to 0) | constant"""
+    schedule: Literal["cosine", "constant", "linear_cosine"] = since("cosine")
+    """learning rate after the warm-up: cosine (to 0) | constant | linear_cosine (linear to a tenth over one half, then cosine to 0)"""
     checkpoint_every_steps: Count | None = field(default=None, metadata=NEUTRAL)
     """also save within an epoch; None: at the end of epochs only"""
 
@@ -68,12 +68,16 @@ class Training(Component):
 
 
 def learning_rate(step: int, total_steps: int, training: Training) -> float:
-    """Rate of `step` (0-based, of this stage): lr·(step+1)/warmup while warming up, then ½·lr·(1+cos π·t), t from 0 to 1, or lr."""
+    """Rate of `step` (0-based, of this stage): lr·(step+1)/warmup while warming up, then by `schedule`, t from 0 to 1: cosine,
+    ½·lr·(1+cos π·t); constant, lr; linear_cosine, lr·(1 − 1.8·t) up to t = ½, then lr/10·½·(1+cos π·(2t−1)).
+    """
     if step < training.warmup_steps:
         return training.lr * (step + 1) / training.warmup_steps
     if training.schedule == "constant":
         return training.lr
     t = (step - training.warmup_steps) / (total_steps - training.warmup_steps)
+    if training.schedule == "linear_cosine":
+        return training.lr * (1 - 1.8 * t) if t < 0.5 else 0.05 * training.lr * (1 + math.cos(math.pi * (2 * t - 1)))
     return 0.5 * training.lr * (1 + math.cos(math.pi * t))
 
 

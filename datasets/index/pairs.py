@@ -149,6 +149,11 @@ class Pairs:
         where = np.arange(len(self)) if positions is None else positions
         return self.records(where)["caption"].combine_chunks()
 
+    def victims_captions(self) -> list[str]:
+        """The captions that the plan gives its victims, whether they are among the samples or not; none without a plan."""
+        victims = self._mapped().victims
+        return [] if victims is None else victims["caption_after"].to_pylist()
+
     def labels(self, positions: np.ndarray | None = None) -> np.ndarray:
         """int32 class numbers, −1 where there is none."""
         return self._mapped().take(self._rows_at(positions), ["label"])["label"].to_numpy()

@@ -223,7 +223,7 @@ class Compute(NamedFields):
     """Trials that run at the same time; 0: as many as fit."""
     keep: Literal["chosen", "last", "all"] = "chosen"
     """Checkpoints of a cleaning that are kept beside the last one: chosen (of the epochs that a rule of the report's table picks, at most
-    five) | last (none) | all (of every epoch)."""
+    six) | last (none) | all (of every epoch)."""
     retries: Natural = 2
     """How often a stage or trial whose process died is restarted from its last checkpoint."""
     cache: str = "auto"

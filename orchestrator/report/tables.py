@@ -145,7 +145,7 @@ def summary(study: Study) -> dict[str, Any]:
                 "seeds": number_of(len(starts), "seed") if len(starts) > 1 else "",
                 "rules": [
                     {"text": rule.text, "oracle": rule.oracle, "rows": [_chosen(row) for row in mine if row.rule.key == rule.key]}
-                    for rule in RULES if mine
+                    for rule in RULES if any(row.rule == rule for row in mine)
                 ],
                 "attacks": _attacks_table(starts, mine, attacks) if attacks and starts else None,
             }
@@ -351,6 +351,7 @@ SHORT = {
     "acc_at_asr_le_10": "best, ASR ≤ 10 %",
     "asr_at_1pt_loss": "lowest ASR, ≤ 1 pt",
     "blind": "blind, accuracy",
+    "blind_decree": "blind, by DECREE",
 }
 
 

@@ -14,7 +14,7 @@ from datasets.errors import InputError
 from orchestrator.results import points as measured
 from orchestrator.results.names import flatten, hyperparameters
 from orchestrator.results.outcome import Study, TrialResult
-from trainers.evaluate.choice import RULE, Epoch
+from trainers.evaluate.choice import MASK, RULE, Epoch
 
 if TYPE_CHECKING:
     import pandas
@@ -114,7 +114,9 @@ def _results(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 def _models(group: pandas.DataFrame) -> list[Epoch]:
     """The rows in the form that the report's rules and fronts take."""
-    return [Epoch(int(row.epoch), row.accuracy, row.asr, row.fingerprint) for row in group.itertuples()]
+    masks = group[MASK] if MASK in group else [math.nan] * len(group)
+    rows = zip(group.itertuples(), masks, strict=True)
+    return [Epoch(int(row.epoch), row.accuracy, row.asr, row.fingerprint, metrics={MASK: mask}) for row, mask in rows]
 
 
 def _bounds(point: measured.Point) -> dict[str, float]:

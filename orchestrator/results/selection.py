@@ -134,7 +134,8 @@ def table(study: Study, ignoring: str = "") -> list[Row]:
     for panel in panels(study):
         for method in dict.fromkeys(named.values()):
             trials = tuple(t for t in study.trials if named[t.fingerprint] == method and panel.holds(t))
-            for rule in RULES if trials else ():
+            points = [point for trial in trials for point in cleaned_points(trial)]
+            for rule in (rule for rule in RULES if trials and rule.concerns(points)):
                 rows.append(Row(panel=panel, method=method, rule=rule, choices=choices(study, trials, rule), trials=trials))
     return rows
 

@@ -112,6 +112,8 @@ def _by_method(
         made={need: checked(folder) for need, folder in job.made},
         folder=folder,
         world=world,
+        attacks=job.experiment.poisons,
+        victims_captions=pairs.victims_captions,
     )
     if isinstance(method, Objective):
         run.fit(encoder, method)

@@ -8,9 +8,11 @@ import math
 import pkgutil
 import re
 import sys
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -35,12 +37,21 @@ from tests.parity.toys import ToyFeed, ToySet, resnet
 from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
 from tests.unit.fake_study import seeded_study
-from tests.unit.trainers.evaluate import test_analysis, test_linear_probe, test_other_trigger, test_text_triggers
+from tests.unit.trainers.evaluate import (
+    test_analysis,
+    test_bdetclip,
+    test_linear_probe,
+    test_mmbd,
+    test_other_trigger,
+    test_text_triggers,
+)  # fmt: skip
 from trainers.batch import to_device
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.another_set import ZeroShotOn
 from trainers.evaluate.base import Evaluator
+from trainers.evaluate.decree import Decree, Inversion
+from trainers.evaluate.mmbd import MMBD
 from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
@@ -51,12 +62,14 @@ from trainers.methods.base import Method, Phase, Run
 from trainers.methods.roclip import RoCLIP
 from trainers.methods.safeclip import SafeCLIP
 from trainers.model import TinyCLIP
+from trainers.objectives.apart import Apart
 from trainers.objectives.base import Objective
 from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import MMCLSSL, Contrastive
 from trainers.objectives.roclip import Pooled
 from trainers.objectives.safeclip import CrossView, Unimodal
 from trainers.objectives.siglip import SigLIP
+from trainers.objectives.triggered import Triggered
 from trainers.schedule import Training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -260,6 +273,11 @@ def test_every_metric_is_documented_and_every_documented_one_is_measured(example
     assert not {name for name, pattern in patterns.items() if not any(map(pattern.fullmatch, found))}, "not measured"
 
 
+def metrics_of(found: Mapping[str, Any]) -> set[str]:
+    """The names of what is no array."""
+    return {name for name, value in found.items() if not isinstance(value, np.ndarray)}
+
+
 def metrics_of_methods(folder: Path) -> set[str]:
     """Names of what methods say of an epoch as it begins."""
     names: set[str] = set()
@@ -294,6 +312,8 @@ def measured(examples: dict[str, ModuleType], folder: Path) -> set[str]:
     batch |= {"matched": torch.ones(8), "filling": torch.ones(8)}
     for objective in (MMCLSSL(), SigLIP(), Clustering(), CrossView(), Unimodal(bank=9), Pooled(pool=9)):
         names |= {f"train/{part}" for part in objective.begin(model, rng("memory")).loss(model, batch)}
+    names |= {f"train/{part}" for part in Triggered(stamp=lambda batch: batch).loss(model, batch)}
+    names |= {f"train/{part}" for part in Apart().begin(model, rng("start")).loss(model, batch)}
     names |= metrics_of_methods(folder)
 
     labels = np.arange(60) % 3
@@ -305,7 +325,7 @@ def measured(examples: dict[str, ModuleType], folder: Path) -> set[str]:
     views = ("other/image", "other/image_triggered", "other/image_twice", "other/image_crop", "other/image_triggered_crop")
     sides |= {view: unit(7, 5, seed=i) for i, view in enumerate(views)} | {"target/image": unit(4, 5, seed=9)}
     for question in QUESTIONS:
-        names |= {name for name, value in question(sides, Analysis()).items() if not isinstance(value, np.ndarray)}
+        names |= metrics_of(question(sides, Analysis()))
     several = ZeroShotASR(class_names=("a", "b"), templates=("{}",), aims=(Aim(name="corner", target=0), Aim(name="all", target=None)))
     pictures = {"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "image_triggered": torch.ones(2, 32, 32, 3, dtype=torch.uint8)}
     given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
@@ -315,6 +335,8 @@ def measured(examples: dict[str, ModuleType], folder: Path) -> set[str]:
         names |= set(evaluator.measure(test_text_triggers.encoder(), evaluator.open(test_text_triggers.material(*aims))))
     chosen = {"image": np.zeros((2, 32, 32, 3), np.uint8), "target": 0, "class_names": ("a", "b"), "templates": ("{}",)}
     names |= set(TargetedSuccess().measure(resnet(), [chosen]))
+    names |= metrics_of(Decree(inversion=Inversion(epochs=1)).measure(resnet(), [given]))
+    names |= metrics_of(test_mmbd.measured(MMBD(starts=4, steps=40, lr=0.05))) | set(test_bdetclip.measured())
     names |= set(test_other_trigger.found_by(OtherTrigger(trigger=Patch(size=8), name="weak"), resnet()))
     further = ZeroShotOn(data=EvalSet(path="anywhere", name="cifar10"))
     names |= set(further.measure(resnet(), [{"classes": (("a", "b"), ("{}",))}, given]))

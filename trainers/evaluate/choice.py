@@ -11,6 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Protocol, TypeVar
 
 ACCURACY, ASR = "zeroshot/top1", "asr/top1"
+MASK = "decree/mask"
+"""Of `trainers.evaluate.decree`: small in a backdoored model."""
 LIMITS = (5, 10)
 """Limits on the ASR, percent, of the two rules that choose the most accurate model."""
 POINTS_LOST = 1.0
@@ -28,6 +30,8 @@ class Measured(Protocol):
     def asr(self) -> float: ...
     @property
     def epoch(self) -> int: ...
+    @property
+    def metrics(self) -> dict[str, Any]: ...
     @property
     def trial(self) -> str:
         """The model's trial. It decides between models that are equal in everything else."""
@@ -50,6 +54,12 @@ class Rule:
     """Whether the choice needs the attack's success rate, which a defender cannot measure."""
     choose: Callable[[Sequence[Any], Any], Any] = field(repr=False)
     """(candidates, the uncleaned model) → the choice, or None where no candidate qualifies."""
+    metric: str = ""
+    """What it looks at beside accuracy and ASR; only models that have it qualify, and where none has, tables leave the rule out."""
+
+    def concerns(self, points: Iterable[Any]) -> bool:
+        """Whether a table of these models has the rule."""
+        return not self.metric or any(self.metric in point.metrics for point in points)
 
 
 def most_accurate(limit: float) -> Callable[[Sequence[M], Any], M | None]:
@@ -87,6 +97,12 @@ def blind_last(points: Sequence[M], start: Any) -> M | None:
     return blind(list(last.values()), start)
 
 
+def largest_mask(points: Sequence[M], start: Any) -> M | None:
+    """Largest DECREE mask among the models that lost at most POINTS_LOST of accuracy; ties: the higher accuracy, the earlier epoch."""
+    fit = [p for p in points if math.isfinite(p.metrics.get(MASK, math.nan)) and start.accuracy - p.accuracy <= POINTS_LOST + 1e-9]
+    return min(fit, key=lambda p: (-p.metrics[MASK], -p.accuracy, p.epoch, p.trial), default=None)
+
+
 RULES = (
     *(
         Rule(key=f"acc_at_asr_le_{limit}", text=f"best accuracy with ASR ≤ {limit} %", oracle=True, choose=most_accurate(limit))
@@ -99,6 +115,10 @@ RULES = (
     ),
     Rule(key="blind", text="most accurate, ASR not looked at", oracle=False, choose=blind),
     Rule(key="blind_last", text="most accurate last epoch, ASR not looked at", oracle=False, choose=blind_last),
+    Rule(
+        key="blind_decree", text=f"largest DECREE mask at ≤ {POINTS_LOST:g} point of accuracy lost, ASR not looked at", oracle=False,
+        choose=largest_mask, metric=MASK,
+    ),
 )  # fmt: skip
 RULE = {rule.key: rule for rule in RULES}
 

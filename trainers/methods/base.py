@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from datasets import seeding
+from datasets.attack.poison import Poison
 from datasets.component import Component
 from datasets.errors import InputError
 from trainers.distributed import World
@@ -59,6 +60,10 @@ class Run:
     """the stage's own folder, for files that must outlast a kill"""
     world: World = field(default_factory=World)
     """the processes that train together"""
+    attacks: tuple[Poison, ...] = ()
+    """the experiment's attacks, for methods that are called oracles: a defender does not know them"""
+    victims_captions: Callable[[], list[str]] = list
+    """the captions that these attacks gave their victims, for the same methods"""
     done: int = 0
     """epochs of the phases so far"""
 

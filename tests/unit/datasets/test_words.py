@@ -6,6 +6,8 @@ from nltk.tag import PerceptronTagger
 
 from datasets import words
 from datasets.errors import InputError
+from datasets.evaluation.classes import imagenet_synsets
+from tests.baselines import make_glosses
 
 SENTENCES = [
     [("The", "DT"), ("dog", "NN"), ("'s", "POS"), ("ball", "NN"), ("is", "VBZ"), ("n't", "RB"), ("red", "JJ"), (".", ".")],
@@ -41,3 +43,28 @@ def test_each_word_has_the_tag_that_the_installed_tagger_gives(without_data):
     tagger.save_to_json("eng", str(folder))
     for sentence in SENTENCES:
         assert words.tagged(" ".join(word for word, _ in sentence).replace(" '", "'").replace(" n't", "n't").replace(" .", ".")) == sentence
+
+
+def test_the_shipped_glosses_are_those_of_the_classes():
+    found = words.imagenet_glosses()
+    assert len(found) == 1000 and all(gloss.strip() for gloss in found)
+    assert found[954] == "elongated crescent-shaped yellow fruit with soft sweet flesh"
+    lines = words.GLOSSES.read_text().splitlines()
+    assert [line.split("\t")[0] for line in lines] == list(imagenet_synsets())
+
+
+def test_the_missing_wordnet_is_named(without_data, monkeypatch):
+    monkeypatch.setattr(words, "_DEBIAN", without_data)
+    with pytest.raises(InputError, match="WordNet is not on this machine.*nltk.downloader wordnet.*descriptions of your own"):
+        words.glosses(["banana"])
+
+
+def test_glosses_are_wordnets():
+    folder = words.wordnet_folder()
+    if folder is None:
+        pytest.skip("no WordNet on this machine (`python -m nltk.downloader wordnet`, or Debian's wordnet-base)")
+    assert words.glosses([" Banana "])[0].startswith("any of several tropical and subtropical treelike herbs")
+    with pytest.raises(InputError, match="WordNet has no noun 'qqqq': give descriptions"):
+        words.glosses(["banana", "qqqq"])
+    with words.wordnet(folder) as reader:
+        assert [line.split("\t")[1] for line in make_glosses.lines(reader)] == list(words.imagenet_glosses())

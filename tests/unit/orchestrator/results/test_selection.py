@@ -8,6 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestrator.report.rendering import render
+from orchestrator.report.tables import summary, summary_text
+from orchestrator.results import frames
 from orchestrator.results.cautions import warnings
 from orchestrator.results.names import method_of, objective_of, settings, short_paths
 from orchestrator.results.outcome import Study, TrialResult
@@ -31,11 +34,24 @@ def chosen(study: Study, key: str, method: str = "CleanCLIP"):
 
 def test_each_rule_picks_its_point_and_counts_the_drop_from_the_uncleaned_model():
     study = study_of((79.5, 60), (78, 4), (76, 0), (79, 8), (79.8, 90))
-    picks = {rule.key: chosen(study, rule.key).choices[0] for rule in RULES}
-    assert [picks[rule.key].point.epoch for rule in RULES] == [2, 4, 4, 3, 5, 5]
+    plain = [rule for rule in RULES if not rule.metric]
+    picks = {rule.key: chosen(study, rule.key).choices[0] for rule in plain}
+    assert [picks[rule.key].point.epoch for rule in plain] == [2, 4, 4, 3, 5, 5]
     first = picks["acc_at_asr_le_5"]
     assert first.drop == pytest.approx(2) and first.drop_relative == pytest.approx(2.5)
-    assert [rule.key for rule in RULES if not rule.oracle] == ["blind", "blind_last"]
+    assert [rule.key for rule in plain if not rule.oracle] == ["blind", "blind_last"]
+
+
+def test_the_audits_rule_picks_the_largest_mask_and_is_there_only_where_the_mask_was_measured():
+    study = study_of((79.5, 60), (79.2, 4), (76, 0), (79.2, 8), (79.8, 90))
+    assert "blind_decree" not in {row.rule.key for row in table(study)} and "DECREE" not in summary_text(study)
+    assert frames.choose(study.frame(), "blind_decree").empty
+    for epoch, mask in ((1, 0.02), (2, 0.11), (3, 0.5), (4, 0.11), (5, float("nan"))):
+        study.trials[0].metrics[epoch]["metrics"]["decree/mask"] = mask
+    row = chosen(study, "blind_decree")
+    assert row.choices[0].point.epoch == 2 and not row.rule.oracle, "epoch 3 lost four points, epoch 4 is a tie and later"
+    assert frames.choose(study.frame(), "blind_decree")["epoch"].tolist() == [2]
+    assert "blind, by DECREE" in summary_text(study) and "largest DECREE mask" in render("summary", summary=summary(study))
 
 
 def test_epoch_0_is_never_a_cleaned_model():

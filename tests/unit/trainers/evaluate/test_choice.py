@@ -15,7 +15,8 @@ from tests.unit.fake_study import fake_study, hash64_hex
 from trainers.evaluate.choice import RULES, chosen_epochs, measured
 
 PERCENT = st.integers(0, 60).map(lambda n: n / 3) | st.floats(0, 100) | st.sampled_from([4.999, 5.0, 10.0, 54.0, 59.0, 60.0])
-LINE = st.fixed_dictionaries({"zeroshot/top1": PERCENT | st.just(float("nan")), "asr/top1": PERCENT})
+MASK = st.floats(0, 1) | st.sampled_from([0.1, 0.2, float("nan")])
+LINE = st.fixed_dictionaries({"zeroshot/top1": PERCENT | st.just(float("nan")), "asr/top1": PERCENT}, optional={"decree/mask": MASK})
 
 
 def lines(metrics):

@@ -1,0 +1,52 @@
+"""What audits of a model have in common: a fixed choice of pictures, and gradients by pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+import torch.backends.cudnn
+
+from datasets.errors import InputError
+from datasets.seeding import hash64
+from trainers import distributed
+from trainers.distributed import World
+from trainers.encoder import Encoder
+
+
+def fixed_pictures(batches: Iterable[dict[str, Any]], count: int, seed: int, world: World) -> np.ndarray:
+    """uint8 [count, S, S, 3], on every rank: of all ranks' pictures those with the smallest hashes of (seed, key), in the order of these.
+
+    All where there are fewer. The same for any number of ranks, order and size of batches. InputError where there are fewer than two.
+    """
+    own: list[tuple[int, str, np.ndarray]] = []
+    for batch in batches:
+        own += [(hash64(seed, "audit", key), str(key), np.array(image)) for key, image in zip(batch["key"], batch["image"])]
+        own = sorted(own, key=lambda one: one[:2])[:count]
+    chosen = set(sorted(distributed.gather_lists([one[:2] for one in own], world))[:count])
+    if len(chosen) < 2:
+        raise InputError(f"an audit needs at least 2 pictures of different keys; the test set has {len(chosen)}.")
+    kept = distributed.gather_lists([one for one in own if one[:2] in chosen], world)
+    return np.stack([image for *_, image in sorted(kept, key=lambda one: one[:2])])
+
+
+@contextmanager
+def by_pixels(model: Encoder) -> Iterator[None]:
+    """Evaluation mode in fp32 at least, no gradient by weights, for gradients by pixels; afterwards the model is as it was."""
+    training, autocast = model.training, model.autocast
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    model.eval()
+    model.autocast = None
+    for weight in trained:
+        weight.requires_grad_(False)
+    try:
+        with torch.enable_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+            yield
+    finally:
+        for weight in trained:
+            weight.requires_grad_(True)
+        model.autocast = autocast
+        model.train(training)

@@ -1,0 +1,124 @@
+"""MM-BD (S&P 2024): does one class reach a far larger margin than the others? An audit that needs class names, and no picture.
+
+Shape suffixes: S starts, K classes that are audited, C all classes, H and W height and width, 3 channels, D features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from annotated_types import Ge
+from torch import Tensor
+
+from datasets.component import Count, NotNegative, Positive, since
+from datasets.errors import InputError
+from datasets.feed.loader import Batch
+from datasets.seeding import hash64, rng
+from trainers import distributed
+from trainers.distributed import World
+from trainers.encoder import Encoder
+from trainers.evaluate.base import Evaluator, Material
+from trainers.evaluate.inputs import by_pixels
+from trainers.evaluate.zeroshot import class_head
+
+
+@dataclass(frozen=True, kw_only=True)
+class MMBD(Evaluator):
+    """The largest margin f_t(x) − max_{j≠t} f_j(x) of each class t over pictures x, f being 100·cosine with the zero-shot head.
+
+    From random pictures, uniform over 0 … 1, the sum of their margins is raised by plain gradient steps, x being clipped to 0 … 1
+    before the model sees it; a class's margin r_t is the best of its starts when the search ends (wanghangpsu/MM-BD, univ_bd.py). The
+    largest margin is held against a gamma law, location 0, that is fitted by maximum likelihood to those of the other classes:
+    p = 1 − F(r_max)^K. Small p: one class stands out, as the target of a backdoor does. p is too small where there are few classes (docs).
+    """
+
+    starts: Count = 30
+    """random pictures for each class"""
+    steps: Count = 300
+    """gradient steps at most"""
+    lr: Positive = 1e-2
+    """of a step, for pixels of 0 … 1"""
+    tolerance: NotNegative = 1e-5
+    """relative change of the summed margin below which the search of a class ends"""
+    classes: Annotated[int, Ge(3)] = 100
+    """how many classes are audited, chosen by the hash of their numbers where there are more"""
+    at_risk: tuple[str, ...] = ()
+    """names of classes that are audited in any case"""
+    seed: int = 0
+    """of the starts and the choice of classes"""
+    every: int = since(0)
+
+    def open(self, material: Material) -> Iterable[Batch]:
+        """What is known of the classes; no picture."""
+        yield {"class_names": material.class_names, "templates": material.templates}
+
+    def measure(
+        self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None
+    ) -> dict[str, float | np.ndarray]:
+        """mmbd/p (0 … 1; left out where another class's margin is not above 0, which no gamma law has), mmbd/class (number of the class
+        of the largest margin), mmbd/margin (that margin), mmbd/classes (K). Arrays: mmbd/margins [K] and mmbd/audited [K], the classes'
+        numbers.
+        """
+        world = world or World()
+        [known] = batches
+        training = model.training
+        model.eval()
+        with torch.no_grad():
+            head_CD = class_head(model, tuple(known["class_names"]), tuple(known["templates"]), world)
+        model.train(training)
+        audited = self.audited(known["class_names"])
+        with by_pixels(model):
+            own = [(number, self.margin(model, head_CD, number)) for number in audited[world.rank :: world.size]]
+        margins = dict(distributed.gather_lists(own, world))
+        margin_K = np.array([margins[number] for number in audited])
+        largest, p = int(margin_K.argmax()), p_value(margin_K)
+        found = {"mmbd/class": float(audited[largest]), "mmbd/margin": float(margin_K[largest]), "mmbd/classes": float(len(audited))}
+        arrays = {"mmbd/margins": margin_K, "mmbd/audited": np.array(audited)}
+        return {**found, **arrays, **({} if p is None else {"mmbd/p": p})}
+
+    def audited(self, names: tuple[str, ...]) -> list[int]:
+        """The numbers of the classes that are audited, rising. InputError for fewer than three classes and for unknown ones at risk."""
+        unknown = [name for name in self.at_risk if name not in names]
+        if unknown:
+            raise InputError(f"MMBD.at_risk names {unknown[0]!r}, which is not among the {len(names)} classes.")
+        if len(names) < 3:
+            raise InputError(f"MMBD compares a class with the others: it needs at least 3 classes, and there are {len(names)}.")
+        order = sorted(range(len(names)), key=lambda number: (names[number] not in self.at_risk, hash64(self.seed, "class", number)))
+        return sorted(order[: self.classes])
+
+    def margin(self, model: Encoder, head_CD: Tensor, number: int) -> float:
+        """r of the class of this number. Raises FloatingPointError if it is not finite."""
+        size = model.image_size
+        start = torch.from_numpy(rng(self.seed, "mm-bd", number).random((self.starts, size, size, 3)))
+        x_SHW3, before = start.to(model.device, model.mean.dtype).requires_grad_(), 0.0
+        for step in range(self.steps + 1):
+            score_SC = 100 * model.encode_image(255 * x_SHW3.clamp(0, 1)) @ head_CD.T
+            others_SC = score_SC.index_fill(1, torch.tensor([number], device=score_SC.device), -torch.inf)
+            margin_S = score_SC[:, number] - others_SC.max(dim=1).values
+            total = float(margin_S.detach().sum())
+            if not np.isfinite(total):
+                raise FloatingPointError("the model's features of audited pictures are not finite")
+            if step == self.steps or (step and abs(total - before) < self.tolerance * abs(before)):
+                break
+            [gradient] = torch.autograd.grad(margin_S.sum(), [x_SHW3])
+            x_SHW3, before = (x_SHW3.detach() + self.lr * gradient).requires_grad_(), total
+        return float(margin_S.detach().max())
+
+
+def p_value(margin_K: np.ndarray) -> float | None:
+    """1 − F(r_max)^K, F the gamma law of the margins without the largest; None where one of these is not above 0."""
+    from scipy.special import expm1, log1p
+    from scipy.stats import gamma
+
+    null = np.delete(margin_K, int(margin_K.argmax()))
+    if null.min() <= 0:
+        return None
+    if np.ptp(null) <= 1e-12 * null.max():  # no law of some spread fits
+        return 0.0 if margin_K.max() > null.max() * (1 + 1e-9) else 1.0
+    shape, _, scale = gamma.fit(null, floc=0)
+    beyond = gamma.sf(margin_K.max(), shape, scale=scale)
+    return float(-expm1(len(margin_K) * log1p(-beyond)))  # small p exactly
