@@ -18,6 +18,7 @@ from orchestrator.stages.base import Stage, place
 from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import stages
+from orchestrator.stages.kept import Kept, told_of
 from orchestrator.stages.measured import afterwards
 from orchestrator.stages.swept import grid_values
 from orchestrator.stages.trained import Trained
@@ -67,10 +68,14 @@ def _row(
     pairs: int | None = None
     if isinstance(stage, Trained) and not isinstance(stage, Brought):
         known = _kept(experiment, store)
+        if stage.kept is not None and known is not None and experiment.keep is not None:
+            known = experiment.keep.kept(known)
         spec = stage.experiment.training
         pairs = None if known is None else spec.epochs * (known // spec.batch_size) * spec.batch_size
     elif stage.kind == "clean" and experiment.clean is not None:
-        pairs = experiment.clean.epochs * (clean_pairs(experiment.clean) // experiment.clean.batch_size) * experiment.clean.batch_size
+        chosen = clean_pairs(experiment.clean)
+        chosen = chosen if experiment.clean.keep is None else experiment.clean.keep.kept(chosen)
+        pairs = experiment.clean.epochs * (chosen // experiment.clean.batch_size) * experiment.clean.batch_size
     speed, source = (rate, "given") if rate else _measured_rate(stage, experiment, stored)
     hours = pairs / speed / 3600 if pairs and speed and not done else None
     return {
@@ -247,6 +252,8 @@ def _artefact_line(artefact: Artefact, title: str) -> str:
     if lines:
         metrics = lines[-1]["metrics"]
         told = f"  accuracy {metrics.get('zeroshot/top1', float('nan')):.1f} %  ASR {metrics.get('asr/top1', float('nan')):.1f} %"
+    if m["stage"] == Kept.kind and _whole(artefact, "summary.json"):
+        told = f"  {told_of(json.loads(part(artefact, 'summary.json')))}"
     line = f"{m['stage']:9} {artefact.folder.name:45} {m['created']}  {_duration(m['seconds'] / 3600):>8}{told}"
     return f"{line}  {title}" if title else line
 

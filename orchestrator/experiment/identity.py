@@ -50,8 +50,8 @@ def cleanset_identity(clean: Clean) -> tuple[str, dict[str, Any]]:
 
 
 def cleanset_fields(clean: Clean) -> set[str]:
-    """Fields of the cleaning that the cleaning set alone depends on."""
-    return {"poisons", "keys"} | ({"pairs", "choice"} if clean.keys else set())
+    """Fields of the cleaning that the pairs alone depend on, which are stages of their own."""
+    return {"poisons", "keys", "keep"} | ({"pairs", "choice"} if clean.keys else set())
 
 
 def _keys(path: str) -> tuple[int, str]:

@@ -23,10 +23,11 @@ from orchestrator.results.points import CLEANING_SET
 from orchestrator.running.follow import Follower, Mirror
 from orchestrator.running.stages_on_ray import ensure_all, measure_all, train_all
 from orchestrator.running.tuning import clean_sweep
-from orchestrator.stages.base import At, Stage, ensure
+from orchestrator.stages.base import At, Stage, ensure, walk
 from orchestrator.stages.given import Brought
 from orchestrator.stages.graph import make_data, stages, trained_by
 from orchestrator.stages.measured import lacking
+from orchestrator.stages.trained import Trained
 from orchestrator.store import Store, part, slug
 from orchestrator.sweep.plan import Plan, check_measurements, trial_experiment
 from orchestrator.sweep.stored import Trial, decode_overrides, judge, load_study
@@ -54,13 +55,13 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
     store = Store(compute.store)
     plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
     check_measurements(plan)
-    for _, experiment in plan.upstream:
-        stage = stages(experiment)["pretrain"]
+    models = {stage for _, experiment in plan.grid or plan.upstream for stage in stages(experiment).values() if isinstance(stage, Trained)}
+    for stage in sorted(models, key=str):
         if store.find(stage.kind, stage.fingerprint) is None:
             if isinstance(stage, Brought):
                 stage.check()
             else:
-                experiment.training.check_workers(compute.workers)
+                stage.experiment.training.check_workers(compute.workers)
     for cleaning in dict.fromkeys(experiment.clean for _, experiment in plan.grid or plan.upstream):
         if cleaning is not None:
             cleaning.check_workers(compute.trial_workers)
@@ -136,6 +137,7 @@ def _make(
     ensure_all([stage for stage in wanted if stage.apart], at)
     priors = [stage.prior for stage in wanted if stage.prior is not None]
     wants(_pretraining(plan, store, compute))
+    _choose_pairs(wanted, at)
     models = {artefact.fingerprint for artefact in train_all(wanted, at)}
     measure_all([one for stage in [*wanted, *priors] for one in lacking(store, stage)], at)
     failures = []
@@ -149,6 +151,15 @@ def _make(
     cleaned = [stages(trial_experiment(plan.sweep, trial.overrides))["clean"] for trial in trials if trial.status == "finished"]
     measure_all([one for stage in dict.fromkeys(cleaned) for one in lacking(store, stage)], at)
     return trials, failures
+
+
+def _choose_pairs(wanted: Sequence[Trained], at: At) -> None:
+    """Make what the pre-trainings keep of their pairs, and first the models that score these, side by side."""
+    kept = [stage.kept for stage in wanted if stage.kept is not None and at.find(stage) is None]
+    models = [one for one in walk(*kept) if isinstance(one, Trained)]
+    ensure_all([one for one in models if one.apart], at)
+    train_all([one for one in models if not one.apart], at)
+    ensure_all(kept, at)
 
 
 def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -95,6 +96,10 @@ class AttackPlan(Stage):
         part(found, "summary.json")  # of which the gate's facts are part
         rows = str(found.folder / "rows.npy") if "rows.npy" in found.manifest["files"] else None
         return replace(self.unpoisoned(at), plan=str(found.folder / "plan.parquet"), rows=rows)
+
+    def victims(self, at: At) -> int:
+        """How many there are."""
+        return json.loads(part(at.of(self), "summary.json"))["victims"]
 
     def unpoisoned(self, at: At) -> Inputs:
         """The pairs without the plan and its subset."""

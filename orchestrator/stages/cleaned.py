@@ -15,7 +15,7 @@ from orchestrator.experiment.spec import Clean, Experiment
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.measured import lines_of
-from orchestrator.stages.trained import Trained, checkpoint_at, made_for, spent
+from orchestrator.stages.trained import Trained, checkpoint_at, made_for, rows_of, spent
 from orchestrator.store import read_failure
 from orchestrator.training.job import Job
 from orchestrator.training.ray_train import fit_on_workers
@@ -38,6 +38,8 @@ class Cleaned(Stage):
     model: Trained
     needed: tuple[Stage, ...] = ()
     """What its method needs, in the order of `needs_of`."""
+    kept: Stage | None = None
+    """The pairs of the cleaning set that it trains on (`Kept`); None: all."""
 
     @property
     def cleaning(self) -> Clean:
@@ -55,7 +57,8 @@ class Cleaned(Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"cleanset": self.cleanset, "pretrain": self.model, **by_role(self.needed)}
+        kept = {} if self.kept is None else {"kept": self.kept}
+        return {"cleanset": self.cleanset, "pretrain": self.model, **kept, **by_role(self.needed)}
 
     @property
     def shown(self) -> Any:
@@ -77,7 +80,7 @@ class Cleaned(Stage):
             stage=str(self),
             checkpoint=str(checkpoint_at(at.of(self.model), epoch)),
             uncleaned=uncleaned,
-            cleanset=self.cleanset.read(at),
+            cleanset=self.cleanset.read(at) if self.kept is None else rows_of(self.kept, at),
             measures=self.model.digests,
             made=(*self.model.made(at), *made_for(self.cleaning.method, self.needed, at)),
             cpus=at.compute.trial_cpus,

@@ -20,6 +20,7 @@ from orchestrator.experiment.identity import encode_evaluator, weights_identity
 from orchestrator.experiment.spec import Experiment, Pretrain
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage
+from orchestrator.stages.cleanset import FILE as ROWS
 from orchestrator.stages.testset import TestSet, require_same_classes
 from orchestrator.store import METRICS, Artefact, checked, read_lines
 from orchestrator.training.inputs import Inputs
@@ -45,6 +46,8 @@ class Trained(Stage):
     prior: Unpoisoned | None
     needed: tuple[Stage, ...] = ()
     """What its evaluators need, in the order of `needs_of`."""
+    kept: Stage | None = None
+    """The pairs that it trains on (`Kept`); None: all."""
 
     @property
     def name(self) -> str:
@@ -60,7 +63,8 @@ class Trained(Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"poison": self.attack, **({} if self.prior is None else {"prior": self.prior})}
+        others = {"prior": self.prior, "kept": self.kept}
+        return {"poison": self.attack, **{role: stage for role, stage in others.items() if stage is not None}}
 
     @property
     def needs(self) -> tuple[Stage, ...]:
@@ -82,7 +86,10 @@ class Trained(Stage):
 
     def read(self, at: At) -> Inputs:
         """The data that it is trained and measured on; cleanings of it are measured on the same."""
-        return at.known.get(self.fingerprint) or self.measured_on(self.attack.read(at), at)
+        if self.fingerprint in at.known:
+            return at.known[self.fingerprint]
+        pairs = self.attack.read(at)
+        return self.measured_on(pairs if self.kept is None else replace(pairs, rows=rows_of(self.kept, at)), at)
 
     def measured_on(self, pairs: Inputs, at: At) -> Inputs:
         """The pairs with the test pictures and further sets; InputError where the target is no class, or a set has other classes."""
@@ -177,6 +184,11 @@ class Unpoisoned(Trained):
 
     def read(self, at: At) -> Inputs:
         return self.measured_on(replace(self.attack.read(at), plan=""), at)
+
+
+def rows_of(stage: Stage, at: At) -> str:
+    """The file of the rows that a stage has chosen."""
+    return str(at.of(stage).folder / ROWS)
 
 
 def target_place(class_names: Sequence[str], target: str) -> int:
