@@ -47,6 +47,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
     for _, experiment in plan.upstream:
         made = stages(experiment)
         _read_unpoisoned(study, made, store)
+        _read_dropped(study, made, store, "pretrain")
         if not study.poison:
             _read_poison(study, made, store, experiment)
         result = read_stage(store, made["pretrain"], described(experiment), StageResult)
@@ -68,6 +69,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
             continue  # two draws of the same values are two trials and one cleaning
         known.add(made["clean"].fingerprint)
         _read_unpoisoned(study, made, store)
+        _read_dropped(study, made, store, "clean")
         status, error, failure = trial.status, trial.error, trial.failure
         if trials is None and not live and (failed := _failed(store.work("clean", made["clean"].fingerprint))):
             status, error, failure = "failed", *failed
@@ -285,6 +287,16 @@ def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store) -> None
             study.priors += [result] if result else []
         if result and role not in result.role:
             result.role = f"{result.role} and {role}" if result.role else role
+
+
+def _read_dropped(study: Study, made: dict[str, Stage], store: Store, role: str) -> None:
+    """Add what this experiment's pre-training or cleaning has dropped, unless the study holds it."""
+    kept = made[role].inputs.get("kept")
+    found = None if kept is None else store.find(kept.kind, kept.fingerprint)
+    if kept is None or found is None or any(one["fingerprint"] == kept.fingerprint for one in study.dropped):
+        return
+    entry = {"of": "pre-training" if role == "pretrain" else "cleaning", "name": kept.name, "fingerprint": kept.fingerprint}
+    study.dropped.append({**entry, **json.loads(part(found, "summary.json"))})
 
 
 def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment: Experiment) -> None:

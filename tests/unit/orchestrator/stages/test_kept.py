@@ -18,11 +18,14 @@ from datasets.errors import InputError
 from orchestrator.commands.show import plan_rows, show
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Compute, Experiment, Given, Keep
+from orchestrator.report.page import html
+from orchestrator.report.tables import dropped_table
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.graph import stages
 from orchestrator.stages.kept import lowest
 from orchestrator.store import Store
 from orchestrator.sweep.plan import make_plan
+from orchestrator.sweep.stored import load_study
 from tests.inprocess import run_here, without_ray
 from tests.tiny_sweep import BASE, SWEEP
 from trainers.detect.cosine import CosineByModel, CosineByReference
@@ -119,6 +122,17 @@ def test_show_tells_what_was_dropped(made, capsys):
     assert all(re.search(r"dropped \d+ of (400|96) pairs: caught \d+ of (20|6) victims, lost \d+ clean pairs", line) for line in lines)
 
 
+def test_the_report_has_a_line_for_each_stage_that_dropped_pairs(made):
+    space = {"keep": tune.grid_search([None, KEEP]), "clean.lr": tune.grid_search([1e-3])}
+    study = load_study(make_plan(replace(SWEEP, base=KEPT, space=space)), Store(str(made)))
+    heads, rows = dropped_table(study)
+    cleanings = [("cleaning", "75 % by cosinebymodel", "24 of 96")] * 2
+    assert [row[:3] for row in rows] == [("pre-training", "80 % by slof_m80_k24", "80 of 400"), *cleanings]
+    page = html(study)
+    assert "What was dropped" in page and all(row[-1] in page for row in rows) and len(heads) == len(rows[0])
+    assert "What was dropped" not in html(replace(study, dropped=[]))
+
+
 def test_a_kill_in_between_is_outlived(made, tmp_path):
     """Killed while pairs are scored, and after two steps of the second training: the same command ends with the same weights."""
     sweep = replace(SWEEP, base=replace(KEPT, clean=None), space={})
@@ -199,7 +213,8 @@ def test_too_few_pairs_are_told_before_anything_is_trained(fields, said, tmp_pat
 def test_detection_measures_a_checkpoint_as_the_stage_does(made, tmp_path):
     """Its metrics are in the lines of a training, and those of the last epoch are the figures of the stage."""
     scores = (SLOF(k=24, m=80), LID(k=8, m=50), CosineByModel())
-    wanted = replace(BASE, evaluate=replace(BASE.evaluate, evaluators=(Detection(scores=scores, caught_at=(5.0, 10.0), every=0),)), clean=None)
+    detection = Detection(scores=scores, caught_at=(5.0, 10.0), every=0)
+    wanted = replace(BASE, evaluate=replace(BASE.evaluate, evaluators=(detection,)), clean=None)
     code, said, study = run_here(replace(SWEEP, base=wanted, space={}), made)
     assert code == 0 and study is not None, said
     last = study.pretrains[0].metrics[-1]["metrics"]
