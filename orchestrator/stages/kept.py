@@ -126,6 +126,6 @@ def check_scores(experiment: Experiment, pairs: int, victims: int) -> None:
         if isinstance(evaluator, Detection):
             evaluator.check(pairs)
             scores += evaluator.scores
-    for warning in dict.fromkeys(filter(None, (crowded(score, pairs, victims) for score in scores))):
+    if warning := crowded(scores, pairs, victims):
         log.warning("%s", warning)
 

@@ -82,7 +82,7 @@ class Scored(Stage):
         mean_N = np.mean([one.suspicion[score] for one in made], axis=0)
         last = replace(made[-1], suspicion={score: mean_N})
         pq.write_table(pa.table({"key": pairs.keys(), "score": mean_N, "victim": last.victim_N}), at.folder / FILE)
-        warning = crowded(score, len(pairs), int(last.victim_N.sum()))
+        warning = crowded([score], len(pairs), int(last.victim_N.sum()))
         if warning:
             log.warning("%s", warning)
         told = {"score": score.name, "suspect": "high" if score.sign > 0 else "low", "models": len(made), "warning": warning}

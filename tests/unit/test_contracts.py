@@ -29,7 +29,7 @@ from trainers.evaluate.zeroshot import ZeroShotASR
 
 ROOT = Path(__file__).resolve().parents[2]
 SHIPPED = sorted(f"sweeps.{path.stem}" for path in (ROOT / "sweeps").glob("[a-z]*.py"))
-WITHOUT_MINIATURE = {"sweeps.quickstart", "sweeps.clipart"}
+WITHOUT_MINIATURE = {"sweeps.quickstart", "sweeps.clipart", "sweeps.detection"}
 
 
 @pytest.mark.parametrize("miniature", [False, True])

@@ -33,11 +33,17 @@ from tests.parity.toys import ToyFeed, resnet
 from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
 from tests.unit.fake_study import seeded_study
+from tests.unit.trainers.detect import test_scores
 from tests.unit.trainers.evaluate import test_analysis, test_linear_probe
 from trainers.batch import to_device
+from trainers.detect.base import Score, smallest
+from trainers.detect.cosine import CosineByModel
+from trainers.detect.lid import LID
+from trainers.detect.scoring import Scorer
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.base import Evaluator
+from trainers.evaluate.detection import Detection, Scores
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
@@ -56,7 +62,7 @@ BLOCKS = re.findall(r"```python\n# (\S+)\n(.*?)```", EXTENDING, re.S)
 PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
-NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<name>": r"\w+"}
+NUMBER = {"<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<name>": r"\w+", "<score>": r"\w+"}
 """What a variable part of a metric's name stands for."""
 
 
@@ -141,6 +147,16 @@ def test_the_evaluator(examples: dict[str, ModuleType], encoder: Encoder) -> Non
     encoder.train()
     assert evaluator.measure(encoder, [same, other])["shift/cosine"] == pytest.approx(shift / 2, rel=0.1)
     assert encoder.training
+
+
+def test_the_score(examples: dict[str, ModuleType]) -> None:
+    score = examples["trainers/detect"].FromTheCaptions(m=20)
+    assert isinstance(score, Score) and score.name == "fromthecaptions_m20" and Detection(scores=(score,)).scores == (score,)
+    pairs = test_scores.features(60)
+    whole, parts = (test_scores.scored((score,), pairs, batch)[score] for batch in (60, 7))
+    chosen = pairs.take(smallest(pairs.keys, 20, 0, "reference"))
+    expected = 1 - pairs.image("unit").numpy() @ chosen.text("unit").numpy().mean(axis=0)
+    assert np.allclose(whole, expected, rtol=0, atol=1e-12) and np.allclose(whole, parts, rtol=0, atol=1e-12)
 
 
 def test_the_stage(examples: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -264,6 +280,11 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     batch["target"] = torch.zeros(8, dtype=torch.long)
     for objective in (MMCLSSL(), SigLIP(), Clustering()):
         names |= {f"train/{part}" for part in objective.loss(model, batch)}
+
+    pairs = test_scores.features(60)
+    scorer = Scorer(scores := (LID(k=4, m=20), CosineByModel()), pairs, victim_N := np.arange(60) < 5)
+    found = Scores(position_N=np.arange(60), victim_N=victim_N, suspicion=scorer.of(pairs), clamped=scorer.clamped, poisons=scorer.poisons)
+    names |= {f"detect/{name}/{key}" for score in scores for name, told in found.merit(score, (5.0,), 0).items() for key in told}
 
     labels = np.arange(60) % 3
     names |= set(test_linear_probe.run(test_linear_probe.pictures(labels, 0), test_linear_probe.pictures(labels[:9], 1), target=2))

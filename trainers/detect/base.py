@@ -212,15 +212,22 @@ class NeighbourScore(Compared):
         return int((self.near(pairs, reference).distance_BK <= CLAMP).sum())
 
 
-def crowded(score: Score, pairs: int, victims: int) -> str:
-    """A warning where a reference is expected to hold too many poisons for the score's k; else empty."""
-    expected = victims * score.drawn[0] / pairs if pairs else 0.0
-    if not score.depth or score.depth > 2 * expected:
+def poisons_per_k(score: Score, pairs: int, victims: int) -> float:
+    """How many poisons its reference is expected to hold, over its k; 0 for a score without neighbours. Below 0.5 is wanted."""
+    return victims * score.drawn[0] / pairs / score.depth if score.depth and pairs else 0.0
+
+
+def crowded(scores: Sequence[Score], pairs: int, victims: int) -> str:
+    """A warning that names the scores whose reference is expected to hold too many poisons for their k; else empty."""
+    shares = {score: poisons_per_k(score, pairs, victims) for score in scores}
+    told = [
+        f"{score.label} with k = {score.depth}, m = {score.drawn[0]} (n / k = {share:.2g})" for score, share in shares.items() if share >= 0.5
+    ]
+    if not told:
         return ""
     return (
-        f"{score.label} looks at k = {score.depth} neighbours in a reference of m = {score.drawn[0]} pairs, which is expected to hold "
-        f"{expected:.1f} poisons: k above {2 * expected:.0f} is wanted, for from k poisons on the score is inverted. Take a larger k or a "
-        "smaller m."
+        f"{victims} of {pairs} pairs are poisoned, so a reference of m pairs holds about n = {victims / pairs:.2g} · m poisons: k > 2 n is "
+        f"wanted, and from n = k on a score by neighbours is inverted. Take a larger k or a smaller m: {', '.join(told)}."
     )
 
 

@@ -20,7 +20,7 @@ from datasets.feed.loader import Batch, Recipe, make_batch
 from datasets.index.pairs import Pairs, smallest_hashes
 from trainers import distributed
 from trainers.batch import image_tensor
-from trainers.detect.base import Features, Score
+from trainers.detect.base import Features, Score, poisons_per_k
 from trainers.detect.early_loss import EarlyLoss
 from trainers.detect.merit import figures
 from trainers.detect.scoring import Scorer, first_positions
@@ -101,7 +101,7 @@ class Scores:
         if score.drawn[0]:
             told |= {"reference_poisons": self.poisons[score], "expected_poisons": victims * score.drawn[0] / len(self.victim_N)}
         if score.depth:
-            told |= {"poisons_per_k": told["expected_poisons"] / score.depth, "clamped": self.clamped[score]}
+            told |= {"poisons_per_k": poisons_per_k(score, len(self.victim_N), victims), "clamped": self.clamped[score]}
         values = {score.name: figures(suspicion_N, self.victim_N, shares, seed) | told}
         if score.both_tails:
             values[f"{score.name}_low"] = figures(-suspicion_N, self.victim_N, shares, seed)

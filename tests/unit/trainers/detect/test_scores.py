@@ -240,10 +240,12 @@ def test_the_scores_turn_round_once_the_reference_holds_k_poisons(share, least, 
 
 
 def test_the_rule_warns_of_it():
-    assert not crowded(SLOF(k=16, m=2048), 1_000_000, 100)
-    assert "61.4 poisons: k above 123" in crowded(SLOF(k=16, m=2048), 4000, 120)
-    assert crowded(SLOF(k=16, m=256), 4000, 125) and not crowded(SLOF(k=17, m=256), 4000, 125)
-    assert not crowded(CosineByModel(), 4000, 3000) and not crowded(IsolationForest(), 4000, 3000)
+    assert not crowded([SLOF(k=16, m=2048)], 1_000_000, 100)
+    told = crowded([SLOF(k=16, m=2048), SLOF(k=16, m=256), DAO(k=64, m=2048)], 4000, 120)
+    assert told.startswith("120 of 4000 pairs are poisoned")
+    assert told.endswith("smaller m: SLOF with k = 16, m = 2048 (n / k = 3.8), DAO with k = 64, m = 2048 (n / k = 0.96).")
+    assert crowded([SLOF(k=16, m=256)], 4000, 125) and not crowded([SLOF(k=17, m=256)], 4000, 125)
+    assert not crowded([CosineByModel(), IsolationForest()], 4000, 3000)
 
 
 def refusals():
