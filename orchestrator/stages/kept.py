@@ -112,20 +112,17 @@ def kept_of(experiment: Experiment, keep: Keep, own: Trained, cleanset: Cleaning
 def check_scores(experiment: Experiment, pairs: int, victims: int) -> None:
     """InputError where a keep or an evaluator cannot score so many pairs, or leaves fewer than a batch; a warning where the reference is
     expected to hold too many of these victims."""
-    scores = []
+    scores, left = [], pairs
     if experiment.keep is not None:
         keep, batch_size = experiment.keep, experiment.training.batch_size
         keep.score.check(pairs, "keep.score")
-        if keep.kept(pairs) < batch_size:
-            raise InputError(f"keep.share is {keep.share}, which leaves {keep.kept(pairs)} of {pairs} pairs: fewer than one batch of "
-                             f"{batch_size}.")  # fmt: skip
+        left = keep.kept(pairs)
+        if left < batch_size:
+            raise InputError(f"keep.share is {keep.share}, which leaves {left} of {pairs} pairs: fewer than one batch of {batch_size}.")
         scores.append(keep.score)
-        pairs, whole = keep.kept(pairs), pairs
-        victims = round(victims * pairs / whole)
     for evaluator in experiment.evaluate.evaluators:
         if isinstance(evaluator, Detection):
-            evaluator.check(pairs)
+            evaluator.check(left)
             scores += evaluator.scores
     if warning := crowded(scores, pairs, victims):
         log.warning("%s", warning)
-

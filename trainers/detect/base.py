@@ -220,9 +220,8 @@ def poisons_per_k(score: Score, pairs: int, victims: int) -> float:
 def crowded(scores: Sequence[Score], pairs: int, victims: int) -> str:
     """A warning that names the scores whose reference is expected to hold too many poisons for their k; else empty."""
     shares = {score: poisons_per_k(score, pairs, victims) for score in scores}
-    told = [
-        f"{score.label} with k = {score.depth}, m = {score.drawn[0]} (n / k = {share:.2g})" for score, share in shares.items() if share >= 0.5
-    ]
+    many = {score: share for score, share in shares.items() if share >= 0.5}
+    told = [f"{score.label} with k = {score.depth}, m = {score.drawn[0]} (n / k = {share:.2g})" for score, share in many.items()]
     if not told:
         return ""
     return (
