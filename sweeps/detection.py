@@ -1,8 +1,9 @@
-"""Do scores of training pairs find the poison, and does training without the suspects help?   6 pre-trainings a seed, no cleaning.
+"""Do scores of training pairs find the poison, and does training without the suspects help?   9 pre-trainings a seed, no cleaning.
 
 The quick start's world with 0.3, 1 and 3 % of its pairs poisoned. Every model is asked how well scores of its own training pairs find the
 victims, over a grid of k and m: where the reference of m pairs holds k poisons or more, the scores are inverted. `--seeds 0,1,2` repeats
-it. Then the tenth of the pairs with the highest SLOF is dropped and a second model trained on the rest: its ASR against the first one's.
+it. Then the tenth of the pairs with the highest scores is dropped and a second model trained on the rest, by SLOF and by LoREx, which is given
+200 clean pairs: its ASR against the first one's.
 The table: `python -m tests.science.detection --store STORE`.
 """
 
@@ -34,7 +35,7 @@ SCORES = (
     LoREx(trusted=200),
     CosineByModel(),
 )
-KEEP = Keep(score=SLOF(k=64, m=256), share=0.9)
+KEEPS = tuple(Keep(score=score, share=0.9) for score in (SLOF(k=64, m=256), LoREx(trusted=200)))
 
 BASE = replace(
     QUICKSTART,
@@ -46,6 +47,6 @@ BASE = replace(
 SWEEP = Sweep(
     name="detection",
     base=BASE,
-    space={"poison.rate": tune.grid_search(list(RATES)), "keep": tune.grid_search([None, KEEP])},
+    space={"poison.rate": tune.grid_search(list(RATES)), "keep": tune.grid_search([None, *KEEPS])},
     compute=Compute(num_cpus=2),
 )
