@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help demo miniatures test check bench baselines install clean
+.PHONY: help demo miniatures test exports check bench baselines install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -47,6 +47,11 @@ miniatures: $(STAMP)  ## every sweep of the study as its miniature, in one store
 
 test: $(STAMP)  ## every test; ARGS="-k poison" picks some
 	$(BIN)/python -m pytest -n 2 $(ARGS)
+
+# Apart from `test`: where transformers is installed, every process that imports open_clip imports it too, which takes a second.
+exports: $(STAMP)  ## Hugging Face transformers loads what `cleansweep export` writes
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,labels]"
+	$(BIN)/python -m pytest tests/unit/orchestrator/commands/test_exports_elsewhere.py $(ARGS)
 
 check: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -28,7 +28,7 @@ _SUFFIXES = {
     "a": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
     "r": (),
 }  # fmt: skip
-"""Endings that WordNet strips, by part of speech (morphy(7WN)), each with the lemma's ending in its place."""
+"""Endings that WordNet replaces, by part of speech (morphy(7WN)), each with the lemma's ending."""
 _STOP_WORDS = (
     "i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its "
     "itself they them their theirs themselves what which who whom this that these those am is are was were be been being "
@@ -47,7 +47,7 @@ class Caption(NamedTuple):
     text: str | None
     """Stripped; None without one."""
     fault: str = ""
-    """Why there is no text: `no_caption`, or `caption_not_text` for bytes or a value that is not text."""
+    """Why there is no text: `no_caption`, or `caption_not_text` for bytes or a value that is no text."""
 
     def drop_reason(self, min_length: int = 0) -> str:
         """Why the sample is unusable, or ""."""
@@ -67,7 +67,7 @@ def as_caption(value: object) -> Caption:
         try:
             value = decode_text(value, "the caption")
         except NotText:
-            return NOT_TEXT  # counted by the reader
+            return NOT_TEXT  # the reader counts it
     if isinstance(value, str):
         return NOT_TEXT if "\0" in value else Caption(value.removeprefix("\ufeff").strip())
     return NO_CAPTION if value is None else NOT_TEXT
@@ -123,7 +123,7 @@ def eda(caption: str, rng: np.random.Generator) -> str:
 
 
 def _replace(words: list[str], n: int, rng: np.random.Generator) -> list[str]:
-    """Up to `n` different words that are no stop words, each by one of its synonyms wherever it stands."""
+    """Replace up to `n` different words that are not stop words, each by one of its synonyms at all its places."""
     candidates = sorted(set(words) - STOP_WORDS)
     replaced: dict[str, str] = {}
     for i in rng.permutation(len(candidates)):
@@ -136,7 +136,7 @@ def _replace(words: list[str], n: int, rng: np.random.Generator) -> list[str]:
 
 
 def _insert(words: list[str], n: int, rng: np.random.Generator) -> list[str]:
-    """`n` synonyms of random words at random places; ten attempts each to find a word that has any."""
+    """Insert `n` synonyms of random words at random places, with ten attempts each to find a word that has synonyms."""
     words = list(words)
     for _ in range(n):
         for _ in range(10):
@@ -148,7 +148,7 @@ def _insert(words: list[str], n: int, rng: np.random.Generator) -> list[str]:
 
 
 def _swap(words: list[str], n: int, rng: np.random.Generator) -> list[str]:
-    """`n` times two words change places."""
+    """Swap two random words, `n` times."""
     words = list(words)
     for _ in range(n if len(words) > 1 else 0):
         i, j = rng.choice(len(words), 2, replace=False)
@@ -163,7 +163,7 @@ def _delete(words: list[str], chance: float, rng: np.random.Generator) -> list[s
 
 class _Table(NamedTuple):
     lemmas: dict[str, str]
-    """Lemma → its parts of speech with their synonyms, tab-separated as in the file; split when asked for."""
+    """Lemma → its parts of speech with their synonyms, tab-separated as in the file; split when used."""
     irregular: dict[str, list[str]]
     """Part of speech and irregular form → lemmas."""
 

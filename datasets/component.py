@@ -75,7 +75,7 @@ class Component(NamedFields):
         if "id" not in cls.__dict__:
             cls.id = cls.__name__
         own = cls.__dict__.get("__post_init__")
-        if own is not None:  # so that no subclass can forget to call the base's
+        if own is not None:  # so that no subclass can omit the call of the base's method
 
             def checked(self: Any) -> None:
                 check_fields(self)
@@ -108,7 +108,7 @@ class Component(NamedFields):
 
 
 def components(value: Any) -> Iterator[Component]:
-    """The components in a value, a component itself first, then those in its fields."""
+    """The components in a value: a component first, then those in its fields."""
     if isinstance(value, (tuple, list)):
         for item in value:
             yield from components(item)
@@ -119,7 +119,7 @@ def components(value: Any) -> Iterator[Component]:
 
 
 def needs_of(value: Any) -> tuple[Component, ...]:
-    """What the components in a value need, each once."""
+    """Everything that the components in a value need, each once."""
     return tuple(dict.fromkeys(need for component in components(value) for need in component.needs()))
 
 
@@ -146,7 +146,7 @@ def _hashable(value: Any) -> bool:
 
 
 def shown(value: Any) -> str:
-    """The value in a message: its Python text, cut where it is long."""
+    """The value for a message: its Python text, shortened if it is long."""
     try:
         text = repr(value)
     except (ValueError, RecursionError):  # a number of thousands of digits, brackets in brackets
@@ -183,7 +183,7 @@ _OTHER = object()
 
 
 def _as(value: Any, kind: Any, path: str) -> Any:
-    """The value as one type without limits; `_OTHER` where it is of another."""
+    """The value as a type without limits; `_OTHER` if it is of another type."""
     origin = typing.get_origin(kind) or kind
     if kind is Any or (kind is type(None) and value is None) or (kind is bool and isinstance(value, bool)):
         return value
@@ -224,17 +224,17 @@ def _tuple(value: tuple, arguments: tuple, path: str) -> tuple:
 
 
 def options(hint: Any) -> tuple:
-    """The parts of a union; the annotation itself where it is none."""
+    """The parts of a union; for any other annotation, the annotation itself."""
     return typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else (hint,)
 
 
 def choices(hint: Any) -> tuple[str, ...]:
-    """The texts of a `Literal`; none of anything else."""
+    """The texts of a `Literal`; empty for any other annotation."""
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
 def unlimited(hint: Any) -> tuple[Any, list[Any]]:
-    """A type without its limits, and these: `Share` is (float, [Ge(0), Le(1)])."""
+    """A type without its limits, and the limits: `Share` gives (float, [Ge(0), Le(1)])."""
     if typing.get_origin(hint) is not Annotated:
         return hint, []
     kind, *limits = typing.get_args(hint)

@@ -1,4 +1,4 @@
-"""Files here and elsewhere: local paths, `file://`, and any URI that fsspec or pyarrow knows, through one small interface."""
+"""Local and remote files: paths, `file://`, and any URI that fsspec or pyarrow knows, through one small interface."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from datasets.errors import InputError
 from datasets.text import whole_characters
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
-"""What counts as a picture by its extension, in any case: torchvision's `ImageFolder`, JFIF and GIF."""
+"""Extensions of pictures, in any case: those of torchvision's `ImageFolder`, JFIF and GIF."""
 _SCHEME = re.compile(r"^[A-Za-z][A-Za-z0-9+.-]+://")
 _BRACE = re.compile(r"\{([^{}]*)\}")
 _NO_TEXT = re.compile(r"[\udc80-\udcff]|\\(?=x[0-9a-f]{2})")
@@ -31,12 +31,12 @@ def is_remote(url: str) -> bool:
 
 
 def local_path(url: str) -> str:
-    """`file:///x` as `/x`; everything else as it is."""
+    """`/x` for `file:///x`; everything else unchanged."""
     return url[7:] if url.startswith("file://") else url
 
 
 def filesystem(url: str) -> tuple[Any, str]:
-    """The fsspec file system of a URI, and the URI; pyarrow's own (S3, GCS, HDFS) where fsspec lacks the package."""
+    """The fsspec file system of a URI, and the URI. For S3, GCS and HDFS it is pyarrow's if fsspec lacks the package."""
     scheme, _, rest = url.partition("://")
     return _filesystem(scheme, rest.split("/", 1)[0]), url
 
@@ -161,7 +161,7 @@ def known_sha256(path: str | os.PathLike[str]) -> str:
     if mark in _HASHES:
         return _HASHES[mark]
     digest = sha256(path)
-    if time.time_ns() - found.st_mtime_ns > 1_000_000_000:  # one changed just now may change again within the clock's tick
+    if time.time_ns() - found.st_mtime_ns > 1_000_000_000:  # a file changed just now may change again within a tick of the clock
         _HASHES[mark] = digest
     return digest
 
@@ -170,7 +170,7 @@ _HASHES: dict[tuple[str, int, int, int], str] = {}
 
 
 def is_at(file: IO[Any], path: Path) -> bool:
-    """Whether the open file is the one that has this path now."""
+    """Whether the open file is the one at this path now."""
     try:
         return os.path.samestat(os.fstat(file.fileno()), path.stat())
     except FileNotFoundError:
@@ -178,7 +178,7 @@ def is_at(file: IO[Any], path: Path) -> bool:
 
 
 def write_whole(path: Path, content: bytes) -> Path:
-    """Write aside, sync, rename: `path` is whole or as it was, and nothing half-written stays after a failure."""
+    """Write to another file, sync, rename: `path` is complete or unchanged, and a failure leaves no incomplete file."""
     aside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         aside.write_bytes(content)
@@ -190,14 +190,14 @@ def write_whole(path: Path, content: bytes) -> Path:
 
 
 def size_of(url: str) -> int:
-    """Size of a file in bytes; -1 where there is none, also for a name that no file can have."""
+    """Size of a file in bytes; -1 if there is none, or no file can have the name."""
     try:
         if is_remote(url):
             system, path = filesystem(url)
             return int(system.size(path))
         return os.path.getsize(url)
     except InputError:
-        raise  # a scheme that is not known
+        raise  # an unknown scheme
     except (FileNotFoundError, NotADirectoryError, ValueError):  # ValueError: a NUL, or half a surrogate pair, in the path
         return -1
     except OSError as error:
@@ -207,7 +207,7 @@ def size_of(url: str) -> int:
 
 
 def changed_at(url: str) -> int:
-    """When a local file was last changed, in nanoseconds; -1 for others and where there is none."""
+    """When a local file was last changed, in nanoseconds; -1 for a remote or missing file."""
     try:
         return -1 if is_remote(url) else os.stat(url).st_mtime_ns
     except OSError:

@@ -94,7 +94,7 @@ SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "house": _house,
     "tree": _tree,
 }
-"""Signed distances, near enough at the edge: below 0 inside, unit the shape's radius."""
+"""Signed distances in units of the shape's radius, approximate away from the edge: below 0 inside."""
 
 FILLS = ("solid", "striped", "hollow")
 
@@ -108,7 +108,7 @@ COLOURS = {
 }
 
 BACKGROUNDS = {"dark": 35, "grey": 90, "light": 145}
-"""Muted: a grey level, tinted by a little."""
+"""Background colours: grey levels with a slight tint."""
 
 TEMPLATES = (
     "a photo of a {}.",
@@ -122,7 +122,7 @@ _CHUNK = 512
 
 
 class Pictures(NamedTuple):
-    """A run of samples."""
+    """Several samples."""
 
     images: np.ndarray
     """uint8 [N, S, S, 3]."""
@@ -133,7 +133,7 @@ class Pictures(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class World(Component):
-    """Coloured shapes, drawn from the seed alone. The default: 10 shapes, 6 colours, learnable in 16 000 samples."""
+    """Coloured shapes that depend only on the seed. The default: 10 shapes, 6 colours, learnable in 16 000 samples."""
 
     train: Count = 4000
     """Number of training pairs."""
@@ -224,7 +224,7 @@ class World(Component):
     def _chunk(self, split: str, number: int, n: int) -> Pictures:
         draw = make_rng(self.seed, "world", split, number)
         names = self.class_names
-        # every draw is of a whole chunk, then cut: a shorter chunk begins like a longer one
+        # draws are made for a whole chunk and then cut, so that a shorter chunk begins like a longer one
         labels = draw.integers(len(names), size=_CHUNK)[:n]
         if split == "test":
             labels = (number * _CHUNK + np.arange(n)) % len(names)
@@ -269,7 +269,7 @@ class World(Component):
             if fill == "hollow":
                 distance = np.maximum(distance, -0.2 - distance)
             mask_NP[which] = np.clip(0.5 - distance * (radius[which, None] * size), 0, 1)
-            if fill == "striped":  # every other stripe lets most of the ground through
+            if fill == "striped":  # every other stripe is mostly transparent
                 mask_NP[which] *= np.where(np.mod(x + y, 0.66) < 0.33, 0.35, 1.0)
         paint_NC = np.array([COLOURS[name] for name in self.colours], np.float32)[colour] + shade_NC
         ground_NC = np.array(tuple(BACKGROUNDS.values()), np.float32)[background][:, None] + tint_NC
@@ -284,7 +284,7 @@ def harder(**fields: int | str | float | tuple) -> World:
     preset = {
         "train": 12000,
         "test": 800,
-        "shapes": tuple(name for name in SHAPES if name != "ring"),  # a ring and a hollow circle are one thing
+        "shapes": tuple(name for name in SHAPES if name != "ring"),  # a ring and a hollow circle look the same
         "fills": FILLS,
         "name_colour": 0.7,
         "name_size": 0.5,

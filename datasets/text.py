@@ -1,4 +1,4 @@
-"""The one way in which text that a user brings is read: captions, class names, templates, tables, keys and JSON.
+"""Reads all text from users: captions, class names, templates, tables, keys and JSON.
 
 Text is UTF-8, with or without a byte order mark, or UTF-16 with one, and holds no NUL character. Anything else raises `NotText`, which says
 where: nothing is guessed, and nothing is replaced silently. A reader of a single file lets it through, since it is an `InputError`; a
@@ -20,7 +20,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class NotText(InputError):
-    """Bytes that are not text, or not JSON, where text was wanted."""
+    """The bytes are not text or not JSON, as they should be."""
 
 
 def decode_text(data: bytes, where: str) -> str:
@@ -63,7 +63,7 @@ def read_text(path: str | Path) -> str:
 
 
 def lines_of(text: str) -> list[str]:
-    """The lines that hold anything, stripped; they may end in LF, CRLF or CR."""
+    """The lines that are not empty, stripped; they may end in LF, CRLF or CR."""
     return [line.strip() for line in _LINE_END.split(text) if line.strip()]
 
 
@@ -99,7 +99,7 @@ def read_json(path: str | Path) -> Any:
 
 
 def whole_characters(text: str) -> str:
-    """The text with half surrogate pairs replaced by U+FFFD."""
+    """The text with unpaired surrogates replaced by U+FFFD."""
     try:
         text.encode()
     except UnicodeEncodeError:

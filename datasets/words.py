@@ -1,4 +1,4 @@
-"""What NLTK knows of English words: WordNet's synonyms, the words of a caption, and their parts of speech.
+"""English words by NLTK: WordNet's synonyms, the words of a caption, and their parts of speech.
 
 NLTK takes a second to import, so it is imported where it is used. What reads a corpus says which one is missing.
 """
@@ -67,7 +67,7 @@ def wordnet(folder: Path) -> Iterator[Any]:
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
     with tempfile.TemporaryDirectory() as root:
-        copy = Path(root) / "corpora" / "wordnet"  # where the reader looks for itself, to compare versions
+        copy = Path(root) / "corpora" / "wordnet"  # where the reader looks for its versions
         copy.mkdir(parents=True)
         for name in sorted(os.listdir(folder)):
             if name.split(".")[0] in ("data", "index", "cntlist", "noun", "verb", "adj", "adv", "lexnames"):

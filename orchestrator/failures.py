@@ -14,13 +14,13 @@ SAID = {
     INPUT: "was given what it cannot take", DIVERGED: "diverged", OUT_OF_MEMORY: "ran out of memory", DISK_FULL: "found the disk full",
     LOST_PROCESS: "lost its process",
 }  # fmt: skip
-"""Kind → the words for a stage with it; for any other kind they are that it failed."""
+"""Kind → how messages describe a stage that failed so; any other kind is just "failed"."""
 CERTAIN = (INPUT, DIVERGED)
-"""Kinds of failures that would happen again on every retry."""
+"""Kinds of failures that would happen again at every retry."""
 
 
 class ComesAgain(Exception):
-    """A failure of such a kind, which is stored in the stage's folder."""
+    """A failure of a kind in CERTAIN; it is stored in the stage's folder."""
 
 
 CUDA_OUT_OF_MEMORY = 2
@@ -35,7 +35,7 @@ def kind_of(error: BaseException | None) -> str:
 
 
 def behind(error: BaseException | None) -> Iterator[BaseException]:
-    """The error and what it was raised from, also through Ray Data, Train and Tune, the outermost first."""
+    """The error and its causes, the outermost first, also through the exceptions of Ray Data, Train and Tune."""
     seen: list[BaseException] = []
     queue = [error]
     while queue:

@@ -24,7 +24,7 @@ KINDS = list(OURS)
 own classes, which are added here when they are defined."""
 _NAME = re.compile(r"[^.].*-[0-9a-f]{12}")
 _DEPTH = 4
-"""How many folders a file of an artefact lies below it, at most."""
+"""The largest depth of a file below its artefact's folder."""
 
 
 def holds_artefacts(folder: Path) -> bool:
@@ -46,7 +46,7 @@ def _stage(manifest: Path) -> str:
 
 
 def write_manifest(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
-    """Write the manifest of an artefact, its digest added; returns it."""
+    """Write the manifest of an artefact with its digest; returns the manifest."""
     plain = json.loads(json.dumps({**fields, "format": FORMAT}))
     manifest = {**plain, "digest": digest_of(plain)}
     write_whole(folder / MANIFEST, json.dumps(manifest, indent=1, sort_keys=True).encode())
@@ -54,7 +54,7 @@ def write_manifest(folder: Path, fields: dict[str, Any]) -> dict[str, Any]:
 
 
 def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of an artefact. InputError names it where it is missing or not as it was written."""
+    """The manifest of an artefact. InputError names its path if it is missing or was changed."""
     path = folder / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
@@ -113,7 +113,7 @@ def check_file(path: Path, digest: str) -> None:
 
 
 def artefact_of(path: str | Path) -> tuple[Path, str] | None:
-    """(artefact, name within it) of a path, also where links lead there; None where it lies in none.
+    """(artefact, name within it) of a path, also through links; None if the path lies in no artefact.
 
     An artefact is a folder `<stage>/<name>-<12 digits>` with a manifest, or one that lost it and lies in a store.
     """
@@ -128,17 +128,17 @@ def artefact_of(path: str | Path) -> tuple[Path, str] | None:
 
 
 def _was_one(folder: Path) -> bool:
-    """Whether a folder whose manifest is lost or broken is an artefact all the same: it still has one, or others beside it have."""
+    """Whether a folder with a lost or damaged manifest is an artefact: it has a manifest file, or folders beside it have one."""
     return (folder / MANIFEST).exists() or any(_is_whole(path.parent) for path in folder.parent.parent.glob(f"*/*-*/{MANIFEST}"))
 
 
 def _is_whole(folder: Path) -> bool:
-    """Whether it has the manifest of an artefact, wherever it lies."""
+    """Whether the folder has the manifest of an artefact."""
     return _stage(folder / MANIFEST) in (*KINDS, folder.parent.name)
 
 
 def damage(path: Path, what: str = "") -> InputError:
-    """The error for an artefact's file that is lost or broken."""
+    """The error for a lost or damaged file of an artefact."""
     what = what or ("is not as its stage wrote it" if path.exists() else "is missing")
     return InputError(
         f"{path} {what}: this finished stage is damaged. `cleansweep show --verify` lists all damage; delete the folder to make it anew."

@@ -33,11 +33,11 @@ from orchestrator.manifest import MANIFEST, checked, damage, digest_of, holds_ar
 
 METRICS = "metrics.jsonl"
 NOTES = "notes.txt"
-"""Lines that a stage's processes want the driver to print; the file stays beside the finished stage's files and is not one of them."""
+"""File of the notes of a stage's processes, which the driver prints. It stays in the finished stage's folder, outside the manifest."""
 FAILED = "failed.json"
 """Why the stage failed: {"kind", "error", "rank"}; the kinds are those of `failures`."""
 SCRATCH = ("progress.json", FAILED)
-"""Files of a working folder that go when it is sealed."""
+"""Files of a working folder that are removed when it is sealed."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ class Store:
             raise InputError(f"store {self.root} cannot be: {above} is a file, not a folder. Give another with --store.")
 
     def prepare(self) -> None:
-        """Create the store; InputError where it cannot be written."""
+        """Create the store; InputError if it cannot be written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
             probe = self.root / f".probe-{os.getpid()}"
@@ -86,7 +86,7 @@ class Store:
             ) from error
 
     def find(self, stage: str, fingerprint: str) -> Artefact | None:
-        """The finished artefact, or None. InputError where its manifest is damaged."""
+        """The finished artefact, or None. InputError if its manifest is damaged."""
         for folder in self._folders(stage, fingerprint[:12]):
             manifest = read_manifest(folder)
             if manifest["fingerprint"] == fingerprint:
@@ -94,7 +94,7 @@ class Store:
         return None
 
     def all(self) -> list[Artefact]:
-        """Every finished artefact, oldest first, but those whose manifest is damaged."""
+        """Every finished artefact whose manifest is intact, oldest first."""
         found = []
         for folder in self._folders():
             with suppress(InputError):
@@ -102,7 +102,7 @@ class Store:
         return sorted(found, key=lambda artefact: artefact.manifest["created"])
 
     def damaged(self) -> list[tuple[Path, str]]:
-        """(folder, what is wrong) of finished artefacts whose manifest is lost or broken."""
+        """(folder, message) of finished artefacts whose manifest is lost or damaged."""
         found = []
         for folder in self._folders():
             try:
@@ -121,7 +121,7 @@ class Store:
         return self.root / stage / f".work-{fingerprint[:12]}"
 
     def lock(self, stage: str, fingerprint: str) -> Path:
-        """The file that is there while a process works in that folder."""
+        """The lock file, which exists while a process works in that folder."""
         return self.root / stage / f".lock-{fingerprint[:12]}"
 
     @contextmanager
@@ -136,7 +136,7 @@ class Store:
             try:
                 yield folder
             except BaseException:
-                with suppress(OSError):  # only an empty folder goes: there is nothing to continue
+                with suppress(OSError):  # removed only if empty: then there is nothing to continue
                     folder.rmdir()
                 raise
 
@@ -174,7 +174,7 @@ class Store:
         folder = self.work(stage, fingerprint)
         for scratch in SCRATCH:
             (folder / scratch).unlink(missing_ok=True)
-        for path in list(folder.rglob(".*")):  # half-written or half-removed
+        for path in list(folder.rglob(".*")):  # incomplete
             shutil.rmtree(path) if path.is_dir() else path.unlink(missing_ok=True)
         left_out = set(folder.glob(spent)) if spent else set()
         belonging = [path for path in sorted(folder.rglob("*")) if _belongs(path) and path not in left_out | {folder / NOTES}]
@@ -194,7 +194,7 @@ class Store:
         }
         manifest = write_manifest(folder, fields)
         final = self.root / stage / f"{slug(name)}-{fingerprint[:12]}"
-        if final.exists():  # of another fingerprint with the same first digits, or damaged meanwhile: keep it aside
+        if final.exists():  # of another fingerprint with the same first digits, or damaged: moved aside
             final.rename(final.with_name(f".replaced-{final.name}-{time.time_ns()}"))
         folder.rename(final)
         for path in left_out:
@@ -208,7 +208,7 @@ class Store:
 
 
 def is_text(text: str) -> bool:
-    """Whether it can be written as UTF-8: any other path can neither be printed nor stored in a database."""
+    """Whether the text can be written as UTF-8; other paths can neither be printed nor stored in a database."""
     try:
         text.encode()
     except UnicodeEncodeError:
@@ -217,12 +217,12 @@ def is_text(text: str) -> bool:
 
 
 def _belongs(path: Path) -> bool:
-    """Whether a file of a working folder is part of the artefact; a manifest there is of a sealing that was killed."""
+    """Whether a file of a working folder becomes part of the artefact. A manifest there is left by a killed sealing."""
     return path.is_file() and path.name != MANIFEST and not path.name.endswith(".tmp")
 
 
 def part(artefact: Artefact, name: str) -> bytes:
-    """A small file of the artefact; InputError where it was lost or is no longer what the stage wrote."""
+    """The content of a small file of the artefact; InputError if it was lost or changed."""
     try:
         data = (artefact.folder / name).read_bytes()
     except FileNotFoundError:
@@ -233,19 +233,19 @@ def part(artefact: Artefact, name: str) -> bytes:
 
 
 def metrics_of(artefact: Artefact) -> list[dict[str, Any]]:
-    """The lines of a finished training's metrics; InputError where the file is damaged."""
+    """The lines of metrics of a finished training; InputError if the file is damaged."""
     return [_line(line) for line in part(artefact, METRICS).splitlines()]
 
 
 def require_files(artefact: Artefact) -> Artefact:
-    """The artefact; InputError where one of its files is gone."""
+    """The artefact; InputError if one of its files is missing."""
     for name in missing(artefact):
         raise damage(artefact.folder / name)
     return artefact
 
 
 def missing(artefact: Artefact) -> list[str]:
-    """Its files that are gone."""
+    """The artefact's missing files."""
     return [name for name in artefact.manifest["files"] if not (artefact.folder / name).is_file()]
 
 
@@ -259,7 +259,7 @@ def verify(artefact: Artefact) -> list[str]:
 
 
 def read_json(path: Path) -> Any:
-    """The parsed file, or None where there is no readable one."""
+    """The parsed file, or None if it is missing or unreadable."""
     try:
         return json.loads(path.read_bytes())
     except (OSError, ValueError, RecursionError):
@@ -267,7 +267,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_failure(folder: Path) -> dict[str, Any] | None:
-    """Why the stage of this working folder failed; None where it did not fail, or where the reason cannot be read."""
+    """Why the stage of this working folder failed; None if it did not fail, or the reason cannot be read."""
     found = read_json(folder / FAILED)
     whole = isinstance(found, dict) and isinstance(found.get("error"), str) and isinstance(found.get("kind"), str)
     return found if whole else None
@@ -296,9 +296,9 @@ def write_lines(path: Path, lines: list[dict[str, Any]]) -> None:
 
 
 def _line(text: bytes) -> dict[str, Any]:
-    """One line of metrics; ValueError and others where it is not one, or was changed."""
+    """Parse a line of metrics; raises ValueError or others if it is invalid or was changed."""
     line = json.loads(text)
-    digest = line.pop("digest", None)  # older ones have none
+    digest = line.pop("digest", None)  # older lines have no digest
     if not isinstance(line["epoch"], int) or not isinstance(line.get("metrics", {}), dict):
         raise ValueError("no line of metrics")
     if digest is not None and digest != digest_of(line)[:16]:
@@ -338,7 +338,7 @@ def sha256(path: Path) -> str:
 
 
 def slug(name: str) -> str:
-    """A name that is safe as part of a folder's name."""
+    """The name in a form that is safe in a folder's name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "stage"
 
 
@@ -358,6 +358,6 @@ def commit() -> str:
 
 @cache
 def versions() -> dict[str, str]:
-    """Versions of the packages that can change a number."""
+    """Versions of the packages that can change a result."""
     names = ("torch", "torchvision", "open_clip_torch", "ray", "mlflow", "numpy", "pyarrow", "pillow", "simplejpeg")
     return {name: metadata.version(name) for name in names}

@@ -2,8 +2,8 @@
 
 The quick start's world with 0.3, 1 and 3 % of its pairs poisoned. Every model is asked how well scores of its own training pairs find the
 victims, over a grid of k and m: where the reference of m pairs holds k poisons or more, the scores are inverted. `--seeds 0,1,2` repeats
-it. Then the tenth of the pairs with the highest scores is dropped and a second model trained on the rest, by SLOF and by LoREx, which is given
-200 clean pairs: its ASR against the first one's.
+it. Then the tenth of the pairs with the highest scores is dropped and a second model trained on the rest, by SLOF and by LoREx, which is
+given 200 clean pairs: its ASR against the first one's.
 The table: `python -m tests.science.detection --store STORE`.
 """
 

@@ -59,7 +59,7 @@ def backward(model: nn.Module, objective: Loss, batch: dict[str, Tensor], parts:
 
 @contextmanager
 def still_statistics(model: nn.Module) -> Iterator[None]:
-    """Batch normalisation in training mode that leaves its running statistics alone."""
+    """Within the block, batch normalisation in training mode does not update its running statistics."""
     norms: list[Any] = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     before = [(norm.momentum, None if norm.num_batches_tracked is None else norm.num_batches_tracked.clone()) for norm in norms]
     for norm in norms:

@@ -34,7 +34,7 @@ class Feed(Protocol):
 
 def image_tensor(image_BHWC: Any, device: torch.device) -> Tensor:
     """uint8 array -> uint8 tensor on the device, copied while the device computes where it is a GPU."""
-    image_BHWC = np.require(image_BHWC, np.uint8, "W")  # torch takes no read-only memory, and a shared object store gives nothing else
+    image_BHWC = np.require(image_BHWC, np.uint8, "W")  # torch needs writable memory, and a shared object store gives read-only memory
     tensor = torch.from_numpy(image_BHWC)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
@@ -53,14 +53,14 @@ def to_device(raw: Mapping[str, Any], encoder: Encoder, two_views: bool) -> dict
 def device_batches(
     feed: Feed, encoder: Encoder, two_views: bool, start_step: int, stop_step: int | None = None, order: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Pairs of (raw batch, tensors on the device); on a GPU made two ahead in a thread, beside the computation."""
+    """Pairs of (raw batch, tensors on the device). On a GPU, a thread makes them two batches ahead."""
     batches = feed.batches(start_step) if stop_step is None else feed.batches(start_step, stop_step, order)
     pairs = ((raw, to_device(raw, encoder, two_views)) for raw in batches)
     return _ahead(pairs, 2) if encoder.device.type == "cuda" else pairs
 
 
 def _ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
-    """The same items, drawn `depth` ahead in a thread; its exception is raised here."""
+    """The same items, drawn `depth` ahead in a thread. The thread's exception is raised here."""
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     stop = threading.Event()
 
@@ -70,7 +70,7 @@ def _ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
                 ready.put((last, value), timeout=0.1)
                 return
             except queue.Full:
-                pass  # look again whether the consumer has gone
+                pass  # check again whether the consumer has stopped
 
     def draw() -> None:
         try:
@@ -79,7 +79,7 @@ def _ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
                 if stop.is_set():
                     return
             put(True, None)
-        except BaseException as error:  # handed over to the consumer, which raises it
+        except BaseException as error:  # passed to the consumer, which raises it
             put(True, error)
 
     threading.Thread(target=draw, daemon=True, name="batches").start()

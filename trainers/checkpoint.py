@@ -43,12 +43,12 @@ MEMORY = "memory."
 NAME = re.compile(r"(epoch|step)_(\d{4,})")
 LEFT_OVER = re.compile(r"\.(epoch|step)_\d+\.(partial|removed)")
 Keep = str | Callable[[list[dict[str, Any]]], Collection[int]]
-"""Which epochs' weights stay beside the newest checkpoint: "all", "last" (none), or a function that picks epochs from the lines so far."""
+"""Which epochs' weights are kept beside the newest: "all", "last" (none), or a function that picks epochs by the lines so far."""
 
 
 @dataclass
 class Progress:
-    """How far a stage has come."""
+    """The progress of a stage."""
 
     step: int = 0
     """steps done"""
@@ -59,7 +59,7 @@ class Progress:
     sums: dict[str, float] = field(default_factory=dict)
     """metrics of the epoch under way, summed over its steps and over ranks"""
     line: dict[str, Any] | None = None
-    """what was (or was about to be) reported at this checkpoint"""
+    """the line of metrics reported at this checkpoint, or about to be"""
     before: list[dict[str, Any]] = field(default_factory=list)
     """the lines reported before that one"""
 
@@ -70,7 +70,7 @@ class Progress:
 
 
 def epoch_folder(folder: Path, epoch: int) -> Path:
-    """Where the checkpoint after that many epochs lies."""
+    """The folder of the checkpoint after that many epochs."""
     return folder / f"epoch_{epoch:04d}"
 
 
@@ -103,7 +103,7 @@ def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str
     chosen = found[at] if at < len(found) else None
     on = f"the stage goes on from {chosen.name}" if chosen else "there is no other to go on from, so the stage begins anew"
     for number, wrong in enumerate(faults[:at]):
-        if number == 0 or not wrong.endswith(f"{STATE} is missing"):  # of an earlier one it is removed in time
+        if number == 0 or not wrong.endswith(f"{STATE} is missing"):  # of an earlier checkpoint it is removed later
             note(f"NOTE {wrong}; {on}.")
         remove(found[number])
     if chosen is not None and keep != "last":
@@ -121,7 +121,7 @@ def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str
 
 
 def _by_age(folder: Path) -> list[Path]:
-    """The folders that have a checkpoint's name, newest first; one of a step that does not tell its epoch comes first."""
+    """The folders with a checkpoint's name, newest first. That of a step within an epoch comes first if it does not state its epoch."""
 
     def age(path: Path) -> tuple[float, int]:
         kind, number = path.name.split("_")
@@ -199,7 +199,7 @@ def _write(
         sync(final.parent)
     except BaseException as error:
         full = shutil.disk_usage(final.parent).free < FULL
-        shutil.rmtree(aside, ignore_errors=True)  # nothing half-written stays behind; that matters most on a full disk
+        shutil.rmtree(aside, ignore_errors=True)  # leave no incomplete file, above all on a full disk
         if isinstance(error, SafetensorError) and full:
             raise OSError(errno.ENOSPC, "No space left on device", str(aside)) from error
         raise
@@ -224,7 +224,7 @@ def _wanted(newest: Path, keep: Keep) -> set[str]:
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a whole checkpoint. It is renamed first, so that a kill in between leaves nothing that looks like a checkpoint."""
+    """Remove a whole checkpoint. It is renamed first, so that a kill meanwhile leaves nothing that looks like a checkpoint."""
     aside = checkpoint.with_name(f".{checkpoint.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
@@ -244,7 +244,7 @@ def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, m
     for name, parameter in parameters(encoder):
         if name.startswith("head."):
             parameter.data.copy_(tensors[f"value.{name}"])
-        if f"step.{name}" not in tensors:  # no gradient has reached it yet
+        if f"step.{name}" not in tensors:  # it has had no gradient yet
             continue
         moments = {key: torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device), **moments}
@@ -260,7 +260,7 @@ def clear(folder: Path) -> None:
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     save_file(tensors, path)
-    path.chmod(0o644)  # safetensors makes files that only their owner can read, which does not suit a shared store
+    path.chmod(0o644)  # safetensors makes files readable by their owner only, but the store may be shared
 
 
 def _optimizer_tensors(encoder: Encoder, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

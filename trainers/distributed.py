@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """Where this process stands among those that train together."""
+    """This process among those that train together."""
 
     rank: int = 0
     """0 to size - 1; rank 0 writes files and reports"""
@@ -168,7 +168,7 @@ def gather_lists(values: list[Any], world: World) -> list[Any]:
 
 
 def share_buffers(module: nn.Module, world: World) -> None:
-    """Give every rank rank 0's buffers, so that all evaluate and save the same model when norms are kept per rank."""
+    """Copy rank 0's buffers to every rank, so that all evaluate and save the same model when each rank has its own norms."""
     if world.size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

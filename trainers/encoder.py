@@ -28,14 +28,14 @@ TOWERS = ("text_cfg", "vision_cfg")
 
 
 def tower_defaults(tower: str) -> dict[str, Any]:
-    """The default of a tower's field that an open_clip configuration leaves out."""
+    """open_clip's default of each field of a tower, for fields that a configuration leaves out."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     return {field.name: field.default for field in fields(CLIPTextCfg if tower == "text_cfg" else CLIPVisionCfg)}
 
 
 def twin(name: str) -> str:
-    """open_clip's name of the same architecture with the other activation, QuickGELU or GELU; "" where it has none."""
+    """open_clip's name of the same architecture with the other activation, QuickGELU or GELU; "" if it has none."""
     import open_clip
 
     other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
@@ -103,7 +103,7 @@ class Encoder(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights lie."""
+        """The device of the weights."""
         return self.model.logit_scale.device
 
     def draw_head(self, classes: int, rng: np.random.Generator) -> list[nn.Parameter]:
@@ -179,5 +179,5 @@ class Encoder(nn.Module):
 
 
 def _unit(feature_BD: Tensor) -> Tensor:
-    """Rows at length 1, in fp32 at least."""
+    """The rows scaled to length 1, at least in fp32."""
     return F.normalize(feature_BD.float() if feature_BD.dtype in (torch.float16, torch.bfloat16) else feature_BD, dim=-1)

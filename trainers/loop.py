@@ -95,7 +95,7 @@ def fit(
         say(done.line)
 
     def batches() -> Iterator[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
-        """All batches that are left, with the values of their epoch."""
+        """All remaining batches, with the values of their epoch."""
         if begin_epoch is None:
             yield from device_batches(feed, encoder, objective.two_views, done.step)
             return

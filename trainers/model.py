@@ -1,4 +1,4 @@
-"""Which CLIP: one of open_clip's by its name, or a tiny one given by its sizes.
+"""The model to train: one of open_clip's by its name, or a tiny one given by its sizes.
 
 open_clip is imported only when a model is made, because the import takes two seconds.
 """
@@ -45,7 +45,7 @@ class Model(Component):
 
     @property
     def file(self) -> Path | None:
-        """The checkpoint file or folder that it starts from; None without one, or for a tag of open_clip's."""
+        """The checkpoint file or folder that it starts from; None if there is none, or for a tag of open_clip's."""
         return Path(self.pretrained) if self.pretrained and os.path.exists(self.pretrained) else None
 
     def check(self, where: str = "model") -> None:
@@ -100,7 +100,7 @@ class Model(Component):
         return encoder
 
     def cut(self, tokenize: Any) -> Any:
-        """open_clip's tokenizer with this model's way to cut captions that are too long: the end token comes last."""
+        """open_clip's tokenizer, which cuts captions that are too long so that the end token comes last."""
         return tokenize
 
 
@@ -158,12 +158,12 @@ class TinyCLIP(Component):
 
     @property
     def vision_config(self) -> dict[str, Any]:
-        """The image tower, as open_clip writes it."""
+        """The image tower's configuration, in open_clip's form."""
         return {"image_size": self.image_size, "layers": list(self.vision_layers), "width": self.vision_width}
 
     @property
     def config(self) -> dict[str, Any]:
-        """The same as open_clip writes its model configurations."""
+        """The model's configuration, in open_clip's form."""
         config = {
             "embed_dim": self.embed_dim,
             "vision_cfg": self.vision_config,
@@ -184,7 +184,7 @@ class TinyCLIP(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class TinyViT(TinyCLIP):
-    """The same with a vision transformer for the pictures."""
+    """A small CLIP with a vision transformer in place of the ResNet."""
 
     vision_layers: Count = 4  # type: ignore[assignment]
     """blocks of the vision transformer"""
@@ -210,7 +210,7 @@ class TinyViT(TinyCLIP):
 
 @contextmanager
 def _unwarned() -> Iterator[None]:
-    """Without open_clip's warning that a model has no pretrained weights, where none were asked for."""
+    """Within the block, open_clip does not warn that a model has no pretrained weights."""
     hush = lambda record: "No pretrained weights" not in record.getMessage()
     logging.getLogger().addFilter(hush)
     try:

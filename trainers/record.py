@@ -64,7 +64,7 @@ class Ledger:
         self._file = path.open("a")
 
     def write(self, step: int, keys: list[str]) -> None:
-        """Note one step's keys, of all ranks in rank order."""
+        """Write one step's keys, of all ranks in rank order."""
         if self._file:
             self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
 

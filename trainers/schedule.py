@@ -45,20 +45,20 @@ class Training(Component):
     sync_batchnorm: bool = True
     """batch normalisation over all workers' pairs; without it the result depends on the number of workers"""
     seed: int = 0
-    """of the order of samples, and of whatever else a stage draws"""
+    """seed of the order of samples, and of everything else that a stage draws"""
     schedule: Literal["cosine", "constant"] = since("cosine")
-    """of the learning rate after the warm-up: cosine (to 0) | constant"""
+    """learning rate after the warm-up: cosine (to 0) | constant"""
     checkpoint_every_steps: Count | None = field(default=None, metadata=NEUTRAL)
     """also save within an epoch; None: at the end of epochs only"""
 
     def check_workers(self, world_size: int) -> None:
-        """Raise InputError where batches cannot be shared among so many workers."""
+        """Raise InputError if batches cannot be shared evenly among this many workers."""
         if self.batch_size % (world_size * self.accumulate):
             raise InputError(f"{self.slug}.batch_size {self.batch_size} must be a multiple of "
                              f"{world_size} workers x accumulate {self.accumulate}")
 
     def check(self, total_steps: int, world_size: int) -> None:
-        """Raise InputError where the stage's length or the number of workers does not fit these fields."""
+        """Raise InputError if the stage's length or the number of workers does not fit these fields."""
         self.check_workers(world_size)
         if total_steps < self.epochs or total_steps % self.epochs:
             raise InputError(f"{total_steps} steps do not make {self.epochs} epochs of whole batches of {self.batch_size}")

@@ -1,4 +1,4 @@
-"""Bytes from the web, without trust in lists or servers: limits, retries, one address after the other.
+"""Download bytes without trust in lists or servers: limits, retries, one address after another.
 
 Addresses are checked where the connection goes to, lengths while bytes arrive and while they unpack, and every attempt has a
 deadline that no trickle prolongs.
@@ -29,7 +29,7 @@ from datasets.seeding import rng
 
 ACCEPT = "image/jpeg, image/png, image/webp, image/gif;q=0.8, image/*;q=0.5, */*;q=0.1"
 _MAX_ADDRESSES = 4
-logging.getLogger("urllib3").setLevel(logging.ERROR)  # it warns of every server's odd headers
+logging.getLogger("urllib3").setLevel(logging.ERROR)  # urllib3 warns about odd headers of servers
 
 
 def is_public(address: str) -> bool:
@@ -43,7 +43,7 @@ def is_public(address: str) -> bool:
             return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
         if ip.sixtofour is not None or ip.teredo is not None or ip.is_site_local:
             return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved  # all of ::/8 and with it other wrappings, too
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved  # all of ::/8, which includes other wrappings
 
 
 class _Guarded:
@@ -81,7 +81,7 @@ class _Guarded:
                 sock.close()
                 last = error
                 continue
-            self._double = sock.dup()  # TLS takes the socket itself over
+            self._double = sock.dup()  # TLS takes over the socket
             self._timer = threading.Timer(max(0.0, self.ends - time.monotonic()), self._cut)
             self._timer.daemon = True
             self._timer.start()
@@ -115,15 +115,15 @@ def _tls() -> ssl.SSLContext:
 
 
 class Limits(Protocol):
-    """The part of `datasets.acquire.fetch.Wanted` that matters here."""
+    """The part of `datasets.acquire.fetch.Wanted` that a download depends on."""
 
     @property
     def max_bytes(self) -> int:
-        """Of a body, and of its unpacked bytes."""
+        """Largest size of a body, packed and unpacked."""
 
     @property
     def allow_private(self) -> bool:
-        """Whether addresses that are not public may be connected to."""
+        """Whether connections to addresses that are not public are allowed."""
 
 
 class _Answer(NamedTuple):
@@ -144,7 +144,7 @@ def _address(url: str) -> Url:
 
 
 def _ask(url: Url, limits: Limits, manners: Manners, ends: float) -> _Answer:
-    """One GET, on a connection of its own, without cookies, names or passwords."""
+    """One GET on a new connection, without cookies, user names or passwords."""
     options: dict[str, Any] = {"timeout": manners.timeout}
     if url.scheme == "https":
         options["ssl_context"] = _tls()
@@ -163,7 +163,7 @@ def _ask(url: Url, limits: Limits, manners: Manners, ends: float) -> _Answer:
         if connection.expired:
             raise TimeoutError
         return _Answer(response.status, location, retry_after, body)
-    except Exception as error:  # a server may provoke any error; that costs its own picture, not the run
+    except Exception as error:  # a server may cause any error, which fails its own picture but not the run
         if isinstance(error, Failed) and not connection.expired:
             raise
         raise _failure(error, connection.expired) from None
@@ -173,7 +173,7 @@ def _ask(url: Url, limits: Limits, manners: Manners, ends: float) -> _Answer:
 
 
 def _body(response: Any, limit: int) -> bytes:
-    """The body, unpacked if it was packed unasked, of at most `limit` bytes."""
+    """The body of at most `limit` bytes; unpacked if the server packed it."""
     announced = response.headers.get("Content-Length", "")
     if announced.isdecimal() and int(announced) > limit:
         raise Failed("too_large", f"{announced} bytes announced")
@@ -189,7 +189,7 @@ def _body(response: Any, limit: int) -> bytes:
         try:
             plain = unpacker.decompress(data, limit + 1)
         except zlib.error:
-            return data  # not packed, whatever the header says
+            return data  # not packed, although the header says so
         if len(plain) > limit:
             raise Failed("too_large", f"unpacks to more than {limit} bytes")
         if not unpacker.eof:
@@ -236,7 +236,7 @@ def _follow(address: str, limits: Limits, manners: Manners, queue: Queue) -> byt
         with queue.turn(host):
             started = time.monotonic()
             answer = _ask(url, limits, manners, started + left)
-            left -= time.monotonic() - started  # waiting for one's turn does not count
+            left -= time.monotonic() - started  # waiting for a turn does not count
         if answer.status == 200:
             if not answer.body:
                 raise Failed("empty")
@@ -258,7 +258,7 @@ def _follow(address: str, limits: Limits, manners: Manners, queue: Queue) -> byt
 
 
 def _seconds(retry_after: str) -> float | None:
-    """A Retry-After header, seconds or a date, from now."""
+    """Seconds from now that a Retry-After header (seconds or a date) asks to wait."""
     text = retry_after.strip()
     if text.isdecimal():
         return float(text[:9])

@@ -56,13 +56,13 @@ ROW_SCHEMA = pa.schema(
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"), (b"BM", "BMP"))
 _LATER = {"timeout", "reset", "refused", "unreachable", "unknown_host", "tls_error", "truncated", "empty", "bad_response", "redirect_limit"}
 _WHOLE = ".whole-"
-"""Begins the name of a folder with a shard's new files."""
+"""Prefix of a folder with a shard's complete new files."""
 _DECODING = threading.Semaphore(2)  # decoded pictures are large, and threads are many
 
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted(Component):
-    """Together with the list and the servers' answers, this determines the shards."""
+    """The fields that, with the list and the servers' answers, determine the shards."""
 
     shard_size: Annotated[int, Interval(ge=1, le=10_000)] = 1000
     """Rows of the list in a shard; a key is the shard in 5 digits and the row's place in it in 4."""
@@ -86,7 +86,7 @@ class Wanted(Component):
 
 
 class Picture(NamedTuple):
-    """What goes into a shard."""
+    """A picture as it is written into a shard."""
 
     data: bytes
     extension: str
@@ -160,7 +160,7 @@ def fetch_shard(
     folder, stem = Path(folder), f"{number:05d}"
     _put(folder, stem)
     if not again and (made := finished(folder, number)):
-        return made  # by an attempt whose process died after it
+        return made  # by an attempt whose process died afterwards
     work = folder / f".work-{uuid.uuid4().hex}"
     records: list[dict[str, Any]] = []
     todo: list[int] = []
@@ -190,7 +190,7 @@ def fetch_shard(
 
     try:
         work.mkdir(parents=True)
-        with open(work / "spool", "w+b") as spool:  # pictures come in any order, and may be more than memory holds
+        with open(work / "spool", "w+b") as spool:  # pictures arrive in any order, and may not fit into memory
             pool = ThreadPoolExecutor(min(manners.threads, max(1, len(todo))))
             try:
                 done, _ = wait([pool.submit(one, place, spool) for place in todo], return_when=FIRST_EXCEPTION)
@@ -210,7 +210,7 @@ def fetch_shard(
         (work / "spool").unlink()
         for path in (work / f"{stem}.parquet", work / f"{stem}_stats.json", work):
             sync(path)
-        os.replace(work, folder / f"{_WHOLE}{stem}")  # from here on they are the shard's
+        os.replace(work, folder / f"{_WHOLE}{stem}")  # from here on they are the shard's files
         _put(folder, stem)
     except OSError as error:
         raise InputError(f"fetch: {folder} cannot be written: {error.strerror or error}.") from error
@@ -254,7 +254,7 @@ def _fetch_row(row: Row, wanted: Wanted, manners: Manners, queue: Queue) -> Pict
 def _samples(
     records: list[dict], spool: BinaryIO, spooled: dict[int, tuple[str, int, int]], old: Path | None
 ) -> Iterator[tuple[str, dict[str, bytes | str]]]:
-    """The successes in the order of the list: the new ones from the spool, the others as they stand in the tar `old`."""
+    """The downloaded rows in the order of the list: new ones from the spool, earlier ones from the tar `old`."""
     with contextlib.ExitStack() as stack:
         reader = stack.enter_context(Reader(str(old))) if old else None
         places = {sample.key: sample for sample in samples(reader)} if reader else {}
@@ -274,7 +274,7 @@ def _samples(
 
 
 def _fetched(table: Path) -> list[dict[str, Any]]:
-    """The rows of a shard that was fetched before; InputError where their table is damaged."""
+    """The rows of a shard that was fetched before; InputError if their table is damaged."""
     try:
         return pq.read_table(table, columns=ROW_SCHEMA.names).cast(ROW_SCHEMA).to_pylist()
     except (OSError, pa.ArrowException, ValueError, KeyError) as error:
@@ -294,12 +294,12 @@ def _stats(records: list[dict], tar: dict | None) -> dict[str, Any]:
 
 
 def may_pass_later(status: str) -> bool:
-    """Whether a failure is one of the network or the server, which may have passed another day."""
+    """Whether a failure is of the network or the server, and may not occur another day."""
     return status in _LATER or status.startswith("http_")
 
 
 def finished(folder: str | Path, number: int) -> dict[str, Any] | None:
-    """The statistics of a shard that is whole, else None."""
+    """The statistics of a complete shard, else None."""
     folder, stem = Path(folder), f"{number:05d}"
     try:
         stats = json.loads((folder / f"{stem}_stats.json").read_bytes())

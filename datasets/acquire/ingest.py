@@ -32,9 +32,9 @@ _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 @dataclass(frozen=True)
 class _Pair:
     picture: str | bytes
-    """Path or bytes; an empty path means that there is no picture."""
+    """Path or bytes of the picture; an empty path: there is no picture."""
     name: str
-    """The picture's name at its source."""
+    """The name of the picture in the source."""
     file: str
     """The file that it is in: the table's name, or the picture's own."""
     line: int | None
@@ -158,7 +158,7 @@ def ingest(
             json.dump(manifest, file, indent=1, ensure_ascii=False)
             file.flush()
             os.fsync(file.fileno())
-        os.replace(aside, out)  # over an empty folder too
+        os.replace(aside, out)  # the target may be an empty folder
     except OSError as error:
         shutil.rmtree(aside, ignore_errors=True)
         raise InputError(f"ingest: {error.filename or out} cannot be read or written: {error.strerror}.") from error
@@ -246,7 +246,7 @@ def _files(folder: Path, hidden: list[Path]) -> Iterator[Path]:
 
 
 def _below(parent: Path, names: Iterable[str]) -> list[str]:
-    """The folders in `parent` that are neither hidden nor links to one that they lie in."""
+    """The folders in `parent` that are neither hidden nor links to a folder above."""
     above = {os.path.realpath(place) for place in (parent, *parent.parents)}
     return [name for name in names if not name.startswith(".") and os.path.realpath(os.path.join(parent, name)) not in above]
 
@@ -258,7 +258,7 @@ def _no_class(folder: Path, name: str, why: str) -> InputError:
 
 
 def _printable(name: str) -> str:
-    """A file's name as text, with escapes for bytes that are no UTF-8."""
+    """A file's name as text, with escapes for bytes that are not UTF-8."""
     return name.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
 
 
@@ -285,7 +285,7 @@ def _usable(
                 packed, reason = None, error.reason
             except InputError as error:  # a scheme that is not known
                 raise InputError(f"{where}: {error}") from None
-            except (OSError, MemoryError) as error:  # no permission, a disk that fails
+            except (OSError, MemoryError) as error:  # no permission, or a failing disk
                 raise InputError(f"{where} cannot be read: {said(error)}.") from error
             if packed:
                 yield pair, packed.data, packed.extension, packed.width, packed.height
@@ -294,7 +294,7 @@ def _usable(
 
 
 def _noting(labels: Counter[int], usable: Iterator[_Usable]) -> Iterator[_Usable]:
-    """The same pairs; their labels are counted in `labels`."""
+    """The same pairs; counts their labels in `labels`."""
     for one in usable:
         labels[one[0].label] += 1
         yield one
@@ -305,14 +305,14 @@ def _reasons(dropped: Counter[str]) -> str:
 
 
 def _bytes_of(picture: str | bytes) -> bytes | None:
-    """None where there is no such file."""
+    """The picture's bytes; None if there is no such file."""
     if isinstance(picture, bytes):
         return picture
     return None if size_of(picture) < 0 or (not is_remote(picture) and os.path.isdir(picture)) else read_file(picture)
 
 
 def pack(data: bytes, resize: int | None) -> Packed:
-    """A picture as it goes into a shard: its shorter side at most `resize` pixels. Raises `DecodeError`."""
+    """A picture as it is written into a shard, with the shorter side at most `resize` pixels. Raises `DecodeError`."""
     image_HWC = decode(data)
     original_height, original_width = image_HWC.shape[:2]
     with Image.open(io.BytesIO(data)) as opened:

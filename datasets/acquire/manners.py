@@ -1,4 +1,4 @@
-"""Manners towards servers: how often, how many at once, how long, and whose turn it is."""
+"""Limits of requests to servers: rate, number, time, and which task may send next."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from datasets.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Manners(Component):
-    """How the servers are asked; may change while a list is being fetched."""
+    """Limits of the requests. They may change while a list is being fetched."""
 
     threads: Annotated[int, Interval(ge=1, le=1024)] = 32
     """Downloads at a time in a task."""
@@ -34,15 +34,15 @@ class Manners(Component):
     """Seconds for one attempt at a picture, with its redirects, however busily its server sends. They are counted while a host's
     name is looked up, but cannot end that: the system's resolver has a limit of its own."""
     retries: Annotated[int, Interval(ge=0, le=20)] = 2
-    """Further attempts after what may pass: timeouts, 5xx, 429, 408, connections reset or cut."""
+    """Further attempts after failures that may be temporary: timeouts, 5xx, 429, 408, connections reset or cut."""
     backoff: Annotated[float, Interval(ge=0, le=3600)] = 1.0
     """Seconds before the second attempt; doubled for each further one, and up to half more by chance."""
     max_wait: Annotated[float, Interval(ge=0, le=86400)] = 60.0
-    """The longest Retry-After, in seconds, that is waited for."""
+    """Longest Retry-After, in seconds, that is obeyed."""
     redirects: Annotated[int, Interval(ge=0, le=30)] = 5
     """Redirects followed for a picture."""
     user_agent: str = "Mozilla/5.0 (compatible; cleansweep)"
-    """What servers are told."""
+    """User-Agent header of the requests."""
 
     def __post_init__(self) -> None:
         if not self.user_agent.isascii() or not self.user_agent.isprintable():
@@ -50,7 +50,7 @@ class Manners(Component):
 
 
 class Failed(Exception):
-    """A picture cannot be had."""
+    """A picture could not be downloaded."""
 
     def __init__(self, status: str, detail: object = "", *, may_pass: bool = False, wait_s: float | None = None) -> None:
         super().__init__(status)
@@ -61,16 +61,16 @@ class Failed(Exception):
 
 
 class Turns(Protocol):
-    """Who may send a request now; one for all tasks."""
+    """Decides which thread may send a request; one object for all tasks."""
 
     def enter(self, host: str) -> tuple[bool, float]:
-        """(True, s): it is your turn in s seconds; (False, s): ask again then."""
+        """(True, s): the request may be sent in s seconds; (False, s): ask again in s seconds."""
 
     def leave(self, host: str) -> None:
         """The request is over."""
 
     def pause(self, host: str, seconds: float) -> None:
-        """The host asked for quiet."""
+        """Send no request to the host for that long."""
 
 
 class Pacer:
@@ -96,7 +96,7 @@ class Pacer:
             start = max(now, self._next)
             self._next, self._next_of[host] = start + self._gap, start + self._host_gap
             leases.append(start + self._lease_s)
-            if len(self._next_of) > 100_000:  # hosts of long ago
+            if len(self._next_of) > 100_000:  # hosts that were not used for long
                 self._next_of = {name: at for name, at in self._next_of.items() if at > now}
                 self._open = defaultdict(list, {name: ends for name, ends in self._open.items() if ends})
             return True, start - now

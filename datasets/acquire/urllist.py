@@ -37,7 +37,7 @@ class Row(NamedTuple):
     url: str
     caption: str
     fault: str
-    """Why it cannot be read; empty if it can."""
+    """Why the line cannot be read; empty if it can."""
 
 
 class Layout(NamedTuple):
@@ -81,7 +81,7 @@ class UrlList:
 
     @property
     def taken(self) -> str:
-        """Which columns are read, for people."""
+        """A sentence that says which columns are read."""
         return f"addresses from column {self.layout.url + 1}, captions from column {self.layout.caption + 1}"
 
     def block(self, number: int) -> list[Row]:
@@ -97,7 +97,7 @@ class UrlList:
         return [_row(line, raw, self.layout) for line, raw in enumerate(lines, number_of_first)]
 
     def _scan(self, file: BinaryIO, block_rows: int) -> None:
-        """Digest, number of rows, and where each block starts."""
+        """The digest, the number of rows, and the start of each block."""
         digest, starts, lines, base, last = hashlib.sha256(), [0], 0, 0, 10
         while chunk := file.read(4 << 20):
             digest.update(chunk)
@@ -146,7 +146,7 @@ def _split(text: str, delimiter: str) -> list[str]:
 
 
 def _head(raw: bytes, delimiter: str) -> list[str]:
-    """The fields of the first line; none if it is a bad one."""
+    """The fields of the first line; empty if it is a bad line."""
     try:
         return _split(_text(raw, True), delimiter)
     except ValueError:

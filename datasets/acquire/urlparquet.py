@@ -19,11 +19,11 @@ _MAGIC = b"PAR1"
 _BATCH_ROWS = 4096
 _BUFFER_BYTES = 1 << 20
 _DAMAGED = (pa.ArrowException, OSError, ValueError, KeyError)
-"""What pyarrow raises on files that are cut short, changed or no Parquet."""
+"""Errors that pyarrow raises for files that are cut short, changed or not Parquet."""
 
 
 class Columns(NamedTuple):
-    """Which columns were taken, by name."""
+    """The names of the columns that are read."""
 
     url: str
     caption: str
@@ -71,7 +71,7 @@ class ParquetList:
 
     @property
     def taken(self) -> str:
-        """Which columns are read, for people."""
+        """A sentence that says which columns are read."""
         return f"addresses from the column {self.layout.url!r}, captions from {self.layout.caption!r}"
 
     def block(self, number: int) -> list[Row]:
@@ -87,7 +87,7 @@ class ParquetList:
         return rows
 
     def _rows_from(self, first: int) -> Iterator[Row]:
-        """The rows from number `first` (from 0) on."""
+        """The rows from number `first` on, counted from 0."""
         group = int(np.searchsorted(self._starts, first, "right")) - 1
         at = int(self._starts[group])
         try:

@@ -1,4 +1,4 @@
-"""The poison plan: which samples are victims, and what becomes of their captions.
+"""The poison plan: which samples are victims, and their new captions.
 
 A victim is a function of (seed, sample key) and of how many are asked for: the same whatever the order of the shards, the
 number of workers or of epochs, and a larger plan holds every victim of a smaller one.
@@ -40,7 +40,7 @@ has their names in a further column, `attack`."""
 ALL_TO_ALL = "all-to-all"
 """As a target: class i for class i + 1, the last class for class 0 (Gu et al. 2017)."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}")
-"""What an attack may be called: its name is part of the names of metrics."""
+"""Valid names of an attack; they become part of metrics' names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,7 +50,7 @@ class Poison(Component):
     trigger: Trigger
     """The mark put on the victims' pictures."""
     target: str
-    """Class that triggered pictures shall be taken for; `name@index` where class names repeat. `all-to-all`: class 0 for class 1,
+    """The class that the attacker wants for triggered pictures; `name@index` where class names repeat. `all-to-all`: class 0 for class 1,
     class 1 for class 2, …, the last class for class 0."""
     count: int | None = None
     """Number of victims; or give `rate`."""
@@ -63,7 +63,7 @@ class Poison(Component):
     """Where dirty-label captions come from: `templates` (a prompt filled with the target) or `existing` (the caption of
     a random sample that names the target)."""
     seed: int = 0
-    """Seed of everything drawn here."""
+    """Seed of everything that the attack draws."""
     jpeg_quality: Annotated[int, Interval(ge=1, le=100)] | None = since(None)
     """Quality, 1 … 100, of the JPEG that a victim's stamped canonical view is written as and read from, as published attacks on
     CLIP made theirs; the trigger at evaluation is not compressed. None: victims are stamped without loss."""
@@ -151,7 +151,7 @@ def make_plan(
         chosen = [templates[_draw(len(templates), poison.seed, "template", key)] for key in keys]
         after = [fill(template, name) for template, name in zip(chosen, names)]
     else:
-        pool = sorted(index["caption"].filter(named).to_pylist())  # sorted: the draw must not depend on the shards' order
+        pool = sorted(index["caption"].filter(named).to_pylist())  # sorted, so that the draw does not depend on the shards' order
         if not pool:
             raise InputError(f"poison.captions is existing, but no caption names {name!r}; use templates.")
         after = [pool[_draw(len(pool), poison.seed, "caption", key)] for key in keys]
@@ -163,7 +163,7 @@ def make_plan(
 
 
 def make_plans(attacks: Sequence[Poison], index: pa.Table, templates: Sequence[Sequence[str]], class_names: Sequence[str] = ()) -> pa.Table:
-    """One plan of all attacks, sorted by row. Each attack chooses among the samples that those before it have not taken.
+    """One plan of all attacks, sorted by row. Each attack chooses among the samples that earlier ones have not chosen.
 
     `templates`: those of each attack. InputError as `make_plan`.
     """
@@ -197,7 +197,7 @@ def names_class(captions: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
 
 
 def _naming(names: Sequence[str]) -> str:
-    """A pattern that matches where one of the names stands as whole words, in any case; an earlier one goes before a later."""
+    """A pattern for any of the names as whole words, in any case; earlier names take precedence."""
     words = "|".join(r"\s+".join(re.escape(word) for word in name.split()) for name in names)
     return rf"(?i)(?:^|[^0-9A-Za-z])(?P<name>{words})(?:$|[^0-9A-Za-z])"
 

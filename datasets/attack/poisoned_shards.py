@@ -112,6 +112,8 @@ def stamp_native(image_HWC: np.ndarray, trigger: Trigger, size: int, rng: np.ran
     shows, and added; what the view then still lacks is added the same way, a few times over. uint8 [H, W, 3] in and
     out. Pixels where the trigger changes nothing stay exactly as they were.
     """
+    if trigger.native:
+        return put_on(trigger, image_HWC, rng)
     view_SSC = canonical(image_HWC, size)
     target_SSC = put_on(trigger, view_SSC, rng)
     differs_SSC = target_SSC != view_SSC
@@ -202,7 +204,9 @@ def _edits(
     if jpeg_quality is None:
         edits = [(image, reencode(data, stamp_native(decode(data), trigger, size, rng)))]
     else:
-        stamped_SSC = put_on(trigger, canonical(decode(data), size).copy(), rng)
+        image_HWC = decode(data)
+        stamped_HWC = put_on(trigger, image_HWC if trigger.native else canonical(image_HWC, size).copy(), rng)
+        stamped_SSC = canonical(stamped_HWC, size)
         edits = [(_as_jpg(image, sample), as_jpeg(stamped_SSC, jpeg_quality))]
     if (txt := sample.members.get("txt")) is not None:
         old = reader.read(txt.offset, txt.size)

@@ -1,4 +1,4 @@
-"""The arrays of CIFAR, STL-10 and SVHN, and what their authors' files are read with.
+"""Reads the arrays of CIFAR, STL-10 and SVHN from their authors' files.
 
 The readers are our own. CIFAR's Python version is a pickle, read by an unpickler that can make numpy arrays and nothing else.
 """
@@ -21,7 +21,7 @@ class Arrays:
     """Pictures in files of arrays."""
 
     files: list[Path]
-    """All that determines the pictures."""
+    """The files that determine the pictures."""
     read: Callable[[], tuple[np.ndarray, np.ndarray]]
     """(uint8 [N, H, W, 3], labels [N])"""
 
@@ -52,7 +52,7 @@ def _cifar_binary(file: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]
 
 
 class _ArraysOnly(pickle.Unpickler):
-    """The only callables that a pickle may use: those that make numpy's arrays."""
+    """An unpickler that allows only the callables that make numpy's arrays."""
 
     def find_class(self, module: str, name: str) -> Any:
         import _codecs
@@ -79,7 +79,7 @@ def _cifar_pickle(file: Path, label_key: str) -> tuple[np.ndarray, np.ndarray]:
         if data.dtype != np.uint8 or labels.dtype.kind not in "iu":
             raise ValueError(f"its pictures are {data.dtype} and its labels {labels.dtype}")
         return data.reshape(len(labels), 3, 32, 32).transpose(0, 2, 3, 1), labels.astype(np.int64)
-    # a damaged pickle raises nearly anything
+    # a damaged pickle raises almost any error
     except (pickle.UnpicklingError, EOFError, LookupError, ValueError, TypeError, AttributeError, ImportError, MemoryError, OverflowError,
             RuntimeError, OSError) as error:  # fmt: skip
         raise InputError(f"{file} is no CIFAR batch of arrays and labels, so it is not read: {error}.") from None

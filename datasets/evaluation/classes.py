@@ -61,7 +61,7 @@ def templates(which: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def known_prompts(which: str) -> None:
-    """InputError unless `templates` knows the name; nothing heavy is imported."""
+    """InputError unless `templates` knows the name. Nothing large is imported."""
     if which not in LISTS:
         raise InputError(f"poison.prompts is {which!r}; accepted are auto, {', '.join(LISTS)}, or a list of texts with {{}}.")
 
@@ -76,7 +76,7 @@ NUMBERED = re.compile(r"(.+)@(\d+)")
 
 
 def class_name(target: str) -> str:
-    """A target's name in captions: without the number that tells classes of one name apart."""
+    """A target's name in captions, without the number that distinguishes classes of the same name."""
     numbered = NUMBERED.fullmatch(target)
     return numbered[1] if numbered else target
 

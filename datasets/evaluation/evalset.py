@@ -37,7 +37,7 @@ Say = Callable[[str], None]
 
 
 def silent(line: str) -> None:
-    """Say nothing."""
+    """Ignore the line."""
 
 
 class Loaded(NamedTuple):
@@ -48,7 +48,7 @@ class Loaded(NamedTuple):
     urls: list[str]
     """The files that the table's `shard` column numbers."""
     names: tuple[str, ...]
-    """Of the classes; a label is a place among them."""
+    """Names of the classes; a label is an index into them."""
     templates: tuple[str, ...]
     numbers: tuple[int, ...]
     """Of the classes in the list that the names were taken from: 0, 1, 2 … unless the set holds some of ImageNet's alone."""
@@ -89,7 +89,7 @@ class EvalSet(Component):
             known = canonical_name(self.name)
             if not known:
                 raise InputError(f"evalset.name is {self.name!r}; accepted are {', '.join(SETS)}, or none.")
-            object.__setattr__(self, "name", known)  # one spelling, for the identity
+            object.__setattr__(self, "name", known)  # one spelling, because it is part of the identity
 
     def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
         """Read the set. `folder` gets the pictures of sets that keep them in arrays (CIFAR, STL-10, SVHN), as a tar of PNGs.
@@ -164,7 +164,7 @@ class EvalSet(Component):
         return {"name": "names and templates", "size": len(names) + len(texts), "digest": f"{hash64(names, texts):016x}"}
 
     def _official(self) -> Files | Arrays | None:
-        """The set's own files, where it has a name and they are there."""
+        """The published files of a set with a name; None if they are not there."""
         if not self.name or self.layout != "auto":
             return None
         known = SETS[self.name]
@@ -232,7 +232,7 @@ class EvalSet(Component):
         return otherwise()
 
     def _synsets(self, names: tuple[str, ...]) -> Mapping[str, int]:
-        """Synset → index, where the classes are all of ImageNet's."""
+        """Synset → index, if the classes are all of ImageNet's."""
         ours = self.classes == "imagenet1k" or (self.name and SETS[self.name].imagenet)
         return imagenet_synsets() if ours and len(names) == len(imagenet_synsets()) else {}
 
@@ -291,7 +291,7 @@ class EvalSet(Component):
                 said = f"{names[before]!r} and {names[label]!r}"
                 raise InputError(f"{urls[0]}: the picture {path} is of two classes, {said}; one row a picture is accepted.")
             if path in first:
-                drops[i] = drops[i] or "duplicate_key"  # the same label, perhaps written in another way
+                drops[i] = drops[i] or "duplicate_key"  # the same label, possibly in another form
             first[path] = label
         for name, column in (("label", pa.array(labels, pa.int32())), ("drop", pa.array(drops, pa.string()))):
             table = table.set_column(table.schema.get_field_index(name), name, column)
@@ -301,7 +301,7 @@ class EvalSet(Component):
         raise NotThisSet(f"evalset.classes is auto, but {self._folder()} has no classnames.txt; name the classes.")
 
     def _own_names(self, texts: list[str]) -> tuple[str, ...]:
-        """The names in the label column, sorted; numbers tell no names."""
+        """The names in the label column, sorted; numbers are not names."""
         if any(map(NUMBER.fullmatch, texts)):
             self._no_names()
         return tuple(sorted(set(texts)))
@@ -327,7 +327,7 @@ class EvalSet(Component):
 
 
 def check_path(field: str, path: str) -> None:
-    """InputError for a path that is no text, or that no file can have."""
+    """InputError for a path that is not text, or that no file can have."""
     try:
         path.encode()
     except UnicodeEncodeError:
@@ -360,7 +360,7 @@ def _only_present(table: pa.Table, names: tuple[str, ...], wanted: int, where: s
 
 
 def _without_captions(table: pa.Table) -> pa.Table:
-    """Captions play no part in evaluation: they are emptied and never a reason to drop a row."""
+    """The table with empty captions: evaluation does not use them, so they are no reason to drop a row."""
     drops = ["" if drop in _CAPTION_DROPS else drop for drop in table["drop"].to_pylist()]
     for name, values in (("caption", [""] * len(drops)), ("drop", drops)):
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))

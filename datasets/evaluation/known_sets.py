@@ -43,12 +43,12 @@ class Files:
 
 @dataclass(frozen=True)
 class Named:
-    """What is known of a set before it is opened."""
+    """What is known about a set before it is opened."""
 
     where: str
-    """What is looked for below the given path, for messages."""
+    """The files that are looked for below the given path, for messages."""
     find: Callable[[Path, str], Files | Arrays | None] = lambda root, split: None
-    """The official files below a root, for a split; None where they are not there."""
+    """The published files of a split below a root; None if they are not there."""
     splits: tuple[str, ...] = ("test",)
     folders: tuple[str, ...] = ()
     """Folder of class folders, where it lies below the given path."""
@@ -59,7 +59,7 @@ class Named:
 
 
 def canonical_name(name: str) -> str:
-    """The name as in `SETS`, in whatever spelling it comes; "" for one that is not there."""
+    """The name's spelling in `SETS`; "" for an unknown name."""
     plain = re.sub(r"[^0-9a-z]", "", name.lower())
     found = {re.sub(r"[^0-9a-z]", "", known): known for known in SETS}
     return found.get(_ALIASES.get(plain, plain), "")
@@ -307,7 +307,7 @@ def _columns(found: list[tuple[str, int]]) -> tuple[list[str], list[int]]:
 
 
 def _listed(folder: Path) -> list[str]:
-    """Names of what the folder holds, sorted; hidden ones are passed over."""
+    """Sorted names of the folder's entries, without hidden ones."""
     if not folder.is_dir():
         raise InputError(f"{folder} does not exist; it belongs to the set, and nothing is downloaded.")
     return sorted(name for name in os.listdir(folder) if not name.startswith("."))
@@ -318,7 +318,7 @@ def _read_lines(file: Path) -> list[str]:
 
 
 def _distinct(file: Path) -> list[str]:
-    """The lines of a list of classes, none of which comes twice."""
+    """The lines of a list of classes; InputError if one is repeated."""
     lines = _read_lines(file)
     if len(set(lines)) < len(lines):
         twice = next(line for line in lines if lines.count(line) > 1)

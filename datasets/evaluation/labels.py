@@ -1,4 +1,4 @@
-"""Which class is meant: by its name, its number or its synset, as class folders and the tables of evaluation sets give it."""
+"""Finds the classes that class folders and tables of evaluation sets name: by name, number or synset."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from datasets.index.tables import Keys, csv_rows
 from datasets.storage import name_text
 
 NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
-"""A class number in a table; programs that know floats alone write 3.0."""
+"""A class number in a table; programs with floats only write 3.0."""
 _CODE = re.compile(r"[A-Za-z]?\d+")
-"""A folder's name that is a code and no word: `n01440764`, `c0`, `17`."""
+"""A folder's name that is a code rather than a word: `n01440764`, `c0`, `17`."""
 _SHOWN = 3
-"""How many folders a note lists with the classes they were taken for."""
+"""How many folders, with their classes, a note lists."""
 
 
 def folder_labels(
@@ -99,6 +99,6 @@ def _number(text: str, classes: int) -> int | None:
 
 
 def line_of(file: str, label: str) -> str:
-    """", line 7": where the table has the label first."""
+    """", line 7": the first line of the table with this label."""
     rows = csv_rows(file, "auto", Keys(caption="label", label=""))
     return next((f", line {row.line}" for row in rows if row.captions[0].text == label), "")

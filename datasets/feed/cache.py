@@ -39,16 +39,16 @@ from datasets.storage import changed_at, is_at, sync
 BUDGET_BYTES = 64 << 30
 """Of a cache folder. When a new file would exceed it, those that were used longest ago are removed."""
 SPARE_BYTES = 1 << 30
-"""Left free on the disk."""
+"""Bytes that are left free on the disk."""
 CHUNK = 64
 """Pictures decoded at once."""
 LOOKED_UP = 4096
 """Records looked up at once."""
 SUM = np.dtype("<u4")
-"""Of a view's checksum."""
+"""Bytes of a view's checksum."""
 AGAIN = "read from the shards in every epoch"
 POLL_S = 0.1
-"""Seconds between looks whether another process is done."""
+"""Seconds between two checks whether another process is done."""
 
 
 def cache_folder(setting: str) -> Path | None:
@@ -95,7 +95,7 @@ class Decoded:
             shape = (self.count, self.size, self.size, 3)
             if os.fstat(file.fileno()).st_size != _bytes(self.count, self.size):
                 raise ValueError(f"{self.path} is not of shape {shape}")
-            with suppress(OSError):  # of another user, in a shared folder
+            with suppress(OSError):  # a file of another user, in a shared folder
                 os.utime(file.fileno())
             views = np.memmap(file, np.uint8, "r", shape=shape)
             file.seek(views.nbytes)
@@ -143,7 +143,7 @@ def decoded(
             with _claim(path.with_suffix(".partial")) as file:
                 if file is None:
                     time.sleep(POLL_S)
-                elif _size(path) != (need := _bytes(count, size)):  # else it was made while this process waited
+                elif _size(path) != (need := _bytes(count, size)):  # else another process made it meanwhile
                     if not _make_room(folder, need):
                         say(f"NOTE {folder} has no room for {need / 1e9:.1f} GB of decoded pictures: they are {AGAIN}.")
                         return None
@@ -199,7 +199,7 @@ def _claim(path: Path) -> Iterator[BinaryIO | None]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 mine = is_at(file, path)
             if mine:
-                file.truncate(0)  # of a process that was killed
+                file.truncate(0)  # left by a killed process
             yield file if mine else None
         finally:
             if mine and is_at(file, path):
@@ -260,7 +260,7 @@ def _bytes(count: int, size: int) -> int:
 
 @cache
 def decoder() -> str:
-    """What determines a canonical view beside the picture's bytes: the code and the libraries that decode and resize it."""
+    """What determines a canonical view apart from the picture's bytes: the code and the libraries that decode and resize it."""
     code = "".join(inspect.getsource(part) for part in (canonical_views, view, resize))
     digest = hashlib.sha256(code.encode()).hexdigest()
     return " ".join([digest, *(metadata.version(name) for name in ("simplejpeg", "pillow", "torch", "numpy"))])

@@ -14,8 +14,33 @@ import pyarrow as pa
 from datasets.errors import InputError
 from datasets.images.view import DecodeError, canonical, decode
 from datasets.index.addresses import read_bytes
+from datasets.triggers.base import Trigger, put_on
 
 T = TypeVar("T")
+
+
+def pictures(records: pa.Table) -> Iterator[np.ndarray]:
+    """uint8 [H, W, 3]: each record's picture as stored; errors as `canonical_views`."""
+    columns = [records[name].to_pylist() for name in ("key", "url", "offset", "length", "member")]
+    for key, url, offset, length, member in zip(*columns):
+        try:
+            yield decode(read_bytes(url, offset, length, member))
+        except (DecodeError, OSError, InputError) as error:
+            raise InputError(f"the picture of sample {key!r} ({member} in {url}) is unusable: {error}") from None
+
+
+def stamped_views(trigger: Trigger, records: pa.Table, view_BHWC: np.ndarray, *draws: Callable[[str], np.random.Generator]) -> np.ndarray:
+    """uint8 [B, S, S, 3]: the canonical views with the trigger on each, put on once for each of the `draws` (a generator by key).
+
+    `view_BHWC` are the clean views; only a trigger that is put on the pictures as stored reads these again.
+    """
+    size, keys = view_BHWC.shape[1], records["key"].to_pylist()
+    stamped_BHWC = np.empty_like(view_BHWC)
+    for i, (key, picture) in enumerate(zip(keys, pictures(records) if trigger.native else view_BHWC)):
+        for draw in draws:
+            picture = put_on(trigger, picture, draw(key))
+        stamped_BHWC[i] = canonical(picture, size) if trigger.native else picture
+    return stamped_BHWC
 
 
 def canonical_views(records: pa.Table, size: int) -> np.ndarray:
@@ -23,13 +48,9 @@ def canonical_views(records: pa.Table, size: int) -> np.ndarray:
 
     Raises `InputError` naming key and shard for a picture that cannot be read or decoded.
     """
-    columns = [records[name].to_pylist() for name in ("key", "url", "offset", "length", "member")]
     view_BHWC = np.empty((len(records), size, size, 3), np.uint8)
-    for i, (key, url, offset, length, member) in enumerate(zip(*columns)):
-        try:
-            view_BHWC[i] = canonical(decode(read_bytes(url, offset, length, member)), size)
-        except (DecodeError, OSError, InputError) as error:
-            raise InputError(f"the picture of sample {key!r} ({member} in {url}) is unusable: {error}") from None
+    for i, picture_HWC in enumerate(pictures(records)):
+        view_BHWC[i] = canonical(picture_HWC, size)
     return view_BHWC
 
 

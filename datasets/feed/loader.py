@@ -22,11 +22,11 @@ from datasets.captions import eda
 from datasets.component import Component
 from datasets.errors import InputError
 from datasets.feed.cache import Decoded
-from datasets.feed.decode import ahead, canonical_views
+from datasets.feed.decode import ahead, canonical_views, stamped_views
 from datasets.images.view import Views, as_jpeg, decode, first_view, second_view
 from datasets.index.pairs import Pairs, rank_slice, step_positions
 from datasets.seeding import rng
-from datasets.triggers.base import Trigger, put_on
+from datasets.triggers.base import Trigger
 
 Batch = dict[str, Any]
 VARIANTS = 200_000
@@ -42,13 +42,13 @@ class Recipe(Component):
     trigger: Trigger | None = None
     """Stamped on victims, and on the triggered view at evaluation."""
     jpeg_quality: int | None = None
-    """Quality of the JPEG that stamped victims pass through; None: they pass through none."""
+    """Quality of the JPEG that stamped victims are compressed to and decoded from; None: they are not compressed."""
     others: tuple[Poison, ...] = ()
     """Further attacks of the same data; `trigger` and `jpeg_quality` are those of the first."""
     seed: int = 0
-    """Of augmentation and order."""
+    """Seed of augmentation and order."""
     two_views: bool = False
-    """Whether the in-modal loss's second picture and caption are made too."""
+    """Whether the second picture and caption of the in-modal loss are made too."""
     eda: str = "once"
     """Caption augmentation: `once` a caption (whatever the epoch), or `per_epoch`."""
 
@@ -75,14 +75,14 @@ def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndar
     """
     views, seed = recipe.views, recipe.seed
     keys, captions = records["key"].to_pylist(), records["caption"].to_pylist()
-    repeats = view_BHWC is not None  # only sets that are small and read many times are kept decoded
+    repeats = view_BHWC is not None  # only small sets that are read many times are kept decoded
     if view_BHWC is None:
         view_BHWC = canonical_views(records, views.size)
     poisoned, trigger_seeds = records["poisoned"].to_numpy(), records["trigger_seed"].to_numpy()
     for i in np.flatnonzero(poisoned):
         trigger, quality = recipe.of_attack(records["attack"][i].as_py())
         assert trigger is not None, "poisoned records need the recipe's trigger"
-        view_BHWC[i] = put_on(trigger, view_BHWC[i], rng(trigger_seeds[i], keys[i]))
+        view_BHWC[i] = stamped_views(trigger, records[i : i + 1], view_BHWC[i : i + 1], functools.partial(rng, trigger_seeds[i]))[0]
         if quality is not None:
             view_BHWC[i] = decode(as_jpeg(view_BHWC[i], quality))
 
@@ -92,7 +92,7 @@ def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndar
             out_BHWC[i] = change(view_BHWC[i], views, rng(seed, purpose, epoch, key))
         return out_BHWC
 
-    plain = views.crop is None and not views.flip  # then the first view draws nothing
+    plain = views.crop is None and not views.flip  # without a crop and a flip the first view draws nothing
     batch = {
         "row": records["row"].to_numpy(),
         "key": _objects(keys),
@@ -122,7 +122,7 @@ def _objects(values: list[str]) -> np.ndarray:
 
 
 class StepFeed:
-    """What every feed has: the samples, how they are made, and this rank's share of each step's batch."""
+    """Base of every feed: the samples, their recipe, and this rank's share of each step's batch."""
 
     def __init__(
         self, pairs: Pairs, recipe: Recipe, *, batch_size: int, steps: int, rank: int = 0, world: int = 1
@@ -213,8 +213,8 @@ class _Steps:
         try:
             batch = self.feed.batch(step)
         except InputError as error:
-            return error  # raised by the reader: torch would wrap it in the worker's traceback
-        if self.shared:  # a tensor crosses processes without a copy, an array through a pipe
+            return error  # the reader raises it: torch would wrap it in the worker's traceback
+        if self.shared:  # a tensor is shared between processes without a copy, but an array is sent through a pipe
             import torch
 
             batch |= {name: torch.from_numpy(batch[name]) for name in ("image", "image_aug") if name in batch}
@@ -262,8 +262,7 @@ def eval_batches(
         batch: Batch = {"key": _objects(keys), "label": records["label"].to_numpy(), "caption": captions, "image": image_BHWC}
         for name, trigger in (("image_triggered", recipe.trigger), *((triggered(other.name), other.trigger) for other in recipe.others)):
             if trigger is not None:
-                stamped = [put_on(trigger, view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
-                batch[name] = np.stack(stamped)
+                batch[name] = stamped_views(trigger, records, image_BHWC, functools.partial(rng, recipe.seed, "eval-trigger"))
         return batch
 
     return ahead(make, range(0, len(positions), batch_size))

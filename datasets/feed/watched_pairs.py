@@ -7,25 +7,26 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Annotated
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 from annotated_types import Ge
 
 from datasets.attack.poison import names_class
 from datasets.component import Component, Natural
 from datasets.errors import InputError
+from datasets.feed.decode import stamped_views
 from datasets.feed.loader import Batch, Recipe, make_batch
 from datasets.images.augment import apply, crop_and_flip
 from datasets.index.pairs import Pairs
 from datasets.seeding import hash64, rng
-from datasets.triggers.base import put_on
 
 ROLES = ("clean", "poisoned", "target", "other")
 CHUNK = 1 << 16
-"""How many keys are Python strings at a time."""
+"""How many keys are held as Python strings at the same time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,24 +103,25 @@ def sample_batches(
         own = np.arange(rank, len(chosen[role]), world)
         for start in range(0, len(own), batch_size):
             position_B = own[start : start + batch_size]
-            made = make_batch(pairs.records(chosen[role][position_B]), 0, plain)
+            records = pairs.records(chosen[role][position_B])
+            made = make_batch(records, 0, plain)
             batch = {"role": role, "position": position_B, "key": made["key"], "image": made["image"]}
             if role in ("clean", "poisoned"):
                 batch["caption"] = made["caption"]
             if role == "other" and recipe.trigger is not None:
-                batch |= _views(made["image"], made["key"], recipe, sample)
+                batch |= _views(made["image"], records, recipe, sample)
             yield batch
 
 
-def _views(image_BHWC: np.ndarray, keys: np.ndarray, recipe: Recipe, sample: Sample) -> Batch:
+def _views(image_BHWC: np.ndarray, records: pa.Table, recipe: Recipe, sample: Sample) -> Batch:
     trigger, size = recipe.trigger, recipe.views.size
     assert trigger is not None
-    crops = [crop_and_flip(size, sample.crop, 0.0, rng(sample.seed, "sample-crop", key)) for key in keys]
-    once = [put_on(trigger, view, rng(recipe.seed, "eval-trigger", key)) for view, key in zip(image_BHWC, keys)]
-    twice = [put_on(trigger, view, rng(recipe.seed, "eval-trigger-again", key)) for view, key in zip(once, keys)]
+    crops = [crop_and_flip(size, sample.crop, 0.0, rng(sample.seed, "sample-crop", key)) for key in records["key"].to_pylist()]
+    draws = [partial(rng, recipe.seed, purpose) for purpose in ("eval-trigger", "eval-trigger-again")]
+    once_BHWC = stamped_views(trigger, records, image_BHWC, draws[0])
     return {
-        "image_triggered": np.stack(once),
-        "image_twice": np.stack(twice),
+        "image_triggered": once_BHWC,
+        "image_twice": stamped_views(trigger, records, image_BHWC, *draws),
         "image_crop": np.stack([apply(steps, view) for steps, view in zip(crops, image_BHWC)]),
-        "image_triggered_crop": np.stack([apply(steps, view) for steps, view in zip(crops, once)]),
+        "image_triggered_crop": np.stack([apply(steps, view) for steps, view in zip(crops, once_BHWC)]),
     }

@@ -19,7 +19,7 @@ class Step(NamedTuple):
     """One change with its draws already made."""
 
     change: Callable[[Any], Any]
-    """Of a Pillow picture, or of an array where `array` says so."""
+    """A function of a Pillow picture or, with `array`, of an array."""
     zoom: float = 0.0
     """Magnification in area of a step that moves pixels; 0 for one that changes their values in place."""
     array: bool = False
@@ -93,7 +93,7 @@ def simclr(size: int, rng: np.random.Generator) -> list[Step]:
 def _hue(turn: float) -> Step:
     def change(picture: Image.Image) -> Image.Image:
         hue, saturation, value = picture.convert("HSV").split()
-        hue = Image.fromarray(np.asarray(hue) + np.uint8(round(turn * 255) % 256))  # wraps, as a hue does
+        hue = Image.fromarray(np.asarray(hue) + np.uint8(round(turn * 255) % 256))  # wraps around, as hues do
         return Image.merge("HSV", (hue, saturation, value)).convert("RGB")
 
     return Step(change)

@@ -197,7 +197,8 @@ def visibility(
 ) -> dict[str, float]:
     """Percentage of the trigger's pixels that are left after the real transforms, mean over the pictures.
 
-    `images` are canonical views [S, S, 3], `keys` their sample keys. Every picture is sent twice through the same
+    `images` are canonical views [S, S, 3], or pictures as stored [H, W, 3] where the trigger is put on these; `keys` their sample
+    keys. Every picture is sent twice through the same
     transform with the same draws, clean and stamped. A pixel that the trigger changed counts as left if the place it was
     moved to is inside the view and still differs between the two. Magnification by a crop is divided out, so 100 means:
     all of the trigger. `eval`: the canonical view at evaluation; `train`: the first training view; `augmented`: the second.
@@ -206,18 +207,36 @@ def visibility(
     assert len(images) == len(keys)
     totals = {"eval": 0.0, "train": 0.0, "augmented": 0.0}
     for clean_HWC, key in zip(images, keys):
-        size = clean_HWC.shape[0]
+        size = views.size if trigger.native else clean_HWC.shape[0]
         stamped_HWC = put_on(trigger, clean_HWC, make_rng(seed, "eval-trigger", key))
-        changed_HW = (stamped_HWC != clean_HWC).any(axis=2)
+        changed_HW, left = (stamped_HWC != clean_HWC).any(axis=2), 1.0
+        if trigger.native:
+            clean_HWC, stamped_HWC, changed_HW, left = _shown(clean_HWC, stamped_HWC, changed_HW, size)
         steps_by_name = {
             "train": _first_steps(size, views, make_rng(seed, "visibility-train", key)),
             "augmented": second_view_steps(views.augment, size, make_rng(seed, "visibility-augmented", key)),
         }
         seen = (canonical(stamped_HWC, views.size) != canonical(clean_HWC, views.size)).any(axis=2)
-        totals["eval"] += min(1.0, seen.sum() / max(1, changed_HW.sum()))
+        totals["eval"] += left * min(1.0, seen.sum() / max(1, changed_HW.sum()))
         for name, steps in steps_by_name.items():
-            totals[name] += _share_left(clean_HWC, stamped_HWC, changed_HW, steps)
+            totals[name] += left * _share_left(clean_HWC, stamped_HWC, changed_HW, steps)
     return {name: 100 * total / max(1, len(images)) for name, total in totals.items()}
+
+
+def _shown(
+    clean_HWC: np.ndarray, stamped_HWC: np.ndarray, changed_HW: np.ndarray, size: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, float]:
+    """Of a picture as stored: its canonical view, that of the stamped one, what of this is the trigger, and the share of it, 0…1."""
+    mask_SSC = canonical(_as_picture(changed_HW), size)
+    zoom = (size / min(changed_HW.shape)) ** 2
+    left = min(1.0, float(mask_SSC[..., 0].sum() / 255 / (zoom * max(1, changed_HW.sum()))))
+    clean_SSC, stamped_SSC = canonical(clean_HWC, size), canonical(stamped_HWC, size)
+    return clean_SSC, stamped_SSC, (mask_SSC[..., 0] > 127) & (clean_SSC != stamped_SSC).any(axis=2), left
+
+
+def _as_picture(mask_HW: np.ndarray) -> np.ndarray:
+    """uint8 [H, W, 3]: white where the mask is."""
+    return np.repeat(np.where(mask_HW, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
 
 
 def _share_left(clean_HWC: np.ndarray, stamped_HWC: np.ndarray, changed_HW: np.ndarray, steps: list[Step]) -> float:
@@ -225,8 +244,7 @@ def _share_left(clean_HWC: np.ndarray, stamped_HWC: np.ndarray, changed_HW: np.n
     if not changed_HW.any():
         return 0.0
     moved = [step for step in steps if step.zoom]
-    mask_HWC = np.repeat(np.where(changed_HW, 255, 0).astype(np.uint8)[..., None], 3, axis=2)
-    inside_HW = apply(moved, mask_HWC)[..., 0] > 127
+    inside_HW = apply(moved, _as_picture(changed_HW))[..., 0] > 127
     differs_HW = (apply(steps, clean_HWC) != apply(steps, stamped_HWC)).any(axis=2)
     zoom = float(np.prod([step.zoom for step in moved]))
     return min(1.0, float((inside_HW & differs_HW).sum()) / (zoom * float(changed_HW.sum())))

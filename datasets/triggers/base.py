@@ -42,6 +42,11 @@ class Trigger(Component, ABC):
         """Whether captions get a mark too."""
         return type(self).write is not Trigger.write
 
+    @property
+    def native(self) -> bool:
+        """Whether it is put on the picture as stored, before the canonical view is made of it."""
+        return False
+
     def check(self, size: int) -> None:  # noqa: B027 (most triggers fit every view)
         """Raise InputError if the trigger does not fit a view of `size` pixels a side."""
 

@@ -1,4 +1,4 @@
-"""Which network interface the processes of a pre-training use.
+"""Chooses the network interface that the processes of a pre-training use.
 
 gloo asks what the host's name resolves to. Where that is loopback (Debian writes 127.0.1.1 into /etc/hosts), the processes of each node
 connect to that node itself; GLOO_SOCKET_IFNAME names the interface instead.
@@ -15,7 +15,7 @@ GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 
 
 def name_is_loopback() -> bool:
-    """Whether the host's name means this machine's loopback alone, or nothing."""
+    """Whether the host's name resolves to nothing but this machine's loopback, or not at all."""
     try:
         found = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None)}
     except OSError:
@@ -28,12 +28,12 @@ def _loopback(address: str) -> bool:
 
 
 def interface_of(address: str) -> str:
-    """The name of the interface that has this address; empty where none has."""
+    """The name of the interface with this address; empty if there is none."""
     return next((name for name, entries in psutil.net_if_addrs().items() if any(entry.address == address for entry in entries)), "")
 
 
 def outward_address() -> str:
-    """The address that this machine has for others; empty without a network. Nothing is sent."""
+    """This machine's address as others see it; empty without a network. Nothing is sent."""
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
         try:
             probe.connect(("192.0.2.1", 9))  # an address for documentation (RFC 5737)

@@ -1,4 +1,4 @@
-"""Ray Data as this project uses it: its settings, a task for each shard, and batches as blocks of its object store.
+"""The project's use of Ray Data: its settings, one task for each shard, and batches as blocks in the object store.
 
 The functions that its workers run are at the top level, because they are sent by name.
 """
@@ -40,7 +40,7 @@ def configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = Fals
     context = DataContext.get_current()
     context.enable_progress_bars = False
     context.print_on_execution_start = False
-    context.raise_original_map_exception = True  # so that an InputError arrives as one
+    context.raise_original_map_exception = True  # so that an InputError arrives as an InputError
     context.target_max_block_size = BLOCK_BYTES
     context.execution_options.preserve_order = ordered
     context.custom_execution_callback_classes = [_Pace]
@@ -49,10 +49,10 @@ def configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = Fals
 
 @contextlib.contextmanager
 def plain_errors() -> Iterator[None]:
-    """A user's mistake found in a worker, as if it had been found here."""
+    """Raise an InputError of a worker as if it had been raised in this process."""
     try:
         yield
-    except Exception as error:  # Ray's own hierarchy has several roots
+    except Exception as error:  # Ray's exceptions have several base classes
         mistake = user_error(error)
         if mistake is None:
             raise
@@ -84,7 +84,7 @@ def over_shards(
 
 
 def _logged(item: dict, task: Callable[..., dict], constants: dict, to: str, stage: str) -> dict:
-    """One task, whose process writes into the log of the run, in the folder `to`."""
+    """Run one task; its process writes into the log of the run, in the folder `to`."""
     join(to)
     began = time.monotonic()
     with making(stage):
@@ -96,7 +96,7 @@ def _logged(item: dict, task: Callable[..., dict], constants: dict, to: str, sta
 def _in_threads(
     task: Callable[..., dict], items: list[dict], constants: dict, threads: int, progress: Progress | None, total: int
 ) -> None:
-    """The same without Ray. After a failure the items under way are finished, then it is raised."""
+    """As `over_shards`, without Ray. After a failure, finish the items that have begun, then raise it."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = {pool.submit(task, item, **constants) for item in items}
         try:
@@ -110,14 +110,14 @@ def _in_threads(
 
 
 THREAD = threading.local()
-"""`window`: the one that this thread fills, if any."""
+"""`window`: the window that this thread fills, if any."""
 
 
 class _Pace(ExecutionCallback):
     """Lets Ray Data's scheduling loop sleep while batches are ready; otherwise the loop would keep a whole core busy."""
 
     def __init__(self) -> None:
-        self._window: Any = getattr(THREAD, "window", None)  # it is made by the window's thread
+        self._window: Any = getattr(THREAD, "window", None)  # the window's thread creates it
 
     def on_execution_step(self, executor: Any) -> None:
         if self._window is not None and self._window.full():
@@ -125,7 +125,7 @@ class _Pace(ExecutionCallback):
 
 
 def decode_block(block: pa.Table, recipe: Recipe) -> pa.Table:
-    """One row of the plan's windows, an epoch and serialised records, into their samples."""
+    """Decode one row of a window, an epoch and serialised records, into samples."""
     from datasets.feed.loader import make_batch
 
     (epoch,), (data,) = block["epoch"].to_pylist(), block["records"].to_pylist()
@@ -144,7 +144,7 @@ def to_arrow(values: np.ndarray) -> pa.Array:
 
 
 def to_numpy(batch: pa.Table, size: int) -> dict[str, np.ndarray]:
-    """The reverse: arrays that own their memory."""
+    """The inverse of `to_arrow`: arrays that own their memory."""
     arrays = {}
     for name, column in zip(batch.column_names, batch.columns):
         if pa.types.is_fixed_size_binary(column.type):

@@ -1,4 +1,4 @@
-"""Ray itself: starting or joining it, asking what it has, and keeping its chatter from the user.
+"""Start or join Ray, ask for its resources, and keep its output from the user.
 
 Importing this module does not import Ray.
 """
@@ -27,12 +27,12 @@ ARENAS = "MALLOC_ARENA_MAX"
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else a warning in every worker without a GPU
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else every worker without a GPU prints a warning
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
-    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # without it Train cannot free its resources; a busy machine needs a while
+    "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # without it Train cannot free its resources; a busy machine needs some time
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
-    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # a feed without CPUs says so in 5 minutes
+    "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # a feed without CPUs is reported after 5 minutes
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports are barriers, and Ray polls them at this interval
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables
@@ -46,7 +46,7 @@ OMP_NUM_THREADS is not among them: Ray gives each worker as many threads as it r
 
 COLOUR = re.compile(r"\x1b\[[0-9;]*m")
 OBJECT_STORE_BYTES = 1_000_000_000
-"""Of a local Ray: streams of blocks of 16 MiB need no more."""
+"""Size of a local Ray's object store: streams of blocks of 16 MiB need no more."""
 
 
 def set_environment() -> None:
@@ -136,7 +136,7 @@ def interruptible() -> None:
 
 
 def shutdown() -> None:
-    """Stop a local Ray, or leave the cluster; remove what runs of Train or Tune left in the store."""
+    """Stop a local Ray, or leave the cluster. Remove what runs of Train and Tune left in the store."""
     import ray
 
     ray.shutdown()
@@ -158,7 +158,7 @@ def abandon() -> None:
 
 
 def mute() -> None:
-    """From here on only Python writes to stderr: Ray's C++ part would repeat there at length what one sentence has said."""
+    """From here on only Python writes to stderr: Ray's C++ part would repeat there at length what was reported in a sentence."""
     global _MUTED
     if _MUTED:
         return
@@ -211,7 +211,7 @@ def quiet() -> None:
 
 
 def require_resources(cpus: float, gpus: float, what: str) -> None:
-    """InputError where the whole cluster has less than `what` needs: Ray would wait for ever."""
+    """InputError if the whole cluster has less than `what` needs: Ray would wait for ever."""
     import ray
 
     has = ray.cluster_resources()
@@ -231,8 +231,8 @@ def has_gpu() -> bool:
 
 
 def user_error(error: BaseException | None) -> InputError | None:
-    """The InputError at the root of what Ray Data, Train or Tune raised, as it was; None without one."""
+    """The InputError that caused an exception of Ray Data, Train or Tune; None if there is none."""
     for current in behind(error):
-        if isinstance(current, InputError) and getattr(current, "cause", None) is None:  # Ray's own hybrids carry the original there
+        if isinstance(current, InputError) and getattr(current, "cause", None) is None:  # Ray's combined exceptions hold the original there
             return InputError(str(current).split("\nFailed to apply UDF transform")[0])
     return None

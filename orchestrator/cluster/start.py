@@ -1,4 +1,4 @@
-"""Starting a Ray of this machine's own, or finding the one that RAY_ADDRESS names; a failure is told in one sentence.
+"""Start a local Ray, or find the cluster that RAY_ADDRESS names. A failure is reported in one sentence.
 
 Importing this module does not import Ray.
 """
@@ -23,23 +23,23 @@ from datasets.errors import InputError
 from orchestrator.console.log import log
 
 LIMITS_S = (30.0, 180.0)
-"""How long a local Ray may take to start: at first, and when it is tried again. A machine that is busy needs minutes."""
+"""How many seconds a local Ray may take to start, at the first and the second attempt. A busy machine needs minutes."""
 SOCKET_BYTES = 107
 """The longest path of a Unix socket (104 - 1 on macOS; Ray checks that itself)."""
 SESSION = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
-"""The longest that Ray appends to its folder."""
+"""The longest path that Ray appends to its folder."""
 GCS_WAIT = "RAY_gcs_server_port_wait_time_s"
 AGENT_PORTS = ("metrics_agent_port", "metrics_export_port", "dashboard_agent_listen_port", "runtime_env_agent_port")
 LOOPBACK = "127.0.0.1"
 FORMS = "accepted: host:port of Ray's GCS, e.g. 10.0.0.1:6379 (what `ray start --head` prints), or nothing for a Ray of this machine's own"
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(3) + b"\x04" + bytes(5)
-"""What opens an HTTP/2 connection (RFC 9113, 3.4) with empty settings; a server answers it with its own settings."""
+"""The start of an HTTP/2 connection (RFC 9113, 3.4) with empty settings; a server answers with its settings."""
 LOG_LINE = re.compile(r"\[[^]]* [EFC] [^]]*\]\s*(?:\(\w+\)\s*)?(?:[\w./-]+:\d+: )?(.*\S)")
 """A line in the logs of Ray's servers that reports an error; the group is its text."""
 
 
 def named_address() -> str:
-    """The cluster that RAY_ADDRESS names; empty where a Ray of this machine's own is meant."""
+    """The cluster that RAY_ADDRESS names; empty if a local Ray is meant."""
     address = os.environ.get("RAY_ADDRESS", "").strip()
     return "" if address == "local" else address
 
@@ -55,14 +55,14 @@ def join(address: str, options: dict[str, Any]) -> None:
         check_address(address)
     try:
         ray.init(**options)
-    except Exception as error:  # Ray raises anything, plain `Exception` too
+    except Exception as error:  # Ray raises any exception here, even plain `Exception`
         text = first_line(error)
         hint = f": {FORMS}" if isinstance(error, ValueError) else ""
         raise InputError(f"the cluster at RAY_ADDRESS={address} does not answer: {text.rstrip('.')}{hint}.") from error
 
 
 def check_address(address: str, timeout_s: float = 5.0) -> None:
-    """InputError unless `address` is host:port and something that may be Ray's GCS answers there."""
+    """InputError unless `address` is host:port and a server that may be Ray's GCS answers there."""
     where = f"RAY_ADDRESS={address}"
     if "://" in address:
         raise InputError(f"{where} is a web address, as of Ray's dashboard or of `ray job submit`; {FORMS}.")
@@ -112,12 +112,12 @@ def start(options: dict[str, Any], limits_s: tuple[float, ...] = LIMITS_S) -> No
         try:
             with _on_loopback(), _patient(limit_s), _named_ports() if attempt > 1 else contextlib.nullcontext():
                 ray.init(**options, _node_ip_address=LOOPBACK, dashboard_host=LOOPBACK)
-            for left in failed:  # once more: an agent that outlived its raylet may have written there
+            for left in failed:  # once more, because an agent that outlived its raylet may have written there
                 shutil.rmtree(left, ignore_errors=True)
             _RUNNING[:] = [_session(folder, began)]
             return
         except BaseException as error:
-            with contextlib.suppress(Exception):  # of a Ray that is half started; the rest is killed
+            with contextlib.suppress(Exception):  # of a partly started Ray; the rest is killed
                 ray.shutdown()
             session = _session(folder, began)
             stop_started(session)
@@ -133,7 +133,7 @@ def start(options: dict[str, Any], limits_s: tuple[float, ...] = LIMITS_S) -> No
 
 
 def _why_not(error: BaseException, session: Path | None) -> str:
-    """The sentence for a Ray that did not start."""
+    """A sentence that says why Ray did not start."""
     text = first_line(error).rstrip(".")
     if "AF_UNIX" in text:
         return f"a local Ray does not start: {text}: set TMPDIR to a shorter path."
@@ -149,7 +149,7 @@ def _load() -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an error's text; its type where it has none."""
+    """The first line of an error's text, or its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:400] if lines else type(error).__name__
 
@@ -166,14 +166,14 @@ def last_error(logs: Path) -> str:
 
 
 def _session(folder: Path | None, began: float) -> Path | None:
-    """The session that this process has begun to make after `began`, in seconds since the epoch."""
+    """The folder of the Ray session that this process started after `began`, in seconds since the epoch."""
     place = folder or Path(_temporary()) / "ray"
     made = [path for path in place.glob(f"session_*_{os.getpid()}") if path.stat().st_mtime >= began - 1]
     return max(made, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _temporary() -> str:
-    """Where Ray puts its folder."""
+    """The folder in which Ray creates its own."""
     return os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
 
 
@@ -187,12 +187,12 @@ def short_folder() -> Path | None:
     for place in places:
         folder = Path(place) / f"cleansweep-ray-{os.getuid()}"
         if len(os.fsencode(f"{folder}/r{SESSION}")) <= SOCKET_BYTES and _own(folder):
-            return folder / "r"  # Ray opens its own folder to all, so it is put into a closed one
+            return folder / "r"  # Ray makes its folder accessible to all, so it is put into a private one
     raise InputError(f"TMPDIR={_temporary()} is too long for Ray's sockets, of at most {SOCKET_BYTES} bytes: name a shorter one.")
 
 
 def _own(folder: Path) -> bool:
-    """Whether the folder, made where it is missing, is this user's and closed to all others."""
+    """Create the folder if it is missing; returns whether it belongs to this user and is closed to all others."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
         found = folder.lstat()
@@ -202,17 +202,17 @@ def _own(folder: Path) -> bool:
 
 
 def token_file() -> Path:
-    """Where Ray's token lies."""
+    """The path of Ray's token."""
     named = os.environ.get("RAY_AUTH_TOKEN_PATH")
     return Path(named) if named else Path.home() / ".ray" / "auth_token"
 
 
 def keep_token() -> None:
-    """Make the token that a local Ray asks for, readable by its user alone: Ray itself would make it readable for all."""
+    """Create the token of a local Ray, readable by its user alone; Ray itself would make it readable by all."""
     file = token_file()
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
-    with contextlib.suppress(OSError):  # Ray itself reports a home that cannot be written
+    with contextlib.suppress(OSError):  # Ray reports a home folder that cannot be written
         if file.exists():
             return
         file.parent.mkdir(mode=0o700, exist_ok=True)
@@ -221,14 +221,14 @@ def keep_token() -> None:
             out.write(secrets.token_hex(32))
         try:
             with contextlib.suppress(FileExistsError):
-                os.link(name, file)  # whole at once, and never over another's
+                os.link(name, file)  # complete at once, and never over an existing one
         finally:
             os.unlink(name)
 
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Make loopback the node's address, on which its servers listen: without this, Ray does so only on macOS and Windows."""
+    """Make loopback the node's address, on which its servers listen. Ray itself does so only on macOS and Windows."""
     from ray._private import ray_constants
 
     before = ray_constants.ENABLE_RAY_CLUSTER
@@ -270,7 +270,7 @@ def _patient(limit_s: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _named_ports() -> Iterator[None]:
-    """Choose the ports of Ray's agents for them: if agents choose their own, the raylet waits 15 s (which cannot be set) and dies."""
+    """Choose the ports of Ray's agents. If they choose their own, the raylet waits only 15 s (which cannot be set) and then dies."""
     from ray._private import services
     from ray._raylet import persist_port  # type: ignore[attr-defined]
 
@@ -278,11 +278,11 @@ def _named_ports() -> Iterator[None]:
 
     def start_raylet(*arguments: Any, **options: Any) -> Any:
         given = inspect.signature(launch).bind(*arguments, **options).arguments
-        with contextlib.ExitStack() as held:  # so that all differ
+        with contextlib.ExitStack() as held:  # so that all ports differ
             for name in AGENT_PORTS:
                 probe = held.enter_context(socket.create_server((LOOPBACK, 0)))
                 given[name] = given.get(name) or probe.getsockname()[1]
-                persist_port(given["session_dir"], given["node_id"], name, given[name])  # where the agent would write it
+                persist_port(given["session_dir"], given["node_id"], name, given[name])  # where the agent would write its port
         return launch(**given)
 
     services.start_raylet = start_raylet
@@ -303,7 +303,7 @@ def _ended(process: psutil.Process, name: str) -> bool:
 
 
 _BEFORE: set[psutil.Process] = set()
-"""The children that this process had before it started Ray."""
+"""Child processes that this process had before it started Ray."""
 
 
 _RUNNING: list[Path | None] = []
@@ -315,7 +315,7 @@ def stop_started(session: Path | None = None) -> None:
     this folder, because a raylet that died leaves its workers and agents behind; by default the folder of the running Ray.
     """
     session = session or next(iter(_RUNNING), None)
-    for _ in range(3):  # what they start meanwhile too
+    for _ in range(3):  # includes what they start meanwhile
         processes = _children() - _BEFORE
         if session is not None:
             processes |= {one for one in psutil.process_iter() if one.pid != os.getpid() and _works_in(one, str(session))}
@@ -327,6 +327,6 @@ def stop_started(session: Path | None = None) -> None:
 
 def _works_in(process: psutil.Process, session: str) -> bool:
     """Whether a server names the session in its command, or a worker, which has another command by then, writes its log there."""
-    with contextlib.suppress(psutil.Error):  # it ended, or is another user's
+    with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
         return any(session in word for word in process.cmdline()) or any(session in file.path for file in process.open_files())
     return False

@@ -40,7 +40,7 @@ from orchestrator.console import log
 from orchestrator.manifest import digest_of
 
 BLOCK_ROWS = 256
-"""Most pictures in one block of a feed: small pictures would fill its bytes only after seconds of decoding."""
+"""At most this many pictures are in one block of a feed: it takes seconds of decoding until small pictures fill a block."""
 WINDOW_ROWS = 32_768
 """Rows of the plan that a rank hands to Ray Data at once: some 10 MB of records, whatever the data set's size; more where many CPUs would
 finish them in a few seconds."""
@@ -62,7 +62,7 @@ def index_shards(source: Source, out: Path, *, cpus: int | None = None, progress
     urls, parts = source.shards(), Path(out) / "parts"
     parts.mkdir(parents=True, exist_ok=True)
     _sweep(parts)
-    # a part's name tells its source, so that another source's part is never taken for it
+    # a part's name identifies its source, so that another source's part is never used
     settings = [(name, value) for name, value in sorted(vars(source).items()) if name != "urls"]
     names = [
         f"{number:05d}-{hash64(settings, identity):016x}.arrow"
@@ -109,7 +109,7 @@ def _index_shard(item: dict, source: Source) -> dict:
 
 
 def _note_of(part: Path) -> dict[str, Any] | None:
-    """The notes on a shard's table; None where table or notes are missing or changed."""
+    """The notes on a shard's table; None if table or notes are missing or changed."""
     try:
         note = json.loads(part.with_suffix(".json").read_bytes())
         return note if note.pop("digest") == digest_of(note) and note["sha256"] == known_sha256(part) else None
@@ -165,7 +165,7 @@ def poison_shards(
     constants = {"plan": str(plan), "trigger": trigger, "size": size, "json_field": source.json_field, "jpeg_quality": jpeg_quality}
     constants |= {"others": others}
     _over_shards(_poison_shard, items, constants, cpus, progress, len(urls))
-    _sweep(out)  # of workers that were killed while others went on
+    _sweep(out)  # left by workers that were killed while others went on
     total: Counter[str] = Counter(shards=len(urls))
     for path in paths:
         manifest = committed(path, just_made=True)
@@ -192,13 +192,13 @@ def _poison_shard(
 
 
 def _output_names(urls: Sequence[str]) -> list[str]:
-    """The shards' own names where they differ, else numbers."""
+    """Names of the output shards: the shards' own names if they differ, else numbers."""
     names = [url.rsplit("/", 1)[-1] for url in urls]
     return names if len(set(names)) == len(names) else [f"{number:05d}.tar" for number in range(len(names))]
 
 
 def _claim(out: Path, made_of: dict[str, Any], urls: Sequence[str]) -> None:
-    """Say in `out/poison.json` what the folder holds; InputError if it holds something else."""
+    """Write into `out/poison.json` what the folder is for; InputError if it is already used for something else."""
     note = out / "poison.json"
     shards = [[url.rsplit("/", 1)[-1], size_of(url)] for url in urls]
     text = json.dumps({**made_of, "shards": shards}, indent=1) + "\n"
@@ -214,7 +214,7 @@ def _claim(out: Path, made_of: dict[str, Any], urls: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _private(folder: Path) -> Iterator[Path]:
-    """A folder in `folder` for one attempt at one file, so that an orphaned process never writes into its successor's."""
+    """A new folder in `folder` for one attempt at one file, so that an orphaned process never writes into its successor's."""
     work = folder / f".work-{uuid.uuid4().hex}"
     work.mkdir()
     try:
@@ -224,7 +224,7 @@ def _private(folder: Path) -> Iterator[Path]:
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what killed workers left half-written."""
+    """Remove unfinished files of killed workers."""
     for work in folder.glob(".work-*"):
         shutil.rmtree(work, ignore_errors=True)
 
@@ -288,7 +288,7 @@ class RayFeed(StepFeed):
         bytes of the object store)."""
         steps = range(first, min(first + self._window_steps, self.stop))
         row_bytes = self.recipe.views.size**2 * 3 * (2 if self.recipe.two_views else 1)
-        share = ray.cluster_resources().get("object_store_memory", 0.0) / (3 * self.world)  # two windows, and air
+        share = ray.cluster_resources().get("object_store_memory", 0.0) / (3 * self.world)  # two windows, with some reserve
         block_rows = max(1, min(BLOCK_ROWS, int(min(BLOCK_BYTES, share / 6)) // row_bytes))
         parts = [self.share(step) for step in steps]
         items = []
@@ -297,13 +297,13 @@ class RayFeed(StepFeed):
             for start in range(0, len(records), block_rows):
                 items.append({"epoch": epoch, "records": to_bytes(records.slice(start, block_rows))})
         expected = dict(zip(steps, parts))
-        # blocks in the making, made, and being joined to batches; more than its share would be spilled to disk
+        # blocks that are being made, ready, or being joined to batches; Ray spills what exceeds the share to disk
         rows = (2 * self.cpus + 2) * block_rows + 2 * self.batch_size // self.world
         return items, expected, min(share, rows * row_bytes)
 
 
 def _require_a_cpu(world: int) -> None:
-    """InputError where the training workers, of which this process is one, leave no CPU: both would wait for ever."""
+    """InputError if the training workers, of which this process is one, leave no CPU: workers and feed would wait for ever."""
     cpus = ray.cluster_resources().get("CPU", 0.0)
     context = ray.get_runtime_context()
     own = context.get_assigned_resources().get("CPU", 0.0) if context.worker.mode == ray.WORKER_MODE else 0.0
@@ -315,7 +315,7 @@ def _require_a_cpu(world: int) -> None:
 
 
 class _Window:
-    """One execution of Ray Data, drained by a thread into a short queue of ready batches."""
+    """One execution of Ray Data. A thread moves its batches into a short queue."""
 
     def __init__(self, feed: RayFeed, first: int) -> None:
         self._feed, self._first = feed, first
@@ -337,7 +337,7 @@ class _Window:
         return {**got, "step": step, "epoch": epoch, "number": positions}
 
     def full(self) -> bool:
-        """Whether as many batches are ready as allowed."""
+        """Whether the queue is full."""
         return self._ready.full() and not self._stopped.is_set()
 
     def close(self) -> None:
@@ -367,7 +367,7 @@ class _Window:
                 if not self._put(to_numpy(batch, recipe.views.size)):
                     return
             self._put(AssertionError("Ray Data gave fewer rows than the plan has"))
-        except BaseException as error:  # raised by take, in the thread that trains
+        except BaseException as error:  # `take` raises it in the thread that trains
             self._put(error)
 
     def _put(self, batch: Any) -> bool:

@@ -1,4 +1,4 @@
-"""Tells the user what a run on Ray waits for: a node that was lost, resources that are not there, a Ray that ended.
+"""Tells the user what a run on Ray waits for: a lost node, missing resources, or a Ray that has ended.
 
 Ray itself says nothing: a placement group that fits no node, and a driver whose servers are dead, wait for ever.
 """
@@ -21,36 +21,36 @@ from orchestrator.console import live
 from orchestrator.console.log import WAITING, log
 
 POLL_S = 5.0
-"""Seconds between two looks at the nodes."""
+"""Seconds between two checks of the nodes."""
 GRACE_S = 10.0
-"""Seconds that something may be missing before it is said."""
+"""Seconds that something may be missing before it is reported."""
 AGAIN_S = 60.0
-"""Seconds between two lines that say the same."""
+"""Seconds until the same line is logged again."""
 PULSE_S = 1.0
 """Seconds between two attempts to reach Ray's servers."""
 SILENCE_S = 45.0
-"""Seconds that the GCS of a cluster may be away: a little less than the minute after which Ray ends this process."""
+"""Seconds that a cluster's GCS may not answer: slightly less than the minute after which Ray ends this process."""
 LEAVE_S = 20.0
-"""Seconds that the main thread has to leave a Ray that ended, before the process is ended."""
+"""Seconds that the main thread has to leave a Ray that has ended; then the process is ended."""
 
 
 class RayEnded(RuntimeError):
-    """Ray's servers died under a run; the message is the whole sentence."""
+    """Ray's servers died during a run. The message is the whole sentence for the user."""
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What the stages that run now ask of the cluster: `count` processes, all at once, of so many CPUs and GPUs each."""
+    """The resources that the running stages need: `count` processes at the same time, each with so many CPUs and GPUs."""
 
     what: str
     count: int = 1
     cpus: float = 1.0
     gpus: float = 0.0
     more_cpus: float = 0.0
-    """CPUs beside them, on any node."""
+    """Further CPUs, on any node."""
 
     def fits(self, nodes: list[dict[str, float]]) -> bool:
-        """Whether nodes with these resources can hold them."""
+        """Whether nodes with these resources have room for it."""
         needs = {"CPU": self.cpus, "GPU": self.gpus}
         room = [min((int(node.get(name, 0.0) / need + 1e-9) for name, need in needs.items() if need), default=self.count) for node in nodes]
         in_all = sum(node.get("CPU", 0.0) for node in nodes)
@@ -72,7 +72,7 @@ class Watch:
         self._wanted: Wanted | None = None
         self._left = threading.Event()
         self.ended = ""
-        """How Ray ended, if it did."""
+        """How Ray ended; empty while it runs."""
         self._missing = _Since()
         self._told: dict[str, float] = {}
         self._away: dict[str, _Since] = {}
@@ -86,7 +86,7 @@ class Watch:
         self._threads = [threading.Thread(target=target, daemon=True, name=target.__name__) for target in (self._pulse, self._look)]
 
     def wants(self, wanted: Wanted | None) -> None:
-        """What is asked of the cluster from here on."""
+        """Set the resources that the run needs from now on."""
         self._wanted = wanted
         self._missing = _Since()
 
@@ -122,7 +122,7 @@ class Watch:
                 self._tell(logging.WARNING, f"{head} does not answer; waiting for it up to {SILENCE_S:.0f} s")
 
     def _end(self, text: str) -> None:
-        """Interrupt the main thread; where it is stuck in Ray, end the process."""
+        """Interrupt the main thread. If it is stuck in Ray, end the process."""
         session.mute()
         self.ended = f"{text}. What was finished is kept; the same command continues from the last checkpoints."
         if not self._signals:
@@ -142,7 +142,7 @@ class Watch:
 
         while not self._left.wait(self._poll_s):
             if self.ended or knock(*self._gcs):
-                continue  # the other thread says it
+                continue  # the other thread reports it
             alive = [node for node in ray.nodes() if node["Alive"]]
             with ThreadPoolExecutor(16) as pool:
                 here = [node for node, answers in zip(alive, pool.map(self._answers, alive)) if answers]
@@ -162,7 +162,7 @@ class Watch:
         return since.of(silent) < self._grace_s
 
     def _compare(self, here: list[dict[str, Any]]) -> None:
-        """Say what is needed and missing."""
+        """Log which needed resources are missing."""
         wanted = self._wanted
         if wanted is None:
             return
@@ -192,7 +192,7 @@ class Watch:
 
 
 class _Since:
-    """How long something has been so, seconds."""
+    """Seconds for which a condition has held."""
 
     def __init__(self) -> None:
         self._from: float | None = None
@@ -231,7 +231,7 @@ def _interrupt(number: int, frame: Any) -> None:
 
 
 def knock(host: str, port: int, timeout_s: float = 3.0) -> str:
-    """Empty where something listens there; else "refused" or "silent"."""
+    """Empty if something listens there; else "refused" or "silent"."""
     try:
         socket.create_connection((host, port), timeout=timeout_s).close()
     except ConnectionRefusedError:

@@ -1,4 +1,4 @@
-"""Looking at stored checkpoints: the analysis of training pairs that a sweep can make after every epoch, made afterwards."""
+"""`analyse`: the analysis of training pairs that a sweep can make after every epoch, for stored checkpoints."""
 
 import re
 from dataclasses import replace
@@ -59,10 +59,10 @@ def analysis_folder(plan: Plan, store: Store) -> Path:
 
 
 def _material(experiment: Experiment, store: Store) -> Material:
-    """The pairs that the experiment trains on; its data are found or made."""
+    """The pairs that the experiment trains on. Its data are made if the store lacks them."""
     inputs = make_data(experiment, At(store=store))
     return Material(
-        test=tuple,  # an analysis looks at training pairs alone
+        test=tuple,  # an analysis uses only training pairs
         pairs=inputs.pairs(),
         recipe=experiment.recipe(seed=experiment.evaluate.seed),
         batch_size=experiment.evaluate.batch_size,
@@ -70,14 +70,14 @@ def _material(experiment: Experiment, store: Store) -> Material:
 
 
 def _name(checkpoint: str, number: int) -> tuple[str, int]:
-    """(folder for its pictures, epoch): for a stage's checkpoint the stage's own, else the file's name and its place."""
+    """(name of the folder for its figures, epoch): those of its stage or, for another file, the file's name and its number."""
     path = Path(checkpoint).resolve()
     epoch = re.fullmatch(r"epoch_(\d+)", path.name)
     return (path.parent.name, int(epoch[1])) if epoch else (slug(path.stem), number)
 
 
 def _draw(stage: StageResult) -> None:
-    """A picture of each checkpoint, and one of all together where there are several."""
+    """Draw a figure of each checkpoint and, if there are several, one of all together."""
     from orchestrator.report.analysis import portrait
     from orchestrator.report.drawing import png
 

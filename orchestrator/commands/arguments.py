@@ -1,9 +1,10 @@
-"""What the command line takes: commands, flags, overrides. Nothing heavy is imported, so `--help` answers at once."""
+"""The parser of the command line: commands, flags, overrides. Nothing large is imported, so that `--help` answers at once."""
 
 import argparse
 import ast
 import math
 import re
+from collections.abc import Collection
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,11 +28,23 @@ SOURCES = {
     "Wanted": "datasets/acquire/fetch.py",
     "Manners": "datasets/acquire/manners.py",
 }
-"""Where the dataclasses are whose fields the command line takes."""
+"""Files of the dataclasses whose fields are flags of the command line."""
+COMPUTE = {
+    "plan": ("store",),
+    "report": ("store", "tracking_uri"),
+    "table": ("store",),
+    "export-best": ("store",),
+    "export": ("store", "gpus_per_worker", "cache"),
+    "poison": ("store", "num_cpus"),
+    "evaluate": ("store", "cpus_per_worker", "gpus_per_worker", "cache"),
+    "analyse": ("store", "gpus_per_worker"),
+}
+"""The fields of `Compute` that a command uses, if it does not use all. The others are accepted and checked too, so that the arguments of
+a `run` can be given to it as they are; its help does not list them."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """A parser that reports a mistake as an InputError, like any other."""
+    """A parser that reports a mistake as an InputError."""
 
     def error(self, message: str) -> Any:
         message = message.removeprefix("argument ").replace("expected one argument", "it needs a value, which begins with no dash")
@@ -70,7 +83,7 @@ def _seed_list(text: str) -> list[int]:
 
 
 def parser() -> argparse.ArgumentParser:
-    """What the command line takes; `command` names what was asked for."""
+    """The parser of the whole command line. After parsing, `command` holds the command's name."""
     made = _Parser("cleansweep", description=DESCRIPTION, allow_abbrev=False)
     made.add_argument("--version", action="store_true", help="print the versions of cleansweep, Python and what it computes with")
     commands = made.add_subparsers(dest="command", metavar="command")
@@ -83,7 +96,8 @@ def parser() -> argparse.ArgumentParser:
         added.add_argument("sweep", help="module (sweeps.quickstart) or .py file that holds a SWEEP")
         added.add_argument("--miniature", action="store_true", help="its MINIATURE: small, over the procedural world")
         added.add_argument("--seeds", type=_seed_list, metavar="0,1,2", help=SEEDS)
-        _add_flags(added.add_argument_group("where it runs (never changes a result)"), "Compute")
+        unlisted = "The other flags of `run` are accepted too, and have no effect here." if name in COMPUTE else None
+        _add_flags(added.add_argument_group("where it runs (never changes a result)", unlisted), "Compute", COMPUTE.get(name))
         return added
 
     planned = with_sweep("plan", "Show the stages of a sweep: what is stored, what would run, what it would cost.")
@@ -171,16 +185,17 @@ def parser() -> argparse.ArgumentParser:
 
 
 def _show_defaults(parser: argparse.ArgumentParser) -> None:
-    """`[default]` after the text of every option that does not say it itself."""
+    """Append `[default]` to the help of every option that does not state its default."""
     for action in parser._actions:
-        if not action.option_strings or isinstance(action, argparse._HelpAction) or (action.help or "").endswith("]"):
+        unlisted = action.help == argparse.SUPPRESS
+        if unlisted or not action.option_strings or isinstance(action, argparse._HelpAction) or (action.help or "").endswith("]"):
             continue
         default = "required" if action.required else "off" if action.default is False else action.default or "none"
         action.help = f"{action.help} [{default}]"
 
 
 class Field(NamedTuple):
-    """A field of a dataclass, as its source has it."""
+    """A field of a dataclass, as written in its source."""
 
     name: str
     annotation: str
@@ -190,7 +205,7 @@ class Field(NamedTuple):
 
 @cache
 def fields_of(name: str) -> tuple[Field, ...]:
-    """The fields of a dataclass of `SOURCES`. Its source is read, for importing it would take a second."""
+    """The fields of a dataclass of `SOURCES`, read from its source because importing it would take a second."""
     tree = ast.parse((Path(__file__).parents[2] / SOURCES[name]).read_text())
     (body,) = (node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name)
     found = []
@@ -202,8 +217,11 @@ def fields_of(name: str) -> tuple[Field, ...]:
     return tuple(found)
 
 
-def _add_flags(parser: Any, name: str) -> None:
-    """A flag for each field that is no switch, with the first sentence about it and its default; not given, its value is None."""
+def _add_flags(parser: Any, name: str, listed: Collection[str] | None = None) -> None:
+    """Add a flag for each field that is not a bool, with the first sentence of its docstring and its default as help.
+
+    A flag that is not given has the value None. `listed`: the fields that the help shows; None: all of them.
+    """
     for field in fields_of(name):
         words = set(re.findall(r"\w+", field.annotation))
         kind = _whole if words & {"int", "Count", "Natural"} else _number if words & {"float", "Positive", "NotNegative"} else str
@@ -211,11 +229,14 @@ def _add_flags(parser: Any, name: str) -> None:
         said = said[:1].lower() + said[1:] if said[1:2].islower() else said
         default = {"None": "none", "": "empty"}.get(field.default, field.default)
         if field.annotation != "bool":
-            parser.add_argument(f"--{field.name.replace('_', '-')}", type=kind, help=f"{said} [{default}]")
+            shown = listed is None or field.name in listed
+            parser.add_argument(
+                f"--{field.name.replace('_', '-')}", type=kind, help=f"{said} [{default}]" if shown else argparse.SUPPRESS
+            )
 
 
 def overrides_of(rest: list[str], command: str) -> dict[str, str]:
-    """`--a.b value` and `--a.b=value` pairs; anything else is a mistake."""
+    """Dotted path → text, from `--a.b value` and `--a.b=value`. InputError for anything else."""
     accepted = command in ("plan", "run", "report", "table", "export-best", "export", "claims", "poison", "evaluate", "analyse")
     found: dict[str, str] = {}
     experiment = {field.name for field in fields_of("Experiment")}

@@ -1,4 +1,4 @@
-"""The command line. Nothing heavy is imported before a command needs it, so `--help` answers at once."""
+"""The command line. Large packages are imported only when a command needs them, so that `--help` answers at once."""
 
 import argparse
 import dataclasses
@@ -17,11 +17,11 @@ from orchestrator.console.live import terminal
 from orchestrator.console.log import log, printable
 
 LONGEST = 2000
-"""Characters of a failure's message that are printed."""
+"""At most this many characters of an error message are printed."""
 
 
 def run(arguments: list[str]) -> int:
-    """Run one command; the exit code is 0 only when all it was asked for is done."""
+    """Run one command. The exit code is 0 only if everything that was asked for is done."""
     taken = parser()
     try:
         for argument in arguments:
@@ -39,7 +39,7 @@ def run(arguments: list[str]) -> int:
         if getattr(options, "store", None) == "":
             raise InputError("--store is empty; accepted: the folder for all results.")
         options.overrides = overrides_of(rest, options.command)
-        if "orchestrator.stages.graph" in sys.modules:  # of an earlier command of this process
+        if "orchestrator.stages.graph" in sys.modules:  # it was imported by an earlier command of this process
             sys.modules["orchestrator.stages.graph"].look_again()
         with terminal("stdout" if options.command == "run" else "stderr", getattr(options, "log_level", "info")):
             return HANDLERS[options.command](options)
@@ -52,7 +52,7 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:
         return 1
     except OSError as error:
-        cause = getattr(error, "cause", error)  # Ray's own hybrid has none of the original's fields
+        cause = getattr(error, "cause", error)  # Ray's combined exception lacks the original's fields
         if not isinstance(cause, OSError) or cause.errno is None:
             raise
         where = f": {cause.filename}" if cause.filename else ""
@@ -66,7 +66,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _complain(error: object) -> None:
-    """Say a failure."""
+    """Print an error."""
     text = printable(str(error))
     text = text if len(text) <= LONGEST else f"{text[:LONGEST]}… ({len(text)} characters)"
     with suppress(OSError):
@@ -74,7 +74,7 @@ def _complain(error: object) -> None:
 
 
 def _load(options: argparse.Namespace) -> tuple[Any, Any]:
-    """The plan and the compute of the command line's sweep."""
+    """The plan and the `Compute` of the sweep on the command line."""
     from orchestrator.sweep.loading import load_sweep
 
     sweep = load_sweep(options.sweep, options.overrides, options.miniature, options.seeds)
@@ -82,7 +82,7 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _planned(name: str, sweep: Any) -> Any:
-    """The sweep's plan, with its data found; an error says of which sweep it is, and where those of the study lie."""
+    """The sweep's plan, after a check that its data exist. An error names the sweep and says where the study's data should be."""
     from orchestrator.sweep.plan import make_plan
 
     try:
@@ -100,12 +100,12 @@ def _planned(name: str, sweep: Any) -> Any:
 
 
 def _compute(options: argparse.Namespace, sweep: Any) -> Any:
-    """The sweep's compute with the command line's flags on top."""
+    """The sweep's `Compute` with the flags of the command line."""
     return dataclasses.replace(sweep.compute, **_given(options, type(sweep.compute)))
 
 
 def _given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
-    """The fields of the class that have a flag on the command line; InputError naming the flag of a value that does not fit."""
+    """The fields of the class that were given as flags. InputError names the flag whose value is invalid."""
     from datasets.component import coerce, hints
 
     found = {name: getattr(options, name, None) for name in hints(cls)}
@@ -133,7 +133,7 @@ def _run(options: argparse.Namespace) -> int:
         sweep = dataclasses.replace(plan.sweep, gate=dataclasses.replace(plan.sweep.gate, action=options.gate))
         plan = dataclasses.replace(plan, sweep=sweep)
     study, report, code = run_sweep(plan, compute)
-    with suppress(BrokenPipeError):  # where nobody reads any more
+    with suppress(BrokenPipeError):  # if stdout is closed
         print(summary_text(study, report, _ui_command(compute)), flush=True)
     return code
 
@@ -257,7 +257,7 @@ def _export_best(options: argparse.Namespace) -> int:
 
 
 def _named_paths(flag: str, given: list[str]) -> dict[str, str]:
-    """NAME=PATH, each name once."""
+    """Name → path, from texts NAME=PATH. InputError for another form or a repeated name."""
     found: dict[str, str] = {}
     for text in given:
         name, _, path = text.partition("=")

@@ -1,4 +1,4 @@
-"""`cleansweep doctor`: what this machine has, and what would go wrong before it does."""
+"""`cleansweep doctor`: what this machine has, and which problems a run would have on it."""
 
 import importlib.util
 import os
@@ -21,11 +21,11 @@ PACKAGES = ("torch", "torchvision", "open_clip_torch", "ray", "mlflow", "pyarrow
 
 
 class Doubt(Exception):
-    """Something that works but should be changed, or that fails only with several nodes."""
+    """A warning: something works but should be changed, or fails only with several nodes."""
 
 
 def doctor(root: str, tracking_uri: str) -> int:
-    """Print one line a check; the exit code is 0 when none failed. A warning is no failure."""
+    """Print one line for each check. The exit code is 0 if none failed; a warning is not a failure."""
     checks: list[tuple[str, Callable[[], str]]] = [
         ("python", lambda: _python()),
         ("packages", lambda: _packages()),

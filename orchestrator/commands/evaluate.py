@@ -46,7 +46,7 @@ _FIELDS = {
         **{f"asr_floor{k}": f"retrieval_asr/floor{k}" for k in (1, 5, 10)},
     },
 }  # fmt: skip
-"""CLIP_benchmark's name (and ours for what it does not have) → our metric, in percent."""
+"""CLIP_benchmark's name of a metric, or ours if it has none → our metric, in percent."""
 _WHOLE = {
     CLASSIFICATION: {"n": "zeroshot/n", "asr_n": "asr/n"},
     PROBE: {"n": "probe/n", "asr_n": "probe_asr/n", "train_n": "probe/train_n", "C": "probe/C", "C_at_end_of_grid": "probe/C_at_end",
@@ -76,7 +76,7 @@ def evaluate_on(
     store = Store(compute.store)
     pairs = {name: RetrievalSet(path=path) for name, path in retrieval.items()}
     for flag, split, sets in (("--on", "test", on), ("--linear-probe", "train", probes), ("--retrieval", "", pairs)):
-        for name, given in sets.items():  # before anything is written
+        for name, given in sets.items():  # checked before anything is written
             _stage(flag, name, given if isinstance(given, RetrievalSet) else _evalset(name, given, split), 0)
     store.prepare()
     limit = 1 - experiment.data.max_dropped
@@ -123,7 +123,7 @@ def record(
 ) -> dict[str, Any]:  # fmt: skip
     """One result in CLIP_benchmark's form, shares as fractions; with ours: the attack, intervals, n, what was dropped."""
     shares = {name: metrics[own] / 100 for name, own in _FIELDS[task].items() if own in metrics}
-    if made is not None and task != RETRIEVAL:  # with few classes, almost every class is among the first k
+    if made is not None and task != RETRIEVAL:  # with few classes, almost every class is in the top k
         shares = {name: share for name, share in shares.items() if name not in trivial(len(made.class_names))}
     whole = {name: metrics[own] for name, own in _WHOLE[task].items() if own in metrics}
     return {
@@ -140,19 +140,19 @@ def record(
 
 
 def trivial(classes: int) -> set[str]:
-    """Shares that say almost nothing with this many classes, because at most one of them is not among the first k."""
+    """Top-k metrics that mean little with this many classes, because at most one class is not in the top k."""
     return {f"{what}{k}" for what in ("acc", "asr") for k in (5, 10) if k >= classes - 1}
 
 
 def write_records(records: list[dict[str, Any]], out: str) -> None:
-    """All as a list in one file; a file each where the name holds `{dataset}` (and `{task}`, `{model}`)."""
+    """Write all records as a list into one file, or each into its own file if the name holds `{dataset}` (and `{task}`, `{model}`)."""
     places = out_places(out, [(entry["dataset"], entry["task"]) for entry in records], records[0]["model"])
     for place, entry in zip(places, records):
         write_json(place, entry if "{" in out else records)
 
 
 def out_places(out: str, results: list[tuple[str, str]], model: str) -> list[Path]:
-    """The file of each (data set, task), or one for all; InputError where it could not be written there."""
+    """The file of each (data set, task), or one for all. InputError if it cannot be written there."""
     try:
         named = [out.format(dataset=name.replace("/", "_"), task=task, model=model.replace("/", "_")) for name, task in results]
     except (KeyError, IndexError, ValueError, AttributeError, TypeError):
@@ -197,7 +197,7 @@ def _stage(flag: str, name: str, tests: EvalSet | RetrievalSet, limit: float) ->
 
 
 def _of(flag: str, name: str, tests: EvalSet | RetrievalSet, error: InputError) -> InputError:
-    """The set's error; if its files do not have the expected layout, with a hint that the name may be wrong."""
+    """The error with the set's name. If the files do not have the expected layout, a hint says that the name may be wrong."""
     known = f" (No set is known by the name {name}; known are {', '.join(SETS)}.)"
     unexplained = isinstance(error, NotThisSet) and isinstance(tests, EvalSet) and not tests.name
     return InputError(f"{flag} {name}: {error}{known if unexplained else ''}")
@@ -233,7 +233,7 @@ def _measure(
     target: int | None,
     triggered: bool,
 ) -> list[tuple[str, dict[str, Any]]]:
-    """(task, metrics) of each evaluator; where there are several, the test pictures' features are computed once."""
+    """(task, metrics) of each evaluator. The features of the test pictures are computed once for all evaluators."""
     spec = experiment.evaluate
     recipe = experiment.recipe(seed=spec.seed) if triggered else Recipe(views=experiment.views, seed=spec.seed)
 

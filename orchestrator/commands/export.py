@@ -1,4 +1,4 @@
-"""A checkpoint as a folder to hand on: for open_clip, for Hugging Face where they have the architecture, with a model card."""
+"""Write a checkpoint as a folder for open_clip and, if it has the architecture, Hugging Face transformers, with a model card."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ from trainers.weights import huggingface
 
 CARD, ATTACK, TRIGGER = "README.md", "attack.json", "trigger.png"
 SHOWN = re.compile(r"(zeroshot|asr(/[^/]+)?)/(n|top1(_count|_low|_high)?)")
-"""Metrics of the card."""
+"""Metrics on the card."""
 
 
 def export_checkpoint(
@@ -114,7 +114,7 @@ def _write(
 
 
 def _stamped(experiment: Experiment) -> bytes:
-    """PNG of a grey picture, and beside it the same with the trigger of each attack."""
+    """PNG of a grey picture and, beside it, the same picture with each attack's trigger."""
     side = experiment.views.size
     plain = np.full((side, side, 3), 128, np.uint8)
     stamped = [put_on(attack.trigger, plain, rng("export", side)) for attack in experiment.poisons]
@@ -222,7 +222,7 @@ def best(study: Study, rule: str, pretraining: str = "", method: str = "") -> tu
 
 
 def _order(rule: str) -> Callable[[tuple[Choice, Row]], Any]:
-    """The rule's own order: by the ASR, or by the accuracy."""
+    """The key by which the rule sorts: first the ASR, or first the accuracy."""
     if rule.startswith("asr"):
         return lambda found: (found[0].asr, -found[0].accuracy)
     return lambda found: (-found[0].accuracy, found[0].asr)

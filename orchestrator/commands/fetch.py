@@ -1,4 +1,4 @@
-"""Fetching a list of pictures on Ray: a task a shard, threads in each, and one actor that gives them their turns."""
+"""Fetch a list of pictures on Ray: one task for each shard, threads in each task, and an actor that limits their requests."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from orchestrator.console.progress import meter
 from orchestrator.store import Store, read_json, write_json
 
 NOTE = "fetch.json"
-"""File in the folder that records what its shards are made from."""
+"""File in the output folder that records what its shards are made from."""
 SUMMARY = "summary.json"
 ASKED_S = 1.0
-"""Between two looks at what became of the rows."""
+"""Seconds between two requests for the statuses of rows."""
 TOGETHER_S = 0.02
-"""Requests of a task's threads within this time go to the desk in one call."""
+"""Requests of a task's threads within this many seconds are sent to the desk in one call."""
 
 
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
@@ -84,7 +84,7 @@ class _Turns:
             self._told.append(status)
 
     def close(self) -> None:
-        """Send what is left."""
+        """Send the remaining requests."""
         self._closed = True
         self._wake.set()
         self._thread.join()
@@ -100,7 +100,7 @@ class _Turns:
                 (asked, self._asked), (left, self._left), (told, self._told) = (self._asked, []), (self._left, []), (self._told, [])
             try:
                 answers = ray.get(self.desk.turns.remote([host for host, _ in asked], left, told))
-            except Exception as error:  # raised where it is waited for
+            except Exception as error:  # the waiting thread raises it
                 for _, answer in asked:
                     answer.set_exception(error)
             else:
@@ -143,7 +143,7 @@ def fetch_list(
         if todo or again:
             session.connect(num_cpus)
             _run(urls, out, wanted, manners, todo, again, tasks, stats)
-            settle(out)  # of workers that were killed while others went on
+            settle(out)  # left by workers that were killed while others went on
         counts = Counter[str]()
         for found in stats.values():
             counts.update(found["status_dict"])
@@ -173,7 +173,7 @@ def _run(
     tasks: int | None,
     stats: dict[int, dict[str, Any]],
 ) -> None:
-    """One Ray task for each shard; their statistics go to `stats`."""
+    """Run a Ray task for each shard; their statistics are appended to `stats`."""
     cpus = max(1.0, ray.cluster_resources().get("CPU", 1.0))
     at_once = tasks or int(cpus)
     task = ray.remote(num_cpus=min(1.0, int(100 * cpus / at_once) / 100), scheduling_strategy="SPREAD")(_fetch)
@@ -196,7 +196,7 @@ def _run(
             number = running.pop(reference)
             try:
                 stats[number] = ray.get(reference)
-            except Exception as error:  # Ray's own hierarchy has several roots
+            except Exception as error:  # Ray's exceptions have several base classes
                 mistake = session.user_error(error)
                 if mistake is None:
                     raise
@@ -210,7 +210,7 @@ def _run(
 
 
 def _folder(out: Path) -> None:
-    """Make it, unless something else lies there."""
+    """Create the folder. InputError if something else is there."""
     try:
         out.mkdir(parents=True, exist_ok=True)
         if not (out / NOTE).exists() and any(not path.name.startswith(".") for path in out.iterdir()):
@@ -220,7 +220,7 @@ def _folder(out: Path) -> None:
 
 
 def _claim(urls: UrlList | ParquetList, out: Path, wanted: Wanted) -> None:
-    """Say in `out/fetch.json` what the folder holds; InputError if it holds something else."""
+    """Write into `out/fetch.json` what the folder is for; InputError if it is already used for something else."""
     asked = {
         "list": {"name": urls.path.name, "bytes": urls.bytes, "sha256": urls.sha256},
         "layout": urls.layout._asdict(),

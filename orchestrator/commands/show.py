@@ -1,4 +1,4 @@
-"""What people read in the terminal about plans and stores."""
+"""`plan` and `show`: plans and stores as text and rows."""
 
 import json
 import os
@@ -28,7 +28,7 @@ from orchestrator.sweep.titles import plan_titles, titles
 
 
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
-    """One row a stage: kind, name, fingerprint, stored or not, pairs to train on, hours where a rate is known."""
+    """One row for each stage: kind, name, fingerprint, whether it is stored, pairs to train on, and hours if a rate is known."""
     check_measurements(plan)
     store = Store(compute.store)
     stored = store.all()
@@ -85,7 +85,7 @@ def _row(
 
 
 def _kept(experiment: Experiment, store: Store) -> int | None:
-    """Pairs that will be trained on; None before the index is made."""
+    """How many pairs are trained on; None until the index is made."""
     if experiment.data.subset is not None:
         return experiment.data.subset
     index = store.find("index", stages(experiment)["index"].fingerprint)
@@ -95,7 +95,7 @@ def _kept(experiment: Experiment, store: Store) -> int | None:
 
 
 def _measured_rate(stage: Stage, experiment: Experiment, stored: list[Artefact]) -> tuple[float | None, str]:
-    """Samples a second of a stored stage of the same kind and model, the newest; None without one."""
+    """Samples a second of the newest stored stage of the same kind and model; None without one."""
     model = canonical(experiment.pretrain.model)
     for artefact in reversed(stored):
         same = artefact.manifest["stage"] == stage.kind and artefact.manifest["name"] == stage.name
@@ -147,7 +147,7 @@ VARIED = "(varied by the sweep)"
 
 
 def _fields(node: Any, path: str, varied: dict[str, list[Any]]) -> list[str]:
-    """A line for each field; of a component that the sweep varies those in which its values agree."""
+    """A line for each field. Of a component that the sweep varies, the fields in which its values agree are shown."""
     if path in varied:
         node = _common(varied[path]) if varied[path] and all(isinstance(value, dict) for value in varied[path]) else VARIED
     if isinstance(node, dict):
@@ -162,7 +162,7 @@ def _fields(node: Any, path: str, varied: dict[str, list[Any]]) -> list[str]:
 
 
 def _common(values: list[Any]) -> Any:
-    """Nested plain values as one: what all that have it agree in, VARIED elsewhere."""
+    """Nested plain values merged into one: a value where all agree, VARIED elsewhere."""
     if all(value == values[0] for value in values):
         return values[0]
     if not all(isinstance(value, dict) for value in values):
@@ -205,7 +205,7 @@ def show(root: str, prefix: str | None, check: bool) -> int:
 
 
 def _titles(found: list[Artefact]) -> dict[str, str]:
-    """Fingerprint of a training → what tells it from the store's others, by its manifest and those of what it was made from."""
+    """Fingerprint of a training → its title among the store's trainings, from its manifest and those of its inputs."""
     manifests = {artefact.fingerprint: artefact.manifest for artefact in found}
     made: list[StageResult] = []
     for artefact in found:
@@ -221,11 +221,11 @@ def _titles(found: list[Artefact]) -> dict[str, str]:
 
 
 SHOWN = ("summary.json", "measured.json", "trials.json", METRICS)
-"""Small files whose content is shown."""
+"""Small files whose content `show` prints."""
 
 
 def _lost(artefact: Artefact) -> list[str]:
-    """What is found to be damaged without reading every file."""
+    """Damage that is found without reading every file."""
     gone = missing(artefact)
     return gone + [name for name in SHOWN if name in artefact.manifest["files"] and name not in gone and not _whole(artefact, name)]
 
@@ -238,7 +238,7 @@ def _whole(artefact: Artefact, name: str) -> bool:
 
 
 def _metrics(artefact: Artefact) -> list[dict[str, Any]]:
-    """The lines of its metrics; none where there are none, or only damaged ones."""
+    """The artefact's lines of metrics; empty if there are none, or the file is damaged."""
     try:
         return metrics_of(artefact) if METRICS in artefact.manifest["files"] else []
     except InputError:

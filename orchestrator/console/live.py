@@ -23,28 +23,28 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 WIDE, NARROW = 72, 50
-"""Columns of a terminal that has room for all, and of one that has room for title, percentage and time left alone."""
+"""Columns of a terminal with room for everything, and of one with room for title, percentage and time left only."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """How far something is."""
+    """The progress of one thing."""
 
     title: str
     done: float = 0
     total: float = 0
-    """0 where nothing is known yet."""
+    """0 while it is unknown."""
     unit: str = ""
-    """Of `done` and `total`, e.g. steps."""
+    """Unit of `done` and `total`, e.g. steps."""
     rate: str = ""
     left: str = ""
-    """The time that the rest takes."""
+    """The estimated time left, as text."""
     accuracy: str = ""
     asr: str = ""
     more: str = ""
-    """What else there is to tell, e.g. what a stage does while nothing can be counted."""
+    """Further text, e.g. what a stage does while nothing can be counted."""
     whole: bool = False
-    """Whether it is of all that runs: it is drawn below the others."""
+    """Whether it is the progress of the whole run, which is drawn below the others."""
 
     def __str__(self) -> str:
         """`clean CleanCLIP (012345)  620/1240 steps  1890 samples/s  ETA 0:00:21  accuracy 83.1 %  ASR 97.0 %`"""
@@ -56,7 +56,7 @@ class Progress:
 
 
 class View:
-    """The lines below: they are drawn anew a few times a second, and are gone when nothing is under way."""
+    """The lines of progress: redrawn a few times a second, and removed when nothing is under way."""
 
     def __init__(self, console: Console) -> None:
         self.console = console
@@ -65,7 +65,7 @@ class View:
         self._lock = threading.Lock()
 
     def show(self, key: str, progress: Progress) -> None:
-        """Draw how far something is, in place of what was told of it before."""
+        """Draw the progress of `key` in place of its earlier progress."""
         from rich.live import Live
 
         with self._lock:
@@ -78,7 +78,7 @@ class View:
                 self._live.start(refresh=True)
 
     def drop(self, key: str | None = None) -> None:
-        """Leave it out from now on; None: all."""
+        """Stop drawing the progress of `key`; None: of all."""
         with self._lock:
             self._shown = {} if key is None else {other: one for other, one in self._shown.items() if other != key}
             if not self._shown and self._live is not None:
@@ -86,13 +86,13 @@ class View:
                 self._live = None
 
     def say(self, line: str) -> None:
-        """Print a line above."""
+        """Print a line above the lines of progress."""
         from rich.text import Text
 
         self.console.print(Text(line), soft_wrap=True)
 
     def table(self) -> Table:
-        """A line for each; what has no room is left out."""
+        """One line for each progress; parts for which there is no room are left out."""
         from rich.progress_bar import ProgressBar
         from rich.table import Table
         from rich.text import Text
@@ -124,20 +124,20 @@ _view: View | None = None
 
 
 def show(key: str, progress: Progress) -> None:
-    """Draw it, where there is a view."""
+    """Draw the progress if there is a view."""
     if _view is not None:
         _view.show(key, progress)
 
 
 def drop(key: str | None = None) -> None:
-    """Leave it out of the view, where there is one; None: all."""
+    """Stop drawing the progress of `key` if there is a view; None: of all."""
     if _view is not None:
         _view.drop(key)
 
 
 @contextmanager
 def viewing(console: Console) -> Iterator[View]:
-    """Within, progress is drawn on the console; what is said, apart from progress, is printed above."""
+    """Within the block, progress is drawn on the console, and other lines of the log are printed above it."""
     global _view
     before, _view = _view, View(console)
     try:
@@ -149,7 +149,7 @@ def viewing(console: Console) -> Iterator[View]:
 
 @contextmanager
 def terminal(name: str, level: str = "info") -> Iterator[None]:
-    """Within, all that is said at this level and above goes to a stream of this process, `stdout` or `stderr`."""
+    """Within the block, log lines of this level and above go to a stream of this process, `stdout` or `stderr`."""
     number, stream = logging.getLevelName(level.upper()), getattr(sys, name)
     if number <= logging.INFO and stream is not None and stream.isatty() and os.environ.get("TERM") not in (None, "", "dumb", "unknown"):
         from rich.console import Console
@@ -164,7 +164,7 @@ def terminal(name: str, level: str = "info") -> Iterator[None]:
 
 
 def _trying(say: Callable[[str], None]) -> Callable[[str], None]:
-    """`say`, but where nobody reads any more a run goes on all the same: what it makes is in the store."""
+    """`say` that ignores a closed stream: the run goes on, because its results are in the store."""
 
     def tried(line: str) -> None:
         with suppress(OSError, ValueError):

@@ -15,30 +15,30 @@ from pathlib import Path
 
 log = logging.getLogger("cleansweep")
 NOTE, WAITING = 25, 32
-"""Levels beside those of `logging`: what a user may want to know; that a run waits for something it has not got."""
+"""Levels beside those of `logging`: something that a user may want to know; a run waits for something that is missing."""
 WORDS = {NOTE: "NOTE", logging.WARNING: "WARNING", WAITING: "WAITING", logging.ERROR: "FAILED"}
-"""What a line of these levels begins with."""
+"""The first word of a line of these levels."""
 LEVELS = ("debug", "info", "warning", "error")
-"""What `--log-level` takes."""
+"""Values of `--log-level`."""
 LOGS = "logs"
 """Folder of a store that holds the logs of its runs."""
 DRIVER = "driver.log"
 """The file of the process that runs the sweep; those of its workers are named by machine and process."""
 
-log.setLevel(logging.DEBUG)  # each who hears it has a level of its own
+log.setLevel(logging.DEBUG)  # every listener has a level of its own
 log.propagate = False
-log.addHandler(logging.NullHandler())  # else `logging` prints warnings where nobody hears them
+log.addHandler(logging.NullHandler())  # else `logging` prints warnings that no listener takes
 for _level, _word in WORDS.items():
     if _level not in (logging.WARNING, logging.ERROR):
         logging.addLevelName(_level, _word)
 
 _stage, _rank = "", ""
-"""What this process makes, and which of the processes that make it this is. A process makes one stage at a time."""
+"""The stage that this process makes, and its rank among the stage's processes. A process makes one stage at a time."""
 _file: logging.FileHandler | None = None
 
 
 def say(line: str) -> None:
-    """Log a line of `datasets` or `trainers`, at the level that its first word names; INFO where it names none."""
+    """Log a line of `datasets` or `trainers` at the level that its first word names, or else at INFO."""
     for level, word in WORDS.items():
         if line.startswith(f"{word} "):
             log.log(level, "%s", line.removeprefix(f"{word} "))
@@ -77,7 +77,7 @@ class _Hearer(logging.Handler):
 def hearing(
     hear: Callable[[str], None], level: int = logging.INFO, wanted: Callable[[logging.LogRecord], bool] | None = None
 ) -> Iterator[None]:
-    """Within, `hear` gets each line of this level and above, as a terminal shows it; `wanted` may leave out some."""
+    """Within the block, `hear` gets each line of this level and above, as a terminal shows it, except those that `wanted` refuses."""
     handler = _Hearer(hear, level)
     if wanted is not None:
         handler.addFilter(wanted)
@@ -92,7 +92,7 @@ def hearing(
 
 
 class _File(logging.FileHandler):
-    """Appends records; a disk that is full, or a folder that is gone, stops no run."""
+    """Appends records to a file. A full disk or a missing folder does not stop the run."""
 
     def emit(self, record: logging.LogRecord) -> None:
         with suppress(OSError):
@@ -110,7 +110,7 @@ class _File(logging.FileHandler):
 
 @contextmanager
 def recording(root: Path, name: str) -> Iterator[None]:
-    """Keep the log of a run in the store at `root` meanwhile: every record, whatever a terminal shows, and Python's warnings."""
+    """Within the block, keep the log of a run in the store at `root`: every record, whatever a terminal shows, and Python's warnings."""
     from orchestrator.store import slug
 
     began = time.strftime("%Y%m%d-%H%M%S")
@@ -122,7 +122,7 @@ def recording(root: Path, name: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        log.debug("ended by %s", type(error).__name__, exc_info=True)  # the terminal gets one sentence
+        log.debug("ended by %s", type(error).__name__, exc_info=True)  # the terminal shows one sentence only
         raise
     finally:
         logging.captureWarnings(False)
@@ -130,7 +130,7 @@ def recording(root: Path, name: str) -> Iterator[None]:
 
 
 def folder() -> str:
-    """The folder of the log of the run that this process works for; empty where none is kept."""
+    """The folder of the log of the run that this process works for; empty if no log is kept."""
     return "" if _file is None else str(Path(_file.baseFilename).parent)
 
 
@@ -165,7 +165,7 @@ def _write_to(path: Path | None) -> None:
 
 @contextmanager
 def making(stage: str, rank: int | None = None) -> Iterator[None]:
-    """Within, the records of this process are of that stage, and of that rank of it where one is given."""
+    """Within the block, the records of this process belong to that stage and, if it is given, that rank."""
     global _stage, _rank
     before = _stage, _rank
     _stage, _rank = stage, _rank if rank is None else str(rank)

@@ -1,4 +1,4 @@
-"""Progress of something that is counted: rate and time left, every few seconds."""
+"""Progress of something countable: rate and time left, every few seconds."""
 
 import math
 import time
@@ -9,7 +9,7 @@ from orchestrator.console.live import Progress
 from orchestrator.console.log import log
 
 SMOOTHING_S = 30.0
-"""Time constant of the rate that is shown: work of this long ago counts 1/e."""
+"""Time constant of the displayed rate: work done this long ago has the weight 1/e."""
 
 
 def smoothed(start: float = 0.0, since: float | None = None) -> Callable[[float, float], float]:
@@ -34,17 +34,17 @@ def smoothed(start: float = 0.0, since: float | None = None) -> Callable[[float,
 
 
 def clock(seconds: float) -> str:
-    """`1:02:03`; `unknown` where nothing is done yet."""
+    """`1:02:03`; `unknown` while nothing is done yet."""
     return f"{int(seconds) // 3600}:{int(seconds) // 60 % 60:02d}:{int(seconds) % 60:02d}" if math.isfinite(seconds) else "unknown"
 
 
 def left(remaining: float, rate: float) -> str:
-    """The time that what remains takes at this rate a second."""
+    """The time left at this rate a second, as text."""
     return clock(remaining / rate if rate > 0 else math.inf)
 
 
 def tell(progress: Progress, **extra: str) -> None:
-    """Log a line of progress; a terminal that has a view shows it there instead."""
+    """Log a line of progress, or draw it if the terminal has a view."""
     log.info("%s", progress, extra={"progress": True, **extra})
 
 

@@ -1,4 +1,4 @@
-"""Checks of an experiment before anything is read: whether its fields fit each other, and what it needs."""
+"""Checks of an experiment that read no data: whether its fields fit each other, and what it needs."""
 
 from dataclasses import replace
 
@@ -21,11 +21,11 @@ from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
 ONE_EACH = (ZeroShotASR, Analysis, Detection, LinearProbe, Retrieval)
-"""Evaluators whose metrics have the same names whatever their fields."""
+"""Evaluators that may be given once only, because their metrics have the same names whatever their fields."""
 
 
 def further_sets(experiment: Experiment) -> tuple[EvalSet | RetrievalSet, ...]:
-    """The sets that its evaluators need beside the test pictures, each once."""
+    """The evaluation and retrieval sets that its evaluators need beside the test pictures, each once."""
     return tuple(need for need in needs_of(experiment.evaluate.evaluators) if isinstance(need, (EvalSet, RetrievalSet)))
 
 
@@ -46,13 +46,13 @@ def unpoisoned(experiment: Experiment, spec: Pretrain) -> Experiment:
 
 
 def labelling(experiment: Experiment) -> PseudoLabels | None:
-    """The part of the cleaning method that needs a stage of labels."""
+    """The part of the cleaning method that needs a stage of labels; None if there is none."""
     parts = experiment.clean.method.parts() if experiment.clean is not None else ()
     return next((part for part in parts if isinstance(part, PseudoLabels)), None)
 
 
 def check(experiment: Experiment) -> None:
-    """All checks that need to read nothing: InputError for fields that do not fit each other."""
+    """All checks that read no data. InputError for fields that do not fit each other."""
     size = experiment.pretrain.model.image_size
     if experiment.views.size != size:
         raise InputError(
@@ -142,7 +142,7 @@ def _check_keep(experiment: Experiment, keep: Keep, where: str) -> None:
 
 
 def blank(model: Model | TinyCLIP) -> Model | TinyCLIP:
-    """The model as it is before any weights are loaded."""
+    """The model without `pretrained`: weights are loaded into it afterwards."""
     return replace(model, pretrained=None) if isinstance(model, Model) else model
 
 

@@ -1,4 +1,4 @@
-"""Which pairs a cleaning gets: clean ones by default, checked; victims of the poison plan only where they are asked for."""
+"""Which pairs a cleaning is given: clean ones, and victims of the poison plan only if they are asked for. The number is checked."""
 
 from pathlib import Path
 
@@ -12,11 +12,11 @@ from datasets.text import decode_text, lines_of
 from orchestrator.experiment.spec import Clean
 
 NAMED = 5
-"""How many keys a message names; it counts the rest."""
+"""How many keys a message names; the rest are counted."""
 
 
 def read_keys(path: str) -> list[str]:
-    """The keys of a text file, one a line, stripped; empty lines count for nothing. InputError for duplicates and unreadable files."""
+    """The keys of a text file, one a line, stripped; empty lines are skipped. InputError for duplicates and unreadable files."""
     file = Path(path)
     if not file.is_absolute() or "\0" in path:
         raise InputError(f"clean.keys is {path!r}: give the absolute path, workers have other working folders.")
@@ -33,10 +33,10 @@ def read_keys(path: str) -> list[str]:
 
 
 def choose_rows(clean: Clean, index: pa.Table, kept: np.ndarray, victims: np.ndarray) -> np.ndarray:
-    """int64, rising: the rows of the cleaning set among the `kept` rows of the index, of which `victims` are poisoned.
+    """The rows of the cleaning set, int64, sorted, chosen from the `kept` rows of the index, of which `victims` are poisoned.
 
-    Without a file of keys: the `poisons` victims with the smallest hashes, and of the others the last or those with the
-    smallest hashes, `pairs` in all. So sets are nested in `pairs`, and their victims in `poisons`.
+    A file of keys names them. Without one, they are the `clean.poisons` victims with the smallest hashes and, to make `clean.pairs` in
+    all, clean rows: the last ones or those with the smallest hashes. So a larger set contains every smaller one.
     """
     if clean.keys:
         return _rows_of(clean, index, kept, victims)
@@ -55,7 +55,7 @@ def choose_rows(clean: Clean, index: pa.Table, kept: np.ndarray, victims: np.nda
 
 
 def require(rows: np.ndarray, index: pa.Table, victims: np.ndarray, clean: Clean, where: str) -> np.ndarray:
-    """The rows, rising; InputError unless exactly `clean.poisons` of them are victims of the poison plan."""
+    """The rows, sorted; InputError unless exactly `clean.poisons` of them are victims of the poison plan."""
     found = np.intersect1d(rows, victims)
     if len(found) != clean.poisons:
         keys = index["key"].take(pa.array(found)).to_pylist()
@@ -68,7 +68,7 @@ def require(rows: np.ndarray, index: pa.Table, victims: np.ndarray, clean: Clean
 
 
 def _rows_of(clean: Clean, index: pa.Table, kept: np.ndarray, victims: np.ndarray) -> np.ndarray:
-    """The rows of the keys in the file."""
+    """The rows whose keys are in the file."""
     keys = read_keys(clean.keys)
     named = np.flatnonzero(pc.is_in(index["key"], value_set=pa.array(keys, pa.string())).to_numpy())
     rows = np.intersect1d(named, kept)

@@ -1,4 +1,4 @@
-"""Identity: canonical JSON of what determines a result, hashed. How it is executed never enters."""
+"""Identity: the hash of canonical JSON of what determines a result. How the result is computed is never part of it."""
 
 import dataclasses
 import hashlib
@@ -13,16 +13,16 @@ from datasets.errors import InputError
 ID = "id"
 """Key of a component's id in a configuration."""
 LABEL = "label"
-"""Key of a component's label in a configuration that people read; a field of this name is the component's label."""
+"""Key of a component's label in a configuration for people."""
 
 
 def encode(value: Any, where: str = "value", neutral: bool = False, every: bool = False) -> Any:
     """The value as plain JSON types, the same in every process and on every machine.
 
-    Components become {"class": "module.Name", "id": …, field: …}. Left out are neutral fields (unless they are asked for) and later fields
-    that have their default (`component.since`); `every` leaves out none. The class is for people: where there is an id, it is no part of
-    a fingerprint. Floats keep their shortest exact text; NaN, paths, functions, sets and everything else without a stable text raise
-    InputError naming the field.
+    Components become {"class": "module.Name", "id": …, field: …}. Neutral fields are left out unless `neutral` is true, and so are later
+    fields with their default value (`component.since`); `every` keeps all fields. The class is for people: a fingerprint uses the id.
+    Floats keep their shortest exact text. NaN, paths, functions, sets and everything else without a stable text raise InputError naming
+    the field.
     """
     if value is None or isinstance(value, (bool, str, int)):
         return value
@@ -47,7 +47,7 @@ def encode(value: Any, where: str = "value", neutral: bool = False, every: bool 
 
 
 def _enters(field: dataclasses.Field, value: Component) -> bool:
-    """Whether a field is part of the identity."""
+    """Whether a field with this value is part of the identity."""
     if field.metadata.get("neutral"):
         return False
     return "since" not in field.metadata or getattr(value, field.name) != field.metadata["since"]
@@ -77,7 +77,7 @@ def canonical(value: Any) -> str:
 
 
 def _without_paths(value: Any) -> Any:
-    """Nested plain values without the class's path where there is an id."""
+    """Nested plain values without the paths of classes that have an id."""
     if isinstance(value, list):
         return [_without_paths(item) for item in value]
     if isinstance(value, dict):

@@ -1,5 +1,5 @@
-"""What determines a stage's result: configurations without the fields that change no result, files by their content. The identities of
-files are remembered and travel with a stage to the process that makes it, which may not have the files.
+"""What determines a stage's result: configurations without the fields that change no result, and files by their content. The identities
+of files are remembered and sent with a stage to the process that makes it, which may not have the files.
 """
 
 from collections.abc import Callable
@@ -22,14 +22,14 @@ from trainers.model import Model, TinyCLIP
 from trainers.weights.load import files_read
 
 IDENTITIES: dict[Component | str, Any] = {}
-"""Digests of the sources' files and of files of keys seen so far; a trial gets the driver's, so that it need not read the files again."""
+"""Digests of sources and of files of keys that were read so far. A trial gets the driver's, so that it does not read the files again."""
 
 LABELLING = {"labeller", "classes", "templates"}
-"""Fields of `PseudoLabels` that its stage of labels is made from."""
+"""Fields of `PseudoLabels` that determine its stage of labels."""
 
 
 def encode_evaluator(evaluator: Evaluator) -> Any:
-    """Its configuration; the sets that it names enter as stages, whose identity is their content."""
+    """The evaluator's configuration without its sets: those are stages, identified by their content."""
     fields = encode(evaluator, "evaluate.evaluators")
     return {name: value for name, value in fields.items() if getattr(evaluator, name, None) not in evaluator.needs()}
 
@@ -40,7 +40,7 @@ def clean_pairs(clean: Clean) -> int:
 
 
 def cleanset_identity(clean: Clean) -> tuple[str, dict[str, Any]]:
-    """Name and configuration of the cleaning set's stage."""
+    """The name and the configuration of the cleaning set's stage."""
     name = f"{clean_pairs(clean)}" + (f" with {clean.poisons} poisons" if clean.poisons else "")
     poisons = {"poisons": clean.poisons} if clean.poisons else {}
     if clean.keys:
@@ -50,12 +50,12 @@ def cleanset_identity(clean: Clean) -> tuple[str, dict[str, Any]]:
 
 
 def cleanset_fields(clean: Clean) -> set[str]:
-    """Fields of the cleaning that the pairs alone depend on, which are stages of their own."""
+    """The fields of the cleaning that determine its cleaning set, and which pairs of it are kept."""
     return {"poisons", "keys", "keep"} | ({"pairs", "choice"} if clean.keys else set())
 
 
 def _keys(path: str) -> tuple[int, str]:
-    """Number and digest of the keys in a file."""
+    """The number of keys in a file, and their digest."""
     if path not in IDENTITIES:
         keys = read_keys(path)
         IDENTITIES[path] = (len(keys), fingerprint(sorted(keys)))
@@ -63,7 +63,7 @@ def _keys(path: str) -> tuple[int, str]:
 
 
 def set_identity(source: Source | EvalSet | RetrievalSet | World) -> Any:
-    """What determines the samples: for files their names, sizes and digests, never their location."""
+    """What determines the samples: for files their names, sizes and digests, but not their location."""
     if isinstance(source, World):
         return encode(source)
     if source not in IDENTITIES:
@@ -90,13 +90,13 @@ def file_identity(path: Path) -> Any:
 
 
 def encode_cleaning(clean: Clean) -> Any:
-    """Its configuration without the fields that determine the stage of labels: those enter through the labels."""
+    """The cleaning's configuration without the fields that determine the stage of labels, which is one of its inputs."""
     labels = {f"{type(part).__module__}.{type(part).__qualname__}" for part in clean.method.parts() if isinstance(part, PseudoLabels)}
     return _without(encode(clean, "clean"), lambda key, owner: owner.get("class") in labels and key in LABELLING)
 
 
 def _without(value: Any, drop: Callable[[str, dict[str, Any]], bool]) -> Any:
-    """Nested plain values without the entries, at whatever depth, for which `drop(key, the dictionary it is in)`."""
+    """Nested plain values without the entries for which `drop(key, the dictionary it is in)` is true, at any depth."""
     if isinstance(value, list):
         return [_without(item, drop) for item in value]
     if isinstance(value, dict):

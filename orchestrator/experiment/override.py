@@ -1,4 +1,4 @@
-"""Dotted paths into an experiment: the one way sweeps and the command line change a field."""
+"""Dotted paths into an experiment, by which sweeps and the command line change its fields."""
 
 import ast
 import dataclasses
@@ -19,12 +19,12 @@ def override(experiment: Any, path: str, value: Any) -> Any:
 
 
 def override_all(experiment: Any, values: dict[str, Any]) -> Any:
-    """As `override` for several paths at once, so that fields that only fit together can change together."""
+    """As `override` for several paths at once, for fields that must change together to stay valid."""
     return _replace(experiment, [(path.split("."), value, path) for path, value in values.items()])
 
 
 def get(experiment: Any, path: str) -> Any:
-    """The value at the dotted path; InputError where there is none."""
+    """The value at the dotted path; InputError if there is none."""
     for name in path.split("."):
         _require_field(experiment, name, path)
         experiment = _at(experiment, name)
@@ -32,12 +32,12 @@ def get(experiment: Any, path: str) -> Any:
 
 
 def _at(node: Any, name: str) -> Any:
-    """Its field of that name; of a tuple the component at that place, counted from 0."""
+    """The node's field of that name; for a tuple, the component at that index."""
     return node[int(name)] if isinstance(node, tuple) else getattr(node, name)
 
 
 def has(experiment: Any, path: str) -> bool:
-    """Whether the dotted path names a field here."""
+    """Whether the dotted path names a field of this experiment."""
     try:
         get(experiment, path)
     except InputError:
@@ -46,7 +46,7 @@ def has(experiment: Any, path: str) -> bool:
 
 
 def from_text(experiment: Any, path: str, text: str) -> Any:
-    """The value of a text on the command line for the field at the path; fields of text take it literally."""
+    """The value that a text of the command line stands for at this path; a field of type str takes the text literally."""
     parent, _, name = path.rpartition(".")
     node = get(experiment, parent) if parent else experiment
     _require_field(node, name, path)
@@ -57,7 +57,7 @@ def from_text(experiment: Any, path: str, text: str) -> Any:
 
 
 def parse(text: str) -> Any:
-    """A value from the command line: a Python literal, true/false/none, or else the text itself."""
+    """The value of a text of the command line: a Python literal, true, false or none, or else the text itself."""
     lowered = text.strip().lower()
     if lowered in ("true", "false", "none", "null"):
         return {"true": True, "false": False}.get(lowered)

@@ -1,4 +1,4 @@
-"""The code of the user's own classes that a stage was made with: a hash of their source, for people, never part of an identity."""
+"""Hashes of the source of the user's own classes that a stage was made with. They inform people and are never part of an identity."""
 
 import dataclasses
 import hashlib
@@ -10,13 +10,13 @@ from typing import Any
 from datasets.component import Component
 
 OWN = ("datasets", "trainers", "orchestrator")
-"""Packages whose code is known by its version: `Stage.version`, and the commit in the manifest."""
+"""The project's packages, whose code is identified by `Stage.version` and the commit in the manifest."""
 _CARRIED = "_source_digest"
-"""Attribute that holds the hash in a worker, where the class arrived by value and without its source."""
+"""Attribute that holds the hash in a worker: there the class arrives by value, without its source."""
 
 
 def code_of(value: Any) -> tuple[tuple[str, str], ...]:
-    """(class, hash of its source and of its bases') of the components in a value that are not the project's, each once."""
+    """(class, hash of its source and its bases' source) of the user's own components in a value, each once."""
     return tuple(sorted({(f"{cls.__module__}.{cls.__qualname__}", digest) for cls in _classes(value) if (digest := _digest(cls))}))
 
 
@@ -33,7 +33,7 @@ def _classes(value: Any) -> Iterator[type]:
 
 @lru_cache(maxsize=1024)
 def _digest(cls: type) -> str:
-    """Empty for the project's own classes, and where there is no source."""
+    """The hash of a class's source; empty for the project's own classes, and if there is no source."""
     outside = [base for base in cls.__mro__ if base.__module__.partition(".")[0] not in (*OWN, "builtins", "abc", "typing")]
     if cls not in outside:
         return ""

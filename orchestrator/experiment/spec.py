@@ -47,7 +47,7 @@ class Data(Component):
     subset: Count | None = None
     """Use only this many pairs, chosen by the hash of their keys; None uses all. Subsets are nested."""
     seed: int = 0
-    """Of the subset."""
+    """Seed of the choice of the subset."""
     max_dropped: Share = field(default=0.5, metadata=NEUTRAL)
     """Fail when a larger share of the samples is dropped by the filters or does not decode."""
 
@@ -58,7 +58,7 @@ class Pretrain(Training):
 
     model: Model | TinyCLIP
     objective: Objective | Method
-    """A loss that is trained with from the first step to the last, or a method with phases of its own."""
+    """A loss for the whole training, or a method with phases."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -72,14 +72,14 @@ class Pretrain(Training):
 
 @dataclass(frozen=True, kw_only=True)
 class Given(Component):
-    """A model that others trained, in place of a pre-training: it is measured, judged by the gate, and cleaned like one trained here.
+    """A model that others trained, in place of a pre-training. It is measured, judged by the gate and cleaned like one trained here.
 
-    The attack of the experiment must be the one that it was trained with, for accuracy and ASR are measured by its trigger and target.
+    The experiment's attack must be the one that the model was trained with: its trigger and target are used to measure the ASR.
     """
 
     model: Model | TinyCLIP
     checkpoint: str
-    """Absolute path of its weights, in any form that `evaluate --checkpoint` reads; known by the bytes, wherever they lie."""
+    """Absolute path of its weights, in any form that `evaluate --checkpoint` reads. They are identified by their bytes, not their path."""
 
     def __post_init__(self) -> None:
         if getattr(self.model, "pretrained", None):
@@ -119,13 +119,13 @@ class Clean(Training):
     choice: Literal["random", "last"] = "random"
     """random (by hash of the key and `seed`) | last (the last pairs of the index, as the study does)."""
     poisons: int = 0
-    """Victims left in the cleaning set on purpose, in place of as many clean pairs; nested in their number."""
+    """Victims put into the cleaning set on purpose, in place of as many clean pairs. A larger number contains the smaller ones."""
     keys: str = ""
-    """Text file with the key of one pair a line, the cleaning set itself; `pairs` and `choice` then have no say."""
+    """Text file with the keys of the cleaning set, one a line; `pairs` and `choice` are then ignored."""
     start: str = since("last")
-    """The epoch of the pre-training that is cleaned: last | most_accurate (the ASR not looked at) | its number."""
+    """The epoch of the pre-training that is cleaned: last | most_accurate (whatever its ASR) | its number."""
     keep: Keep | None = since(None)
-    """Clean with the least suspect pairs of the cleaning set alone."""
+    """Clean with only the least suspect pairs of the cleaning set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -139,21 +139,21 @@ class Evaluate(Component):
 
     data: EvalSet | World
     batch_size: Count = field(default=256, metadata=NEUTRAL)
-    """Images a step on each rank; does not change a count."""
+    """Images a step on each rank; does not change the results."""
     seed: int = 0
-    """Of the trigger's noise and place at evaluation."""
+    """Seed of the trigger's noise and place at evaluation."""
     evaluators: tuple[Evaluator, ...] = ()
-    """Further measurements of the same pictures, beside accuracy and ASR; their metrics go to MLflow."""
+    """Further measurements beside accuracy and ASR."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Gate(NamedFields):
-    """The attack must have taken before a defence is judged."""
+    """A defence is judged only if the attack succeeded against the undefended model."""
 
     min_asr: float = 90.0
     """Attack success rate of the undefended model, percent."""
     action: str = "stop"
-    """stop: do not clean a model whose attack did not take | warn: clean it all the same; the report says so."""
+    """What to do if the attack did not succeed: stop (do not clean the model) | warn (clean it; the report says so)."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -173,9 +173,9 @@ class Experiment(Component):
     evaluate: Evaluate
     clean: Clean | None = None
     prior: Pretrain | None = None
-    """Training on the same pairs without the poison, first: the healthy model that `pretrain` then poisons."""
+    """Pre-training on the same pairs without the poison; `pretrain` starts from its model."""
     keep: Keep | None = since(None)
-    """Pre-train on the least suspect pairs alone: detect, drop, train."""
+    """Pre-train on only the least suspect pairs: detect, drop, train."""
     eda: str = "once"
     """Augmented captions of the in-modal term: once (one variant for each key) | per_epoch."""
 
@@ -191,7 +191,7 @@ class Experiment(Component):
 
     @property
     def poisons(self) -> tuple[Poison, ...]:
-        """Its attacks: one without a name, or several with theirs. Evaluators other than accuracy and ASR look at the first."""
+        """Its attacks: one without a name, or several with names. Evaluators other than accuracy and ASR measure the first."""
         if self.poison is not None:
             return (self.poison,)
         return tuple(replace(attack, name=attack.name or attack.trigger.slug) for attack in self.attacks)
@@ -203,49 +203,49 @@ class Experiment(Component):
 
     @property
     def training(self) -> Pretrain:
-        """The pre-training of an experiment that has one of its own."""
+        """`pretrain`, for an experiment that trains its model itself."""
         assert isinstance(self.pretrain, Pretrain)
         return self.pretrain
 
 
 @dataclass(frozen=True, kw_only=True)
 class Compute(NamedFields):
-    """Where and how wide. Never part of a fingerprint."""
+    """Where an experiment runs and with how many processes. Never part of a fingerprint."""
 
     store: str = "store"
     """Folder for all results, seen by all nodes."""
     tracking_uri: str = ""
-    """MLflow tracking URI: http(s)://SERVER, sqlite:///PATH (nothing is decoded), …; empty: a sqlite file in the store."""
+    """MLflow tracking URI: http(s)://SERVER, sqlite:///PATH (the path is taken literally), …; empty: a sqlite file in the store."""
     feed: Literal["local", "ray"] = "local"
-    """local: each worker reads by itself | ray: Ray Data streams, so that CPU nodes feed GPU nodes."""
+    """local: each worker reads its own batches | ray: Ray Data streams them, so that CPU nodes feed GPU nodes."""
     workers: Count = 1
     """Processes (ranks) of a pre-training."""
     cpus_per_worker: Positive = 1.0
-    """CPU cores of each of them."""
+    """CPU cores of each process that pre-trains or evaluates."""
     gpus_per_worker: NotNegative = 0.0
-    """GPUs of each of them."""
+    """GPUs of each process that pre-trains or evaluates."""
     loader_workers: Natural = 0
-    """Reading processes of each worker with the local feed; 0 reads in the worker itself."""
+    """Reading processes of each worker with the local feed; 0: the worker reads by itself."""
     feed_cpus: Count = 1
     """Concurrent decoding tasks of each worker with the Ray feed."""
     trial_workers: Count = 1
-    """Processes (ranks) of a trial, which is one cleaning; more than one are workers of Ray Train."""
+    """Processes (ranks) of a trial, which is one cleaning."""
     trial_cpus: Positive = 1.0
-    """CPU cores of each of them."""
+    """CPU cores of each process of a trial."""
     trial_gpus: NotNegative = 0.0
-    """GPUs of each of them, at most one; may be a fraction where there is one process: 0.25 packs four trials on a GPU."""
+    """GPUs of each process of a trial, at most one. A trial of one process may have a fraction: 0.25 packs four trials on a GPU."""
     max_concurrent_trials: Natural = 0
-    """Trials at a time; 0: as many as fit."""
+    """Trials that run at the same time; 0: as many as fit."""
     keep: Literal["chosen", "last", "all"] = "chosen"
-    """Checkpoints of a cleaning that stay beside the last: chosen (of the epochs that a rule of the report's table picks, at most
-    five more) | last (no other) | all (each epoch's)."""
+    """Checkpoints of a cleaning that are kept beside the last one: chosen (of the epochs that a rule of the report's table picks, at most
+    five) | last (none) | all (of every epoch)."""
     retries: Natural = 2
-    """How often a stage or trial whose process died is started again, from its last checkpoint."""
+    """How often a stage or trial whose process died is restarted from its last checkpoint."""
     cache: str = "auto"
     """Folder on each machine's own disk for the decoded pictures of cleaning and test sets; auto: one in the system's temporary
     folder | off: pictures are decoded whenever they are read."""
     num_cpus: Natural = 0
-    """Cores for a Ray started by this command; 0: all. Ignored when joining a running Ray."""
+    """CPU cores of a Ray that this command starts; 0: all. Ignored when it joins a running Ray."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -285,12 +285,12 @@ class Reference(NamedFields):
 
 
 Metric = Literal["best/acc_at_asr_le_5", "zeroshot/top1", "zeroshot/top5", "zeroshot/top10"]
-"""What a sweep can maximise. The first is the best accuracy so far at ASR ≤ 5 %; the others are blind to the attack."""
+"""What a sweep can maximise. The first is the best accuracy so far at ASR ≤ 5 %; the others do not use the ASR."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sweep(NamedFields):
-    """A base experiment and what to vary."""
+    """A base experiment and the search spaces of the fields that vary."""
 
     name: str
     base: Experiment
@@ -302,25 +302,24 @@ class Sweep(NamedFields):
     search: Literal["grid", "optuna"] = "grid"
     """grid (grids, and random draws for the other spaces) | optuna (for spaces that are no grid)."""
     num_samples: Count = 1
-    """Draws of the spaces that are no grid, for each point of the grids."""
+    """Number of draws from the other spaces for each point of the grids."""
     scheduler: Literal["fifo", "asha"] = "fifo"
     """fifo | asha: stop the trials that are behind after each rung of epochs."""
     metric: Metric = "best/acc_at_asr_le_5"
     """What Optuna and ASHA maximise. The default needs the ASR of the test set: an oracle's choice."""
     grace_epochs: Count = 1
-    """ASHA lets every trial run this long."""
+    """Epochs that ASHA lets every trial run."""
     seed: int = 0
-    """Of the random draws."""
+    """Seed of the random draws."""
     gate: Gate = field(default_factory=Gate)
     compute: Compute = field(default_factory=Compute)
-    """Defaults for this sweep; the command line's flags come on top."""
+    """Defaults for this sweep; flags of the command line replace them."""
     series: str = ""
-    """Dotted path of a hyper-parameter that a figure of the report has as its horizontal axis."""
+    """Dotted path of the hyper-parameter on the horizontal axis of one of the report's figures."""
     reference: Reference = field(default_factory=Reference)
     """Published results that the report draws beside the sweep's own."""
     claims: tuple[Component, ...] = ()
-    """What the report judges by this sweep, each an `orchestrator.results.claims.Claim`. Changes nothing that is computed, and no
-    fingerprint."""
+    """Claims that the report judges, each an `orchestrator.results.claims.Claim`. They change no result and no fingerprint."""
     doc: str = ""
 
     def __post_init__(self) -> None:

@@ -1,4 +1,4 @@
-"""What the models make of their training pairs, in pictures: similarities over the epochs, histograms, maps of embeddings.
+"""Figures of the training pairs as the models see them: similarities over the epochs, histograms, maps of embeddings.
 
 Everything is drawn from `pairs/…` metrics and the arrays in a stage's folder `analysis/`; a study without them has no such part.
 """
@@ -24,26 +24,26 @@ from orchestrator.results.selection import RULES
 from orchestrator.store import read_arrays
 
 KINDS = {"clean": "#0072B2", "poisoned": "#D55E00"}
-"""Pairs and their colours."""
+"""Kinds of pairs and their colours."""
 LINES: dict[str, Any] = {"clean": "-", "poisoned": (0, (4, 1.6))}
-"""Pairs and their dashes, where colours tell models apart."""
+"""Kinds of pairs and their dashes, for figures in which colours stand for models."""
 GROUPS = {"other": ("#A9B4BD", "o"), "target": ("#009E73", "^"), "triggered": ("#882255", "s")}
-"""Pictures, their colours and marks, in the order of their numbers in the arrays."""
+"""Groups of pictures with their colours and marks, in the order of their numbers in the arrays."""
 WIDE, ROW = 10.8, 3.35
 """Inches: the width of the page, and the height of a row of small figures without its legend."""
 MAX_PANELS = 4
-"""Pre-trainings that have histograms and maps; t-SNE takes seconds each."""
+"""At most this many pre-trainings have histograms and maps, because t-SNE takes seconds for each."""
 Arrays = dict[str, np.ndarray]
 
 
 def lines_of(stage: StageResult) -> list[tuple[int, dict[str, float]]]:
-    """(epoch, metrics) where the pairs were looked at, in order."""
+    """(epoch, metrics) of the epochs in which the pairs were analysed, in order."""
     found = {line["epoch"]: line["metrics"] for line in stage.metrics if "pairs/clean_cosine" in line.get("metrics", {})}
     return sorted(found.items())
 
 
 def arrays_of(stage: StageResult, epoch: int) -> Arrays:
-    """What was kept of an epoch; nothing where nothing was."""
+    """The arrays that were kept of an epoch; empty if there are none."""
     places = (folder / "analysis" / f"epoch_{epoch:04d}.npz" for folder in stage.arrays or (stage.folder,))
     return next((found for place in places if (found := read_arrays(place))), {})
 
@@ -66,7 +66,7 @@ def before_after(study: Study) -> Iterator[tuple[str, list[tuple[str, StageResul
 
 
 def kept(study: Study, what: str) -> list[tuple[str, list[tuple[str, Arrays]]]]:
-    """The same with the arrays of each; objectives of which no stage kept `what` are left out."""
+    """As `before_after`, with the arrays of each stage; objectives without a stage that kept `what` are left out."""
     found = [(label, [(name, arrays_of(stage, epoch)) for name, stage, epoch in shown]) for label, shown in before_after(study)]
     return [(label, shown) for label, shown in found if any(what in arrays for _, arrays in shown)]
 
@@ -79,7 +79,7 @@ def _result(point: Point | None) -> str:
 
 
 def dynamics(study: Study) -> Figure:
-    """Over the epochs: cosines, poisons among the most similar pairs, how well the cosine tells them, modality gap; a line a stage."""
+    """Over the epochs, a line a stage: cosines, poisons among the most similar pairs, how well the cosine detects them, modality gap."""
     labels = {stage.fingerprint: (i, panel.label) for i, panel in enumerate(panels(study)) for stage in panel.pretrains}
     drawn = [(s, COLOURS[labels[s.fingerprint][0] % 8], labels[s.fingerprint][1]) for s in study.pretrains if lines_of(s)]
     rows: list[tuple[str, list[tuple[StageResult, str, str]]]] = [("Pre-training", drawn)] if drawn else []
@@ -106,7 +106,7 @@ def dynamics(study: Study) -> Figure:
 
 
 def _legend_of(stages: list[tuple[StageResult, str, str]]) -> tuple[list[Line2D], int, int]:
-    """Its entries, how many columns they take, and how many lines of text."""
+    """The legend's entries, its number of columns, and its number of lines of text."""
     named = {label: colour for _, colour, label in stages}
     handles = [Line2D([], [], color=colour, linewidth=1.8, label=label) for label, colour in named.items()]
     handles += [Line2D([], [], color="#444444", linestyle=dash, label=f"{kind} pairs") for kind, dash in LINES.items()]
@@ -117,7 +117,7 @@ def _dynamics_row(grid: Iterable[Axes], stages: list[tuple[StageResult, str, str
     metrics = lines_of(stages[0][0])[-1][1]
     tops = [name for name in metrics if name.startswith("pairs/top") and name.endswith("_poisons")]
     share = tops[-1].removeprefix("pairs/top").removesuffix("_poisons") if tops else ""
-    columns: dict[str, tuple[dict[str, Any], float | None]] = {  # title → names of metrics and their dashes, and what chance gives
+    columns: dict[str, tuple[dict[str, Any], float | None]] = {  # title → names of metrics and their dashes, and the value at chance
         "cosine of\npicture and caption": ({f"pairs/{kind}_cosine": dash for kind, dash in LINES.items()}, None),
         f"poisons among the\n{share} % most similar, %": (dict.fromkeys(tops[-1:], "-"), metrics.get("pairs/sample_poisons")),
         "cosine as detector\nof poisons, AUROC": ({"pairs/auroc": "-"}, 0.5),
@@ -148,7 +148,7 @@ def _dynamics_row(grid: Iterable[Axes], stages: list[tuple[StageResult, str, str
 
 
 def histograms(study: Study) -> Figure:
-    """Cosines of clean and poisoned pairs before and after a cleaning, a row an objective."""
+    """Cosines of clean and poisoned pairs before and after a cleaning, one row for each objective."""
     rows = kept(study, "histogram/clean")
     columns = max(len(shown) for _, shown in rows)
     with matplotlib.rc_context(STYLE):
@@ -164,7 +164,7 @@ def histograms(study: Study) -> Figure:
 
 
 def maps(study: Study) -> Figure:
-    """Pictures' embeddings before and after a cleaning, by principal components and by t-SNE; a row an objective."""
+    """Embeddings of pictures before and after a cleaning, by principal components and by t-SNE, one row for each objective."""
     rows = kept(study, "map/components")
     columns = max(len(shown) for _, shown in rows)
     with matplotlib.rc_context(STYLE):
@@ -280,7 +280,7 @@ TITLES = {
 
 
 def figures(study: Study) -> dict[str, Callable[[], Figure]]:
-    """Name → how it is drawn, of `TITLES`; none where nothing was analysed."""
+    """Name (of `TITLES`) → the function that draws the figure; empty if nothing was analysed."""
     found: dict[str, Callable[[], Figure]] = {}
     if any(lines_of(stage) for stage in [*study.pretrains, *study.trials]):
         found["pair_dynamics"] = partial(dynamics, study)
@@ -306,7 +306,7 @@ MEASURES = {
 
 
 def tables(study: Study) -> list[tuple[list[str], list[list[str]]]]:
-    """The figures' models with their numbers of `MEASURES`: for each objective heads and rows, a column a model."""
+    """The metrics `MEASURES` of the figures' models: for each objective heads and rows, with a column for each model."""
     found = []
     for label, shown in before_after(study):
         metrics = [dict(lines_of(stage)).get(epoch, {}) for _, stage, epoch in shown]

@@ -1,4 +1,4 @@
-"""The claims for a reader: as values of a page, as text for a terminal, and as the files of `cleansweep claims`."""
+"""The verdicts on claims for a reader: values of a page, text for a terminal, and the files of `cleansweep claims`."""
 
 import json
 import math
@@ -18,7 +18,7 @@ WIDTH = 100
 
 
 def by_claim(found: Sequence[Verdict]) -> list[list[dict[str, Any]]]:
-    """For the template `claims_table`: the verdicts of each claim, with the estimate as text."""
+    """Values of the template `claims_table`: the verdicts of each claim, with the estimate as text."""
     names = dict.fromkeys(verdict.claim for verdict in found)
     return [[asdict(verdict) | {"told": estimate(verdict)} for verdict in found if verdict.claim == name] for name in names]
 
@@ -52,7 +52,7 @@ def claims_text(found: Sequence[Verdict]) -> str:
 
 
 def write_claims(claims: Sequence[Claim], studies: Sequence[Study], folder: Path) -> tuple[list[Verdict], Path]:
-    """Write claims.html and claims.json into the folder, each aside and renamed; returns the verdicts and the page."""
+    """Write claims.html and claims.json into the folder, each under another name first; returns the verdicts and the page's path."""
     found = judged(claims, studies)
     names = ", ".join(study.name for study in studies)
     folder.mkdir(parents=True, exist_ok=True)

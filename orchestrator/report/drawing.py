@@ -66,7 +66,7 @@ def look(study: Study, ignoring: str = "") -> dict[str, tuple[str, str]]:
     """
     named, called = arms(study, ignoring), methods_of(study)
     method = {named[trial.fingerprint]: called[trial.fingerprint] for trial in study.trials}
-    kinds = list(dict.fromkeys([*METHODS.values(), *method.values()]))  # no other class has one of the study's names
+    kinds = list(dict.fromkeys([*METHODS.values(), *method.values()]))  # no other class is shown by one of the study's names
     if len(set(method.values())) == len(method):
         return {arm: _mark(kinds.index(kind)) for arm, kind in method.items()}
     shades = matplotlib.colormaps["viridis"]
@@ -84,7 +84,7 @@ def _mark(number: int) -> tuple[str, str]:
 
 
 def hollow(study: Study, cleaned: Cleaned) -> dict[str, Any]:
-    """The style of a published cleaning's marks: hollow, in the colour and shape of the study's own arm where one is like it."""
+    """The style of a published cleaning's marks: hollow, in colour and shape like the study's arm with the same method, if there is one."""
     own, named = look(study), arms(study)
     like = {named[trial.fingerprint] for trial in study.trials if study_method(trial) == cleaned.method and cleaned.fits(trial.config)}
     colour, marker = own[like.pop()] if len(like) == 1 else _mark(list(METHODS.values()).index(cleaned.method))
@@ -100,11 +100,11 @@ HOLLOW_START: dict[str, Any] = {
 
 
 LETTER = 0.085
-"""About the width of a letter of 10 points, in inches."""
+"""Approximate width of a letter of 10 points, in inches."""
 
 
 def wrapped(text: str, inches: float, points: float = 10) -> str:
-    """The text in lines that fit this width: the layout makes room below and above an axis, never beside it."""
+    """The text in lines that fit this width, because the layout makes no room beside an axis."""
     letters = max(12, int(inches / (LETTER * points / 10)))
     return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
 
@@ -116,7 +116,7 @@ def columns_of(handles: Sequence[Artist], inches: float) -> tuple[int, int]:
     labels = [str(handle.get_label()).splitlines() or [""] for handle in handles]
     widths = [0.6 + LETTER * max(map(len, lines)) for lines in labels]
     for columns in range(len(labels), 0, -1):
-        rows, larger = divmod(len(labels), columns)  # the first columns are those with one more
+        rows, larger = divmod(len(labels), columns)  # the first columns have one entry more
         bounds = [i * rows + min(i, larger) for i in range(columns + 1)]
         parts = list(zip(bounds, bounds[1:]))
         if sum(max(widths[a:b]) for a, b in parts) <= inches or columns == 1:
@@ -125,7 +125,7 @@ def columns_of(handles: Sequence[Artist], inches: float) -> tuple[int, int]:
 
 
 def legend(figure: Figure, handles: Sequence[Artist]) -> None:
-    """Below the panels, in as many columns as fit the figure's width, which grows taller by what that takes."""
+    """Add a legend below the panels, in as many columns as fit the figure's width. The figure grows taller by the legend's height."""
     columns, lines = columns_of(handles, figure.get_figwidth())
     figure.set_figheight(figure.get_figheight() + 0.23 * max(0, lines - 1))
     figure.legend(handles=list(handles), loc="outside lower center", ncols=columns)
@@ -141,7 +141,7 @@ def own_handles(study: Study, size: float = 7) -> list[Line2D]:
 
 
 def epoch_axes(axes: Axes, stages: Sequence[StageResult]) -> None:
-    """Percent upwards, whole epochs to the right."""
+    """Set up the axes: percent upwards, whole epochs to the right."""
     last = max((p.epoch for stage in stages for p in points_of(stage)), default=1)
     axes.set_ylim(-2, 102)
     axes.set_xlim(-0.02 * last, last * 1.02)
@@ -149,25 +149,25 @@ def epoch_axes(axes: Axes, stages: Sequence[StageResult]) -> None:
 
 
 def accuracies(study: Study) -> list[float]:
-    """Of the uncleaned models and of every cleaned one."""
+    """The accuracies of the uncleaned models and of all cleaned ones."""
     values = [p.accuracy for trial in study.trials for p in cleaned_points(trial)]
     return values + [s.accuracy for stage in study.pretrains if (s := start_of(study, stage.fingerprint))]
 
 
 def published_accuracies(study: Study) -> list[float]:
-    """Of what the report draws of others' results."""
+    """The accuracies of the published results that the report draws."""
     marks = [start.mark for panel in panels(study) for start in published_starts(study, panel)]
     marks += [mark for panel in panels(study) for cleaned in published_cleanings(study, panel) for mark in cleaned.front]
     return [mark.accuracy for mark in marks]
 
 
 def published_name(what: str, names: Sequence[str]) -> str:
-    """What the legend calls others' results: "published: CleanCLIP (cc6m/clean_100k)"."""
+    """The legend's text for published results: "published: CleanCLIP (cc6m/clean_100k)"."""
     return f"published: {what} ({', '.join(names) if len(names) < 4 else f'{names[0]} … {names[-1]}'})"
 
 
 def same_scale(study: Study) -> bool:
-    """Whether the published accuracies can share an axis with the study's own: else they get a figure of their own."""
+    """Whether the published accuracies can share an axis with the study's own. If not, they are drawn in a figure of their own."""
     own, others = accuracies(study), published_accuracies(study)
     if not own or not others:
         return False
@@ -175,7 +175,7 @@ def same_scale(study: Study) -> bool:
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:
-    """The accuracies in use with a margin, at least 10 points tall so that noise looks like noise."""
+    """The range of the accuracies with a margin, at least 10 points, so that noise does not fill the axis."""
     low, high = (min(values), max(values)) if values else (0.0, 100.0)
     margin = max(0.06 * (high - low), 0.6)
     high = min(high + margin, 100.6)
@@ -192,7 +192,7 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
 def pdf(figure: Figure) -> bytes:
     """The figure as PDF, without a date or a version in it."""
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):  # the font type is looked up when saving
+    with matplotlib.rc_context(STYLE):  # the font type is read when saving
         figure.savefig(
             buffer,
             format="pdf",

@@ -17,11 +17,11 @@ from orchestrator.results.outcome import Study
 from orchestrator.results.points import panels
 
 ONLY_ON_THE_PAGE = ("scatter_", "curves_")
-"""Beginnings of the names of figures that files show as one, all panels together."""
+"""Prefixes of figures that are on the page only; in files, all panels are one figure."""
 
 
 def figures(study: Study) -> dict[str, Callable[[], Figure]]:
-    """Name → how it is drawn, for the figures that have something to show. Those with a number belong to a panel."""
+    """Name → the function that draws the figure, for figures that have something to show. A name with a number belongs to a panel."""
     found: dict[str, Callable[[], Figure]] = {"pretrain_curves": partial(pretrain_curves, study)}
     if study.trials:
         found |= {"accuracy_vs_asr": partial(scatter, study), "clean_curves": partial(trial_curves, study)}
@@ -54,11 +54,11 @@ class Gallery:
         return self._png[name]
 
     def svg(self, name: str, alt: str) -> str:
-        """As part of a page; `alt` says what it shows."""
+        """The figure as part of a page; `alt` says what it shows."""
         return svg(self._draw[name](), name, alt)
 
     def write(self, out: Path) -> list[Path]:
-        """PNG and PDF of each figure in folder `out`, written aside and renamed."""
+        """Write PNG and PDF of each figure into the folder `out`, each under another name first."""
         out.mkdir(parents=True, exist_ok=True)
         written = []
         for name, draw in self._draw.items():
@@ -66,7 +66,7 @@ class Gallery:
                 continue
             figure = draw()
             self._png.setdefault(name, png(figure))
-            figure.set_layout_engine("none")  # it is laid out; doing it again would take most of the time
+            figure.set_layout_engine("none")  # the layout is done; repeating it would take most of the time
             for ending, content in (("png", self._png[name]), ("pdf", pdf(figure))):
                 written.append(write_whole(out / f"{name}.{ending}", content))
         return written

@@ -1,4 +1,4 @@
-"""A figure as a part of a page: SVG whose marks say under the pointer what they are. The same figure gives the same text."""
+"""A figure as part of a page: SVG with tooltips on its marks. Equal figures give equal text."""
 
 import io
 import re
@@ -15,12 +15,12 @@ from orchestrator.report.drawing import STYLE
 SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
 HREF = f"{{{XLINK}}}href"
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
-"""Characters that a name may hold and XML may not."""
+"""Characters that may be in a name but not in XML."""
 REFERENCE = re.compile(r"url\(#(.*?)\)")
 
 
 def say(line: Line2D, texts: Sequence[str]) -> None:
-    """What each mark of the line says, in their order."""
+    """Set the tooltips of a line's marks, in their order."""
     line.says = tuple(texts)  # type: ignore[attr-defined]
 
 
@@ -30,7 +30,7 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
     for number, line in enumerate(telling):
         line.set_gid(f"says-{number}")
     buffer = io.BytesIO()
-    with matplotlib.rc_context(STYLE):  # the salt of its names is looked up when saving
+    with matplotlib.rc_context(STYLE):  # the salt of the ids is read when saving
         figure.savefig(buffer, format="svg", metadata={"Date": None})
     root = ElementTree.fromstring(CONTROL.sub("", buffer.getvalue().decode()))
     groups = {element.get("id"): element for element in root.iter(f"{{{SVG}}}g")}
@@ -48,7 +48,7 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
 
 
 def _tell(group: ElementTree.Element, texts: Sequence[str]) -> None:
-    """Give each mark of a line its text; their common style goes to the element around them, from which the shape has it too."""
+    """Give each mark of a line its tooltip. Their common style moves to the element around them, from which each mark inherits it."""
     for shape in group.iter(f"{{{SVG}}}path"):
         shape.attrib.pop("style", None)
     for around in group.iter():
@@ -61,7 +61,7 @@ def _tell(group: ElementTree.Element, texts: Sequence[str]) -> None:
 
 
 def _rename(root: ElementTree.Element, name: str) -> None:
-    """Ids that something refers to begin with the name, so that two figures of a page have none in common; others are left out."""
+    """Prefix ids that are referred to with the figure's name, so that two figures of a page share none; remove all other ids."""
     found = [*(element.get(HREF, "")[1:] for element in root.iter())]
     found += [known for element in root.iter() for value in element.attrib.values() for known in REFERENCE.findall(value)]
     short = {known: f"{name}-{number}" for number, known in enumerate(dict.fromkeys(filter(None, found)))}

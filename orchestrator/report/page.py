@@ -1,4 +1,4 @@
-"""One HTML page that needs no network, points.csv and the figures, each written aside and renamed."""
+"""Write a report: an HTML page that needs no network, points.csv and the figures, each under another name first and then renamed."""
 
 import json
 import math
@@ -30,7 +30,7 @@ from orchestrator.results.points import panels, plans_cleaning, points_of
 
 MAX_CONFIGS = 40
 MAX_SAMPLES = 24
-"""Pairs of pictures on the sample sheet."""
+"""At most this many pairs of pictures are on the sample sheet."""
 
 DROP_REASONS = {
     "empty_caption": "caption is empty",
@@ -67,7 +67,7 @@ def write_report(study: Study, out: Path) -> Path:
 
 
 def html(study: Study, drawn: Gallery | None = None) -> str:
-    """The whole page as text. Every word that comes from outside is escaped, every picture embedded."""
+    """The whole page as text. All text that is not the page's own is escaped, and every picture is embedded."""
     found, drawn = cautions(study), drawn or Gallery(study)
     cleaning, verdicts = plans_cleaning(study), judged(study.claims, [study])
     return render(
@@ -96,7 +96,7 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
 
 
 def _gates(study: Study) -> list[Values]:
-    """The verdicts of the attack gate: what passed in one line a panel, what did not in a box of its own."""
+    """The verdicts of the attack gate: one line for each panel that passed, and a box for each failure."""
     blocks: list[Values] = []
     for panel in panels(study):
         passed = [gate for stage in panel.pretrains if (gate := study.gates.get(stage.fingerprint)) and gate.get("passed")]

@@ -17,7 +17,7 @@ from orchestrator.results.selection import Choice, Row, table
 from trainers.evaluate.choice import RULE, Rule
 
 USUAL = tuple(SHORT)
-"""Rules of the table where none is named: those of the summary on the terminal."""
+"""Default rules of the table: those of the summary on the terminal."""
 LATEX = {"&": r"\&", "%": r"\%", "_": r"\_", "#": r"\#", "$": r"\$", "{": r"\{", "}": r"\}", "~": r"\textasciitilde{}",
          "^": r"\textasciicircum{}", "\\": r"\textbackslash{}", "≤": r"$\le$", "±": r"$\pm$", "↑": r"$\uparrow$",
          "↓": r"$\downarrow$", "−": "$-$", "–": "--", "★": r"$\star$", "λ": r"$\lambda$"}  # fmt: skip
@@ -33,16 +33,16 @@ class Line:
     accuracy: tuple[float, float, float]
     asr: tuple[float, float, float]
     change: float
-    """Of the accuracy by cleaning, in points; NaN for the uncleaned model."""
+    """Change of the accuracy by cleaning, in points; NaN for the uncleaned model."""
     reached: int
     """Repetitions in which a model qualifies, of `repetitions`."""
     repetitions: int
     best: bool = False
-    """Whether no method of its pre-training does better by this rule, among those that reached it in every repetition."""
+    """Whether it is the best by this rule among the methods of its pre-training that reached the rule in every repetition."""
 
 
 def lines(study: Study, rules: Sequence[str] = ()) -> list[Line]:
-    """The uncleaned model of each pre-training, and what each rule chooses of each method. InputError for a rule that is none."""
+    """The uncleaned model of each pre-training, then each rule's choice for each method. InputError for an unknown rule."""
     for key in rules:
         if key not in RULE:
             raise InputError(f"--rule {key}: accepted: {', '.join(RULE)}.")
@@ -65,7 +65,7 @@ def lines(study: Study, rules: Sequence[str] = ()) -> list[Line]:
 
 def _chosen(panel: Panel, rows: Sequence[Row]) -> list[Line]:
     def score(row: Row) -> float:
-        """Higher is better by the row's rule; minus infinity where some repetition has none."""
+        """The row's score by its rule, higher is better; minus infinity if a repetition has no model for the rule."""
         value = row.over(lambda c: -c.asr if row.rule.key.startswith("asr") else c.accuracy)
         return value[0] if value and len(row.reached) == len(row.choices) else -math.inf
 
@@ -112,7 +112,7 @@ def _csv(found: Sequence[Line]) -> str:
 
 HEADS = ("pre-training", "cleaning", "chosen for", "accuracy ↑ (%)", "ASR ↓ (%)", "change (points)")
 BOLD = (1, 3, 4)
-"""Of a best line: cleaning, accuracy and ASR."""
+"""Columns that are bold in a best line: cleaning, accuracy and ASR."""
 
 
 def _cells(line: Line) -> tuple[str, ...]:

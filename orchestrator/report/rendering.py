@@ -1,4 +1,4 @@
-"""Pages from the templates beside this file: every value is escaped, and a name that has no value is an error."""
+"""Renders the templates beside this file. Every value is escaped, and a name without a value is an error."""
 
 from functools import cache
 from pathlib import Path
@@ -26,5 +26,5 @@ def _environment() -> Environment:
 
 
 def _unbroken(text: Markup) -> Markup:
-    """No line ends between a number and its percent sign."""
+    """The text with no line break allowed between a number and its percent sign."""
     return text.replace(" %", Markup("&nbsp;%"))

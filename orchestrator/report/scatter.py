@@ -1,4 +1,4 @@
-"""Accuracy against ASR: every point, the crowded corner, published points, and the ways of the best trials."""
+"""Accuracy against ASR: every point, the crowded corner, published points, and the paths of the best trials."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -46,11 +46,11 @@ from orchestrator.results.published import Mark
 from orchestrator.results.selection import most_accurate
 
 CORNER = 12.0
-"""ASR up to which the crowded corner is shown enlarged, percent."""
+"""The corner that is enlarged reaches up to this ASR, in percent."""
 MANY = 24
-"""With more trials, lines from epoch to epoch hide the dots."""
+"""With more trials than this, no lines join the epochs, because they would hide the dots."""
 GREYS = ["#111111", "#555555", "#888888"]
-"""Of the ranks of the best trials: colours that no method has."""
+"""Colours of the best trials by rank; no method has these colours."""
 
 
 def scatter(study: Study, only: Panel | None = None) -> Figure:
@@ -74,7 +74,7 @@ def scatter(study: Study, only: Panel | None = None) -> Figure:
 
 
 def zoom(study: Study, panel: Panel) -> Figure:
-    """The corner of low ASR enlarged, where points pile up there."""
+    """The corner of low ASR, enlarged."""
     box = corner(study, panel)
     assert box
 
@@ -90,7 +90,7 @@ def zoom(study: Study, panel: Panel) -> Figure:
 
 
 def published_apart(study: Study) -> list[Panel]:
-    """One panel for each set of published points, where these are too far from the study's own to share an axis."""
+    """One panel for each set of published points that is too far from the study's own points to share an axis."""
     if same_scale(study):
         return []
     found: dict[tuple[str, ...], Panel] = {}
@@ -114,7 +114,7 @@ def published(study: Study) -> Figure:
 
 
 def corner(study: Study, panel: Panel) -> tuple[tuple[float, float], tuple[float, float]] | None:
-    """The box of low ASR that is worth enlarging: many points in little of the panel's area."""
+    """The box of low ASR to enlarge: it holds many points in a small part of the panel."""
     points = [p for trial in study.trials if panel.holds(trial) for p in cleaned_points(trial)]
     low = [p.accuracy for p in points if p.asr <= CORNER]
     bottom, top = limits(accuracies(study))
@@ -159,7 +159,7 @@ def few_trials(study: Study, panel: Panel) -> bool:
 
 
 def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> None:
-    """Every trial and epoch of a panel, its fronts and its uncleaned models; `inside` draws a part, and cuts at its edges."""
+    """Draw every trial and epoch of a panel, its fronts and its uncleaned models; with `inside`, only the part in that box."""
     _low_asr(axes)
     named, styles = arms(study), look(study)
     trials = [trial for trial in study.trials if panel.holds(trial)]
@@ -219,7 +219,7 @@ def published_handles(study: Study, shown: Sequence[Panel]) -> list[Line2D]:
 
 
 def _names(study: Study, panel: Panel) -> list[str]:
-    """Of the published results that belong to the panel, each once."""
+    """The names of the published results that belong to the panel, each once."""
     return list(dict.fromkeys(entry.name for entry in [*published_starts(study, panel), *published_cleanings(study, panel)]))
 
 
@@ -266,7 +266,7 @@ def best_three(study: Study, panel: Panel) -> Figure:
 
 
 def best(study: Study, panel: Panel) -> list[tuple[TrialResult, Point | None]]:
-    """Up to three trials with their best point at ASR ≤ 5 %, the best first; then those that came lowest."""
+    """Up to three trials: those with the best accuracy at ASR ≤ 5 % first, then those with the lowest ASR."""
     ranked = []
     for trial in study.trials:
         points = cleaned_points(trial)
@@ -279,7 +279,7 @@ def best(study: Study, panel: Panel) -> list[tuple[TrialResult, Point | None]]:
 
 
 def _name(study: Study, panel: Panel, trial: TrialResult, named: dict[str, str]) -> str:
-    """A trial by its arm and what tells it from the others of that: "CleanCLIP: lr 0.001, seed 2"."""
+    """A trial's name: its arm, and how it differs from the arm's other trials: "CleanCLIP: lr 0.001, seed 2"."""
     arm = named[trial.fingerprint]
     name = f"{arm}: {settings(trial, [t for t in study.trials if panel.holds(t) and named[t.fingerprint] == arm]) or 'as given'}"
     source = next((stage for stage in panel.pretrains if stage.fingerprint == trial.pretrain), None)
@@ -287,7 +287,7 @@ def _name(study: Study, panel: Panel, trial: TrialResult, named: dict[str, str])
 
 
 def _seed(panel: Panel, stage: StageResult) -> str:
-    """Which of a panel's pre-trainings it is, where there are several."""
+    """Tells a pre-training from the panel's others; empty if the panel has one."""
     if len(panel.pretrains) == 1:
         return ""
     seed = value_at(stage, "pretrain.seed")
@@ -299,7 +299,7 @@ def _numbers(point: Point | Mark) -> str:
 
 
 def _number_epochs(axes: Axes, points: Sequence[Point], colour: str, above: bool) -> None:
-    """The epoch beside each point, the first and the last always, others where they do not crowd."""
+    """Write the epoch beside each point: always at the first and the last, elsewhere if there is room."""
     last: tuple[float, float] | None = None
     span = max((p.accuracy for p in points), default=1) - min((p.accuracy for p in points), default=0) or 1
     for number, point in enumerate(points):
@@ -315,7 +315,7 @@ def _number_epochs(axes: Axes, points: Sequence[Point], colour: str, above: bool
 
 
 def _low_asr(axes: Axes) -> None:
-    """The band of ASR ≤ 5 %, once."""
+    """Shade the band of ASR ≤ 5 %, once for each axes."""
     if axes.patches:
         return
     axes.axvspan(-3, 5, color="#DDEBDD", linewidth=0, zorder=0)

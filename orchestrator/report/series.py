@@ -1,4 +1,4 @@
-"""What a hyper-parameter does: the best models over the values of `Sweep.series`, with mean and interval over seeds."""
+"""The effect of a hyper-parameter: the best models over the values of `Sweep.series`, with mean and interval over seeds."""
 
 import csv
 import io
@@ -21,18 +21,18 @@ from orchestrator.results.published import Cleaned, Mark, Start
 from orchestrator.results.selection import RULE, Choice, choices
 
 SHOWN = {"acc_at_asr_le_5": "accuracy", "asr_at_1pt_loss": "asr"}
-"""Rule → what of its choice is drawn: the two rows of the figure."""
+"""Rule → the metric of its choice that is drawn: the two rows of the figure."""
 LOG_FROM = 20
-"""An axis whose largest value is this many times its smallest counts in decades."""
+"""An axis is logarithmic if its largest value is more than this many times its smallest."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One method at one value of the series, on pre-trainings that differ in nothing else but their seeds."""
+    """One method at one value of the series, on pre-trainings that differ only in their seeds."""
 
     panel: Panel
     method: str
-    """Empty for the uncleaned model, of which each value has its own."""
+    """Empty for the uncleaned model of that value."""
     value: Any
     rule: str
     choices: tuple[Choice, ...] = ()
@@ -46,7 +46,7 @@ class Step:
 
 
 def steps(study: Study) -> list[Step]:
-    """Everything that the figure shows, in the order of the values; empty without a series."""
+    """All points of the figure, in the order of the values; empty without a series."""
     if not study.series:
         return []
     found = []
@@ -130,19 +130,19 @@ def series(study: Study) -> Figure:
 
 
 def shows_published(study: Study) -> bool:
-    """Whether the figure has a published mark: one of this study's objectives, at a value between its own."""
+    """Whether the figure has a published mark: of one of this study's objectives, at a value within the study's range."""
     axis = _Axis([step.value for step in steps(study)])
     return any(_along(study, panel, axis) for panel in panels(study))
 
 
 def _along(study: Study, panel: Panel, axis: "_Axis") -> list[tuple[Any, Cleaned | Start]]:
-    """(value, published entry) of the panel's objective, where the axis reaches."""
+    """(value, published entry) of the panel's objective within the range of the axis."""
     entries = study.published.along(study.series) if study.published else ()
     return [(value, e) for e in entries if e.objective == panel.study_objective for value in e.values or () if axis.reaches(value)]
 
 
 def _extent(found: tuple[float, float, float] | None) -> list[float]:
-    """A mean and the ends of its interval, as far as the axis follows them."""
+    """A mean and the ends of its interval, as far as they count for the limits of the axis."""
     if found is None:
         return []
     mean, low, high = found
@@ -214,14 +214,14 @@ def _mark(entry: Cleaned | Start, what: str) -> Mark | None:
 
 
 def _ordered(values: Any) -> list[Any]:
-    """Each value once, numbers by size before words as they came."""
+    """Each value once: numbers by size, then words in their given order."""
     distinct = list(dict.fromkeys(value for value in values if value is not None))
     numbers = sorted(value for value in distinct if is_number(value))
     return numbers + [value for value in distinct if not is_number(value)]
 
 
 class _Axis:
-    """Places on the horizontal axis: numbers evenly or in decades with 0 set apart at the left, words side by side."""
+    """Positions on the horizontal axis: numbers linear, or logarithmic with 0 apart at the left; words side by side."""
 
     def __init__(self, values: Sequence[Any]):
         self.values = _ordered(values)
@@ -244,11 +244,11 @@ class _Axis:
         return math.log10(value) if value > 0 else math.log10(self.low) - 0.15 * math.log10(self.high / self.low)
 
     def reaches(self, value: Any) -> bool:
-        """Whether a published value lies where the study's own do."""
+        """Whether a published value lies within the range of the study's own."""
         return not self.words and is_number(value) and bool(self.values) and self.values[0] <= value <= self.high
 
     def dress(self, axes: Axes) -> None:
-        """Ticks at the values themselves, as many as have room."""
+        """Set ticks at the values, as many as there is room for."""
         ticks: list[tuple[float, str]] = []
         for value in self.values:
             place = self.at(value)

@@ -1,4 +1,4 @@
-"""What the page's sections with figures hold, as values: each figure with what a reader must know beside it."""
+"""The values of the page's sections with figures: each figure with its cautions beside it."""
 
 import base64
 import math
@@ -22,9 +22,9 @@ BEFORE = (
     ("before/inmodal", "SSL loss"),
     ("before/inmodal_grad_norm", "its gradient norm"),
 )
-"""Metrics of a cleaning's epoch 0, taken on the cleaning set before the first step."""
+"""Metrics of a cleaning's epoch 0, measured on the cleaning set before the first step."""
 HOVER = ("scatter_", "enlarged_")
-"""Beginnings of the names of figures that say under the pointer what their marks are."""
+"""Prefixes of figures whose marks have tooltips."""
 Values = dict[str, Any]
 
 
@@ -58,7 +58,7 @@ def scatters(study: Study, drawn: Gallery, found: list[Caution]) -> Values:
 
 
 def _kept_epochs(study: Study) -> str:
-    """Which epoch of their pre-training the published models are of, where that is known."""
+    """A sentence on the epochs of pre-training whose models were published, if they are known."""
     found = {(start.name, start.objective): start.kept for panel in panels(study) for start in published_starts(study, panel)}
     return "; ".join(f"{name} with {objective}: {kept}" for (name, objective), kept in found.items() if kept)
 
@@ -115,7 +115,7 @@ def _dynamics(study: Study) -> Table:
 
 
 def before_first_step(study: Study) -> Table | None:
-    """Loss and gradient norm of the cleaning losses on the cleaning set before any step; None where it was not logged."""
+    """Loss and gradient norm of the cleaning losses on the cleaning set before any step; None if they were not logged."""
     labels = {stage.fingerprint: panel.label for panel in panels(study) for stage in panel.pretrains}
     stages: dict[str, StageResult] = {stage.fingerprint: stage for stage in study.pretrains}
     found: dict[tuple[str, ...], dict[str, Any]] = {}
@@ -147,6 +147,6 @@ def _short(value: Any) -> str:
 
 
 def similarities(study: Study, drawn: Gallery) -> Values | None:
-    """What the models make of their training pairs; None where that was not analysed."""
+    """The similarities of training pairs; None if they were not analysed."""
     shown = [(title, figure(drawn, name, title, full=True)) for name, title in analysis.TITLES.items() if name in drawn]
     return {"figures": shown, "tables": analysis.tables(study)} if shown else None

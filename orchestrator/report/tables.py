@@ -126,7 +126,7 @@ def _measured(point: Point, metric: str) -> list[Any]:
 def _cell(value: Any) -> Any:
     if value is None or (isinstance(value, float) and not math.isfinite(value)):
         return ""
-    return repr(float(value)).removesuffix(".0") if isinstance(value, float) else value  # exact, so that a row can be run again
+    return repr(float(value)).removesuffix(".0") if isinstance(value, float) else value  # exact values, so that a row can be repeated
 
 
 def summary(study: Study) -> dict[str, Any]:
@@ -149,7 +149,7 @@ def summary(study: Study) -> dict[str, Any]:
 
 
 def _chosen(row: Row) -> dict[str, Any]:
-    """What the rule picked of one method; `none` says why there is nothing."""
+    """The rule's choice for one method; `none` says why there is no model."""
     several = len(row.choices) > 1
     if not row.reached:
         times = f" in any of {len(row.choices)} repetitions" if several else ""
@@ -177,7 +177,7 @@ def _told(found: tuple[float, float, float] | None) -> tuple[str, str]:
 
 
 def unkept(rows: Sequence[Row]) -> str:
-    """What to do where the weights of a chosen model were not kept; nothing where all were."""
+    """What to do if the weights of a chosen model were not kept; empty if all were."""
     gone = [choice.trial.folder for row in rows for choice in row.reached if choice.trial and not choice.checkpoint]
     if not gone:
         return ""
@@ -189,7 +189,7 @@ def unkept(rows: Sequence[Row]) -> str:
 
 
 def headline(study: Study) -> list[str]:
-    """One sentence for each pre-training, with the numbers and no more than they show."""
+    """One sentence for each pre-training with its main numbers."""
     rows = {(row.panel.label, row.method, row.rule.key): row for row in table(study)}
     sentences = []
     for panel in panels(study):
@@ -235,7 +235,7 @@ def _loss(points: float) -> str:
 
 
 Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""Heads and rows of text."""
+"""A table's heads and rows, as text."""
 
 
 def trials_table(study: Study) -> Table:
@@ -292,7 +292,7 @@ def dropped_table(study: Study) -> Table:
 
 
 def pretrain_names(study: Study) -> dict[str, str]:
-    """Fingerprint of a pre-training → its panel, and its seed where there are several: "MMCL, seed 1"."""
+    """Fingerprint of a pre-training → its panel's name, with the seed if the panel has several: "MMCL, seed 1"."""
     told = {}
     for panel in panels(study):
         for stage in panel.pretrains:

@@ -13,18 +13,18 @@ from orchestrator.results.points import GIVEN, cleaned_points, panels, points_of
 from orchestrator.results.selection import Choice, Row, table
 
 MARGIN = 0.1
-"""A drawn value this near to a bound, as a share of the range, lies at its end."""
+"""A drawn value within this share of the range from a bound counts as lying at the end."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Caution:
-    """One thing to distrust, and the panels whose figures it concerns (none: all of them)."""
+    """One warning, and the panels whose figures it concerns (none: all of them)."""
 
     text: str
     panels: tuple[str, ...] = ()
     gate: bool = False
     where: tuple[tuple[str, str], ...] = ()
-    """(panel, method) pairs that it holds for, if not for all; `text` does not name them yet."""
+    """The (panel, method) pairs that it holds for, if not for all; `text` does not name them."""
 
     def told(self, panel: str = "") -> str:
         """The sentence, about one panel or all."""
@@ -34,7 +34,7 @@ class Caution:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """A chosen value that lies at the end of what was tried: beyond it the choice could be better still."""
+    """A chosen value that lies at an end of the values that were tried: values beyond it might be better."""
 
     setting: str
     """`lr = 0.004, the largest tried (0.001 … 0.004)`"""
@@ -65,7 +65,7 @@ def cautions(study: Study) -> list[Caution]:
 
 
 def _pictures(metrics: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    """Of how many pictures each number is: of several attacks each one's, for ASR is now of one and now of another."""
+    """The number of pictures behind each metric. With several attacks each has its own, because `asr/` is that of the strongest attack."""
     several = any(re.fullmatch(r"asr/[^/]+/n", name) for name in metrics)
     return tuple(sorted((name, metrics[name]) for name in metrics if re.fullmatch(r"(zeroshot|asr(/[^/]+)?)/n", name)
                         and not (several and name == "asr/n")))  # fmt: skip
@@ -86,7 +86,7 @@ def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
 
     def ran_with(trial: TrialResult, path: str) -> Any:
         found = given[trial.fingerprint]
-        return found[path] if path in found else value_at(trial, path)  # another sweep, which did not vary it
+        return found[path] if path in found else value_at(trial, path)  # a trial of another sweep, which did not vary it
 
     values = [{path: ran_with(trial, path) for path in names} for trial in [chosen, *filter(cleaned_points, own)]]
     for path, value in values[0].items():
@@ -122,7 +122,7 @@ def _range(study: Study, trial: TrialResult, path: str) -> tuple[float, float] |
 
 
 def _share(value: float, low: float, high: float) -> float:
-    """The place of a value between two bounds, 0 to 1; on a logarithmic scale where they span more than a decade."""
+    """The place of a value between two bounds, 0 to 1; on a logarithmic scale if they span more than a decade."""
     if low > 0 and high / low > 10:
         value, low, high = math.log(value), math.log(low), math.log(high)
     return (value - low) / (high - low) if high > low else 0.5
@@ -214,11 +214,11 @@ def _few_seeds(study: Study, rows: list[Row]) -> Iterator[Caution]:
 
 
 def diverged(stage: StageResult) -> bool:
-    """Whether its training diverged: some number was not finite."""
+    """Whether the training diverged: some metric is not finite."""
     return stage.failure == DIVERGED or bool(_not_finite(stage))
 
 
 def _not_finite(stage: StageResult) -> list[str]:
-    """The metrics that are no finite number in some epoch."""
+    """The metrics that are not finite in some epoch."""
     metrics = (line.get("metrics", {}) for line in stage.metrics)
     return sorted({name for found in metrics for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)})

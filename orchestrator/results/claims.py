@@ -30,18 +30,18 @@ from orchestrator.results.points import GIVEN, Panel, before_cleaning, cleaned_p
 from orchestrator.results.selection import Row, Rule, choices
 
 SEEDS = 3
-"""Fewer show nothing."""
+"""A claim needs at least this many."""
 VERDICTS = ("shown", "not shown", "not tried", "not judged")
 Asked = type[Component] | Callable[[Node], bool]
-"""A class, whatever its settings, or a question to a component's class and fields as they stand in a configuration."""
+"""What a claim asks for: a class with any settings, or a function that tests a component of a configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What one sweep, or several joined, say to one claim on one pre-training and cleaning set."""
+    """The verdict of one sweep, or several joined, on one claim for one pre-training and cleaning set."""
 
     claim: str = ""
-    """Its name, which `judged` fills in with the three that follow."""
+    """The claim's name. `judged` fills in this field and the next three."""
     text: str = ""
     criterion: str = ""
     published: str = ""
@@ -51,7 +51,7 @@ class Verdict:
     where: str = ""
     seeds: int = 0
     images: int | None = None
-    """Of the evaluation set."""
+    """Pictures in the evaluation set."""
     measure: str = ""
     """What is estimated."""
     estimate: float | None = None
@@ -59,7 +59,7 @@ class Verdict:
     high: float | None = None
     """95 % interval over seeds (Student)."""
     seen: str = ""
-    """What was seen beyond the criterion."""
+    """Further observations, which the criterion does not use."""
 
     def __post_init__(self) -> None:
         if self.verdict not in VERDICTS:
@@ -68,16 +68,16 @@ class Verdict:
 
 @dataclass(frozen=True, kw_only=True)
 class Claim(Component, ABC):
-    """A statement that a study may show, by a criterion that is fixed before any result is looked at."""
+    """A statement that a study may show, by a criterion that is fixed in advance."""
 
     text: ClassVar[str] = ""
     """What is claimed."""
     criterion: ClassVar[str] = ""
     """When it counts as shown."""
     needed: ClassVar[str] = ""
-    """What has to be tried for it: the reason of a claim that was not."""
+    """What has to be tried for it; this is the reason given for a claim that was not tried."""
     published: ClassVar[str] = ""
-    """What others found, where they did."""
+    """The published finding, if there is one."""
 
     @abstractmethod
     def judge(self, study: Study) -> Iterable[Verdict]:
@@ -141,28 +141,28 @@ class Bench:
     panel: Panel
     trials: tuple[TrialResult, ...]
     left: tuple[str, ...]
-    """What stands against any claim: seeds left out or without a point, trials that are not at their end."""
+    """Objections to any claim: seeds that were left out or have no point, and trials that are not at their end."""
     diverged: tuple[str, ...]
-    """What is said of trials that count as tried although they diverged."""
+    """A sentence about trials that count as tried although they diverged."""
     cleaning: str
-    """Of the cleaning set, for the reader: ", 600 pairs, 5 poisons"."""
+    """The cleaning set for the reader: ", 600 pairs, 5 poisons"."""
 
     def row(self, rule: Rule) -> Row:
-        """What the rule picks of each seed."""
+        """The rule's choice for each seed."""
         return Row(panel=self.panel, method="", rule=rule, choices=choices(self.study, self.trials, rule), trials=self.trials)
 
     def against(self, row: Row) -> list[str]:
-        """What stands against any claim that is judged by this row."""
+        """Objections to any claim that is judged by this row."""
         few = [f"fewer than {SEEDS} seeds" if row.choices else "no seed was measured"] if len(row.choices) < SEEDS else []
         return few + list(self.left)
 
     def like(self, other: "Bench") -> bool:
-        """Whether the cleaning sets differ in their poisons alone."""
+        """Whether the two cleaning sets differ only in their poisons."""
         paths = [path for path in GIVEN if path != "clean.poisons"]
         return [_given(self.trials[0], path) for path in paths] == [_given(other.trials[0], path) for path in paths]
 
     def partner(self, others: Sequence["Bench"]) -> "Bench | None":
-        """The one of the others with this cleaning whose pre-training differs in its objective alone, or in what goes with it."""
+        """The bench with the same cleaning whose pre-training differs only in its objective, or in fields that belong to the objective."""
         found = [other for other in others if other.like(self)]
         for path in ("pretrain.objective", "pretrain"):  # a larger batch may belong to an objective
             story = before_cleaning(self.panel.pretrains[0].config, path)
@@ -173,7 +173,7 @@ class Bench:
 
 
 def benches(study: Study, objective: Asked, method: Asked, poisons: int = 0) -> list[Bench]:
-    """One for each pre-training with this objective and each cleaning set with so many poisons that the method was tried with."""
+    """A bench for each pre-training with this objective and each cleaning set with this number of poisons on which the method was tried."""
     made = []
     for panel in panels(study):
         groups: dict[tuple[str, ...], list[TrialResult]] = {}
@@ -203,7 +203,7 @@ def benches(study: Study, objective: Asked, method: Asked, poisons: int = 0) -> 
 
 
 def at_end(study: Study, row: Row) -> str:
-    """The chosen settings that lie at an end of what was tried; empty where none does."""
+    """The chosen settings that lie at an end of the values that were tried; empty if none does."""
     return "; ".join(dict.fromkeys(end.setting for choice in row.reached for end in ends(study, row, choice)))
 
 
@@ -211,7 +211,7 @@ def verdict_of(
     bench: Bench, row: Row, *, against: Sequence[str], fine: str, measure: str, measured: tuple[float, float, float] | None,
     seen: str = "", diverged: Sequence[str] = (),
 ) -> Verdict:  # fmt: skip
-    """Shown where nothing stands against it, and `fine` is then the reason; `measured` is (estimate, low, high) of `measure`."""
+    """Shown if there are no objections; `fine` is then the reason. `measured` is (estimate, low, high) of `measure`."""
     points = [choice.point or choice.start for choice in row.choices]
     images = points[0].metrics.get("zeroshot/n") if points else None
     mean, low, high = measured or (None, None, None)
@@ -223,7 +223,7 @@ def verdict_of(
 
 
 def _unfinished(study: Study, trials: Sequence[TrialResult]) -> Iterator[str]:
-    """What keeps these trials from being all that was to be tried."""
+    """Why these trials are not complete."""
     status = Counter(trial.status for trial in trials if not diverged(trial))
     if running := status["running"] + study.missing:
         yield f"{running} trials have not finished"
@@ -241,7 +241,7 @@ def _unfinished(study: Study, trials: Sequence[TrialResult]) -> Iterator[str]:
 
 
 def _attacks(study: Study, trials: Sequence[TrialResult]) -> int:
-    """How many trainings the trials start from; those that differ in a seed of the evaluation alone are one."""
+    """How many pre-trainings the trials start from; those that differ only in a seed of the evaluation count once."""
     started = {trial.pretrain for trial in trials}
     seeds = [seeds_of(stage.config) for stage in study.pretrains if stage.fingerprint in started]
     return len({tuple(sorted((p, v) for p, v in found.items() if not p.startswith(("evaluate.", "clean.")))) for found in seeds})

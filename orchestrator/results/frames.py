@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     import pandas
 
 REPETITION = ("pretraining", "pretrain", "method", "repetition")
-"""Columns that are the same for the trials among which the report's rules choose."""
+"""Columns that are equal in all trials among which a rule of the report chooses."""
 
 
 def points(study: Study) -> pandas.DataFrame:
@@ -113,7 +113,7 @@ def _results(frame: pandas.DataFrame) -> pandas.DataFrame:
 
 
 def _models(group: pandas.DataFrame) -> list[Epoch]:
-    """The rows as the report's rules and fronts take them."""
+    """The rows in the form that the report's rules and fronts take."""
     return [Epoch(int(row.epoch), row.accuracy, row.asr, row.fingerprint) for row in group.itertuples()]
 
 
@@ -123,5 +123,5 @@ def _bounds(point: measured.Point) -> dict[str, float]:
 
 
 def _leaf(value: Any) -> Any:
-    """A value that can be grouped and compared: lists as JSON."""
+    """The value in a form that can be grouped and compared: lists become JSON."""
     return json.dumps(value) if isinstance(value, (list, dict)) else value

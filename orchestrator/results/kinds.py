@@ -1,4 +1,4 @@
-"""Which objective and which cleaning method a stage ran: by its component's class, and by the label that it gives itself.
+"""Which objective and which cleaning method a stage ran, by the component's class and by its label.
 
 Names are for people, and two classes may have the same one. So `kind_of` tells what belongs together, and `study_objective` and
 `study_method` tell what the study of CleanCLIP tried; they look at classes and weights, never at names.
@@ -15,7 +15,7 @@ from orchestrator.results.outcome import StageResult, TrialResult
 Node = dict[str, Any]
 """A component as JSON: its class, its label where it was written down, and its fields."""
 Kind = tuple[str, ...]
-"""The label, then the classes behind it; our own components are told apart by their labels alone, which name their losses."""
+"""The label, then the classes behind it. Our own components have no classes here: their labels name their losses."""
 
 
 @cache
@@ -32,7 +32,7 @@ def own() -> dict[str, type[Component]]:
     contrastive = (Contrastive, MMCL, MMCLSSL, SSL, SigLIP, Clustering)
     cleaning = (FineTune, MMCLFineTune, CleanCLIP, SSLFineTune, ShrinkPerturb, DeepClustering, PseudoLabels)
     paths = {path_of(cls): cls for cls in (*contrastive, *cleaning)}
-    return paths | {path.replace("trainers.methods.", "trainers.cleaning."): cls for path, cls in paths.items()}  # where they were once
+    return paths | {path.replace("trainers.methods.", "trainers.cleaning."): cls for path, cls in paths.items()}  # former paths
 
 
 @cache
@@ -66,7 +66,7 @@ def label_of(node: Node) -> str:
 
 
 def kind_of(node: Node) -> Kind:
-    """Equal for components that are the same objective or method with other settings."""
+    """Equal for two components if they are the same objective or method, possibly with other settings."""
     return (label_of(node), *(path for path in _classes(node) if path not in own()))
 
 
@@ -88,7 +88,7 @@ def name_of(node: Node, alike: Collection[Kind] = ()) -> str:
 
 
 def is_a(node: Node, *classes: type[Component]) -> bool:
-    """Whether a component is of one of these classes itself; one that is derived from them is another."""
+    """Whether a component's class is one of these; a derived class is not."""
     return node.get("class") in [path_of(cls) for cls in classes]
 
 
@@ -137,7 +137,7 @@ def _is_reserved(node: Node, path: str) -> bool:
 
 
 def ending(path: str, others: Collection[str]) -> str:
-    """The shortest ending of a class's path that tells it from the others."""
+    """The shortest ending of a class's path that no other path has."""
     parts = path.split(".")
     endings = [".".join(parts[-n:]) for n in range(1, len(parts) + 1)]
     clash = set(others) - {path}
@@ -145,7 +145,7 @@ def ending(path: str, others: Collection[str]) -> str:
 
 
 def _bare(node: Node) -> Component:
-    """A component of ours with the fields that the configuration holds, to ask for its label."""
+    """A component of ours made from the fields of a configuration, to ask for its label."""
     cls = own()[node["class"]]
     made = object.__new__(cls)
     for name, value in node.items():
@@ -156,7 +156,7 @@ def _bare(node: Node) -> Component:
 
 
 class _Named:
-    """Stands for a component of which only the label is known."""
+    """A stand-in for a component whose label alone is known."""
 
     def __init__(self, label: str):
         self.label = label

@@ -29,7 +29,7 @@ def called(stage: StageResult) -> str:
 
 
 def hyperparameters(trial: TrialResult) -> dict[str, Any]:
-    """Dotted path → value of what this trial tried; a component also gives its fields, one path each."""
+    """Dotted path → value of each hyper-parameter of this trial; the fields of a component have a path each."""
     found: dict[str, Any] = {}
     for path, value in trial.overrides.items():
         found[path] = _scalar(value)
@@ -45,7 +45,7 @@ def is_seed(path: str) -> bool:
 
 
 def short_paths(paths: list[str]) -> dict[str, str]:
-    """Each dotted path → its shortest ending that tells it from the others."""
+    """Each dotted path → its shortest ending that no other path has."""
     short = {}
     for path in paths:
         parts = path.split(".")
@@ -71,9 +71,9 @@ def seeds_of(config: dict[str, Any]) -> dict[str, Any]:
 
 
 BARE = ("mode", "pattern", "name", "path")
-"""Fields whose value is clear without their name."""
+"""Fields whose values are shown without the field's name."""
 USUAL = {"mode": "dirty_label"}
-"""Values that are not worth naming."""
+"""Values that are not shown."""
 FIRST = ("poison", "evaluate", "data", "prior", "pretrain")
 """Fields to name first where configurations differ in several places."""
 
@@ -99,7 +99,7 @@ def _differences(values: list[Any], path: str) -> list[tuple[str, list[str]]]:
         return [(path, [_told(value, path) for value in values])]
     if len({value.get("class") for value in values}) == 1:
         distinct = dict.fromkeys(key for value in values for key in value)
-        keys = sorted(distinct, key=lambda key: key == LABEL)  # which follows from the others
+        keys = sorted(distinct, key=lambda key: key == LABEL)  # it follows from the others
         return [found for key in keys for found in _differences([v.get(key) for v in values], f"{path}.{key}" if path else key)]
     classes = {str(value.get("class")) for value in values}
     texts = [_spoken(value) for value in values]
@@ -115,7 +115,7 @@ def _differences(values: list[Any], path: str) -> list[tuple[str, list[str]]]:
 
 
 def _shared(texts: list[str], values: list[dict[str, Any]], text: str) -> bool:
-    """Whether components of several classes have this text."""
+    """Whether components of more than one class have this text."""
     return len({value.get("class") for value, other in zip(values, texts) if other == text}) > 1
 
 
@@ -186,7 +186,7 @@ def flatten(value: Any, prefix: str = "") -> Iterator[tuple[str, Any]]:
 
 
 def _spoken(component: dict[str, Any]) -> str:
-    """A component in a running text: its own label, or its class's name in words."""
+    """A component's name in a sentence: its own label, or its class's name in words."""
     label, path = kinds.label_of(component), str(component.get("class", ""))
     return _words(label) if label == path.rpartition(".")[2] and path not in kinds.own() else label
 
@@ -208,7 +208,7 @@ def _scalar(value: Any) -> Any:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value is a number rather than a word or a truth."""
+    """Whether a value is a number, and not text or a bool."""
     return isinstance(value, (int, float)) and not isinstance(value, bool)
 
 

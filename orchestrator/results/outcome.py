@@ -22,7 +22,7 @@ class StageResult:
     folder: Path
     """The artefact, or the working folder of a stage that has not finished."""
     arrays: tuple[Path, ...] = ()
-    """Folders that may hold the arrays behind its pictures, the latest measurement first."""
+    """Folders that may hold the arrays for its figures, the latest measurement first."""
     config: dict[str, Any]
     """The configuration of its experiment, nested, with the labels of its components."""
     metrics: list[dict[str, Any]] = field(default_factory=list)
@@ -32,10 +32,10 @@ class StageResult:
     """finished | running | stopped | failed"""
     error: str | None = None
     failure: str = ""
-    """Kind of the failure, one of `orchestrator.failures`; empty where it has not failed, or where it was not recorded."""
+    """Kind of the failure, one of `orchestrator.failures`; empty if it has not failed, or the kind was not recorded."""
     commit: str = ""
     called: str = ""
-    """The name of its objective or method in the study, if it was settled (`study.kinds.names`)."""
+    """The name of its objective or method in the study (`kinds.names`); empty if none was given yet."""
     role: str = ""
     """For a training without the poison, its purpose: prior, labeller, or both."""
 
@@ -52,7 +52,7 @@ class TrialResult(StageResult):
 
 @dataclass(frozen=True, kw_only=True)
 class StageState:
-    """One stage of the sweep, of whatever kind, and how far it has come."""
+    """One stage of the sweep, of any kind, and its state."""
 
     kind: str
     name: str
@@ -64,14 +64,14 @@ class StageState:
 
 @dataclass(kw_only=True)
 class Study:
-    """A sweep with everything it made."""
+    """A sweep and all its results."""
 
     name: str
     doc: str
     fingerprint: str
     config: dict[str, Any]
     priors: list[StageResult] = field(default_factory=list)
-    """Trainings on the pairs without the poison: logged, but neither judged nor shown as a start."""
+    """Trainings on the pairs without the poison. They are logged, but neither judged by the gate nor shown as uncleaned models."""
     pretrains: list[StageResult] = field(default_factory=list)
     trials: list[TrialResult] = field(default_factory=list)
     poison: dict[str, Any] = field(default_factory=dict)
@@ -86,18 +86,18 @@ class Study:
     """What was dropped of the pairs, once for all that train on the rest: {"of": `pre-training` or `cleaning`, "name", "fingerprint", and
     the counts of the stage's summary}."""
     missing: int = 0
-    """Trials of the grid that have not begun; not those of models whose attack did not take."""
+    """Trials of the grid that have not begun, without those of models whose attack failed the gate."""
     series: str = ""
-    """Dotted path that a figure has as its horizontal axis."""
+    """Dotted path of the hyper-parameter on a figure's horizontal axis."""
     published: "Published | None" = None
-    """Results of others, drawn beside these."""
+    """Published results that are drawn beside these."""
     claims: "tuple[Claim, ...]" = ()
-    """What its page judges."""
+    """The claims that its report judges."""
     data_hash: str = ""
     commit: str = ""
 
     def frame(self) -> "pandas.DataFrame":
-        """Every epoch of every training as a row: `study.frames.points`; the functions that take the frame are in that module."""
+        """Every epoch of every training as a row (`results.frames.points`). The functions for this frame are in that module."""
         from orchestrator.results.frames import points
 
         return points(self)

@@ -33,11 +33,11 @@ from trainers.evaluate.zeroshot import wilson
 from trainers.weights.epoch_folder import WEIGHTS
 
 CLEANING_SET = ("clean.pairs", "clean.choice", "clean.poisons", "clean.keys")
-"""Fields of the pairs that a cleaning gets, as opposed to how it is tuned: no rule chooses between trials that differ in them."""
+"""Fields that determine the cleaning set rather than tune the cleaning: no rule chooses between trials that differ in them."""
 GIVEN = (*CLEANING_SET, "clean.start")
-"""The same, and the epoch that it starts from."""
+"""These fields, and the epoch that the cleaning starts from."""
 MAX_ARMS = 12
-"""A series with more values (a drawn one) does not split a method's trials."""
+"""A series with more values than this, such as a drawn one, does not split a method's trials into arms."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +49,7 @@ class Point:
     accuracy: float
     asr: float
     returned: bool = False
-    """Whether a cleaning method returned this model instead of the one that training ended with."""
+    """Whether the cleaning method returned this model in place of the one at the end of its training."""
     metrics: dict[str, float] = field(repr=False)
 
     @property
@@ -58,7 +58,7 @@ class Point:
         return self.stage.fingerprint
 
     def interval(self, metric: str) -> tuple[float, float]:
-        """95 % Wilson interval over the evaluation's images; (nan, nan) where n is not known."""
+        """95 % Wilson interval over the evaluation's images; (nan, nan) if n is unknown."""
         low, high = self.metrics.get(f"{metric}_low"), self.metrics.get(f"{metric}_high")
         if low is not None and high is not None:
             return float(low), float(high)
@@ -67,7 +67,7 @@ class Point:
 
 @dataclass(frozen=True, kw_only=True)
 class Panel:
-    """Pre-trainings that differ in nothing but their seeds."""
+    """Pre-trainings that differ only in their seeds."""
 
     label: str
     pretrains: tuple[StageResult, ...]
@@ -87,7 +87,7 @@ class Panel:
 
 
 def interval_of_share(share: float, n: float) -> tuple[float, float]:
-    """95 % Wilson score interval of a share of n, both in percent; nan where n is not known."""
+    """95 % Wilson score interval of a share of n, both in percent; nan if n is unknown."""
     if not n or not math.isfinite(share):
         return math.nan, math.nan
     return wilson(share / 100 * n, n)
@@ -126,7 +126,7 @@ def cleaned_points(trial: TrialResult) -> list[Point]:
 
 
 def checkpoint_of(study: Study, point: Point) -> str:
-    """Where the model's weights lie, relative to the store; empty where none are kept.
+    """The path of the model's weights, relative to the store; empty if they were not kept.
 
     Epoch 0 of a cleaning is the pre-trained model itself, unless its method changed weights before the first step.
     """
@@ -163,7 +163,7 @@ def starts_of(study: Study, panel: Panel) -> list[Point]:
 
 
 def published_starts(study: Study, panel: Panel) -> list[Start]:
-    """The published models that belong beside a panel's uncleaned ones."""
+    """The published uncleaned models that are drawn in this panel."""
     found = study.published.starts if study.published else ()
     return [start for start in found if start.objective == panel.study_objective and start.fits(panel.pretrains[0].config)]
 
@@ -196,7 +196,7 @@ def repetitions(study: Study, trials: Sequence[TrialResult]) -> dict[str, str]:
 
 
 def plans_cleaning(study: Study) -> bool:
-    """Whether cleaning is part of the study: a sweep may be of pre-trainings alone."""
+    """Whether the study has cleanings: a sweep may consist of pre-trainings only."""
     base = study.config.get("base")
     return bool(study.trials) or not isinstance(base, dict) or base.get("clean") is not None
 
@@ -209,7 +209,7 @@ def role_of(stage: StageResult, epoch: int) -> str:
 
 
 def front(points: Sequence[M]) -> list[M]:
-    """The points that no other beats: none is at least as accurate at no higher ASR. From the lowest ASR up."""
+    """The Pareto front, by rising ASR: the points for which no other is at least as accurate at no higher ASR."""
     kept: list[M] = []
     for point in sorted(points, key=lambda p: (p.asr, -p.accuracy, p.epoch, p.trial)):
         if not kept or point.accuracy > kept[-1].accuracy:

@@ -1,4 +1,4 @@
-"""Published results that a report draws beside its own: read from a file of facts, checked, and picked by `Sweep.reference`."""
+"""Published results that a report draws beside its own: read from a reference file, checked, and selected by `Sweep.reference`."""
 
 import json
 import math
@@ -35,20 +35,20 @@ class Entry:
     """A published result, and the models of a sweep that it belongs to."""
 
     name: str
-    """In the file, without the objective: `cc6m_400`, `cc6m/clean_100k`."""
+    """Its name in the file, without the objective: `cc6m_400`, `cc6m/clean_100k`."""
     objective: str
-    """Of the pre-training: a value of OBJECTIVES."""
+    """The objective of the pre-training, a value of OBJECTIVES."""
     by: str = ""
     values: tuple[Any, ...] | None = None
-    """Encoded values at the path `by` that it belongs to; None: all."""
+    """The encoded values at the path `by` that it belongs to; None: all values."""
 
     @property
     def of_cleaning(self) -> bool:
-        """Whether `by` is a path of the cleaning and not of the stages before it."""
+        """Whether `by` is a path of the cleaning rather than of an earlier stage."""
         return self.by.split(".")[0] == "clean"
 
     def fits(self, config: Mapping[str, Any]) -> bool:
-        """Whether it belongs to a stage of this configuration, by the value at `by`."""
+        """Whether it belongs to a stage with this configuration, judged by the value at `by`."""
         value: Any = config
         for key in self.by.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -61,9 +61,9 @@ class Start(Entry):
 
     mark: Mark
     first: Mark | None = None
-    """After the first epoch of its pre-training."""
+    """The model after the first epoch of its pre-training."""
     kept: int | None = None
-    """Epoch of its pre-training whose model was cleaned."""
+    """The epoch of its pre-training whose model was cleaned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,11 +73,11 @@ class Cleaned(Entry):
     method: str
     """A value of METHODS."""
     best: Mapping[int, Mark | None]
-    """Limit on the ASR, percent → the most accurate model below it; None where there was none."""
+    """Limit on the ASR, percent → the most accurate model below it; None if there was none."""
     lowest: Mark | None
     """Lowest ASR at ≤ 1 point of accuracy lost."""
     front: tuple[Mark, ...]
-    """Models that no other of the series beats in both."""
+    """The Pareto front of the series."""
     points: int
 
 
@@ -146,7 +146,7 @@ def load_published(reference: Reference) -> Published | None:
 
 
 def _by_name(given: str | dict[Any, str]) -> dict[str, tuple[Any, ...] | None]:
-    """Name → the encoded values that it belongs to; None: all."""
+    """Name → the encoded values that it belongs to; None: all values."""
     if isinstance(given, str):
         return {given: None} if given else {}
     found: dict[str, tuple[Any, ...] | None] = {}
@@ -169,7 +169,7 @@ def _read(path: Path) -> Any:
 
 @dataclass(frozen=True)
 class _Node:
-    """A value in the file that knows its place, so that an error can name it."""
+    """A value in the file together with its path there, so that an error can name it."""
 
     value: Any
     file: Path
@@ -220,7 +220,7 @@ class _Node:
 
 
 def _text(node: _Node, key: str) -> str:
-    """An optional text."""
+    """The text below this key; empty if it is missing."""
     if key in node.mapping() and not isinstance(node.value[key], (str, type(None))):
         node.at(key).refuse("text")
     return node.value.get(key) or ""

@@ -37,10 +37,10 @@ class Choice:
     start: Point
     settings: str = ""
     repetition: str = ""
-    """Its seeds: the same repetition has the same seeds under another objective or method."""
+    """Its seeds. A repetition has the same seeds under every objective and method."""
     trial: TrialResult | None = field(default=None, repr=False)
     checkpoint: str = ""
-    """Where its weights lie in the store; empty where they were not kept."""
+    """The path of its weights in the store; empty if they were not kept."""
 
     @property
     def accuracy(self) -> float:
@@ -52,12 +52,12 @@ class Choice:
 
     @property
     def drop(self) -> float:
-        """Accuracy lost, points; negative where cleaning gained."""
+        """Accuracy lost, in points; negative if cleaning raised it."""
         return self.start.accuracy - self.accuracy
 
     @property
     def drop_relative(self) -> float:
-        """Accuracy lost, percent of the start's."""
+        """Accuracy lost, in percent of the uncleaned model's."""
         return 100 * self.drop / self.start.accuracy if self.start.accuracy > 0 else math.nan
 
 
@@ -102,7 +102,7 @@ def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = Non
 
 
 def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Choice, ...]:
-    """The rule's choice among these trials, for each repetition with at least one measured epoch."""
+    """The rule's choice among these trials for each repetition that has at least one measured epoch."""
     seeds = repetitions(study, trials)
     groups: dict[tuple[str, str], list[TrialResult]] = {}
     for trial in trials:

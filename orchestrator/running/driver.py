@@ -1,4 +1,4 @@
-"""The driver: make every stage of a sweep in order, follow what runs, keep MLflow in step, and tell what came of it."""
+"""The driver: make every stage of a sweep in order, follow what runs, keep MLflow up to date, and report the results."""
 
 import json
 from collections.abc import Callable, Iterator, Sequence
@@ -34,7 +34,7 @@ from orchestrator.sweep.stored import Trial, decode_overrides, judge, load_study
 from orchestrator.tracking.tracker import Tracker, TrackingError
 
 CHOOSES = {"clean", "clean.seed", *CLEANING_SET}
-"""Paths on which a cleaning set depends."""
+"""Paths of the fields on which a cleaning set depends."""
 
 
 def tracking_uri(given: str, store: Store) -> str:
@@ -71,7 +71,7 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
     lock = store.root / "sweep" / f".lock-run-{plan.fingerprint[:12]}"
     with store.locked(lock, f"sweep {plan.sweep.name}", wait_s=30), recording(store.root, plan.sweep.name):
         trials = _recorded(plan, store)
-        load_study(plan, store, trials)  # what is damaged is said before anything is computed
+        load_study(plan, store, trials)  # reports damage before anything is computed
         _tell_of_other_code(plan, store)
         failures: list[str] = []
         if trials is None:
@@ -95,7 +95,7 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
 
 
 def _tell_of_other_code(plan: Plan, store: Store) -> None:
-    """A NOTE for each class of the user's whose source is another than when finished stages of the plan were made with it."""
+    """Log a NOTE for each class of the user's whose source has changed since finished stages of the plan were made with it."""
     made: dict[str, Stage] = {}
     for _, experiment in plan.upstream if plan.grid is None else plan.grid:
         made |= {stage.fingerprint: stage for stage in stages(experiment).values() if stage.code}
@@ -120,7 +120,7 @@ def _make(
     compute: Compute,
     wants: Callable[[Wanted | None], None] = lambda wanted: None,
 ) -> tuple[list[Trial], list[str]]:
-    """Make what is missing; `wants` hears what the cluster must have for it."""
+    """Make what is missing; `wants` is called with the resources that the cluster must have for it."""
     session.require_resources(compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, "pre-training")
     if plan.sweep.base.clean is not None:
         session.require_resources(compute.trial_workers * compute.trial_cpus, compute.trial_workers * compute.trial_gpus, "a trial")
@@ -143,7 +143,7 @@ def _make(
     failures = []
     for pretrain, message in _gate_failures(plan, store, warn=True):
         failures.append(message)
-        models.discard(pretrain)  # a defence is judged on models whose attack took
+        models.discard(pretrain)  # a defence is judged only on models whose attack succeeded
     if plan.sweep.base.clean is None or not models:
         return [], failures
     wants(Wanted("a trial", compute.trial_workers, compute.trial_cpus, compute.trial_gpus))
@@ -163,7 +163,7 @@ def _choose_pairs(wanted: Sequence[Trained], at: At) -> None:
 
 
 def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:
-    """What the next pre-training of the plan asks of the cluster; None where all are made."""
+    """The resources that the plan's next pre-training needs; None if all are made."""
     missing = [stage for _, one in plan.upstream if store.find((stage := stages(one)["pretrain"]).kind, stage.fingerprint) is None]
     if not missing:
         return None
@@ -173,9 +173,9 @@ def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:
 
 
 def _choose_cleansets(plan: Plan, at: At) -> None:
-    """Make every cleaning set that is known before the trials are, so that a mistake in one is told before hours of pre-training."""
+    """Make every cleaning set that is known before the trials, so that a mistake in one is reported before hours of pre-training."""
     if plan.grid is None and CHOOSES & plan.sweep.space.keys():
-        return  # drawn: the base's own may never be used
+        return  # the trials are drawn: that of the base may never be used
     known: set[str] = set()
     for _, experiment in plan.upstream if plan.grid is None else plan.grid:
         made = stages(experiment)
@@ -185,7 +185,7 @@ def _choose_cleansets(plan: Plan, at: At) -> None:
 
 
 def _gate_failures(plan: Plan, store: Store, warn: bool = False) -> list[tuple[str, str]]:
-    """(fingerprint, message) of the pre-trainings that the gate stops; with `warn` those it only warns of are said."""
+    """(fingerprint, message) of the pre-trainings that the gate stops; with `warn`, its warnings about others are logged."""
     failures = []
     for _, experiment in plan.upstream:
         stage = stages(experiment)["pretrain"]
@@ -201,7 +201,7 @@ def _gate_failures(plan: Plan, store: Store, warn: bool = False) -> list[tuple[s
 
 
 def _close(plan: Plan, store: Store, tracker: Tracker) -> None:
-    """After a failure: report what there is, and end the runs in MLflow; the failure itself is what the user is told."""
+    """After a failure: write the report and end the runs in MLflow. Errors in this are suppressed, so that the user sees the failure."""
     with suppress(TrackingError, InputError, OSError):
         study = load_study(plan, store)
         if study.pretrains:
@@ -215,13 +215,13 @@ def _values(trial: Trial) -> str:
 
 
 def _recorded(plan: Plan, store: Store) -> list[Trial] | None:
-    """The trials of a sweep that ran to its end; None when there is something left to do."""
+    """The trials of a sweep that ran to its end; None if something is left to do."""
     found = store.find("sweep", plan.fingerprint)
     if found is None:
         return None
     entries = json.loads(part(found, "trials.json"))
     if any(e["status"] == "finished" and store.find("clean", e["fingerprint"]) is None for e in entries):
-        return None  # an artefact was removed by hand
+        return None  # somebody removed an artefact
     return [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None, e.get("failure", "")) for e in entries]
 
 
@@ -254,7 +254,7 @@ def report_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path]:
 
 
 def read_study(plan: Plan, store: Store) -> Study:
-    """What the store holds of a sweep; InputError where that is nothing."""
+    """What the store holds of a sweep; InputError if it holds nothing."""
     study = load_study(plan, store, _recorded(plan, store))
     if not study.pretrains:
         raise InputError(f"store {store.root} holds nothing of the sweep {plan.sweep.name} yet: run it first.")
@@ -262,7 +262,7 @@ def read_study(plan: Plan, store: Store) -> Study:
 
 
 def judge_claims(plans: Sequence[Plan], store: Store) -> tuple[list[Verdict], Path]:
-    """What several sweeps together say to the claims that they ask for; writes claims.html and claims.json beside the reports."""
+    """The verdicts of several sweeps together on their claims; writes claims.html and claims.json beside the reports."""
     studies = [load_study(plan, store, _recorded(plan, store)) for plan in plans]
     found = [study for study in studies if study.pretrains]
     missing = [study.name for study in studies if not study.pretrains]
@@ -277,7 +277,7 @@ def judge_claims(plans: Sequence[Plan], store: Store) -> tuple[list[Verdict], Pa
 
 
 def report_folder(plan: Plan, store: Store) -> Path:
-    """Where the sweep's report lies."""
+    """The folder of the sweep's report."""
     return store.root / "reports" / f"{slug(plan.sweep.name)}-{plan.fingerprint[:12]}"
 
 
@@ -297,7 +297,7 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
         wants(Wanted("poison"))
         at = At(store=store)
         inputs = make_data(experiment, at)
-        inputs.pairs()  # whose files the tasks read
+        inputs.pairs()  # checks the files that the tasks read
         return poison_shards(
             trained_by(experiment).attack.index.read(at),
             Path(inputs.index),
@@ -316,7 +316,7 @@ def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) 
     from orchestrator.training.job import Job, load_model, measured_as
     from orchestrator.training.measuring import evaluate
 
-    model = load_model(experiment, weights)  # first, so that a mistake is told before data are prepared
+    model = load_model(experiment, weights)  # first, so that a mistake is reported before data are prepared
     store = Store(compute.store)
     store.prepare()
     with session.joined():

@@ -1,4 +1,4 @@
-"""Following a run: MLflow gets each new epoch, the terminal how far each training is. Reads the store; nothing waits for it."""
+"""Following a run: send each new epoch to MLflow, and the progress of each training to the terminal. It only reads the store."""
 
 import json
 import threading
@@ -23,22 +23,22 @@ from orchestrator.sweep.titles import plan_titles, titles
 from orchestrator.tracking.tracker import Tracker, TrackingError, values
 
 POLL_S = 2.0
-"""How often the store is read for new lines of metrics."""
+"""Seconds between two reads of the store."""
 PROGRESS = "progress.json"
 
 
 class Mirror:
-    """A study's runs in MLflow, brought level with the store: a parent for the sweep, a child for each stage and trial."""
+    """Keeps a study's runs in MLflow equal to the store: a parent run for the sweep, a child run for each stage and trial."""
 
     def __init__(self, tracker: Tracker):
         self._tracker = tracker
         self._sweep: str | None = None
         self._known: set[str] = set()
         self._finished: dict[str, int] = {}
-        """Fingerprint → how many values of it the finished run holds."""
+        """Fingerprint → how many metric values the finished run holds."""
 
     def sync(self, study: Study) -> None:
-        """Log what is new. Raises TrackingError when the server cannot be written."""
+        """Log what is new. Raises TrackingError if the server cannot be written to."""
         if self._sweep is None and study.poison:
             self._sweep = self._tracker.sweep_run(study)
         if self._sweep is None:
@@ -56,7 +56,7 @@ class Mirror:
                 self._finished[result.fingerprint] = values(result)
 
     def finish(self, study: Study, report: Path, *, failed: bool) -> None:
-        """Bring every run to its end; none is left running."""
+        """End every run."""
         for result in followed(study):
             if result.status == "running":
                 result.status, result.error = "failed", "it did not finish"
@@ -69,7 +69,7 @@ class Mirror:
 
 
 class Follower:
-    """A thread that reads the store while stages run."""
+    """A thread that reads the store while stages run and reports what is new."""
 
     def __init__(self, plan: Plan, store: Store, mirror: Mirror):
         self._plan, self._store = plan, store
@@ -82,12 +82,12 @@ class Follower:
         self._titles: dict[str, str] = {}
         self._rates: dict[str, Callable[[float, float], float]] = {}
         self._before = {path: path.read_bytes() for path in store.root.glob(f"*/.work-*/{PROGRESS}")}
-        """What an attempt that was interrupted has left: it says nothing of this one."""
+        """State that an interrupted attempt left behind, which must not be taken for this attempt's."""
         finished = [path for path in store.root.glob(f"*/*-*/{NOTES}") if not path.parent.name.startswith(".")]
         self._earlier = {path: path.read_bytes() for path in finished}
-        """Notes of stages that were finished by earlier runs, which said them."""
+        """Notes of stages that earlier runs finished; those runs have shown them."""
         self._ended = {path.name[-12:] for path in store.root.glob("*/*-*") if not path.name.startswith(".")}
-        """First digits of the stages whose end was told, or that were finished before."""
+        """First digits of the stages whose end was logged, or that were finished before."""
         made = [stages(experiment) for _, experiment in [*plan.upstream, *(plan.grid or ())]]
         self._digits = {stage.fingerprint[:12] for one in made for stage in one.values()}
         self._trainings = dict.fromkeys(one[role] for one in made for role in ("pretrain", "clean") if role in one)
@@ -98,9 +98,9 @@ class Follower:
 
     def __exit__(self, *exception: object) -> None:
         self._stop.set()
-        self._thread.join()  # its requests give up by themselves; two writers at once would log an epoch twice
+        self._thread.join()  # MLflow's requests give up by themselves; two writers at once would log an epoch twice
         live.drop()
-        with suppress(InputError, OSError):  # of what ended since the last look
+        with suppress(InputError, OSError):  # for what has ended since the last read
             self._tell_notes()
             self._tell_ends(load_study(self._plan, self._store, live=True))
 
@@ -108,32 +108,32 @@ class Follower:
         while not self._stop.wait(POLL_S):
             try:
                 study = load_study(self._plan, self._store, live=True)
-            except (InputError, OSError):  # an artefact was damaged meanwhile: the end of the run says so
+            except (InputError, OSError):  # an artefact was damaged meanwhile: the end of the run reports it
                 continue
             self._tell(study)
             if self._mirror is not None:
                 try:
                     self._mirror.sync(study)
-                except TrackingError as error:  # training goes on; the end of the run logs everything, or fails
+                except TrackingError as error:  # training continues; the end of the run logs everything, or fails
                     self._mirror = None
                     log.warning("%s", error)
 
     def _tell_notes(self) -> None:
-        """Say the notes of the plan's stages that run or have ended since this run began."""
+        """Log the notes of the plan's stages that run, or have ended since this run began."""
         drawn = recorded_trials(self._plan, self._store) if self._plan.grid is None else []
         digits = self._digits | {record.trial[:12] for record in drawn}
         for path in sorted(self._store.root.glob(f"*/*-*/{NOTES}")):
-            with suppress(FileNotFoundError):  # sealed meanwhile: found at the next look
+            with suppress(FileNotFoundError):  # sealed meanwhile: the next read finds it
                 text = path.read_bytes()
                 if path.parent.name[-12:] not in digits or text == self._earlier.get(path):
                     continue
                 for line in text.decode(errors="replace").splitlines():
-                    if line not in self._noted:  # the same of many trials is said once
+                    if line not in self._noted:  # the same note of many trials is logged once
                         say(line)
                         self._noted.add(line)
 
     def _tell(self, study: Study) -> None:
-        """Say what is new: notes, the stages that have ended, how far the others are."""
+        """Log what is new: notes, stages that have ended, and the progress of the others."""
         self._tell_notes()
         self._tell_ends(study)
         self._tell_begun(study)
@@ -161,7 +161,7 @@ class Follower:
                 tell(progress, stage=_stage(result))
 
     def _tell_begun(self, study: Study) -> None:
-        """Say which trainings of the plan have begun and measured nothing yet."""
+        """Show the trainings of the plan that have begun but have measured nothing yet."""
         known, begun = {result.fingerprint for result in followed(study)}, set()
         for stage in self._trainings:
             folder = self._store.work(stage.kind, stage.fingerprint)
@@ -187,7 +187,7 @@ class Follower:
             tell(starting, stage=stage)
 
     def _tell_ends(self, study: Study) -> None:
-        """Say what has ended since the last look, and how many cleanings are finished."""
+        """Log what has ended since the last read, and how many cleanings are finished."""
         for result in followed(study):
             if result.status == "running":
                 continue
@@ -209,17 +209,17 @@ class Follower:
                 live.show("trials", whole)
 
     def _named(self, result: StageResult, study: Study) -> str:
-        """Its kind and what tells it from the sweep's others: by the plan or, where that does not know it, by what has come so far."""
+        """A stage's kind and title: from the plan or, if the plan does not know it, from the results so far."""
         among = [*study.pretrains, *study.trials]
         return self._title(result.stage, result.fingerprint, lambda: titles(among).get(result.fingerprint) or result.name)
 
     def _title(self, kind: str, fingerprint: str, other: Callable[[], str] = str) -> str:
-        """As `_named`; `other` gives the title of what the plan does not know."""
+        """As `_named`; `other` gives the title of a stage that the plan does not know."""
         self._titles = self._titles or plan_titles(self._plan)
         return f"{kind} {self._titles.get(fingerprint) or other()} ({fingerprint[:6]})"
 
     def _progress(self, path: Path) -> dict[str, Any] | None:
-        """What the stage's process last wrote of this attempt; None where it has written nothing that can be read."""
+        """The progress that the stage's process last wrote in this attempt; None if it has written nothing readable."""
         try:
             text = path.read_bytes()
             found = json.loads(text)
@@ -231,7 +231,7 @@ class Follower:
 
 
 def _stage(result: StageResult) -> str:
-    """The title of its stage, as the records of its processes have it."""
+    """The title of the result's stage, as its processes write it in the log."""
     return f"{result.stage} {result.name}-{result.fingerprint[:12]}"
 
 
@@ -260,7 +260,7 @@ def progress_of(title: str, result: StageResult, found: dict[str, Any], rate: fl
 
 
 def _measured(result: StageResult) -> tuple[str, str]:
-    """The last accuracy and ASR of a training, as they are shown; empty where they are not measured yet."""
+    """The last accuracy and ASR of a training as text; empty until they are measured."""
     metrics = result.metrics[-1]["metrics"] if result.metrics else {}
     accuracy, asr = (f"{metrics[name]:.1f} %" if name in metrics else "" for name in ("zeroshot/top1", "asr/top1"))
     return accuracy, asr

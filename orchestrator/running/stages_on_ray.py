@@ -1,4 +1,4 @@
-"""Stages on Ray: pre-trainings side by side, measurements and labels in a process of their own, a training that is followed."""
+"""Stages on Ray: pre-trainings side by side, and measurements and labels in separate processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from orchestrator.store import METRICS, Artefact, Store, read_lines
 from orchestrator.training.ray_train import StageError, raise_failure
 
 FOLLOW_S = 1.0
-"""Between two looks at the lines of a training that other processes make."""
+"""Seconds between two reads of the metrics of a training in other processes."""
 
 
 def train_all(wanted: Sequence[Stage], at: At) -> list[Artefact]:
@@ -33,7 +33,7 @@ def train_all(wanted: Sequence[Stage], at: At) -> list[Artefact]:
     missing = {stage.fingerprint: stage for stage in wanted if at.find(stage) is None}
     room = pretrainings_at_a_time(at.compute, ray.cluster_resources())
     if len(missing) > 1 and room > 1:
-        # the workers of its Ray Train hold the cores; one that is started again goes on from the last checkpoint
+        # the workers of its Ray Train hold the cores; if it is restarted, it continues from the last checkpoint
         task = ray.remote(num_cpus=0, max_retries=retries.of_task(at.compute))(_apart)
         waiting = list(missing.values())
         running: dict[Any, Stage] = {}
@@ -60,7 +60,7 @@ def train_all(wanted: Sequence[Stage], at: At) -> list[Artefact]:
 
 
 def ensure_all(wanted: Iterable[Stage], at: At) -> None:
-    """Make these stages and all that they need, one after the other, each where its kind says."""
+    """Make these stages and everything that they need, one after another, each in this process or apart, as its kind says."""
     for stage in walk(*wanted):
         if stage.apart and at.find(stage) is None:
             _ensure_apart(stage, at)
@@ -69,7 +69,7 @@ def ensure_all(wanted: Iterable[Stage], at: At) -> None:
 
 
 def measure_all(wanted: Sequence[Stage], at: At) -> None:
-    """Make these measurements, side by side, each in a process with the cores and the GPU of a trial; raises the first failure."""
+    """Make these measurements side by side, each in a process with the cores and GPUs of a trial. Raises the first failure."""
     import ray
 
     if not wanted:
@@ -85,7 +85,7 @@ def measure_all(wanted: Sequence[Stage], at: At) -> None:
 
 
 def _ensure_apart(stage: Stage, at: At) -> None:
-    """Make a stage in a process with the cores and the GPU of a trial."""
+    """Make a stage in a process with the cores and GPUs of a trial."""
     import ray
 
     try:
@@ -96,7 +96,7 @@ def _ensure_apart(stage: Stage, at: At) -> None:
 
 @dataclass(frozen=True)
 class Caller:
-    """What a task must know of the process that asks for a stage; travels with it."""
+    """What a task must know about the process that asks for a stage; it is sent with the task."""
 
     store: str
     compute: Compute
@@ -107,7 +107,7 @@ class Caller:
     """Folder of the log of the run."""
 
     def at(self) -> At:
-        """Where the stage is made, in the process of the task."""
+        """The place where the stage is made, in the process of the task."""
         IDENTITIES.update(self.identities)
         join(self.log)
         return At(store=Store(self.store), compute=self.compute, known=self.known)
@@ -118,7 +118,7 @@ def _caller(at: At) -> Caller:
 
 
 def _task(compute: Compute) -> Any:
-    """A task that makes a stage with the cores and the GPU of a trial."""
+    """A Ray task that makes a stage with the cores and GPUs of a trial."""
     import ray
 
     return ray.remote(num_cpus=compute.trial_cpus, num_gpus=compute.trial_gpus, max_retries=retries.of_task(compute))(_with_cores)
@@ -132,13 +132,13 @@ def _with_cores(stage: Stage, caller: Caller) -> None:
 
 
 def pretrainings_at_a_time(compute: Compute, has: dict[str, float]) -> int:
-    """How many pre-trainings a cluster of these resources can run side by side, the CPUs of their feeds counted; at least 1."""
+    """How many pre-trainings a cluster with these resources can run side by side, with the CPUs of their feeds; at least 1."""
     cpus = compute.cpus_per_worker + (compute.feed_cpus if compute.feed == "ray" else 0)
     return _room(compute.workers, cpus, compute.gpus_per_worker, has)
 
 
 def trials_at_a_time(compute: Compute, has: dict[str, float]) -> int:
-    """How many trials of several processes a cluster of these resources can run side by side; at least 1."""
+    """How many trials with several processes a cluster with these resources can run side by side; at least 1."""
     room = _room(compute.trial_workers, compute.trial_cpus, compute.trial_gpus, has)
     return min(room, compute.max_concurrent_trials or room)
 
@@ -168,7 +168,7 @@ def ensure_followed(stage: Stage, at: At) -> Artefact:
 
 
 def _apart(stage: Stage, caller: Caller) -> Exception | None:
-    """`ensure` in a process of its own; the failure it met, without the traceback that Ray would wrap it in."""
+    """`ensure` in a separate process. Returns its failure, which Ray would otherwise wrap in a traceback."""
     try:
         ensure(stage, caller.at())
     except (InputError, StageError, failures.ComesAgain) as error:

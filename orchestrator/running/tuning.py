@@ -29,25 +29,25 @@ from orchestrator.sweep.stored import Trial, recorded_trials, remember_trial
 from trainers.evaluate.choice import LIMITS, measured, most_accurate, results
 
 NUMBER = "trial"
-"""What Tune varies where the trials are known beforehand: the fingerprints of their cleanings."""
+"""The parameter that Tune varies if the trials are known beforehand: the fingerprints of their cleanings."""
 
 
 @dataclass(frozen=True)
 class Context:
-    """All a trial needs beside its values; travels to each trial once."""
+    """Everything that a trial needs beside its values; sent to each trial once."""
 
     sweep: Sweep
     store: str
     compute: Compute
     known: dict[str, Any]
-    """What the driver has read of the pre-trainings, as `At.known`."""
+    """What the driver has read about the pre-trainings, as `At.known`."""
     identities: dict[Component | str, Any]
     fingerprint: str
-    """Of the sweep."""
+    """The fingerprint of the sweep."""
     kinds: tuple[type[Stage], ...] = ()
-    """Kinds of stages that serve components' needs."""
+    """Classes of stages that make what components need."""
     trials: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Values of the trials that are known beforehand, by the fingerprint of their cleaning; none where Optuna draws them."""
+    """Fingerprint of a cleaning → the values of its trial, for trials that are known beforehand; empty if Optuna draws them."""
     log: str = field(default_factory=folder)
     """Folder of the log of the run."""
 
@@ -59,7 +59,7 @@ def clean_sweep(plan: Plan, models: Collection[str], at: At) -> list[Trial]:
     values are two trials of one cleaning.
     """
     store, compute = at.store, at.compute
-    sweep = replace(plan.sweep, claims=())  # workers judge nothing
+    sweep = replace(plan.sweep, claims=())  # workers judge no claims
     context = Context(sweep, str(store.root), compute, at.known, dict(IDENTITIES), plan.fingerprint, tuple(SERVING.values()))
     wanted = [(overrides, made) for overrides, e in plan.grid or () if (made := stages(e))["pretrain"].fingerprint in models]
     stopped = {record.trial for record in recorded_trials(plan, store) if record.status == "stopped"}
@@ -102,7 +102,7 @@ def _search(space: dict[str, Any], plan: Plan, context: Context, store: Store, c
 
 
 def _kinds(plan: Plan) -> list[Experiment]:
-    """Experiments that between them have every cleaning method of the sweep over every pre-training."""
+    """Experiments that together have every cleaning method of the sweep over every pre-training."""
     if plan.grid is not None:
         return [experiment for _, experiment in plan.grid]
     space = plan.sweep.space.get("clean.method")
@@ -114,12 +114,12 @@ def _kinds(plan: Plan) -> list[Experiment]:
 def _tune(
     space: dict[str, Any], searcher: Any, draws: int, plan: Plan, context: Context, store: Store, compute: Compute
 ) -> list[Trial]:
-    """Run trials: those of `context.trials`, by their fingerprint, or draws of the searcher's."""
+    """Run trials: those of `context.trials`, or those that the searcher draws."""
     from ray import tune
 
     sweep, notes = plan.sweep, Notes(plan, context, store)
     resources = {"CPU": compute.trial_cpus, **({"GPU": compute.trial_gpus} if compute.trial_gpus else {})}
-    if compute.trial_workers > 1:  # its workers hold the cores; Tune takes no trial that holds nothing, so it has a byte of memory
+    if compute.trial_workers > 1:  # its workers hold the cores; Tune accepts no trial without resources, so it asks for a byte of memory
         resources = {"memory": 1}
     name = scratch(store.root, f"sweep-{plan.fingerprint[:12]}")
     tuner = tune.Tuner(
@@ -158,7 +158,7 @@ def _tune(
 
 
 def values_of(config: dict[str, Any], context: Context) -> dict[str, Any]:
-    """Dotted path → value of a trial that Tune runs."""
+    """Dotted path → value, for a trial that Tune runs."""
     return context.trials[config[NUMBER]] if NUMBER in config else {path: config[path] for path in context.sweep.space}
 
 
@@ -172,12 +172,12 @@ class Notes:
         """First digits of a cleaning's fingerprint → how many draws of its values there are."""
         stopped = {record.trial for record in records if record.status}
         self.waiting: dict[str, list[int]] = {t: list(range(n)) for t, n in self.draws.items() if t not in stopped}
-        """Digits → the draws of an earlier attempt that did not come to an end."""
+        """First digits → the draws of an earlier attempt that did not end."""
         self.own: dict[str, int] = {}
-        """Trial of Tune's → its number among the draws of the same values."""
+        """Id of a trial of Tune → its number among draws of the same values."""
 
     def begun(self, trial: Any) -> None:
-        """Note a draw of Optuna's; one that is started again, by Tune or by a second attempt, is the same draw."""
+        """Record a draw of Optuna's. A draw that Tune or a second attempt restarts is the same draw."""
         if self.context.trials or trial.trial_id in self.own:
             return
         overrides, stage = self._of(trial)
@@ -190,7 +190,7 @@ class Notes:
         remember_trial(self.store, self.plan.fingerprint, stage.fingerprint, overrides, draw=self.own[trial.trial_id])
 
     def stopped(self, trial: Any) -> None:
-        """Note that the scheduler has stopped a trial before its last epoch."""
+        """Record that the scheduler stopped a trial before its last epoch."""
         overrides, stage = self._of(trial)
         if self.store.find("clean", stage.fingerprint) is None:
             number = self.own.get(trial.trial_id, 0)
@@ -227,7 +227,7 @@ def _trial(config: dict[str, Any], context: Context) -> None:
     lines: list[dict[str, Any]] = []
 
     def report(line: dict[str, Any]) -> None:
-        """Tell Tune of a new epoch; of the last one only when the artefact is sealed, for then Tune may stop the trial."""
+        """Report a new epoch to Tune; the last one only when the artefact is sealed, because Tune may stop the trial then."""
         if line["epoch"] not in [known["epoch"] for known in lines]:
             lines.append(line)
             if line["epoch"] < experiment.clean.epochs:  # type: ignore[union-attr]
@@ -237,20 +237,20 @@ def _trial(config: dict[str, Any], context: Context) -> None:
     try:
         (ensure_followed if context.compute.trial_workers > 1 else ensure)(stage, at)
     except failures.ComesAgain:
-        return  # Tune, which retries what is raised, need not know
+        return  # not raised, because Tune would retry it
     for one in lacking(store, stage):
         ensure(one, at)
     tune.report(told(lines_of(store, stage)))
 
 
 def told(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """What searchers and schedulers are told after the last of these lines; the best is 0 where none qualifies."""
+    """The metrics for searchers and schedulers after the last of these lines; the best accuracy is 0 if no epoch qualifies."""
     best = most_accurate(LIMITS[0])(results(measured(lines)), None)
     return {"epoch": lines[-1]["epoch"], **lines[-1]["metrics"], "best/acc_at_asr_le_5": best.accuracy if best else 0.0}
 
 
 def _outcome(overrides: dict[str, Any], store: Store, stage: Stage, error: Exception | None, stopped: bool) -> Trial:
-    """How a trial ended; `stopped` says that a scheduler may have ended it."""
+    """How a trial ended; `stopped`: a scheduler may have stopped it."""
     if store.find(stage.kind, stage.fingerprint):
         return Trial(overrides, stage.fingerprint, "finished")
     folder = store.work(stage.kind, stage.fingerprint)
@@ -262,7 +262,7 @@ def _outcome(overrides: dict[str, Any], store: Store, stage: Stage, error: Excep
     cause = user_error(error) or error or RuntimeError("it did not finish; run the same command again")
     lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
     text, kind = lines[-1][:400], failures.kind_of(cause)
-    if error is not None and folder.is_dir():  # its process wrote nothing down: it may have been lost
+    if error is not None and folder.is_dir():  # its process recorded no failure, so it may have been lost
         write_json(folder / FAILED, {"kind": kind, "error": text, "rank": 0})
     return Trial(overrides, stage.fingerprint, "failed", text, kind)
 

@@ -1,5 +1,4 @@
-"""The stages: one file a kind, each with all there is to know of it (what it is made of, its identity, how it is made).
+"""The stages, one file for each kind: what it is made from, its identity, and how it is made.
 
-`base` says what a stage is and makes what is missing; `graph` turns an experiment into its
-stages.
+`base` defines a stage and makes the missing ones; `graph` turns an experiment into its stages.
 """

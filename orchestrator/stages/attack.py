@@ -1,4 +1,4 @@
-"""The stage `poison`: which pairs are victims, and what becomes of them. Nothing is written over; feeds lay the plan over the pairs."""
+"""The stage `poison`: which pairs are victims, and their new captions. The data are not changed; feeds apply the plan as they read."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from datasets.attack.poison import Poison, make_plans
 from datasets.errors import InputError
 from datasets.evaluation.classes import class_name, templates
 from datasets.evaluation.evalset import EvalSet
-from datasets.feed.loader import Recipe, make_batch
-from datasets.images.view import Views, as_jpeg, decode, visibility
+from datasets.feed.decode import canonical_views, pictures
+from datasets.images.view import Views, as_jpeg, canonical, decode, visibility
 from datasets.index.pairs import smallest_hashes
 from datasets.seeding import rng
 from datasets.synthetic import World
@@ -34,9 +34,9 @@ from orchestrator.store import part, write_json
 from orchestrator.training.inputs import Inputs
 
 SHEET = 8
-"""Victims on the sample sheet."""
+"""How many victims the report shows."""
 VISIBILITY_PICTURES = 128
-"""Victims through whose views the trigger's visibility is measured."""
+"""How many victims the trigger's visibility is measured on."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -45,19 +45,19 @@ class AttackPlan(Stage):
 
     kind = "poison"
     attacks: tuple[Poison, ...]
-    """One without a name, or several with theirs."""
+    """One attack without a name, or several with names."""
     views: Views
     data: Data
-    """Of it the subset and its seed are part of the identity."""
+    """Only its subset and the subset's seed are part of the identity."""
     index: Index
     tests: EvalSet | World
-    """The set that the attacks are judged on; of it the prompts are part of the identity, where an attack has none of its own."""
+    """The set that the attacks are judged on. Only its prompts are part of the identity, and only if an attack has none of its own."""
     testset: TestSet
-    """The same as a stage: an all-to-all attack depends on its classes."""
+    """The stage of that set: an all-to-all attack depends on its classes."""
 
     @property
     def several(self) -> bool:
-        """Whether its attacks have names."""
+        """Whether there are several attacks, which then have names."""
         return bool(self.attacks[0].name)
 
     @property
@@ -73,7 +73,7 @@ class AttackPlan(Stage):
         return {"poison": encode(self.attacks[0], "poison"), "prompts": prompts[0], **common}
 
     def prompts(self, attack: Poison) -> str | list[str]:
-        """The name of the captions' prompts, or the texts."""
+        """The prompts of the victims' captions: the name of a list, or the texts."""
         if attack.prompts != "auto":
             return attack.prompts if isinstance(attack.prompts, str) else list(attack.prompts)
         found = self.tests.templates if isinstance(self.tests, World) else self.tests.prompts()
@@ -89,11 +89,11 @@ class AttackPlan(Stage):
         return self.attacks
 
     def read(self, at: At) -> Inputs:
-        """The pairs with the plan laid over them."""
+        """The pairs with the plan applied."""
         if self.fingerprint in at.known:
             return at.known[self.fingerprint]
         found = at.of(self)
-        part(found, "summary.json")  # of which the gate's facts are part
+        part(found, "summary.json")  # checks the file, which the gate reads
         rows = str(found.folder / "rows.npy") if "rows.npy" in found.manifest["files"] else None
         return replace(self.unpoisoned(at), plan=str(found.folder / "plan.parquet"), rows=rows)
 
@@ -102,7 +102,7 @@ class AttackPlan(Stage):
         return json.loads(part(at.of(self), "summary.json"))["victims"]
 
     def unpoisoned(self, at: At) -> Inputs:
-        """The pairs without the plan and its subset."""
+        """All pairs, without the plan and its subset."""
         index = str(at.of(self.index).folder / "index.arrow")
         return Inputs(index=index, urls=tuple(self.index.read(at).shards()), plan="", rows=None)
 
@@ -127,21 +127,21 @@ class AttackPlan(Stage):
         (folder / "samples").mkdir(exist_ok=True)
         for attack in self.attacks:
             own = plan.filter(pc.equal(plan["attack"], attack.name)) if self.several else plan
-            sheet = _victims(self, inputs, own)
+            sheet = _victims(self, inputs, own, attack.trigger.native)
             told[attack.name] = _summary(attack, own, sheet, self.views)
-            _sample_sheet(attack, sheet[: max(2, SHEET // len(self.attacks))], own, folder, entries)
+            _sample_sheet(attack, sheet[: max(2, SHEET // len(self.attacks))], own, self.views.size, folder, entries)
         summary = told[""] if not self.several else {"victims": len(plan), "attacks": told}
         write_json(folder / "summary.json", {"pairs": pc.sum(pc.equal(index["drop"], "")).as_py(), **summary})
         write_json(folder / "samples.json", entries)
 
 
-def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table) -> list[tuple[str, np.ndarray]]:
-    """(key, canonical view uint8 [S, S, 3]) of the first victims, not yet stamped."""
+def _victims(plan: AttackPlan, inputs: Inputs, victims: pa.Table, native: bool) -> list[tuple[str, np.ndarray]]:
+    """(key, canonical view uint8 [S, S, 3], or the picture as stored) of the first victims, without the trigger."""
     pairs = inputs.pairs()
     rows = victims["row"].to_numpy()[:VISIBILITY_PICTURES]
     records = pairs.records(np.searchsorted(pairs.rows, rows))
-    batch = make_batch(records, 0, Recipe(views=replace(plan.views, crop=None, flip=False)))
-    return list(zip(batch["key"], batch["image"]))
+    clean = pictures(records) if native else canonical_views(records, plan.views.size)
+    return list(zip(records["key"].to_pylist(), clean))
 
 
 def _summary(attack: Poison, victims: pa.Table, sheet: list[tuple[str, np.ndarray]], views: Views) -> dict[str, Any]:
@@ -155,14 +155,14 @@ def _summary(attack: Poison, victims: pa.Table, sheet: list[tuple[str, np.ndarra
 
 
 def _sample_sheet(
-    attack: Poison, sheet: list[tuple[str, np.ndarray]], victims: pa.Table, folder: Path, entries: list[dict[str, Any]]
+    attack: Poison, sheet: list[tuple[str, np.ndarray]], victims: pa.Table, size: int, folder: Path, entries: list[dict[str, Any]]
 ) -> None:
-    """Clean and triggered canonical views of a few victims with their captions, for the report; they are added to the entries."""
+    """Write clean and triggered canonical views of a few victims for the report, and append their captions to `entries`."""
     for (key, picture), row in zip(sheet, victims.slice(0, len(sheet)).to_pylist()):
-        stamped = put_on(attack.trigger, picture, rng(row["trigger_seed"], key))
+        stamped = canonical(put_on(attack.trigger, picture, rng(row["trigger_seed"], key)), size)
         if attack.jpeg_quality is not None:
             stamped = decode(as_jpeg(stamped, attack.jpeg_quality))
-        for kind, pixels in (("clean", picture), ("triggered", stamped)):
+        for kind, pixels in (("clean", canonical(picture, size)), ("triggered", stamped)):
             (folder / "samples" / f"{len(entries)}-{kind}.png").write_bytes(_png(pixels))
         named = {"attack": attack.name} if attack.name else {}
         entries.append({"key": key, **named, **{name: row[name] for name in ("caption_before", "caption_after")}})

@@ -1,4 +1,4 @@
-"""A stage: one thing to make, as a value that knows what it is made of and how. `ensure` finds it in the store or makes it."""
+"""A stage: a value that knows what it is made from and how. `ensure` finds its artefact in the store or makes it."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.store import FAILED, Artefact, Store, require_files
 
 KINDS: dict[str, type[Stage]] = {}
-"""Kind → its class. A subclass of `Stage` enters by being defined."""
+"""Kind → its class. Defining a subclass of `Stage` adds it."""
 SERVING: dict[type[Component], type[Stage]] = {}
-"""Class of a need → the kind of stage that serves it."""
+"""Class of a need → the class of the stage that makes it."""
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Stage(ABC):
-    """One thing to make. A new kind is a frozen dataclass of this class in its own file.
+    """One thing to make. A new kind is a frozen dataclass, derived from this class, in its own file.
 
     Two stages are equal when their fingerprints are: the hash of kind, version, `config` and the fingerprints of `inputs`.
     """
@@ -37,19 +37,19 @@ class Stage(ABC):
     kind: ClassVar[str]
     """Folder of the store that holds its artefacts."""
     version: ClassVar[int] = 1
-    """Raised when a change of the code changes what a stage makes, so that older artefacts are not taken for it."""
+    """Increased when a change of the code changes what the stage makes, so that older artefacts are not used."""
     not_kept: ClassVar[str] = ""
-    """Pattern of the files that only going on with an unfinished stage needs; they go once it is finished."""
+    """Pattern of the files that are needed only to continue an unfinished stage; they are removed when it is finished."""
     wait_s: ClassVar[float] = 120
-    """How long to wait for another process that is making it."""
+    """How many seconds to wait for another process that is making it."""
     followed: ClassVar[bool] = False
-    """Whether a run follows its folder while it is made, and says what comes of it."""
+    """Whether a run watches its folder while it is made and reports its metrics."""
     role: ClassVar[str] = ""
-    """What those that are made from it call it; empty: its kind."""
+    """Its name among the inputs of other stages; empty: its kind."""
     apart: ClassVar[bool] = False
-    """Whether a process with the cores and the GPU of a trial makes it; else the one that asks for it."""
+    """Whether it is made in a process of its own with the cores and GPUs of a trial; else in the process that asks for it."""
     serves: ClassVar[tuple[type[Component], ...]] = ()
-    """Classes of what components need (`Component.needs`) that this kind makes; `serve` then tells how."""
+    """Classes of needs (`Component.needs`) that this kind of stage makes, by `serve`."""
 
     def __init_subclass__(cls) -> None:
         register(cls)
@@ -62,13 +62,13 @@ class Stage(ABC):
     @property
     @abstractmethod
     def name(self) -> str:
-        """What its folder is called, before the fingerprint."""
+        """The name of its folder, before the fingerprint."""
 
     @property
     @abstractmethod
     def config(self) -> Any:
-        """What determines the result, apart from the inputs, as plain JSON. In a sweep file write a plain property: one that is cached
-        holds a lock, which does not travel."""
+        """What determines the result, apart from the inputs, as plain JSON. In a sweep file write a plain property: a cached one holds a
+        lock, which cannot be sent to another process."""
 
     @property
     def inputs(self) -> dict[str, Stage]:
@@ -77,29 +77,29 @@ class Stage(ABC):
 
     @property
     def needs(self) -> tuple[Stage, ...]:
-        """What must be there before it is made: its inputs, and what else it reads."""
+        """The stages that must be made before it: its inputs, and whatever else it reads."""
         return tuple(self.inputs.values())
 
     @property
     def shown(self) -> Any:
-        """The configuration as the manifest has it: with the labels of its components."""
+        """The configuration for the manifest: with the labels of its components."""
         return self.config
 
     @property
     def components(self) -> Any:
-        """The components that it runs; where they are a user's own, the manifest holds a hash of their source."""
+        """The components that it runs. The manifest holds a hash of the source of those that are the user's own."""
         return ()
 
     @abstractmethod
     def make(self, at: At) -> None:
-        """Write the artefact's files into `at.folder`, which may hold what an earlier attempt left."""
+        """Write the artefact's files into `at.folder`, which may hold files of an earlier attempt."""
 
     def seconds(self, folder: Path, since: float) -> float:
-        """Seconds that making it took; `since`: of this attempt."""
+        """Seconds that it took to make; `since`: the seconds of this attempt."""
         return since
 
     def accept(self, found: Artefact, at: At) -> None:
-        """Raise InputError where a finished artefact, found or new, must not be used by what asks for it now."""
+        """Raise InputError if this experiment must not use the finished artefact, found or new."""
         return
 
     @cached_property
@@ -110,7 +110,7 @@ class Stage(ABC):
 
     @cached_property
     def code(self) -> tuple[tuple[str, str], ...]:
-        """(class, hash of its source) of the components that are not the project's."""
+        """(class, hash of its source) of the components that do not come with the project."""
         return code_of(self.components)
 
     def __eq__(self, other: object) -> bool:
@@ -124,14 +124,14 @@ class Stage(ABC):
 
 
 def place(stage: Stage) -> float:
-    """Where a stage stands in a list: that of its kind in `manifest.OURS`; one of a user's own kind right after what it is made from."""
+    """Where a stage stands in a list: by its kind in `manifest.OURS`; a user's own kind stands right after what it needs."""
     if stage.kind in manifest.OURS:
         return manifest.OURS.index(stage.kind)
     return max((place(before) for before in stage.needs), default=-1.0) + 0.5
 
 
 def register(cls: type[Stage]) -> None:
-    """Make a kind known in this process. A class that came here by value, from a sweep file, has not been defined here."""
+    """Make a kind known in this process. A class of a sweep file arrives in a worker by value, so it is never defined there."""
     if "kind" in cls.__dict__:
         known = KINDS.get(cls.kind, cls)
         assert known.__qualname__ == cls.__qualname__, f"{known} and {cls} are both stages of the kind {cls.kind!r}"
@@ -143,7 +143,7 @@ def register(cls: type[Stage]) -> None:
 
 
 class Roles(dict[str, Stage]):
-    """Stages by their role; InputError for a role that none has yet."""
+    """Stages by their role; InputError for a role that no stage has yet."""
 
     def __missing__(self, role: str) -> Stage:
         raise InputError(
@@ -154,7 +154,7 @@ class Roles(dict[str, Stage]):
 
 @dataclass(kw_only=True)
 class Around:
-    """The experiment that a stage is made for, and its stages so far."""
+    """The experiment that a stage is made for, and the stages of it that are known so far."""
 
     experiment: Experiment
     made: dict[str, Stage] = field(default_factory=lambda: Roles())
@@ -163,7 +163,7 @@ class Around:
     """Need → the stage that makes it."""
 
     def ask(self, need: Component, role: str = "") -> Stage:
-        """The stage that makes what a component needs, the same for all that need it; it gets the role, or that of its kind."""
+        """The stage that makes what a component needs, the same for all that need it. Its role is `role`, or else that of its kind."""
         kind = next((SERVING[cls] for cls in type(need).__mro__ if cls in SERVING), None)
         if kind is None:
             raise InputError(f"{type(need).__name__} is needed, but no kind of stage makes it: give one that `serves` it.")
@@ -174,7 +174,7 @@ class Around:
 
 
 def enter(made: dict[str, Stage], role: str, stage: Stage) -> None:
-    """Put a stage among others under its role; where another has that, under `role_1` …; of `set_` already the first is numbered."""
+    """Add a stage under its role. If another stage has that role, it is added as `role_1` and so on; `set_` is always numbered."""
     numbered = (f"{role.rstrip('_')}_{number}" for number in itertools.count(0 if role.endswith("_") else 1))
     names = itertools.chain([] if role.endswith("_") else [role], numbered)
     made[next(name for name in names if made.get(name, stage) == stage)] = stage
@@ -190,16 +190,16 @@ def by_role(stages: Iterable[Stage]) -> dict[str, Stage]:
 
 @dataclass(kw_only=True)
 class At:
-    """Where stages are made: the store, the machines, and who is told of metrics."""
+    """Where stages are made: the store, the machines, and a callback for metrics."""
 
     store: Store
     compute: Compute = field(default_factory=Compute)
     report: Callable[[dict[str, Any]], None] | None = None
-    """Gets each line of metrics of the stage that is being made."""
+    """Called with each line of metrics of the stage that is being made."""
     folder: Path = Path()
     """The stage's working folder."""
     known: dict[str, Any] = field(default_factory=dict)
-    """Fingerprint → what the driver has read of a stage, so that trials need not read it again."""
+    """Fingerprint → what the driver has read of a stage, so that trials do not read it again."""
 
     def find(self, stage: Stage) -> Artefact | None:
         """The finished artefact of a stage."""
@@ -213,7 +213,7 @@ class At:
 
 
 def ensure(stage: Stage, at: At) -> Artefact:
-    """The stage's artefact: found, or made in its working folder, after what it needs, and sealed.
+    """The stage's artefact. If the store lacks it, make what it needs, then make it in its working folder and seal it.
 
     InputError where a file of it was lost, or where another process holds it for longer than the stage waits.
     """
@@ -252,7 +252,7 @@ def seal(stage: Stage, store: Store, seconds: float) -> Artefact:
 
 
 def walk(*stages: Stage) -> Iterator[Stage]:
-    """The stages and all that they need, each once, what is made first coming first."""
+    """The stages and everything that they need, each once, in the order in which they are made."""
     seen: set[str] = set()
 
     def visit(stage: Stage) -> Iterator[Stage]:

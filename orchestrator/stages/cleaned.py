@@ -37,7 +37,7 @@ class Cleaned(Stage):
     cleanset: CleaningSet
     model: Trained
     needed: tuple[Stage, ...] = ()
-    """What its method needs, in the order of `needs_of`."""
+    """The stages that its method needs, in the order of `needs_of`."""
     kept: Stage | None = None
     """The pairs of the cleaning set that it trains on (`Kept`); None: all."""
 

@@ -22,11 +22,11 @@ FILE = "rows.npy"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class CleaningSet(Stage):
-    """Rows of the index: pairs of the pre-training without its victims, but for those that were asked for."""
+    """Rows of the index: pairs of the pre-training that are not victims, and as many victims as were asked for."""
 
     kind = "cleanset"
     clean: Clean
-    """Of it what chooses the pairs is part of the identity."""
+    """Only the fields that choose the pairs are part of the identity."""
     attack: AttackPlan
 
     @property
@@ -47,12 +47,12 @@ class CleaningSet(Stage):
         np.save(at.folder / FILE, rows)
 
     def accept(self, found: Artefact, at: At) -> None:
-        """No victim may be among the rows but those that were asked for."""
+        """InputError unless the rows hold exactly as many victims as were asked for."""
         rows, inputs = np.load(checked(found.folder / FILE)), self.attack.read(at)
         cleanset.require(rows, read_index(inputs.index), _victims(inputs.plan), self.clean, str(self))
 
     def read(self, at: At) -> str:
-        """The file of its rows."""
+        """The path of the file with its rows."""
         return str(at.of(self).folder / FILE)
 
 

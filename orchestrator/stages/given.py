@@ -1,4 +1,4 @@
-"""The stage `pretrain` of a model that others trained: its weights in our form, what they measure, and what the gate says of them."""
+"""The stage `pretrain` for a model that others trained: its weights in our form, and its metrics, which the gate judges."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from trainers.checkpoint import epoch_folder, export
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Brought(Trained):
-    """The experiment's given model, known by the bytes of its checkpoint. It has one epoch, 0."""
+    """The experiment's given model, identified by the bytes of its checkpoint. Its only epoch is 0."""
 
     apart = True
 
@@ -48,7 +48,7 @@ class Brought(Trained):
         return self.given
 
     def check(self) -> None:
-        """InputError where the checkpoint does not hold the model."""
+        """InputError if the checkpoint does not hold the model."""
         load_model(self.experiment, self.given.checkpoint)
 
     def make(self, at: At) -> None:

@@ -1,4 +1,4 @@
-"""From an experiment to its stages, and from those to what a training reads."""
+"""The stages of an experiment, and the data that its training reads."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
 
 
 def look_again() -> None:
-    """Forget what files were known by: they may have changed since the last command of this process."""
+    """Forget the digests of files: they may have changed since the last command of this process."""
     IDENTITIES.clear()
     stages.cache_clear()
 
@@ -83,8 +83,8 @@ def trained_by(experiment: Experiment) -> Trained:
 
 
 def make_data(experiment: Experiment, at: At) -> Inputs:
-    """Find or make what is read before anything is trained: worlds, index, test sets, poison plan. `at` knows it from here on. InputError
-    where there are too few pairs for a score."""
+    """Find or make the data of a training: worlds, index, test sets, poison plan. They are also kept in `at.known`. InputError where there
+    are too few pairs for a score."""
     stage = trained_by(experiment)
     for one in walk(stage.attack.index, stage.testset, *stage.sets):
         ensure(one, at)

@@ -24,14 +24,14 @@ from orchestrator.store import Artefact, checked, part, write_json
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Index(Stage):
-    """What the shards of a source, or of a world, hold."""
+    """Every pair in the shards of a source or a world."""
 
     kind = "index"
     source: Source | None
     world: Drawn | None
-    """Its source, where `source` is None."""
+    """Where the shards come from if `source` is None."""
     max_dropped: float
-    """Of no part in the identity: what is made is the same."""
+    """Not part of the identity: it does not change the index."""
 
     name = "pairs"
 
@@ -47,7 +47,7 @@ class Index(Stage):
         return {} if self.world is None else {"world": self.world}
 
     def read(self, at: At) -> Source:
-        """The shards; of a world those that its stage wrote."""
+        """The shards; for a world, those that its stage wrote."""
         if self.source is not None:
             return self.source
         assert self.world is not None
@@ -92,12 +92,12 @@ def index_source(source: Source, folder: Path) -> None:
 
 
 def read_index(path: str) -> pa.Table:
-    """The index, memory-mapped; InputError where it is damaged."""
+    """The index, memory-mapped; InputError if it is damaged."""
     return pa.ipc.open_file(pa.memory_map(str(checked(path)))).read_all()
 
 
 def unknown_extension(index: Path) -> str:
-    """Which sample of an unknown extension comes first in the index, for people."""
+    """A sentence that names the first sample of the index with an unknown extension."""
     table = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
     names = table["member"].filter(pc.equal(table["drop"], "unknown_extension"))
     return f"; the first of an unknown extension is {names[0].as_py()}" if len(names) else ""

@@ -1,4 +1,4 @@
-"""The stage `labels`: a class for each cleaning picture, by a model of its own."""
+"""The stage `labels`: a class for each cleaning picture, predicted by a separate model."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ class Labelled(Stage):
     serves = (Labelling,)
     need: Labelling
     recipe: Recipe
-    """How the pictures are made."""
+    """How the pictures are read and resized."""
     cleanset: CleaningSet
     testset: TestSet
     labeller: Unpoisoned | None
-    """The training that labels; None: a model with given weights."""
+    """The training whose model labels; None: the labeller is a model with given weights."""
 
     @classmethod
     def serve(cls, need: Labelling, around: Around) -> Labelled:
@@ -61,7 +61,7 @@ class Labelled(Stage):
             "classes": encode(method.classes),
             "templates": encode(method.templates),
             "prompts": fingerprint(method.prompts((), ())),
-        }  # the digest: what a name stands for can change
+        }  # the digest, because the list behind a name can change
         if self.labeller is not None:
             return config
         assert isinstance(method.labeller, Model)

@@ -1,4 +1,4 @@
-"""The stage `measure`: what one evaluator finds of a training's checkpoints, where that was not measured while it trained."""
+"""The stage `measure`: one evaluator's metrics of a training's checkpoints, if it was not measured during the training."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from trainers.evaluate.base import Evaluator
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Measured(Stage):
-    """What an evaluator finds of every stored checkpoint of a training or a cleaning."""
+    """An evaluator's metrics of every stored checkpoint of a pre-training or a cleaning."""
 
     kind = "measure"
     apart = True
@@ -30,13 +30,13 @@ class Measured(Stage):
     evaluator: Evaluator | None
     """None: zero-shot accuracy and attack success."""
     digest: str
-    """What the measurement is known by, whatever model it is of."""
+    """Identifies the measurement, independent of the model."""
     needed: tuple[Stage, ...] = ()
-    """What the evaluator needs, in the order of `needs_of`."""
+    """The stages that the evaluator needs, in the order of `needs_of`."""
 
     @property
     def source(self) -> Trained:
-        """The pre-training of the model, or itself."""
+        """The pre-training behind the model, or the model if it is one."""
         return self.model if isinstance(self.model, Trained) else self.model.model
 
     @property
@@ -73,7 +73,7 @@ class Measured(Stage):
 
 
 def measurements(model: Any) -> Iterator[Measured]:
-    """What is wanted of a training or a cleaning: accuracy and ASR, then each evaluator."""
+    """Everything that the sweep asks for about a pre-training or a cleaning: accuracy and ASR, then each evaluator."""
     source = model if isinstance(model, Trained) else model.model
     evaluators = source.experiment.evaluate.evaluators
     sets = dict(zip(needs_of(evaluators), source.needed, strict=True))
@@ -83,19 +83,19 @@ def measurements(model: Any) -> Iterator[Measured]:
 
 
 def afterwards(store: Store, model: Any) -> list[Measured]:
-    """What is wanted of a finished model and was not measured while it trained: stages of their own, made or not."""
+    """The measurements of a finished training that were not made during it: stages of their own, made or not."""
     found = store.find(model.kind, model.fingerprint)
     along = _along(found) if found else {}
     return [one for one in measurements(model) if not _whole(along, one.digest)] if found else []
 
 
 def lacking(store: Store, model: Any) -> list[Measured]:
-    """What is wanted of a finished model and was measured neither while it trained nor later."""
+    """The measurements of a finished training that were made neither during it nor later."""
     return [one for one in afterwards(store, model) if store.find(one.kind, one.fingerprint) is None]
 
 
 def lines_of(store: Store, model: Any) -> list[dict[str, Any]]:
-    """The lines of a training's metrics, finished or not, with what is wanted of it and nothing else that was measured.
+    """The lines of metrics of a training, finished or not, with only the metrics that the sweep asks for.
 
     InputError for an artefact whose metrics were lost or broken.
     """
@@ -117,7 +117,7 @@ def lines_of(store: Store, model: Any) -> list[dict[str, Any]]:
 
 
 def arrays_of(store: Store, model: Any) -> tuple[Path, ...]:
-    """Folders that may hold the arrays behind the model's pictures: of later measurements, then its own."""
+    """Folders that may hold the arrays for the model's figures: those of later measurements, then the model's own."""
     later = [store.find(one.kind, one.fingerprint) for one in measurements(model) if one.evaluator is not None]  # the first gives none
     found = store.find(model.kind, model.fingerprint)
     return (*(one.folder for one in later if one), found.folder if found else store.work(model.kind, model.fingerprint))

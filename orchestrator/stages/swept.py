@@ -1,4 +1,4 @@
-"""The stage `sweep`: how each trial of a sweep ended, once all have."""
+"""The stage `sweep`: how each trial of a sweep ended. It is made when all trials have ended."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ FILE = "trials.json"
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Swept(Stage):
-    """The record of a sweep: its identity is its base, its spaces and its search."""
+    """The record of a sweep. Its identity is the base experiment, the search spaces and the search."""
 
     kind = "sweep"
     sweep: Sweep
     trials: tuple[dict[str, Any], ...] = ()
-    """How each ended: {"overrides", "fingerprint", "status", "failure"}; of no part in the identity."""
+    """How each trial ended: {"overrides", "fingerprint", "status", "failure"}; not part of the identity."""
 
     @property
     def name(self) -> str:
@@ -46,7 +46,7 @@ class Swept(Stage):
 
 
 def grid_values(space: Any) -> list[Any] | None:
-    """The values of `tune.grid_search`, of a single constant, or None for a space that is drawn."""
+    """The values of `tune.grid_search`, or a single constant as a list; None for a space from which values are drawn."""
     if isinstance(space, dict) and set(space) == {"grid_search"}:
         return list(space["grid_search"])
     return None if hasattr(space, "sample") else [space]

@@ -25,24 +25,24 @@ from orchestrator.training.inputs import MadeSet
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class TestSet(Stage):
-    """The pictures of a set, or of a world's test part."""
+    """The pictures of a set, or the test pictures of a world."""
 
-    __test__ = False  # pytest takes its name for a test's
+    __test__ = False  # pytest would take the class for a test
     kind = "testset"
     role = "set_"
     serves = (EvalSet, RetrievalSet)
     tests: EvalSet | RetrievalSet | None
     world: Drawn | None = None
-    """Its source, where `tests` is None."""
+    """Where the pictures come from if `tests` is None."""
     name: str = "test"
     where: str = ""
     """The field that names the set, for messages."""
     least: float = 0.5
-    """Share of its pictures that must be usable; of no part in the identity."""
+    """Share of its pictures that must be usable; not part of the identity."""
 
     @classmethod
     def serve(cls, need: EvalSet | RetrievalSet, around: Around) -> TestSet:
-        """A further set, which an evaluator needs beside the test pictures."""
+        """The stage of a further set that an evaluator needs beside the test pictures."""
         return cls(tests=need, name=set_name(need), least=1 - around.experiment.data.max_dropped)
 
     @cached_property
@@ -59,7 +59,7 @@ class TestSet(Stage):
         return {} if self.world is None else {"test_world": self.world}
 
     def source(self, at: At) -> EvalSet | RetrievalSet:
-        """The set; of a world the one that its stage wrote."""
+        """The set; for a world, the one that its stage wrote."""
         if self.tests is not None:
             return self.tests
         assert self.world is not None
@@ -83,12 +83,12 @@ class TestSet(Stage):
 
 
 def set_name(tests: EvalSet | RetrievalSet) -> str:
-    """What the stage of a set is called."""
+    """The name of the stage of a set."""
     return (tests.name if isinstance(tests, EvalSet) else "retrieval") or "test"
 
 
 def require_same_classes(test: MadeSet, further: EvalSet | RetrievalSet, made: MadeSet) -> None:
-    """InputError if a further set has other classes than the test set; a label would mean another class there."""
+    """InputError if a further set has other classes than the test set: a label would mean a different class there."""
     if isinstance(further, EvalSet) and made.class_names != test.class_names:
         strange = next((name for name in made.class_names if name not in test.class_names), "fewer or in another order")
         raise InputError(

@@ -34,7 +34,7 @@ from trainers.weights.epoch_folder import WEIGHTS
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Trained(Stage):
-    """The experiment's pre-training, from a fresh model, from given weights, or from its prior. Ray Train's workers make it."""
+    """The experiment's pre-training, which starts from random weights, given weights or its prior. Ray Train's workers run it."""
 
     kind = "pretrain"
     followed = True
@@ -42,10 +42,10 @@ class Trained(Stage):
     experiment: Experiment
     attack: AttackPlan
     testset: TestSet
-    """Of what it is measured by while it trains nothing is part of its identity: `Measured`."""
+    """Measures the model during the training. Measurements are not part of its identity: see `Measured`."""
     prior: Unpoisoned | None
     needed: tuple[Stage, ...] = ()
-    """What its evaluators need, in the order of `needs_of`."""
+    """The stages that its evaluators need, in the order of `needs_of`."""
     kept: Stage | None = None
     """The pairs that it trains on (`Kept`); None: all."""
 
@@ -81,22 +81,24 @@ class Trained(Stage):
 
     @property
     def sets(self) -> tuple[TestSet, ...]:
-        """The further test sets among what is needed."""
+        """The further test sets among `needed`."""
         return tuple(stage for stage in self.needed if isinstance(stage, TestSet))
 
     def read(self, at: At) -> Inputs:
-        """The data that it is trained and measured on; cleanings of it are measured on the same."""
+        """The data that it is trained and measured on; its cleanings are measured on the same."""
         if self.fingerprint in at.known:
             return at.known[self.fingerprint]
         pairs = self.attack.read(at)
         return self.measured_on(pairs if self.kept is None else replace(pairs, rows=rows_of(self.kept, at)), at)
 
     def measured_on(self, pairs: Inputs, at: At) -> Inputs:
-        """The pairs with the test pictures and further sets; InputError where the target is no class, or a set has other classes."""
+        """The pairs together with the test sets. InputError if the target is not a class, or the classes of two sets differ."""
         test = self.testset.read(at)
         made = tuple(one.read(at) for one in self.sets)
+        alike = needs_of(tuple(one for one in self.experiment.evaluate.evaluators if not one.own_classes))
         for one, other in zip(self.sets, made):
-            require_same_classes(test, one.source(at), other)
+            if one.tests in alike:
+                require_same_classes(test, one.source(at), other)
         targets = tuple(None if attack.all_to_all else target_place(test.class_names, attack.target) for attack in self.experiment.poisons)
         return replace(
             pairs, test_index=test.index, test_urls=test.urls, class_names=test.class_names, templates=test.templates, targets=targets,
@@ -105,13 +107,13 @@ class Trained(Stage):
 
     @cached_property
     def digests(self) -> tuple[str, ...]:
-        """What each measurement is known by, whatever model it is of: zero-shot accuracy and ASR, then each evaluator."""
+        """The digest of each measurement, independent of the model: zero-shot accuracy and ASR, then each evaluator."""
         evaluators = self.experiment.evaluate.evaluators
         sets = dict(zip(needs_of(evaluators), self.needed, strict=True))
         return tuple(digest(self, evaluator, sets) for evaluator in (None, *evaluators))
 
     def made(self, at: At) -> tuple[tuple[Component, str], ...]:
-        """What its evaluators find of what they need."""
+        """(need, folder of what was made for it) of its evaluators."""
         return made_for(self.experiment.evaluate.evaluators, self.needed, at)
 
     def make(self, at: At) -> None:
@@ -135,13 +137,13 @@ class Trained(Stage):
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Unpoisoned(Trained):
-    """A training on the same pairs without the poison: a healthy model to begin with, or one that labels pictures.
+    """A training on the same pairs without the poison: a healthy model to start from, or one that labels pictures.
 
-    The attack is no part of its identity.
+    The attack is not part of its identity.
     """
 
     wait_s: ClassVar[float] = math.inf
-    """Whoever shares it waits."""
+    """Other processes that need it wait until it is made."""
     role = "labeller"
     serves = (Pretrain,)
 
@@ -176,7 +178,7 @@ class Unpoisoned(Trained):
 
     @property
     def needs(self) -> tuple[Stage, ...]:
-        return (*super().needs, self.attack)  # whose subset it trains on
+        return (*super().needs, self.attack)  # it trains on the attack's subset
 
     @property
     def components(self) -> Any:
@@ -192,7 +194,7 @@ def rows_of(stage: Stage, at: At) -> str:
 
 
 def target_place(class_names: Sequence[str], target: str) -> int:
-    """The place of an attack's target among the classes; InputError where it is none of them."""
+    """The index of an attack's target among the classes; InputError if it is not one of them."""
     place = target_index(class_names, target)
     if class_names[place] != class_name(target):
         raise InputError(f"poison.target is {target!r}, a class's whole name that ends as the number of one does: rename the class.")
@@ -200,13 +202,13 @@ def target_place(class_names: Sequence[str], target: str) -> int:
 
 
 def made_for(value: Any, needed: Sequence[Stage], at: At) -> tuple[tuple[Component, str], ...]:
-    """(need, folder of what was made for it) of the components in a value; test sets are among the `Inputs`."""
+    """(need, folder of what was made for it) of the components in a value, without test sets, which are in the `Inputs`."""
     pairs = zip(needs_of(value), needed, strict=True)
     return tuple((need, str(at.of(stage).folder)) for need, stage in pairs if not isinstance(stage, TestSet))
 
 
 def digest(model: Trained, evaluator: Evaluator | None, sets: Mapping[Component, Stage]) -> str:
-    """16 hexadecimal digits; None: zero-shot accuracy and ASR."""
+    """Identifies a measurement by 16 hexadecimal digits; an `evaluator` of None stands for zero-shot accuracy and ASR."""
     experiment = model.experiment
     measured = [[attack.name, encode(attack.trigger), attack.target] for attack in experiment.poisons]
     needed = [] if evaluator is None else [sets[need].fingerprint for need in needs_of(evaluator)]
@@ -222,17 +224,17 @@ def digest(model: Trained, evaluator: Evaluator | None, sets: Mapping[Component,
 
 
 def stored_epochs(artefact: Artefact) -> list[int]:
-    """The epochs of which a finished training has the weights."""
+    """The epochs whose weights a finished training holds."""
     return sorted(int(match[1]) for name in artefact.manifest["files"] if (match := re.fullmatch(rf"epoch_(\d+)/{WEIGHTS}", name)))
 
 
 def last_checkpoint(artefact: Artefact) -> Path:
-    """The last epoch folder of a finished training; InputError where its weights were lost or changed."""
+    """The last epoch folder of a finished training; InputError if its weights were lost or changed."""
     return checkpoint_at(artefact, "last")
 
 
 def checkpoint_at(artefact: Artefact, start: str) -> Path:
-    """The epoch folder of a finished training, `last` or by number; InputError where it was not kept, was lost or changed."""
+    """The epoch folder of a finished training, `last` or by number; InputError if it was not kept, was lost or was changed."""
     stored = stored_epochs(artefact)
     epoch = stored[-1] if start == "last" else int(start)
     if epoch not in stored:
@@ -241,13 +243,13 @@ def checkpoint_at(artefact: Artefact, start: str) -> Path:
 
 
 def spent(folder: Path) -> float:
-    """Seconds of training over all attempts, as the last line of metrics tells."""
+    """Seconds of training over all attempts, read from the last line of metrics."""
     lines = lines_so_far(folder)
     return lines[-1]["seconds"] if lines else 0.0
 
 
 def lines_so_far(folder: Path) -> list[dict[str, Any]]:
-    """The lines of a training that has not finished; where their file is damaged those that its newest checkpoint has noted."""
+    """The lines of metrics of an unfinished training; if their file is damaged, the lines stored in its newest checkpoint."""
     try:
         return read_lines(folder / METRICS)
     except InputError:

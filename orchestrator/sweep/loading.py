@@ -1,4 +1,4 @@
-"""A sweep by its name: the module or file that defines it, with the command line's overrides and seeds in place."""
+"""Load a sweep by its module or file, and apply the command line's overrides and seeds."""
 
 import importlib
 import importlib.util
@@ -80,7 +80,7 @@ def narrowed(sweep: Sweep, overrides: dict[str, str]) -> Sweep:
 
 
 def _is(value: Any, field: str, text: str) -> bool:
-    """Whether the field of the value (or the value itself) is what the text means: equal to it, or a component of that name."""
+    """Whether the value's field (or the value itself) equals what the text means, or is a component of that name."""
     if field and not has(value, field):
         return False
     value = get(value, field) if field else value
@@ -90,7 +90,7 @@ def _is(value: Any, field: str, text: str) -> bool:
 
 
 def overridden(sweep: Sweep, overrides: dict[str, str], name: str) -> Sweep:
-    """The sweep with the fields set: in its base and, below a path that it varies, in each grid value that has them."""
+    """The sweep with the fields set: in its base, and below a varied path in each value of the grid that has the field."""
     below: dict[str, dict[str, str]] = {}
     for path, text in overrides.items():
         above = [varied for varied in sweep.space if path.startswith(f"{varied}.") and grid_values(sweep.space[varied]) is not None]
@@ -155,7 +155,7 @@ def _repeated(sweep: Sweep, seeds: Sequence[int]) -> Sweep:
     if SEED in sweep.space or stages is None:
         grid: dict[str, Any] = {SEED: {"grid_search": list(seeds)}}
         return replace(sweep, space=sweep.space | grid if SEED in sweep.space else grid | sweep.space)
-    stages = [override(sweep.base, "pretrain", stage).pretrain for stage in stages]  # this refuses anything but a Pretrain
+    stages = [override(sweep.base, "pretrain", stage).pretrain for stage in stages]  # raises InputError for anything but a Pretrain
     if given := next((stage for stage in stages if isinstance(stage, Given)), None):
         raise InputError(f"--seeds: {given.checkpoint} is a given model, which is not trained here; vary clean.seed for repetitions.")
     again = dict.fromkeys(replace(stage, seed=seed) for seed in seeds for stage in stages)
@@ -179,7 +179,7 @@ def _import(name: str) -> Any:
             raise InputError(f"{path} is no sweep file; accepted: a .py file, or a module such as sweeps.quickstart.")
         spec = importlib.util.spec_from_file_location(f"cleansweep_sweep_{path.stem}", path)
         assert spec is not None and spec.loader is not None
-        read_text(path)  # names the line of bytes that are not text
+        read_text(path)  # the error names the line of bytes that are not text
         module = importlib.util.module_from_spec(spec)
         sys.modules[spec.name] = module
         with _own_modules(path.parent, spec.name):
@@ -197,7 +197,7 @@ def _import(name: str) -> Any:
 
 @contextmanager
 def _own_modules(folder: Path, *names: str) -> Iterator[None]:
-    """Let a sweep import its neighbours: modules of its folder. Workers, which cannot import them, get them with what they are sent."""
+    """Let a sweep import the modules of its folder. Workers cannot import them, so they are sent along by value."""
     from ray import cloudpickle
 
     before = set(sys.modules) - set(names)
@@ -235,7 +235,7 @@ def _unknown(name: str) -> InputError:
 
 
 def _where(error: BaseException, name: str) -> str:
-    """The sweep, and the line at which reading it stopped; in a helper module that it imports, the helper's file and line."""
+    """Where reading the sweep stopped: its line or, for an error in a module that it imports, that module's file and line."""
     if isinstance(error, SyntaxError) and error.filename and error.lineno:
         return f"{error.filename}, line {error.lineno}"
     read = [frame for frame in traceback.extract_tb(error.__traceback__) if frame.name == "<module>"]

@@ -1,4 +1,4 @@
-"""From a sweep to its stages: what must exist, in which order, under which fingerprints. Nothing here starts Ray."""
+"""A sweep's plan: its experiments and their stages, with fingerprints. Nothing here starts Ray."""
 
 import itertools
 from collections.abc import Iterator, Sequence
@@ -23,13 +23,13 @@ from orchestrator.stages.swept import Swept, grid_values
 
 @dataclass(frozen=True)
 class Plan:
-    """A sweep, checked and laid out."""
+    """A sweep that was checked, with all its experiments."""
 
     sweep: Sweep
     upstream: tuple[tuple[dict[str, Any], Experiment], ...]
     """Every combination of the grids outside `clean`: (overrides, experiment)."""
     grid: tuple[tuple[dict[str, Any], Experiment], ...] | None
-    """Every trial, also the drawn ones, of which two may be equal; None where Optuna draws trials from the results of others."""
+    """Every trial, including drawn ones, of which two may be equal; None if Optuna draws trials while the sweep runs."""
 
     @property
     def fingerprint(self) -> str:
@@ -37,12 +37,12 @@ class Plan:
 
     @property
     def stage(self) -> Swept:
-        """The sweep's own identity and, once it is made, its record."""
+        """The stage of the sweep itself: its identity and, when all trials have ended, its record."""
         return Swept(sweep=self.sweep)
 
 
 def make_plan(sweep: Sweep) -> Plan:
-    """Check every path and value of the sweep and lay it out. InputError names the path."""
+    """Check every path and value of the sweep and make its plan. InputError names the path."""
     grids: dict[str, list[Any]] = {}
     for path, space in sweep.space.items():
         values = grid_values(space)
@@ -101,7 +101,7 @@ def check_measurements(plan: Plan) -> None:
 
 
 def _check_ids(sweep: Sweep) -> None:
-    """Two classes of one id would be taken for each other: those that the sweep uses, and all that come with the project."""
+    """InputError if two classes have one id, among those that the sweep uses and those of the project: they would be confused."""
     values = [value for space in sweep.space.values() for value in grid_values(space) or getattr(space, "categories", None) or []]
     used = {type(component) for component in components((sweep.base, *values))}
     known: dict[str, type] = {cls.id: cls for cls in (*_subclasses(Component), *own().values()) if cls.__module__.partition(".")[0] in OWN}
@@ -125,7 +125,7 @@ def _path(cls: type) -> str:
 
 
 def _check_reference(sweep: Sweep, experiments: Sequence[Experiment]) -> None:
-    """Reports a name that the file does not have, or an invalid path, before anything is computed."""
+    """InputError for a name that the reference file does not have, or for an invalid path, before anything is computed."""
     load_published(sweep.reference)
     by = sweep.reference.by
     if by and not any(has(experiment, by) for experiment in experiments):
@@ -133,16 +133,16 @@ def _check_reference(sweep: Sweep, experiments: Sequence[Experiment]) -> None:
 
 
 def claims_of(sweep: Sweep) -> tuple[Claim, ...]:
-    """What the sweep asks to be judged; InputError for a component that is no claim."""
+    """The sweep's claims; InputError for a component that is not a claim."""
     for claim in sweep.claims:
         if not isinstance(claim, Claim):
             raise InputError(f"Sweep.claims has a {type(claim).__name__}; accepted are claims: components derived from Claim.")
-        described(claim)  # which refuses a label that is no line of text
+        described(claim)  # raises InputError for a label that is not one line of text
     return tuple(claim for claim in sweep.claims if isinstance(claim, Claim))
 
 
 def _check_series(sweep: Sweep) -> None:
-    """The series must be something that the sweep varies: a path of its space, or a field of a component there."""
+    """InputError unless the series is varied: a path of the sweep's space, or a field of a component there."""
     fields = {
         f"{path}.{name}"
         for path, space in sweep.space.items()
@@ -156,7 +156,7 @@ def _check_series(sweep: Sweep) -> None:
 
 
 def trial_experiment(sweep: Sweep, overrides: dict[str, Any]) -> Experiment:
-    """The base experiment with a trial's values in place."""
+    """The base experiment with a trial's values."""
     return override_all(sweep.base, overrides)
 
 
@@ -184,5 +184,5 @@ def _draws(sweep: Sweep, grids: dict[str, list[Any]]) -> Iterator[tuple[dict[str
 
 
 def _plain(value: Any) -> Any:
-    """A drawn value as Python's own number, where it is one of numpy's."""
+    """A drawn value; numbers of numpy become Python's."""
     return value.item() if hasattr(value, "item") else value

@@ -66,7 +66,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
         experiment = trial_experiment(sweep, trial.overrides)
         made = stages(experiment)
         if made["clean"].fingerprint in known:
-            continue  # two draws of the same values are two trials and one cleaning
+            continue  # two draws of the same values are two trials, but one cleaning
         known.add(made["clean"].fingerprint)
         _read_unpoisoned(study, made, store)
         _read_dropped(study, made, store, "clean")
@@ -97,7 +97,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
 
 
 def _stages(plan: Plan, store: Store) -> list[StageState]:
-    """Every stage that is known before anything is drawn, by kind."""
+    """Every stage of the trials that are known before Optuna draws any, by kind."""
     wanted = {
         stage.fingerprint: stage
         for _, experiment in (plan.upstream if plan.grid is None else plan.grid)
@@ -139,7 +139,7 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
 
 
 def judge(store: Store, made: dict[str, Stage], gate: Gate) -> dict[str, Any] | None:
-    """The attack gate's verdict on an experiment's finished pre-training, given its stages; None before it is finished and measured."""
+    """The attack gate's verdict on an experiment's pre-training, given its stages; None until that is finished and measured."""
     from trainers.evaluate.gate import attack_gate, of_all
 
     stage, attack = made["pretrain"], made["poison"]
@@ -168,13 +168,13 @@ def judge(store: Store, made: dict[str, Stage], gate: Gate) -> dict[str, Any] | 
 
 
 def encode_sweep(plan: Plan) -> dict[str, Any]:
-    """The sweep as plain JSON: the base experiment in full and what is varied."""
+    """The sweep as plain JSON: the whole base experiment, and what is varied."""
     return {**plan.stage.config, "base": described(plan.sweep.base)}
 
 
 @dataclass(frozen=True)
 class Trial:
-    """A trial of a sweep: its values, and how it ended if it has."""
+    """A trial of a sweep: its values and, when it has ended, how."""
 
     overrides: dict[str, Any]
     fingerprint: str
@@ -196,7 +196,7 @@ def _trials(plan: Plan, store: Store) -> list[Trial]:
 
 
 def _failed(folder: Path) -> tuple[str, str] | None:
-    """(text, kind) of the failure of this working folder's stage."""
+    """(text, kind) of the failure that is recorded in a stage's working folder."""
     failed = read_failure(folder)
     return (failed["error"], failed["kind"]) if failed else None
 
@@ -211,7 +211,7 @@ class Record:
     status: str
     """stopped, where the scheduler stopped it for good; else empty"""
     draw: int
-    """Its number among the draws of the same values."""
+    """Its number among draws of the same values."""
 
 
 def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, Any], *, draw: int = 0, status: str = "") -> None:
@@ -241,12 +241,12 @@ def recorded_trials(plan: Plan, store: Store) -> list[Record]:
 
 
 def _remembered(path: Path) -> dict[str, Any]:
-    """The record of a trial: its encoded values, its status, and when it was begun."""
+    """A trial's record: its encoded values, its status, and when it began."""
     found = read_json(path)
     digest = found.pop("digest", None) if isinstance(found, dict) else None
     if not isinstance(found, dict) or digest not in (None, digest_of(found)):
         raise _not_as_written(path)
-    if "overrides" not in found:  # older stores record the values alone
+    if "overrides" not in found:  # older stores record only the values
         return {"overrides": found, "status": "", "begun": path.stat().st_mtime_ns}
     kinds = {name: type(value) for name, value in found.items()}
     if kinds != {"overrides": dict, "status": str, "begun": int}:  # also where the digest's own name is damaged
@@ -259,12 +259,12 @@ def _not_as_written(path: Path) -> InputError:
 
 
 def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
-    """The values of every trial that was begun, in the order in which they were."""
+    """The values of every trial that was begun, in that order."""
     return [record.overrides for record in recorded_trials(plan, store)]
 
 
 def decode_overrides(plan: Plan, encoded: dict[str, Any]) -> dict[str, Any]:
-    """The values of a trial from their encoding: components are found among the values of their grid."""
+    """A trial's values from their encoding. Components are looked up among the values of their grid."""
     values = {}
     for path, space in plan.sweep.space.items():
         choices = grid_values(space) or getattr(space, "categories", [])
@@ -277,7 +277,7 @@ def _trial_folder(store: Store, sweep: str) -> Path:
 
 
 def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store) -> None:
-    """Add this experiment's trainings without the poison that the study does not hold yet."""
+    """Add this experiment's trainings without the poison to the study, unless it has them."""
     for role, stage in made.items():
         if not isinstance(stage, Unpoisoned):
             continue

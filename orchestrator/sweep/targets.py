@@ -26,17 +26,17 @@ from orchestrator.sweep.plan import Plan, make_plan, trial_experiment
 from orchestrator.sweep.stored import remembered_trials
 
 OWN = ("data", "views", "poison", "evaluate", "pretrain.model")
-"""Fields that a measurement on the experiment's own sets depends on."""
+"""Fields on which a measurement depends that uses the experiment's own sets."""
 GIVEN = ("views", "poison.trigger", "poison.target", "evaluate.seed", "pretrain.model")
-"""The same for sets that the user names."""
+"""Fields on which a measurement depends that uses sets named by the user."""
 POISONED = ("data", "views", "poison", "evaluate")
 """Fields on which poisoned shards depend."""
 MADE = ("pretrain", "clean", "prior", "labeller")
-"""Roles of the stages that make checkpoints."""
+"""Roles of the stages that hold checkpoints."""
 
 
 def experiment_of(sweep: Sweep, overrides: dict[str, str], matters: tuple[str, ...]) -> Experiment:
-    """The sweep's experiment, the overrides in place; InputError where several differ in what matters."""
+    """The sweep's experiment with the overrides; InputError if its experiments differ in a field of `matters`."""
     wanted = [experiment for _, experiment in make_plan(narrowed(sweep, overrides)).upstream]
     matters = _fields(wanted, matters)
     if _alike(wanted, matters):
@@ -56,7 +56,7 @@ def experiments_of(
     chosen: dict[tuple[str, ...], Experiment] = {}
     found = {}
     for checkpoint in checkpoints:
-        if "/" in checkpoint and not os.path.exists(checkpoint):  # also where its name is too long to be one
+        if "/" in checkpoint and not os.path.exists(checkpoint):  # also if the name is too long for a file
             raise InputError(f"--checkpoint {checkpoint} does not exist; give an epoch folder, a file or a tag of open_clip's.")
         made = origin(checkpoint)
         if made not in chosen:
@@ -74,10 +74,10 @@ def experiments_of(
 
 
 def _poison_of(checkpoint: str) -> list[dict[str, Any]]:
-    """The attacks that a checkpoint of a store was trained with, from the manifests of its stages; empty where they do not tell."""
+    """The attacks that a checkpoint of a store was trained with, by the manifests of its stages; empty if they do not say."""
     for folder in _folders(checkpoint):
         manifest = _manifest(folder)
-        for before in ("pretrain", "poison"):  # for a cleaning, first its pre-training
+        for before in ("pretrain", "poison"):  # for a cleaning, the pre-training first
             if before in manifest.get("inputs", {}):
                 made = Store(folder.parent.parent).find(before, manifest["inputs"][before])
                 manifest = made.manifest if made else {}
@@ -87,19 +87,19 @@ def _poison_of(checkpoint: str) -> list[dict[str, Any]]:
 
 
 def _folders(checkpoint: str) -> tuple[Path, ...]:
-    """Folders that may hold the manifest of the stage that made it: a checkpoint is a file, its epoch's folder, or the stage's."""
+    """Folders that may hold the manifest of its stage: a checkpoint is a file, the folder of an epoch, or that of the stage."""
     path = Path(checkpoint).resolve()
     return (path, *path.parents)[:3]
 
 
 def _manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of a training in this folder; empty where there is none. InputError where it is damaged."""
+    """The manifest of a training in this folder; empty if there is none. InputError if it is damaged."""
     found = read_json(folder / MANIFEST)
     return read_manifest(folder) if isinstance(found, dict) and found.get("stage") in ("pretrain", "clean") else {}
 
 
 def origin(checkpoint: str) -> tuple[str, ...]:
-    """Fingerprint (or its first digits) of the stage in whose folder the checkpoint lies, and of the pre-training before it."""
+    """Fingerprints, or their first digits, of the stage in whose folder the checkpoint lies and of the pre-training before it."""
     for folder in _folders(checkpoint):
         if manifest := _manifest(folder):
             before = manifest["inputs"].get("pretrain")
@@ -124,7 +124,7 @@ def _experiment(
             try:
                 plan = make_plan(overridden(sweep, {path: overrides[path] for path in ran_with}, sweep.name))
             except InputError:
-                continue  # the sweep cannot have run with them alone
+                continue  # the sweep cannot have run with only these
             try:
                 among = _experiments(plan, store)
                 makers = _makers(among, made)
@@ -151,14 +151,14 @@ def _choice(wanted: list[Experiment], matters: tuple[str, ...]) -> str:
 
 
 def _experiments(plan: Plan, store: Store) -> list[Experiment]:
-    """All experiments of the sweep; where its cleanings are drawn, those that were begun."""
+    """All experiments of the sweep; if its cleanings are drawn, those that were begun."""
     drawn = [] if plan.sweep.base.clean is None else remembered_trials(plan, store)
     trials = [trial_experiment(plan.sweep, overrides) for overrides in drawn]
     return [experiment for _, experiment in plan.grid or plan.upstream] + trials
 
 
 def _fields(experiments: list[Experiment], paths: tuple[str, ...]) -> tuple[str, ...]:
-    """The same with `attacks` in place of the fields of `poison`, where the experiments have several attacks."""
+    """The paths, with `attacks` in place of the fields of `poison` if the experiments have several attacks."""
     if all(experiment.poison is not None for experiment in experiments):
         return paths
     return tuple(dict.fromkeys("attacks" if path.split(".")[0] == "poison" else path for path in paths))
@@ -169,7 +169,7 @@ def _alike(experiments: list[Experiment], matters: tuple[str, ...]) -> bool:
 
 
 def _makers(experiments: list[Experiment], made: tuple[str, ...]) -> list[Experiment]:
-    """The experiments with the stage that made the checkpoint, or else with the pre-training that it was made from."""
+    """The experiments that have the stage of the checkpoint, or else the pre-training before it."""
     for digits in made:
         found = [
             experiment
@@ -182,7 +182,7 @@ def _makers(experiments: list[Experiment], made: tuple[str, ...]) -> list[Experi
 
 
 def _value(experiments: list[Experiment], path: str, text: str) -> Any:
-    """The value that the override sets at the path; InputError where its text can mean several values."""
+    """The value that the override sets at the path; InputError if its text can mean several values."""
     values = {get(experiment, path) for experiment in experiments}
     if len(values) > 1:
         raise InputError(f"--{path} {text} names several that differ; name their fields too.")
@@ -190,13 +190,13 @@ def _value(experiments: list[Experiment], path: str, text: str) -> Any:
 
 
 def _told(makers: list[Experiment], among: list[Experiment]) -> str:
-    """What tells the makers of a checkpoint from the sweep's other pre-trainings: `poison.count 400, pretrain.seed 1`."""
+    """How the experiments of a checkpoint differ from the sweep's others: `poison.count 400, pretrain.seed 1`."""
     above = tuple(field.name for field in dataclasses.fields(Experiment) if field.name != "clean")
     return ", ".join(f"{path} {' or '.join(_texts(makers, path))}" for path in _varied(among, above))
 
 
 def _varied(experiments: list[Experiment], paths: tuple[str, ...]) -> list[str]:
-    """The paths, at or below the given ones, in which the experiments differ; for components of one class those of their fields."""
+    """The paths, at or below the given ones, in which the experiments differ. Components of one class are compared field by field."""
     found = []
     for path in paths:
         values = [get(experiment, path) for experiment in experiments]
@@ -208,6 +208,6 @@ def _varied(experiments: list[Experiment], paths: tuple[str, ...]) -> list[str]:
 
 
 def _texts(experiments: list[Experiment], path: str) -> list[str]:
-    """The texts by which an override at the path can choose."""
+    """The texts that an override at the path can have."""
     values = (get(experiment, path) for experiment in experiments)
     return list(dict.fromkeys(type(value).__name__ if isinstance(value, Component) else str(value) for value in values))

@@ -1,4 +1,4 @@
-"""What tells the stages of a sweep, or of a store, from each other: "MMCL, seed 1", "CleanCLIP, lr 0.001 on MMCL, seed 1"."""
+"""Titles of the stages of a sweep or a store: "MMCL, seed 1", "CleanCLIP, lr 0.001 on MMCL, seed 1"."""
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ def titles(found: Sequence[StageResult]) -> dict[str, str]:
 
 
 def plan_titles(plan: Plan) -> dict[str, str]:
-    """The titles of the pre-trainings and cleanings that are known before the run."""
+    """The titles of the pre-trainings and cleanings that a plan knows before the run."""
     found: dict[str, StageResult] = {}
     for _, experiment in [*plan.upstream, *(plan.grid or ())]:
         made = stages(experiment)
@@ -45,7 +45,7 @@ def plan_titles(plan: Plan) -> dict[str, str]:
 
 
 def _cleaning(config: dict[str, Any]) -> dict[str, Any]:
-    """The cleaning's part of its experiment's configuration, or of its manifest's."""
+    """The part of an experiment's or a manifest's configuration that describes the cleaning."""
     return config.get("clean") or config
 
 

@@ -14,7 +14,7 @@ from datasets.errors import InputError
 
 SQLITE = "sqlite:///"
 LOCK_WAIT_S = 180
-"""Making a database takes seconds, on a busy machine a minute."""
+"""Creating a database takes seconds, on a busy machine a minute."""
 SAID = {
     "BUSY": "another process keeps the database locked",
     "LOCKED": "another process keeps the database locked",
@@ -25,7 +25,7 @@ SAID = {
     "CANTOPEN": "the database cannot be opened",
     "IOERR": "the disk cannot be read or written",
 }
-"""sqlite's names of errors, in words."""
+"""sqlite's error names → a message."""
 
 
 def database(uri: str) -> Path | None:
@@ -50,7 +50,7 @@ def mlflow_uri(uri: str) -> str:
 
 @contextmanager
 def making(uri: str) -> Iterator[None]:
-    """A lock for the time in which the database may be made or updated: one process at a time. For a server there is no lock."""
+    """A lock for the creation or update of the database, so that one process at a time does it. A server needs no lock."""
     from orchestrator.store import Store
 
     path = database(uri)
@@ -68,7 +68,7 @@ def relocate(uri: str, artifacts: str | None) -> None:
     path = database(uri)
     if path is None or not path.is_file() or artifacts is None or _folder(artifacts).parent != path.parent:
         return
-    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=20)) as connection, connection:  # MLflow names what is wrong
+    with suppress(sqlite3.Error), closing(sqlite3.connect(path, timeout=20)) as connection, connection:  # MLflow reports what is wrong
         for number, old in connection.execute("SELECT experiment_id, artifact_location FROM experiments").fetchall():
             if not old or not old.startswith("file:") or old == artifacts or _folder(old).name != _folder(artifacts).name:
                 continue
@@ -107,7 +107,7 @@ def sqlite_problem(path: Path) -> str:
 
 
 def why(error: BaseException) -> str:
-    """The cause of a failure of MLflow, its database or the network, in one line without SQL."""
+    """The cause of a failure of MLflow, its database or the network: one line without SQL."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, sqlite3.Error):
         cause = getattr(cause, "orig", None) or cause.__cause__

@@ -8,15 +8,15 @@ from orchestrator.tracking.server import patience
 
 FINGERPRINT, STUDY = "cleansweep.fingerprint", "cleansweep.study"
 COMPLETE = "cleansweep.complete"
-"""Tag that is set last on a stage's run: the result that it holds completely. Such a run is not opened again."""
+"""Tag that is set last on a stage's run: it identifies the result that the run holds completely. Such a run is not opened again."""
 SENTINEL = "epoch"
-"""Logged in the same batch as an epoch's other metrics: an epoch that has it is complete."""
+"""Metric in the same batch as an epoch's other metrics: an epoch that has it was logged completely."""
 WAITS_S = (1.0, 4.0)
-"""Seconds to wait before checking whether a request without an answer was carried out, and sending it again."""
+"""Seconds to wait before checking whether an unanswered request was carried out, and then sending it again."""
 
 
 def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
-    """The id of the experiment: restored where it was deleted, made where there is none."""
+    """The id of the experiment. It is restored if it was deleted, and created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
     found = client.get_experiment_by_name(name)
@@ -24,7 +24,7 @@ def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
         try:
             tags = {"mlflow.experimentKind": "custom_model_development"}
             return client.create_experiment(name, artifact_location=artifacts, tags=tags)
-        except MlflowException:  # another driver was faster, or the answer was lost
+        except MlflowException:  # another driver created it first, or the answer was lost
             found = client.get_experiment_by_name(name)
             if found is None:
                 raise
@@ -34,7 +34,7 @@ def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
 
 
 def search_runs(client: Any, experiment: str, query: str, *, deleted: bool = False) -> list[Any]:
-    """All runs that the query finds; with `deleted` also those that somebody deleted."""
+    """All runs that match the query; with `deleted`, also those that somebody deleted."""
     from mlflow.entities import ViewType
 
     which = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
@@ -65,13 +65,13 @@ def find_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
 
 
 def create_run(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> Any:
-    """A new run. A request without an answer may have made it, so it is sent again only if a search does not find the run."""
+    """Create a run. An unanswered request may have succeeded, so it is sent again only if a search does not find the run."""
     from mlflow.exceptions import MlflowException
     from requests.exceptions import RequestException
 
     for wait_s in (*WAITS_S, None):
         try:
-            with patience(timeout_s=None, retries=0):  # MLflow's own retries would make a second run
+            with patience(timeout_s=None, retries=0):  # MLflow's own retries would create a second run
                 made = client.create_run(experiment, run_name=name, tags=dict(tags))
             return made if wait_s == WAITS_S[0] else find_run(client, experiment, tags) or made
         except (MlflowException, RequestException):

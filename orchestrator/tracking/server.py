@@ -34,7 +34,7 @@ def absolute_uri(uri: str) -> str:
             raise InputError(f"tracking URI is {uri!r}; for sqlite accepted is sqlite:///PATH, the path of a file, without options.")
         try:
             return f"{SQLITE}{Path(path).expanduser().resolve()}"
-        except (OSError, RuntimeError) as error:  # a home of nobody, links that go in circles
+        except (OSError, RuntimeError) as error:  # an unknown user's home, circular links
             raise InputError(f"tracking URI is {uri!r}: {error}.") from None
     try:
         parts = urlsplit(uri)
@@ -155,7 +155,7 @@ def quiet() -> None:
 
 @contextmanager
 def patience(timeout_s: int | None, retries: int) -> Iterator[None]:
-    """Inside the block MLflow's requests give up after this time; None leaves the time as it is."""
+    """Within the block, MLflow's requests give up after this time; None leaves the time unchanged."""
     names = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": str(retries)}
     names |= {} if timeout_s is None else {"MLFLOW_HTTP_REQUEST_TIMEOUT": str(timeout_s)}
     before = {name: os.environ.get(name) for name in names}
@@ -193,7 +193,7 @@ def _listening(port: int) -> bool:
 
 
 def artifact_location(uri: str, folder: str | Path | None) -> str | None:
-    """The folder for files when the URI is a database; None lets a server decide."""
+    """The folder for files if the URI is a database; None for a server, which decides by itself."""
     if urlsplit(uri).scheme in ("http", "https", "databricks"):
         return None
     if folder is None and (file := database(uri)):

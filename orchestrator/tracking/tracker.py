@@ -32,7 +32,7 @@ STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "ru
 
 
 class TrackingError(RuntimeError):
-    """The tracking server could not be written; the results themselves are not lost."""
+    """The tracking server could not be written to. The results themselves are in the store."""
 
 
 class Tracker:
@@ -51,11 +51,11 @@ class Tracker:
         self._by_stage: dict[str, str] = {}
         self._logged: dict[str, set[int]] = {}
         self._complete: dict[str, str] = {}
-        """Run → what it holds completely (`_whole`)."""
+        """Run → the result that it holds completely (`_whole`)."""
         self._names: dict[str, set[str]] = {}
-        """Run → the metrics that it has any value of."""
+        """Run → the metrics of which it has a value."""
         self._sources: dict[str, list[Point]] = {}
-        """Fingerprint of a pre-training → its epochs."""
+        """Fingerprint of a pre-training → its points."""
         self._objectives: dict[str, str] = {}
         self._client: Any = None
         self._experiment = ""
@@ -188,7 +188,7 @@ class Tracker:
             run = self._client.get_run(run_id)
             points = points_of(result)
             last: dict[str, float] = {}
-            if points and result.status in ("finished", "stopped"):  # a failed stage may continue, and end elsewhere
+            if points and result.status in ("finished", "stopped"):  # a failed stage may be continued and then end differently
                 last |= {"final/accuracy": points[-1].accuracy, "final/asr": points[-1].asr}
             if isinstance(result, TrialResult):
                 last |= best_metrics(result.metrics, self._uncleaned(result))
@@ -243,7 +243,7 @@ class Tracker:
             for run in search_runs(self._client, self._experiment, "attributes.status = 'RUNNING'"):
                 tags = run.data.tags
                 known = self.runs.get((tags.get(STUDY, ""), tags.get(FINGERPRINT, "")), run.info.run_id)
-                if known != run.info.run_id:  # the server's answer was lost, and another run was taken
+                if known != run.info.run_id:  # the server's answer was lost, and another run was used
                     self._client.delete_run(run.info.run_id)
                     continue
                 mine = sweep_run_id in (run.info.run_id, tags.get(PARENT))
@@ -279,7 +279,7 @@ class Tracker:
         self._client = client
 
     def _run(self, *, fingerprint: str, name: str, tags: Mapping[str, str], complete: str = "") -> str:
-        """The one run of this fingerprint in its study: found, restored where it was deleted, or made."""
+        """The run of this fingerprint in its study. It is restored if it was deleted, and created if it does not exist."""
         key = (tags.get(STUDY, ""), fingerprint)
         tags = {k: str(v)[:MAX_TAG] for k, v in tags.items() if v} | {DRIVER: f"{socket.gethostname()}:{os.getpid()}"}
         if key in self.runs:
@@ -301,7 +301,7 @@ class Tracker:
         return run_id
 
     def _params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Log the parameters that the run does not have yet; MLflow refuses to change one."""
+        """Log the parameters that the run lacks; MLflow refuses to change existing ones."""
         from mlflow.entities import Param
 
         present = self._client.get_run(run_id).data.params
@@ -315,7 +315,7 @@ class Tracker:
         self._client.log_text(run_id, text, name)
 
     def _portrait(self, run_id: str, result: StageResult) -> None:
-        """The picture of how the stage's model sees its training pairs, where that was analysed."""
+        """Log the figure of the stage's training pairs, if they were analysed."""
         from orchestrator.report.analysis import portrait
 
         figure = portrait(result, near=not isinstance(result, TrialResult))  # t-SNE takes seconds, and there are hundreds of trials
@@ -331,7 +331,7 @@ class Tracker:
 
     @contextmanager
     def _guard(self, what: str) -> Iterator[None]:
-        """Connects; turns any failure of MLflow, its database or the network into one TrackingError naming the URI."""
+        """Connect, and turn any failure of MLflow, its database or the network into one TrackingError that names the URI."""
         try:
             with telling(lambda error: TrackingError(
                 f"{what} could not be logged to {redacted(self.uri)}: {redacted(why(error))}. The results are safe in the store; "
@@ -355,23 +355,23 @@ def _key(text: str) -> str:
 
 
 def _whole(result: StageResult) -> str:
-    """The tag of a run that holds this result completely; empty while the stage runs."""
+    """The value of the tag COMPLETE for a run that holds this whole result; empty while the stage runs."""
     return "" if result.status == "running" else f"{result.status}, {len(result.metrics)} epochs, {values(result)} values, {result.folder}"
 
 
 def values(result: StageResult) -> int:
-    """How many values were measured of it; more come where more is measured afterwards."""
+    """How many metric values the result has; later measurements add more."""
     return sum(len(line.get("metrics", {})) for line in result.metrics)
 
 
 def _checkpoint(result: StageResult) -> dict[str, Any]:
-    """Where the weights are; they stay in the store."""
+    """The path of the weights, which stay in the store."""
     epochs = sorted(path.name for path in result.folder.glob("epoch_*") if path.is_dir())
     return {"folder": str(result.folder), "fingerprint": result.fingerprint, "checkpoints": epochs}
 
 
 def _dead(driver: str) -> bool:
-    """Whether the tag names a process of this machine that no longer runs."""
+    """Whether the tag names a process of this machine that has ended."""
     host, _, pid = driver.rpartition(":")
     if host != socket.gethostname() or not pid.isdigit() or int(pid) == os.getpid():
         return False

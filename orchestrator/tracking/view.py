@@ -34,7 +34,7 @@ def saved_view(client: Any, experiment_id: str, study: Study, study_tag: str) ->
     view = {"name": "accuracy against ASR", "createdAt": now, "updatedAt": now, "state": json.dumps(state)}
     try:
         client.set_experiment_tag(experiment_id, f"mlflow.sharedViewState.{key}", json.dumps(view))
-    except MlflowException:  # refused, for its length or its key: the plain page has to do
+    except MlflowException:  # refused for its length or its key: the plain page is used
         return page
     return f"{page}&viewStateShareKey={key}"
 

@@ -19,12 +19,12 @@ class MadeSet:
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
     numbers: tuple[int, ...]
-    """Numbers of the classes in the list that their names were taken from."""
+    """Index of each class in the list that its name was taken from."""
     dropped: tuple[tuple[str, int], ...]
     """(reason, count) of the pictures that cannot be used."""
 
     def pairs(self) -> Pairs:
-        """Its pictures; InputError where a file of a stage is damaged, here and in `Inputs`."""
+        """The pictures; InputError if a file of a stage is damaged, here and in `Inputs`."""
         return _pairs(self.index, self.urls)
 
 
@@ -38,17 +38,17 @@ class Inputs:
     """File of the poison plan; empty: the pairs as they are."""
     rows: str | None
     test_index: str = ""
-    """Empty, as everything below, where only the pairs are asked for."""
+    """Empty, like all fields below, if only the pairs are needed."""
     test_urls: tuple[str, ...] = ()
     class_names: tuple[str, ...] = ()
     templates: tuple[str, ...] = ()
     targets: tuple[int | None, ...] = ()
-    """Position of each attack's target class; None: all-to-all."""
+    """Index of each attack's target class; None: all-to-all."""
     further: tuple[MadeSet, ...] = ()
     """The sets that evaluators need beside the test pictures, in the order of `experiment.further_sets`."""
 
     def pairs(self, rows: str | None = None) -> Pairs:
-        """The pairs, or those of the given rows file, with the poison plan laid over them."""
+        """The pairs, or those of the given rows file, with the poison plan applied."""
         return _pairs(self.index, self.urls, self.plan, rows or self.rows)
 
     def test(self) -> Pairs:

@@ -1,4 +1,4 @@
-"""A stage as one process makes it: its input, how it reads pictures and weights, and how it records a failure."""
+"""What one process needs to make a stage: its input, how it reads pictures and weights, and how it records a failure."""
 
 import math
 import os
@@ -57,7 +57,7 @@ class Job:
     cpus: float = 1.0
     """Cores of this process."""
     gpus: float = 0.0
-    """GPUs of this process; 0 runs on the CPU, whatever the machine has."""
+    """GPUs of this process; 0: it runs on the CPU, even if the machine has a GPU."""
 
 
 def start(cpus: float, gpus: float) -> World:
@@ -98,7 +98,7 @@ def making(job: Job, world: World) -> Iterator[None]:
 
 
 def decoded_views(job: Job, pairs: Pairs, file: str) -> Decoded | None:
-    """The decoded pictures of an artefact's pairs on this machine; None where they are not kept. `file` is one of the artefact."""
+    """The decoded pictures of an artefact's pairs on this machine; None if they are not kept. `file` is any file of the artefact."""
     manifest = read_json(Path(file).with_name(MANIFEST))
     try:
         folder = cache_folder(job.compute.cache)
@@ -113,7 +113,7 @@ def decoded_views(job: Job, pairs: Pairs, file: str) -> Decoded | None:
 def load_model(experiment: Experiment, weights: str) -> Encoder:
     """The experiment's model with the weights of a checkpoint: an epoch folder, a file, or a pretrained tag of open_clip.
 
-    What the checkpoint does not tell of itself is said.
+    The log says what was assumed because the checkpoint does not state it.
     """
     model = experiment.pretrain.model
     if isinstance(model, Model) and not os.path.exists(weights) and "/" not in weights:
@@ -125,7 +125,7 @@ def load_model(experiment: Experiment, weights: str) -> Encoder:
 
 @contextmanager
 def measured_as(checkpoint: str) -> Iterator[None]:
-    """InputError naming the checkpoint where its model computes values that are not finite."""
+    """InputError that names the checkpoint if its model computes values that are not finite."""
     try:
         yield
     except FloatingPointError as error:
@@ -133,7 +133,7 @@ def measured_as(checkpoint: str) -> Iterator[None]:
 
 
 def whole_pictures(pairs: Pairs, recipe: Recipe, world: World, views: Decoded | None = None) -> Iterator[dict[str, Any]]:
-    """This rank's share of batches that hold every pair once, as trained on but not augmented: `Run.pairs`."""
+    """This rank's share of batches that hold every training pair once, not augmented: `Run.pairs`."""
     plain = replace(recipe, views=replace(recipe.views, crop=None, flip=False))
 
     def make(number: int) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 MEASURED = "measured.json"
 """In a training's folder: which measurements were made during the training."""
 ANALYSIS = "analysis"
-"""Folder of a stage for the arrays that its pictures are drawn from, a file an epoch."""
+"""Folder of a stage for the arrays of its figures, one file for each epoch."""
 
 
 def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
@@ -32,7 +32,7 @@ def evaluate(job: Job, encoder: Encoder) -> dict[str, float]:
 
 
 def measure_given(job: Job, weights: str) -> Encoder:
-    """The given model, after its line of metrics is written into the job's folder."""
+    """Measure a given model and write its line of metrics into the job's folder; returns the model."""
     world, folder = start(job.cpus, job.gpus), Path(job.folder)
     with making(job, world), measured_as(weights):
         encoder = load_model(job.experiment, weights).place(world.device)
@@ -75,6 +75,7 @@ def measure_of(
         test=share(inputs.test(), inputs.test_index),
         made={need: checked(folder) for need, folder in job.made},
         sets={one: share(made.pairs(), made.index) for one, made in zip(further_sets(experiment), inputs.further)},
+        classes={one: (made.class_names, made.templates) for one, made in zip(further_sets(experiment), inputs.further)},
         target=inputs.targets[0],
         class_names=inputs.class_names,
         templates=inputs.templates,
@@ -90,7 +91,7 @@ def measure_of(
     zero_shot = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, aims=aims)
 
     stage = experiment.clean if job.cleanset else experiment.pretrain
-    epochs = getattr(stage, "epochs", 0)  # a given model has none
+    epochs = getattr(stage, "epochs", 0)  # a given model has no epochs
 
     def measure(encoder: Encoder, epoch: int, last: bool = False) -> dict[str, float]:
         values: dict[str, Any] = {}

@@ -22,12 +22,12 @@ class StageError(RuntimeError):
 
 
 def fit_on_workers(job: Job, train: Callable[[Job], None], workers: int, compute: Compute, title: str) -> None:
-    """Run the job's training on this many workers of Ray Train; its failure is raised as that of the stage with this title."""
+    """Run the job's training on this many workers of Ray Train. A failure is raised as that of the stage with this title."""
     raise_failure(title, Path(job.folder), _fit(job, train, workers, compute))
 
 
 def _fit(job: Job, train: Callable[[Job], None], workers: int, compute: Compute) -> BaseException | None:
-    """The cause of the failure, as Ray Train tells it."""
+    """Run the training; returns the cause of a failure as Ray Train reports it, or None."""
     from ray.train import RunConfig, ScalingConfig
     from ray.train.torch import TorchTrainer
 
@@ -51,7 +51,7 @@ def _fit(job: Job, train: Callable[[Job], None], workers: int, compute: Compute)
     cause: BaseException | None = None
     try:
         trainer.fit()
-    except SystemExit as error:  # Train's own handler turns ctrl-C into this
+    except SystemExit as error:  # Ray Train's handler turns ctrl-C into this
         raise KeyboardInterrupt from error
     except Exception as error:  # Train wraps the cause of a worker's death; it is unwrapped below
         cause = error
@@ -60,7 +60,7 @@ def _fit(job: Job, train: Callable[[Job], None], workers: int, compute: Compute)
 
 
 def raise_failure(stage: object, folder: Path, cause: BaseException | None) -> None:
-    """Raise the stage's failure, if it failed: InputError for the user's mistakes, else StageError."""
+    """Raise the stage's failure, if there is one: InputError for a user's mistake, else StageError."""
     failed = read_failure(folder)
     if failed:
         kind = InputError if failed["kind"] == failures.INPUT else StageError
@@ -70,7 +70,7 @@ def raise_failure(stage: object, folder: Path, cause: BaseException | None) -> N
         if mistake is not None:
             raise InputError(f"{stage}: {mistake}") from cause
         lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [type(cause).__name__]
-        if folder.is_dir():  # its process recorded nothing: it may have been lost. The next attempt removes this
+        if folder.is_dir():  # the process recorded no failure, so it may have been lost. The next attempt removes this record
             write_json(folder / FAILED, {"kind": failures.kind_of(cause), "error": lines[-1][:400], "rank": 0})
         progress = read_json(folder / "progress.json")
         near = f" near step {progress.get('step', 0)}" if isinstance(progress, dict) else ""

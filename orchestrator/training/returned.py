@@ -17,14 +17,14 @@ from trainers.evaluate.analysis import looking
 from trainers.weights.epoch_folder import WEIGHTS
 
 Signature = dict[str, tuple[str, list[int]]]
-"""Type and shape of each tensor by its name in open_clip's model."""
+"""Name of each tensor in open_clip's model → its type and shape."""
 ROUNDING = 1e-4
-"""Largest distance of two unit features that differ by rounding alone."""
+"""Largest distance of two unit features that differ only by rounding."""
 CAPTIONS = ["a photo of a cat.", "two people in front of a red house", "", "sketch of 3 large boats, seen from above; no sky, no sun"]
 
 
 def signature(encoder: Encoder) -> Signature:
-    """What two models must have in common for one to load the other's weights."""
+    """The tensors' types and shapes: equal for two models if one can load the other's weights."""
     return {name: (str(value.dtype), list(value.shape)) for name, value in encoder.model.state_dict().items()}
 
 
@@ -65,7 +65,7 @@ def check_kept(returned: Encoder, again: Encoder, method: str) -> None:
     """
     again.to(returned.device)
     for own_BD, kept_BD in zip(_features(returned), _features(again)):
-        distance_B = (own_BD.nan_to_num() - kept_BD.nan_to_num()).norm(dim=1)  # measuring reports values that are not finite
+        distance_B = (own_BD.nan_to_num() - kept_BD.nan_to_num()).norm(dim=1)  # the measurement reports values that are not finite
         if float(distance_B.max()) > ROUNDING:
             raise InputError(
                 f"{method}.train returned a model that its saved weights do not give again: what the method changed is not in the weights "

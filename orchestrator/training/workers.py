@@ -57,9 +57,9 @@ def clean(job: Job, report: Report | None = None) -> None:
         spec = job.experiment.clean
         assert spec is not None
         pairs = job.inputs.pairs(job.cleanset)
-        views = decoded_views(job, pairs, job.cleanset)  # not for a pre-training, which may be larger than the disk
+        views = decoded_views(job, pairs, job.cleanset)  # only for a cleaning: the pictures of a pre-training may not fit on the disk
         encoder = load_model(job.experiment, job.checkpoint)
-        few = replace(job, compute=replace(job.compute, loader_workers=0))  # batches are not worth starting processes for
+        few = replace(job, compute=replace(job.compute, loader_workers=0))  # batches of decoded pictures need no reading processes
         begun = distributed.from_main(world.main and checkpoint.newest(Path(job.folder)) is not None, world)
         before = {} if begun else probe(encoder, _feed(few, world, pairs, spec, True, views), spec, world)
         around = _surroundings(job, world, report)
@@ -106,7 +106,7 @@ def _by_method(
     run = Run(
         trainer=train,
         training=spec,
-        fresh=lambda: blank(job.experiment.pretrain.model).build(hash64(spec.seed, "fresh")),  # never the pre-training's first weights
+        fresh=lambda: blank(job.experiment.pretrain.model).build(hash64(spec.seed, "fresh")),  # not the pre-training's first weights
         keys=lambda: pairs.keys().to_pylist(),
         pairs=lambda: whole_pictures(pairs, recipe, world, views),
         made={need: checked(folder) for need, folder in job.made},
@@ -124,7 +124,7 @@ def _by_method(
     if 0 < run.done < spec.epochs:
         raise InputError(f"{called}.train trained for {run.done} of the {spec.epochs} epochs of {spec.slug}: its last run.fit is to have "
                          "all that are left.")
-    if not ended:  # nothing was trained: epoch 0 is the model as it was given
+    if not ended:  # nothing was trained: epoch 0 is the given model
         values = around["measure"](_placed(job, original(), world), 0)
         if world.main:
             checkpoint.clear(folder)
@@ -134,7 +134,7 @@ def _by_method(
 
 
 def _spec(job: Job) -> Training:
-    """The training fields of this job."""
+    """The fields of the job's training."""
     spec = job.experiment.clean if job.cleanset else job.experiment.training
     assert spec is not None
     return spec
@@ -173,13 +173,13 @@ def _keep_returned(
 
 
 def _placed(job: Job, encoder: Encoder, world: World) -> Encoder:
-    """The model as the job trains and measures it."""
+    """Move the model to the job's device and precision."""
     spec = _spec(job)
     return encoder.place(world.device, precision=spec.precision, channels_last=spec.channels_last)
 
 
 def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, Any]:
-    """The arguments of `fit` that depend on this process: where to save, how to measure, whom to tell."""
+    """The arguments of `fit` that depend on this process: where to save, how to measure, and the callback for metrics."""
     folder = Path(job.folder)
     batch_size = _spec(job).batch_size
     return {
@@ -191,13 +191,13 @@ def _surroundings(job: Job, world: World, report: Report | None) -> dict[str, An
         "note": say,
         "progress": lambda step, total, rate: _progress(folder / PROGRESS, step, total, rate, batch_size),
         "keep": _keep(job) if job.cleanset else "all",
-        "states": 1 if job.cleanset else 2,  # a pre-training may be long: where its last checkpoint is damaged, the one before serves
+        "states": 1 if job.cleanset else 2,  # a pre-training may be long: if its last checkpoint is damaged, the one before is used
         "ledger": folder / "ledger.jsonl" if os.environ.get("CLEANSWEEP_LEDGER") else None,
     }
 
 
 def _keep(job: Job) -> Keep:
-    """Which checkpoints of a cleaning stay: with "chosen", those of the epochs that the report's rules pick among those so far."""
+    """Which checkpoints of a cleaning are kept: with "chosen", those of the epochs that the report's rules pick so far."""
     if job.compute.keep != "chosen":
         return job.compute.keep
     return partial(chosen_epochs, start=job.uncleaned)
@@ -206,7 +206,7 @@ def _keep(job: Job) -> Keep:
 def _feed(
     job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None, epochs: int | None = None
 ) -> Any:
-    """The batches of a training up to the end of this many epochs, by default of all."""
+    """The batches of a training for this many epochs; by default for all of its epochs."""
     recipe = job.experiment.recipe(seed=training.seed, two_views=two_views, eda=job.experiment.eda)
     if len(pairs) < training.batch_size:
         raise InputError(f"batch_size is {training.batch_size}, but there are only {len(pairs)} pairs to train on.")

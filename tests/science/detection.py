@@ -56,7 +56,8 @@ def main() -> None:
             print(f"| {100 * rate:g} % | {keep} | {told} |")
     print("\n| what was dropped | pairs | victims caught | clean pairs lost |\n|---|---|---|---|")
     for one in study.dropped:
-        print(f"| {one['name']} | {one['dropped']} of {one['pairs']} | {one['victims_caught']} of {one['victims']} | {one['clean_pairs_lost']} |")
+        caught = f"{one['victims_caught']} of {one['victims']}"
+        print(f"| {one['name']} | {one['dropped']} of {one['pairs']} | {caught} | {one['clean_pairs_lost']} |")
 
 
 if __name__ == "__main__":

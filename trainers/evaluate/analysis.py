@@ -32,7 +32,7 @@ Features = Mapping[str, np.ndarray]
 Values = dict[str, float | np.ndarray]
 
 EDGES = np.linspace(-1, 1, 101)
-"""Of the histograms of cosines."""
+"""Edges of the bins of the histograms of cosines."""
 GROUPS = ("other", "target", "triggered")
 """What the numbers in `map/group` stand for: pictures without the target, pictures of it, and the former with the trigger."""
 
@@ -90,7 +90,7 @@ def embed(model: Encoder, batches: Iterable[dict[str, Any]], world: World) -> di
 
 @contextmanager
 def looking(model: Encoder) -> Iterator[None]:
-    """Evaluation mode, no gradient, fp32 at least; afterwards the model is as it was."""
+    """Within the block: evaluation mode, no gradient, at least fp32. Afterwards the model is as before."""
     training, autocast = model.training, model.autocast
     model.eval()
     model.autocast = None
@@ -193,7 +193,7 @@ def tsne(component_NK: np.ndarray) -> np.ndarray:
     start_N2 = component_NK[:, :2].astype(np.float32)
     start_N2 = 1e-4 * start_N2 / max(float(start_N2[:, 0].std()), 1e-12)
     perplexity = min(30.0, (len(component_NK) - 1) / 3)
-    with threadpool_limits(1):  # sums of several threads come in any order
+    with threadpool_limits(1):  # the order of sums over several threads is not fixed
         return TSNE(2, perplexity=perplexity, init=start_N2, random_state=0, n_jobs=1).fit_transform(component_NK).astype(np.float64)
 
 
@@ -203,7 +203,7 @@ def _groups(features: Features) -> dict[str, np.ndarray]:
 
 
 def _rowwise(features: Features, one: str, other: str) -> np.ndarray:
-    """Cosine of each row with its counterpart; empty where there is none."""
+    """Cosine of each row with its counterpart; empty if there are no rows."""
     return (features[one] * features[other]).sum(axis=1) if one in features and other in features else np.zeros(0)
 
 
@@ -213,7 +213,7 @@ def _agreement(features: Features, names: Mapping[str, tuple[str, str]]) -> Valu
 
 
 def _mean_cosine(one_ND: np.ndarray, other_MD: np.ndarray, same_pictures: bool) -> float:
-    """Mean over all combinations; where row i of both is the same picture, without those."""
+    """Mean cosine over all combinations. With `same_pictures`, row i of both is the same picture, and those combinations are left out."""
     total = float(one_ND.sum(axis=0) @ other_MD.sum(axis=0))
     if not same_pictures:
         return total / (len(one_ND) * len(other_MD))

@@ -1,4 +1,4 @@
-"""What an evaluator is, and what it may look at."""
+"""What an evaluator is, and which data it can use."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -24,24 +24,26 @@ from trainers.encoder import Encoder
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """What an evaluator may open, the same for all epochs of a stage and for all stages of an experiment."""
+    """The data that an evaluator can use, the same for all epochs of a stage and all stages of an experiment."""
 
     test: Callable[[], Iterable[Batch]]
     """This rank's share of the test pictures, as `datasets.feed.loader.eval_batches` gives it."""
     pairs: Pairs
-    """The pairs of the pre-training, with the poison plan laid over them; the same in a cleaning."""
+    """The pairs of the pre-training with the poison plan applied, also in a cleaning."""
     recipe: Recipe
     """Views, trigger and seed of the evaluation."""
     batch_size: int = 256
     world: World = field(default_factory=World)
     target: int | None = None
-    """The attack's target, a place among the classes; None: no attack is measured."""
+    """Index of the attack's target class; None: no attack is measured."""
     class_names: tuple[str, ...] = ()
-    """Of the test pictures."""
+    """Class names of the test pictures."""
     templates: tuple[str, ...] = ()
     """The prompts of the test set, with {} where the class name goes: `zeroshot.class_head` makes class features of both."""
     sets: Mapping[EvalSet | RetrievalSet, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
     """This rank's share of each further set that evaluators need (`Component.needs`)."""
+    classes: Mapping[EvalSet | RetrievalSet, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
+    """Class names and prompts of each of them."""
     made: Mapping[Component, Path] = field(default_factory=dict)
     """The folders of everything else that evaluators need."""
 
@@ -55,16 +57,19 @@ class Evaluator(Component, ABC):
     `orchestrator.training.measuring`.
     """
 
+    own_classes: ClassVar[bool] = False
+    """Whether the sets that it needs may have other classes than the test set."""
+
     every: int = since(1)
     """A model is measured before training, after each epoch whose number this divides, and after the last one; 0: after the last one
     alone."""
 
     def due(self, epoch: int, epochs: int) -> bool:
-        """Whether it measures after this epoch of so many."""
+        """Whether it measures after epoch `epoch` of `epochs`."""
         return epoch >= epochs or (self.every > 0 and epoch % self.every == 0)
 
     def open(self, material: Material) -> Iterable[Batch]:
-        """This rank's batches of one measurement."""
+        """This rank's batches for one measurement."""
         return material.test()
 
     @abstractmethod

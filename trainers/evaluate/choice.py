@@ -14,7 +14,7 @@ ACCURACY, ASR = "zeroshot/top1", "asr/top1"
 LIMITS = (5, 10)
 """Limits on the ASR, percent, of the two rules that choose the most accurate model."""
 POINTS_LOST = 1.0
-"""Points of accuracy that the model with the lowest ASR may have lost."""
+"""Points of accuracy that the model with the lowest ASR may lose."""
 PERCENT_LOST = 10.0
 """The same relative to the uncleaned model's accuracy."""
 
@@ -30,11 +30,11 @@ class Measured(Protocol):
     def epoch(self) -> int: ...
     @property
     def trial(self) -> str:
-        """Its trial; decides between models that are equal in everything else."""
+        """The model's trial. It decides between models that are equal in everything else."""
 
     @property
     def returned(self) -> bool:
-        """Whether the method returned this model instead of the one that training ended with."""
+        """Whether the method returned this model in place of the one at the end of its training."""
 
 
 M = TypeVar("M", bound=Measured)
@@ -42,7 +42,7 @@ M = TypeVar("M", bound=Measured)
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How a model is picked out of the trials and epochs of one cleaning method."""
+    """How a model is chosen among the trials and epochs of one cleaning method."""
 
     key: str
     text: str
@@ -74,7 +74,7 @@ def lowest_asr_relative(percent: float) -> Callable[[Sequence[M], Any], M | None
 
 
 def blind(points: Sequence[M], start: Any) -> M | None:
-    """Highest accuracy, the ASR not looked at; ties go to the later epoch, as a defender would train on."""
+    """Highest accuracy, whatever the ASR; ties go to the later epoch, because a defender would train on."""
     return min(points, key=lambda p: (-p.accuracy, -p.epoch, p.trial), default=None)
 
 
@@ -105,7 +105,7 @@ RULE = {rule.key: rule for rule in RULES}
 
 @dataclass(frozen=True)
 class Epoch:
-    """A line of a training's metrics as a candidate."""
+    """A training's line of metrics as a candidate for a rule."""
 
     epoch: int
     accuracy: float
@@ -145,7 +145,7 @@ def results(points: Iterable[M]) -> list[M]:
 
 
 def chosen_epochs(lines: Iterable[dict[str, Any]], start: Epoch | None = None) -> set[int]:
-    """The epochs of one cleaning that some rule picks, among those so far. `start` is the uncleaned model, by default epoch 0."""
+    """The epochs of one cleaning that a rule picks among those so far. `start` is the uncleaned model, by default epoch 0."""
     points = measured(lines)
     start = start or next((p for p in points if p.epoch == 0), None) or Epoch(0, math.nan, math.nan)
     return {choice.epoch for rule in RULES if (choice := rule.choose(results(points), start)) is not None}

@@ -1,4 +1,4 @@
-"""Features of pictures, computed once for all evaluators that look at the same batches."""
+"""Features of pictures, computed once for all evaluators that use the same batches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The attack gate: did the attack work? Asked before any defence is judged."""
+"""The attack gate: whether the attack worked, which is judged before any defence."""
 
 from __future__ import annotations
 

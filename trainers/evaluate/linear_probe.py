@@ -44,7 +44,7 @@ class LinearProbe(Evaluator):
     max_iter: Count = 1000
     """Steps of the solver (L-BFGS)."""
     seed: int = 0
-    """Of the held-out part."""
+    """Seed of the held-out part."""
 
     def __post_init__(self) -> None:
         if not self.grid or list(self.grid) != sorted(set(self.grid)):
@@ -127,7 +127,7 @@ def _fit(
         return LogisticRegression(C=strength, max_iter=probe.max_iter).fit(feature_ND[among_N], label_N[among_N])
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)  # said in probe/converged
+        warnings.simplefilter("ignore", ConvergenceWarning)  # reported as probe/converged
         accuracy = [fit(strength, ~held_N).score(feature_ND[held_N], label_N[held_N]) for strength in probe.grid]
         chosen = probe.grid[int(np.argmax(accuracy))]  # the strongest penalty of equals
         model = fit(chosen, np.ones(len(rows), bool))

@@ -1,4 +1,4 @@
-"""The losses of a model before its cleaning begins, and their gradients, on the clean pairs."""
+"""The losses of a model and their gradients on the clean pairs, before its cleaning begins."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def probe(encoder: Encoder, feed: Feed, training: Training, world: World | None 
     distributed.synchronise_batchnorm(own, world)
     own.train()
     if own.model.logit_bias is not None:
-        own.model.logit_bias.requires_grad_(False)  # neither loss has it
+        own.model.logit_bias.requires_grad_(False)  # neither loss uses it
     model = distributed.wrap(own, world)
     rows = PAIRS // world.size
     raws = list(itertools.islice(feed.batches(), BATCHES))

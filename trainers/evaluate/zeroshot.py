@@ -32,16 +32,16 @@ TOP = (1, 5, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Aim(Component):
-    """An attack, as one measures it."""
+    """An attack that is measured."""
 
     name: str = ""
-    """Of several attacks; empty where there is one."""
+    """The attack's name; empty if there is only one attack."""
     target: int | None
     """Index of the target class; None: of a picture of class i it is class i + 1, and the first after the last (all-to-all)."""
     trigger: Trigger | None = None
-    """Where it writes into captions, it writes into the class prompts."""
+    """If it writes into captions, it also writes into the class prompts."""
     seed: int = 0
-    """Of what it draws there."""
+    """Seed of what the trigger draws there."""
 
     def of(self, label_B: Tensor, classes: int) -> tuple[Tensor, Tensor]:
         """(target of each picture, int64 [B]; bool [B]: whether the picture is not of that class itself)."""
@@ -50,7 +50,7 @@ class Aim(Component):
 
     @property
     def group(self) -> str:
-        """What its metrics' names begin with."""
+        """The prefix of its metrics' names."""
         return f"asr/{self.name}" if self.name else "asr"
 
 
@@ -72,7 +72,7 @@ class ZeroShotASR(Evaluator):
     target: int | None = None
     """index of the attack's target class; None: no attack is measured"""
     aims: tuple[Aim, ...] = ()
-    """the attacks, where `target` does not say it all: several, all-to-all, or with words in the caption"""
+    """the attacks, if there are several, or one is all-to-all or writes words into captions; else `target` is enough"""
     text_batch: int = 512
     """captions encoded at once for the class head"""
 
@@ -86,7 +86,7 @@ class ZeroShotASR(Evaluator):
 
     @property
     def attacks(self) -> tuple[Aim, ...]:
-        """What is measured, the first in the batches' `image_triggered`."""
+        """The attacks that are measured; the first one's pictures are the batches' `image_triggered`."""
         return self.aims or (() if self.target is None else (Aim(target=self.target),))
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:

@@ -17,7 +17,7 @@ Features = Mapping[str, Tensor]
 
 
 class Loss(Protocol):
-    """Computes the loss of a phase's steps: the objective itself, or what its `begin` returns."""
+    """An object that computes the loss of a phase's steps: the objective itself, or what its `begin` returns."""
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
         """As `Objective.loss`."""

@@ -76,14 +76,14 @@ class Contrastive(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class MMCL(Contrastive):
-    """Multimodal contrastive loss alone: CLIP's own."""
+    """Only the multimodal contrastive loss: CLIP's own."""
 
     label = Contrastive.label
 
 
 @dataclass(frozen=True, kw_only=True)
 class MMCLSSL(Contrastive):
-    """Multimodal and in-modal together."""
+    """The multimodal and the in-modal losses together."""
 
     inmodal_weight: NotNegative = 1.0
     label = Contrastive.label
@@ -95,7 +95,7 @@ class MMCLSSL(Contrastive):
 
 @dataclass(frozen=True, kw_only=True)
 class SSL(Contrastive):
-    """In-modal (self-supervised) alone."""
+    """Only the in-modal (self-supervised) losses."""
 
     clip_weight: NotNegative = 0.0
     inmodal_weight: NotNegative = 1.0

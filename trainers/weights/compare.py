@@ -28,7 +28,7 @@ def fitting(encoder: Encoder, file: Path, state: dict[str, Tensor]) -> dict[str,
             if value.numel() != 1 or value.is_complex() or (sizes[name] is not None and value.item() != sizes[name]):
                 held = value.item() if value.numel() == 1 else _shape(value)
                 raise InputError(f"checkpoint {file} is of another architecture: its {name} is {held}, the model's {sizes[name]}")
-    for scalar in ("logit_scale", "logit_bias"):  # saved as [1] by some versions and as a scalar by others
+    for scalar in ("logit_scale", "logit_bias"):  # some versions save it as [1] and others as a scalar
         if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel() == 1:
             state[scalar] = state[scalar].reshape(own[scalar].shape)
     counts = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}  # nothing is computed from it
@@ -78,11 +78,11 @@ _OF_NO_ACCOUNT = (
     "patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path", "hf_model_pretrained",
     "layers", "width", "mlp_ratio", "patch_size", "image_size", "context_length", "vocab_size",
 )  # fmt: skip
-"""Fields of a tower that do not change what a trained one computes, or that follow from the tensors' names and shapes."""
+"""Fields of a tower that do not change what it computes after training, or that follow from the tensors' names and shapes."""
 
 
 def _plain(value: Any) -> Any:
-    """A setting in one form: a tuple is a list, a square's sides are one number."""
+    """A setting in a form that can be compared: a tuple becomes a list, equal sides become one number."""
     value = list(value) if isinstance(value, (tuple, list)) else value
     return value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
 

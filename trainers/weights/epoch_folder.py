@@ -12,7 +12,7 @@ WEIGHTS, CONFIG, STATE, META = "open_clip_model.safetensors", "open_clip_config.
 
 
 def fault(checkpoint: Path, state: bool = True) -> str:
-    """The file of the checkpoint that is lost or changed; empty where it is whole. `state`: also the files that training continues from."""
+    """The file of the checkpoint that is lost or changed; empty if there is none. `state`: also the files that training continues from."""
     meta = read_meta(checkpoint)
     if not meta:
         return f"{checkpoint / META} {'is not as it was written' if (checkpoint / META).exists() else 'is missing'}"

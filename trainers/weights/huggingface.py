@@ -1,4 +1,4 @@
-"""CLIP as Hugging Face's `CLIPModel` names and stores it, in open_clip's names."""
+"""Translates the names and the layout of CLIP's tensors between Hugging Face's `CLIPModel` and open_clip."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ _DEFAULTS = {
     "text_config": {"hidden_act": "quick_gelu", "num_attention_heads": 8, "hidden_size": 512, "layer_norm_eps": 1e-5},
     "vision_config": {"hidden_act": "quick_gelu", "num_attention_heads": 12, "hidden_size": 768, "layer_norm_eps": 1e-5},
 }
-"""Defaults of their configuration, which it leaves out."""
+"""Defaults of their configuration, for fields that it leaves out."""
 
 
 def knows(name: str) -> bool:
@@ -45,7 +45,7 @@ def knows(name: str) -> bool:
 
 
 def is_theirs(state: dict[str, Any]) -> bool:
-    """Whether the tensors have their names."""
+    """Whether the tensors have Hugging Face's names."""
     return any(name.startswith(("text_model.", "vision_model.")) for name in state)
 
 
@@ -75,7 +75,7 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
         if len(parts) == 3 and len(shapes) == 1 and shapes != {torch.Size()}:
             found[place] = torch.cat([parts[letter] for letter in "qkv"])
         else:
-            found |= {f"{place} ({letter})": value for letter, value in parts.items()}  # said to be of another architecture
+            found |= {f"{place} ({letter})": value for letter, value in parts.items()}  # reported as of another architecture
     return found
 
 

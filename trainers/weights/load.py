@@ -55,7 +55,7 @@ _BLOCK = "transformer.resblocks.0."
 
 
 def aside(line: str) -> None:
-    """Print a line beside the results."""
+    """Print a line to stderr."""
     print(line, file=sys.stderr, flush=True)
 
 

@@ -8,20 +8,28 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from datasets.errors import InputError
+from datasets.evaluation.evalset import EvalSet
 from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import lines_of, measurements
 from orchestrator.store import Store
 from orchestrator.sweep.plan import check_measurements, make_plan
+from orchestrator.training.job import load_model
 from orchestrator.training.measuring import MEASURED, _remember, read_measured
 from tests.experiments import artefacts
 from tests.inprocess import run_here
 from tests.tiny_sweep import BASE, SWEEP
+from trainers.checkpoint import epoch_folder
 from trainers.evaluate.analysis import Analysis
+from trainers.evaluate.another_set import ZeroShotOn
 from trainers.evaluate.base import Evaluator
+from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.zeroshot import ZeroShotASR
 
 SMALL = replace(SWEEP, base=replace(BASE, clean=replace(BASE.clean, epochs=2, warmup_steps=1)), space={})
 
@@ -90,6 +98,31 @@ def test_another_seed_of_the_evaluation_measures_accuracy_and_asr_anew(finished:
     assert sum(manifest["name"].startswith("accuracy and ASR") for manifest in made) == 2
     measured = [line for line in study.pretrains[0].metrics if "asr/top1" in line["metrics"]]
     assert [line["epoch"] for line in measured] == [1, 2], "epoch 0 has no checkpoint"
+
+
+def test_accuracy_on_another_set_has_that_sets_classes_and_prompts(finished: Path, tmp_path: Path) -> None:
+    (tmp_path / "colours").mkdir()
+    views = np.stack([np.full((32, 32, 3), 40 * grey, np.uint8) for grey in range(6)])
+    for grey, picture in enumerate(views):
+        folder = tmp_path / "colours" / ("grass", "sea")[grey // 3]
+        folder.mkdir(exist_ok=True)
+        Image.fromarray(picture).save(folder / f"{grey}.png")
+    other = EvalSet(path=str(tmp_path / "colours"), layout="folder", templates=("a patch of {}",))
+    before = trained(finished)
+    code, said, study = run_here(with_evaluators(ZeroShotOn(data=other, name="colours")), finished)
+    assert code == 0 and trained(finished) == before, said
+    metrics = study.trials[0].metrics[-1]["metrics"]
+    found = {name.removeprefix("zeroshot_on/colours/"): value for name, value in metrics.items() if name.startswith("zeroshot_on/")}
+    assert found["n"] == 6 and found["top5"] == 100 and metrics["zeroshot/n"] > 6
+    store = Store(finished)
+    model = load_model(BASE, str(epoch_folder(store.find("clean", study.trials[0].fingerprint).folder, 2)))
+    batch = {"image": views, "label": np.repeat([0, 1], 3), "key": np.arange(6).astype(str)}
+    alone = ZeroShotASR(class_names=("grass", "sea"), templates=("a patch of {}",)).measure(model, [batch])
+    assert found == {name.removeprefix("zeroshot/"): value for name, value in alone.items()}
+    code, said, _ = run_here(with_evaluators(LinearProbe(train=other), ZeroShotOn(data=other, name="colours")), finished)
+    assert code == 2 and "are not the 4 of the test set" in said
+    with pytest.raises(InputError, match="evaluator.name is ''"):
+        ZeroShotOn(data=other)
 
 
 def test_what_was_measured_for_a_part_of_a_training_is_measured_again(tmp_path: Path) -> None:

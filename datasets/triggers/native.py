@@ -1,0 +1,44 @@
+"""A trigger that is put on the picture as it is stored, before it is resized and cropped."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from datasets.errors import InputError
+from datasets.triggers.base import Trigger
+
+
+@dataclass(frozen=True, kw_only=True)
+class Native(Trigger):
+    """Another trigger, put on the picture at its own resolution, in training and at evaluation.
+
+    This is how some published code pastes its patch. Resizing then shrinks it, and the centre crop of a wide picture may cut it off: what
+    is left is the `visibility` of the attack. A picture that is too small for the trigger stays as it is.
+    """
+
+    trigger: Trigger
+    """What is put on; its sizes are in pixels of the stored picture."""
+
+    def __post_init__(self) -> None:
+        if isinstance(self.trigger, Native) or not self.trigger.marks:
+            raise InputError(f"trigger.trigger is {type(self.trigger).__name__}; accepted is a trigger that marks pictures by itself.")
+
+    @property
+    def native(self) -> bool:
+        return True
+
+    @property
+    def writes(self) -> bool:
+        return self.trigger.writes
+
+    def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        try:
+            self.trigger.check(min(image_HWC.shape[:2]))
+        except InputError:
+            return image_HWC.copy()
+        return self.trigger.stamp(image_HWC, rng)
+
+    def write(self, caption: str, rng: np.random.Generator) -> str:
+        return self.trigger.write(caption, rng)
