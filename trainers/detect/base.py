@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from datasets.component import Component, Count
 from datasets.errors import InputError
 from datasets.seeding import hash64
-from trainers.detect.neighbours import CLAMP, Near, nearest
+from trainers.detect.neighbours import CLAMP, Near, Rows, nearest
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -69,6 +69,11 @@ class Reference:
             self.kept[kind] = torch.cat([self.pairs.image(kind), self.pairs.text(kind)])
         return self.kept[kind]
 
+    def _rows(self, kind: str) -> Rows:
+        if ("searched", kind) not in self.kept:
+            self.kept["searched", kind] = Rows(self.rows(kind))
+        return self.kept["searched", kind]
+
     def places(self, pairs: Features) -> np.ndarray:
         """int64 [B]: the place of each pair in the reference, by its key; −1 where it is not in it."""
         return np.array([self._places.get(key, -1) for key in pairs.keys], np.int64)
@@ -80,7 +85,7 @@ class Reference:
         if known is None or known[0] is not pairs:
             place_B = self.places(pairs)
             own_BE = _own(place_B, np.where(place_B < 0, -1, place_B + len(self.pairs)), exclude_own_text)
-            known = self._searched[about] = pairs, nearest(pairs.image(rows), self.rows(rows), own_BE, self.deepest)
+            known = self._searched[about] = pairs, nearest(pairs.image(rows), self._rows(rows), own_BE, self.deepest)
         return known[1]
 
     def own(self, rows: str, exclude_own_text: bool) -> Near:
@@ -89,7 +94,7 @@ class Reference:
         if about not in self.kept:
             row_R = np.arange(2 * len(self.pairs))
             own_RE = _own(row_R, np.roll(row_R, len(self.pairs)), exclude_own_text)
-            self.kept[about] = nearest(self.rows(rows), self.rows(rows), own_RE, self.deepest)
+            self.kept[about] = nearest(self.rows(rows), self._rows(rows), own_RE, self.deepest)
         return self.kept[about]
 
 

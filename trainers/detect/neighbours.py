@@ -33,46 +33,64 @@ class Near:
         return Near(self.distance_BK[:, :k], self.row_BK[:, :k])
 
 
-def nearest(query_BD: Tensor, row_RD: Tensor, own_BE: np.ndarray, k: int) -> Near:
+class Rows:
+    """The rows that are searched, with what every search needs of them."""
+
+    def __init__(self, row_RD: Tensor) -> None:
+        self.exact_RD, self.quick_RD = row_RD.double(), row_RD.float()
+        self.square_R = self.exact_RD.square().sum(dim=1)
+        self.quick_square_R, self.longest = self.square_R.float(), float(self.square_R.max())
+
+    def __len__(self) -> int:
+        return len(self.square_R)
+
+
+def nearest(query_BD: Tensor, rows: Rows, own_BE: np.ndarray, k: int) -> Near:
     """The k rows nearest to each query, without the rows that `own_BE` (int64, −1: none) forbids it.
 
     ‖r‖² − 2⟨q, r⟩ in float32 picks k + MARGIN candidates, whose distances are then computed in float64. By the bound on the rounding of a
     product of D terms it is checked for each query that no other row can be nearer. A query for which that is not sure, as among equal
     rows, is searched again in float64.
     """
-    own, exact_RD, step = torch.from_numpy(own_BE).to(query_BD.device), row_RD.double(), max(1, CHUNK // len(row_RD))
-    square_R, quick_RD = exact_RD.square().sum(dim=1), row_RD.float()
+    own, step = torch.from_numpy(own_BE).to(query_BD.device), max(1, CHUNK // len(rows))
     parts: list[tuple[Tensor, Tensor]] = []
-    for query_CD, own_CE in zip(query_BD.split(step), own.split(step)):
-        distance_CK, row_CK, sure_C = _search(query_CD.double(), query_CD.float(), exact_RD, quick_RD, square_R, own_CE, k)
+    for query_CD, own_CE in zip(query_BD.double().split(step), own.split(step)):
+        distance_CK, row_CK, sure_C = _search(query_CD, rows, own_CE, k, quick=True)
         if not sure_C.all():
             again = (~sure_C).nonzero()[:, 0]
-            query_AD = query_CD[again].double()
-            distance_CK[again], row_CK[again], _ = _search(query_AD, query_AD, exact_RD, exact_RD, square_R, own_CE[again], k)
+            distance_CK[again], row_CK[again], _ = _search(query_CD[again], rows, own_CE[again], k, quick=False)
         parts.append((distance_CK.cpu(), row_CK.cpu()))
     distance_BK, row_BK = (torch.cat(column).numpy() for column in zip(*parts))
     return Near(np.maximum(distance_BK, CLAMP), row_BK)
 
 
-def _search(
-    query_CD: Tensor, quick_CD: Tensor, row_RD: Tensor, quick_RD: Tensor, square_R: Tensor, own_CE: Tensor, k: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    """(distances float64 [C, K], rows [C, K], whether these are surely the nearest [C]); `quick`: the features in the products' type."""
-    taken = min(k + MARGIN, len(row_RD))
-    value_CR = torch.addmm(square_R.to(quick_CD.dtype)[None], quick_CD, quick_RD.T, alpha=-2)
+def _search(query_CD: Tensor, rows: Rows, own_CE: Tensor, k: int, quick: bool) -> tuple[Tensor, Tensor, Tensor]:
+    """(distances float64 [C, K], rows [C, K], whether these are surely the nearest [C]); `quick`: by products in float32."""
+    taken = min(k + MARGIN, len(rows))
+    if quick:
+        value_CR = torch.addmm(rows.quick_square_R[None], query_CD.float(), rows.quick_RD.T, alpha=-2)
+    else:
+        value_CR = torch.addmm(rows.square_R[None], query_CD, rows.exact_RD.T, alpha=-2)
     for own_C in own_CE.T:
         which = (own_C >= 0).nonzero()[:, 0]
         value_CR[which, own_C[which]] = torch.inf
-    found = value_CR.topk(taken, dim=1, largest=False, sorted=False)
-    candidate_CT = found.indices.sort(dim=1).values  # of equal distances the row with the lower number comes first
-    length_C, longest = query_CD.square().sum(dim=1), square_R.max()
-    squared_CT = _squared(query_CD, row_RD, candidate_CT, length_C, square_R)
+    candidate_CT = _lowest(value_CR, taken).sort(dim=1).values  # of equal distances the row with the lower number comes first
+    length_C = query_CD.square().sum(dim=1)
+    squared_CT = _squared(query_CD, rows.exact_RD, candidate_CT, length_C, rows.square_R)
     squared_CT[(candidate_CT[:, :, None] == own_CE[:, None]).any(dim=2)] = torch.inf
     squared_CT, order_CT = squared_CT.sort(dim=1, stable=True)
     distance_CK, row_CK = squared_CT[:, :k].sqrt(), candidate_CT.gather(1, order_CT[:, :k])
-    bound_C = (row_RD.shape[1] + 8) * torch.finfo(quick_CD.dtype).eps / 2 * (longest + 2 * (length_C * longest).sqrt())
-    sure_C = squared_CT[:, k - 1] - length_C + bound_C <= found.values.max(dim=1).values.double()
-    return distance_CK, row_CK, sure_C | (taken == len(row_RD))
+    unit = torch.finfo(value_CR.dtype).eps / 2
+    bound_C = (query_CD.shape[1] + 8) * unit * (rows.longest + 2 * (length_C * rows.longest).sqrt())
+    last_C = value_CR.gather(1, candidate_CT).max(dim=1).values.double()
+    return distance_CK, row_CK, (squared_CT[:, k - 1] - length_C + bound_C <= last_C) | (taken == len(rows))
+
+
+def _lowest(value_CR: Tensor, count: int) -> Tensor:
+    """int64 [C, T]: where the lowest values of each row are, in any order."""
+    if value_CR.device.type == "cpu" and count < value_CR.shape[1]:  # twice as fast as topk
+        return torch.from_numpy(np.argpartition(value_CR.numpy(), count - 1, axis=1)[:, :count].copy())
+    return value_CR.topk(count, dim=1, largest=False, sorted=False).indices
 
 
 def _squared(query_CD: Tensor, row_RD: Tensor, candidate_CT: Tensor, length_C: Tensor, square_R: Tensor) -> Tensor:

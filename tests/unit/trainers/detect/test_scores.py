@@ -21,7 +21,7 @@ from trainers.detect.kdistance import KDistance
 from trainers.detect.lid import LID
 from trainers.detect.lorex import LoREx
 from trainers.detect.merit import figures
-from trainers.detect.neighbours import nearest
+from trainers.detect.neighbours import Rows, nearest
 from trainers.detect.scoring import Scorer
 from trainers.detect.slof import SLOF
 
@@ -121,7 +121,7 @@ def test_distances_are_exact_where_float32_cannot_tell_rows_apart():
     draw = np.random.default_rng(1)
     row_RD = (1 + 1e-5 * draw.standard_normal((300, 16))).astype(np.float32)
     query_BD = (1 + 1e-5 * draw.standard_normal((20, 16))).astype(np.float32)
-    near = nearest(torch.from_numpy(query_BD), torch.from_numpy(row_RD), np.full((20, 1), -1), 10)
+    near = nearest(torch.from_numpy(query_BD), Rows(torch.from_numpy(row_RD)), np.full((20, 1), -1), 10)
     distance_BR = np.sqrt(((query_BD[:, None].astype(float) - row_RD.astype(float)) ** 2).sum(axis=2))
     assert_allclose(near.distance_BK, np.sort(distance_BR, axis=1)[:, :10], rtol=1e-9)
     assert (near.row_BK == np.argsort(distance_BR, axis=1, kind="stable")[:, :10]).all()
