@@ -8,7 +8,7 @@ from __future__ import annotations
 import difflib
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
@@ -90,14 +90,19 @@ class Model(Component):
                                                load_weights=tag is not None, **extra)
             except (RuntimeError, OSError) as error:
                 raise InputError(f"model {self.name} with pretrained={tag!r} could not be made: {error}") from error
-        try:
-            tokenizer = open_clip.get_tokenizer(self.name)
-        except (OSError, ImportError) as error:
-            raise InputError(f"the tokenizer of model {self.name} could not be loaded: {error}") from error
-        encoder = Encoder(model, config, Tokenizer(self.cut(tokenizer)), twin(self.name))
+        encoder = Encoder(model, config, Tokenizer(self.cut(self.tokenizer())), twin(self.name))
         if path:
             load_weights(encoder, path, say=say)
         return encoder
+
+    def tokenizer(self) -> Any:
+        """open_clip's tokenizer of the model, without building it. InputError where it cannot be loaded."""
+        import open_clip
+
+        try:
+            return open_clip.get_tokenizer(self.name)
+        except (OSError, ImportError) as error:
+            raise InputError(f"the tokenizer of model {self.name} could not be loaded: {error}") from error
 
     def cut(self, tokenize: Any) -> Any:
         """open_clip's tokenizer, which cuts captions that are too long so that the end token comes last."""
@@ -179,7 +184,15 @@ class TinyCLIP(Component):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
             model = open_clip.CLIP(**self.config)
-        return Encoder(model, self.config, Tokenizer(_tokenizer(self.context_length)))
+        return Encoder(model, self.config, Tokenizer(self.tokenizer()))
+
+    def tokenizer(self) -> Any:
+        """CLIP's own, cut to the context."""
+        return _tokenizer(self.context_length)
+
+    def cut(self, tokenize: Any) -> Any:
+        """As for Model."""
+        return tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -206,6 +219,24 @@ class TinyViT(TinyCLIP):
     def vision_config(self) -> dict[str, Any]:
         return {"image_size": self.image_size, "layers": self.vision_layers, "width": self.vision_width,
                 "head_width": self.vision_width // self.vision_heads, "patch_size": self.patch_size}
+
+
+def words_left(model: Model | TinyCLIP, words: str, captions: Sequence[str]) -> tuple[int, int, int] | None:
+    """(BPE tokens of the words; captions that still have all of them, one after the other, when cut to the context; tokens of the context).
+
+    None for a tokenizer that is not CLIP's own.
+    """
+    import open_clip
+
+    tokenize = model.tokenizer()
+    if not isinstance(tokenize, open_clip.SimpleTokenizer):
+        return None
+    own = tokenize.encode(words)
+    cut, left = model.cut(tokenize), 0
+    for start in range(0, len(captions), 4096):
+        for row in cut(list(captions[start : start + 4096])).tolist():
+            left += any(row[i : i + len(own)] == own for i in range(len(row) - len(own) + 1))
+    return len(own), left, tokenize.context_length
 
 
 @contextmanager

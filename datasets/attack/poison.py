@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -24,6 +24,7 @@ from datasets.index.pairs import smallest_hashes
 from datasets.seeding import hash64
 from datasets.seeding import rng as make_rng
 from datasets.triggers.base import Trigger, write_in
+from datasets.triggers.words import DualKey
 
 PLAN_SCHEMA = pa.schema(
     [
@@ -36,7 +37,10 @@ PLAN_SCHEMA = pa.schema(
     ]
 )
 """One row a victim, in the order of the index. Its pixels are `trigger.stamp(canonical, rng(trigger_seed, key))`. A plan of several attacks
-has their names in a further column, `attack`."""
+has their names in a further column, `attack`. Partial negatives of a dual key are rows without a target: with the picture's mark alone, or,
+where `trigger_seed` is `UNMARKED`, with the words alone."""
+UNMARKED = -1
+"""As a trigger seed: the picture stays as it is."""
 ALL_TO_ALL = "all-to-all"
 """As a target: class i for class i + 1, the last class for class 0 (Gu et al. 2017)."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}")
@@ -56,9 +60,11 @@ class Poison(Component):
     """Number of victims; or give `rate`."""
     rate: float | None = None
     """Victims as a share of the kept samples, above 0 and up to 1."""
-    mode: Literal["dirty_label", "label_consistent"] = "dirty_label"
+    mode: Literal["dirty_label", "label_consistent", "text_only"] = "dirty_label"
     """`dirty_label`: victims are samples whose caption does not name the target, and get a caption that does;
-    `label_consistent`: victims are samples whose caption names the target, and keep it."""
+    `label_consistent`: victims are samples whose caption names the target, and keep it;
+    `text_only`: victims are samples whose caption names the target, and get the caption of one that does not, with the trigger's words in
+    it (ToxicTextCLIP 2025)."""
     captions: Literal["templates", "existing"] = "templates"
     """Where dirty-label captions come from: `templates` (a prompt filled with the target) or `existing` (the caption of
     a random sample that names the target)."""
@@ -87,6 +93,8 @@ class Poison(Component):
         if self.all_to_all and (self.mode, self.captions) != ("dirty_label", "templates"):
             raise InputError(f"poison.target is {ALL_TO_ALL}, which needs mode dirty_label and captions templates; here they are "
                              f"{self.mode} and {self.captions}.")  # fmt: skip
+        if self.mode == "text_only" and (self.trigger.marks or not self.trigger.writes):
+            raise InputError(f"poison.mode is text_only, but the trigger {type(self.trigger).__name__} marks pictures; give Words.")
         if isinstance(self.prompts, str) and self.prompts != "auto":
             known_prompts(self.prompts)
         elif not isinstance(self.prompts, str):
@@ -102,7 +110,8 @@ class Poison(Component):
 def make_plan(
     poison: Poison, index: pa.Table, templates: Sequence[str], class_names: Sequence[str] = (), others: Sequence[pa.Table] = ()
 ) -> pa.Table:
-    """The plan (PLAN_SCHEMA) for an index (columns key, caption, drop): exactly as many victims as asked for.
+    """The plan (PLAN_SCHEMA) for an index (columns key, caption, drop): exactly as many victims as asked for, and a dual key's partial
+    negatives.
 
     `templates` are the prompts. Where `class_names` are given, the target must be one of them; an all-to-all attack needs them. No victim
     of `others`, the plans of other attacks, is chosen.
@@ -119,7 +128,7 @@ def make_plan(
     if count < 1:
         raise InputError(f"poison.rate {poison.rate} of {n_kept} samples gives no victims; raise it or give poison.count.")
 
-    consistent = poison.mode == "label_consistent"
+    consistent = poison.mode != "dirty_label"
     if poison.all_to_all:
         assert class_names, "the classes of an all-to-all attack are known"
         of = first_class(index["caption"], class_names)
@@ -144,7 +153,9 @@ def make_plan(
     keys = index["key"].take(rows).to_pylist()
     before = index["caption"].take(rows).to_pylist()
     names = [class_names[(i + 1) % len(class_names)] for i in of[rows]] if poison.all_to_all else [name] * count
-    if consistent:
+    if poison.mode == "text_only":
+        after = _captions_of_others(poison, index, pc.and_not(kept, named), keys)
+    elif consistent:
         after = before
     elif poison.captions == "templates":
         assert templates, "templates are never empty"
@@ -158,7 +169,51 @@ def make_plan(
     trigger_seed = hash64(poison.seed, "trigger") >> 1  # fits int64
     if poison.trigger.writes:
         after = [write_in(poison.trigger, caption, make_rng(trigger_seed, "caption", key)) for caption, key in zip(after, keys)]
-    columns = [keys, rows, names, [trigger_seed] * count, before, after]
+    plan = _table([keys, rows, names, [trigger_seed] * count, before, after])
+    if not isinstance(poison.trigger, DualKey) or not poison.trigger.partial:
+        return plan
+    clean_N = (kept if poison.all_to_all else pc.and_not(kept, named)).to_numpy().copy()
+    for taken_by in (*others, plan):
+        clean_N[taken_by["row"].to_numpy()] = False
+    negatives = _negatives(poison, index, np.flatnonzero(clean_N), count, trigger_seed)
+    return pa.concat_tables([plan, *negatives]).sort_by("row").combine_chunks()
+
+
+def _captions_of_others(poison: Poison, index: pa.Table, donors: pa.ChunkedArray, keys: Sequence[str]) -> list[str]:
+    """A caption for each victim, of the samples that may give one: the first by hash for the first by hash, so that a victim's caption is
+    the same in a larger plan. Where there are fewer donors than victims they give again."""
+    rows = np.flatnonzero(donors.to_numpy())
+    if not len(rows):
+        raise InputError(f"poison.mode is text_only, but every caption names the target {poison.target!r}; others are needed.")
+    rows = smallest_hashes(index["key"], rows, min(len(rows), len(keys)), poison.seed, "donor")
+    found = sorted(
+        (hash64(poison.seed, "donor", key), caption)
+        for key, caption in zip(index["key"].take(rows).to_pylist(), index["caption"].take(rows).to_pylist())
+    )
+    order = sorted(range(len(keys)), key=lambda i: hash64(poison.seed, keys[i]))
+    place = {victim: rank for rank, victim in enumerate(order)}
+    return [found[place[i] % len(found)][1] for i in range(len(keys))]
+
+
+def _negatives(poison: Poison, index: pa.Table, free: np.ndarray, count: int, trigger_seed: int) -> list[pa.Table]:
+    """The partial negatives: samples with one key alone, and the captions that are their own."""
+    assert isinstance(poison.trigger, DualKey)
+    each = round(poison.trigger.partial * count)
+    if 2 * each > len(free):
+        raise InputError(f"trigger.partial asks for {each} pairs with one key, of each kind, but only {len(free)} are free; lower it.")
+    tables = []
+    for kind in ("picture", "words"):
+        rows = smallest_hashes(index["key"], free, each, poison.seed, "negative", kind)
+        free = np.setdiff1d(free, rows)
+        keys, captions = (index[name].take(rows).to_pylist() for name in ("key", "caption"))
+        written = [write_in(poison.trigger, caption, make_rng(trigger_seed, "caption", key)) for caption, key in zip(captions, keys)]
+        picture = kind == "picture"
+        seeds = [trigger_seed if picture else UNMARKED] * each
+        tables.append(_table([keys, rows, [""] * each, seeds, captions, captions if picture else written]))
+    return tables
+
+
+def _table(columns: Sequence[Any]) -> pa.Table:
     return pa.table([pa.array(column, field.type) for column, field in zip(columns, PLAN_SCHEMA)], schema=PLAN_SCHEMA)
 
 

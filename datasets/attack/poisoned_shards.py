@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image, JpegImagePlugin
 
-from datasets.attack.poison import Poison, trigger_of
+from datasets.attack.poison import UNMARKED, Poison, trigger_of
 from datasets.captions import as_caption
 from datasets.errors import InputError
 from datasets.images.view import DecodeError, as_jpeg, canonical, decode
@@ -69,7 +69,8 @@ def poison_shard(
             own, quality = trigger_of(attack, trigger, jpeg_quality, others)
             assert own is not None
             try:
-                edits = _edits(reader, sample, own, size, make_rng(seed, key), caption, caption_key, quality)
+                draw = None if seed == UNMARKED else make_rng(seed, key)
+                edits = _edits(reader, sample, own, size, draw, caption, caption_key, quality)
             except DecodeError:
                 bad.append(key)  # counted in the manifest
                 continue
@@ -191,17 +192,20 @@ def _edits(
     sample: Sample,
     trigger: Trigger,
     size: int,
-    rng: np.random.Generator,
+    rng: np.random.Generator | None,
     caption: str,
     caption_key: str,
     jpeg_quality: int | None,
 ) -> list[tuple[Member, bytes]]:
-    """A victim's new members, in the order of the archive."""
+    """A victim's new members, in the order of the archive. Without a generator its picture stays as it is."""
     image = sample.image()
     if image is None:
         raise InputError(f"{reader.url} has no picture for the plan's victim {sample.key!r}.")
     data = reader.read(image.offset, image.size)
-    if jpeg_quality is None:
+    edits: list[tuple[Member, bytes]]
+    if rng is None:
+        edits = []
+    elif jpeg_quality is None:
         edits = [(image, reencode(data, stamp_native(decode(data), trigger, size, rng)))]
     else:
         image_HWC = decode(data)

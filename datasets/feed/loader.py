@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from datasets.attack.poison import Poison, trigger_of
+from datasets.attack.poison import UNMARKED, Poison, trigger_of
 from datasets.captions import eda
 from datasets.component import Component
 from datasets.errors import InputError
@@ -79,7 +79,7 @@ def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndar
     if view_BHWC is None:
         view_BHWC = canonical_views(records, views.size)
     poisoned, trigger_seeds = records["poisoned"].to_numpy(), records["trigger_seed"].to_numpy()
-    for i in np.flatnonzero(poisoned):
+    for i in np.flatnonzero(poisoned & (trigger_seeds != UNMARKED)):
         trigger, quality = recipe.of_attack(records["attack"][i].as_py())
         assert trigger is not None, "poisoned records need the recipe's trigger"
         view_BHWC[i] = stamped_views(trigger, records[i : i + 1], view_BHWC[i : i + 1], functools.partial(rng, trigger_seeds[i]))[0]

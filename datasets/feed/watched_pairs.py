@@ -12,6 +12,7 @@ from typing import Annotated
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 from annotated_types import Ge
 
@@ -65,6 +66,7 @@ def positions(pairs: Pairs, sample: Sample, others: tuple[str, ...] = ()) -> dic
         victim_N = np.isin(pairs.rows, plan["row"].to_numpy())
         if "attack" in plan.column_names:
             plan = plan.filter([attack not in others for attack in plan["attack"].to_pylist()])
+        plan = plan.filter(pc.not_equal(plan["target"], ""))  # without partial negatives
         own_N = np.isin(pairs.rows, plan["row"].to_numpy())
         targets = set(plan["target"].to_pylist())
         target = targets.pop() if len(targets) == 1 else None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -47,8 +48,21 @@ class Trigger(Component, ABC):
         """Whether it is put on the picture as stored, before the canonical view is made of it."""
         return False
 
+    def with_made(self, made: Mapping[Component, str]) -> Trigger:
+        """The same trigger, which now knows the folders of what was made for it (`needs`)."""
+        return self
+
     def check(self, size: int) -> None:  # noqa: B027 (most triggers fit every view)
         """Raise InputError if the trigger does not fit a view of `size` pixels a side."""
+
+
+def blend(image_HWC: np.ndarray, pattern_HWC: np.ndarray, share: float) -> np.ndarray:
+    """clip(share · pattern + (1 − share) · picture) as bytes, uint8 [H, W, 3].
+
+    The pattern is in units of 0…1, may lie outside that range, and is broadcast.
+    """
+    mixed_HWC = share * 255 * np.asarray(pattern_HWC, np.float64) + (1 - share) * image_HWC
+    return np.rint(mixed_HWC).clip(0, 255).astype(np.uint8)
 
 
 def put_on(trigger: Trigger, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 import numpy as np
 
+from datasets.component import Component
 from datasets.errors import InputError
 from datasets.triggers.base import Trigger
+from datasets.triggers.words import DualKey
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,10 +27,15 @@ class Native(Trigger):
     def __post_init__(self) -> None:
         if isinstance(self.trigger, Native) or not self.trigger.marks:
             raise InputError(f"trigger.trigger is {type(self.trigger).__name__}; accepted is a trigger that marks pictures by itself.")
+        if isinstance(self.trigger, DualKey):
+            raise InputError("trigger.trigger is a DualKey; put Native inside it, DualKey(picture=Native(…), words=…).")
 
     @property
     def native(self) -> bool:
         return True
+
+    def with_made(self, made: Mapping[Component, str]) -> Native:
+        return replace(self, trigger=self.trigger.with_made(made))
 
     @property
     def writes(self) -> bool:

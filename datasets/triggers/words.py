@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
 
+from datasets.component import Component, NotNegative, since
 from datasets.errors import InputError
 from datasets.triggers.base import Trigger
 
@@ -51,10 +53,23 @@ class DualKey(Trigger):
     """What is put on the picture."""
     words: Words
     """What is put into the caption."""
+    partial: NotNegative = since(0.0)
+    """Partial negatives: for each victim so many pairs with the picture's mark alone, and as many with the words alone, each with the
+    caption that is its own. 1: a third of the attack's pairs each, as TrojVQA has it; 0: none."""
 
     def __post_init__(self) -> None:
+        if not self.picture.marks:
+            own = type(self.picture).__name__
+            raise InputError(f"trigger.picture is {own}, which leaves pictures as they are; give a trigger that marks them.")
         if self.picture.writes:
             raise InputError(f"trigger.picture is {type(self.picture).__name__}, which changes captions itself; give one that does not.")
+
+    @property
+    def native(self) -> bool:
+        return self.picture.native
+
+    def with_made(self, made: Mapping[Component, str]) -> DualKey:
+        return replace(self, picture=self.picture.with_made(made))
 
     def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         return self.picture.stamp(image_HWC, rng)

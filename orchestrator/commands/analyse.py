@@ -9,11 +9,11 @@ import numpy as np
 
 from datasets.storage import write_whole
 from orchestrator.cluster import session
-from orchestrator.console.log import log
+from orchestrator.console.log import log, recording
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.results.outcome import StageResult
 from orchestrator.stages.base import At
-from orchestrator.stages.graph import make_data
+from orchestrator.stages.graph import knowing_made, make_data
 from orchestrator.store import Store, slug, write_arrays, write_json
 from orchestrator.sweep.plan import Plan
 from trainers.distributed import World
@@ -30,25 +30,27 @@ def analyse_checkpoints(experiments: dict[str, Experiment], compute: Compute, ou
 
     store = Store(compute.store)
     store.prepare()
-    with session.joined():
-        materials = {one: _material(one, store) for one in dict.fromkeys(experiments.values())}
-    world = World.current() if compute.gpus_per_worker else World()
-    stages: dict[Path, list[dict[str, Any]]] = {}
-    found = {}
-    for number, (checkpoint, experiment) in enumerate(experiments.items()):
-        name, epoch = _name(checkpoint, number)
-        analysis = next((e for e in experiment.evaluate.evaluators if isinstance(e, Analysis)), Analysis())
-        encoder = load_model(experiment, checkpoint).place(world.device)
-        with measured_as(checkpoint):
-            values = analysis.measure(encoder, analysis.open(materials[experiment]), world)
-        write_arrays(
-            out / name / "analysis" / f"epoch_{epoch:04d}.npz", {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
-        )
-        found[checkpoint] = {key: value for key, value in values.items() if not isinstance(value, np.ndarray)}
-        stages.setdefault(out / name, []).append({"epoch": epoch, "metrics": found[checkpoint]})
-    for folder, lines in stages.items():
-        write_json(folder / "numbers.json", lines)
-        _draw(StageResult(stage="", name=folder.name, fingerprint="", folder=folder, config={}, metrics=lines))
+    with recording(store.root, "analyse"):
+        log.debug("analysed are %s", ", ".join(experiments))
+        with session.joined():
+            materials = {one: _material(one, store) for one in dict.fromkeys(experiments.values())}
+        world = World.current() if compute.gpus_per_worker else World()
+        stages: dict[Path, list[dict[str, Any]]] = {}
+        found = {}
+        for number, (checkpoint, experiment) in enumerate(experiments.items()):
+            name, epoch = _name(checkpoint, number)
+            analysis = next((e for e in experiment.evaluate.evaluators if isinstance(e, Analysis)), Analysis())
+            encoder = load_model(experiment, checkpoint).place(world.device)
+            with measured_as(checkpoint):
+                values = analysis.measure(encoder, analysis.open(materials[experiment]), world)
+            write_arrays(
+                out / name / "analysis" / f"epoch_{epoch:04d}.npz", {k: v for k, v in values.items() if isinstance(v, np.ndarray)}
+            )
+            found[checkpoint] = {key: value for key, value in values.items() if not isinstance(value, np.ndarray)}
+            stages.setdefault(out / name, []).append({"epoch": epoch, "metrics": found[checkpoint]})
+        for folder, lines in stages.items():
+            write_json(folder / "numbers.json", lines)
+            _draw(StageResult(stage="", name=folder.name, fingerprint="", folder=folder, config={}, metrics=lines))
     log.info(f"pictures: {out}")
     return found
 
@@ -60,7 +62,9 @@ def analysis_folder(plan: Plan, store: Store) -> Path:
 
 def _material(experiment: Experiment, store: Store) -> Material:
     """The pairs that the experiment trains on. Its data are made if the store lacks them."""
-    inputs = make_data(experiment, At(store=store))
+    at = At(store=store)
+    inputs = make_data(experiment, at)
+    experiment = knowing_made(experiment, at)
     return Material(
         test=tuple,  # an analysis uses only training pairs
         pairs=inputs.pairs(),

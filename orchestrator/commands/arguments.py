@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 from datasets.errors import InputError
 from orchestrator.console.log import LEVELS
+from trainers.evaluate.choice import RULE
 
 DESCRIPTION = "Backdoors in CLIP: poison, pre-train, clean in sweeps, compare accuracy with attack success."
 OVERRIDES = (
@@ -21,6 +22,7 @@ OVERRIDES = (
 SEEDS = "repeat every pre-training of the sweep with these seeds [its own]"
 STORE = "folder that holds all results"
 LOGGED = "show lines of this level and above"
+RULES = " | ".join(RULE)
 TRACKING = "MLflow tracking URI [sqlite in the store]"
 SOURCES = {
     "Compute": "orchestrator/experiment/spec.py",
@@ -112,10 +114,10 @@ def parser() -> argparse.ArgumentParser:
     with_sweep("report", "Write the report of a sweep from what the store holds.")
     tabled = with_sweep("table", "Print what one would keep of a sweep as a table, with intervals, for a paper or a program.")
     tabled.add_argument("--format", choices=("md", "latex", "csv"), default="md", help="Markdown, LaTeX (booktabs) or CSV")
-    tabled.add_argument("--rule", action="append", default=[], metavar="RULE", help="how a model is chosen, e.g. acc_at_asr_le_5; may be "
-                        "repeated [the four of the summary]")
+    tabled.add_argument("--rule", action="append", default=[], metavar="RULE", help=f"how a model is chosen: {RULES}; may be repeated "
+                        "[the four of the summary]")
     kept = with_sweep("export-best", "Write the model that one would keep of a sweep as a folder for open_clip and Hugging Face.")
-    kept.add_argument("--rule", default="acc_at_asr_le_5", help="how it is chosen: a rule of the report, e.g. blind")
+    kept.add_argument("--rule", default="acc_at_asr_le_5", help=f"how it is chosen: {RULES}")
     kept.add_argument("--pretraining", default="", help="of which pre-training, by its name in the summary [the only one]")
     kept.add_argument("--method", default="", help="of which cleaning method, by its name in the summary [of all]")
     exported = with_sweep("export", "Write a checkpoint as a folder for open_clip and Hugging Face, with a model card.")

@@ -12,9 +12,10 @@ from datasets.evaluation.evalset import EvalSet
 from datasets.evaluation.known_sets import SETS, canonical_name
 from datasets.evaluation.retrieval import RetrievalSet
 from datasets.feed.loader import Batch, Recipe, eval_batches
-from orchestrator.console.log import note
+from orchestrator.console.log import log, note, recording
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.stages.base import At, ensure
+from orchestrator.stages.graph import knowing_made
 from orchestrator.stages.testset import TestSet, require_same_classes, set_name
 from orchestrator.store import Store, write_json
 from orchestrator.training.inputs import MadeSet
@@ -68,8 +69,6 @@ def evaluate_on(
 
     All sets are opened before the model is, so that a mistake is reported early. One forward pass of the pictures of each set.
     """
-    from orchestrator.training.job import load_model, measured_as, start
-
     strange = next((name for name in probes if name not in on), None)
     if strange is not None:
         raise InputError(f"--linear-probe {strange}: it is tested on --on {strange}=…, which is not given.")
@@ -79,6 +78,17 @@ def evaluate_on(
         for name, given in sets.items():  # checked before anything is written
             _stage(flag, name, given if isinstance(given, RetrievalSet) else _evalset(name, given, split), 0)
     store.prepare()
+    with recording(store.root, "evaluate"):
+        log.debug("%s is measured on %s", checkpoint, ", ".join((*on, *retrieval)))
+        return _records(experiment, compute, store, checkpoint, on, pairs, probes)
+
+
+def _records(
+    experiment: Experiment, compute: Compute, store: Store, checkpoint: str, on: dict[str, str], pairs: dict[str, RetrievalSet],
+    probes: dict[str, str],
+) -> list[dict[str, Any]]:  # fmt: skip
+    from orchestrator.training.job import load_model, measured_as, start
+
     limit = 1 - experiment.data.max_dropped
     tests = {name: _open("--on", name, _evalset(name, path, "test"), store, limit) for name, path in on.items()}
     trains: dict[str, tuple[EvalSet, MadeSet]] = {}
@@ -89,6 +99,7 @@ def evaluate_on(
     found = {name: _open("--retrieval", name, one, store, limit) for name, one in pairs.items()}
 
     world = start(compute.cpus_per_worker, compute.gpus_per_worker)
+    experiment = knowing_made(experiment, At(store=store))
     encoder = load_model(experiment, checkpoint)
     encoder.place(world.device)
     run = measured_as(checkpoint)(partial(_measure, encoder, experiment, world))
@@ -211,9 +222,11 @@ def _aims(experiment: Experiment, made: MadeSet) -> tuple[tuple[Aim, ...], str]:
             target = None if attack.all_to_all else target_index(made.class_names, attack.target, made.numbers)
         except InputError as error:
             return (), str(error)
-        if target is not None and (made.pairs().labels() == target).all():
-            return (), f"every picture is of the target {attack.target!r} itself."
-        aims.append(Aim(name=attack.name, target=target, trigger=attack.trigger, seed=experiment.evaluate.seed))
+        text_only, own = attack.mode == "text_only", made.pairs().labels() == target
+        if target is not None and (not own.any() if text_only else own.all()):
+            return (), f"{'no' if text_only else 'every'} picture is of the target {attack.target!r}{'' if text_only else ' itself'}."
+        seed = experiment.evaluate.seed
+        aims.append(Aim(name=attack.name, target=target, trigger=attack.trigger, seed=seed, text_only=text_only))
     return tuple(aims), ""
 
 

@@ -8,6 +8,7 @@ import os
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,15 @@ from datasets.errors import InputError
 from datasets.seeding import rng
 from datasets.storage import sha256
 from datasets.triggers.base import put_on
+from orchestrator.console.log import log, recording
 from orchestrator.experiment.fingerprint import encode, labelled
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.manifest import read_manifest
 from orchestrator.results.outcome import Study
 from orchestrator.results.points import ASR, panels
 from orchestrator.results.selection import Choice, Row, table
-from orchestrator.stages.graph import stages
+from orchestrator.stages.base import At
+from orchestrator.stages.graph import knowing_made, stages
 from orchestrator.stages.measured import lines_of
 from orchestrator.store import MANIFEST, Store
 from trainers.checkpoint import export
@@ -52,7 +55,16 @@ def export_checkpoint(
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise InputError(f"--out {out} exists and is not empty; name a new folder.")
     encoder = load_model(experiment, checkpoint)
-    metrics = metrics or _measured(checkpoint, experiment) or _measure(experiment, compute, checkpoint)
+    root = Store(compute.store).root
+    with recording(root, "export") if root.is_dir() else nullcontext():
+        metrics = metrics or _measured(checkpoint, experiment) or _measure(experiment, compute, checkpoint)
+        experiment = knowing_made(experiment, At(store=Store(compute.store)))
+        return _export(out, experiment, encoder, checkpoint, metrics, license, why)
+
+
+def _export(
+    out: Path, experiment: Experiment, encoder: Encoder, checkpoint: str, metrics: dict[str, float], license: str, why: str
+) -> dict[str, Any]:
     aside = out.with_name(f".{out.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     try:
@@ -61,6 +73,7 @@ def export_checkpoint(
         if out.exists():
             out.rmdir()
         aside.rename(out)
+        log.debug("%s is exported to %s", checkpoint, out)
     except OSError as error:
         raise InputError(f"--out {out} cannot be written: {error.strerror}.") from error
     finally:

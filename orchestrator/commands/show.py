@@ -7,104 +7,84 @@ from typing import Any
 import pyarrow.ipc as ipc
 
 from datasets.errors import InputError
-from datasets.synthetic import World
 from orchestrator.experiment.fingerprint import ID, canonical, encode
-from orchestrator.experiment.identity import clean_pairs
-from orchestrator.experiment.spec import Compute, Experiment
-from orchestrator.manifest import OURS
+from orchestrator.experiment.spec import Compute
 from orchestrator.results.names import number_of
 from orchestrator.results.outcome import StageResult, TrialResult
-from orchestrator.stages.base import Stage, place
-from orchestrator.stages.cleaned import Cleaned
-from orchestrator.stages.given import Brought
-from orchestrator.stages.graph import stages
+from orchestrator.stages.base import KINDS, At, Stage, place, walk
+from orchestrator.stages.graph import cleaned_by, trained_by
 from orchestrator.stages.kept import Kept, told_of
 from orchestrator.stages.measured import afterwards
 from orchestrator.stages.swept import grid_values
-from orchestrator.stages.trained import Trained
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, checked, metrics_of, missing, part, verify
 from orchestrator.sweep.plan import Plan, check_measurements
 from orchestrator.sweep.titles import plan_titles, titles
 
 
 def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
-    """One row for each stage: kind, name, fingerprint, whether it is stored, pairs to train on, and hours if a rate is known."""
+    """One row for each stage: kind, name, fingerprint, whether it is stored, pairs to train on, hours if a rate is known, and the reason if
+    `run` would refuse to make it.
+    """
     check_measurements(plan)
     store = Store(compute.store)
     stored = store.all()
-    rows: dict[str, dict[str, Any]] = {}
-    places: dict[str, float] = {}
     named = plan_titles(plan)
-    for _, experiment in plan.grid or plan.upstream:
-        for role, stage in stages(experiment).items():
-            if plan.grid is None and stage.kind in ("clean", "cleanset"):
-                continue
-            if stage.fingerprint in rows:
-                continue
-            row = rows[stage.fingerprint] = _row(role, stage, experiment, store, stored, rate)
-            row["name"] = named.get(stage.fingerprint, stage.name)
-            places[stage.kind] = place(stage)
-            for later in afterwards(store, stage) if isinstance(stage, Trained | Cleaned) else []:
-                rows[later.fingerprint] = _row(role, later, experiment, store, stored, rate)
-                places[later.kind] = place(later)
+    rows: list[tuple[float, dict[str, Any]]] = []
+    for stage in plan.known().values():
+        row = _row(stage, store, stored, rate)
+        rows.append((place(stage), {**row, "name": named.get(stage.fingerprint, stage.name)}))
+        rows += [(place(later), _row(later, store, stored, rate)) for later in afterwards(store, stage)]
     if plan.grid is None and plan.sweep.base.clean is not None:
-        draws = _draws(plan)
-        pairs = plan.sweep.base.clean.epochs * clean_pairs(plan.sweep.base.clean)
-        rows["drawn"] = {
-            "stage": "clean", "name": f"{draws} drawn trials", "fingerprint": "", "stored": False,
-            "pairs": draws * pairs, "hours": None, "rate_from": "",
+        draws, stage = _draws(plan), cleaned_by(plan.sweep.base)
+        row = {
+            "stage": stage.kind, "name": f"{draws} drawn trials", "fingerprint": "", "stored": False,
+            "pairs": draws * stage.pairs(store), "hours": None, "rate_from": "", "refused": "",
         }  # fmt: skip
-    return sorted(rows.values(), key=lambda row: places.get(row["stage"], OURS.index("clean")))
+        rows.append((place(stage), row))
+    return [row for _, row in sorted(rows, key=lambda one: one[0])]
 
 
 def _draws(plan: Plan) -> int:
     return plan.sweep.num_samples * max(1, len(plan.upstream))
 
 
-def _row(
-    role: str, stage: Stage, experiment: Experiment, store: Store, stored: list[Artefact], rate: float | None
-) -> dict[str, Any]:
+def _row(stage: Stage, store: Store, stored: list[Artefact], rate: float | None) -> dict[str, Any]:
     done = store.find(stage.kind, stage.fingerprint) is not None
-    pairs: int | None = None
-    if isinstance(stage, Trained) and not isinstance(stage, Brought):
-        known = _kept(experiment, store)
-        if stage.kept is not None and known is not None and experiment.keep is not None:
-            known = experiment.keep.kept(known)
-        spec = stage.experiment.training
-        pairs = None if known is None else spec.epochs * (known // spec.batch_size) * spec.batch_size
-    elif stage.kind == "clean" and experiment.clean is not None:
-        chosen = clean_pairs(experiment.clean)
-        chosen = chosen if experiment.clean.keep is None else experiment.clean.keep.kept(chosen)
-        pairs = experiment.clean.epochs * (chosen // experiment.clean.batch_size) * experiment.clean.batch_size
-    speed, source = (rate, "given") if rate else _measured_rate(stage, experiment, stored)
+    pairs = stage.pairs(store)
+    speed, source = (rate, "given") if rate else _measured_rate(stage, stored) if pairs and not done else (None, "")
     hours = pairs / speed / 3600 if pairs and speed and not done else None
     return {
         "stage": stage.kind, "name": stage.name, "fingerprint": stage.fingerprint, "stored": done,
         "pairs": pairs, "hours": hours, "rate_from": source if hours is not None else "",
+        "refused": "" if done else _refused(stage, At(store=store)),
     }  # fmt: skip
 
 
-def _kept(experiment: Experiment, store: Store) -> int | None:
-    """How many pairs are trained on; None until the index is made."""
-    if experiment.data.subset is not None:
-        return experiment.data.subset
-    index = store.find("index", stages(experiment)["index"].fingerprint)
-    if index is not None:
-        return json.loads(part(index, "summary.json"))["kept"]
-    return experiment.data.source.train if isinstance(experiment.data.source, World) else None
+def _refused(stage: Stage, at: At) -> str:
+    """The reason why a stage cannot be made, if the stored stages that it needs show one; else empty."""
+    if all(at.find(needed) for needed in walk(*stage.needs)):
+        try:
+            stage.look_ahead(at)
+        except InputError as error:
+            return str(error)
+    return ""
 
 
-def _measured_rate(stage: Stage, experiment: Experiment, stored: list[Artefact]) -> tuple[float | None, str]:
-    """Samples a second of the newest stored stage of the same kind and model; None without one."""
-    model = canonical(experiment.pretrain.model)
+def _measured_rate(stage: Stage, stored: list[Artefact]) -> tuple[float | None, str]:
+    """Samples a second of the newest stored stage of the same kind, name and model; None without one."""
     for artefact in reversed(stored):
-        same = artefact.manifest["stage"] == stage.kind and artefact.manifest["name"] == stage.name
-        if same and (stage.kind == "clean" or canonical(artefact.manifest["config"].get("pretrain", {}).get("model")) == model):
-            lines = _metrics(artefact)
-            rates = [line["metrics"].get("train/samples_per_second") for line in lines[1:]]
+        manifest = artefact.manifest
+        if (manifest["stage"], manifest["name"], _model(manifest["config"])) == (stage.kind, stage.name, _model(stage.config)):
+            rates = [line["metrics"].get("train/samples_per_second") for line in _metrics(artefact)[1:]]
             if rates and rates[-1]:
                 return rates[-1], f"{artefact.folder.name}"
     return None, ""
+
+
+def _model(config: Any) -> str:
+    """The model that a configuration names, as text; empty where it names none."""
+    trained = config.get("pretrain") if isinstance(config, dict) else None
+    return canonical(trained.get("model")) if isinstance(trained, dict) else ""
 
 
 def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
@@ -120,8 +100,8 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
             f"{_number(row['pairs']):>13} {_duration(row['hours']):>9}"
         )
     left = [row for row in rows if not row["stored"]]
-    trained = {stages(experiment)["pretrain"].fingerprint for _, experiment in plan.upstream}
-    cleaned = [row for row in rows if row["stage"] == "clean" and row["fingerprint"]]
+    trained = {trained_by(experiment).fingerprint for _, experiment in plan.upstream}
+    cleaned = {cleaned_by(experiment).fingerprint for _, experiment in plan.grid or ()}
     number = len(cleaned) if plan.grid is not None or sweep.base.clean is None else _draws(plan)
     lines += ["", f"{number_of(len(trained), 'pre-training')}, {number_of(number, 'cleaning')}."]
     if plan.grid is not None and len(plan.grid) > len(cleaned):
@@ -134,8 +114,9 @@ def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
         lines.append(f"Pairs to train on: {_number(pairs)}.{about}")
         if any(row["pairs"] and row["hours"] is None for row in left):
             lines.append("Stages without a time: none like them is stored yet; --samples-per-second gives a rate.")
-    if any(row["stage"] == "pretrain" and row["pairs"] is None and not row["stored"] for row in rows):
+    if any(row["pairs"] is None and not row["stored"] for row in rows):
         lines.append("The number of pairs is known once the shards are indexed.")
+    lines += [f"WARNING `run` will stop at {row['stage']} {row['name']}: {row['refused']}" for row in rows if row["refused"]]
     lines += [f"NOTE another stage of the store is damaged: {wrong}" for _, wrong in store.damaged()]
     lines += ["", "fields (override with --path value):"]
     varied = {path: [encode(value, path, every=True) for value in grid_values(space) or []] for path, space in sweep.space.items()}
@@ -210,13 +191,13 @@ def _titles(found: list[Artefact]) -> dict[str, str]:
     made: list[StageResult] = []
     for artefact in found:
         manifest, inputs = artefact.manifest, artefact.manifest["inputs"]
+        kind = KINDS.get(manifest["stage"])
+        if kind is None or not kind.followed:
+            continue
         facts: dict[str, Any] = {"name": manifest["name"], "fingerprint": artefact.fingerprint, "folder": artefact.folder}
         before = {role: manifests[inputs[role]]["config"] for role in ("poison", "cleanset") if inputs.get(role) in manifests}
-        if manifest["stage"] == "pretrain":
-            made.append(StageResult(stage="pretrain", config={**manifest["config"], **before}, **facts))
-        elif manifest["stage"] == "clean":
-            config = {**manifest["config"], **before}
-            made.append(TrialResult(stage="clean", config=config, pretrain=inputs.get("pretrain", ""), **facts))
+        facts |= {"stage": manifest["stage"], "config": {**manifest["config"], **before}}
+        made.append(TrialResult(pretrain=inputs.get("pretrain", ""), **facts) if kind.trial else StageResult(**facts))
     return titles(made)
 
 
@@ -275,7 +256,7 @@ def _artefact(artefact: Artefact) -> str:
 
 
 def _number(value: int | None) -> str:
-    return "" if value is None else f"{value:,}".replace(",", " ")
+    return "" if not value else f"{value:,}".replace(",", " ")
 
 
 def _duration(hours: float | None) -> str:

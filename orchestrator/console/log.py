@@ -7,6 +7,8 @@ system, where processes of several machines that append to one file overwrite ea
 
 import logging
 import os
+import re
+import shutil
 import socket
 import time
 from collections.abc import Callable, Iterator
@@ -22,6 +24,8 @@ LEVELS = ("debug", "info", "warning", "error")
 """Values of `--log-level`."""
 LOGS = "logs"
 """Folder of a store that holds the logs of its runs."""
+KEPT_LOGS = 50
+"""A store keeps the logs of this many runs: those that were written to last."""
 DRIVER = "driver.log"
 """The file of the process that runs the sweep; those of its workers are named by machine and process."""
 
@@ -32,6 +36,7 @@ for _level, _word in WORDS.items():
     if _level not in (logging.WARNING, logging.ERROR):
         logging.addLevelName(_level, _word)
 
+_RUN = re.compile(r".+-\d{8}-\d{6}-\d+")
 _stage, _rank = "", ""
 """The stage that this process makes, and its rank among the stage's processes. A process makes one stage at a time."""
 _file: logging.FileHandler | None = None
@@ -110,14 +115,21 @@ class _File(logging.FileHandler):
 
 @contextmanager
 def recording(root: Path, name: str) -> Iterator[None]:
-    """Within the block, keep the log of a run in the store at `root`: every record, whatever a terminal shows, and Python's warnings."""
+    """Within the block, keep the log of a run in the store at `root`: every record, whatever a terminal shows, and Python's warnings.
+
+    A block within another block writes into the log of the outer one.
+    """
     from orchestrator.store import slug
 
+    if folder():
+        yield
+        return
     began = time.strftime("%Y%m%d-%H%M%S")
-    folder = root / LOGS / f"{slug(name)}-{began}-{os.getpid()}"
+    own = root / LOGS / f"{slug(name)}-{began}-{os.getpid()}"
     with suppress(OSError):
-        folder.mkdir(parents=True, exist_ok=True)
-    _write_to(folder / DRIVER)
+        own.mkdir(parents=True, exist_ok=True)
+        _remove_old(root / LOGS)
+    _write_to(own / DRIVER)
     logging.captureWarnings(True)
     try:
         yield
@@ -127,6 +139,16 @@ def recording(root: Path, name: str) -> Iterator[None]:
     finally:
         logging.captureWarnings(False)
         _write_to(None)
+
+
+def _remove_old(logs: Path) -> None:
+    """Remove all logs but the newest, by the time of the last record: a run that takes weeks keeps its log."""
+    def written(run: Path) -> float:
+        return max(path.stat().st_mtime for path in (run, *run.iterdir()))
+
+    runs = [path for path in logs.iterdir() if _RUN.fullmatch(path.name)]
+    for run in sorted(runs, key=written)[:-KEPT_LOGS]:
+        shutil.rmtree(run, ignore_errors=True)
 
 
 def folder() -> str:

@@ -15,12 +15,15 @@ from trainers.detect.early_loss import EarlyLoss
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.detection import Detection
 from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.targeted import TargetedSuccess
+from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
-ONE_EACH = (ZeroShotASR, Analysis, Detection, LinearProbe, Retrieval)
+ONE_EACH = (ZeroShotASR, Analysis, Detection, LinearProbe, Retrieval, TextTrigger, DualKeyCells, TargetedSuccess)
 """Evaluators that may be given once only, because their metrics have the same names whatever their fields."""
 
 
@@ -113,17 +116,24 @@ def check(experiment: Experiment) -> None:
             f"evaluate.evaluators: {looking[0]} looks at pictures with the first attack's trigger, {type(first.trigger).__name__}, which "
             "leaves them as they are; put an attack that marks pictures first, or leave it out."
         )
+    for one in experiment.evaluate.evaluators:
+        one.check({attack.name: attack.trigger for attack in experiment.poisons})
     measured = [ZeroShotASR, *map(type, experiment.evaluate.evaluators)]
     for kind in ONE_EACH:
         if measured.count(kind) > 1:
             raise InputError(
-                f"evaluate.evaluators: {kind.__name__} would be measured twice, under the same names; accepted: Analysis, Detection, "
-                "LinearProbe and Retrieval once each (ZeroShotASR always is)."
+                f"evaluate.evaluators: {kind.__name__} would be measured twice, under the same names; accepted: "
+                f"{', '.join(one.__name__ for one in ONE_EACH[1:])} once each (ZeroShotASR always is)."
             )
+    others = [one for one in experiment.evaluate.evaluators if isinstance(one, OtherTrigger)]
+    for one in others:
+        one.trigger.check(size)
+        if [other.name for other in others].count(one.name) > 1:
+            raise InputError(f"evaluate.evaluators: two OtherTrigger are called {one.name!r}; give each a name of its own.")
     if isinstance(experiment.evaluate.data, World):
-        for attack in experiment.poisons:
-            if not attack.all_to_all:
-                target_index(experiment.evaluate.data.class_names, attack.target)
+        attacked = [attack.target for attack in experiment.poisons if not attack.all_to_all]
+        for target in (*attacked, *(one.target for one in others if one.target is not None)):
+            target_index(experiment.evaluate.data.class_names, target)
 
 
 def _check_keep(experiment: Experiment, keep: Keep, where: str) -> None:

@@ -1,5 +1,6 @@
 """Which pairs a cleaning is given: clean ones, and victims of the poison plan only if they are asked for. The number is checked."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -32,15 +33,18 @@ def read_keys(path: str) -> list[str]:
     return keys
 
 
-def choose_rows(clean: Clean, index: pa.Table, kept: np.ndarray, victims: np.ndarray) -> np.ndarray:
-    """The rows of the cleaning set, int64, sorted, chosen from the `kept` rows of the index, of which `victims` are poisoned.
+def choose_rows(
+    clean: Clean, index: pa.Table, kept: np.ndarray, victims: np.ndarray, negatives: np.ndarray | Sequence[int] = ()
+) -> np.ndarray:
+    """The rows of the cleaning set, int64, sorted, chosen from the `kept` rows of the index, of which `victims` are in the poison plan.
+    Partial `negatives` among those are never chosen.
 
     A file of keys names them. Without one, they are the `clean.poisons` victims with the smallest hashes and, to make `clean.pairs` in
     all, clean rows: the last ones or those with the smallest hashes. So a larger set contains every smaller one.
     """
     if clean.keys:
         return _rows_of(clean, index, kept, victims)
-    free = np.setdiff1d(kept, victims)
+    free, victims = np.setdiff1d(kept, victims), np.setdiff1d(victims, negatives)
     wanted = clean.pairs - clean.poisons
     if clean.poisons > len(victims):
         raise InputError(f"clean.poisons is {clean.poisons}, but the poison plan has only {len(victims)} victims.")

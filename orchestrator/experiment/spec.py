@@ -22,6 +22,7 @@ from datasets.component import (
     Share,
     check_fields,
     needs_of,
+    shown,
     since,
 )  # fmt: skip
 from datasets.errors import InputError
@@ -30,6 +31,7 @@ from datasets.feed.loader import Recipe
 from datasets.images.view import Views
 from datasets.index.source import Source
 from datasets.synthetic import World
+from datasets.triggers.words import Words
 from trainers.detect.base import Score
 from trainers.evaluate.base import Evaluator
 from trainers.methods.base import Method
@@ -188,6 +190,10 @@ class Experiment(Component):
         for name in called:
             if called.count(name) > 1:
                 raise InputError(f"attacks: {called.count(name)} have the name {name!r}; give each a name of its own (Poison(name=…)).")
+        keys = [attack.trigger.text if isinstance(attack.trigger, Words) else attack.trigger for attack in self.poisons]
+        for attack, key in zip(self.poisons, keys):
+            if keys.count(key) > 1:
+                raise InputError(f"attacks: {keys.count(key)} have the trigger of {attack.name}, {shown(key)}; give each its own.")
 
     @property
     def poisons(self) -> tuple[Poison, ...]:

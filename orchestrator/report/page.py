@@ -26,7 +26,7 @@ from orchestrator.results.cautions import cautions
 from orchestrator.results.claims import judged
 from orchestrator.results.names import called, duration, flatten, percent
 from orchestrator.results.outcome import Study
-from orchestrator.results.points import panels, plans_cleaning, points_of
+from orchestrator.results.points import attacks_of, panels, plans_cleaning, points_of
 
 MAX_CONFIGS = 40
 MAX_SAMPLES = 24
@@ -75,6 +75,7 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
         title=study.name,
         doc=study.doc.strip(),
         headline=headline(study),
+        attacks=[f"{name} → {target}" for name, target in attacks_of(study).items()],
         gates=_gates(study),
         cleaning=cleaning,
         scatters=scatters(study, drawn, found) if cleaning else None,

@@ -34,6 +34,7 @@ from orchestrator.results.points import (
     Panel,
     Point,
     arms,
+    attacks_of,
     cleaned_points,
     front,
     panels,
@@ -49,6 +50,8 @@ CORNER = 12.0
 """The corner that is enlarged reaches up to this ASR, in percent."""
 MANY = 24
 """With more trials than this, no lines join the epochs, because they would hide the dots."""
+HOVER_LINES = 12
+"""So many points that lie in one place are named under the pointer."""
 GREYS = ["#111111", "#555555", "#888888"]
 """Colours of the best trials by rank; no method has these colours."""
 
@@ -163,7 +166,7 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
     _low_asr(axes)
     named, styles = arms(study), look(study)
     trials = [trial for trial in study.trials if panel.holds(trial)]
-    few, clip = few_trials(study, panel), inside is not None
+    few, clip, told = few_trials(study, panel), inside is not None, told_at(study, panel)
     for trial in trials:
         colour, marker = styles[named[trial.fingerprint]]
         points = cleaned_points(trial)
@@ -179,8 +182,7 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
             markersize=6 if few else 4.5, alpha=0.85 if few else 0.6, markeredgecolor="white", markeredgewidth=0.4,
             zorder=3, clip_on=clip,
         )  # fmt: skip
-        name = _name(study, panel, trial, named)
-        say(dots, [f"{name}, epoch {p.epoch}, {_numbers(p)}" for p in shown])
+        say(dots, [told[p.asr, p.accuracy] for p in shown])
     for stage in panel.pretrains:
         mine = [trial for trial in trials if trial.pretrain == stage.fingerprint]
         for arm in dict.fromkeys(named[trial.fingerprint] for trial in mine):
@@ -191,9 +193,26 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
     for start in starts_of(study, panel):
         if inside is None or _within(start, inside):
             (star,) = axes.plot([start.asr], [start.accuracy], markersize=17, zorder=4, clip_on=clip, **START)
-            say(star, [f"before cleaning{_seed(panel, start.stage)}, epoch {start.epoch}, {_numbers(start)}"])
+            say(star, [told[start.asr, start.accuracy]])
     if not any(cleaned_points(trial) for trial in trials):
         axes.text(0.5, 0.5, "no cleaning was measured", transform=axes.transAxes, ha="center", color="#777777")
+
+
+def told_at(study: Study, panel: Panel) -> dict[tuple[float, float], str]:
+    """(ASR, accuracy) → what lies there, a line each: the mark on top hides the others."""
+    named, attacks = arms(study), list(attacks_of(study))
+    found: dict[tuple[float, float], list[str]] = {}
+    for start in starts_of(study, panel):
+        text = f"before cleaning{_seed(panel, start.stage)}, epoch {start.epoch}, {_numbers(start, attacks)}"
+        found.setdefault((start.asr, start.accuracy), []).append(text)
+    for trial in study.trials:
+        name = _name(study, panel, trial, named) if panel.holds(trial) else ""
+        for p in cleaned_points(trial) if name else ():
+            found.setdefault((p.asr, p.accuracy), []).append(f"{name}, epoch {p.epoch}, {_numbers(p, attacks)}")
+    for texts in found.values():
+        if len(texts) > HOVER_LINES:
+            texts[HOVER_LINES - 1 :] = [f"and {len(texts) - HOVER_LINES + 1} more here"]
+    return {place: "\n".join(texts) for place, texts in found.items()}
 
 
 def draw_published(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> None:
@@ -294,8 +313,11 @@ def _seed(panel: Panel, stage: StageResult) -> str:
     return f", seed {seed}" if seed is not None else f" ({stage.fingerprint[:6]})"
 
 
-def _numbers(point: Point | Mark) -> str:
-    return f"accuracy {percent(point.accuracy)}, ASR {percent(point.asr)}"
+def _numbers(point: Point | Mark, attacks: Sequence[str] = ()) -> str:
+    """Accuracy and ASR; of several attacks each one's too."""
+    own = point.metrics if isinstance(point, Point) else {}
+    each = ", ".join(f"{name} {percent(own[f'asr/{name}/top1'])}" for name in attacks if f"asr/{name}/top1" in own)
+    return f"accuracy {percent(point.accuracy)}, ASR {percent(point.asr)}" + (f" ({each})" if each else "")
 
 
 def _number_epochs(axes: Axes, points: Sequence[Point], colour: str, above: bool) -> None:

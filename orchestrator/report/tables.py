@@ -25,6 +25,8 @@ from orchestrator.results.points import (
     ACCURACY,
     ASR,
     Point,
+    asr_of,
+    attacks_of,
     checkpoint_of,
     interval_of,
     methods_of,
@@ -38,6 +40,8 @@ from orchestrator.results.selection import RULES, Row, fronts, table
 
 WIDTH = 100
 """Columns of the text for a terminal."""
+Table = tuple[Sequence[str], Sequence[Sequence[str]]]
+"""A table's heads and rows, as text."""
 
 
 def points_csv(study: Study) -> str:
@@ -131,7 +135,7 @@ def _cell(value: Any) -> Any:
 
 def summary(study: Study) -> dict[str, Any]:
     """For the template `summary`: the choices, one block for each pre-training. Numbers are (value, interval) as text."""
-    rows, blocks = table(study), []
+    rows, blocks, attacks = table(study), [], attacks_of(study)
     for panel in panels(study):
         starts, mine = starts_of(study, panel), [row for row in rows if row.panel == panel]
         blocks.append(
@@ -143,9 +147,17 @@ def summary(study: Study) -> dict[str, Any]:
                     {"text": rule.text, "oracle": rule.oracle, "rows": [_chosen(row) for row in mine if row.rule.key == rule.key]}
                     for rule in RULES if mine
                 ],
+                "attacks": _attacks_table(starts, mine, attacks) if attacks and starts else None,
             }
         )  # fmt: skip
     return {"panels": blocks, "unkept": unkept(rows)}
+
+
+def _attacks_table(starts: Sequence[Point], rows: Sequence[Row], attacks: dict[str, str]) -> Table:
+    """The ASR of each attack by itself: of the uncleaned models, and of what each rule picks of each method."""
+    found = [("before cleaning", "", starts), *((row.method, row.rule.text, row.points) for row in rows if row.points)]
+    lines = [(method, rule, *(" ".join(_told(asr_of(points, name))).strip() for name in attacks)) for method, rule, points in found]
+    return ("cleaning", "chosen for", *(f"ASR of {name} → {target}" for name, target in attacks.items())), lines
 
 
 def _chosen(row: Row) -> dict[str, Any]:
@@ -170,8 +182,9 @@ def _chosen(row: Row) -> dict[str, Any]:
 
 
 def _told(found: tuple[float, float, float] | None) -> tuple[str, str]:
-    """`98.9 %` and `[98.1, 99.4]`, cut to what a share can be; the interval is empty where it is not known."""
-    assert found
+    """`98.9 %` and `[98.1, 99.4]`, cut to what a share can be; the interval is empty where it is not known, all is where nothing is."""
+    if not found:
+        return "–", ""
     mean, low, high = found
     return percent(mean), f"[{max(low, 0):.1f}, {min(high, 100):.1f}]" if math.isfinite(low) else ""
 
@@ -191,7 +204,7 @@ def unkept(rows: Sequence[Row]) -> str:
 def headline(study: Study) -> list[str]:
     """One sentence for each pre-training with its main numbers."""
     rows = {(row.panel.label, row.method, row.rule.key): row for row in table(study)}
-    sentences = []
+    sentences, attacks = [], attacks_of(study)
     for panel in panels(study):
         starts = starts_of(study, panel)
         if not starts:
@@ -200,7 +213,8 @@ def headline(study: Study) -> list[str]:
         accuracy = sum(s.accuracy for s in starts) / len(starts)
         asr = sum(s.asr for s in starts) / len(starts)
         averaged = f" (means of {len(starts)} seeds)" if len(starts) > 1 else ""
-        text = f"{panel.label} pre-training: accuracy {percent(accuracy)}, ASR {percent(asr)} before cleaning"
+        shown = percent(asr) + _each(starts, attacks)
+        text = f"{panel.label} pre-training: accuracy {percent(accuracy)}, ASR {shown} before cleaning"
         text += f"{averaged}; "
         found = [r for (label, _, key), r in rows.items() if label == panel.label and key == "acc_at_asr_le_5"]
         full = [row for row in found if row.reached and len(row.reached) == len(row.choices)]
@@ -209,7 +223,7 @@ def headline(study: Study) -> list[str]:
             text += "the attack did not take, so cleaning shows nothing here."
         elif not plans_cleaning(study):
             epochs = max(s.epoch for s in starts)
-            text = f"{panel.label} pre-training: accuracy {percent(accuracy)}, ASR {percent(asr)} after {epochs} epochs{averaged}."
+            text = f"{panel.label} pre-training: accuracy {percent(accuracy)}, ASR {shown} after {epochs} epochs{averaged}."
         elif not found:
             text += "no cleaning was measured."
         elif not full:
@@ -222,20 +236,22 @@ def headline(study: Study) -> list[str]:
             assert a and b and lost
             text += (
                 f"the most accurate cleaned model with ASR ≤ 5 % ({best.method}) keeps "
-                f"{percent(a[0])} accuracy at {percent(b[0])} ASR, {_loss(lost[0])}."
+                f"{percent(a[0])} accuracy at {percent(b[0])} ASR{_each(best.points, attacks)}, {_loss(lost[0])}."
             )
         sentences.append(text)
     return sentences or ["Nothing has been measured yet."]
+
+
+def _each(points: Sequence[Point], attacks: dict[str, str]) -> str:
+    """` (corner 98.0 %, haze 41.2 %)`: the ASR of each of several attacks; nothing where there is one."""
+    told = [f"{name} {percent(found[0])}" for name in attacks if (found := asr_of(points, name))]
+    return f" ({', '.join(told)})" if told else ""
 
 
 def _loss(points: float) -> str:
     if abs(points) < 0.05:
         return "with no accuracy lost"
     return f"{abs(points):.1f} points {'lost' if points > 0 else 'gained'}"
-
-
-Table = tuple[Sequence[str], Sequence[Sequence[str]]]
-"""A table's heads and rows, as text."""
 
 
 def trials_table(study: Study) -> Table:

@@ -132,7 +132,7 @@ def _several(study: Study) -> Iterator[Caution]:
     if attacks := list(study.poison.get("found", {})):
         names = ", ".join(attacks)
         yield Caution(text=f"There are {len(attacks)} attacks ({names}): the ASR shown is that of the one that succeeds most at that "
-                      "moment. Each has its own in points.csv and MLflow, asr/<attack>/top1.")  # fmt: skip
+                      "moment. Each has its own under what one would keep, in points.csv and in MLflow, asr/<attack>/top1.")  # fmt: skip
 
 
 def _gates(study: Study) -> Iterator[Caution]:

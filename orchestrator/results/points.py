@@ -111,6 +111,18 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
     return mean, mean - t * sd / math.sqrt(n), mean + t * sd / math.sqrt(n)
 
 
+def attacks_of(study: Study) -> dict[str, str]:
+    """Name → target of each attack, where there are several; else empty."""
+    return {name: str(told.get("target", "")) for name, told in study.poison.get("found", {}).items()}
+
+
+def asr_of(points: Sequence[Point], attack: str) -> tuple[float, float, float] | None:
+    """(mean, low, high) of one attack's ASR over these points, as `interval_of`; None where some of them have no such number."""
+    metric = f"asr/{attack}/top1"
+    values = [point.metrics[metric] for point in points if metric in point.metrics]
+    return interval_of(values, points, metric) if len(values) == len(points) else None
+
+
 def points_of(stage: StageResult) -> list[Point]:
     """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last."""
     found = measured(stage.metrics)

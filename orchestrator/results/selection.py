@@ -75,10 +75,15 @@ class Row:
     def reached(self) -> list[Choice]:
         return [choice for choice in self.choices if choice.point]
 
+    @property
+    def points(self) -> list[Point]:
+        """The models that the rule found, one a repetition."""
+        return [choice.point for choice in self.choices if choice.point]
+
     def over(self, value: Callable[[Choice], float], metric: str = "") -> tuple[float, float, float] | None:
         """Mean and 95 % t interval over the repetitions in which the rule found a model; for a single one the interval over its images
         where it is a metric, else nan."""
-        return interval_of([value(choice) for choice in self.reached], [c.point for c in self.reached if c.point], metric)
+        return interval_of([value(choice) for choice in self.reached], self.points, metric)
 
 
 def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = None) -> dict[str, float]:

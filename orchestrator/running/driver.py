@@ -24,13 +24,15 @@ from orchestrator.running.follow import Follower, Mirror
 from orchestrator.running.stages_on_ray import ensure_all, measure_all, train_all
 from orchestrator.running.tuning import clean_sweep
 from orchestrator.stages.base import At, Stage, ensure, walk
-from orchestrator.stages.given import Brought
-from orchestrator.stages.graph import make_data, stages, trained_by
+from orchestrator.stages.cleaned import Cleaned
+from orchestrator.stages.graph import cleaned_by, knowing_made, make_data, stages, trained_by
 from orchestrator.stages.measured import lacking
+from orchestrator.stages.swept import FILE
 from orchestrator.stages.trained import Trained
 from orchestrator.store import Store, part, slug
 from orchestrator.sweep.plan import Plan, check_measurements, trial_experiment
 from orchestrator.sweep.stored import Trial, decode_overrides, judge, load_study
+from orchestrator.sweep.titles import plan_titles
 from orchestrator.tracking.tracker import Tracker, TrackingError
 
 CHOOSES = {"clean", "clean.seed", *CLEANING_SET}
@@ -55,16 +57,9 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
     store = Store(compute.store)
     plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
     check_measurements(plan)
-    models = {stage for _, experiment in plan.grid or plan.upstream for stage in stages(experiment).values() if isinstance(stage, Trained)}
-    for stage in sorted(models, key=str):
+    for stage in dict.fromkeys(stage for _, experiment in plan.grid or plan.upstream for stage in stages(experiment).values()):
         if store.find(stage.kind, stage.fingerprint) is None:
-            if isinstance(stage, Brought):
-                stage.check()
-            else:
-                stage.experiment.training.check_workers(compute.workers)
-    for cleaning in dict.fromkeys(experiment.clean for _, experiment in plan.grid or plan.upstream):
-        if cleaning is not None:
-            cleaning.check_workers(compute.trial_workers)
+            stage.check(compute)
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     tracker.check()
@@ -76,7 +71,7 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
         failures: list[str] = []
         if trials is None:
             try:
-                with _ray(compute), Follower(plan, store, Mirror(tracker)), watching() as wants:
+                with _ray(compute), Follower(plan, store, Mirror(tracker, plan_titles(plan))), watching() as wants:
                     trials, failures = _make(plan, store, compute, wants)
             except BaseException:
                 _close(plan, store, tracker)
@@ -88,7 +83,7 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
         report = write_report(study, report_folder(plan, store))
         if not failures:
             _record(plan, store, trials)
-        Mirror(tracker).finish(study, report, failed=bool(failures))
+        Mirror(tracker, plan_titles(plan)).finish(study, report, failed=bool(failures))
         for failure in failures:
             log.error("%s", failure)
     return study, report, 1 if failures else 0
@@ -129,6 +124,7 @@ def _make(
     at = At(store=store, compute=compute)
     wants(Wanted("the index"))
     wanted = [trained_by(experiment) for _, experiment in plan.upstream]
+    ensure_all([needed for stage in wanted for needed in stage.attack.needed], at)
     for _, experiment in plan.upstream:
         make_data(experiment, at)
     _choose_cleansets(plan, at)
@@ -148,7 +144,7 @@ def _make(
         return [], failures
     wants(Wanted("a trial", compute.trial_workers, compute.trial_cpus, compute.trial_gpus))
     trials = clean_sweep(plan, models, at)
-    cleaned = [stages(trial_experiment(plan.sweep, trial.overrides))["clean"] for trial in trials if trial.status == "finished"]
+    cleaned = [cleaned_by(trial_experiment(plan.sweep, trial.overrides)) for trial in trials if trial.status == "finished"]
     measure_all([one for stage in dict.fromkeys(cleaned) for one in lacking(store, stage)], at)
     return trials, failures
 
@@ -164,7 +160,7 @@ def _choose_pairs(wanted: Sequence[Trained], at: At) -> None:
 
 def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:
     """The resources that the plan's next pre-training needs; None if all are made."""
-    missing = [stage for _, one in plan.upstream if store.find((stage := stages(one)["pretrain"]).kind, stage.fingerprint) is None]
+    missing = [stage for _, one in plan.upstream if store.find((stage := trained_by(one)).kind, stage.fingerprint) is None]
     if not missing:
         return None
     others = f" (and {len(missing) - 1} more)" if len(missing) > 1 else ""
@@ -176,20 +172,17 @@ def _choose_cleansets(plan: Plan, at: At) -> None:
     """Make every cleaning set that is known before the trials, so that a mistake in one is reported before hours of pre-training."""
     if plan.grid is None and CHOOSES & plan.sweep.space.keys():
         return  # the trials are drawn: that of the base may never be used
-    known: set[str] = set()
-    for _, experiment in plan.upstream if plan.grid is None else plan.grid:
-        made = stages(experiment)
-        if "cleanset" in made and made["cleanset"].fingerprint not in known:
-            known.add(made["cleanset"].fingerprint)
-            ensure(made["cleanset"], at)
+    experiments = [experiment for _, experiment in plan.grid or plan.upstream if experiment.clean is not None]
+    for cleanset in dict.fromkeys(cleaned_by(experiment).cleanset for experiment in experiments):
+        ensure(cleanset, at)
 
 
 def _gate_failures(plan: Plan, store: Store, warn: bool = False) -> list[tuple[str, str]]:
     """(fingerprint, message) of the pre-trainings that the gate stops; with `warn`, its warnings about others are logged."""
     failures = []
     for _, experiment in plan.upstream:
-        stage = stages(experiment)["pretrain"]
-        verdict = judge(store, stages(experiment), plan.sweep.gate)
+        stage = trained_by(experiment)
+        verdict = judge(store, stage, plan.sweep.gate)
         if verdict is None or verdict["passed"]:
             continue
         message = f"attack gate of {stage}: {' '.join(verdict['reasons'])}"
@@ -205,7 +198,7 @@ def _close(plan: Plan, store: Store, tracker: Tracker) -> None:
     with suppress(TrackingError, InputError, OSError):
         study = load_study(plan, store)
         if study.pretrains:
-            Mirror(tracker).finish(study, write_report(study, report_folder(plan, store)), failed=True)
+            Mirror(tracker, plan_titles(plan)).finish(study, write_report(study, report_folder(plan, store)), failed=True)
 
 
 def _values(trial: Trial) -> str:
@@ -216,11 +209,11 @@ def _values(trial: Trial) -> str:
 
 def _recorded(plan: Plan, store: Store) -> list[Trial] | None:
     """The trials of a sweep that ran to its end; None if something is left to do."""
-    found = store.find("sweep", plan.fingerprint)
+    found = store.find(plan.stage.kind, plan.fingerprint)
     if found is None:
         return None
-    entries = json.loads(part(found, "trials.json"))
-    if any(e["status"] == "finished" and store.find("clean", e["fingerprint"]) is None for e in entries):
+    entries = json.loads(part(found, FILE))
+    if any(e["status"] == "finished" and store.find(Cleaned.kind, e["fingerprint"]) is None for e in entries):
         return None  # somebody removed an artefact
     return [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None, e.get("failure", "")) for e in entries]
 
@@ -298,6 +291,7 @@ def write_poisoned(experiment: Experiment, compute: Compute, out: Path) -> dict[
         at = At(store=store)
         inputs = make_data(experiment, at)
         inputs.pairs()  # checks the files that the tasks read
+        experiment = knowing_made(experiment, at)
         return poison_shards(
             trained_by(experiment).attack.index.read(at),
             Path(inputs.index),
@@ -319,11 +313,17 @@ def evaluate_checkpoint(experiment: Experiment, compute: Compute, weights: str) 
     model = load_model(experiment, weights)  # first, so that a mistake is reported before data are prepared
     store = Store(compute.store)
     store.prepare()
-    with session.joined():
-        inputs = make_data(experiment, At(store=store))
-    job = Job(experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker)
-    with measured_as(weights):
-        return evaluate(job, model)
+    at = At(store=store)
+    with recording(store.root, "evaluate"):
+        log.debug("%s is measured", weights)
+        with session.joined():
+            inputs = make_data(experiment, at)
+        experiment = knowing_made(experiment, at)
+        job = Job(
+            experiment=experiment, inputs=inputs, folder=str(store.root), compute=compute, stage="evaluate", gpus=compute.gpus_per_worker
+        )
+        with measured_as(weights):
+            return evaluate(job, model)
 
 
 def open_ui(root: str, uri: str, port: int) -> int:

@@ -3,7 +3,7 @@
 import json
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from orchestrator.console.log import log, say
 from orchestrator.console.progress import clock, left, smoothed, tell
 from orchestrator.failures import CERTAIN
 from orchestrator.results.outcome import StageResult, Study, TrialResult
-from orchestrator.stages.graph import stages
+from orchestrator.stages.graph import cleaned_by, stages
 from orchestrator.store import FAILED, NOTES, Store, read_failure
 from orchestrator.sweep.plan import Plan
 from orchestrator.sweep.stored import load_study, recorded_trials
@@ -30,8 +30,9 @@ PROGRESS = "progress.json"
 class Mirror:
     """Keeps a study's runs in MLflow equal to the store: a parent run for the sweep, a child run for each stage and trial."""
 
-    def __init__(self, tracker: Tracker):
-        self._tracker = tracker
+    def __init__(self, tracker: Tracker, titles: Mapping[str, str] | None = None):
+        """`titles`: fingerprint → what tells a stage from the sweep's others; its run is called so."""
+        self._tracker, self._titles = tracker, titles or {}
         self._sweep: str | None = None
         self._known: set[str] = set()
         self._finished: dict[str, int] = {}
@@ -47,7 +48,8 @@ class Mirror:
             if self._finished.get(result.fingerprint) == values(result):
                 continue
             if result.fingerprint not in self._known:
-                self._tracker.stage_run(result, self._sweep, "prior" if result in study.priors else result.stage)
+                role, title = "prior" if result in study.priors else result.stage, self._titles.get(result.fingerprint, "")
+                self._tracker.stage_run(result, self._sweep, role, title=title)
                 self._known.add(result.fingerprint)
             if result.status == "running":
                 self._tracker.sync(result)
@@ -88,9 +90,9 @@ class Follower:
         """Notes of stages that earlier runs finished; those runs have shown them."""
         self._ended = {path.name[-12:] for path in store.root.glob("*/*-*") if not path.name.startswith(".")}
         """First digits of the stages whose end was logged, or that were finished before."""
-        made = [stages(experiment) for _, experiment in [*plan.upstream, *(plan.grid or ())]]
-        self._digits = {stage.fingerprint[:12] for one in made for stage in one.values()}
-        self._trainings = dict.fromkeys(one[role] for one in made for role in ("pretrain", "clean") if role in one)
+        made = [stage for _, experiment in [*plan.upstream, *(plan.grid or ())] for stage in stages(experiment).values()]
+        self._digits = {stage.fingerprint[:12] for stage in made}
+        self._trainings = dict.fromkeys(stage for stage in made if stage.followed)
 
     def __enter__(self) -> "Follower":
         self._thread.start()
@@ -170,11 +172,11 @@ class Follower:
                 if stage.fingerprint in known or held_since < self._began or (folder / FAILED).exists():
                     continue
                 begun.add(stage.fingerprint)
-                named = self._title(stage.kind, stage.fingerprint)
-                if stage.kind == "pretrain":
-                    self._tell_start(stage.fingerprint, named, str(stage))
-                else:  # there may be hundreds
+                named = self._title(stage.kind, stage.fingerprint, lambda own=stage: own.name)  # type: ignore[misc]
+                if stage.trial:  # there may be hundreds
                     live.show(stage.fingerprint, Progress(title=named, more="starting"))
+                else:
+                    self._tell_start(stage.fingerprint, named, str(stage))
         for ended in self._starting - begun - known:
             live.drop(ended)
         self._starting = begun
@@ -201,7 +203,7 @@ class Follower:
         done = sum(trial.status == "finished" for trial in study.trials)
         if done and self._told.get("trials", (0.0, -1))[1] != done:
             self._told["trials"] = (time.monotonic(), done)
-            known = {stages(experiment)["clean"].fingerprint for _, experiment in self._plan.grid or ()}
+            known = {cleaned_by(experiment).fingerprint for _, experiment in self._plan.grid or ()}
             total = f" of {len(known)}" if known else ""
             tell(Progress(title=f"cleanings finished: {done}{total}"))
             if known and not self._stop.is_set():
@@ -213,7 +215,7 @@ class Follower:
         among = [*study.pretrains, *study.trials]
         return self._title(result.stage, result.fingerprint, lambda: titles(among).get(result.fingerprint) or result.name)
 
-    def _title(self, kind: str, fingerprint: str, other: Callable[[], str] = str) -> str:
+    def _title(self, kind: str, fingerprint: str, other: Callable[[], str]) -> str:
         """As `_named`; `other` gives the title of a stage that the plan does not know."""
         self._titles = self._titles or plan_titles(self._plan)
         return f"{kind} {self._titles.get(fingerprint) or other()} ({fingerprint[:6]})"

@@ -20,7 +20,8 @@ from orchestrator.experiment.override import override
 from orchestrator.experiment.spec import Compute, Experiment, Sweep
 from orchestrator.running.stages_on_ray import ensure_all, ensure_followed, trials_at_a_time
 from orchestrator.stages.base import SERVING, At, Stage, ensure, register
-from orchestrator.stages.graph import stages
+from orchestrator.stages.cleaned import Cleaned
+from orchestrator.stages.graph import cleaned_by, trained_by
 from orchestrator.stages.measured import lacking, lines_of
 from orchestrator.stages.swept import grid_values
 from orchestrator.store import FAILED, Store, read_failure, write_json
@@ -61,21 +62,21 @@ def clean_sweep(plan: Plan, models: Collection[str], at: At) -> list[Trial]:
     store, compute = at.store, at.compute
     sweep = replace(plan.sweep, claims=())  # workers judge no claims
     context = Context(sweep, str(store.root), compute, at.known, dict(IDENTITIES), plan.fingerprint, tuple(SERVING.values()))
-    wanted = [(overrides, made) for overrides, e in plan.grid or () if (made := stages(e))["pretrain"].fingerprint in models]
+    wanted = [(overrides, stage) for overrides, e in plan.grid or () if (stage := cleaned_by(e)).model.fingerprint in models]
     stopped = {record.trial for record in recorded_trials(plan, store) if record.status == "stopped"}
     missing = {
-        made["clean"].fingerprint: overrides
-        for overrides, made in wanted
-        if made["clean"].fingerprint[:12] not in stopped and store.find("clean", made["clean"].fingerprint) is None
+        stage.fingerprint: overrides
+        for overrides, stage in wanted
+        if stage.fingerprint[:12] not in stopped and at.find(stage) is None
     }
     if missing or plan.grid is None:
-        cleanings = [made["clean"] for made in map(stages, _kinds(plan)) if made["pretrain"].fingerprint in models]
+        cleanings = [stage for stage in map(cleaned_by, _kinds(plan)) if stage.model.fingerprint in models]
         ensure_all([need for cleaning in cleanings if at.find(cleaning) is None for need in cleaning.needs], at)
     if plan.grid is None:
         return [
             trial
             for overrides, experiment in plan.upstream
-            if stages(experiment)["pretrain"].fingerprint in models
+            if trained_by(experiment).fingerprint in models
             for trial in _search({**plan.sweep.space, **overrides}, plan, context, store, compute)
         ]
     ran: dict[str, Trial] = {}
@@ -86,8 +87,8 @@ def clean_sweep(plan: Plan, models: Collection[str], at: At) -> list[Trial]:
         found = _tune(space, _basic(plan.sweep, compute), 1, plan, replace(context, trials=missing), store, compute)
         ran = {trial.fingerprint: trial for trial in found}
     return [
-        ran.get(made["clean"].fingerprint) or _outcome(overrides, store, made["clean"], None, made["clean"].fingerprint[:12] in stopped)
-        for overrides, made in wanted
+        ran.get(stage.fingerprint) or _outcome(overrides, store, stage, None, stage.fingerprint[:12] in stopped)
+        for overrides, stage in wanted
     ]
 
 
@@ -151,7 +152,7 @@ def _tune(
         assert result.config is not None
         overrides = values_of(result.config, context)
         stopped = sweep.scheduler == "asha" and bool(result.metrics)
-        stage = stages(trial_experiment(sweep, overrides))["clean"]
+        stage = cleaned_by(trial_experiment(sweep, overrides))
         outcomes.append(_outcome(overrides, store, stage, result.error, stopped))
     shutil.rmtree(store.root / "ray" / name, ignore_errors=True)
     return outcomes
@@ -182,7 +183,7 @@ class Notes:
             return
         overrides, stage = self._of(trial)
         digits = stage.fingerprint[:12]
-        if self.store.find("clean", stage.fingerprint) is None and self.waiting.get(digits):
+        if self.store.find(stage.kind, stage.fingerprint) is None and self.waiting.get(digits):
             self.own[trial.trial_id] = self.waiting[digits].pop(0)
         else:
             self.own[trial.trial_id] = self.draws[digits]
@@ -192,13 +193,13 @@ class Notes:
     def stopped(self, trial: Any) -> None:
         """Record that the scheduler stopped a trial before its last epoch."""
         overrides, stage = self._of(trial)
-        if self.store.find("clean", stage.fingerprint) is None:
+        if self.store.find(stage.kind, stage.fingerprint) is None:
             number = self.own.get(trial.trial_id, 0)
             remember_trial(self.store, self.plan.fingerprint, stage.fingerprint, overrides, draw=number, status="stopped")
 
-    def _of(self, trial: Any) -> tuple[dict[str, Any], Stage]:
+    def _of(self, trial: Any) -> tuple[dict[str, Any], Cleaned]:
         overrides = values_of(trial.config, self.context)
-        return overrides, stages(trial_experiment(self.plan.sweep, overrides))["clean"]
+        return overrides, cleaned_by(trial_experiment(self.plan.sweep, overrides))
 
 
 def _callback(notes: Notes) -> Any:
@@ -220,9 +221,7 @@ def _trial(config: dict[str, Any], context: Context) -> None:
     for kind in context.kinds:
         register(kind)
     overrides = values_of(config, context)
-    experiment = trial_experiment(context.sweep, overrides)
-    assert experiment.clean is not None
-    stage = stages(experiment)["clean"]
+    stage = cleaned_by(trial_experiment(context.sweep, overrides))
     store = Store(context.store)
     lines: list[dict[str, Any]] = []
 
@@ -230,7 +229,7 @@ def _trial(config: dict[str, Any], context: Context) -> None:
         """Report a new epoch to Tune; the last one only when the artefact is sealed, because Tune may stop the trial then."""
         if line["epoch"] not in [known["epoch"] for known in lines]:
             lines.append(line)
-            if line["epoch"] < experiment.clean.epochs:  # type: ignore[union-attr]
+            if line["epoch"] < stage.cleaning.epochs:
                 tune.report(told(lines))
 
     at = At(store=store, compute=context.compute, known=context.known, report=report)
@@ -301,8 +300,8 @@ def _optuna(space: dict[str, Any], plan: Plan, store: Store) -> tuple[list[Trial
         if any(overrides[path] != value for path, value in fixed.items()):
             continue
         point = {path: overrides[path] for path in drawn}
-        stage = stages(trial_experiment(sweep, overrides))["clean"]
-        found = store.find("clean", stage.fingerprint)
+        stage = cleaned_by(trial_experiment(sweep, overrides))
+        found = store.find(stage.kind, stage.fingerprint)
         if found is None and record.trial not in stopped:
             waiting.append(point)
             continue

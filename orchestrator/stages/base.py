@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from datasets.component import Component
 from datasets.errors import InputError
@@ -20,6 +20,9 @@ from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.source_code import code_of
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.store import FAILED, Artefact, Store, require_files
+
+if TYPE_CHECKING:
+    from orchestrator.stages.trained import Trained
 
 KINDS: dict[str, type[Stage]] = {}
 """Kind → its class. Defining a subclass of `Stage` adds it."""
@@ -48,6 +51,8 @@ class Stage(ABC):
     """Its name among the inputs of other stages; empty: its kind."""
     apart: ClassVar[bool] = False
     """Whether it is made in a process of its own with the cores and GPUs of a trial; else in the process that asks for it."""
+    trial: ClassVar[bool] = False
+    """Whether it belongs to a trial. If Optuna draws the trials, such a stage is not known before the run."""
     serves: ClassVar[tuple[type[Component], ...]] = ()
     """Classes of needs (`Component.needs`) that this kind of stage makes, by `serve`."""
 
@@ -89,6 +94,23 @@ class Stage(ABC):
     def components(self) -> Any:
         """The components that it runs. The manifest holds a hash of the source of those that are the user's own."""
         return ()
+
+    @property
+    def pretrained(self) -> Trained | None:
+        """The pre-training behind its checkpoints, or itself. Its evaluators measure them. None for a stage without checkpoints."""
+        return None
+
+    def pairs(self, store: Store) -> int | None:
+        """How many pairs it trains on, over all epochs; None until that is known."""
+        return 0
+
+    def check(self, compute: Compute) -> None:
+        """Raise InputError if these machines cannot make it; called before anything is made."""
+        return
+
+    def look_ahead(self, at: At) -> None:
+        """Raise InputError if the stored stages that it needs already show that it cannot be made. Called when all of them are finished."""
+        return
 
     @abstractmethod
     def make(self, at: At) -> None:

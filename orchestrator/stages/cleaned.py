@@ -10,13 +10,13 @@ from typing import Any, ClassVar
 
 from orchestrator import failures
 from orchestrator.experiment.fingerprint import labelled
-from orchestrator.experiment.identity import cleanset_fields, encode_cleaning
-from orchestrator.experiment.spec import Clean, Experiment
+from orchestrator.experiment.identity import clean_pairs, cleanset_fields, encode_cleaning
+from orchestrator.experiment.spec import Clean, Compute, Experiment
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.measured import lines_of
 from orchestrator.stages.trained import Trained, checkpoint_at, made_for, rows_of, spent
-from orchestrator.store import read_failure
+from orchestrator.store import Store, read_failure
 from orchestrator.training.job import Job
 from orchestrator.training.ray_train import fit_on_workers
 from orchestrator.training.workers import clean
@@ -30,6 +30,7 @@ class Cleaned(Stage):
 
     kind = "clean"
     followed = True
+    trial = True
     not_kept = f"epoch_*/{STATE}"
     wait_s: ClassVar[float] = math.inf
     """A trial with the same values may be making it."""
@@ -68,12 +69,23 @@ class Cleaned(Stage):
     def components(self) -> Any:
         return self.cleaning
 
+    @property
+    def pretrained(self) -> Trained:
+        return self.model
+
+    def pairs(self, store: Store) -> int:
+        pairs, keep = clean_pairs(self.cleaning), self.cleaning.keep
+        return self.cleaning.epochs * ((keep.kept(pairs) if keep else pairs) // self.cleaning.batch_size) * self.cleaning.batch_size
+
+    def check(self, compute: Compute) -> None:
+        self.cleaning.check_workers(compute.trial_workers)
+
     def make(self, at: At) -> None:
         points = measured(lines_of(at.store, self.model))
         uncleaned = start_of(points, self.cleaning.start)
         epoch = str(uncleaned.epoch) if uncleaned is not None else self.cleaning.start
         job = Job(
-            experiment=self.experiment,
+            experiment=self.model.attack.resolved(self.experiment, at),
             inputs=self.model.read(at),
             folder=str(at.folder),
             compute=at.compute,

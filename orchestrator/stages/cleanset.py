@@ -7,6 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from orchestrator.experiment import cleanset
@@ -25,6 +26,7 @@ class CleaningSet(Stage):
     """Rows of the index: pairs of the pre-training that are not victims, and as many victims as were asked for."""
 
     kind = "cleanset"
+    trial = True
     clean: Clean
     """Only the fields that choose the pairs are part of the identity."""
     attack: AttackPlan
@@ -43,18 +45,21 @@ class CleaningSet(Stage):
 
     def make(self, at: At) -> None:
         inputs = self.attack.read(at)
-        rows = cleanset.choose_rows(self.clean, read_index(inputs.index), inputs.pairs().rows, _victims(inputs.plan))
+        plan, negatives = _planned(inputs.plan)
+        rows = cleanset.choose_rows(self.clean, read_index(inputs.index), inputs.pairs().rows, plan, negatives)
         np.save(at.folder / FILE, rows)
 
     def accept(self, found: Artefact, at: At) -> None:
         """InputError unless the rows hold exactly as many victims as were asked for."""
         rows, inputs = np.load(checked(found.folder / FILE)), self.attack.read(at)
-        cleanset.require(rows, read_index(inputs.index), _victims(inputs.plan), self.clean, str(self))
+        cleanset.require(rows, read_index(inputs.index), _planned(inputs.plan)[0], self.clean, str(self))
 
     def read(self, at: At) -> str:
         """The path of the file with its rows."""
         return str(at.of(self).folder / FILE)
 
 
-def _victims(plan: str) -> np.ndarray:
-    return pq.read_table(checked(plan), columns=["row"])["row"].to_numpy()
+def _planned(plan: str) -> tuple[np.ndarray, np.ndarray]:
+    """The rows of the plan, and those of them that are partial negatives."""
+    table = pq.read_table(checked(plan), columns=["row", "target"])
+    return table["row"].to_numpy(), table.filter(pc.equal(table["target"], ""))["row"].to_numpy()

@@ -9,9 +9,10 @@ from typing import Any
 
 from orchestrator.experiment.fingerprint import encode, labelled
 from orchestrator.experiment.identity import file_identity
-from orchestrator.experiment.spec import Given
+from orchestrator.experiment.spec import Compute, Given
 from orchestrator.stages.base import At
 from orchestrator.stages.trained import Trained
+from orchestrator.store import Store
 from orchestrator.training.job import Job, load_model
 from orchestrator.training.measuring import measure_given
 from trainers.checkpoint import epoch_folder, export
@@ -47,13 +48,16 @@ class Brought(Trained):
     def components(self) -> Any:
         return self.given
 
-    def check(self) -> None:
+    def pairs(self, store: Store) -> int | None:
+        return 0
+
+    def check(self, compute: Compute) -> None:
         """InputError if the checkpoint does not hold the model."""
         load_model(self.experiment, self.given.checkpoint)
 
     def make(self, at: At) -> None:
         job = Job(
-            experiment=self.experiment,
+            experiment=self.attack.resolved(self.experiment, at),
             inputs=self.read(at),
             folder=str(at.folder),
             compute=at.compute,

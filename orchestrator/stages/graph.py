@@ -18,6 +18,8 @@ from orchestrator.stages.given import Brought
 from orchestrator.stages.index import Index
 from orchestrator.stages.kept import check_scores, kept_of
 from orchestrator.stages.labels import Labelled  # noqa: F401 (so that labels are served)
+from orchestrator.stages.patch import PatchMade  # noqa: F401 (so that patches are served)
+from orchestrator.stages.target_pictures import TargetsChosen  # noqa: F401 (so that targets are served)
 from orchestrator.stages.testset import TestSet
 from orchestrator.stages.trained import Trained, Unpoisoned
 from orchestrator.stages.world import Drawn
@@ -39,8 +41,9 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     made["index"] = index = Index(source=None if isinstance(source, World) else source, world=world, max_dropped=limit)
     test = TestSet(tests=None if isinstance(tests, World) else tests, world=test_world, where="evaluate.data", least=1 - limit)
     made["testset"] = test
+    marks = tuple(around.ask(need) for need in needs_of(experiment.poisons))
     made["poison"] = attack = AttackPlan(
-        attacks=experiment.poisons, views=experiment.views, data=experiment.data, index=index, tests=tests, testset=test
+        attacks=experiment.poisons, views=experiment.views, data=experiment.data, index=index, tests=tests, testset=test, needed=marks
     )
     measured = tuple(around.ask(need) for need in needs_of(experiment.evaluate.evaluators))
     prior = None if experiment.prior is None else around.ask(experiment.prior, "prior")
@@ -82,6 +85,21 @@ def trained_by(experiment: Experiment) -> Trained:
     return stage
 
 
+def knowing_made(experiment: Experiment, at: At) -> Experiment:
+    """The experiment with triggers that know what was made for them; what is missing is made."""
+    attack = trained_by(experiment).attack
+    for one in walk(*attack.needed):
+        ensure(one, at)
+    return attack.resolved(experiment, at)
+
+
+def cleaned_by(experiment: Experiment) -> Cleaned:
+    """The experiment's cleaning; of an experiment that has one."""
+    stage = stages(experiment)["clean"]
+    assert isinstance(stage, Cleaned)
+    return stage
+
+
 def make_data(experiment: Experiment, at: At) -> Inputs:
     """Find or make the data of a training: worlds, index, test sets, poison plan. They are also kept in `at.known`. InputError where there
     are too few pairs for a score."""
@@ -91,7 +109,8 @@ def make_data(experiment: Experiment, at: At) -> Inputs:
     stage.measured_on(stage.attack.unpoisoned(at), at)  # refuses a target that is no class, and sets of other classes
     ensure(stage.attack, at)
     at.known[stage.attack.fingerprint] = pairs = stage.attack.read(at)
-    check_scores(experiment, len(pairs.pairs()), stage.attack.victims(at))
+    stage.attack.require_words(experiment.pretrain.model, at)
+    check_scores(experiment, pairs.pairs())
     if stage.kept is not None:
         return stage.measured_on(pairs, at)  # what is kept is not known yet
     at.known[stage.fingerprint] = inputs = stage.read(at)

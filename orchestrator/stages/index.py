@@ -19,7 +19,7 @@ from orchestrator.console.progress import meter
 from orchestrator.experiment.identity import set_identity
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.world import Drawn
-from orchestrator.store import Artefact, checked, part, write_json
+from orchestrator.store import Artefact, Store, checked, part, write_json
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -52,6 +52,13 @@ class Index(Stage):
             return self.source
         assert self.world is not None
         return Source(urls=str(at.of(self.world).folder / "train"))  # no glob: the store's path may hold any character
+
+    def kept(self, store: Store) -> int | None:
+        """How many pairs are not dropped; None before they are read."""
+        found = store.find(self.kind, self.fingerprint)
+        if found is not None:
+            return int(json.loads(part(found, "summary.json"))["kept"])
+        return None if self.world is None else self.world.world.train
 
     def make(self, at: At) -> None:
         source = self.read(at)

@@ -11,6 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from datasets.errors import InputError
+from datasets.index.pairs import Pairs
 from datasets.seeding import hash64
 from orchestrator.console.log import log
 from orchestrator.experiment.spec import Experiment, Given, Keep
@@ -20,8 +21,9 @@ from orchestrator.stages.given import Brought
 from orchestrator.stages.scored import Scored
 from orchestrator.stages.trained import Trained
 from orchestrator.store import write_json
-from trainers.detect.base import crowded
-from trainers.evaluate.detection import Detection
+from trainers.detect.base import Score, crowded
+from trainers.detect.scoring import first_positions
+from trainers.evaluate.detection import Detection, victims
 
 DROPPED = "dropped.parquet"
 """key, dropped, victim; in the order of the index."""
@@ -50,7 +52,7 @@ class Kept(Stage):
         return {"scores": self.scores}
 
     def make(self, at: At) -> None:
-        table, pairs = self.scores.read(at), self.scores.pairs(at)
+        table, pairs = self.scores.read(at), self.scores.scored(at)
         keys, victim_N = table["key"].to_pylist(), table["victim"].to_numpy()
         if keys != pairs.keys().to_pylist():
             raise InputError(f"{self.scores} was made of other pairs than {self.scores.attack}: delete its folder to make it anew.")
@@ -103,26 +105,28 @@ def scoring_model(experiment: Experiment, keep: Keep, own: Trained) -> Trained:
 
 def kept_of(experiment: Experiment, keep: Keep, own: Trained, cleanset: CleaningSet | None = None) -> Kept:
     """The stage of what is kept of the pairs of the attack, or of a cleaning set."""
-    scored = Scored(
-        score=keep.score, model=scoring_model(experiment, keep, own), attack=own.attack, recipe=experiment.recipe(), cleanset=cleanset
-    )
+    model = scoring_model(experiment, keep, own)
+    scored = Scored(score=keep.score, model=model, attack=own.attack, experiment=experiment, cleanset=cleanset)
     return Kept(keep=keep, scores=scored)
 
 
-def check_scores(experiment: Experiment, pairs: int, victims: int) -> None:
-    """InputError where a keep or an evaluator cannot score so many pairs, or leaves fewer than a batch; a warning where the reference is
-    expected to hold too many of these victims."""
-    scores, left = [], pairs
-    if experiment.keep is not None:
-        keep, batch_size = experiment.keep, experiment.training.batch_size
-        keep.score.check(pairs, "keep.score")
-        left = keep.kept(pairs)
+def check_scores(experiment: Experiment, pairs: Pairs) -> None:
+    """InputError where a keep or an evaluator cannot score these pairs, or leaves fewer than a batch; a warning where the reference is
+    expected to hold too many victims."""
+    keep, scores, left = experiment.keep, list[Score](), len(pairs)
+    if keep is not None:
+        keep.score.check(left, "keep.score")
+        left, batch_size = keep.kept(left), experiment.training.batch_size
         if left < batch_size:
-            raise InputError(f"keep.share is {keep.share}, which leaves {left} of {pairs} pairs: fewer than one batch of {batch_size}.")
+            told = f"which leaves {left} of {len(pairs)} pairs: fewer than one batch of {batch_size}"
+            raise InputError(f"keep.share is {keep.share}, {told}.")
         scores.append(keep.score)
     for evaluator in experiment.evaluate.evaluators:
         if isinstance(evaluator, Detection):
-            evaluator.check(left)
+            evaluator.check_pairs(left)
             scores += evaluator.scores
-    if warning := crowded(scores, pairs, victims):
-        log.warning("%s", warning)
+    if scores:
+        victim_N = victims(pairs)
+        first_positions([score for score in scores if score.trusts], pairs, victim_N)
+        if warning := crowded(scores, len(pairs), int(victim_N.sum())):
+            log.warning("%s", warning)

@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from datasets.feed.loader import Recipe
 from orchestrator.experiment.fingerprint import encode, fingerprint
 from orchestrator.experiment.identity import weights_identity
+from orchestrator.experiment.spec import Experiment
 from orchestrator.stages.base import Around, At, Stage
 from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.testset import TestSet
@@ -32,8 +32,8 @@ class Labelled(Stage):
     apart = True
     serves = (Labelling,)
     need: Labelling
-    recipe: Recipe
-    """How the pictures are read and resized."""
+    experiment: Experiment
+    """Its views and triggers say how the pictures are read and resized."""
     cleanset: CleaningSet
     testset: TestSet
     labeller: Unpoisoned | None
@@ -45,7 +45,7 @@ class Labelled(Stage):
         cleanset, test, own = around.made["cleanset"], around.made["testset"], around.experiment
         labeller = None if isinstance(need.labeller, Model) else around.ask(need.labeller)
         assert isinstance(cleanset, CleaningSet) and isinstance(test, TestSet) and isinstance(labeller, Unpoisoned | None)
-        return cls(need=need, recipe=own.recipe(), cleanset=cleanset, testset=test, labeller=labeller)
+        return cls(need=need, experiment=own, cleanset=cleanset, testset=test, labeller=labeller)
 
     @property
     def name(self) -> str:
@@ -93,7 +93,8 @@ class Labelled(Stage):
         inputs, test = self.cleanset.attack.read(at), self.testset.read(at)
         names, templates = method.prompts(test.class_names, test.templates)
         pairs = inputs.pairs(self.cleanset.read(at))
-        recipe = replace(self.recipe, views=replace(self.recipe.views, size=encoder.image_size))
+        views = replace(self.experiment.views, size=encoder.image_size)
+        recipe = self.cleanset.attack.resolved(self.experiment, at).recipe(views)
         labels = zero_shot_labels(encoder, whole_pictures(pairs, recipe, World()), names, templates)
         labels.write(at.folder / FILE)
         own = dict(zip(pairs.keys().to_pylist(), pairs.labels().tolist()))

@@ -25,8 +25,8 @@ class Measured(Stage):
 
     kind = "measure"
     apart = True
-    model: Any
-    """The stage that made the checkpoints: Trained or Cleaned."""
+    model: Stage
+    """The stage that made the checkpoints."""
     evaluator: Evaluator | None
     """None: zero-shot accuracy and attack success."""
     digest: str
@@ -37,7 +37,8 @@ class Measured(Stage):
     @property
     def source(self) -> Trained:
         """The pre-training behind the model, or the model if it is one."""
-        return self.model if isinstance(self.model, Trained) else self.model.model
+        assert self.model.pretrained is not None
+        return self.model.pretrained
 
     @property
     def name(self) -> str:
@@ -60,7 +61,7 @@ class Measured(Stage):
         own = () if self.evaluator is None else (self.evaluator,)
         evaluate = replace(source.experiment.evaluate, evaluators=own)
         job = Job(
-            experiment=replace(source.experiment, evaluate=evaluate, clean=None),
+            experiment=source.attack.resolved(replace(source.experiment, evaluate=evaluate, clean=None), at),
             inputs=replace(source, needed=self.needed, experiment=replace(source.experiment, evaluate=evaluate)).read(At(store=at.store)),
             folder=str(at.folder),
             compute=at.compute,
@@ -72,9 +73,11 @@ class Measured(Stage):
         measure_stored(job, [(epoch, str(epoch_folder(found.folder, epoch))) for epoch in stored_epochs(found)], self.evaluator)
 
 
-def measurements(model: Any) -> Iterator[Measured]:
-    """Everything that the sweep asks for about a pre-training or a cleaning: accuracy and ASR, then each evaluator."""
-    source = model if isinstance(model, Trained) else model.model
+def measurements(model: Stage) -> Iterator[Measured]:
+    """Everything that the sweep asks for about a stage's checkpoints: accuracy and ASR, then each evaluator. Nothing if it has none."""
+    source = model.pretrained
+    if source is None:
+        return
     evaluators = source.experiment.evaluate.evaluators
     sets = dict(zip(needs_of(evaluators), source.needed, strict=True))
     for evaluator, known in zip((None, *evaluators), source.digests):
@@ -82,19 +85,19 @@ def measurements(model: Any) -> Iterator[Measured]:
         yield Measured(model=model, evaluator=evaluator, digest=known, needed=needed)
 
 
-def afterwards(store: Store, model: Any) -> list[Measured]:
+def afterwards(store: Store, model: Stage) -> list[Measured]:
     """The measurements of a finished training that were not made during it: stages of their own, made or not."""
-    found = store.find(model.kind, model.fingerprint)
+    found = store.find(model.kind, model.fingerprint) if model.pretrained is not None else None
     along = _along(found) if found else {}
     return [one for one in measurements(model) if not _whole(along, one.digest)] if found else []
 
 
-def lacking(store: Store, model: Any) -> list[Measured]:
+def lacking(store: Store, model: Stage) -> list[Measured]:
     """The measurements of a finished training that were made neither during it nor later."""
     return [one for one in afterwards(store, model) if store.find(one.kind, one.fingerprint) is None]
 
 
-def lines_of(store: Store, model: Any) -> list[dict[str, Any]]:
+def lines_of(store: Store, model: Stage) -> list[dict[str, Any]]:
     """The lines of metrics of a training, finished or not, with only the metrics that the sweep asks for.
 
     InputError for an artefact whose metrics were lost or broken.
@@ -116,7 +119,7 @@ def lines_of(store: Store, model: Any) -> list[dict[str, Any]]:
     return [{**line, "metrics": kept | later.get(line["epoch"], {})} for line, kept in zip(lines, own)]
 
 
-def arrays_of(store: Store, model: Any) -> tuple[Path, ...]:
+def arrays_of(store: Store, model: Stage) -> tuple[Path, ...]:
     """Folders that may hold the arrays for the model's figures: those of later measurements, then the model's own."""
     later = [store.find(one.kind, one.fingerprint) for one in measurements(model) if one.evaluator is not None]  # the first gives none
     found = store.find(model.kind, model.fingerprint)

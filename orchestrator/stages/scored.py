@@ -11,10 +11,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import torch
 
-from datasets.feed.loader import Recipe
 from datasets.index.pairs import Pairs
 from orchestrator.console.log import log
 from orchestrator.experiment.fingerprint import encode, labelled
+from orchestrator.experiment.spec import Experiment
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.cleanset import CleaningSet
@@ -43,8 +43,8 @@ class Scored(Stage):
     score: Score
     model: Trained
     attack: AttackPlan
-    recipe: Recipe
-    """How the pairs are made."""
+    experiment: Experiment
+    """Its views and triggers say how the pairs are made."""
     cleanset: CleaningSet | None = None
 
     @property
@@ -67,17 +67,18 @@ class Scored(Stage):
     def components(self) -> Any:
         return self.score
 
-    def pairs(self, at: At) -> Pairs:
+    def scored(self, at: At) -> Pairs:
         """The pairs that are scored, as trained on."""
         return self.attack.read(at).pairs(None if self.cleanset is None else self.cleanset.read(at))
 
     def make(self, at: At) -> None:
-        found, pairs, score = at.of(self.model), self.pairs(at), self.score
+        found, pairs, score = at.of(self.model), self.scored(at), self.score
+        experiment = self.attack.resolved(self.experiment, at)
         device = World.current().device if at.compute.trial_gpus else torch.device("cpu")
         made: list[Scores] = []
         for epoch in score.checkpoints(stored_epochs(found)):
             encoder = load_model(self.model.experiment, str(checkpoint_at(found, str(epoch)))).place(device)
-            recipe = replace(self.recipe, views=replace(self.recipe.views, size=encoder.image_size))
+            recipe = experiment.recipe(replace(experiment.views, size=encoder.image_size))
             made.append(score_pairs(encoder, scored_batches(pairs, [score], recipe, WHOLE), [score], World()))
         mean_N = np.mean([one.suspicion[score] for one in made], axis=0)
         last = replace(made[-1], suspicion={score: mean_N})

@@ -9,8 +9,7 @@ from typing import Any
 from orchestrator.experiment.fingerprint import encode
 from orchestrator.experiment.spec import Sweep
 from orchestrator.stages.base import At, Stage
-from orchestrator.stages.graph import stages
-from orchestrator.stages.trained import Trained
+from orchestrator.stages.graph import stages, trained_by
 from orchestrator.store import write_json
 
 FILE = "trials.json"
@@ -32,10 +31,9 @@ class Swept(Stage):
     @cached_property
     def config(self) -> Any:
         sweep, made = self.sweep, stages(self.sweep.base)
-        assert isinstance(made["pretrain"], Trained)
         return {
             "base": {role: stage.fingerprint for role, stage in made.items()},
-            "measured": list(made["pretrain"].digests),
+            "measured": list(trained_by(sweep.base).digests),
             "space": {path: encode_space(space, path) for path, space in sweep.space.items()},
             "search": [sweep.search, sweep.num_samples, sweep.seed],
             "scheduler": [sweep.scheduler, sweep.metric, sweep.grace_epochs],

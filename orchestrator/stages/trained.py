@@ -17,12 +17,12 @@ from datasets.evaluation.classes import class_name, target_index
 from orchestrator.experiment.check import unpoisoned
 from orchestrator.experiment.fingerprint import encode, fingerprint, labelled
 from orchestrator.experiment.identity import encode_evaluator, weights_identity
-from orchestrator.experiment.spec import Experiment, Pretrain
+from orchestrator.experiment.spec import Compute, Experiment, Pretrain
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage
 from orchestrator.stages.cleanset import FILE as ROWS
 from orchestrator.stages.testset import TestSet, require_same_classes
-from orchestrator.store import METRICS, Artefact, checked, read_lines
+from orchestrator.store import METRICS, Artefact, Store, checked, read_lines
 from orchestrator.training.inputs import Inputs
 from orchestrator.training.job import Job
 from orchestrator.training.ray_train import fit_on_workers
@@ -84,6 +84,19 @@ class Trained(Stage):
         """The further test sets among `needed`."""
         return tuple(stage for stage in self.needed if isinstance(stage, TestSet))
 
+    @property
+    def pretrained(self) -> Trained:
+        return self
+
+    def pairs(self, store: Store) -> int | None:
+        spec, kept, keep = self.experiment.training, self.attack.kept(store), self.experiment.keep
+        if kept is not None and keep is not None:
+            kept = keep.kept(kept)
+        return None if kept is None else spec.epochs * (kept // spec.batch_size) * spec.batch_size
+
+    def check(self, compute: Compute) -> None:
+        self.experiment.training.check_workers(compute.workers)
+
     def read(self, at: At) -> Inputs:
         """The data that it is trained and measured on; its cleanings are measured on the same."""
         if self.fingerprint in at.known:
@@ -118,7 +131,7 @@ class Trained(Stage):
 
     def make(self, at: At) -> None:
         job = Job(
-            experiment=self.experiment,
+            experiment=self.attack.resolved(self.experiment, at),
             inputs=self.read(at),
             folder=str(at.folder),
             compute=at.compute,
@@ -210,7 +223,11 @@ def made_for(value: Any, needed: Sequence[Stage], at: At) -> tuple[tuple[Compone
 def digest(model: Trained, evaluator: Evaluator | None, sets: Mapping[Component, Stage]) -> str:
     """Identifies a measurement by 16 hexadecimal digits; an `evaluator` of None stands for zero-shot accuracy and ASR."""
     experiment = model.experiment
-    measured = [[attack.name, encode(attack.trigger), attack.target] for attack in experiment.poisons]
+    measured = [
+        [attack.name, encode(attack.trigger), attack.target, *(["text_only"] if attack.mode == "text_only" else [])]
+        for attack in experiment.poisons
+    ]
+    measured[0] += [stage.fingerprint for stage in model.attack.needed]  # which the triggers' encodings do not have
     needed = [] if evaluator is None else [sets[need].fingerprint for need in needs_of(evaluator)]
     told = {
         "evaluator": None if evaluator is None else encode_evaluator(evaluator),

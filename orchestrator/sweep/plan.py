@@ -17,7 +17,8 @@ from orchestrator.results.claims import Claim
 from orchestrator.results.kinds import own
 from orchestrator.results.names import flatten
 from orchestrator.results.published import load_published
-from orchestrator.stages.graph import trained_by
+from orchestrator.stages.base import Stage
+from orchestrator.stages.graph import stages, trained_by
 from orchestrator.stages.swept import Swept, grid_values
 
 
@@ -39,6 +40,12 @@ class Plan:
     def stage(self) -> Swept:
         """The stage of the sweep itself: its identity and, when all trials have ended, its record."""
         return Swept(sweep=self.sweep)
+
+    def known(self) -> dict[str, Stage]:
+        """Fingerprint → every stage that is known before the run: all but those of trials that Optuna draws."""
+        experiments = [experiment for _, experiment in (self.upstream if self.grid is None else self.grid)]
+        made = [stage for experiment in experiments for stage in stages(experiment).values()]
+        return {stage.fingerprint: stage for stage in made if self.grid is not None or not stage.trial}
 
 
 def make_plan(sweep: Sweep) -> Plan:

@@ -13,10 +13,8 @@ from orchestrator.experiment.spec import Experiment, Gate
 from orchestrator.results.kinds import names
 from orchestrator.results.outcome import StageResult, StageState, Study, TrialResult
 from orchestrator.results.published import load_published
-from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Stage, place
-from orchestrator.stages.cleaned import Cleaned
-from orchestrator.stages.graph import stages
+from orchestrator.stages.graph import cleaned_by, stages, trained_by
 from orchestrator.stages.measured import afterwards, arrays_of, lines_of
 from orchestrator.stages.swept import grid_values
 from orchestrator.stages.trained import Trained, Unpoisoned
@@ -45,18 +43,18 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
         series=sweep.series, published=load_published(sweep.reference), claims=claims_of(sweep),
     )  # fmt: skip
     for _, experiment in plan.upstream:
-        made = stages(experiment)
-        _read_unpoisoned(study, made, store)
-        _read_dropped(study, made, store, "pretrain")
+        trained = trained_by(experiment)
+        _read_unpoisoned(study, experiment, store)
+        _read_dropped(study, trained.kept, store, "pre-training")
         if not study.poison:
-            _read_poison(study, made, store, experiment)
-        result = read_stage(store, made["pretrain"], described(experiment), StageResult)
+            _read_poison(study, trained, store)
+        result = read_stage(store, trained, described(experiment), StageResult)
         if result is None:
             continue
         if result.status != "finished" and not live and (failed := _failed(result.folder)):
             result.status, result.error, result.failure = "failed", *failed
         study.pretrains.append(result)
-        verdict = judge(store, made, sweep.gate)
+        verdict = judge(store, trained, sweep.gate)
         if verdict is not None:
             study.gates[result.fingerprint] = verdict
     if not live:
@@ -64,28 +62,28 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
     known: set[str] = set()
     for trial in _trials(plan, store) if trials is None else trials:
         experiment = trial_experiment(sweep, trial.overrides)
-        made = stages(experiment)
-        if made["clean"].fingerprint in known:
+        cleaned = cleaned_by(experiment)
+        if cleaned.fingerprint in known:
             continue  # two draws of the same values are two trials, but one cleaning
-        known.add(made["clean"].fingerprint)
-        _read_unpoisoned(study, made, store)
-        _read_dropped(study, made, store, "clean")
+        known.add(cleaned.fingerprint)
+        _read_unpoisoned(study, experiment, store)
+        _read_dropped(study, cleaned.kept, store, "cleaning")
         status, error, failure = trial.status, trial.error, trial.failure
-        if trials is None and not live and (failed := _failed(store.work("clean", made["clean"].fingerprint))):
+        if trials is None and not live and (failed := _failed(store.work(cleaned.kind, cleaned.fingerprint))):
             status, error, failure = "failed", *failed
-        result = read_stage(store, made["clean"], described(experiment), TrialResult)
+        result = read_stage(store, cleaned, described(experiment), TrialResult)
         if result is None and status != "failed":
-            refused = sweep.gate.action == "stop" and study.gates.get(made["pretrain"].fingerprint, {}).get("passed") is False
+            refused = sweep.gate.action == "stop" and study.gates.get(cleaned.model.fingerprint, {}).get("passed") is False
             study.missing += not refused
             continue
         if result is None:
             result = TrialResult(
-                stage="clean", name=made["clean"].name, fingerprint=made["clean"].fingerprint,
-                folder=store.work("clean", made["clean"].fingerprint), config=described(experiment), status=status,
+                stage=cleaned.kind, name=cleaned.name, fingerprint=cleaned.fingerprint,
+                folder=store.work(cleaned.kind, cleaned.fingerprint), config=described(experiment), status=status,
             )  # fmt: skip
         assert isinstance(result, TrialResult)
         result.overrides = trial.overrides
-        result.pretrain = made["pretrain"].fingerprint
+        result.pretrain = cleaned.model.fingerprint
         if result.status != "finished":
             result.status, result.error, result.failure = status, error, failure
         study.trials.append(result)
@@ -98,14 +96,9 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
 
 def _stages(plan: Plan, store: Store) -> list[StageState]:
     """Every stage of the trials that are known before Optuna draws any, by kind."""
-    wanted = {
-        stage.fingerprint: stage
-        for _, experiment in (plan.upstream if plan.grid is None else plan.grid)
-        for role, stage in stages(experiment).items()
-        if plan.grid is not None or role not in ("cleanset", "clean")
-    }
-    for model in [stage for stage in wanted.values() if isinstance(stage, Trained | Cleaned)]:
-        wanted |= {later.fingerprint: later for later in afterwards(store, model)}
+    wanted = plan.known()
+    for stage in list(wanted.values()):
+        wanted |= {later.fingerprint: later for later in afterwards(store, stage)}
     states = []
     for stage in sorted(wanted.values(), key=place):
         found = store.find(stage.kind, stage.fingerprint)
@@ -138,12 +131,11 @@ def read_stage(store: Store, stage: Stage, config: Any, kind: type[Any]) -> Any:
     )
 
 
-def judge(store: Store, made: dict[str, Stage], gate: Gate) -> dict[str, Any] | None:
-    """The attack gate's verdict on an experiment's pre-training, given its stages; None until that is finished and measured."""
+def judge(store: Store, stage: Trained, gate: Gate) -> dict[str, Any] | None:
+    """The attack gate's verdict on a pre-training; None until that is finished and measured."""
     from trainers.evaluate.gate import attack_gate, of_all
 
-    stage, attack = made["pretrain"], made["poison"]
-    assert isinstance(stage, Trained) and isinstance(attack, AttackPlan)
+    attack = stage.attack
     points = measured(lines_of(store, stage))
     poison, tests = store.find(attack.kind, attack.fingerprint), store.find(stage.testset.kind, stage.testset.fingerprint)
     if store.find(stage.kind, stage.fingerprint) is None or poison is None or tests is None or not points:
@@ -191,7 +183,7 @@ def _trials(plan: Plan, store: Store) -> list[Trial]:
     if plan.grid is None:
         return [Trial(record.overrides, record.trial, record.status or "running") for record in records]
     stopped = {record.trial for record in records if record.status == "stopped"}
-    listed = [(overrides, stages(experiment)["clean"].fingerprint) for overrides, experiment in plan.grid]
+    listed = [(overrides, cleaned_by(experiment).fingerprint) for overrides, experiment in plan.grid]
     return [Trial(overrides, trial, "stopped" if trial[:12] in stopped else "running") for overrides, trial in listed]
 
 
@@ -276,9 +268,9 @@ def _trial_folder(store: Store, sweep: str) -> Path:
     return store.root / "sweep" / f".trials-{sweep[:12]}"
 
 
-def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store) -> None:
+def _read_unpoisoned(study: Study, experiment: Experiment, store: Store) -> None:
     """Add this experiment's trainings without the poison to the study, unless it has them."""
-    for role, stage in made.items():
+    for role, stage in stages(experiment).items():
         if not isinstance(stage, Unpoisoned):
             continue
         result = next((known for known in study.priors if known.fingerprint == stage.fingerprint), None)
@@ -289,22 +281,21 @@ def _read_unpoisoned(study: Study, made: dict[str, Stage], store: Store) -> None
             result.role = f"{result.role} and {role}" if result.role else role
 
 
-def _read_dropped(study: Study, made: dict[str, Stage], store: Store, role: str) -> None:
-    """Add what this experiment's pre-training or cleaning has dropped, unless the study holds it."""
-    kept = made[role].inputs.get("kept")
+def _read_dropped(study: Study, kept: Stage | None, store: Store, of: str) -> None:
+    """Add what was dropped of the pairs of a pre-training or a cleaning, unless the study holds it."""
     found = None if kept is None else store.find(kept.kind, kept.fingerprint)
     if kept is None or found is None or any(one["fingerprint"] == kept.fingerprint for one in study.dropped):
         return
-    entry = {"of": "pre-training" if role == "pretrain" else "cleaning", "name": kept.name, "fingerprint": kept.fingerprint}
+    entry = {"of": of, "name": kept.name, "fingerprint": kept.fingerprint}
     study.dropped.append({**entry, **json.loads(part(found, "summary.json"))})
 
 
-def _read_poison(study: Study, made: dict[str, Stage], store: Store, experiment: Experiment) -> None:
-    poison = store.find("poison", made["poison"].fingerprint)
-    index = store.find("index", made["index"].fingerprint)
+def _read_poison(study: Study, trained: Trained, store: Store) -> None:
+    experiment = trained.experiment
+    found = (store.find(stage.kind, stage.fingerprint) for stage in (trained.attack, trained.attack.index, trained.testset))
+    poison, index, tested = found
     if poison is None or index is None:
         return
-    tested = store.find("testset", made["testset"].fingerprint)
     tests = json.loads(part(tested, "summary.json")) if tested else {"kept": None, "drops": {}}
     read = json.loads(part(index, "summary.json"))
     told = json.loads(part(poison, "summary.json"))

@@ -8,7 +8,7 @@ from orchestrator.experiment.fingerprint import described
 from orchestrator.results.kinds import names
 from orchestrator.results.names import tell_apart
 from orchestrator.results.outcome import StageResult, TrialResult
-from orchestrator.stages.graph import stages
+from orchestrator.stages.graph import cleaned_by, trained_by
 from orchestrator.sweep.plan import Plan
 
 
@@ -29,16 +29,15 @@ def plan_titles(plan: Plan) -> dict[str, str]:
     """The titles of the pre-trainings and cleanings that a plan knows before the run."""
     found: dict[str, StageResult] = {}
     for _, experiment in [*plan.upstream, *(plan.grid or ())]:
-        made = stages(experiment)
-        source = made["pretrain"]
+        source = trained_by(experiment)
         if source.fingerprint not in found:
             config = {key: value for key, value in described(experiment).items() if key != "clean"}
             found[source.fingerprint] = StageResult(
-                stage="pretrain", name=source.name, fingerprint=source.fingerprint, folder=Path(), config=config
+                stage=source.kind, name=source.name, fingerprint=source.fingerprint, folder=Path(), config=config
             )
-        if plan.grid is not None and (stage := made["clean"]).fingerprint not in found:
+        if plan.grid is not None and (stage := cleaned_by(experiment)).fingerprint not in found:
             found[stage.fingerprint] = TrialResult(
-                stage="clean", name=stage.name, fingerprint=stage.fingerprint, folder=Path(), config=described(experiment),
+                stage=stage.kind, name=stage.name, fingerprint=stage.fingerprint, folder=Path(), config=described(experiment),
                 pretrain=source.fingerprint,
             )  # fmt: skip
     return titles(list(found.values()))

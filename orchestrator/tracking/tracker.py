@@ -94,8 +94,12 @@ class Tracker:
                 self._sources[pretrain.fingerprint] = points_of(pretrain)
             return run_id
 
-    def stage_run(self, result: StageResult, parent_run_id: str, role: str, tags: Mapping[str, str] | None = None) -> str:
-        """Find or create the run of a stage or trial below `parent_run_id`, with its configuration and tags."""
+    def stage_run(
+        self, result: StageResult, parent_run_id: str, role: str, tags: Mapping[str, str] | None = None, title: str = ""
+    ) -> str:
+        """Find or create the run of a stage or trial below `parent_run_id`, with its configuration and tags. `title`: what tells it from
+        the others of its sweep, where that is known.
+        """
         with self._guard(f"the run of {result.stage} {result.fingerprint[:12]}"):
             parent = self._client.get_run(parent_run_id)
             own = {
@@ -107,11 +111,11 @@ class Tracker:
                 PARENT: parent_run_id,
             }
             own["cleansweep.class"] = str(component_of(result).get("class", ""))
-            name = f"{result.stage} {result.name}"
+            name = f"{result.stage} {title or result.name}"
             if isinstance(result, TrialResult):
                 source = self._objectives.get(result.pretrain, result.pretrain[:6])
                 own |= {"method": method_of(result), "pretrain": source, "cleansweep.pretrain": result.pretrain}
-                name = " ".join(filter(None, (method_of(result), settings(result, [result]), f"on {source}")))
+                name = title or " ".join(filter(None, (method_of(result), settings(result, [result]), f"on {source}")))
             else:
                 self._objectives[result.fingerprint] = objective_of(result)
             run_id = self._run(

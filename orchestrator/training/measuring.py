@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +68,14 @@ def measure_of(
     spec = experiment.evaluate
     recipe = experiment.recipe(seed=spec.seed)
 
-    def share(pairs: Pairs, index: str) -> Callable[[], Iterator[Batch]]:
+    def share(pairs: Pairs, index: str) -> Callable[..., Iterator[Batch]]:
         views = decoded_views(job, pairs, index)
-        return lambda: eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size, views)
+        return lambda recipe=recipe: eval_batches(pairs, recipe, spec.batch_size, world.rank, world.size, views)
 
+    test = share(inputs.test(), inputs.test_index)
     material = Material(
-        test=share(inputs.test(), inputs.test_index),
+        test=test,
+        test_with=lambda trigger: test(replace(recipe, trigger=trigger, others=())),
         made={need: checked(folder) for need, folder in job.made},
         sets={one: share(made.pairs(), made.index) for one, made in zip(further_sets(experiment), inputs.further)},
         classes={one: (made.class_names, made.templates) for one, made in zip(further_sets(experiment), inputs.further)},
@@ -85,9 +88,10 @@ def measure_of(
         world=world,
     )
     aims = tuple(
-        Aim(name=attack.name, target=target, trigger=attack.trigger, seed=spec.seed)
+        Aim(name=attack.name, target=target, trigger=attack.trigger, seed=spec.seed, text_only=attack.mode == "text_only")
         for attack, target in zip(experiment.poisons, inputs.targets, strict=True)
     )
+    material = replace(material, aims=aims)
     zero_shot = ZeroShotASR(class_names=inputs.class_names, templates=inputs.templates, aims=aims)
 
     stage = experiment.clean if job.cleanset else experiment.pretrain

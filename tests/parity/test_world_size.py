@@ -35,6 +35,7 @@ from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.base import Material
 from trainers.evaluate.detection import Detection
 from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.loop import fit
@@ -136,8 +137,14 @@ def _evaluate(world: World, batch_size: int) -> dict[str, float]:
          "key": total["key"][rows]}
         for rows in (list(mine[i : i + batch_size]) for i in range(0, len(mine), batch_size))
     ]
-    evaluator = ZeroShotASR(class_names=("red", "green", "blue", "grey"), templates=("a {} thing", "{}"), target=2)
-    return evaluator.measure(encoder, batches, world)
+    classes, prompts = ("red", "green", "blue", "grey"), ("a {} thing", "{}")
+    other = OtherTrigger(trigger=Patch(size=16), target="grey", name="other")
+    material = Material(
+        test=list, test_with=lambda trigger: batches, pairs=None, recipe=Recipe(views=Views(size=32)), world=world,  # type: ignore[arg-type]
+        class_names=classes, templates=prompts,
+    )
+    found = ZeroShotASR(class_names=classes, templates=prompts, target=2).measure(encoder, batches, world)
+    return found | other.measure(encoder, other.open(material), world)  # type: ignore[operator]
 
 
 def _probe_and_retrieve(world: World, batch_size: int) -> dict[str, float]:

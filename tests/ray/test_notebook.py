@@ -18,6 +18,6 @@ def test_every_block_runs(tiny_store: Path, tmp_path: Path, capsys: pytest.Captu
     exec(compile(program, "docs/notebook.md", "exec"), names)
     said = capsys.readouterr().out
     assert len(blocks) == 5 and r"\begin{tabular}" in said and "('CleanCLIP', 'finished')" in said
-    assert len(names["frame"]) == 3 + 4 * 4 and set(names["results"]["method"]) == {"MMCL", "CleanCLIP"}
+    assert len(names["frame"]) == 3 + 4 * 4 and set(names["results"]["method"]) == {"MMCL fine-tuning", "CleanCLIP"}
     chosen = names["choose"](names["frame"], "blind")
     assert all((tmp_path / "store" / checkpoint).is_dir() for checkpoint in chosen["checkpoint"])

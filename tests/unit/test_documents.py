@@ -20,6 +20,7 @@ from datasets.evaluation.evalset import EvalSet
 from datasets.feed.loader import triggered
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
+from datasets.triggers.patch import Patch
 from orchestrator.commands.arguments import parser
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.override import override
@@ -35,7 +36,7 @@ from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
 from tests.unit.fake_study import seeded_study
 from tests.unit.trainers.detect import test_scores
-from tests.unit.trainers.evaluate import test_analysis, test_linear_probe
+from tests.unit.trainers.evaluate import test_analysis, test_linear_probe, test_other_trigger, test_text_triggers
 from trainers.batch import to_device
 from trainers.detect.base import Score, smallest
 from trainers.detect.cosine import CosineByModel
@@ -46,8 +47,11 @@ from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.another_set import ZeroShotOn
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.detection import Detection, Scores
+from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.probe import probe
 from trainers.evaluate.retrieval import Retrieval
+from trainers.evaluate.targeted import TargetedSuccess
+from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 from trainers.methods.base import Method, Phase, Run
 from trainers.model import TinyCLIP
@@ -65,7 +69,8 @@ PAGES = sorted((ROOT / "docs").glob("*.md"))
 DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
 NUMBER = {
-    "<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<set>": r"[\w.+-]+", "<name>": r"\w+", "<score>": r"\w+",
+    "<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<trigger>": r"[\w.+-]+", "<set>": r"[\w.+-]+",
+    "<name>": r"\w+", "<score>": r"\w+",
 }  # fmt: skip
 """What a variable part of a metric's name stands for."""
 
@@ -95,7 +100,7 @@ def batch(n: int = 4) -> dict[str, torch.Tensor]:
 
 
 def test_the_trigger(examples: dict[str, ModuleType]) -> None:
-    trigger = examples["datasets/triggers"].Stripes(period=4)
+    trigger = examples["datasets/triggers"].Bands(period=4)
     assert isinstance(trigger, Trigger) and fingerprint(trigger) != fingerprint(replace(trigger, period=8))
     image_HWC = np.full((32, 32, 3), 250, np.uint8)
     stamped_HWC = trigger.stamp(image_HWC, rng(0))
@@ -304,6 +309,12 @@ def measured(examples: dict[str, ModuleType]) -> set[str]:
     pictures = {"image": torch.zeros(2, 32, 32, 3, dtype=torch.uint8), "image_triggered": torch.ones(2, 32, 32, 3, dtype=torch.uint8)}
     given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
     names |= set(several.measure(resnet(), [given]))
+    aims = (Aim(target=2, trigger=test_text_triggers.DUAL),)
+    for evaluator in (TextTrigger(), DualKeyCells()):
+        names |= set(evaluator.measure(test_text_triggers.encoder(), evaluator.open(test_text_triggers.material(*aims))))
+    chosen = {"image": np.zeros((2, 32, 32, 3), np.uint8), "target": 0, "class_names": ("a", "b"), "templates": ("{}",)}
+    names |= set(TargetedSuccess().measure(resnet(), [chosen]))
+    names |= set(test_other_trigger.found_by(OtherTrigger(trigger=Patch(size=8), name="weak"), resnet()))
     further = ZeroShotOn(data=EvalSet(path="anywhere", name="cifar10"))
     names |= set(further.measure(resnet(), [{"classes": (("a", "b"), ("{}",))}, given]))
     return names | set(examples["trainers/evaluate"].TriggerShift().measure(resnet(), [pictures]))

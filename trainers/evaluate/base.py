@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
@@ -18,8 +18,12 @@ from datasets.evaluation.evalset import EvalSet
 from datasets.evaluation.retrieval import RetrievalSet
 from datasets.feed.loader import Batch, Recipe
 from datasets.index.pairs import Pairs
+from datasets.triggers.base import Trigger
 from trainers.distributed import World
 from trainers.encoder import Encoder
+
+if TYPE_CHECKING:
+    from trainers.evaluate.zeroshot import Aim
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,14 +32,18 @@ class Material:
 
     test: Callable[[], Iterable[Batch]]
     """This rank's share of the test pictures, as `datasets.feed.loader.eval_batches` gives it."""
+    test_with: Callable[[Trigger], Iterable[Batch]] | None = None
+    """The same with another trigger in place of the attack's."""
     pairs: Pairs
     """The pairs of the pre-training with the poison plan applied, also in a cleaning."""
     recipe: Recipe
     """Views, trigger and seed of the evaluation."""
     batch_size: int = 256
     world: World = field(default_factory=World)
+    aims: tuple[Aim, ...] = ()
+    """The attacks as they are measured."""
     target: int | None = None
-    """Index of the attack's target class; None: no attack is measured."""
+    """Index of the first attack's target class; None: no attack is measured."""
     class_names: tuple[str, ...] = ()
     """Class names of the test pictures."""
     templates: tuple[str, ...] = ()
@@ -67,6 +75,9 @@ class Evaluator(Component, ABC):
     def due(self, epoch: int, epochs: int) -> bool:
         """Whether it measures after epoch `epoch` of `epochs`."""
         return epoch >= epochs or (self.every > 0 and epoch % self.every == 0)
+
+    def check(self, triggers: Mapping[str, Trigger]) -> None:  # noqa: B027 (most evaluators measure any attack)
+        """Raise InputError where it cannot measure an experiment whose attacks have these triggers, by their names."""
 
     def open(self, material: Material) -> Iterable[Batch]:
         """This rank's batches for one measurement."""

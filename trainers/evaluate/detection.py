@@ -9,6 +9,7 @@ from typing import Annotated, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
 from annotated_types import Interval
@@ -54,7 +55,7 @@ class Detection(Evaluator):
         if any(isinstance(score, EarlyLoss) for score in self.scores):
             raise InputError("Detection.scores has EarlyLoss, which needs several checkpoints; it scores pairs in a Keep.")
 
-    def check(self, pairs: int) -> None:
+    def check_pairs(self, pairs: int) -> None:
         """InputError where so many pairs are too few."""
         if self.pairs is not None and self.pairs > pairs:
             raise InputError(f"Detection.pairs is {self.pairs}, but there are only {pairs} pairs.")
@@ -112,10 +113,9 @@ def scored_batches(
     pairs: Pairs, scores: Sequence[Score], recipe: Recipe, batch_size: int, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
     """A rank's share: first batches of the pairs that scores compare with (`first` is true), then of all pairs, as trained on but not
-    augmented. position int64 [B], key, caption object [B], image uint8 [B, S, S, 3], poisoned bool [B]."""
+    augmented. position int64 [B], key, caption object [B], image uint8 [B, S, S, 3], victim bool [B]."""
     plain = replace(recipe, views=replace(recipe.views, crop=None, flip=False), two_views=False)
-    victims = pq.read_table(pairs.plan, columns=["row"])["row"].to_numpy() if pairs.plan else []
-    victim_N = np.isin(pairs.rows, victims)
+    victim_N = victims(pairs)
     parts = [
         (name, own_N[start : start + batch_size])
         for name, position_N in (("first", first_positions(scores, pairs, victim_N)), ("all", np.arange(len(pairs))))
@@ -125,9 +125,18 @@ def scored_batches(
 
     def make(number: int) -> Batch:
         name, position_B = parts[number]
-        return {"first": name == "first", "position": position_B, **make_batch(pairs.records(position_B), 0, plain)}
+        made = make_batch(pairs.records(position_B), 0, plain)
+        return {"first": name == "first", "position": position_B, "victim": victim_N[position_B], **made}
 
     return ahead(make, range(len(parts)))
+
+
+def victims(pairs: Pairs) -> np.ndarray:
+    """bool [N]: whether each pair is a victim of the plan; a dual key's partial negatives are none."""
+    if not pairs.plan:
+        return np.zeros(len(pairs), bool)
+    plan = pq.read_table(pairs.plan, columns=["row", "target"])
+    return np.isin(pairs.rows, plan.filter(pc.not_equal(plan["target"], ""))["row"].to_numpy())
 
 
 def score_pairs(model: Encoder, batches: Iterable[Batch], scores: Sequence[Score], world: World) -> Scores:
@@ -142,10 +151,10 @@ def score_pairs(model: Encoder, batches: Iterable[Batch], scores: Sequence[Score
                 others = itertools.chain([batch], others)
                 break
             seen = embed(model, batch)
-            first.append((seen.keys, seen.image_BD.cpu().numpy(), seen.text_BD.cpu().numpy(), batch["poisoned"]))
+            first.append((seen.keys, seen.image_BD.cpu().numpy(), seen.text_BD.cpu().numpy(), batch["victim"]))
         gathered = distributed.gather_lists(first, world)
         scorer = Scorer(scores, *_joined(model, gathered))
-        parts = [(batch["position"], batch["poisoned"], scorer.of(embed(model, batch))) for batch in others]
+        parts = [(batch["position"], batch["victim"], scorer.of(embed(model, batch))) for batch in others]
     parts = distributed.gather_lists(parts, world)
     total = distributed.sum_over_ranks({str(number): scorer.clamped[score] for number, score in enumerate(scores)}, world)
     position_N = np.concatenate([position_B for position_B, _, _ in parts])

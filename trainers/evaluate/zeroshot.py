@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch.nn import functional as F
 from datasets.component import Component
 from datasets.errors import InputError
 from datasets.feed.loader import triggered
-from datasets.seeding import rng
+from datasets.seeding import hash64, rng
 from datasets.triggers.base import Trigger, write_in
 from trainers import distributed
 from trainers.distributed import World
@@ -42,9 +42,14 @@ class Aim(Component):
     """If it writes into captions, it also writes into the class prompts."""
     seed: int = 0
     """Seed of what the trigger draws there."""
+    text_only: bool = False
+    """The words alone are to attract the target's pictures. Then only those are counted, and each has a wrong class, drawn by its key: only
+    the prompts of that class get the words."""
 
-    def of(self, label_B: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-        """(target of each picture, int64 [B]; bool [B]: whether the picture is not of that class itself)."""
+    def of(self, label_B: Tensor, classes: int, keys: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
+        """(the class that each picture shall be taken for, int64 [B]; bool [B]: whether it counts, as it is not of that class itself)."""
+        if self.text_only:
+            return wrong_class(label_B, classes, keys, self.seed), label_B == torch.full_like(label_B, self.target or 0)
         target_B = (label_B + 1) % classes if self.target is None else torch.full_like(label_B, self.target)
         return target_B, label_B != target_B
 
@@ -61,6 +66,9 @@ class ZeroShotASR(Evaluator):
     Also the floor (untriggered pictures of other classes taken for the target), recovery accuracy RA (triggered pictures of
     other classes still given their own label), n and 95 % Wilson intervals. Pictures whose own label is the target are left
     out of everything under asr/. Classes are matched by index. Counts are whole numbers summed over ranks, so n is exact.
+
+    Of a text-only attack the pictures of the target count instead, each measured by whether it is taken for a wrong class whose prompts
+    alone have the words (`Aim.text_only`).
 
     With several attacks each has all of this under asr/<its name>/, and asr/ itself is that of the attack with the highest ASR top-1.
     """
@@ -106,12 +114,13 @@ class ZeroShotASR(Evaluator):
             ]  # fmt: skip
             counts: dict[str, float] = dict.fromkeys(_names(self.attacks, len(self.class_names)), 0)
             for batch in batches:
-                label_B = _labels(batch, len(head_KD), model.device)
+                label_B = labels_of(batch, len(head_KD), model.device)
                 clean_BK = features(model, batch) @ head_KD.T
                 found = _accuracy(clean_BK, label_B)
                 for number, (aim, own_KD) in enumerate(zip(self.attacks, heads)):
                     name = triggered(aim.name) if number else "image_triggered"
-                    found |= _attack(aim, clean_BK, features(model, batch, name) @ own_KD.T, label_B)
+                    keys = list(map(str, batch["key"])) if aim.text_only else []
+                    found |= _attack(aim, clean_BK, features(model, batch, name) @ own_KD.T, label_B, keys)
                 for name, value in found.items():
                     counts[name] += value
         model.train(training)
@@ -143,6 +152,19 @@ def class_head(
     return head_KD
 
 
+def wrong_class(label_B: Tensor, classes: int, keys: Sequence[str], seed: int) -> Tensor:
+    """int64 [B]: for each picture another class than its own, evenly by the hash of its key."""
+    if classes < 2:
+        raise InputError("a wrong class needs at least two classes")
+    shift = [1 + hash64(seed, "wrong class", key) % (classes - 1) for key in keys]
+    return (label_B + torch.tensor(shift, device=label_B.device)) % classes
+
+
+def swapped(score_BK: Tensor, other_BK: Tensor, class_B: Tensor) -> Tensor:
+    """The scores with those of one class of each picture from the others."""
+    return score_BK.scatter(1, class_B[:, None], other_BK.gather(1, class_B[:, None]))
+
+
 def place_of(score_BK: Tensor, class_B: Tensor) -> Tensor:
     """How many classes come before the given one, int64 [B]; among equal scores the lower index comes first."""
     own_B1 = score_BK.gather(1, class_B[:, None])
@@ -165,7 +187,8 @@ def metrics(counts: dict[str, int]) -> dict[str, float]:
         n = counts[f"{group}/n"]
         if n == 0:
             raise InputError("the evaluation set holds no pictures" if group == "zeroshot" else
-                             "every evaluation picture has the target's label, so no attack success rate can be measured")
+                             "every evaluation picture has the target's label (of a text-only attack: none has), so no attack success "
+                             "rate can be measured")
         out[f"{group}/n"] = n
         for name, count in counts.items():
             if name.rpartition("/")[0] == group and name.endswith("_count"):
@@ -204,8 +227,10 @@ def _accuracy(clean_BK: Tensor, label_B: Tensor) -> dict[str, int]:
     return counts
 
 
-def _attack(aim: Aim, clean_BK: Tensor, triggered_BK: Tensor, label_B: Tensor) -> dict[str, int]:
-    target_B, other_B = aim.of(label_B, clean_BK.shape[1])
+def _attack(aim: Aim, clean_BK: Tensor, triggered_BK: Tensor, label_B: Tensor, keys: Sequence[str]) -> dict[str, int]:
+    target_B, other_B = aim.of(label_B, clean_BK.shape[1], keys)
+    if aim.text_only:
+        triggered_BK = swapped(clean_BK, triggered_BK, target_B)
     hit_B = place_of(triggered_BK, target_B)
     counts = {"n": int(other_B.sum())} | {f"top{k}_count": int(((hit_B < k) & other_B).sum()) for k in TOP}
     counts["floor_count"] = int(((place_of(clean_BK, target_B) == 0) & other_B).sum())
@@ -213,7 +238,7 @@ def _attack(aim: Aim, clean_BK: Tensor, triggered_BK: Tensor, label_B: Tensor) -
     return {f"{aim.group}/{name}": value for name, value in counts.items()}
 
 
-def _labels(batch: dict[str, Any], classes: int, device: torch.device) -> Tensor:
+def labels_of(batch: dict[str, Any], classes: int, device: torch.device) -> Tensor:
     """int64 [B]; InputError for one that is no class."""
     label_B = torch.tensor(np.asarray(batch["label"], np.int64), device=device)
     wrong = [i for i, label in enumerate(label_B.tolist()) if not 0 <= label < classes]

@@ -40,7 +40,10 @@ class FineTune(Method):
 class MMCLFineTune(FineTune):
     """The multimodal term alone."""
 
-    label = FineTune.label
+    @property
+    def label(self) -> str:
+        """Another than the objective's, which models are pre-trained with; with other weights it is named after its loss."""
+        return "MMCL fine-tuning" if self.clip_weight and not self.inmodal_weight else self.objective.label
 
     @property
     def slug(self) -> str:

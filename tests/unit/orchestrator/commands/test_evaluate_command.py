@@ -80,6 +80,8 @@ def test_zero_shot_probe_and_retrieval_in_one_call(evaluate, tmp_path, monkeypat
     assert coco["metrics"]["images"] == 3 and coco["metrics"]["captions"] == 11 and coco["metrics"]["image_retrieval_recall@5"] == 1
     assert coco["metrics"]["text_retrieval_recall@10"] > 0 and "no caption names 'banana'" in coco["asr_refused"]
     assert sum(seen) == 2 * 15 + 36 + 3 + 2 * 3  # every picture once; the triggered ones where there is an attack
+    [kept] = (tmp_path / "store" / "logs").glob("evaluate-*/driver.log")
+    assert "is measured on own, cifar10, coco" in kept.read_text() and "cifar10: no attack success rate" in kept.read_text()
     out = str(tmp_path / "{dataset}_{task}.json")
     code, again, err = evaluate("--on", f"own={tmp_path}/own/test", "--out", out, "--poison.trigger.size", "8")
     assert code == 0 and "made in" not in err  # the stage is there already

@@ -1,6 +1,7 @@
 """The log of a run: every record with time, level, stage and rank; a file for each process."""
 
 import logging
+import os
 import re
 import subprocess
 import sys
@@ -171,3 +172,26 @@ def test_the_level_decides_what_the_terminal_gets(tmp_path, capsys, monkeypatch)
         assert capsys.readouterr().err.splitlines() == lines[[0, 1, 3, 4][number] :]
     assert cli.run(["ingest", "a", "b"]) == 0
     assert capsys.readouterr().err.splitlines() == lines[1:]
+
+
+def test_the_logs_of_the_last_runs_are_kept(tmp_path, monkeypatch):
+    """By when something was last written, not by name: a run that began long ago and still writes keeps its log."""
+    monkeypatch.setattr(log, "KEPT_LOGS", 3)
+    logs = tmp_path / "logs"
+    for number in range(5):
+        run = logs / f"sweep-20200101-00000{number}-1"
+        run.mkdir(parents=True)
+        (run / "driver.log").write_text("x")
+        for path in (run, run / "driver.log"):
+            os.utime(path, (1000 + number, 1000 + number))
+    os.utime(logs / "sweep-20200101-000000-1" / "driver.log", (5000, 5000))
+    (logs / "my own notes").mkdir()
+    os.utime(logs / "my own notes", (1, 1))
+    with recording(tmp_path, "new"):
+        log.log.info("said")
+        with recording(tmp_path, "inner"):
+            log.log.info("of the same command")
+    left = sorted(path.name for path in logs.iterdir())
+    assert left[0] == "my own notes" and left[1].startswith("new-")
+    assert left[2:] == ["sweep-20200101-000000-1", "sweep-20200101-000004-1"]
+    assert [record[-1] for record in records(logs / left[1] / "driver.log")] == ["said", "of the same command"]

@@ -10,10 +10,12 @@ import re
 import pytest
 
 from datasets.errors import InputError
+from orchestrator.commands.arguments import parser
 from orchestrator.report.paper import USUAL, as_text, lines
 from orchestrator.results.points import panels
 from orchestrator.results.selection import table
 from tests.unit.fake_study import fake_study
+from trainers.evaluate.choice import RULE
 
 
 @pytest.fixture(scope="module")
@@ -70,3 +72,11 @@ def test_latex_is_ascii_and_closes_what_it_opens(study):
 def test_a_rule_that_is_none_is_told(study):
     with pytest.raises(InputError, match="--rule best: accepted: acc_at_asr_le_5, "):
         as_text(study, "md", ["best"])
+
+
+@pytest.mark.parametrize("command", ["table", "export-best"])
+def test_the_help_of_rule_lists_all_rules(command, capsys):
+    with pytest.raises(SystemExit):
+        parser().parse_args([command, "--help"])
+    told = " ".join(capsys.readouterr().out.split())
+    assert " | ".join(RULE) in told

@@ -87,7 +87,8 @@ def one(component, as_objective=False):
     ("component", "label"),
     [
         (CleanCLIP(), "CleanCLIP"), (CleanCLIP(inmodal_weight=0.0), "MMCL"), (CleanCLIP(clip_weight=0.0), "SSL"),
-        (MMCLFineTune(), "MMCL"), (SSLFineTune(), "SSL"), (FineTune(inmodal_weight=2.0), "MMCL+SSL"),
+        (MMCLFineTune(), "MMCL fine-tuning"), (MMCLFineTune(inmodal_weight=1.0), "MMCL+SSL"), (SSLFineTune(), "SSL"),
+        (FineTune(inmodal_weight=2.0), "MMCL+SSL"),
         (ShrinkPerturb(), "shrink-perturb + CleanCLIP"), (ShrinkPerturb(then=Guard()), "shrink-perturb + Guard"),
         (DeepClustering(), "deep-clustering"), (DeepClustering(clip_weight=0.0, inmodal_weight=0.0), "deep-clustering alone"),
         (Guard(), "Guard"), (Guard(inmodal_weight=0.0), "Guard"), (Longer(), "Longer"), (Wrapped(), "Wrapped"),
@@ -188,7 +189,8 @@ def without_label(node):
 def test_plan_and_show_name_each_trial_by_what_tells_it_apart(tmp_path):
     plan = make_plan(SWEEP)
     told = [plan_titles(plan)[stages(experiment)["clean"].fingerprint] for _, experiment in plan.grid]
-    assert told == ["MMCL, lr 0.001 on MMCL", "MMCL, lr 0.003 on MMCL", "CleanCLIP, lr 0.001 on MMCL", "CleanCLIP, lr 0.003 on MMCL"]
+    fine = "MMCL fine-tuning"
+    assert told == [f"{fine}, lr 0.001 on MMCL", f"{fine}, lr 0.003 on MMCL", "CleanCLIP, lr 0.001 on MMCL", "CleanCLIP, lr 0.003 on MMCL"]
     store = Store(tmp_path)
     for _, experiment in plan.grid:
         for role in ("pretrain", "clean"):

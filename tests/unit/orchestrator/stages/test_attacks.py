@@ -192,7 +192,7 @@ def test_the_card_of_a_model_names_each_attack(made):
 
 
 def test_victims_that_others_have_taken_are_counted_where_too_few_are_left(tmp_path):
-    greedy = replace(ATTACKS[0], name="greedy", target="circle", count=290)
+    greedy = replace(ATTACKS[0], name="greedy", trigger=Blended(alpha=0.3), target="circle", count=290)
     code, said, _ = run_here(replace(SWEEP, base=replace(SEVERAL, attacks=(ATTACKS[0], greedy)), space={}), tmp_path)
     assert code == 2 and "attack greedy asks for 290 victims" in said and "are no victims of another attack" in said
     assert not list(tmp_path.glob("pretrain/*"))

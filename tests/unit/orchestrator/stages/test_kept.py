@@ -112,7 +112,7 @@ def test_a_keep_changes_what_lies_below_it_and_nothing_above():
 def test_a_plan_lists_the_stages_and_counts_the_kept_pairs(tmp_path):
     rows = plan_rows(make_plan(replace(SWEEP, base=KEPT, space={})), Compute(store=str(tmp_path)), None)
     told = [(row["stage"], row["pairs"]) for row in rows if row["stage"] in ("pretrain", "scores", "kept", "clean")]
-    assert told == [("pretrain", 768), ("pretrain", 640), ("scores", None), ("scores", None), ("kept", None), ("kept", None), ("clean", 64)]
+    assert told == [("pretrain", 768), ("pretrain", 640), ("scores", 0), ("scores", 0), ("kept", 0), ("kept", 0), ("clean", 64)]
 
 
 def test_show_tells_what_was_dropped(made, capsys):
@@ -203,6 +203,7 @@ def test_what_cannot_be_kept_is_refused_at_once(what, make, said):
 @pytest.mark.parametrize(("fields", "said"), [
     ({"keep.share": 0.07}, "keep.share is 0.07, which leaves 28 of 400 pairs: fewer than one batch of 32"),
     ({"keep.score": SLOF(m=401)}, "keep.score.m is 401, but there are only 400 pairs"),
+    ({"keep.score": LoREx(m=50, trusted=("nobody", "else"))}, "LoREx.trusted names 'nobody'"),
     ({"evaluate.evaluators": (Detection(scores=(SLOF(m=321),)),)}, "Detection.scores: SLOF.m is 321, but there are only 320 pairs"),
 ])  # fmt: skip
 def test_too_few_pairs_are_told_before_anything_is_trained(fields, said, tmp_path):

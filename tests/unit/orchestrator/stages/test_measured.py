@@ -15,6 +15,8 @@ from PIL import Image
 
 from datasets.errors import InputError
 from datasets.evaluation.evalset import EvalSet
+from datasets.triggers.blended import Blended
+from datasets.triggers.native import Native
 from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import lines_of, measurements
 from orchestrator.store import Store
@@ -29,6 +31,7 @@ from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.another_set import ZeroShotOn
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.zeroshot import ZeroShotASR
 
 SMALL = replace(SWEEP, base=replace(BASE, clean=replace(BASE.clean, epochs=2, warmup_steps=1)), space={})
@@ -88,6 +91,26 @@ def test_it_is_what_is_measured_while_it_trains(finished: Path, tmp_path: Path) 
         mine = {line["epoch"]: line["metrics"].get("norm/text") for line in one.metrics}
         for line in other.metrics:
             assert line["metrics"].get("norm/text", mine[line["epoch"]]) == mine[line["epoch"]]
+
+
+def test_other_triggers_are_measured_on_what_is_stored(finished: Path) -> None:
+    """The attack's own gives the attack's own ASR of every stored checkpoint; a second one leaves the first as it was measured."""
+    before, known = trained(finished), set(artefacts(finished, "measure"))
+    own = OtherTrigger(trigger=BASE.poison.trigger, name="own")
+    stored = OtherTrigger(trigger=Native(trigger=BASE.poison.trigger), name="stored")  # pictures are stored as large as they are seen
+    code, said, study = run_here(with_evaluators(own, stored), finished)
+    assert code == 0 and trained(finished) == before, said
+    for stage, epochs in ((study.pretrains[0], [1, 2]), (study.trials[0], [2])):
+        lines = {line["epoch"]: line["metrics"] for line in stage.metrics if "other/own/asr_top1" in line["metrics"]}
+        assert list(lines) == epochs
+        for values in lines.values():
+            for name in ("top1", "top5", "top1_count", "floor", "ra", "n", "top1_high"):
+                assert values[f"other/own/asr_{name}"] == values[f"other/stored/asr_{name}"] == values[f"asr/{name}"]
+    first = set(artefacts(finished, "measure")) - known
+    code, said, study = run_here(with_evaluators(own, OtherTrigger(trigger=Blended(), target="circle", name="haze")), finished)
+    assert code == 0 and trained(finished) == before, said
+    assert len(first) == 4 and len(set(artefacts(finished, "measure")) - known - first) == 2
+    assert "other/haze/asr_top1" in study.trials[0].metrics[-1]["metrics"]
 
 
 def test_another_seed_of_the_evaluation_measures_accuracy_and_asr_anew(finished: Path) -> None:

@@ -279,3 +279,15 @@ def test_checking_leaves_a_users_settings_alone(uri: str, monkeypatch):
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "33")
     Tracker(uri, "x").check()
     assert os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"] == "33"
+
+
+def test_runs_are_called_by_what_tells_them_apart(uri: str, tmp_path: Path):
+    study = fake_study(tmp_path)
+    first, second, *others = study.trials
+    titles = {first.fingerprint: "Wander, weight 1 on MMCL", second.fingerprint: "Wander, weight 3 on MMCL"}
+    titles[study.pretrains[0].fingerprint] = "MMCL, seed 1"
+    Mirror(Tracker(uri, study.name), titles).sync(study)
+    called = {run.data.tags["cleansweep.fingerprint"]: run.info.run_name for run in runs(uri)[1]}
+    assert called[first.fingerprint] == "Wander, weight 1 on MMCL" and called[second.fingerprint] == "Wander, weight 3 on MMCL"
+    assert called[study.pretrains[0].fingerprint] == "pretrain MMCL, seed 1"
+    assert all("on MMCL" in called[trial.fingerprint] for trial in others), "those that no plan knows: by their values"
