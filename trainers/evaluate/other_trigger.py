@@ -43,10 +43,11 @@ class OtherTrigger(Evaluator):
     def open(self, material: Material) -> Iterator[Batch]:
         """First how to count (a rank without pictures takes part in the class prompts too), then the test pictures with the trigger."""
         assert material.test_with is not None
+        trigger = self.trigger.with_made({need: str(folder) for need, folder in material.made.items()})
         target = material.target if self.target is None else target_index(material.class_names, self.target)
-        aim = Aim(target=target, trigger=self.trigger, seed=material.recipe.seed)
+        aim = Aim(target=target, trigger=trigger, seed=material.recipe.seed)
         yield {"count": ZeroShotASR(class_names=material.class_names, templates=material.templates, aims=(aim,))}
-        yield from material.test_with(self.trigger)
+        yield from material.test_with(trigger)
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float | np.ndarray]:
         """Percent: other/<name>/asr_top{1,5,10}, asr_floor, asr_ra, asr_top1_low, asr_top1_high; whole numbers: asr_n and asr_*_count."""

@@ -254,7 +254,7 @@ CLUSTERING, PSEUDO = "trainers.methods.deep_clustering.DeepClustering", "trainer
         ({"class": CLUSTERING, "clip_weight": 0.0, "inmodal_weight": 1.0, "weight": 5.0}, "deep-clustering + SSL"),
         ({"class": SHRINK, "then": {"class": PSEUDO, "clip_weight": 0, "inmodal_weight": 0}},
          "shrink-perturb + pseudo-labels alone"),
-        ({"class": "trainers.methods.finetune.MMCLFineTune", "clip_weight": 1.0, "inmodal_weight": 0.0}, "MMCL"),
+        ({"class": "trainers.methods.finetune.MMCLFineTune", "clip_weight": 1.0, "inmodal_weight": 0.0}, "MMCL fine-tuning"),
         ({"class": "a.SomethingNew", "x": 1}, "SomethingNew"),
         ({"class": "a.Defence", "clip_weight": 1.0, "inmodal_weight": 0.0}, "Defence"),
         ({"class": "a.Defence", "label": "mine", "then": {"class": CLEANCLIP}}, "mine"),

@@ -6,11 +6,13 @@ import numpy as np
 import pytest
 import torch
 
+from datasets.component import needs_of
 from datasets.errors import InputError
 from datasets.feed.loader import Recipe
 from datasets.images.view import Views
 from datasets.seeding import rng
 from datasets.triggers.blended import Blended
+from datasets.triggers.optimised import FILE, Optimised, OptimisedPatch
 from datasets.triggers.patch import Patch
 from datasets.triggers.words import Words
 from orchestrator.experiment.check import check
@@ -19,6 +21,7 @@ from tests.tiny_sweep import BASE
 from trainers.evaluate.base import Material
 from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
+from trainers.model import TinyCLIP
 
 CLASSES, PROMPTS = tuple(f"a {colour} thing" for colour in ("red", "green", "blue", "grey", "pink", "brown")), ("{}", "see {}")
 ATTACK = Patch(size=6)
@@ -114,6 +117,17 @@ def test_with_the_attacks_own_trigger_it_is_the_attacks_own_asr():
     own = ZeroShotASR(class_names=CLASSES, templates=PROMPTS, aims=aims).measure(resnet(), test_batches())
     found = found_by(OtherTrigger(trigger=ATTACK, name="own"), resnet())
     assert {f"other/own/asr_{key.removeprefix('asr/')}": value for key, value in own.items() if key.startswith("asr/")} == found
+
+
+def test_a_trigger_that_must_be_made_first_is_used_as_its_stage_made_it(tmp_path):
+    patch = OptimisedPatch(target="red", size=8, reference=TinyCLIP())
+    evaluator = OtherTrigger(trigger=Optimised(patch=patch), name="made")
+    np.save(tmp_path / FILE, np.ones((8, 8, 3), np.float32))
+    seen = []
+    [_, *batches] = evaluator.open(material(made={patch: tmp_path}, test_with=lambda trigger: seen.append(trigger) or test_batches()))
+    assert needs_of((evaluator,)) == (patch,) and len(batches) == 6
+    assert seen == [evaluator.trigger.with_made({patch: str(tmp_path)})]
+    assert (seen[0].stamp(np.zeros((32, 32, 3), np.uint8), rng("any")) == 255).sum() == 8 * 8 * 3
 
 
 def test_what_is_refused():
