@@ -17,7 +17,10 @@ FIELDS = {
     "format": int, "stage": str, "name": str, "fingerprint": str, "inputs": dict, "config": object, "files": dict, "created": str,
     "seconds": (int, float), "commit": str, "versions": dict,
 }  # fmt: skip
-OURS = ("world", "index", "testset", "patch", "targets", "poison", "pretrain", "cleanset", "labels", "clean", "measure", "sweep")
+OURS = (
+    "world", "index", "testset", "patch", "targets", "poison", "pretrain", "scores", "kept", "cleanset", "labels", "clean", "measure",
+    "sweep",
+)  # fmt: skip
 """The kinds of `orchestrator.stages`, in the order in which they are made."""
 KINDS = list(OURS)
 """Folders of a store that hold artefacts: the kinds of `orchestrator.stages`, in the order in which they are made, then the kinds of users'

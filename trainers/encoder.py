@@ -140,20 +140,21 @@ class Encoder(nn.Module):
             self._text_tower = torch.compile(self.model.encode_text)
         return self
 
-    def encode_image(self, image_BHWC: Tensor) -> Tensor:
-        """uint8 [B, H, W, 3] -> unit features [B, D]; normalised on the device, encoded under autocast if that is set."""
+    def encode_image(self, image_BHWC: Tensor, unit: bool = True) -> Tensor:
+        """uint8 [B, H, W, 3] -> unit features [B, D], or features as they are; normalised on the device, encoded under autocast if that is
+        set."""
         pixels_BCHW = ((image_BHWC.to(self.mean.dtype) - self.mean) / self.std).permute(0, 3, 1, 2)
         if not self.channels_last:
             pixels_BCHW = pixels_BCHW.contiguous()
         with self._precision():
             feature_BD = self._image_tower(pixels_BCHW)
-        return _unit(feature_BD)
+        return _unit(feature_BD) if unit else feature_BD
 
-    def encode_text(self, token_BL: Tensor) -> Tensor:
-        """int64 [B, L] -> unit features [B, D]."""
+    def encode_text(self, token_BL: Tensor, unit: bool = True) -> Tensor:
+        """int64 [B, L] -> unit features [B, D], or features as they are."""
         with self._precision():
             feature_BD = self._text_tower(token_BL)
-        return _unit(feature_BD)
+        return _unit(feature_BD) if unit else feature_BD
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Features of what the batch holds: image, text, image_aug, text_aug [B, D]; the scalars logit_scale (as a factor) and, if

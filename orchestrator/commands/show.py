@@ -13,6 +13,7 @@ from orchestrator.results.names import number_of
 from orchestrator.results.outcome import StageResult, TrialResult
 from orchestrator.stages.base import KINDS, At, Stage, place, walk
 from orchestrator.stages.graph import cleaned_by, trained_by
+from orchestrator.stages.kept import Kept, told_of
 from orchestrator.stages.measured import afterwards
 from orchestrator.stages.swept import grid_values
 from orchestrator.store import MANIFEST, METRICS, Artefact, Store, checked, metrics_of, missing, part, verify
@@ -233,6 +234,8 @@ def _artefact_line(artefact: Artefact, title: str) -> str:
     if lines:
         metrics = lines[-1]["metrics"]
         told = f"  accuracy {metrics.get('zeroshot/top1', float('nan')):.1f} %  ASR {metrics.get('asr/top1', float('nan')):.1f} %"
+    if m["stage"] == Kept.kind and _whole(artefact, "summary.json"):
+        told = f"  {told_of(json.loads(part(artefact, 'summary.json')))}"
     line = f"{m['stage']:9} {artefact.folder.name:45} {m['created']}  {_duration(m['seconds'] / 3600):>8}{told}"
     return f"{line}  {title}" if title else line
 

@@ -9,8 +9,11 @@ from datasets.evaluation.evalset import EvalSet
 from datasets.evaluation.retrieval import RetrievalSet
 from datasets.synthetic import World
 from orchestrator.experiment.identity import clean_pairs
-from orchestrator.experiment.spec import Experiment, Given, Pretrain
+from orchestrator.experiment.spec import Experiment, Given, Keep, Pretrain
+from trainers.detect.cosine import CosineByReference
+from trainers.detect.early_loss import EarlyLoss
 from trainers.evaluate.analysis import Analysis
+from trainers.evaluate.detection import Detection
 from trainers.evaluate.linear_probe import LinearProbe
 from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.retrieval import Retrieval
@@ -21,7 +24,7 @@ from trainers.methods.base import Method
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
-ONE_EACH = (ZeroShotASR, Analysis, LinearProbe, Retrieval, TextTrigger, DualKeyCells, TargetedSuccess)
+ONE_EACH = (ZeroShotASR, Analysis, Detection, LinearProbe, Retrieval, TextTrigger, DualKeyCells, TargetedSuccess)
 """Evaluators that may be given once only, because their metrics have the same names whatever their fields."""
 
 
@@ -41,6 +44,7 @@ def unpoisoned(experiment: Experiment, spec: Pretrain) -> Experiment:
         views=replace(experiment.views, size=spec.model.image_size),
         evaluate=replace(experiment.evaluate, evaluators=()),
         prior=None,
+        keep=None,
         clean=None,
     )
 
@@ -75,6 +79,12 @@ def check(experiment: Experiment) -> None:
         most = min(pairs, sum(pairs if attack.count is None else attack.count for attack in experiment.poisons))
         if not 0 <= clean.poisons <= most:
             raise InputError(f"clean.poisons is {clean.poisons}; accepted are 0 to {most}, of {pairs} pairs to clean with.")
+        if clean.keep is not None:
+            clean.keep.score.check(pairs, "clean.keep.score")
+            pairs, whole = clean.keep.kept(pairs), pairs
+            if pairs < clean.batch_size:
+                raise InputError(f"clean.keep.share is {clean.keep.share}, which leaves {pairs} of {whole} pairs: fewer than one batch of "
+                                 f"{clean.batch_size}.")  # fmt: skip
         clean.check(clean.epochs * (pairs // clean.batch_size), 1)
         for part in clean.method.parts():
             part.check(pairs)
@@ -100,6 +110,11 @@ def check(experiment: Experiment) -> None:
             raise InputError("pretrain.model.pretrained is set, but pretrain starts from the prior: set prior.model.pretrained instead.")
         if blank(experiment.prior.model) != experiment.pretrain.model:
             raise InputError("prior.model is another model than pretrain.model, which starts from its weights: give both the same fields.")
+    if experiment.keep is not None and isinstance(experiment.pretrain, Given):
+        raise InputError("keep is set, but pretrain is a given model, which is not trained here: leave the keep out, or set clean.keep.")
+    for where, keep in (("keep", experiment.keep), ("clean.keep", None if clean is None else clean.keep)):
+        if keep is not None:
+            _check_keep(experiment, keep, where)
     first = experiment.poisons[0]
     looking = [type(one).__name__ for one in experiment.evaluate.evaluators if isinstance(one, (Analysis, LinearProbe, Retrieval))]
     if looking and not first.trigger.marks:
@@ -125,6 +140,21 @@ def check(experiment: Experiment) -> None:
         attacked = [attack.target for attack in experiment.poisons if not attack.all_to_all]
         for target in (*attacked, *(one.target for one in others if one.target is not None)):
             target_index(experiment.evaluate.data.class_names, target)
+
+
+def _check_keep(experiment: Experiment, keep: Keep, where: str) -> None:
+    model = keep.model or experiment.pretrain
+    if keep.model is None and isinstance(keep.score, CosineByReference):
+        raise InputError(
+            f"{where}.score is CosineByReference, which needs a model that has not learnt the backdoor: set {where}.model, or use "
+            "CosineByModel."
+        )
+    if isinstance(model, Given) and isinstance(keep.score, EarlyLoss):
+        raise InputError(f"{where}.score is EarlyLoss, which needs the checkpoints of a training; the model that scores is a given one.")
+    if keep.model is not None:
+        _check_model(keep.model.model, f"{where}.model.model")
+        for attack in experiment.poisons:
+            attack.trigger.check(keep.model.model.image_size)
 
 
 def blank(model: Model | TinyCLIP) -> Model | TinyCLIP:

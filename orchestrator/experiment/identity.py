@@ -50,8 +50,8 @@ def cleanset_identity(clean: Clean) -> tuple[str, dict[str, Any]]:
 
 
 def cleanset_fields(clean: Clean) -> set[str]:
-    """The fields of the cleaning that determine its cleaning set."""
-    return {"poisons", "keys"} | ({"pairs", "choice"} if clean.keys else set())
+    """The fields of the cleaning that determine its cleaning set, and which pairs of it are kept."""
+    return {"poisons", "keys", "keep"} | ({"pairs", "choice"} if clean.keys else set())
 
 
 def _keys(path: str) -> tuple[int, str]:

@@ -6,7 +6,9 @@ Everything in `Experiment` enters a fingerprint; nothing in `Compute` does. `Swe
 import os
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval
 
 from datasets.attack.poison import Poison
 from datasets.component import (
@@ -30,6 +32,7 @@ from datasets.images.view import Views
 from datasets.index.source import Source
 from datasets.synthetic import World
 from datasets.triggers.words import Words
+from trainers.detect.base import Score
 from trainers.evaluate.base import Evaluator
 from trainers.methods.base import Method
 from trainers.model import Model, TinyCLIP
@@ -93,6 +96,22 @@ class Given(Component):
 
 
 @dataclass(frozen=True, kw_only=True)
+class Keep(Component):
+    """Training on the least suspect pairs alone: all are scored by a model, and those with the highest scores are dropped."""
+
+    score: Score
+    share: Annotated[float, Interval(gt=0, le=1)]
+    """Of the pairs that are kept, those with the lowest scores; above 0 and up to 1."""
+    model: Pretrain | Given | None = None
+    """The model that scores: a pre-training of its own on all the pairs, or a given one. None: what the experiment pre-trains without a
+    keep; for a cleaning set, the model that is cleaned."""
+
+    def kept(self, pairs: int) -> int:
+        """How many of so many pairs are kept."""
+        return round(self.share * pairs)
+
+
+@dataclass(frozen=True, kw_only=True)
 class Clean(Training):
     """Cleaning the pre-trained model on pairs that hold no victim."""
 
@@ -107,6 +126,8 @@ class Clean(Training):
     """Text file with the keys of the cleaning set, one a line; `pairs` and `choice` are then ignored."""
     start: str = since("last")
     """The epoch of the pre-training that is cleaned: last | most_accurate (whatever its ASR) | its number."""
+    keep: Keep | None = since(None)
+    """Clean with only the least suspect pairs of the cleaning set."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -155,6 +176,8 @@ class Experiment(Component):
     clean: Clean | None = None
     prior: Pretrain | None = None
     """Pre-training on the same pairs without the poison; `pretrain` starts from its model."""
+    keep: Keep | None = since(None)
+    """Pre-train on only the least suspect pairs: detect, drop, train."""
     eda: str = "once"
     """Augmented captions of the in-modal term: once (one variant for each key) | per_epoch."""
 

@@ -11,7 +11,17 @@ from orchestrator.report.figures import Gallery
 from orchestrator.report.rendering import render
 from orchestrator.report.series import series_csv
 from orchestrator.report.shown import Values, along, before_first_step, best_ways, curves, image, scatters, similarities
-from orchestrator.report.tables import headline, pareto_csv, points_csv, pretrain_names, stages_csv, stages_table, summary, trials_table
+from orchestrator.report.tables import (
+    dropped_table,
+    headline,
+    pareto_csv,
+    points_csv,
+    pretrain_names,
+    stages_csv,
+    stages_table,
+    summary,
+    trials_table,
+)
 from orchestrator.results.cautions import cautions
 from orchestrator.results.claims import judged
 from orchestrator.results.names import called, duration, flatten, percent
@@ -80,6 +90,7 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
         similarities=similarities(study, drawn),
         samples=[_sample(sample) for sample in study.samples[:MAX_SAMPLES]],
         poison=_poison(study),
+        dropped=dropped_table(study),
         trials=trials_table(study),
         run=_run(study),
     )

@@ -297,6 +297,16 @@ def stages_table(study: Study) -> Table:
     return ("stage", "name", "state", "time", "fingerprint"), rows
 
 
+def dropped_table(study: Study) -> Table:
+    """What was dropped of the pairs before a training."""
+    rows = [
+        (one["of"], one["name"], f"{one['dropped']} of {one['pairs']}", f"{one['victims_caught']} of {one['victims']}",
+         str(one["clean_pairs_lost"]), str(one["victims"] - one["victims_caught"]), one["fingerprint"][:12])
+        for one in study.dropped
+    ]  # fmt: skip
+    return ("pairs of", "kept", "pairs dropped", "victims caught", "clean pairs lost", "victims left", "fingerprint"), rows
+
+
 def pretrain_names(study: Study) -> dict[str, str]:
     """Fingerprint of a pre-training → its panel's name, with the seed if the panel has several: "MMCL, seed 1"."""
     told = {}

@@ -82,6 +82,9 @@ class Study:
     """Sample sheet: {"key", "clean": PNG bytes, "triggered": PNG bytes, "caption_before", "caption_after"}."""
     stages: list[StageState] = field(default_factory=list)
     """Every stage of the sweep, in the order in which they are made; empty while it runs."""
+    dropped: list[dict[str, Any]] = field(default_factory=list)
+    """What was dropped of the pairs, once for all that train on the rest: {"of": `pre-training` or `cleaning`, "name", "fingerprint", and
+    the counts of the stage's summary}."""
     missing: int = 0
     """Trials of the grid that have not begun, without those of models whose attack failed the gate."""
     series: str = ""

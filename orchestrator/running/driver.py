@@ -23,11 +23,12 @@ from orchestrator.results.points import CLEANING_SET
 from orchestrator.running.follow import Follower, Mirror
 from orchestrator.running.stages_on_ray import ensure_all, measure_all, train_all
 from orchestrator.running.tuning import clean_sweep
-from orchestrator.stages.base import At, Stage, ensure
+from orchestrator.stages.base import At, Stage, ensure, walk
 from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.graph import cleaned_by, knowing_made, make_data, stages, trained_by
 from orchestrator.stages.measured import lacking
 from orchestrator.stages.swept import FILE
+from orchestrator.stages.trained import Trained
 from orchestrator.store import Store, part, slug
 from orchestrator.sweep.plan import Plan, check_measurements, trial_experiment
 from orchestrator.sweep.stored import Trial, decode_overrides, judge, load_study
@@ -132,6 +133,7 @@ def _make(
     ensure_all([stage for stage in wanted if stage.apart], at)
     priors = [stage.prior for stage in wanted if stage.prior is not None]
     wants(_pretraining(plan, store, compute))
+    _choose_pairs(wanted, at)
     models = {artefact.fingerprint for artefact in train_all(wanted, at)}
     measure_all([one for stage in [*wanted, *priors] for one in lacking(store, stage)], at)
     failures = []
@@ -145,6 +147,15 @@ def _make(
     cleaned = [cleaned_by(trial_experiment(plan.sweep, trial.overrides)) for trial in trials if trial.status == "finished"]
     measure_all([one for stage in dict.fromkeys(cleaned) for one in lacking(store, stage)], at)
     return trials, failures
+
+
+def _choose_pairs(wanted: Sequence[Trained], at: At) -> None:
+    """Make what the pre-trainings keep of their pairs, and first the models that score these, side by side."""
+    kept = [stage.kept for stage in wanted if stage.kept is not None and at.find(stage) is None]
+    models = [one for one in walk(*kept) if isinstance(one, Trained)]
+    ensure_all([one for one in models if one.apart], at)
+    train_all([one for one in models if not one.apart], at)
+    ensure_all(kept, at)
 
 
 def _pretraining(plan: Plan, store: Store, compute: Compute) -> Wanted | None:

@@ -15,7 +15,7 @@ from orchestrator.experiment.spec import Clean, Compute, Experiment
 from orchestrator.stages.base import At, Stage, by_role
 from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.measured import lines_of
-from orchestrator.stages.trained import Trained, checkpoint_at, made_for, spent
+from orchestrator.stages.trained import Trained, checkpoint_at, made_for, rows_of, spent
 from orchestrator.store import Store, read_failure
 from orchestrator.training.job import Job
 from orchestrator.training.ray_train import fit_on_workers
@@ -39,6 +39,8 @@ class Cleaned(Stage):
     model: Trained
     needed: tuple[Stage, ...] = ()
     """The stages that its method needs, in the order of `needs_of`."""
+    kept: Stage | None = None
+    """The pairs of the cleaning set that it trains on (`Kept`); None: all."""
 
     @property
     def cleaning(self) -> Clean:
@@ -56,7 +58,8 @@ class Cleaned(Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"cleanset": self.cleanset, "pretrain": self.model, **by_role(self.needed)}
+        kept = {} if self.kept is None else {"kept": self.kept}
+        return {"cleanset": self.cleanset, "pretrain": self.model, **kept, **by_role(self.needed)}
 
     @property
     def shown(self) -> Any:
@@ -71,7 +74,8 @@ class Cleaned(Stage):
         return self.model
 
     def pairs(self, store: Store) -> int:
-        return self.cleaning.epochs * (clean_pairs(self.cleaning) // self.cleaning.batch_size) * self.cleaning.batch_size
+        pairs, keep = clean_pairs(self.cleaning), self.cleaning.keep
+        return self.cleaning.epochs * ((keep.kept(pairs) if keep else pairs) // self.cleaning.batch_size) * self.cleaning.batch_size
 
     def check(self, compute: Compute) -> None:
         self.cleaning.check_workers(compute.trial_workers)
@@ -88,7 +92,7 @@ class Cleaned(Stage):
             stage=str(self),
             checkpoint=str(checkpoint_at(at.of(self.model), epoch)),
             uncleaned=uncleaned,
-            cleanset=self.cleanset.read(at),
+            cleanset=self.cleanset.read(at) if self.kept is None else rows_of(self.kept, at),
             measures=self.model.digests,
             made=(*self.model.made(at), *made_for(self.cleaning.method, self.needed, at)),
             cpus=at.compute.trial_cpus,

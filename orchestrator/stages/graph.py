@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import lru_cache
 
 from datasets.component import needs_of
@@ -15,6 +16,7 @@ from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.cleanset import CleaningSet
 from orchestrator.stages.given import Brought
 from orchestrator.stages.index import Index
+from orchestrator.stages.kept import check_scores, kept_of
 from orchestrator.stages.labels import Labelled  # noqa: F401 (so that labels are served)
 from orchestrator.stages.patch import PatchMade  # noqa: F401 (so that patches are served)
 from orchestrator.stages.target_pictures import TargetsChosen  # noqa: F401 (so that targets are served)
@@ -47,12 +49,24 @@ def stages(experiment: Experiment) -> dict[str, Stage]:
     prior = None if experiment.prior is None else around.ask(experiment.prior, "prior")
     assert isinstance(prior, Unpoisoned | None)
     kind = Brought if isinstance(experiment.pretrain, Given) else Trained
-    made["pretrain"] = trained = kind(experiment=experiment, attack=attack, testset=test, prior=prior, needed=measured)
+    trained = kind(experiment=experiment, attack=attack, testset=test, prior=prior, needed=measured)
+    if experiment.keep is not None:
+        everything = replace(trained, experiment=replace(experiment, keep=None))
+        kept = kept_of(experiment, experiment.keep, everything)
+        made |= {"scorer": kept.scores.model, "scores": kept.scores, "kept": kept}
+        trained = replace(trained, kept=kept)
+    made["pretrain"] = trained
     clean = experiment.clean
     if clean is not None:
         made["cleanset"] = cleanset = CleaningSet(clean=clean, attack=attack)
         needed = tuple(around.ask(need) for need in needs_of(clean.method))
-        made["clean"] = Cleaned(experiment=experiment, cleanset=cleanset, model=trained, needed=needed)
+        cleaned = Cleaned(experiment=experiment, cleanset=cleanset, model=trained, needed=needed)
+        if clean.keep is not None:
+            kept = kept_of(experiment, clean.keep, trained, cleanset)
+            scorer = {} if clean.keep.model is None else {"clean_scorer": kept.scores.model}
+            made |= {**scorer, "clean_scores": kept.scores, "clean_kept": kept}
+            cleaned = replace(cleaned, kept=kept)
+        made["clean"] = cleaned
     for stage in made.values():
         stage.fingerprint  # noqa: B018 (what cannot be identified is told now)
     return made
@@ -87,13 +101,17 @@ def cleaned_by(experiment: Experiment) -> Cleaned:
 
 
 def make_data(experiment: Experiment, at: At) -> Inputs:
-    """Find or make the data of a training: worlds, index, test sets, poison plan. They are also kept in `at.known`."""
+    """Find or make the data of a training: worlds, index, test sets, poison plan. They are also kept in `at.known`. InputError where there
+    are too few pairs for a score."""
     stage = trained_by(experiment)
     for one in walk(stage.attack.index, stage.testset, *stage.sets):
         ensure(one, at)
     stage.measured_on(stage.attack.unpoisoned(at), at)  # refuses a target that is no class, and sets of other classes
     ensure(stage.attack, at)
-    at.known[stage.attack.fingerprint] = stage.attack.read(at)
+    at.known[stage.attack.fingerprint] = pairs = stage.attack.read(at)
     stage.attack.require_words(experiment.pretrain.model, at)
+    check_scores(experiment, pairs.pairs())
+    if stage.kept is not None:
+        return stage.measured_on(pairs, at)  # what is kept is not known yet
     at.known[stage.fingerprint] = inputs = stage.read(at)
     return inputs

@@ -20,6 +20,7 @@ from orchestrator.experiment.identity import encode_evaluator, weights_identity
 from orchestrator.experiment.spec import Compute, Experiment, Pretrain
 from orchestrator.stages.attack import AttackPlan
 from orchestrator.stages.base import Around, At, Stage
+from orchestrator.stages.cleanset import FILE as ROWS
 from orchestrator.stages.testset import TestSet, require_same_classes
 from orchestrator.store import METRICS, Artefact, Store, checked, read_lines
 from orchestrator.training.inputs import Inputs
@@ -45,6 +46,8 @@ class Trained(Stage):
     prior: Unpoisoned | None
     needed: tuple[Stage, ...] = ()
     """The stages that its evaluators need, in the order of `needs_of`."""
+    kept: Stage | None = None
+    """The pairs that it trains on (`Kept`); None: all."""
 
     @property
     def name(self) -> str:
@@ -60,7 +63,8 @@ class Trained(Stage):
 
     @property
     def inputs(self) -> dict[str, Stage]:
-        return {"poison": self.attack, **({} if self.prior is None else {"prior": self.prior})}
+        others = {"prior": self.prior, "kept": self.kept}
+        return {"poison": self.attack, **{role: stage for role, stage in others.items() if stage is not None}}
 
     @property
     def needs(self) -> tuple[Stage, ...]:
@@ -85,7 +89,9 @@ class Trained(Stage):
         return self
 
     def pairs(self, store: Store) -> int | None:
-        spec, kept = self.experiment.training, self.attack.kept(store)
+        spec, kept, keep = self.experiment.training, self.attack.kept(store), self.experiment.keep
+        if kept is not None and keep is not None:
+            kept = keep.kept(kept)
         return None if kept is None else spec.epochs * (kept // spec.batch_size) * spec.batch_size
 
     def check(self, compute: Compute) -> None:
@@ -93,7 +99,10 @@ class Trained(Stage):
 
     def read(self, at: At) -> Inputs:
         """The data that it is trained and measured on; its cleanings are measured on the same."""
-        return at.known.get(self.fingerprint) or self.measured_on(self.attack.read(at), at)
+        if self.fingerprint in at.known:
+            return at.known[self.fingerprint]
+        pairs = self.attack.read(at)
+        return self.measured_on(pairs if self.kept is None else replace(pairs, rows=rows_of(self.kept, at)), at)
 
     def measured_on(self, pairs: Inputs, at: At) -> Inputs:
         """The pairs together with the test sets. InputError if the target is not a class, or the classes of two sets differ."""
@@ -190,6 +199,11 @@ class Unpoisoned(Trained):
 
     def read(self, at: At) -> Inputs:
         return self.measured_on(replace(self.attack.read(at), plan=""), at)
+
+
+def rows_of(stage: Stage, at: At) -> str:
+    """The file of the rows that a stage has chosen."""
+    return str(at.of(stage).folder / ROWS)
 
 
 def target_place(class_names: Sequence[str], target: str) -> int:

@@ -45,6 +45,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
     for _, experiment in plan.upstream:
         trained = trained_by(experiment)
         _read_unpoisoned(study, experiment, store)
+        _read_dropped(study, trained.kept, store, "pre-training")
         if not study.poison:
             _read_poison(study, trained, store)
         result = read_stage(store, trained, described(experiment), StageResult)
@@ -66,6 +67,7 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
             continue  # two draws of the same values are two trials, but one cleaning
         known.add(cleaned.fingerprint)
         _read_unpoisoned(study, experiment, store)
+        _read_dropped(study, cleaned.kept, store, "cleaning")
         status, error, failure = trial.status, trial.error, trial.failure
         if trials is None and not live and (failed := _failed(store.work(cleaned.kind, cleaned.fingerprint))):
             status, error, failure = "failed", *failed
@@ -279,6 +281,15 @@ def _read_unpoisoned(study: Study, experiment: Experiment, store: Store) -> None
             study.priors += [result] if result else []
         if result and role not in result.role:
             result.role = f"{result.role} and {role}" if result.role else role
+
+
+def _read_dropped(study: Study, kept: Stage | None, store: Store, of: str) -> None:
+    """Add what was dropped of the pairs of a pre-training or a cleaning, unless the study holds it."""
+    found = None if kept is None else store.find(kept.kind, kept.fingerprint)
+    if kept is None or found is None or any(one["fingerprint"] == kept.fingerprint for one in study.dropped):
+        return
+    entry = {"of": of, "name": kept.name, "fingerprint": kept.fingerprint}
+    study.dropped.append({**entry, **json.loads(part(found, "summary.json"))})
 
 
 def _read_poison(study: Study, trained: Trained, store: Store) -> None:

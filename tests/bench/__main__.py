@@ -10,13 +10,14 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("poison", "memory", "feed", "cache", "evaluate", "train", "trials", "fetch", "safeclip", "step")
+NAMES = ("poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch", "safeclip", "step")
 HELP = {
     "poison": "poisoned shards against Ray Data's own read, map and write",
     "memory": "peak memory of poisoning and streaming at two sizes",
     "feed": "decoded 224-pixel views against open_clip's webdataset loader",
     "cache": "cleaning epochs from decoded pictures against decoding in each epoch",
     "evaluate": "zero-shot accuracy and ASR against decoding and encoding the prompts once a pass",
+    "detect": "scores of training pairs by their neighbours against a search of scikit-learn's for each",
     "train": "two-worker Ray Train against torchrun",
     "trials": "a sweep's trials against no-op Tune trials",
     "fetch": "a list of pictures into shards against plain threads",

@@ -26,10 +26,15 @@ from trainers import checkpoint, distributed
 from trainers.backward import backward
 from trainers.batch import to_device
 from trainers.checkpoint import parameters
+from trainers.detect.cosine import CosineByModel
+from trainers.detect.dao import DAO
+from trainers.detect.lorex import LoREx
+from trainers.detect.slof import SLOF
 from trainers.distributed import World
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import Analysis
 from trainers.evaluate.base import Material
+from trainers.evaluate.detection import Detection
 from trainers.evaluate.linear_probe import LinearProbe
 from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.retrieval import Retrieval
@@ -186,6 +191,14 @@ def _analyse(world: World, folder: Path) -> dict:
     return analysis.measure(resnet().double(), analysis.open(material), world)
 
 
+def _detect(world: World, folder: Path, batch_size: int) -> dict:
+    data = Pairs(folder / "pairs" / "index.arrow", [str(folder / "pairs" / "00000.tar")], folder / "pairs" / "plan.parquet")
+    recipe = Recipe(views=Views(size=32), trigger=Patch(size=6))
+    detection = Detection(scores=(SLOF(k=3, m=7), DAO(k=4, m=7), CosineByModel(), LoREx(m=7, trusted=5)))
+    material = Material(test=list, pairs=data, recipe=recipe, batch_size=batch_size, world=world)
+    return detection.measure(resnet().double(), detection.open(material), world)
+
+
 def _train(world: World, folder: Path) -> list[dict]:
     lines: list[dict] = []
     training = Training(epochs=2, batch_size=BATCH, lr=1e-3, warmup_steps=1)
@@ -207,6 +220,7 @@ def _work(world: World, folder: Path) -> None:
         "evaluation": [_evaluate(world, batch_size) for batch_size in (3, 100)],
         "probe": [_probe_and_retrieve(world, batch_size) for batch_size in (3, 100)],
         "analysis": _analyse(world, folder),
+        "detection": [_detect(world, folder, batch_size) for batch_size in (3, 100)],
         "clusters": _cluster(world, folder / f"clusters{world.size}"),
         "phases": _phases(world, folder / f"phases{world.size}", Phased(), 3),
         **{name: _phases(world, folder / f"{name}{world.size}", method, 4) for name, method in BANKED.items()},
@@ -324,6 +338,12 @@ def test_an_analysis_does_not_depend_on_the_number_of_processes(results, size):
         assert many.keys() == one.keys()
         for name, value in one.items():
             assert many[name] == pytest.approx(value, rel=1e-6, abs=2e-3 if name == "map/components" else 1e-6), name
+
+
+def test_a_detection_does_not_depend_on_processes_or_batch_size(results):
+    first, *others = [m for size in (1, 2, 4) for rank in results[size] for m in rank["results"]["detection"]]
+    assert first["detect/slof_m7_k3/n"] == 20 and first["detect/slof_m7_k3/victims"] == 3 and "detect/lorex_m7_trusted5/auroc" in first
+    assert len(others) == 13 and all(other == pytest.approx(first, rel=1e-9) for other in others)
 
 
 @pytest.mark.parametrize("size", [2, 4])

@@ -31,7 +31,7 @@ ROOT = Path(__file__).resolve().parents[2]
 MATRICES = {"sweeps.matrix"}
 """They hold sweeps of their own: one a defence (tests/unit/orchestrator/experiment/test_matrix.py)."""
 SHIPPED = sorted({f"sweeps.{path.stem}" for path in (ROOT / "sweeps").glob("[a-z]*.py")} - MATRICES)
-WITHOUT_MINIATURE = {"sweeps.quickstart", "sweeps.clipart"}
+WITHOUT_MINIATURE = {"sweeps.quickstart", "sweeps.clipart", "sweeps.detection"}
 
 
 @pytest.mark.parametrize("miniature", [False, True])

@@ -37,6 +37,7 @@ from tests.parity.toys import ToyFeed, ToySet, resnet
 from tests.tiny_sweep import SWEEP as TINY
 from tests.unit.datasets.evaluation.test_retrieval import SET, case
 from tests.unit.fake_study import seeded_study
+from tests.unit.trainers.detect import test_scores
 from tests.unit.trainers.evaluate import (
     test_analysis,
     test_bdetclip,
@@ -46,11 +47,16 @@ from tests.unit.trainers.evaluate import (
     test_text_triggers,
 )  # fmt: skip
 from trainers.batch import to_device
+from trainers.detect.base import Score, smallest
+from trainers.detect.cosine import CosineByModel
+from trainers.detect.lid import LID
+from trainers.detect.scoring import Scorer
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import QUESTIONS, Analysis
 from trainers.evaluate.another_set import ZeroShotOn
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.decree import Decree, Inversion
+from trainers.evaluate.detection import Detection, Scores
 from trainers.evaluate.mmbd import MMBD
 from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.probe import probe
@@ -81,7 +87,7 @@ DOCUMENTS = [ROOT / "README.md", ROOT / "ARCHITECTURE.md", *PAGES]
 each_document = pytest.mark.parametrize("path", DOCUMENTS, ids=[path.name for path in DOCUMENTS])
 NUMBER = {
     "<k>": r"\d+", "<x>": r"\d+", "<limit>": r"\d+", "<attack>": r"[\w.+-]+", "<trigger>": r"[\w.+-]+", "<set>": r"[\w.+-]+",
-    "<name>": r"\w+",
+    "<name>": r"\w+", "<score>": r"\w+",
 }  # fmt: skip
 """What a variable part of a metric's name stands for."""
 
@@ -167,6 +173,16 @@ def test_the_evaluator(examples: dict[str, ModuleType], encoder: Encoder) -> Non
     encoder.train()
     assert evaluator.measure(encoder, [same, other])["shift/cosine"] == pytest.approx(shift / 2, rel=0.1)
     assert encoder.training
+
+
+def test_the_score(examples: dict[str, ModuleType]) -> None:
+    score = examples["trainers/detect"].FromTheCaptions(m=20)
+    assert isinstance(score, Score) and score.name == "fromthecaptions_m20" and Detection(scores=(score,)).scores == (score,)
+    pairs = test_scores.features(60)
+    whole, parts = (test_scores.scored((score,), pairs, batch)[score] for batch in (60, 7))
+    chosen = pairs.take(smallest(pairs.keys, 20, 0, "reference"))
+    expected = 1 - pairs.image("unit").numpy() @ chosen.text("unit").numpy().mean(axis=0)
+    assert np.allclose(whole, expected, rtol=0, atol=1e-12) and np.allclose(whole, parts, rtol=0, atol=1e-12)
 
 
 def test_the_stage(examples: dict[str, ModuleType], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -315,6 +331,11 @@ def measured(examples: dict[str, ModuleType], folder: Path) -> set[str]:
     names |= {f"train/{part}" for part in Triggered(stamp=lambda batch: batch).loss(model, batch)}
     names |= {f"train/{part}" for part in Apart().begin(model, rng("start")).loss(model, batch)}
     names |= metrics_of_methods(folder)
+
+    pairs = test_scores.features(60)
+    scorer = Scorer(scores := (LID(k=4, m=20), CosineByModel()), pairs, victim_N := np.arange(60) < 5)
+    found = Scores(position_N=np.arange(60), victim_N=victim_N, suspicion=scorer.of(pairs), clamped=scorer.clamped, poisons=scorer.poisons)
+    names |= {f"detect/{name}/{key}" for score in scores for name, told in found.merit(score, (5.0,), 0).items() for key in told}
 
     labels = np.arange(60) % 3
     names |= set(test_linear_probe.run(test_linear_probe.pictures(labels, 0), test_linear_probe.pictures(labels[:9], 1), target=2))

@@ -22,8 +22,8 @@ from orchestrator.sweep.loading import load_sweep
 from orchestrator.sweep.plan import make_plan
 from sweeps import cleaning_set_size, main_cc6m, poison_counts, poisoned_cleaning_set, target_classes, triggers
 from sweeps.quickstart import SWEEP
-from tests.experiments import ROOT
 from tests.unit.fake_study import study_of
+from tests.unit.test_contracts import SHIPPED as SWEEPS
 
 CC3M = Reference(start="cc3m_1500", cleaning="cc3m/clean_100k")
 
@@ -71,9 +71,9 @@ def test_a_series_is_made_of_what_has_a_value_of_it():
     assert not load_published(CC3M).along("clean.lr")
 
 
-@pytest.mark.parametrize("path", sorted((ROOT / "sweeps").glob("[a-z]*.py")), ids=lambda path: path.stem)
-def test_no_sweep_refuses_to_clean_the_models_that_the_study_cleaned(path):
-    sweep = load_sweep(f"sweeps.{path.stem}")
+@pytest.mark.parametrize("name", SWEEPS)
+def test_no_sweep_refuses_to_clean_the_models_that_the_study_cleaned(name):
+    sweep = load_sweep(name)
     published = load_published(sweep.reference)
     assert [s for s in (published.starts if published else ()) if s.mark.asr < sweep.gate.min_asr] == []
 

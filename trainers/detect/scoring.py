@@ -1,0 +1,79 @@
+"""Several scores of the same pairs: what they compare with is drawn once, and each batch is searched once for all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from datasets.errors import InputError
+from datasets.index.pairs import Pairs, smallest_hashes
+from trainers.detect.base import Features, NeighbourScore, Reference, Score, smallest
+
+REFERENCE, TRUSTED = "reference", "trusted"
+
+
+def first_positions(scores: Sequence[Score], pairs: Pairs, victim_N: np.ndarray) -> np.ndarray:
+    """int64, rising: the positions of the pairs that must be seen before any can be scored: references and trusted pairs.
+
+    InputError for a trusted key that is no pair, and where there are too few.
+    """
+    keys, found = pa.chunked_array([pairs.keys()]), [np.zeros(0, np.int64)]
+    for score in scores:
+        m, seed = score.drawn
+        score.check(len(pairs), score.label)
+        if m:
+            found.append(smallest_hashes(keys, np.arange(len(pairs)), m, seed, REFERENCE))
+        if isinstance(score.trusts, tuple):
+            known = {key: place for place, key in enumerate(keys.to_pylist())}
+            if missing := [key for key in score.trusts if key not in known]:
+                raise InputError(f"{score.label}.trusted names {missing[0]!r}, which is no key of a pair that is scored.")
+            found.append(np.array([known[key] for key in score.trusts], np.int64))
+        elif score.trusts:
+            clean = np.flatnonzero(~victim_N)
+            if score.trusts > len(clean):
+                raise InputError(f"{score.label}.trusted is {score.trusts}, but only {len(clean)} pairs are no victims.")
+            found.append(smallest_hashes(keys, clean, score.trusts, seed, TRUSTED))
+    return np.unique(np.concatenate(found))
+
+
+class Scorer:
+    """Scores of batches of pairs, against references made of the features of the first pairs."""
+
+    def __init__(self, scores: Sequence[Score], first: Features, victim_F: np.ndarray) -> None:
+        """`first`: the pairs of `first_positions`, in any order, with which of them are victims."""
+        self.scores = tuple(scores)
+        self.clamped = dict.fromkeys(self.scores, 0)
+        """How many distances of pairs scored so far were 0."""
+        self.poisons: dict[Score, int] = {}
+        """Victims among the pairs of each score's reference."""
+        self._references: dict[Score, Reference] = {}
+        shared: dict[tuple[int, int], Reference] = {}
+        for score in self.scores:
+            place_M, trusted = smallest(first.keys, score.drawn[0], score.drawn[1], REFERENCE), _trusted(score, first, victim_F)
+            deepest = max(one.depth for one in self.scores if one.drawn == score.drawn)
+            if trusted is not None:
+                self._references[score] = Reference(first.take(place_M), trusted)
+            else:
+                self._references[score] = shared.setdefault(score.drawn, Reference(first.take(place_M), None, deepest))
+            self.poisons[score] = int(victim_F[place_M].sum())
+
+    def of(self, pairs: Features) -> dict[Score, np.ndarray]:
+        """Score → float64 [B], high is suspect."""
+        found = {}
+        for score, reference in self._references.items():
+            found[score] = score.suspicion(pairs, reference)
+            if isinstance(score, NeighbourScore):
+                self.clamped[score] += score.clamped(pairs, reference)
+        return found
+
+
+def _trusted(score: Score, first: Features, victim_F: np.ndarray) -> Features | None:
+    if isinstance(score.trusts, tuple):
+        place = {key: number for number, key in enumerate(first.keys)}
+        return first.take(np.array([place[key] for key in dict.fromkeys(score.trusts)], np.int64))
+    if not score.trusts:
+        return None
+    clean = np.flatnonzero(~victim_F)
+    return first.take(clean[smallest(first.keys[clean], score.trusts, score.drawn[1], TRUSTED)])
