@@ -131,8 +131,8 @@ class Clean(Training):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.start not in ("last", "most_accurate") and not self.start.isdecimal():
-            raise InputError(f"clean.start is {self.start!r}; accepted: last, most_accurate, or the number of an epoch.")
+        if self.start not in ("last", "most_accurate") and not (self.start.isdecimal() and len(self.start) <= 9):
+            raise InputError(f"clean.start is {self.start[:80]!r}; accepted: last, most_accurate, or the number of an epoch.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,8 +192,9 @@ class Experiment(Component):
         for name in called:
             if called.count(name) > 1:
                 raise InputError(f"attacks: {called.count(name)} have the name {name!r}; give each a name of its own (Poison(name=…)).")
-        keys = [attack.trigger.text if isinstance(attack.trigger, Words) else attack.trigger for attack in self.poisons]
-        for attack, key in zip(self.poisons, keys):
+        planted = [attack for attack in self.poisons if attack.planted]
+        keys = [attack.trigger.text if isinstance(attack.trigger, Words) else attack.trigger for attack in planted]
+        for attack, key in zip(planted, keys):
             if keys.count(key) > 1:
                 raise InputError(f"attacks: {keys.count(key)} have the trigger of {attack.name}, {shown(key)}; give each its own.")
 

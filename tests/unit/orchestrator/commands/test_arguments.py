@@ -9,7 +9,7 @@ COMMANDS = parser()._subparsers._group_actions[0].choices  # type: ignore[union-
 FLAGS = {field.name: f"--{field.name.replace('_', '-')}" for field in fields_of("Compute")}
 
 
-@pytest.mark.parametrize("name", ["run", *COMPUTE])
+@pytest.mark.parametrize("name", ["run", "matrix", *COMPUTE])
 def test_a_command_lists_the_flags_that_it_uses_and_accepts_those_of_run(name):
     listed, text = COMPUTE.get(name, tuple(FLAGS)), COMMANDS[name].format_help()
     assert set(listed) <= set(FLAGS) == set(Compute.__dataclass_fields__)
@@ -21,4 +21,4 @@ def test_a_command_lists_the_flags_that_it_uses_and_accepts_those_of_run(name):
 
 def test_every_command_with_flags_of_run_says_which_it_uses():
     takes = {name for name, command in COMMANDS.items() if "--trial-cpus" in command._option_string_actions}
-    assert takes == {"run", *COMPUTE}
+    assert takes == {"run", "matrix", *COMPUTE}

@@ -139,7 +139,8 @@ def test_an_earlier_epoch_is_cleaned_and_stands_apart(tmp_path):
 
 @pytest.mark.parametrize(("start", "said"), [
     ("3", r"clean.start is 3; the pre-training has a checkpoint after the epochs 1 to 2\."),
-    ("0", r"clean.start is 0; .* 1 to 2"), ("best", "clean.start is 'best'; accepted: last, most_accurate, or the number"),
+    ("0", r"clean.start is 0; .* 1 to 2"), ("1" * 5000, "clean.start is .1{80}.; accepted"),
+    ("best", "clean.start is 'best'; accepted: last, most_accurate, or the number"),
 ])  # fmt: skip
 def test_an_epoch_that_will_not_be_there_is_told_before_anything_is_made(start, said, file):
     with pytest.raises(InputError, match=said):
