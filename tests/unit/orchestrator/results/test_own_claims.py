@@ -48,6 +48,7 @@ from trainers.objectives.contrastive import MMCL
 class PAR(Method):
     """A lab's cleaning, with the fields of the study's fine-tunings."""
 
+    id = "LabPAR"
     clip_weight: float = 1.0
     inmodal_weight: float = 1.0
 
@@ -59,6 +60,7 @@ class PAR(Method):
 class RoCLIP(Objective):
     """A lab's pre-training, with the fields of the study's objectives."""
 
+    id = "LabRoCLIP"
     clip_weight: float = 1.0
     inmodal_weight: float = 0.0
     two_views = False
