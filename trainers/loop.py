@@ -35,14 +35,14 @@ def fit(
     encoder: Encoder, objective: Objective, training: Training, feed: Feed, folder: Path, *, world: World | None = None,
     measure: Measure | None = None, report: Report | None = None, progress: Callable[[int, int, float], None] | None = None,
     ledger: Path | None = None, keep: Keep = "last", states: int = 1, resume: bool = True, begin_epoch: BeginEpoch | None = None,
-    first_epoch: int = 0, phase: str = "",
+    first_epoch: int = 0, phase: str = "", aside: bool = False,
     restore: Callable[[list[dict[str, Any]]], None] | None = None, note: Callable[[str], None] = lambda line: None,
 ) -> None:
     """Train `encoder` in place to the end of the feed, from the newest checkpoint in `folder` where there is one.
 
     Where this is a phase of a stage: `first_epoch` epochs lie before it, `training.epochs` counts its own, the feed's steps are those of
     the stage up to the phase's end, and schedule and optimiser begin with the phase. If the newest checkpoint is of a later phase, the
-    model stays as it is: that phase loads it. `begin_epoch`: see `methods.epoch.begin`.
+    model stays as it is: that phase loads it. `begin_epoch`: see `methods.epoch.begin`. `aside`: its lines say that they are of another model.
 
     Before the first step and after each epoch all ranks `measure`; then rank 0 saves and reports. A line may be reported again
     after a resume (equal but for times): receivers go by its epoch. `progress(step, steps, samples a second)` is called about
@@ -148,7 +148,7 @@ def fit(
             rate = (done.step - first_step) * training.batch_size / max(time.monotonic() - epoch_began, 1e-9)
             metrics |= {"train/samples_per_second": rate, **decided.metrics, **measured()}
             line = {"epoch": done.epoch, "step": done.step, "seconds": time.monotonic() - began, "metrics": metrics}
-            done.line = line = {**line, "phase": phase} if phase else line
+            done.line = line = {**line, **({"phase": phase} if phase else {}), **({"aside": True} if aside else {})}
         done.seconds = time.monotonic() - began
         if memory is not None:
             check_equal(memory, objective, world)

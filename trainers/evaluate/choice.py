@@ -136,9 +136,12 @@ class Epoch:
 
 
 def measured(lines: Iterable[dict[str, Any]]) -> list[Epoch]:
-    """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last."""
+    """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last. Lines of a model that was trained
+    beside the stage's own (`Run.fit(aside=True)`) are left out."""
     found = {}
     for line in lines:
+        if line.get("aside"):
+            continue
         metrics = line.get("metrics", {})
         values = [metrics.get(name) for name in (ACCURACY, ASR)]
         if all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):

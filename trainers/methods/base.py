@@ -36,6 +36,8 @@ class Phase:
     """what its epochs' lines call it"""
     begin_epoch: BeginEpoch | None = None
     """decides, as an epoch begins, on values for the pairs and on their order"""
+    aside: bool = False
+    """whether another model is trained than the one that the stage yields"""
 
 
 @dataclass(kw_only=True)
@@ -74,14 +76,15 @@ class Run:
 
     def fit(
         self, model: Encoder, objective: Objective, *, epochs: int | None = None, phase: str = "", begin_epoch: BeginEpoch | None = None,
-        **changes: Any,
+        aside: bool = False, **changes: Any,
     ) -> Encoder:
         """Train the model in place for that many epochs of the stage, by default all that are left; returns it.
 
         May be called several times. Each call is a phase with an optimiser and a schedule of its own, counted from 0, and with the
         stage's fields but for `changes` (IN_A_PHASE). After a kill the method is called again from the start: a finished phase is skipped,
         and its weights are loaded if the next one has not begun. So anything that a method finds out between phases must be kept in
-        `folder`. `begin_epoch(model, epoch)` is called on every rank before each epoch: `trainers.methods.epoch.EpochPlan`.
+        `folder`. `begin_epoch(model, epoch)` is called on every rank before each epoch: `trainers.methods.epoch.EpochPlan`. `aside`: the
+        model is a helper, a copy say, and not what the stage yields: its epochs are measured, but no rule chooses among them.
         """
         left = self.training.epochs - self.done
         wanted = left if epochs is None else epochs
@@ -95,7 +98,7 @@ class Run:
         if wrong:
             raise InputError(f"run.fit takes no {', '.join(wrong)}; a phase may have its own {', '.join(IN_A_PHASE)}.")
         training = replace(self.training, epochs=wanted, **changes)
-        self.trainer(model, objective, Phase(training=training, first=self.done, name=phase, begin_epoch=begin_epoch))
+        self.trainer(model, objective, Phase(training=training, first=self.done, name=phase, begin_epoch=begin_epoch, aside=aside))
         self.done += wanted
         return model
 
