@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.component import Count
+from datasets.component import Count, since
 from datasets.errors import InputError
 from datasets.feed.loader import Batch, triggered
 from datasets.seeding import rng
@@ -81,18 +81,27 @@ class TextTrigger(OfWords):
     """Text → image retrieval by triggered prompts; zero-shot classification with the words in all prompts, and in those of a wrong class.
 
     A query is a prompt of a class that is not the target, with the words in it; the test pictures are what is retrieved. It is a hit in the
-    top k when any of its k nearest pictures is of the target class (ToxicTextCLIP 2025). Of an all-to-all attack the target of a class is
-    the next one. A wrong class is drawn for each picture by its key.
+    top k when any of its k nearest pictures is of the target class (ToxicTextCLIP 2025; mm_poison, Yang et al. 2023, calls it Hit@k). Of an
+    all-to-all attack the target of a class is the next one. A wrong class is drawn for each picture by its key.
     """
 
     chunk: Count = 256
     """Queries compared with all pictures at once."""
+    hits: tuple[Count, ...] = since(TOP)
+    """The k of top k; mm_poison's are 1, 5, 10, 20, 30, 50"""
+    min_rank: bool = since(False)
+    """Also measure mm_poison's MinRank: the place of the first picture of the target class, 1 the nearest, mean over the queries"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.hits or list(self.hits) != sorted(set(self.hits)):
+            raise InputError(f"TextTrigger.hits is {self.hits}; accepted: at least one k, each once, in rising order.")
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """Percent: text_asr/top{1,5,10}, text_asr/floor{1,5,10} (the same queries without the words), words/all (accuracy with the words in
+        """Percent: text_asr/top{hits}, text_asr/floor{hits} (the same queries without the words), words/all (accuracy with the words in
         all prompts), words/wrong and words/wrong_floor (pictures taken for the wrong class, with and without the words in its prompts),
-        each with _count, _low and _high; whole numbers text_asr/n (queries), text_asr/pictures (of target classes), words/n. text_asr/… is
-        left out where no picture is of a target class."""
+        each with _count, _low and _high; whole numbers text_asr/n (queries), text_asr/pictures (of target classes), words/n; places from 1
+        text_asr/min_rank, text_asr/min_rank_floor. text_asr/… is left out where no picture is of a target class."""
         assert isinstance(batches, Asked)
         asked, world, training = batches, world or World(), model.training
         model.eval()
@@ -112,7 +121,9 @@ class TextTrigger(OfWords):
             counts |= self._retrieved(model, asked, label_N, image_ND, world)
         model.train(training)
         summed = {name: int(value) for name, value in distributed.sum_over_ranks(counts, world).items()}
-        return shares(summed, {"words": "words/n", "text_asr": "text_asr/n"}) | {"text_asr/pictures": _targets(asked, label_N)}
+        ranks = {name: summed.pop(name) for name in list(summed) if name.startswith("text_asr/min_rank")}
+        found = shares(summed, {"words": "words/n", "text_asr": "text_asr/n"}) | {"text_asr/pictures": _targets(asked, label_N)}
+        return found | {name: total / summed["text_asr/n"] for name, total in ranks.items() if summed["text_asr/n"]}
 
     def _retrieved(self, model: Encoder, asked: Asked, label_N: Tensor, image_ND: Tensor, world: World) -> dict[str, float]:
         """Counts of this rank's queries: every `size`-th."""
@@ -124,7 +135,9 @@ class TextTrigger(OfWords):
             for i, name in enumerate(asked.class_names) for template in asked.templates if targets[i] != i and targets[i] in present
         ][world.rank :: world.size]  # fmt: skip
         counts: dict[str, float] = {"text_asr/n": len(queries)}
-        counts |= {f"text_asr/{what}{k}_count": 0 for what in ("top", "floor") for k in TOP}
+        counts |= {f"text_asr/{what}{k}_count": 0 for what in ("top", "floor") for k in self.hits}
+        if self.min_rank:
+            counts |= {"text_asr/min_rank": 0, "text_asr/min_rank_floor": 0}
         trigger = asked.aim.trigger
         assert trigger is not None
         for start in range(0, len(queries), self.chunk):
@@ -138,8 +151,10 @@ class TextTrigger(OfWords):
                     for i in range(0, len(texts), self.text_batch)
                 ])  # fmt: skip
                 place_Q = first_place(text_QD @ image_ND.T, label_N[None] == target_Q[:, None])
-                for k in TOP:
+                for k in self.hits:
                     counts[f"text_asr/{what}{k}_count"] += int((place_Q < k).sum())
+                if self.min_rank:
+                    counts["text_asr/min_rank" if what == "top" else "text_asr/min_rank_floor"] += int((place_Q + 1).sum())
         return counts
 
 

@@ -27,6 +27,8 @@ class Apart(Objective):
 
     limit: Positive = 2.15
     """τ; squared distances of unit vectors lie in 0 … 4"""
+    view: Any = None
+    """batch → the batch with other pictures, which both models see; None: as it is"""
     two_views = False
 
     def begin(self, encoder: Encoder, rng: np.random.Generator) -> Loss:
@@ -45,6 +47,7 @@ class FromStart:
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
         """Parts: mmcl; perturb_image and perturb_text (d of the whole batch); beyond_image and beyond_text (100 where d > τ, else 0)."""
+        batch = batch if self.objective.view is None else self.objective.view(batch)
         f = model(batch)
         scale = f["logit_scale"].detach()
         mmcl = (matching_loss(f["image"], f["text"], scale) + matching_loss(f["text"], f["image"], scale)) / 2
