@@ -42,7 +42,7 @@ def fit(
 
     Where this is a phase of a stage: `first_epoch` epochs lie before it, `training.epochs` counts its own, the feed's steps are those of
     the stage up to the phase's end, and schedule and optimiser begin with the phase. If the newest checkpoint is of a later phase, the
-    model stays as it is: that phase loads it. `begin_epoch`: see `methods.epoch.begin`. `aside`: its lines say that they are of another model.
+    model stays as it is: that phase loads it. `begin_epoch`: see `methods.epoch.begin`. `aside`: lines say that the model is a helper.
 
     Before the first step and after each epoch all ranks `measure`; then rank 0 saves and reports. A line may be reported again
     after a resume (equal but for times): receivers go by its epoch. `progress(step, steps, samples a second)` is called about

@@ -13,6 +13,9 @@ from tests.parity.toys import WORDS, ToyFeed, ToySet, resnet
 from trainers import distributed
 from trainers.backward import backward
 from trainers.batch import to_device
+from trainers.detect.base import Score
+from trainers.detect.cosine import CosineByModel
+from trainers.detect.lid import LID
 from trainers.distributed import World
 from trainers.encoder import Encoder
 from trainers.evaluate.bdetclip import BDetCLIP
@@ -86,12 +89,13 @@ def _unlearn(world: World, suspects: str) -> dict[str, torch.Tensor]:
     return _gradients(world, encoder, Unlearn(weight=2.0, margin=-0.5), batch)
 
 
-def _suspects(world: World) -> tuple[list[int], dict[str, float]]:
+def _suspects(world: World, score: Score) -> tuple[list[int], dict[str, float]]:
     """What UBT decides after a phase that trained nothing; `ToySet` gives each rank its share of the pairs."""
     toys = ToySet(rank=world.rank, world=world.size)
     training = Training(epochs=2, batch_size=8, lr=1e-3, warmup_steps=0)
-    run = Run(trainer=lambda *_: None, training=training, fresh=resnet, keys=lambda: list(toys.samples["key"]), pairs=toys.pairs, world=world)
-    suspect_N, told = UBT(share=0.2)._suspects(resnet().double(), run)
+    keys = list(toys.samples["key"])
+    run = Run(trainer=lambda *_: None, training=training, fresh=resnet, keys=lambda: keys, pairs=toys.pairs, world=world)
+    suspect_N, told = UBT(share=0.2, score=score)._suspects(resnet().double(), run)
     return suspect_N.tolist(), told
 
 
@@ -133,7 +137,7 @@ def _work(world: World, folder: Path) -> None:
         "triggered": _triggered(world),
         "seen": _seen(world),
         **{f"unlearn {suspects}": _unlearn(world, suspects) for suspects in SUSPECTS},
-        "suspects": _suspects(world),
+        "suspects": [_suspects(world, score) for score in (CosineByModel(), LID(k=4, m=20))],
         "audits": [_audits(world, size) for size in (3, 100)],
     }
     torch.save(results, folder / f"world{world.size}-rank{world.rank}.pt")
@@ -166,8 +170,9 @@ def test_gradients_do_not_depend_on_the_number_of_processes(results, size, case)
 
 def test_the_same_pairs_are_suspect_on_every_rank(results):
     found = [rank["suspects"] for size in (1, 2, 4) for rank in results[size]]
-    assert sum(found[0][0]) == 10 and 0 <= found[0][1]["ubt/auroc"] <= 1
-    assert all(one == found[0] for one in found)
+    for suspects, told in found[0]:
+        assert sum(suspects) == 10 and 0 <= told["ubt/auroc"] <= 1
+    assert all(one == found[0] for one in found) and found[0][0] != found[0][1]
 
 
 def test_the_distance_of_the_whole_batch_decides_for_all_ranks(results):

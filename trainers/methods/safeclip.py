@@ -9,15 +9,17 @@ from dataclasses import dataclass
 from typing import Annotated
 
 import numpy as np
+import torch
 from annotated_types import Interval
 
 from datasets.component import Count, Natural, Positive, Share
 from datasets.errors import InputError
 from datasets.storage import write_whole
+from trainers import distributed
+from trainers.batch import image_tensor
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import EDGES
 from trainers.methods.base import Method, Run
-from trainers.methods.cosines import largest, similarities
 from trainers.methods.epoch import EpochPlan
 from trainers.objectives.safeclip import CrossView, Split, Unimodal
 from trainers.schedule import Training
@@ -134,6 +136,25 @@ def share_of(first: float, splits: int, step: float, cap: float) -> float:
     return min(first + splits * step, cap) if splits else first
 
 
+def similarities(encoder: Encoder, run: Run) -> tuple[np.ndarray, np.ndarray]:
+    """(cosine float64 [N], poisoned bool [N]) of all pairs in their order, in evaluation mode; the same on every rank, for any number of
+    them. FloatingPointError where a cosine is not finite."""
+    parts: list[tuple[int, np.ndarray, np.ndarray]] = []
+    training = encoder.training
+    encoder.eval()
+    with torch.no_grad():
+        for batch in run.pairs():
+            image_BD = encoder.encode_image(image_tensor(batch["image"], encoder.device))
+            text_BD = encoder.encode_text(encoder.tokenize(list(batch["caption"])).to(encoder.device))
+            parts.append((batch["number"], (image_BD * text_BD).sum(dim=1).double().cpu().numpy(), np.asarray(batch["poisoned"])))
+    encoder.train(training)
+    parts = sorted(distributed.gather_lists(parts, run.world), key=lambda part: part[0])
+    cosine_N, poisoned_N = (np.concatenate([part[column] for part in parts]) for column in (1, 2))
+    if not np.isfinite(cosine_N).all():
+        raise FloatingPointError("SafeCLIP cannot split the pairs: the model's features are not finite")
+    return cosine_N, poisoned_N
+
+
 def mixture_of(cosine_N: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
     """Means, standard deviations and weights of two Gaussians, and each pair's posterior of the one of larger mean, float64 [N].
 
@@ -146,6 +167,13 @@ def mixture_of(cosine_N: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
     values = {"mean": fitted.means_[:, 0], "sd": np.sqrt(fitted.covariances_[:, 0, 0]), "weight": fitted.weights_}
     found = {f"{side}_{name}": float(value[at]) for side, at in zip(("low", "high"), order) for name, value in values.items()}
     return found, fitted.predict_proba(cosine_N[:, None])[:, order[1]]
+
+
+def largest(cosine_N: np.ndarray, share: float) -> np.ndarray:
+    """bool [N]: the share·N pairs (rounded) of largest cosine; of equal ones those of smaller number."""
+    safe_N = np.zeros(len(cosine_N), bool)
+    safe_N[np.argsort(-cosine_N, kind="stable")[: round(share * len(cosine_N))]] = True
+    return safe_N
 
 
 def order_of(safe_N: np.ndarray, batch: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, int]]:

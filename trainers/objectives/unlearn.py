@@ -21,8 +21,8 @@ Cosine = Annotated[float, Interval(ge=-1, lt=1)]
 class Unlearn(Objective):
     """MMCL(K) + weight · mean over i in S of max(0, Iᵢ·Tᵢ − margin).
 
-    S are the pairs of the whole batch with `batch["suspect"]` = 1, K the others. MMCL is that of a batch that has the pairs of K alone. Of a
-    pair with a cosine below `margin` there is no gradient: it is apart. A term without a pair is left out.
+    S are the pairs of the whole batch with `batch["suspect"]` = 1, K the others. MMCL is that of a batch that has the pairs of K alone.
+    A pair of S with a cosine below `margin` has no gradient: it is apart. A term without a pair is left out.
     """
 
     weight: Positive = 1.0

@@ -22,8 +22,7 @@ from tests.parity.toys import RESNET, ToySet, resnet
 from tests.unit.trainers.methods.test_phases import told
 from trainers.loop import fit
 from trainers.methods.base import Run
-from trainers.methods.cosines import largest, similarities
-from trainers.methods.safeclip import SafeCLIP, mixture_of, order_of, share_of
+from trainers.methods.safeclip import SafeCLIP, largest, mixture_of, order_of, share_of, similarities
 from trainers.schedule import Training
 
 TRAINING = Training(epochs=6, batch_size=8, lr=1e-3, warmup_steps=3, seed=3, checkpoint_every_steps=4)

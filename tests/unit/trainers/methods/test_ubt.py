@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from datasets.errors import InputError
+from datasets.seeding import hash64
 from orchestrator.experiment.check import check
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Clean, Pretrain
@@ -22,6 +23,11 @@ from tests.parity.toys import RESNET, ToyFeed, ToySet, resnet
 from tests.unit.orchestrator.training.test_workers import job  # noqa: F401 (a fixture)
 from tests.unit.trainers.methods.test_phases import told
 from trainers.batch import to_device
+from trainers.detect.base import Features, Reference
+from trainers.detect.early_loss import EarlyLoss
+from trainers.detect.kdistance import KDistance
+from trainers.detect.lid import LID
+from trainers.detect.lorex import LoREx
 from trainers.evaluate.choice import measured, results
 from trainers.loop import fit
 from trainers.methods.base import Run
@@ -79,22 +85,22 @@ def test_a_batch_without_suspects_is_mmcl_and_pairs_below_the_margin_are_left_al
     assert all(p.grad is None or not p.grad.any() for p in encoder.model.parameters())
 
 
-def run_of(folder: Path, lines: dict[int, dict[str, Any]], stop_at: int | None = None, ends: list[Any] | None = None, **fields: Any) -> Run:
+def run_of(folder: Path, lines: dict[int, dict[str, Any]], stop_at: int | None = None, ends: list[Any] | None = None) -> Run:
     def train(model, objective, phase):
         feed = ToySet(epochs=phase.first + phase.training.epochs, stop_at=stop_at)
-        fit(model, objective, phase.training, feed, folder, report=lambda line: lines.update({line["epoch"]: line}), first_epoch=phase.first,
-            phase=phase.name, aside=phase.aside, begin_epoch=phase.begin_epoch)  # fmt: skip
+        fit(model, objective, phase.training, feed, folder, report=lambda line: lines.update({line["epoch"]: line}),
+            first_epoch=phase.first, phase=phase.name, aside=phase.aside, begin_epoch=phase.begin_epoch)  # fmt: skip
         if ends is not None:
             ends.append((model, {name: value.clone() for name, value in model.model.state_dict().items()}))
 
-    return Run(trainer=train, training=replace(TRAINING, **fields), fresh=lambda: RESNET.build(7), keys=lambda: list(ToySet().samples["key"]),
-               pairs=ToySet().pairs, folder=folder)  # fmt: skip
+    return Run(trainer=train, training=TRAINING, fresh=lambda: RESNET.build(7),
+               keys=lambda: list(ToySet().samples["key"]), pairs=ToySet().pairs, folder=folder)  # fmt: skip
 
 
-def cleaned(folder: Path, method: UBT = METHOD, stop_at: int | None = None, ends: list[Any] | None = None, **fields: Any):
+def cleaned(folder: Path, method: UBT = METHOD, stop_at: int | None = None, ends: list[Any] | None = None, double: bool = False):
     """(weights, lines) of a cleaning that is killed before the step `stop_at`."""
     lines: dict[int, dict[str, Any]] = {}
-    model = method.train(resnet(), run_of(folder, lines, stop_at, ends, **fields))
+    model = method.train(resnet().double() if double else resnet(), run_of(folder, lines, stop_at, ends))
     return model.model.state_dict(), [lines[epoch] for epoch in sorted(lines)]
 
 
@@ -109,10 +115,10 @@ def test_the_suspects_are_the_pairs_that_the_overfitted_copy_finds_most_similar(
         image, text = copy.encode_image(torch.from_numpy(samples["image"])), copy.encode_text(copy.tokenize(list(samples["caption"])))
     cosine = (image.double() * text.double()).sum(1).numpy()
     table = pq.read_table(tmp_path / FILE).to_pydict()
-    np.testing.assert_allclose(table["cosine"], cosine, atol=1e-6)
+    np.testing.assert_allclose(table["score"], cosine, atol=1e-6)
     assert table["key"] == list(samples["key"]) and table["victim"] == [i % 5 == 0 for i in range(48)]
     suspects = {i for i in range(48) if table["suspect"][i]}
-    assert len(suspects) == round(0.2 * 48) and suspects == set(np.argsort(-np.array(table["cosine"]), kind="stable")[:10].tolist())
+    assert len(suspects) == round(0.2 * 48) and suspects == set(np.argsort(-np.array(table["score"]), kind="stable")[:10].tolist())
     caught = len(suspects & set(range(0, 48, 5)))
     for line in lines[2:]:
         found = line["metrics"]
@@ -120,6 +126,39 @@ def test_the_suspects_are_the_pairs_that_the_overfitted_copy_finds_most_similar(
         assert found["ubt/suspect_poisons_share"] == found["ubt/poisons_suspect_share"] == 10 * caught
         assert "train/unlearn" in found and "train/mmcl" in found
     assert not any(name.startswith("ubt/") for line in lines[:2] for name in line["metrics"])
+
+
+@pytest.mark.parametrize("score", [LID(k=4, m=20), KDistance(k=3, m=20, rows="raw"), LoREx(m=20, trusted=("0-3", "0-9", "0-17"))])
+def test_any_score_may_choose_the_suspects(tmp_path, score):
+    """Against the score of all pairs at once, by features that are computed here."""
+    ends: list[Any] = []
+    _, lines = cleaned(tmp_path, replace(METHOD, score=score), ends=ends, double=True)
+    copy, weights = ends[0]
+    copy.model.load_state_dict(weights)
+    copy.eval()
+    samples = ToySet().samples
+    with torch.no_grad():
+        image = copy.encode_image(torch.from_numpy(samples["image"]), unit=False)
+        text = copy.encode_text(copy.tokenize(list(samples["caption"])), unit=False)
+    pairs = Features(keys=samples["key"], image_BD=image, text_BD=text)
+    trusted = pairs.take(np.array([3, 9, 17])) if isinstance(score, LoREx) else None
+    compared = pairs.take(np.array(sorted(range(48), key=lambda i: (hash64(0, "reference", samples["key"][i]), samples["key"][i]))[:20]))
+    expected = score.suspicion(pairs, Reference(compared, trusted, score.depth or 1))
+    table = pq.read_table(tmp_path / FILE).to_pydict()
+    np.testing.assert_allclose(table["score"], expected, rtol=1e-9)
+    assert [i for i in range(48) if table["suspect"][i]] == sorted(np.argsort(-np.array(table["score"]), kind="stable")[:10].tolist())
+    assert lines[2]["metrics"]["ubt/suspects"] == 10
+
+
+def test_scores_that_it_cannot_use_are_refused(tmp_path):
+    for score, words in ((LoREx(trusted=5), "UBT.score: LoREx.trusted is 5, a number of pairs that are drawn by who is a victim"),
+                         (EarlyLoss(), "UBT.score is EarlyLoss, which needs the models of several epochs")):  # fmt: skip
+        with pytest.raises(InputError, match=words):
+            UBT(score=score)
+    with pytest.raises(InputError, match="UBT.score.m is 2048, but there are only 48 pairs"):
+        UBT(score=LID()).check(48)
+    with pytest.raises(InputError, match="LoREx.trusted names 'nobody', which is no key of the cleaning set"):
+        cleaned(tmp_path, replace(METHOD, score=LoREx(m=20, trusted=("0-3", "nobody"))))
 
 
 def test_the_model_is_trained_and_not_the_copy(tmp_path):
