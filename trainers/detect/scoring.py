@@ -1,4 +1,4 @@
-"""Several scores of the same pairs: what they compare with is drawn once, and each batch is searched once for all."""
+"""Computes several scores of the same pairs. Scores share references and neighbour searches."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ REFERENCE, TRUSTED = "reference", "trusted"
 
 
 def first_positions(scores: Sequence[Score], pairs: Pairs, victim_N: np.ndarray) -> np.ndarray:
-    """int64, rising: the positions of the pairs that must be seen before any can be scored: references and trusted pairs.
+    """int64, rising: positions of the pairs that must be embedded before any pair can be scored: the references and the trusted pairs.
 
-    InputError for a trusted key that is no pair, and where there are too few.
+    InputError if a trusted key is not a pair's key, or if there are too few pairs.
     """
     keys, found = pa.chunked_array([pairs.keys()]), [np.zeros(0, np.int64)]
     for score in scores:
@@ -39,15 +39,15 @@ def first_positions(scores: Sequence[Score], pairs: Pairs, victim_N: np.ndarray)
 
 
 class Scorer:
-    """Scores of batches of pairs, against references made of the features of the first pairs."""
+    """Scores batches of pairs against references built from the features of the first pairs."""
 
     def __init__(self, scores: Sequence[Score], first: Features, victim_F: np.ndarray) -> None:
-        """`first`: the pairs of `first_positions`, in any order, with which of them are victims."""
+        """`first`: the pairs of `first_positions`, in any order; `victim_F`: which of them are victims."""
         self.scores = tuple(scores)
         self.clamped = dict.fromkeys(self.scores, 0)
-        """How many distances of pairs scored so far were 0."""
+        """How many distances were 0 among the pairs scored so far."""
         self.poisons: dict[Score, int] = {}
-        """Victims among the pairs of each score's reference."""
+        """The number of victims in each score's reference."""
         self._references: dict[Score, Reference] = {}
         shared: dict[tuple[int, int], Reference] = {}
         for score in self.scores:

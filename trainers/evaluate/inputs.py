@@ -1,4 +1,4 @@
-"""What audits of a model have in common: a fixed choice of pictures, and gradients by pixels."""
+"""Shared by audits of a model: a fixed choice of pictures, and gradients with respect to pixels."""
 
 from __future__ import annotations
 
@@ -18,9 +18,10 @@ from trainers.encoder import Encoder
 
 
 def fixed_pictures(batches: Iterable[dict[str, Any]], count: int, seed: int, world: World) -> np.ndarray:
-    """uint8 [count, S, S, 3], on every rank: of all ranks' pictures those with the smallest hashes of (seed, key), in the order of these.
+    """uint8 [count, S, S, 3], on every rank: the pictures of all ranks with the smallest hashes of (seed, key), ordered by hash.
 
-    All where there are fewer. The same for any number of ranks, order and size of batches. InputError where there are fewer than two.
+    Fewer if there are fewer. The result does not depend on the number of ranks or on the order and size of batches. InputError if there are
+    fewer than two pictures.
     """
     own: list[tuple[int, str, np.ndarray]] = []
     for batch in batches:
@@ -35,7 +36,8 @@ def fixed_pictures(batches: Iterable[dict[str, Any]], count: int, seed: int, wor
 
 @contextmanager
 def by_pixels(model: Encoder) -> Iterator[None]:
-    """Evaluation mode in fp32 at least, no gradient by weights, for gradients by pixels; afterwards the model is as it was."""
+    """Within the block the model is in evaluation mode, in fp32 or better, and its weights get no gradient: for gradients with respect to
+    pixels. Afterwards it is as before."""
     training, autocast = model.training, model.autocast
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     model.eval()

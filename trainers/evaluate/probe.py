@@ -1,4 +1,4 @@
-"""The losses of a model and their gradients on the clean pairs, before its cleaning begins."""
+"""A model's losses and their gradients on the clean pairs, before cleaning starts."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from trainers.objectives.contrastive import MMCL, SSL
 from trainers.schedule import Training
 
 BATCHES, PAIRS = 4, 64
-"""How many batches are looked at, and at most how many pairs of each: independent of the stage's batch size, so that stages can be
-compared."""
+"""BATCHES: how many batches are used; PAIRS: at most how many pairs of each. They do not depend on the stage's batch size, so that stages
+can be compared."""
 
 
 def probe(encoder: Encoder, feed: Feed, training: Training, world: World | None = None) -> dict[str, float]:
-    """Means of the MMCL and the in-modal loss over the feed's first batches, and the length of each mean gradient.
+    """The mean MMCL and in-modal loss over the feed's first batches, and the norm of each loss's mean gradient.
 
-    The gradient is that by all parameters; batch normalisation takes the batch's statistics, as in training. Works on a copy: the
-    model and the random state stay as they were. `feed` must give two views.
+    The gradient is with respect to all parameters. Batch normalisation uses the batch's statistics, as in training. Works on a copy, so the
+    model and the random state are left unchanged. `feed` must give two views.
     """
     world = world or World()
     own = copy.deepcopy(encoder, {id(encoder.tokenize): encoder.tokenize})
