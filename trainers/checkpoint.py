@@ -95,21 +95,21 @@ def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str
     for path in folder.iterdir() if folder.is_dir() else []:
         if LEFT_OVER.fullmatch(path.name):
             shutil.rmtree(path)
-    found = _by_age(folder)
-    for path in [path for path in found if read_meta(path).get("returned")]:
-        found.remove(path)
+    folders = _by_age(folder)
+    for path in [path for path in folders if read_meta(path).get("returned")]:
+        folders.remove(path)
         remove(path)
-    faults = [fault(path) for path in found]
-    at = next((number for number, wrong in enumerate(faults) if not wrong), len(found))
-    chosen = found[at] if at < len(found) else None
+    faults = [fault(path) for path in folders]
+    at = next((number for number, wrong in enumerate(faults) if not wrong), len(folders))
+    chosen = folders[at] if at < len(folders) else None
     on = f"the stage goes on from {chosen.name}" if chosen else "there is no other to go on from, so the stage begins anew"
     for number, wrong in enumerate(faults[:at]):
         if number == 0 or not wrong.endswith(f"{STATE} is missing"):  # earlier checkpoints have no state any more
             note(f"NOTE {wrong}; {on}.")
-        remove(found[number])
+        remove(folders[number])
     if chosen is not None and keep != "last":
         wanted = _wanted(chosen, keep)
-        for path in found[at + 1 :]:
+        for path in folders[at + 1 :]:
             kept = path.name.startswith("epoch_") and (keep == "all" or path.name in wanted)
             if kept and (wrong := fault(path, state=False)):
                 raise InputError(
@@ -128,8 +128,8 @@ def _by_age(folder: Path) -> list[Path]:
         kind, number = path.name.split("_")
         return (int(number), -1) if kind == "epoch" else (read_meta(path).get("epoch", float("inf")), int(number))
 
-    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=age, reverse=True)
+    folders = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(folders, key=age, reverse=True)
 
 
 def export(folder: Path, encoder: Encoder) -> None:

@@ -120,9 +120,9 @@ class Encoder(nn.Module):
 
     def frozen(self) -> Encoder:
         """A copy in evaluation mode, without gradients and not compiled, on the same device and at the same precision."""
-        own = copy.deepcopy(self, {id(self.tokenize): self.tokenize}).eval().requires_grad_(False)
-        own._image_tower, own._text_tower = own.model.encode_image, own.model.encode_text
-        return own
+        clone = copy.deepcopy(self, {id(self.tokenize): self.tokenize}).eval().requires_grad_(False)
+        clone._image_tower, clone._text_tower = clone.model.encode_image, clone.model.encode_text
+        return clone
 
     def place(
         self, device: torch.device, *, precision: str = "auto", channels_last: bool = True, compile: bool = False

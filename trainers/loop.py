@@ -66,16 +66,16 @@ def fit(
     optimizer = schedule.optimizer(encoder, training)
     if world.main and not resume:
         checkpoint.clear(folder)
-    found = distributed.from_main(checkpoint.tidy(folder, keep, states, note) if world.main else None, world)
-    done = checkpoint.progress_of(found) if found else Progress()
+    newest = distributed.from_main(checkpoint.tidy(folder, keep, states, note) if world.main else None, world)
+    done = checkpoint.progress_of(newest) if newest else Progress()
     if restore is not None and world.main:
         restore(done.lines)
     if done.step > feed.steps:
         return
     running = objective.begin(encoder, rng(training.seed, "objective", first_epoch))
     memory = running.to(world.device) if isinstance(running, nn.Module) else None
-    if found and done.step > first:
-        checkpoint.load(found, encoder, optimizer, memory)
+    if newest and done.step > first:
+        checkpoint.load(newest, encoder, optimizer, memory)
     model = distributed.wrap(encoder, world, broadcast_buffers=not training.sync_batchnorm)
     say = report if report is not None and world.main else lambda line: None
     keys = Ledger(ledger if world.main else None, done.step)
@@ -112,8 +112,8 @@ def fit(
                 yield raw, batch | values_of(decided, raw["number"], encoder.device)
 
     sums = Sums(done.sums if world.main else dict.fromkeys(done.sums, 0.0), every=1 if world.device.type == "cpu" else 16)
-    epoch_began = told = time.monotonic()
-    first_step = told_step = done.step
+    epoch_began = reported_at = time.monotonic()
+    first_step = reported_step = done.step
     for raw, batch in batches():
         assert raw["step"] == done.step, "the feed must deliver every step once, in order"
         lr = schedule.learning_rate(done.step - first, feed.steps - first, training)
@@ -132,9 +132,9 @@ def fit(
         done.step += 1
 
         now = time.monotonic()
-        if progress and world.main and (now - told >= 1 or done.step == feed.steps):
-            progress(done.step, feed.steps, (done.step - told_step) * training.batch_size / max(now - told, 1e-9))
-            told, told_step = now, done.step
+        if progress and world.main and (now - reported_at >= 1 or done.step == feed.steps):
+            progress(done.step, feed.steps, (done.step - reported_step) * training.batch_size / max(now - reported_at, 1e-9))
+            reported_at, reported_step = now, done.step
         whole_epoch = done.step % per_epoch == 0
         every = training.checkpoint_every_steps
         if not whole_epoch and not (every and done.step % every == 0):

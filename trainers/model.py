@@ -234,12 +234,12 @@ def words_left(model: Model | TinyCLIP, words: str, captions: Sequence[str]) -> 
     tokenize = model.tokenizer()
     if not isinstance(tokenize, open_clip.SimpleTokenizer):
         return None
-    own = tokenize.encode(words)
+    word_tokens = tokenize.encode(words)
     cut, left = model.cut(tokenize), 0
     for start in range(0, len(captions), 4096):
         for row in cut(list(captions[start : start + 4096])).tolist():
-            left += any(row[i : i + len(own)] == own for i in range(len(row) - len(own) + 1))
-    return len(own), left, tokenize.context_length
+            left += any(row[i : i + len(word_tokens)] == word_tokens for i in range(len(row) - len(word_tokens) + 1))
+    return len(word_tokens), left, tokenize.context_length
 
 
 @contextmanager

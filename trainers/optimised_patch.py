@@ -80,10 +80,10 @@ def optimise(
         draw, total = rng(need.seed, "patch", epoch), 0.0
         order = draw.permutation(count)
         for step in range(per_epoch):
-            own = order[step * need.batch_size : (step + 1) * need.batch_size]
-            text, target, plain = (draw.integers(n, size=len(own)) for n in (len(captions), targets, count))
+            positions = order[step * need.batch_size : (step + 1) * need.batch_size]
+            text, target, plain = (draw.integers(n, size=len(positions)) for n in (len(captions), targets, count))
             optimiser.zero_grad()
-            patched_BD = encoder.encode_image(with_patch(image_tensor(pictures(own), device), patch_PPC))
+            patched_BD = encoder.encode_image(with_patch(image_tensor(pictures(positions), device), patch_PPC))
             value = loss(patched_BD, text_TD[text], target_MD[target], plain_ND[plain], scale, need.weight, need.margin)
             value.backward()
             optimiser.step()

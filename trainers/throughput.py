@@ -37,8 +37,8 @@ def peak_flops(device: torch.device) -> float | None:
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    found = [peak for part, peak in PEAK_TFLOPS.items() if part in name]
-    return found[0] * 1e12 if found else None
+    peaks = [peak for part, peak in PEAK_TFLOPS.items() if part in name]
+    return peaks[0] * 1e12 if peaks else None
 
 
 def mfu(samples_per_second: float, flops: float, peak: float) -> float:

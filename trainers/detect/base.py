@@ -228,12 +228,12 @@ def crowded(scores: Sequence[Score], pairs: int, victims: int) -> str:
     """A warning that names the scores whose reference is expected to hold too many poisoned pairs for their k; "" if there are none."""
     shares = {score: poisons_per_k(score, pairs, victims) for score in scores}
     many = {score: share for score, share in shares.items() if share >= 0.5}
-    told = [f"{score.label} with k = {score.depth}, m = {score.drawn[0]} (n / k = {share:.2g})" for score, share in many.items()]
-    if not told:
+    listed = [f"{score.label} with k = {score.depth}, m = {score.drawn[0]} (n / k = {share:.2g})" for score, share in many.items()]
+    if not listed:
         return ""
     return (
         f"{victims} of {pairs} pairs are poisoned, so a reference of m pairs holds about n = {victims / pairs:.2g} · m poisons: k > 2 n is "
-        f"wanted, and from n = k on a score by neighbours is inverted. Take a larger k or a smaller m: {', '.join(told)}."
+        f"wanted, and from n = k on a score by neighbours is inverted. Take a larger k or a smaller m: {', '.join(listed)}."
     )
 
 

@@ -52,9 +52,9 @@ def nearest(query_BD: Tensor, rows: Rows, own_BE: np.ndarray, k: int) -> Near:
     sum of D products shows for each query whether any other row could be nearer. If one could, for example because rows are equal, the
     query is searched again in float64.
     """
-    own, step = torch.from_numpy(own_BE).to(query_BD.device), max(1, CHUNK // len(rows))
+    forbidden, step = torch.from_numpy(own_BE).to(query_BD.device), max(1, CHUNK // len(rows))
     parts: list[tuple[Tensor, Tensor]] = []
-    for query_CD, own_CE in zip(query_BD.double().split(step), own.split(step)):
+    for query_CD, own_CE in zip(query_BD.double().split(step), forbidden.split(step)):
         distance_CK, row_CK, sure_C = _search(query_CD, rows, own_CE, k, quick=True)
         if not sure_C.all():
             again = (~sure_C).nonzero()[:, 0]

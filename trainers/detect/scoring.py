@@ -19,23 +19,23 @@ def first_positions(scores: Sequence[Score], pairs: Pairs, victim_N: np.ndarray)
 
     InputError if a trusted key is not a pair's key, or if there are too few pairs.
     """
-    keys, found = pa.chunked_array([pairs.keys()]), [np.zeros(0, np.int64)]
+    keys, positions = pa.chunked_array([pairs.keys()]), [np.zeros(0, np.int64)]
     for score in scores:
         m, seed = score.drawn
         score.check(len(pairs), score.label)
         if m:
-            found.append(smallest_hashes(keys, np.arange(len(pairs)), m, seed, REFERENCE))
+            positions.append(smallest_hashes(keys, np.arange(len(pairs)), m, seed, REFERENCE))
         if isinstance(score.trusts, tuple):
             known = {key: place for place, key in enumerate(keys.to_pylist())}
             if missing := [key for key in score.trusts if key not in known]:
                 raise InputError(f"{score.label}.trusted names {missing[0]!r}, which is no key of a pair that is scored.")
-            found.append(np.array([known[key] for key in score.trusts], np.int64))
+            positions.append(np.array([known[key] for key in score.trusts], np.int64))
         elif score.trusts:
             clean = np.flatnonzero(~victim_N)
             if score.trusts > len(clean):
                 raise InputError(f"{score.label}.trusted is {score.trusts}, but only {len(clean)} pairs are no victims.")
-            found.append(smallest_hashes(keys, clean, score.trusts, seed, TRUSTED))
-    return np.unique(np.concatenate(found))
+            positions.append(smallest_hashes(keys, clean, score.trusts, seed, TRUSTED))
+    return np.unique(np.concatenate(positions))
 
 
 class Scorer:
@@ -61,12 +61,12 @@ class Scorer:
 
     def of(self, pairs: Features) -> dict[Score, np.ndarray]:
         """Score → float64 [B], high is suspect."""
-        found = {}
+        suspicions = {}
         for score, reference in self._references.items():
-            found[score] = score.suspicion(pairs, reference)
+            suspicions[score] = score.suspicion(pairs, reference)
             if isinstance(score, NeighbourScore):
                 self.clamped[score] += score.clamped(pairs, reference)
-        return found
+        return suspicions
 
 
 def _trusted(score: Score, first: Features, victim_F: np.ndarray) -> Features | None:

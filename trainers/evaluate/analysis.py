@@ -77,11 +77,11 @@ def embed(model: Encoder, batches: Iterable[dict[str, Any]], world: World) -> di
             if "caption" in batch:
                 views["text"] = model.encode_text(model.tokenize(list(batch["caption"])).to(model.device))
             parts += [(f"{batch['role']}/{name}", batch["position"], value.cpu().numpy()) for name, value in views.items()]
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    by_view: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for name, position_B, feature_BD in distributed.gather_lists(parts, world):
-        found.setdefault(name, []).append((position_B, feature_BD))
+        by_view.setdefault(name, []).append((position_B, feature_BD))
     features = {}
-    for name, pieces in found.items():
+    for name, pieces in by_view.items():
         feature_ND = np.concatenate([feature_BD for _, feature_BD in pieces]).astype(np.float64)
         if not np.isfinite(feature_ND).all():
             raise FloatingPointError("the model's features of training pairs are not finite")

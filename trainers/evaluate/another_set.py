@@ -49,5 +49,5 @@ class ZeroShotOn(Evaluator):
         n and top1_count."""
         rest = iter(batches)
         names, templates = next(rest)["classes"]
-        found = ZeroShotASR(class_names=names, templates=templates).measure(model, rest, world)
-        return {f"zeroshot_on/{self.called}/{name.removeprefix('zeroshot/')}": value for name, value in found.items()}
+        metrics = ZeroShotASR(class_names=names, templates=templates).measure(model, rest, world)
+        return {f"zeroshot_on/{self.called}/{name.removeprefix('zeroshot/')}": value for name, value in metrics.items()}

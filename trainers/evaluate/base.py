@@ -102,8 +102,8 @@ def add_values(values: dict[str, Any], evaluator: Evaluator, found: Any) -> None
     """
     if not isinstance(found, Mapping):
         raise InputError(f"evaluator {evaluator.label} gave {shown(found)}; accepted: a dictionary of metrics by name.")
-    for name, given in found.items():
-        value = given.item() if getattr(given, "ndim", None) == 0 else given
+    for name, raw in found.items():
+        value = raw.item() if getattr(raw, "ndim", None) == 0 else raw
         if name in values:
             raise InputError(f"evaluator {evaluator.label} gave {name!r}, which another gave already; accepted: names of its own.")
         if not isinstance(value, (int, float)) and not (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):

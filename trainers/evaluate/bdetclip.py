@@ -95,18 +95,18 @@ class BDetCLIP(Evaluator):
     def texts(self, names: Sequence[str]) -> list[tuple[str, ...]]:
         """The descriptions of each class, in the order of `names`. InputError if a class has none."""
         if self.descriptions == "wordnet":
-            said = imagenet_glosses() if tuple(names) == class_names("imagenet1k") else glosses(names)
-            return [(f"{name}: {text}",) for name, text in zip(names, said)]
-        given = dict(self.descriptions)
-        missing = [name for name in names if name not in given]
+            meanings = imagenet_glosses() if tuple(names) == class_names("imagenet1k") else glosses(names)
+            return [(f"{name}: {text}",) for name, text in zip(names, meanings)]
+        by_class = dict(self.descriptions)
+        missing = [name for name in names if name not in by_class]
         if missing:
             raise InputError(f"BDetCLIP.descriptions has none for the class {missing[0]!r}; each class needs at least one, by its name.")
-        return [given[name] for name in names]
+        return [by_class[name] for name in names]
 
     def direction(self, model: Encoder, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Σ_c (e¹_c − e²_c), [D]. The score of a picture is its inner product with this."""
         changed = [tuple(f"{fill(template, name)} {self.unrelated}" for template in templates) for name in names]
-        one_D, two_D = (torch.stack([self._mean(model, own) for own in of]).sum(0) for of in (self.texts(names), changed))
+        one_D, two_D = (torch.stack([self._mean(model, texts) for texts in of]).sum(0) for of in (self.texts(names), changed))
         return one_D - two_D
 
     def _mean(self, model: Encoder, texts: Sequence[str]) -> Tensor:

@@ -138,14 +138,14 @@ class Epoch:
 
 def measured(lines: Iterable[dict[str, Any]]) -> list[Epoch]:
     """Every epoch with finite accuracy and ASR, in order. Of two lines for one epoch the later counts."""
-    found = {}
+    by_epoch = {}
     for line in lines:
         metrics = line.get("metrics", {})
         values = [metrics.get(name) for name in (ACCURACY, ASR)]
         if all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
             accuracy, asr = map(float, values)
-            found[line["epoch"]] = Epoch(line["epoch"], accuracy, asr, returned=bool(line.get("returned")), metrics=metrics)
-    return [found[epoch] for epoch in sorted(found)]
+            by_epoch[line["epoch"]] = Epoch(line["epoch"], accuracy, asr, returned=bool(line.get("returned")), metrics=metrics)
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def start_of(points: Sequence[M], start: str) -> M | None:

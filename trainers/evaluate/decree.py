@@ -162,14 +162,14 @@ class Decree(Evaluator):
         world = world or World()
         image_NHW3 = fixed_pictures(batches, self.pictures, self.inversion.seed, world)
         # every rank searches, so that none waits too long for rank 0; rank 0's result counts
-        found: Inverted = distributed.from_main(self.inversion.of(model, image_NHW3), world)
+        inverted: Inverted = distributed.from_main(self.inversion.of(model, image_NHW3), world)
         return {
-            "decree/mask": found.size,
-            "decree/cosine": found.cosine,
-            "decree/steps": found.steps,
-            "decree/found": float(found.found),
-            "inverted/mask": found.mask_HW.astype(np.float32),
-            "inverted/pattern": found.pattern_HW3.round().clip(0, 255).astype(np.uint8),
+            "decree/mask": inverted.size,
+            "decree/cosine": inverted.cosine,
+            "decree/steps": inverted.steps,
+            "decree/found": float(inverted.found),
+            "inverted/mask": inverted.mask_HW.astype(np.float32),
+            "inverted/pattern": inverted.pattern_HW3.round().clip(0, 255).astype(np.uint8),
         }
 
 

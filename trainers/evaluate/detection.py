@@ -73,11 +73,11 @@ class Detection(Evaluator):
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
         """Metrics as named in docs/metrics.md. FloatingPointError if features or scores are not finite."""
-        found = score_pairs(model, batches, self.scores, world or World())
+        scored = score_pairs(model, batches, self.scores, world or World())
         values: dict[str, float] = {}
         for score in self.scores:
-            told = found.merit(score, self.caught_at, self.seed)
-            values |= {f"detect/{name}/{key}": value for name, own in told.items() for key, value in own.items()}
+            merits = scored.merit(score, self.caught_at, self.seed)
+            values |= {f"detect/{name}/{key}": value for name, numbers in merits.items() for key, value in numbers.items()}
         return values
 
 
@@ -99,12 +99,12 @@ class Scores:
     def merit(self, score: Score, shares: Sequence[float], seed: int) -> dict[str, dict[str, float]]:
         """Name → figures of merit and counts. A score whose low values may be suspect has a second name for these, `<name>_low`."""
         suspicion_N, victims = self.suspicion[score], int(self.victim_N.sum())
-        told: dict[str, float] = {"n": len(self.victim_N), "victims": victims}
+        counts: dict[str, float] = {"n": len(self.victim_N), "victims": victims}
         if score.drawn[0]:
-            told |= {"reference_poisons": self.poisons[score], "expected_poisons": victims * score.drawn[0] / len(self.victim_N)}
+            counts |= {"reference_poisons": self.poisons[score], "expected_poisons": victims * score.drawn[0] / len(self.victim_N)}
         if score.depth:
-            told |= {"poisons_per_k": poisons_per_k(score, len(self.victim_N), victims), "clamped": self.clamped[score]}
-        values = {score.name: figures(suspicion_N, self.victim_N, shares, seed) | told}
+            counts |= {"poisons_per_k": poisons_per_k(score, len(self.victim_N), victims), "clamped": self.clamped[score]}
+        values = {score.name: figures(suspicion_N, self.victim_N, shares, seed) | counts}
         if score.both_tails:
             values[f"{score.name}_low"] = figures(-suspicion_N, self.victim_N, shares, seed)
         return values
@@ -126,8 +126,8 @@ def scored_batches(
 
     def make(number: int) -> Batch:
         name, position_B = parts[number]
-        made = make_batch(pairs.records(position_B), 0, plain)
-        return {"first": name == "first", "position": position_B, "victim": victim_N[position_B], **made}
+        batch = make_batch(pairs.records(position_B), 0, plain)
+        return {"first": name == "first", "position": position_B, "victim": victim_N[position_B], **batch}
 
     return ahead(make, range(len(parts)))
 
@@ -163,7 +163,7 @@ def score_pairs(model: Encoder, batches: Iterable[Batch], scores: Sequence[Score
     return Scores(
         position_N=position_N[order],
         victim_N=np.concatenate([victim_B for _, victim_B, _ in parts])[order],
-        suspicion={score: np.concatenate([found[score] for _, _, found in parts])[order] for score in scores},
+        suspicion={score: np.concatenate([suspicion[score] for _, _, suspicion in parts])[order] for score in scores},
         clamped={score: int(total[str(number)]) for number, score in enumerate(scores)},
         poisons=scorer.poisons,
     )

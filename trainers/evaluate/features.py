@@ -26,11 +26,11 @@ def embedded(model: Encoder, batches: Iterable[dict[str, Any]]) -> list[dict[str
     """The batches with features (in main memory) in place of pixels. The model is left unchanged."""
     training = model.training
     model.eval()
-    found = []
+    result = []
     with torch.no_grad():
         for batch in batches:
             names = [name for name in ("image", "image_triggered") if name in batch]
             ready = {f"{name}_features": features(model, batch, name).cpu() for name in names}
-            found.append({name: value for name, value in batch.items() if name not in names} | ready)
+            result.append({name: value for name, value in batch.items() if name not in names} | ready)
     model.train(training)
-    return found
+    return result

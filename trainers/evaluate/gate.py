@@ -51,8 +51,8 @@ def attack_gate(
 
 def nobody_poisoned(metrics: Mapping[str, float], threshold: float) -> dict[str, Any]:
     """The verdict on a model without victims: it passes because there is no attack, and "clean" is true. Its ASR is the floor."""
-    told = {"accuracy": metrics["zeroshot/top1"], "asr": metrics["asr/top1"], "floor": metrics.get("asr/floor", 0.0)}
-    return {"passed": True, "clean": True, "threshold": threshold, "reasons": [], **told}
+    numbers = {"accuracy": metrics["zeroshot/top1"], "asr": metrics["asr/top1"], "floor": metrics.get("asr/floor", 0.0)}
+    return {"passed": True, "clean": True, "threshold": threshold, "reasons": [], **numbers}
 
 
 def of_all(verdicts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:

@@ -23,14 +23,14 @@ def fixed_pictures(batches: Iterable[dict[str, Any]], count: int, seed: int, wor
     Fewer if there are fewer. The result does not depend on the number of ranks or on the order and size of batches. InputError if there are
     fewer than two pictures.
     """
-    own: list[tuple[int, str, np.ndarray]] = []
+    local: list[tuple[int, str, np.ndarray]] = []
     for batch in batches:
-        own += [(hash64(seed, "audit", key), str(key), np.array(image)) for key, image in zip(batch["key"], batch["image"])]
-        own = sorted(own, key=lambda one: one[:2])[:count]
-    chosen = set(sorted(distributed.gather_lists([one[:2] for one in own], world))[:count])
+        local += [(hash64(seed, "audit", key), str(key), np.array(image)) for key, image in zip(batch["key"], batch["image"])]
+        local = sorted(local, key=lambda one: one[:2])[:count]
+    chosen = set(sorted(distributed.gather_lists([one[:2] for one in local], world))[:count])
     if len(chosen) < 2:
         raise InputError(f"an audit needs at least 2 pictures of different keys; the test set has {len(chosen)}.")
-    kept = distributed.gather_lists([one for one in own if one[:2] in chosen], world)
+    kept = distributed.gather_lists([one for one in local if one[:2] in chosen], world)
     return np.stack([image for *_, image in sorted(kept, key=lambda one: one[:2])])
 
 

@@ -69,7 +69,7 @@ class LinearProbe(Evaluator):
         world = world or World()
         training = model.training
         model.eval()
-        own: list[tuple[str, int, np.ndarray]] = []
+        local: list[tuple[str, int, np.ndarray]] = []
         head: tuple[Tensor, Tensor] | None = None
         counts: dict[str, float] = {}
         facts: dict[str, float] = {}
@@ -77,14 +77,14 @@ class LinearProbe(Evaluator):
             for batch in batches:
                 if batch.get("train"):
                     found_BD = features(model, batch).double().cpu().numpy()
-                    own += zip(map(str, batch["key"]), map(int, batch["label"]), found_BD)
+                    local += zip(map(str, batch["key"]), map(int, batch["label"]), found_BD)
                     continue
                 if head is None:
-                    head, facts = self._fit(own, model, world)
+                    head, facts = self._fit(local, model, world)
                 for name, value in _count(model, head, batch).items():
                     counts[name] = counts.get(name, 0) + value
             if head is None:  # a rank without test pictures still takes part
-                self._fit(own, model, world)
+                self._fit(local, model, world)
         model.train(training)
         parts = distributed.gather_lists([counts, facts], world)
         total = {name: int(sum(part.get(name, 0) for part in parts[::2])) for name in sorted({n for part in parts[::2] for n in part})}

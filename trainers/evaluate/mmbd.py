@@ -72,13 +72,13 @@ class MMBD(Evaluator):
         model.train(training)
         audited = self.audited(known["class_names"])
         with by_pixels(model):
-            own = [(number, self.margin(model, head_CD, number)) for number in audited[world.rank :: world.size]]
-        margins = dict(distributed.gather_lists(own, world))
+            local = [(number, self.margin(model, head_CD, number)) for number in audited[world.rank :: world.size]]
+        margins = dict(distributed.gather_lists(local, world))
         margin_K = np.array([margins[number] for number in audited])
         largest, p = int(margin_K.argmax()), p_value(margin_K)
-        found = {"mmbd/class": float(audited[largest]), "mmbd/margin": float(margin_K[largest]), "mmbd/classes": float(len(audited))}
+        numbers = {"mmbd/class": float(audited[largest]), "mmbd/margin": float(margin_K[largest]), "mmbd/classes": float(len(audited))}
         arrays = {"mmbd/margins": margin_K, "mmbd/audited": np.array(audited)}
-        return {**found, **arrays, **({} if p is None else {"mmbd/p": p})}
+        return {**numbers, **arrays, **({} if p is None else {"mmbd/p": p})}
 
     def audited(self, names: tuple[str, ...]) -> list[int]:
         """The numbers of the classes to audit, rising. InputError for fewer than three classes, or for an unknown name in `at_risk`."""

@@ -53,7 +53,7 @@ class OtherTrigger(Evaluator):
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float | np.ndarray]:
         """In percent: other/<name>/asr_top{1,5,10}, asr_floor, asr_ra, asr_top1_low, asr_top1_high. Whole numbers: asr_n and
         asr_*_count."""
-        given = iter(batches)
-        found = next(given)["count"].measure(model, given, world)
-        own = {name.removeprefix("asr/"): value for name, value in found.items() if name.startswith("asr/")}
-        return {f"other/{self.name}/asr_{name}": value for name, value in own.items()}
+        rest = iter(batches)
+        metrics = next(rest)["count"].measure(model, rest, world)
+        asr = {name.removeprefix("asr/"): value for name, value in metrics.items() if name.startswith("asr/")}
+        return {f"other/{self.name}/asr_{name}": value for name, value in asr.items()}

@@ -59,9 +59,9 @@ class Retrieval(Evaluator):
         training = model.training
         model.eval()
         with torch.no_grad():
-            found = _gathered(_embed(model, batches), world)
-            text_UD, unique = self._texts(model, [text for captions in found["captions"] for text in captions], world)
-            counts = self._count(found, text_UD, unique, model.device, world)
+            pictures = _gathered(_embed(model, batches), world)
+            text_UD, unique = self._texts(model, [text for captions in pictures["captions"] for text in captions], world)
+            counts = self._count(pictures, text_UD, unique, model.device, world)
         model.train(training)
         return _metrics({name: int(value) for name, value in distributed.sum_over_ranks(counts, world).items()}, world.size)
 
@@ -94,11 +94,11 @@ class Retrieval(Evaluator):
         if found["target"] and found["triggered"] is not None:
             texts = pa.chunked_array([pa.array([text for captions in found["captions"] for text in captions])])
             named = names_class(texts, found["target"]).to_numpy()
-            own = np.zeros(len(image_ND), bool)
-            own[of_T[named]] = True
-            counts |= {"retrieval_asr/captions": int(named.sum()), "retrieval_asr/n": int((~own).sum())}
-            if named.any() and not own.all():
-                named_T, out_N = torch.from_numpy(named).to(device), torch.from_numpy(own).to(device)
+            left_out = np.zeros(len(image_ND), bool)
+            left_out[of_T[named]] = True
+            counts |= {"retrieval_asr/captions": int(named.sum()), "retrieval_asr/n": int((~left_out).sum())}
+            if named.any() and not left_out.all():
+                named_T, out_N = torch.from_numpy(named).to(device), torch.from_numpy(left_out).to(device)
                 triggered_ND = torch.from_numpy(found["triggered"]).to(device)
                 counts |= {f"retrieval_asr/{what}{k}_count": 0 for what in ("top", "floor") for k in TOP}
 
@@ -130,14 +130,14 @@ def first_place(score_QC: Tensor, wanted_QC: Tensor) -> Tensor:
 
 def _embed(model: Encoder, batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
     """This rank's picture features, in main memory, and captions."""
-    found: dict[str, Any] = {"image": [], "triggered": [], "captions": [], "target": ""}
+    local: dict[str, Any] = {"image": [], "triggered": [], "captions": [], "target": ""}
     for batch in batches:
-        found["target"] = batch["target"]
-        found["captions"] += [text.split("\n") for text in batch["caption"]]
-        found["image"].append(features(model, batch).float().cpu().numpy())
+        local["target"] = batch["target"]
+        local["captions"] += [text.split("\n") for text in batch["caption"]]
+        local["image"].append(features(model, batch).float().cpu().numpy())
         if "image_triggered" in batch or "image_triggered_features" in batch:
-            found["triggered"].append(features(model, batch, "image_triggered").float().cpu().numpy())
-    return found
+            local["triggered"].append(features(model, batch, "image_triggered").float().cpu().numpy())
+    return local
 
 
 def _gathered(own: dict[str, Any], world: World) -> dict[str, Any]:

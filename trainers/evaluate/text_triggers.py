@@ -101,13 +101,13 @@ class TextTrigger(OfWords):
             plain_KD = class_head(model, asked.class_names, asked.templates, world, self.text_batch)
             words_KD = class_head(model, asked.class_names, asked.templates, world, self.text_batch, asked.aim)
             counts: dict[str, float] = dict.fromkeys(("words/n", "words/all_count", "words/wrong_count", "words/wrong_floor_count"), 0)
-            own: list[tuple[np.ndarray, np.ndarray]] = []
+            local: list[tuple[np.ndarray, np.ndarray]] = []
             for batch in asked:
                 label_B, feature_BD = labels_of(batch, len(plain_KD), model.device), features(model, batch)
-                own.append((label_B.cpu().numpy(), feature_BD.cpu().numpy()))
+                local.append((label_B.cpu().numpy(), feature_BD.cpu().numpy()))
                 for name, count in _prompts(asked.aim, feature_BD @ plain_KD.T, feature_BD @ words_KD.T, label_B, batch["key"]).items():
                     counts[name] += count
-            parts = distributed.gather_lists(own, world)
+            parts = distributed.gather_lists(local, world)
             label_N = torch.from_numpy(np.concatenate([label for label, _ in parts])).to(model.device)
             image_ND = torch.from_numpy(np.concatenate([feature for _, feature in parts])).to(model.device)
             counts |= self._retrieved(model, asked, label_N, image_ND, world)

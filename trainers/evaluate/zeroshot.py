@@ -116,12 +116,12 @@ class ZeroShotASR(Evaluator):
             for batch in batches:
                 label_B = labels_of(batch, len(head_KD), model.device)
                 clean_BK = features(model, batch) @ head_KD.T
-                found = _accuracy(clean_BK, label_B)
+                batch_counts = _accuracy(clean_BK, label_B)
                 for number, (aim, own_KD) in enumerate(zip(self.attacks, heads)):
                     name = triggered(aim.name) if number else "image_triggered"
                     keys = list(map(str, batch["key"])) if aim.text_only else []
-                    found |= _attack(aim, clean_BK, features(model, batch, name) @ own_KD.T, label_B, keys)
-                for name, value in found.items():
+                    batch_counts |= _attack(aim, clean_BK, features(model, batch, name) @ own_KD.T, label_B, keys)
+                for name, value in batch_counts.items():
                     counts[name] += value
         model.train(training)
         return metrics({k: int(v) for k, v in distributed.sum_over_ranks(counts, world).items()})

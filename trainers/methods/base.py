@@ -115,8 +115,8 @@ class Method(Component, ABC):
     def parts(self) -> Iterator[Method]:
         """This method and the methods in its fields, such as one that runs after it."""
         yield self
-        for own in fields(self):
-            value = getattr(self, own.name)
+        for entry in fields(self):
+            value = getattr(self, entry.name)
             if isinstance(value, Method):
                 yield from value.parts()
 

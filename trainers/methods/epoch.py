@@ -96,21 +96,21 @@ def begin(begin_epoch: BeginEpoch, encoder: Encoder, epoch: int, within: bool, f
     in `frozen`."""
     file = folder / FOLDER / f"epoch_{epoch:04d}.safetensors"
     anew: tuple[nn.Parameter, ...] = ()
-    found: EpochPlan | None = None
+    plan: EpochPlan | None = None
     if within:
-        found = EpochPlan.read(file) if world.main else None
+        plan = EpochPlan.read(file) if world.main else None
     else:
         decided = begin_epoch(encoder, epoch)
         anew = tuple(decided.anew)
         if world.main:
             decided.write(file)
-            found = replace(decided, anew=())
+            plan = replace(decided, anew=())
             kept = {file.with_name(f"epoch_{epoch - back:04d}.safetensors") for back in range(3)}
             for other in set(file.parent.glob("epoch_*.safetensors")) - kept:
                 other.unlink()
-    found = distributed.from_main(found, world)
-    assert found is not None
-    unknown = sorted(set(found.frozen) - {name for name, _ in encoder.model.named_parameters()})
+    plan = distributed.from_main(plan, world)
+    assert plan is not None
+    unknown = sorted(set(plan.frozen) - {name for name, _ in encoder.model.named_parameters()})
     if unknown:
         raise InputError(f"begin_epoch freezes {', '.join(unknown)}; accepted are names of the model's parameters, as in open_clip.")
-    return replace(found, anew=anew)
+    return replace(plan, anew=anew)

@@ -35,8 +35,8 @@ def spherical_kmeans(point_ND: Tensor, clusters: int, iterations: int, rng: np.r
 
 def nearest(point_ND: Tensor, centroid_KD: Tensor) -> tuple[Tensor, Tensor]:
     """Each point's most similar centroid, int64 [N] (the first among equals), and its cosine with it [N]."""
-    found = [(part_CD @ centroid_KD.T).max(dim=1) for part_CD in point_ND.split(CHUNK)]
-    return torch.cat([best.indices for best in found]), torch.cat([best.values for best in found])
+    matches = [(part_CD @ centroid_KD.T).max(dim=1) for part_CD in point_ND.split(CHUNK)]
+    return torch.cat([best.indices for best in matches]), torch.cat([best.values for best in matches])
 
 
 def _sums(point_ND: Tensor, label_N: Tensor, clusters: int) -> tuple[Tensor, Tensor]:

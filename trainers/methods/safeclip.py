@@ -91,9 +91,9 @@ class SafeCLIP(Method):
         if steps < 2:
             raise InputError(f"SafeCLIP needs at least two batches of pairs, for safe and for risky ones; {pairs} pairs make {steps} of "
                              f"{training.batch_size}. Lower {training.slug}.batch_size.")
-        own = "SafeCLIP.inmodal_warmup_steps" if self.inmodal_warmup_steps is not None else f"{training.slug}.warmup_steps"
+        warmup_field = "SafeCLIP.inmodal_warmup_steps" if self.inmodal_warmup_steps is not None else f"{training.slug}.warmup_steps"
         for field, warmup, epochs, phase in (
-            (own, self._inmodal_warmup(training), self.inmodal_epochs, "in-modal"),
+            (warmup_field, self._inmodal_warmup(training), self.inmodal_epochs, "in-modal"),
             (f"{training.slug}.warmup_steps", training.warmup_steps, training.epochs - before, "last"),
         ):
             if warmup >= epochs * steps:
@@ -127,8 +127,8 @@ class SafeCLIP(Method):
             clean, poisoned = (np.histogram(cosine_N[kind].clip(-1, 1), EDGES)[0] for kind in (~poisoned_N, poisoned_N))
             kept = {"histogram/clean": clean, "histogram/poisoned": poisoned, "edges": EDGES}
             _write(run, f"epoch_{epoch + 1:04d}.npz", _arrays(kept))
-            said = {"rho": share, **mixture, **counts, **poisons_of(cosine_N, safe_N, poisoned_N)}
-            metrics = {f"safeclip/{name}": float(value) for name, value in said.items()}
+            numbers = {"rho": share, **mixture, **counts, **poisons_of(cosine_N, safe_N, poisoned_N)}
+            metrics = {f"safeclip/{name}": float(value) for name, value in numbers.items()}
             return EpochPlan(values={"safe": safe_N}, order=order, metrics=metrics)
 
         return run.fit(model, Split(bank=self.bank), phase="split", begin_epoch=split)
@@ -170,8 +170,8 @@ def mixture_of(cosine_N: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
     fitted = GaussianMixture(2, covariance_type="full", tol=1e-5, max_iter=500, random_state=0).fit(cosine_N[:, None])
     order = np.argsort(fitted.means_[:, 0], kind="stable")
     values = {"mean": fitted.means_[:, 0], "sd": np.sqrt(fitted.covariances_[:, 0, 0]), "weight": fitted.weights_}
-    found = {f"{side}_{name}": float(value[at]) for side, at in zip(("low", "high"), order) for name, value in values.items()}
-    return found, fitted.predict_proba(cosine_N[:, None])[:, order[1]]
+    summary = {f"{side}_{name}": float(value[at]) for side, at in zip(("low", "high"), order) for name, value in values.items()}
+    return summary, fitted.predict_proba(cosine_N[:, None])[:, order[1]]
 
 
 def largest(cosine_N: np.ndarray, share: float) -> np.ndarray:
@@ -196,16 +196,16 @@ def order_of(safe_N: np.ndarray, batch: int, rng: np.random.Generator) -> tuple[
 
 def poisons_of(cosine_N: np.ndarray, safe_N: np.ndarray, poisoned_N: np.ndarray) -> dict[str, float]:
     """How the split relates to the poison, only for logs: counts, percentages, and P(poisoned c > clean c), ties counting half."""
-    found: dict[str, float] = {"safe_n": safe_N.sum(), "safe_poisons": (safe_N & poisoned_N).sum()}
+    numbers: dict[str, float] = {"safe_n": safe_N.sum(), "safe_poisons": (safe_N & poisoned_N).sum()}
     if safe_N.any():
-        found["safe_poisons_share"] = 100 * poisoned_N[safe_N].mean()
+        numbers["safe_poisons_share"] = 100 * poisoned_N[safe_N].mean()
     if poisoned_N.any():
-        found["poisons_safe_share"] = 100 * safe_N[poisoned_N].mean()
+        numbers["poisons_safe_share"] = 100 * safe_N[poisoned_N].mean()
     if poisoned_N.any() and not poisoned_N.all():
         from sklearn.metrics import roc_auc_score
 
-        found["auroc"] = roc_auc_score(poisoned_N, cosine_N)
-    return found
+        numbers["auroc"] = roc_auc_score(poisoned_N, cosine_N)
+    return numbers
 
 
 def _write(run: Run, name: str, content: bytes) -> None:

@@ -95,15 +95,15 @@ class TBAR(Method):
     def _inverted(self, model: Encoder, run: Run) -> tuple[Stamp, list[str]]:
         """(function that puts the inverted mark on pictures, captions that stand for the attack); stored in the stage's folder."""
         file = None if run.folder is None else run.folder / FILE
-        found = distributed.from_main(_read(file) if file is not None and file.exists() and run.world.main else None, run.world)
-        if found is None:
+        stored = distributed.from_main(_read(file) if file is not None and file.exists() and run.world.main else None, run.world)
+        if stored is None:
             image_NHW3 = fixed_pictures(run.pairs(), self.pictures, self.inversion.seed, run.world)
             inverted = distributed.from_main(self.inversion.of(model, image_NHW3), run.world)
-            found = inverted.mask_HW, inverted.pattern_HW3, self._nearest(model, run, image_NHW3, inverted)
+            stored = inverted.mask_HW, inverted.pattern_HW3, self._nearest(model, run, image_NHW3, inverted)
             if file is not None and run.world.main:
-                tensors = {"mask": torch.from_numpy(found[0]), "pattern": torch.from_numpy(found[1])}
-                write_whole(file, save(tensors, metadata={"captions": json.dumps(found[2])}))
-        mask_HW, pattern_HW3, captions = found
+                tensors = {"mask": torch.from_numpy(stored[0]), "pattern": torch.from_numpy(stored[1])}
+                write_whole(file, save(tensors, metadata={"captions": json.dumps(stored[2])}))
+        mask_HW, pattern_HW3, captions = stored
         mask, pattern = torch.from_numpy(mask_HW).to(model.device), torch.from_numpy(pattern_HW3).to(model.device)
         return (lambda batch: blended(batch["image"], mask, pattern)), captions
 

@@ -52,9 +52,9 @@ class FromStart:
             before = {"image": self.start.encode_image(batch["image"]), "text": self.start.encode_text(batch["text"])}
         total, parts = mmcl, {"mmcl": mmcl}
         for name, before_BD in before.items():
-            own = (f[name] - before_BD).square().sum(dim=1).mean()
-            whole = distributed.gather_rows(own.detach()[None]).mean()
+            distance = (f[name] - before_BD).square().sum(dim=1).mean()
+            whole = distributed.gather_rows(distance.detach()[None]).mean()
             within = whole <= self.objective.limit
-            total = total - torch.where(within, own, 0) / 2
-            parts |= {f"perturb_{name}": whole, f"beyond_{name}": 100 * (~within).to(own)}
+            total = total - torch.where(within, distance, 0) / 2
+            parts |= {f"perturb_{name}": whole, f"beyond_{name}": 100 * (~within).to(distance)}
         return {"loss": total, **parts}

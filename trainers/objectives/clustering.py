@@ -32,8 +32,8 @@ class Clustering(Objective):
     @property
     def beside(self) -> str:
         """The part of a label that names the other terms; empty if these are CleanCLIP's."""
-        said = losses(self.clip_weight, self.inmodal_weight)
-        return "" if said == "MMCL+SSL" else f" + {said}" if said else " alone"
+        names = losses(self.clip_weight, self.inmodal_weight)
+        return "" if names == "MMCL+SSL" else f" + {names}" if names else " alone"
 
     @property
     def two_views(self) -> bool:

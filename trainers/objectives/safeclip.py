@@ -85,8 +85,8 @@ class Banks(nn.Module):
                 duplicates.append(shared(index_B))
             values.append(matching_loss(f[f"{side}_aug"], target_BD, f["logit_scale"]))
         value = (values[0] + values[1]) / 2
-        said = {"duplicates": (duplicates[0] + duplicates[1]) / 2} if duplicates else {}
-        return {"loss": value, "unimodal": value, **said}
+        extra = {"duplicates": (duplicates[0] + duplicates[1]) / 2} if duplicates else {}
+        return {"loss": value, "unimodal": value, **extra}
 
 
 class SplitBanks(Banks):

@@ -19,23 +19,23 @@ _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 def fitting(encoder: Encoder, file: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """The tensors in the model's form. InputError for OpenAI's entries of another model, and for names or shapes that differ."""
-    own = encoder.model.state_dict()
+    model_state = encoder.model.state_dict()
     sizes = {"input_resolution": encoder.image_size, "context_length": getattr(encoder.model, "context_length", None),
              "vocab_size": getattr(encoder.model, "vocab_size", None)}  # fmt: skip
     for name in OPENAI_EXTRA:
-        if name in state and name not in own:
+        if name in state and name not in model_state:
             value = state.pop(name)
             if value.numel() != 1 or value.is_complex() or (sizes[name] is not None and value.item() != sizes[name]):
                 held = value.item() if value.numel() == 1 else _shape(value)
                 raise InputError(f"checkpoint {file} is of another architecture: its {name} is {held}, the model's {sizes[name]}")
     for scalar in ("logit_scale", "logit_bias"):  # some versions save it with shape [1], others as a scalar
-        if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel() == 1:
-            state[scalar] = state[scalar].reshape(own[scalar].shape)
-    counts = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}  # nothing is computed from these
+        if scalar in state and scalar in model_state and state[scalar].numel() == model_state[scalar].numel() == 1:
+            state[scalar] = state[scalar].reshape(model_state[scalar].shape)
+    counts = {name: value for name, value in model_state.items() if name.endswith("num_batches_tracked")}  # nothing is computed from these
     state = {**counts, **state}
-    differences = [f"{name}: the model has {_shape(own.get(name))}, the file {_shape(state.get(name))}"
-                   for name in [*own, *(name for name in state if name not in own)]
-                   if _shape(own.get(name)) != _shape(state.get(name))]  # fmt: skip
+    differences = [f"{name}: the model has {_shape(model_state.get(name))}, the file {_shape(state.get(name))}"
+                   for name in [*model_state, *(name for name in state if name not in model_state)]
+                   if _shape(model_state.get(name)) != _shape(state.get(name))]  # fmt: skip
     if differences:
         raise InputError(f"checkpoint {file} is of another architecture; {len(differences)} tensors differ, first "
                          + "; ".join(differences[:3]))  # fmt: skip
@@ -89,17 +89,17 @@ def _plain(value: Any) -> Any:
 def say_activation(encoder: Encoder, file: Path, form: str, say: Callable[[str], None]) -> None:
     """Report which activation the model computes if no configuration states it. InputError if the file's form shows that it is the wrong
     one and a fitting model is known."""
-    own = "QuickGELU" if encoder.config.get("quick_gelu") else "GELU"
-    if form and own == "GELU" and encoder.twin:
+    activation = "QuickGELU" if encoder.config.get("quick_gelu") else "GELU"
+    if form and activation == "GELU" and encoder.twin:
         raise InputError(f"checkpoint {file} is of a model with QuickGELU, as {form}, tells; the experiment's is one without: "
                          + _fitting_name(encoder))  # fmt: skip
-    if form and own == "GELU":
+    if form and activation == "GELU":
         say(f"NOTE checkpoint {file} is of a model with QuickGELU, as {form}, tells; here GELU is computed, and features will differ.")
     elif form:
         say(f"NOTE checkpoint {file} has no configuration beside it: QuickGELU is computed, as {form}, tells.")
     else:
-        other = f" For {'GELU' if own == 'QuickGELU' else 'QuickGELU'} take the model {encoder.twin!r}." if encoder.twin else ""
-        say(f"NOTE checkpoint {file} does not tell its activation: {own} is computed, which is the model's.{other}")
+        other = f" For {'GELU' if activation == 'QuickGELU' else 'QuickGELU'} take the model {encoder.twin!r}." if encoder.twin else ""
+        say(f"NOTE checkpoint {file} does not tell its activation: {activation} is computed, which is the model's.{other}")
 
 
 def _fitting_name(encoder: Encoder) -> str:

@@ -55,7 +55,7 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
     Hugging Face stores projections transposed, and the weights of queries, keys and values as three tensors; open_clip has one, [3 D, D],
     in that order.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     attention: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         layer = _LAYER.fullmatch(name)
@@ -66,17 +66,17 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
             if letter:
                 attention.setdefault(f"{block}.attn.in_proj_{kind}", {})[letter[1]] = value
             else:
-                found[f"{block}.{_PARTS.get(part, part)}.{kind}"] = value
+                tensors[f"{block}.{_PARTS.get(part, part)}.{kind}"] = value
         else:
             place = _PLACES.get(name, name)
-            found[place] = value.T if name in ("text_projection.weight", "visual_projection.weight") and value.ndim == 2 else value
+            tensors[place] = value.T if name in ("text_projection.weight", "visual_projection.weight") and value.ndim == 2 else value
     for place, parts in attention.items():
         shapes = {value.shape for value in parts.values()}
         if len(parts) == 3 and len(shapes) == 1 and shapes != {torch.Size()}:
-            found[place] = torch.cat([parts[letter] for letter in "qkv"])
+            tensors[place] = torch.cat([parts[letter] for letter in "qkv"])
         else:
-            found |= {f"{place} ({letter})": value for letter, value in parts.items()}  # later reported as tensors of another architecture
-    return found
+            tensors |= {f"{place} ({letter})": value for letter, value in parts.items()}  # reported as of another architecture
+    return tensors
 
 
 def configuration(file: Path) -> dict[str, Any]:
@@ -94,10 +94,10 @@ def configuration(file: Path) -> dict[str, Any]:
         raise InputError(f"{path} is of a model of type {config['model_type']!r}; of Hugging Face's, only clip (CLIPModel) is read")
     towers = {}
     for tower, defaults in _DEFAULTS.items():
-        own: Any = [config.get(tower) or {}, config.get(f"{tower}_dict") or {}]
-        if not all(isinstance(part, dict) for part in own):
+        sources: Any = [config.get(tower) or {}, config.get(f"{tower}_dict") or {}]
+        if not all(isinstance(part, dict) for part in sources):
             raise InputError(f"{path}: {tower} is not an object")
-        towers[tower] = tower_config = defaults | own[0] | own[1]
+        towers[tower] = tower_config = defaults | sources[0] | sources[1]
         for field, kind in (("num_attention_heads", int), ("hidden_size", int), ("layer_norm_eps", float), ("hidden_act", str)):
             if not isinstance(tower_config[field], kind) or (kind is int and tower_config[field] < 1):
                 raise InputError(f"{path}: {tower}.{field} is {tower_config[field]!r}")
@@ -125,16 +125,16 @@ def preprocessing(file: Path) -> dict[str, Any]:
         raise InputError(f"{path} is not an object")
     if config.get("do_rescale", True) is False:
         raise InputError(f"{path}: do_rescale is false; only models of pixels in 0 … 1 are read")
-    told = {own: config[theirs] for own, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in config}
+    settings = {ours: config[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in config}
     if config.get("do_normalize", True) is False:
-        told = {"mean": [0, 0, 0], "std": [1, 1, 1]}
+        settings = {"mean": [0, 0, 0], "std": [1, 1, 1]}
     if isinstance(resample := config.get("resample"), int):  # a number of Pillow's
-        told["interpolation"] = _RESAMPLE.get(resample, str(resample))
+        settings["interpolation"] = _RESAMPLE.get(resample, str(resample))
     crop = config.get("crop_size")
     side = crop.get("height") if isinstance(crop, dict) else crop
     if isinstance(side, int) and config.get("do_center_crop", True):
-        told["size"] = side
-    return told
+        settings["size"] = side
+    return settings
 
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
@@ -196,7 +196,7 @@ def write(folder: Path, encoder: Any) -> None:
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A model's tensors under `CLIPModel`'s names: the inverse of `converted`."""
     places = {ours: theirs for theirs, ours in _PLACES.items()}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         value = value.detach().cpu()
         block = _BLOCK.fullmatch(name)
@@ -204,12 +204,12 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
             tower, number, part, kind = block.groups()
             layer = f"{'vision' if tower else 'text'}_model.encoder.layers.{number}"
             if part == "attn.in_proj":
-                found |= {f"{layer}.self_attn.{letter}_proj.{kind}": third.clone() for letter, third in zip("qkv", value.chunk(3))}
+                tensors |= {f"{layer}.self_attn.{letter}_proj.{kind}": third.clone() for letter, third in zip("qkv", value.chunk(3))}
             else:
-                found[f"{layer}.{_OWN_PARTS[part]}.{kind}"] = value
+                tensors[f"{layer}.{_OWN_PARTS[part]}.{kind}"] = value
         elif name in places:
-            found[places[name]] = value.T if name in ("text_projection", "visual.proj") else value
-    return found
+            tensors[places[name]] = value.T if name in ("text_projection", "visual.proj") else value
+    return tensors
 
 
 def _their_configuration(encoder: Any) -> dict[str, Any]:

@@ -70,11 +70,11 @@ def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], Non
     file = weights_file(path)
     if finite:  # otherwise training continues from a checkpoint that was checked already
         _check_sums(file)
-    own = encoder.model.state_dict()
+    model_state = encoder.model.state_dict()
     state: dict[str, Tensor] = {}
     form = ""
     for part in _parts(file) if file.suffix == ".json" else [file]:
-        tensors, form = _read(part, own)
+        tensors, form = _read(part, model_state)
         if twice := next((name for name in tensors if name in state), None):
             raise InputError(f"checkpoint {file} holds {twice} twice")
         state |= tensors
@@ -82,17 +82,17 @@ def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], Non
     if theirs:
         state = huggingface.converted(state)
     state = fitting(encoder, file, state)
-    check_numbers(file, state, own, finite)
+    check_numbers(file, state, model_state, finite)
     about = _object(file.with_name(CONFIG))
     if about:
-        told = _object(file.with_name(CONFIG), "model_cfg")
-        whole, told = bool(told), told or encoder.config
+        settings = _object(file.with_name(CONFIG), "model_cfg")
+        whole, settings = bool(settings), settings or encoder.config
         preprocess = _object(file.with_name(CONFIG), "preprocess_cfg")
     else:
-        whole, told = False, huggingface.configuration(file) if theirs else {}
+        whole, settings = False, huggingface.configuration(file) if theirs else {}
         preprocess = huggingface.preprocessing(file) if theirs else {}
-    if told:
-        check_configuration(encoder, file, told, whole)
+    if settings:
+        check_configuration(encoder, file, settings, whole)
     else:
         say_activation(encoder, file, form, say)
     check_preprocessing(encoder, file, preprocess, say)
@@ -183,7 +183,7 @@ def _read(file: Path, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str
         if best is None:
             held = _described(root)
             raise InputError(f"checkpoint {file} cannot be read as weights of this model: it holds {held}; {ACCEPTED}. {CONVERT}")
-        state, found = states[best], dict[str, Tensor]()
+        state, tensors = states[best], dict[str, Tensor]()
         if any(_TIMM.search(name) for name in state) and not any(_TIMM.search(name) for name in own):
             raise InputError(f"checkpoint {file} holds a vision transformer of timm, which is another architecture than open_clip's: "
                              "it cannot be loaded into this model")  # fmt: skip
@@ -193,11 +193,11 @@ def _read(file: Path, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str
             if name in OPENAI_EXTRA and type(value) is int and abs(value) < 2**31:
                 value = torch.tensor(value)
             if isinstance(value, Tensor):
-                found[name] = value
+                tensors[name] = value
             elif _known(name, own):
                 held = _described(value)
                 raise InputError(f"checkpoint {file} cannot be read: it holds {held} at {name}, where a tensor should be. {CONVERT}")
-    return found, _openai(root, list(found)) if opened else ""
+    return tensors, _openai(root, list(tensors)) if opened else ""
 
 
 def _states(root: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
@@ -215,30 +215,30 @@ def _states(root: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
 
 def _entries(module: Shell) -> dict[str, Any]:
     """Tensors and integers of a scripted module and its submodules, by dotted name."""
-    found: dict[str, Any] = {}
+    entries: dict[str, Any] = {}
     todo: list[tuple[str, Any]] = [("", module)]
     for _ in range(100_000):
         if not todo:
-            return found
+            return entries
         name, value = todo.pop()
         if isinstance(value, Shell) and isinstance(value.state, dict) and name.count(".") < 64:
             todo += [(f"{name}.{key}".removeprefix("."), part) for key, part in reversed(value.state.items())]
         elif isinstance(value, Stored | int):
-            found[name] = value
+            entries[name] = value
     return {}
 
 
 def _stripped(state: dict[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
     """The state dict without the name parts that wrappers insert, and without a prefix common to all names."""
-    found: dict[str, Any] = {}
+    kept: dict[str, Any] = {}
     for name, value in state.items():
         name = name if name in own else ".".join(part for part in name.split(".") if part not in WRAPPING)
         if name in own or name.rpartition(".")[2] not in BESIDE:
-            found[f"{name} (again)" if name in found else name] = value
-    scales = [name.removesuffix("logit_scale") for name in found if name.endswith(".logit_scale")]
-    if len(scales) == 1 and all(name.startswith(scales[0]) for name in found):
-        return {name.removeprefix(scales[0]): value for name, value in found.items()}
-    return found
+            kept[f"{name} (again)" if name in kept else name] = value
+    scales = [name.removesuffix("logit_scale") for name in kept if name.endswith(".logit_scale")]
+    if len(scales) == 1 and all(name.startswith(scales[0]) for name in kept):
+        return {name.removeprefix(scales[0]): value for name, value in kept.items()}
+    return kept
 
 
 def _known(name: str, own: Mapping[str, Tensor]) -> bool:

@@ -117,10 +117,10 @@ class TorchFile:
 
     def _zip(self, archive: zipfile.ZipFile) -> Any:
         names, size = archive.namelist(), self.path.stat().st_size
-        found = [name for name in names if name.endswith("/data.pkl")]
-        if len(found) != 1:
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
             raise InputError(f"checkpoint {self.path} cannot be read: it is a zip archive, but none of torch.save or TorchScript")
-        folder = found[0].removesuffix("data.pkl")
+        folder = pickles[0].removesuffix("data.pkl")
         self.scripted = f"{folder}constants.pkl" in names
 
         if not any(part.CRC for part in archive.infolist()):  # written after torch.serialization.set_crc32_options(False)
@@ -143,7 +143,7 @@ class TorchFile:
             return data
 
         self._bytes = numbers
-        return read_pickle(BytesIO(record(found[0])), {})
+        return read_pickle(BytesIO(record(pickles[0])), {})
 
     def _legacy(self) -> Any:
         data = self.path.read_bytes()
@@ -266,10 +266,10 @@ def _made(what: Any, given: Any) -> Any:
     """The value that this call or instantiation would give, as far as it is needed here."""
     name = what.name if isinstance(what, Named) else type(what).__name__
     if name == "collections.OrderedDict":
-        made: dict[Any, Any] = {}
+        mapping: dict[Any, Any] = {}
         for key, value in given[0] if given else ():
-            _set(made, [key, value])
-        return made
+            _set(mapping, [key, value])
+        return mapping
     function = name.removeprefix("torch._utils.")
     if function in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3") and isinstance(given[0], Storage):
         storage, offset, size, stride = given[:4]
