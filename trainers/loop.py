@@ -42,7 +42,7 @@ def fit(
 
     If this is one phase of a stage, `first_epoch` epochs come before it, `training.epochs` counts only its own, the feed has the steps from
     the start of the stage to the end of the phase, and schedule and optimiser start with the phase. If the newest checkpoint belongs to a
-    later phase, nothing happens here: that phase loads it. `begin_epoch`: see `methods.epoch.begin`.
+    later phase, the model is left as it is: that phase loads it. `begin_epoch`: see `methods.epoch.begin`.
 
     Before the first step and after each epoch all ranks call `measure`; then rank 0 saves and reports. After a resume a line may be
     reported again, equal except for times, so receivers must identify it by its epoch. `progress(step, steps, samples per second)` is

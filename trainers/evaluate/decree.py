@@ -33,8 +33,7 @@ class Inverted:
     """The smallest mask that made all pictures alike."""
 
     mask_HW: np.ndarray
-    """float32 in 0 … 1: how much of each pixel is replaced. All ones if no mask was found within the steps; that one makes all pictures
-    alike."""
+    """float32 in 0 … 1: how much of each pixel is replaced. All ones if no mask was found: that one makes all pictures alike"""
     pattern_HW3: np.ndarray
     """float32 in 0 … 255: the replacing pixels"""
     cosine: float
@@ -137,6 +136,7 @@ class Smallest:
             self.cosine, self.since, self.found = cosine, 0, True
 
     def result(self) -> Inverted:
+        """The search's result on the CPU, as float32."""
         arrays = (self.mask_HW.float().numpy(), self.pattern_HW3.float().numpy())
         return Inverted(*arrays, cosine=self.cosine, steps=self.steps, found=self.found)
 

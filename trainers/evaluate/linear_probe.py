@@ -153,7 +153,7 @@ def _count(model: Encoder, head: tuple[Tensor, Tensor], batch: dict[str, Any]) -
     weight_KD, bias_K = head
 
     def place(feature_BD: Tensor, class_B: Tensor) -> Tensor:
-        """How many classes score above the given one; more than there are if it has no training pictures."""
+        """How many classes rank before the given one; more than there are if it has no training pictures."""
         score_BK = feature_BD.double() @ weight_KD.T + bias_K
         known_B = class_B < len(bias_K)
         place_B = place_of(score_BK, torch.where(known_B, class_B, 0))

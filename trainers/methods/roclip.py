@@ -22,10 +22,10 @@ class RoCLIP(Method):
     epochs with their own captions: `Pooled`.
 
     In a matched epoch the text tower gets no gradient, because the pool's rows are constants. As published, AdamW's momentum and weight
-    decay still move it; `text_tower="frozen"` keeps its weights. Several pictures of a batch may share their nearest caption, which the
-    loss then asks to tell apart; train/duplicates says how many do. The pool starts with random rows and holds only captions after
-    pool/batch steps of the first matched epoch. `pool_filled="before"` also fills it in the epoch before each matched one, so that its
-    features are at most one epoch old.
+    decay still move it; `text_tower="frozen"` keeps its weights. If several pictures of a batch share their nearest caption, no features
+    can satisfy the loss; train/duplicates says how many do. The pool starts with random rows and holds only captions after pool/batch steps
+    of the first matched epoch. `pool_filled="before"` also fills it in the epoch before each matched one, with features at most one epoch
+    old.
 
     Source: the paper, and BigML-CS-UCLA/RoCLIP, model/src, whose numbers are the defaults. Differences: features are gathered with their
     gradient, and the pool holds the captions of all workers and is equal on each.

@@ -37,13 +37,13 @@ class SafeCLIP(Method):
 
     1. `inmodal_epochs` epochs of `Unimodal` over all pairs.
     2. `filter_epochs` epochs of `CrossView` over all pairs at the constant rate `filter_lr`.
-    3. The remaining epochs, at the stage's `lr`. Each first computes c = ⟨I, T⟩ of every pair, once, in evaluation mode and not augmented.
-       The ρN pairs with the largest c are safe, the others risky. The epoch then takes one shuffled pass of `Unimodal` over the risky
-       pairs, and one of `CrossView` over the safe ones.
+    3. The remaining epochs, at the stage's `lr`. Each first computes c = ⟨I, T⟩ of every pair, once, in evaluation mode and not augmented,
+       and fits a mixture of two Gaussians to all c. The ρN pairs with the largest c are safe, the others risky. The epoch then takes one
+       shuffled pass of `Unimodal` over the risky pairs, and one of `CrossView` over the safe ones.
 
-    For the first split a mixture of two Gaussians is fitted to all c, and ρ is the share of pairs whose posterior of the component with the
-    larger mean is at least `threshold`. Before each later split ρ ← min(ρ + `step`, `cap`). The posterior does not choose the pairs
-    themselves, because that of a narrower component falls again at the largest c.
+    ρ of the first split is the share of pairs whose posterior of the component with the larger mean is at least `threshold`. Before each
+    later split ρ ← min(ρ + `step`, `cap`). The posterior does not choose the pairs themselves, because that of the narrower component falls
+    again at the largest c.
 
     An epoch has ⌊N/batch⌋ steps for any ρ, so the schedule is known from the start, and each step has pairs of one kind only. If the whole
     batches of both kinds make one step fewer, the kind with more pairs left over gets that step, filled up with pairs that it has already
