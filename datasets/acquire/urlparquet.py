@@ -30,11 +30,11 @@ class Columns(NamedTuple):
 
 
 class ParquetList:
-    """A list as blocks of `block_rows` rows, like `UrlList`; a row is numbered from 1.
+    """A list, read in blocks of `block_rows` rows, like `UrlList`; rows are numbered from 1.
 
-    The columns are `url_column` and `caption_column` (a name, or a number from 1), else the first of the usual names that is
-    there, in any case. Rows with a text that cannot be used are numbered and counted too. Memory: some thousand rows, and a MiB
-    a column. Raises `InputError` naming the file.
+    The columns are `url_column` and `caption_column` (a name, or a number from 1), else the first of the usual names that exists, in any
+    case. Rows with unusable text are numbered and counted too. Memory: some thousand rows, and a MiB per column. Raises `InputError` naming
+    the file.
     """
 
     def __init__(self, path: str | Path, *, block_rows: int, url_column: str = "", caption_column: str = "") -> None:
@@ -75,7 +75,7 @@ class ParquetList:
         return f"addresses from the column {self.layout.url!r}, captions from {self.layout.caption!r}"
 
     def block(self, number: int) -> list[Row]:
-        """The rows of block `number`; cheapest in order."""
+        """The rows of block `number`; cheapest when blocks are read in order."""
         first = number * self._block_rows
         count = min(self._block_rows, self.rows - first)
         if self._next != first:
@@ -128,7 +128,7 @@ class ParquetList:
 
 
 def open_list(path: str | Path, *, block_rows: int, url_column: str, caption_column: str, delimiter: str) -> UrlList | ParquetList:
-    """The list, as Parquet if it begins like one. Raises `InputError` naming the file."""
+    """The list, read as Parquet if it begins like a Parquet file. Raises `InputError` naming the file."""
     try:
         with open(path, "rb") as file:
             parquet = file.read(len(_MAGIC)) == _MAGIC

@@ -1,8 +1,8 @@
 """Evaluation sets by name: which files each has on disk, as its authors or torchvision's downloads leave them.
 
 Nothing is downloaded. Pictures that are files are read in place; those of CIFAR, STL-10 and SVHN are arrays (`datasets.evaluation.arrays`).
-torchvision's classes check nothing but that a folder is there, or the sums of whole files: a class listed twice, or a pet of two names, is
-read without a word, and what fails is a KeyError of Python's. So the lists are read here, and tests compare the two.
+The lists are read here rather than by torchvision's classes, which check only that a folder exists, or the sums of whole files: they read a
+class listed twice, or a pet with two names, without complaint, and other mistakes end in a KeyError. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Files:
     """Pictures that are files in a folder, or members of one tar."""
 
     names: tuple[str, ...]
-    """Of the classes; empty: those of the set's list."""
+    """Names of the classes; empty: those in the set's list."""
     folder: str
     """Folder or tar."""
     files: list[str]
-    """Paths below the folder; members."""
+    """Paths below the folder, or members of the tar."""
     labels: list[int]
     spans: list[tuple[int, int]] | None = None
-    """In a tar: byte and length of each."""
+    """In a tar: (byte, length) of each file."""
 
 
 @dataclass(frozen=True)
@@ -46,16 +46,16 @@ class Named:
     """What is known about a set before it is opened."""
 
     where: str
-    """The files that are looked for below the given path, for messages."""
+    """For messages: the files that are looked for below the given path."""
     find: Callable[[Path, str], Files | Arrays | None] = lambda root, split: None
     """The published files of a split below a root; None if they are not there."""
     splits: tuple[str, ...] = ("test",)
     folders: tuple[str, ...] = ()
-    """Folder of class folders, where it lies below the given path."""
+    """Places below the given path where its class folders may lie."""
     imagenet: bool = False
     """Whether its classes are ImageNet's."""
     classes: int | None = None
-    """Of ImageNet's classes, so many; the others are no candidates."""
+    """How many of ImageNet's classes the set has; the others are no candidates."""
 
 
 def canonical_name(name: str) -> str:
@@ -287,7 +287,7 @@ def _truth_labels(truth: Path, files: list[str]) -> list[int]:
 
 
 def _kit_synsets(file: Path) -> dict[str, str]:
-    """The development kit's number of a synset → the synset."""
+    """The development kit's number of each synset → the synset."""
     rows = np.atleast_1d(matlab(file, "synsets")["synsets"])
     try:
         return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in rows}

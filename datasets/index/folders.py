@@ -1,4 +1,4 @@
-"""Pictures that are files of their own: those in a folder of class folders, and the index rows of a list of them."""
+"""Pictures that are separate files: those in a folder of class folders, and the index rows of a list of them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from datasets.index.source import INDEX_SCHEMA, fault
 from datasets.storage import PICTURES, name_text
 
 NAMED = 3
-"""How many files a message names; it counts the rest."""
+"""How many files a message names before it counts the rest."""
 
 
 class ClassFolders(NamedTuple):
-    """What a folder of class folders holds."""
+    """The files in a folder of class folders."""
 
     pictures: list[str]
     """Paths below it, `/` between parts, sorted; the first part is the class's folder."""
     others: list[str]
-    """Files that are no picture of a class, likewise."""
+    """Paths of the files that are no picture of a class, in the same form."""
 
 
 def class_folders(root: str) -> ClassFolders:
-    """The pictures of each class folder and of all folders below it, as torchvision's `ImageFolder` has them: sorted, links
-    followed (but not into a folder that they lie in). Hidden files and folders are passed over.
+    """The pictures of each class folder and of all folders below it, as torchvision's `ImageFolder` finds them: sorted, links followed (but
+    not into a folder that they lie in). Hidden files and folders are passed over.
 
-    Raises `InputError` for a class folder without a picture, which it names, and for a folder that cannot be read.
+    Raises `InputError` naming a class folder without a picture, or a folder that cannot be read; `NotThisSet` if there is no picture at
+    all.
     """
     try:
         with os.scandir(root) as entries:
@@ -65,7 +66,7 @@ def _files_below(root: str, top: str) -> Iterator[tuple[str, bool]]:
         relative, above = waiting.pop()
         folder = os.path.join(root, relative)
         here = _place_on_disk(folder)
-        if here in above:  # a link to a folder that it lies in
+        if here in above:  # a link to a folder above it
             continue
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -74,7 +75,7 @@ def _files_below(root: str, top: str) -> Iterator[tuple[str, bool]]:
                     continue
                 if entry.is_dir():
                     waiting.append((place, above | {here}))
-                else:  # a link to nothing stays: it is counted as a picture that is not there
+                else:  # a broken link stays: it counts as a missing picture
                     plain = entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
                     yield place, plain and entry.name.lower().endswith(PICTURES)
 
@@ -89,7 +90,7 @@ def _hint(others: Sequence[str]) -> str:
 
 
 def named(files: Sequence[str]) -> str:
-    """The first few of the files, and how many more there are."""
+    """The names of the first few files, and how many more there are."""
     more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
     return ", ".join(name_text(file) for file in files[:NAMED]) + more
 
@@ -97,9 +98,9 @@ def named(files: Sequence[str]) -> str:
 def file_rows(
     folder: str, files: Sequence[str], labels: Sequence[int], verify: str, spans: Sequence[tuple[int, int]] | None = None
 ) -> pa.Table:
-    """Index rows of pictures below a folder, or at places (byte, length) in a tar.
+    """Index rows of pictures below a folder or, with `spans`, at places (byte, length) in a tar.
 
-    Those that are not there are dropped, and so is one that is listed again; `InputError` for one listed with two labels.
+    Missing pictures and repeated ones get a drop reason. Raises `InputError` for a picture that is listed with two labels.
     """
     keys = list(files) if spans is not None else [name_text(file) for file in files]
     label_of: dict[str, int] = {}
@@ -121,14 +122,14 @@ def file_rows(
 
 
 def sizes(folder: str, files: Sequence[str]) -> list[int]:
-    """Bytes of each; -1 where there is no file of that name."""
+    """Bytes of each file; -1 if there is no file of that name."""
     return [_size(os.path.join(folder, name)) for name in files]
 
 
 def _size(file: str) -> int:
     try:
         return os.path.getsize(file) if os.path.isfile(file) else -1
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # no file can have this name
         return -1
 
 

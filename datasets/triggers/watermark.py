@@ -14,20 +14,20 @@ from datasets.triggers.base import Trigger, blend
 
 @dataclass(frozen=True, kw_only=True)
 class Watermark(Trigger):
-    """strength · colour + (1 − strength) · picture where a letter's pixel and the channel's colour are not 0; the rest stays as it is.
+    """strength · colour + (1 − strength) · picture where a letter has a pixel and the channel's colour is not 0; the rest stays as it is.
 
-    As PAR's red text (backdoor/utils.py: water_patt, blended_patt), in which only the red channel changes. The letters are those of the
+    Like PAR's red text (backdoor/utils.py: water_patt, blended_patt), in which only the red channel changes. The letters come from the
     bitmap font inside Pillow, so no font file is needed and the bytes are the same everywhere.
     """
 
     text: str = "Watermarked"
-    """What is written, in one line of Latin-1 characters."""
+    """The text: one line of Latin-1 characters."""
     strength: Share = 0.5
     """Share of the colour, above 0."""
     colour: tuple[Share, Share, Share] = (1.0, 0.0, 0.0)
     """Red, green and blue, 0…1."""
     scale: Count = 1
-    """Pixels of the view across a pixel of a letter: letters are 11 high times this."""
+    """Pixels of the view per pixel of a letter; letters are 11 pixels high."""
 
     def __post_init__(self) -> None:
         if self.strength == 0:

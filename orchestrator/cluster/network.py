@@ -1,7 +1,7 @@
 """Chooses the network interface that the processes of a pre-training use.
 
-gloo asks what the host's name resolves to. Where that is loopback (Debian writes 127.0.1.1 into /etc/hosts), the processes of each node
-connect to that node itself; GLOO_SOCKET_IFNAME names the interface instead.
+gloo uses the address that the host's name resolves to. If that is loopback (Debian writes 127.0.1.1 into /etc/hosts), the processes of each
+node would connect to that node itself, so GLOO_SOCKET_IFNAME names the interface instead.
 """
 
 import ipaddress
@@ -43,8 +43,9 @@ def outward_address() -> str:
 
 
 def choose_interface() -> None:
-    """In a worker of Ray Train, before gloo starts: sets the interface of the node's own address where the host's name leads elsewhere.
-    With a Ray that listens on loopback alone, workers do so too. The user's own setting is kept.
+    """In a worker of Ray Train, before gloo starts: choose the interface of the node's own address if the host's name leads elsewhere.
+
+    If Ray listens on loopback alone, workers do so too. A setting of the user's is kept.
     """
     from ray.util import get_node_ip_address
 

@@ -1,4 +1,4 @@
-"""The verdicts on claims for a reader: values of a page, text for a terminal, and the files of `cleansweep claims`."""
+"""The verdicts on claims for a reader: values for a page, text for a terminal, and the files of `cleansweep claims`."""
 
 import json
 import math

@@ -1,4 +1,4 @@
-"""The figures of a report, by name, each drawn once. A new one: a function of the study in a module of its own, and a line here."""
+"""The figures of a report, by name, each drawn once. To add one, write a function of the study in a module of its own, and a line here."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,8 @@ ONLY_ON_THE_PAGE = ("scatter_", "curves_")
 
 
 def figures(study: Study) -> dict[str, Callable[[], Figure]]:
-    """Name → the function that draws the figure, for figures that have something to show. A name with a number belongs to a panel."""
+    """Name → function that draws the figure, for figures that have something to show. A name that contains a number belongs to one
+    panel."""
     found: dict[str, Callable[[], Figure]] = {"pretrain_curves": partial(pretrain_curves, study)}
     if study.trials:
         found |= {"accuracy_vs_asr": partial(scatter, study), "clean_curves": partial(trial_curves, study)}

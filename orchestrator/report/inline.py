@@ -25,7 +25,7 @@ def say(line: Line2D, texts: Sequence[str]) -> None:
 
 
 def svg(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as an element `svg` without styles of its own; what is referred to in it is called by the figure's name."""
+    """The figure as an `svg` element without styles of its own; ids that are referred to in it begin with the figure's name."""
     telling = [line for line in figure.findobj(Line2D) if getattr(line, "says", ())]
     for number, line in enumerate(telling):
         line.set_gid(f"says-{number}")
@@ -48,7 +48,7 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
 
 
 def _tell(group: ElementTree.Element, texts: Sequence[str]) -> None:
-    """Give each mark of a line its tooltip. Their common style moves to the element around them, from which each mark inherits it."""
+    """Give each mark of a line its tooltip. Their common style moves to the enclosing element, from which each mark inherits it."""
     for shape in group.iter(f"{{{SVG}}}path"):
         shape.attrib.pop("style", None)
     for around in group.iter():

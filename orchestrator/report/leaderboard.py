@@ -27,7 +27,8 @@ NOTE = (
 
 
 def write_board(folder: Path, out: Path, title: str = "Leaderboard", doc: str = "", kinds: Sequence[str] = KINDS) -> Path:
-    """The page index.html in folder `out`, with each heat map as PNG and PDF beside it; returns its path. InputError as `read_cells`."""
+    """Write the page index.html into folder `out`, with each heat map as PNG and PDF beside it; returns the page's path. InputError as
+    `read_cells`."""
     cells = read_cells(folder)
     out.mkdir(parents=True, exist_ok=True)
     shown = []
@@ -104,7 +105,7 @@ def rank_table(board: Board, kind: str) -> Table:
 
 
 def grid_table(board: Board, kind: str, what: str) -> Table:
-    """Attacks × defences of one number."""
+    """One number for all attacks × defences."""
     lines = [[attack, *(_told(board, attack, defence, kind, what) for defence in board.defences)] for attack in board.attacks]
     return ("attack", *board.defences), lines
 
@@ -132,7 +133,7 @@ def full_table(board: Board, kind: str) -> Table:
 
 
 def cost_table(board: Board) -> Table:
-    """What each defence adds to the undefended training: means over the attacks."""
+    """What each defence costs beyond the undefended training: means over the attacks."""
     lines = []
     for defence in board.defences:
         costs = [cell["cost"] for (_, name), cell in board.cells.items() if name == defence and cell["cost"]]
@@ -145,7 +146,7 @@ def cost_table(board: Board) -> Table:
 
 
 def reported_table(board: Board) -> Table:
-    """Figures of papers, which are no measurement of ours."""
+    """Figures from papers, which we did not measure."""
     lines = [
         [attack, defence, *("–" if one[key] is None else f"{one[key]:.1f}" for key in ("accuracy", "asr")), one["source"], one["note"]]
         for (attack, defence), told in board.reported.items() for one in told
@@ -154,7 +155,7 @@ def reported_table(board: Board) -> Table:
 
 
 def as_text(folder: Path, form: str, kinds: Sequence[str] = KINDS) -> str:
-    """The leaderboard as `form`: md | latex: the ranking, then a table each of ASR and accuracy. InputError as `read_cells`."""
+    """The leaderboard as `form`: md | latex. First the ranking, then one table each for ASR and accuracy. InputError as `read_cells`."""
     write = {"md": _markdown, "latex": _latex}[form]
     return "\n".join([*(write(title, table) for title, table in _tables(folder, kinds)), {"md": NOTE, "latex": f"% {NOTE}"}[form], ""])
 

@@ -49,7 +49,7 @@ DROP_REASONS = {
 def write_report(study: Study, out: Path) -> Path:
     """Write report.html, its tables as CSV and the figures into folder `out`; returns the page's path.
 
-    Files are written aside and renamed, the page last, so that a reader never sees half of one.
+    Files are written aside and renamed, the page last, so that a reader never sees an incomplete one.
     """
     out = Path(out)
     drawn = Gallery(study)
@@ -67,7 +67,7 @@ def write_report(study: Study, out: Path) -> Path:
 
 
 def html(study: Study, drawn: Gallery | None = None) -> str:
-    """The whole page as text. All text that is not the page's own is escaped, and every picture is embedded."""
+    """The whole page as text. All text from outside is escaped, and every picture is embedded."""
     found, drawn = cautions(study), drawn or Gallery(study)
     cleaning, verdicts = plans_cleaning(study), judged(study.claims, [study])
     return render(

@@ -35,10 +35,10 @@ class Line:
     change: float
     """Change of the accuracy by cleaning, in points; NaN for the uncleaned model."""
     reached: int
-    """Repetitions in which a model qualifies, of `repetitions`."""
+    """Repetitions in which some model meets the rule, of `repetitions`."""
     repetitions: int
     attacks: tuple[tuple[float, float, float], ...] = ()
-    """As `asr`, of each of several attacks; empty where there is one."""
+    """ASR of each of several attacks, in the form of `asr`; empty if there is only one."""
     best: bool = False
     """Whether it is the best by this rule among the methods of its pre-training that reached the rule in every repetition."""
 
@@ -119,7 +119,7 @@ def _csv(found: Sequence[Line], attacks: Mapping[str, str]) -> str:
 
 
 HEADS = ("pre-training", "cleaning", "chosen for", "accuracy ↑ (%)", "ASR ↓ (%)", "change (points)")
-"""Then, of several attacks, one column for each."""
+"""With several attacks followed by one column for each."""
 BOLD = (1, 3, 4)
 """Columns that are bold in a best line: cleaning, accuracy and ASR."""
 

@@ -11,7 +11,7 @@ from orchestrator.results.names import number_of
 
 
 def render(name: str, **values: Any) -> str:
-    """The template `name`.html.j2 with these values as text; what is HTML already is given as Markup."""
+    """The template `name`.html.j2 with these values as text; a value that is HTML already must be Markup."""
     return _environment().get_template(f"{name}.html.j2").render(values)
 
 

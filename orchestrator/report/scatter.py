@@ -51,7 +51,7 @@ CORNER = 12.0
 MANY = 24
 """With more trials than this, no lines join the epochs, because they would hide the dots."""
 HOVER_LINES = 12
-"""So many points that lie in one place are named under the pointer."""
+"""At most this many points at one place are listed in the tooltip."""
 GREYS = ["#111111", "#555555", "#888888"]
 """Colours of the best trials by rank; no method has these colours."""
 
@@ -59,7 +59,7 @@ GREYS = ["#111111", "#555555", "#888888"]
 def scatter(study: Study, only: Panel | None = None) -> Figure:
     """A dot per trial and epoch, a red star for the uncleaned model, one panel per pre-training objective.
 
-    Thin lines are Pareto fronts. Published points are hollow and lie underneath, where one axis can show both.
+    Thin lines are Pareto fronts. Published points are hollow and lie underneath, if one axis can show both.
     """
     shown, shared = [only] if only else panels(study), same_scale(study)
 
@@ -157,7 +157,7 @@ def _panels(
 
 
 def few_trials(study: Study, panel: Panel) -> bool:
-    """Whether a line can join the epochs of each trial without hiding the others."""
+    """Whether lines can join the epochs of each trial without hiding the others."""
     return sum(panel.holds(trial) for trial in study.trials) <= MANY
 
 
@@ -199,7 +199,7 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
 
 
 def told_at(study: Study, panel: Panel) -> dict[tuple[float, float], str]:
-    """(ASR, accuracy) → what lies there, a line each: the mark on top hides the others."""
+    """(ASR, accuracy) → all that lies there, one per line, because the mark on top hides the others."""
     named, attacks = arms(study), list(attacks_of(study))
     found: dict[tuple[float, float], list[str]] = {}
     for start in starts_of(study, panel):
@@ -243,11 +243,10 @@ def _names(study: Study, panel: Panel) -> list[str]:
 
 
 def best_three(study: Study, panel: Panel) -> Figure:
-    """The ways of the three trials with the most accurate models at ASR ≤ 5 %, epochs numbered.
+    """The paths of the three trials with the most accurate models at ASR ≤ 5 %, with numbered epochs.
 
-    Marks have the method's colour and shape, as everywhere; the lines' greys and dashes tell the ranks.
-
-    Where fewer than three have such a model, those with the lowest ASR follow, and the legend says so.
+    Marks have the method's colour and shape, as in all figures; greys and dashes of the lines show the ranks. If fewer than three trials
+    have such a model, those with the lowest ASR follow, and the legend says so.
     """
     named, styles, chosen = arms(study), look(study), best(study, panel)
     with matplotlib.rc_context(STYLE):
@@ -314,7 +313,7 @@ def _seed(panel: Panel, stage: StageResult) -> str:
 
 
 def _numbers(point: Point | Mark, attacks: Sequence[str] = ()) -> str:
-    """Accuracy and ASR; of several attacks each one's too."""
+    """Accuracy and ASR; with several attacks also each one's ASR."""
     own = point.metrics if isinstance(point, Point) else {}
     each = ", ".join(f"{name} {percent(own[f'asr/{name}/top1'])}" for name in attacks if f"asr/{name}/top1" in own)
     return f"accuracy {percent(point.accuracy)}, ASR {percent(point.asr)}" + (f" ({each})" if each else "")

@@ -39,7 +39,7 @@ class Step:
     starts: tuple[Point, ...] = ()
 
     def over(self, what: str) -> tuple[float, float, float] | None:
-        """Mean and 95 % interval over the repetitions that have one."""
+        """Mean and 95 % interval over the repetitions that have a value."""
         if not self.method:
             return mean_interval([getattr(start, what) for start in self.starts])
         return mean_interval([getattr(choice, what) for choice in self.choices if choice.point])
@@ -89,8 +89,8 @@ def series_csv(study: Study) -> str:
 def series(study: Study) -> Figure:
     """Best accuracy at ASR ≤ 5 % (top) and lowest ASR at ≤ 1 point lost (bottom) over the values of the series.
 
-    Bars are 95 % intervals over seeds. Where only some repetitions have such a model their number is written beside the
-    mean; where none has, the line has a gap.
+    Bars are 95 % intervals over seeds. If only some repetitions have such a model, their number is written beside the mean; if none has,
+    the line has a gap.
     """
     found = steps(study)
     shown = list({step.panel.label: step.panel for step in found}.values())
@@ -142,7 +142,7 @@ def _along(study: Study, panel: Panel, axis: "_Axis") -> list[tuple[Any, Cleaned
 
 
 def _extent(found: tuple[float, float, float] | None) -> list[float]:
-    """A mean and the ends of its interval, as far as they count for the limits of the axis."""
+    """What the axis must show: a mean and the ends of its interval, cut off 5 points from the mean and at 0 and 100."""
     if found is None:
         return []
     mean, low, high = found
@@ -152,7 +152,7 @@ def _extent(found: tuple[float, float, float] | None) -> list[float]:
 def _line(
     axes: Axes, axis: "_Axis", mine: Sequence[Step], what: str, number: int, methods: int, worn: tuple[str, str] | None
 ) -> Line2D:
-    """One method's means, with a bar for each interval and a gap where no repetition has a model; without a method the start."""
+    """One method's means, with a bar for each interval and a gap where no repetition has a model; without a method the uncleaned model."""
     style: dict[str, Any] = {**START, "markersize": 13}
     if worn:
         style = {"color": worn[0], "marker": worn[1], "markersize": 5.5, "linewidth": 1.4}
@@ -182,7 +182,7 @@ def _line(
 
 
 def _published(axes: Axes, axis: "_Axis", study: Study, panel: Panel, what: str, found: list[Step]) -> Line2D | None:
-    """The published series, hollow; on an axis of its own at the right where its accuracies are of another size."""
+    """The published series, hollow; on an axis of its own at the right if its accuracies differ too much."""
     mine = sorted(_along(study, panel, axis), key=lambda entry: entry[0])
     marks = [(value, _mark(entry, what)) for value, entry in mine]
     if study.published is None or not any(mark for _, mark in marks):
@@ -221,7 +221,7 @@ def _ordered(values: Any) -> list[Any]:
 
 
 class _Axis:
-    """Positions on the horizontal axis: numbers linear, or logarithmic with 0 apart at the left; words side by side."""
+    """Positions on the horizontal axis: numbers linearly or logarithmically, with 0 apart at the left; words side by side."""
 
     def __init__(self, values: Sequence[Any]):
         self.values = _ordered(values)

@@ -64,7 +64,7 @@ def _kept_epochs(study: Study) -> str:
 
 
 def best_ways(study: Study, drawn: Gallery, found: list[Caution]) -> Values:
-    """The three best trials of each panel; `most` are those of the fullest: three, or fewer where fewer were measured."""
+    """The three best trials of each panel; `most` is the largest number in a panel: three, or fewer if fewer were measured."""
     shown = [
         figure(drawn, f"best_three_{number}", f"Best trials: {panel.label}", beside(panel.label, found))
         for number, panel in enumerate(panels(study), 1)
@@ -87,7 +87,7 @@ def along(study: Study, drawn: Gallery, found: list[Caution]) -> Values | None:
 
 
 def curves(study: Study, drawn: Gallery, found: list[Caution]) -> Values:
-    """Accuracy and ASR over the epochs; beside those of the cleanings what broke, not what was chosen."""
+    """Accuracy and ASR over the epochs. Beside the curves of the cleanings stand cautions about broken trials, not about choices."""
     broken = [caution for caution in found if not caution.where]
     return {
         "pretraining": figure(drawn, "pretrain_curves", "Pre-training curves", full=True),

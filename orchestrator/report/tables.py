@@ -47,8 +47,8 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 def points_csv(study: Study) -> str:
     """One line for each stage and epoch: percent with 95 % Wilson intervals, hyper-parameters by path, then every metric by its name.
 
-    `role` says what a point is: before a cleaning, training, or a result; only results are chosen from. `checkpoint` is the folder of
-    its weights, relative to the store; empty where they were not kept.
+    `role` says whether a point is from before a cleaning, from training, or a result; rules choose only among results. `checkpoint` is the
+    folder of its weights, relative to the store; empty if they were not kept.
     """
     paths = sorted({path for trial in study.trials for path in hyperparameters(trial)})
     fixed = ["study", "stage", "name", "fingerprint", "pretrain", "objective", "method", "status"]
@@ -106,7 +106,7 @@ NOT_KEPT = "not kept; --keep all keeps every epoch"
 def pareto_csv(study: Study) -> str:
     """One line for each point of a Pareto front, from the lowest ASR up: one front for each pre-training and method.
 
-    `checkpoint` is where its weights lie in the store, or how to keep them.
+    `checkpoint` says where its weights are in the store, or how to keep them.
     """
     trials = {trial.fingerprint: trial for trial in study.trials}
     paths = sorted({path for trial in study.trials for path in hyperparameters(trial)})
@@ -134,7 +134,7 @@ def _cell(value: Any) -> Any:
 
 
 def summary(study: Study) -> dict[str, Any]:
-    """For the template `summary`: the choices, one block for each pre-training. Numbers are (value, interval) as text."""
+    """Values of the template `summary`: the choices, one block for each pre-training. Numbers are (value, interval) as text."""
     rows, blocks, attacks = table(study), [], attacks_of(study)
     for panel in panels(study):
         starts, mine = starts_of(study, panel), [row for row in rows if row.panel == panel]
@@ -154,7 +154,7 @@ def summary(study: Study) -> dict[str, Any]:
 
 
 def _attacks_table(starts: Sequence[Point], rows: Sequence[Row], attacks: dict[str, str]) -> Table:
-    """The ASR of each attack by itself: of the uncleaned models, and of what each rule picks of each method."""
+    """The ASR of each attack by itself: of the uncleaned models, and of the model that each rule picks for each method."""
     found = [("before cleaning", "", starts), *((row.method, row.rule.text, row.points) for row in rows if row.points)]
     lines = [(method, rule, *(" ".join(_told(asr_of(points, name))).strip() for name in attacks)) for method, rule, points in found]
     return ("cleaning", "chosen for", *(f"ASR of {name} → {target}" for name, target in attacks.items())), lines
@@ -182,7 +182,7 @@ def _chosen(row: Row) -> dict[str, Any]:
 
 
 def _told(found: tuple[float, float, float] | None) -> tuple[str, str]:
-    """`98.9 %` and `[98.1, 99.4]`, cut to what a share can be; the interval is empty where it is not known, all is where nothing is."""
+    """`98.9 %` and `[98.1, 99.4]`, clipped to 0 … 100; the interval is empty if it is unknown, and both are if there is no value."""
     if not found:
         return "–", ""
     mean, low, high = found
@@ -298,7 +298,7 @@ def stages_table(study: Study) -> Table:
 
 
 def dropped_table(study: Study) -> Table:
-    """What was dropped of the pairs before a training."""
+    """The pairs that were dropped before a training."""
     rows = [
         (one["of"], one["name"], f"{one['dropped']} of {one['pairs']}", f"{one['victims_caught']} of {one['victims']}",
          str(one["clean_pairs_lost"]), str(one["victims"] - one["victims_caught"]), one["fingerprint"][:12])

@@ -13,7 +13,7 @@ from orchestrator.results.points import GIVEN, cleaned_points, panels, points_of
 from orchestrator.results.selection import Choice, Row, table
 
 MARGIN = 0.1
-"""A drawn value within this share of the range from a bound counts as lying at the end."""
+"""A drawn value counts as lying at the end if its distance from a bound is at most this share of the range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Caution:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """A chosen value that lies at an end of the values that were tried: values beyond it might be better."""
+    """A chosen value at an end of the values that were tried: a value beyond it might be better."""
 
     setting: str
     """`lr = 0.004, the largest tried (0.001 … 0.004)`"""
@@ -65,17 +65,17 @@ def cautions(study: Study) -> list[Caution]:
 
 
 def _pictures(metrics: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    """The number of pictures behind each metric. With several attacks each has its own, because `asr/` is that of the strongest attack."""
+    """The number of pictures behind each metric. With several attacks `asr/n` is left out: `asr/` is then that of the strongest attack."""
     several = any(re.fullmatch(r"asr/[^/]+/n", name) for name in metrics)
     return tuple(sorted((name, metrics[name]) for name in metrics if re.fullmatch(r"(zeroshot|asr(/[^/]+)?)/n", name)
                         and not (several and name == "asr/n")))  # fmt: skip
 
 
 def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
-    """The chosen trial's numbers that are the smallest or largest of those tried.
+    """The numbers of the chosen trial that are the smallest or largest of those tried.
 
-    A value counts as tried where it gave a point in the choice's own repetition: in a trial that equals the chosen one in all other fields
-    or, where no two trials do (their values were drawn, or vary together), in any trial.
+    A value counts as tried if a trial with it gave a point in the repetition of the choice. Only trials that equal the chosen one in all
+    other fields are compared; if no other trial does (values were drawn, or vary together), all trials are.
     """
     chosen = choice.trial
     assert chosen
@@ -112,7 +112,7 @@ def _tried(found: list[dict[str, Any]], path: str) -> list[float]:
 
 
 def _range(study: Study, trial: TrialResult, path: str) -> tuple[float, float] | None:
-    """Bounds of the space that the trial's value was drawn from; None for a grid. Sweeps that were joined have a space each."""
+    """Bounds of the space that the trial's value was drawn from; None for a grid. In joined sweeps each trial has its own space."""
     spaces = study.config.get("spaces", {})
     space = spaces.get(trial.fingerprint, study.config.get("space"))
     described = space.get(path) if isinstance(space, dict) else None
@@ -178,9 +178,11 @@ def _missed(rows: list[Row]) -> Iterator[Caution]:
 
 
 def _ends(study: Study, rows: list[Row]) -> Iterator[Caution]:
-    """Of each row, and of the series' grid among all values of a method: in a row of its own each would be the only one.
+    """Cautions about choices at the end of a range or grid.
 
-    A series of what a cleaning is given (its pairs, its poisons) is never chosen from, nor is one of before the cleaning.
+    Each row is checked. The values of the series are checked too, among all trials of a method, because a row of its own has only one of
+    them. A series is left out if no rule chooses among its values: one of what a cleaning is given (its pairs, its poisons) or of an
+    earlier stage.
     """
     series = study.series if study.series.startswith("clean.") and study.series not in GIVEN else ""
     judged = [(row, "") for row in rows] + [(row, series) for row in (table(study, series) if series else ())]
@@ -214,7 +216,7 @@ def _few_seeds(study: Study, rows: list[Row]) -> Iterator[Caution]:
 
 
 def diverged(stage: StageResult) -> bool:
-    """Whether the training diverged: some metric is not finite."""
+    """Whether the training diverged, so that some metric is not finite."""
     return stage.failure == DIVERGED or bool(_not_finite(stage))
 
 

@@ -99,7 +99,7 @@ def _differences(values: list[Any], path: str) -> list[tuple[str, list[str]]]:
         return [(path, [_told(value, path) for value in values])]
     if len({value.get("class") for value in values}) == 1:
         distinct = dict.fromkeys(key for value in values for key in value)
-        keys = sorted(distinct, key=lambda key: key == LABEL)  # it follows from the others
+        keys = sorted(distinct, key=lambda key: key == LABEL)  # the label follows from the others
         return [found for key in keys for found in _differences([v.get(key) for v in values], f"{path}.{key}" if path else key)]
     classes = {str(value.get("class")) for value in values}
     texts = [_spoken(value) for value in values]
@@ -134,10 +134,10 @@ def _told(value: Any, path: str) -> str:
 
 
 def settings(trial: TrialResult, among: list[TrialResult], seeds: bool = True) -> str:
-    """The hyper-parameters of a trial that differ among the given ones, as "lr 0.001, inmodal_weight 2".
+    """The hyper-parameters of a trial that differ among the given trials, as "lr 0.001, inmodal_weight 2".
 
-    Trials of several sweeps are compared by all their values, whether their own sweep varied them or not. A trial without others of its
-    method is described by every number it was given.
+    Trials of several sweeps are compared by all their values, whether their own sweep varied them or not. If a trial is the only one of its
+    method, all its numbers are named.
     """
     mine = hyperparameters(trial)
     names = short_paths(list(mine))

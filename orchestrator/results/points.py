@@ -33,9 +33,9 @@ from trainers.evaluate.zeroshot import wilson
 from trainers.weights.epoch_folder import WEIGHTS
 
 CLEANING_SET = ("clean.pairs", "clean.choice", "clean.poisons", "clean.keys")
-"""Fields that determine the cleaning set rather than tune the cleaning: no rule chooses between trials that differ in them."""
+"""Fields that define the cleaning set and do not tune the cleaning: no rule chooses between trials that differ in them."""
 GIVEN = (*CLEANING_SET, "clean.start")
-"""These fields, and the epoch that the cleaning starts from."""
+"""These fields, and the epoch of the pre-training at which the cleaning starts."""
 MAX_ARMS = 12
 """A series with more values than this, such as a drawn one, does not split a method's trials into arms."""
 
@@ -49,7 +49,7 @@ class Point:
     accuracy: float
     asr: float
     returned: bool = False
-    """Whether the cleaning method returned this model in place of the one at the end of its training."""
+    """Whether the cleaning method returned this model instead of the last one of its training."""
     metrics: dict[str, float] = field(repr=False)
 
     @property
@@ -94,7 +94,7 @@ def interval_of_share(share: float, n: float) -> tuple[float, float]:
 
 
 def interval_of(values: Sequence[float], points: Sequence[Point], metric: str) -> tuple[float, float, float] | None:
-    """Mean and 95 % t interval over the repetitions; for a single one the interval over its images, where it is a metric."""
+    """Mean and 95 % t interval over the repetitions. For a single one the interval over its images if `metric` is a share of them."""
     found = mean_interval(values)
     return (found[0], *points[0].interval(metric)) if found and len(values) == 1 and metric else found
 
@@ -117,14 +117,14 @@ def attacks_of(study: Study) -> dict[str, str]:
 
 
 def asr_of(points: Sequence[Point], attack: str) -> tuple[float, float, float] | None:
-    """(mean, low, high) of one attack's ASR over these points, as `interval_of`; None where some of them have no such number."""
+    """(mean, low, high) of one attack's ASR over these points, as in `interval_of`; None if it is missing in some of them."""
     metric = f"asr/{attack}/top1"
     values = [point.metrics[metric] for point in points if metric in point.metrics]
     return interval_of(values, points, metric) if len(values) == len(points) else None
 
 
 def points_of(stage: StageResult) -> list[Point]:
-    """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last."""
+    """Every epoch with a finite accuracy and ASR, in order. If a line was written twice, the last one counts."""
     found = measured(stage.metrics)
     return [Point(stage=stage, epoch=p.epoch, accuracy=p.accuracy, asr=p.asr, returned=p.returned, metrics=p.metrics) for p in found]
 
@@ -132,7 +132,7 @@ def points_of(stage: StageResult) -> list[Point]:
 def cleaned_points(trial: TrialResult) -> list[Point]:
     """The points of a trial that are its method's results (`choice.results`); epoch 0 is the model before cleaning.
 
-    A trial that failed or still runs has none: what its training passes through is not what the method returns.
+    A trial that failed or still runs has none, because a model in the middle of its training is not what the method returns.
     """
     return [] if trial.status in ("failed", "running") else results(points_of(trial))
 
@@ -153,9 +153,9 @@ def checkpoint_of(study: Study, point: Point) -> str:
 
 
 def start_of(study: Study, pretrain: str, trial: TrialResult | None = None) -> Point | None:
-    """The uncleaned model: the last epoch of the pre-training, or the one that a trial starts from (`Clean.start`).
+    """The uncleaned model: the last epoch of the pre-training, or the epoch at which a trial starts (`Clean.start`).
 
-    Where the pre-training is not there, epoch 0 of a cleaning.
+    If the study has no such pre-training, epoch 0 of one of its cleanings.
     """
     for stage in study.pretrains:
         if stage.fingerprint == pretrain and (points := points_of(stage)):
@@ -181,8 +181,8 @@ def published_starts(study: Study, panel: Panel) -> list[Start]:
 
 
 def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
-    """The published cleanings that belong beside a panel's; those of one value of a cleaning field only where the method is tried at that
-    value."""
+    """The published cleanings that belong beside a panel's. Those for one value of a cleaning field are shown only if the method is tried
+    there."""
     found = study.published.cleanings if study.published else ()
     mine = [trial for trial in study.trials if panel.holds(trial)]
     return [
@@ -198,7 +198,7 @@ def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
 
 
 def repetitions(study: Study, trials: Sequence[TrialResult]) -> dict[str, str]:
-    """Fingerprint of a trial → the seeds of it and of its pre-training: equal for one repetition under two objectives."""
+    """Fingerprint of a trial → its seeds and those of its pre-training as text; equal for the same repetition under two objectives."""
     seeds = {stage.fingerprint: seeds_of(stage.config) for stage in study.pretrains}
     made = {}
     for trial in trials:
@@ -230,9 +230,9 @@ def front(points: Sequence[M]) -> list[M]:
 
 
 def panels(study: Study, ignoring: str = "") -> list[Panel]:
-    """The study's pre-trainings, repetitions with other seeds together, in the order they were declared.
+    """The study's pre-trainings, with repetitions that differ only in seeds together, in the order in which they were declared.
 
-    `ignoring`: a dotted path that does not tell them apart either (that of a series).
+    `ignoring`: a dotted path whose values do not separate them either (that of a series).
     """
     groups: dict[str, list[StageResult]] = {}
     facts: dict[str, dict[str, Any]] = {}
@@ -254,7 +254,7 @@ def panels(study: Study, ignoring: str = "") -> list[Panel]:
 
 
 def before_cleaning(value: Any, ignoring: str, path: str = "") -> Any:
-    """What determines the uncleaned model: the configuration without its cleaning, its seeds and the ignored path."""
+    """The part of a configuration that determines the uncleaned model: all but its cleaning, its seeds and the ignored path."""
     if not isinstance(value, dict):
         return value
     inner = {key: f"{path}.{key}" if path else key for key in value}
@@ -266,7 +266,7 @@ def before_cleaning(value: Any, ignoring: str, path: str = "") -> Any:
 
 
 def arms(study: Study, ignoring: str = "") -> dict[str, str]:
-    """Fingerprint of a trial → its method, with the cleaning set, the start and the series' value where a method has several.
+    """Fingerprint of a trial → its arm: the method, with the cleaning set, the start and the series' value if a method has several of them.
 
     "CleanCLIP", or "CleanCLIP, poisons 5": a rule chooses among the trials of one arm. `ignoring`: a dotted path that does not split them.
     """
@@ -291,7 +291,7 @@ def arms(study: Study, ignoring: str = "") -> dict[str, str]:
 
 
 def methods_of(study: Study) -> dict[str, str]:
-    """Fingerprint of a trial → the name of its method within the study: no two classes share a name."""
+    """Fingerprint of a trial → name of its method within the study; no two classes share a name."""
     return names(study.trials)
 
 

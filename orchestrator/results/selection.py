@@ -1,4 +1,4 @@
-"""Which cleaned model one would keep, and what it cost.
+"""Which cleaned model to keep, and what it cost.
 
 All shares are in percent, all drops in percentage points unless called relative.
 """
@@ -81,15 +81,15 @@ class Row:
         return [choice.point for choice in self.choices if choice.point]
 
     def over(self, value: Callable[[Choice], float], metric: str = "") -> tuple[float, float, float] | None:
-        """Mean and 95 % t interval over the repetitions in which the rule found a model; for a single one the interval over its images
-        where it is a metric, else nan."""
+        """Mean and 95 % t interval over the repetitions in which the rule found a model. For a single one the interval over its images if
+        `metric` is a share of them, else nan."""
         return interval_of([value(choice) for choice in self.reached], self.points, metric)
 
 
 def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = None) -> dict[str, float]:
     """`best/…` of one trial from its lines of metrics; a rule that no model fits is left out.
 
-    `start_accuracy` (percent) is the uncleaned model's; without it the loss is counted from epoch 0.
+    `start_accuracy` (percent) is the uncleaned model's; if it is not given, the loss is counted from epoch 0.
     """
     stage = StageResult(stage="", name="", fingerprint="", folder=Path(), config={}, metrics=lines)
     points = points_of(stage)
@@ -141,7 +141,7 @@ def table(study: Study, ignoring: str = "") -> list[Row]:
 
 
 def fronts(study: Study) -> list[tuple[Panel, StageResult, str, list[Point]]]:
-    """(panel, pre-training, method, its Pareto front over all trials and epochs): one for each seed of a pre-training."""
+    """(panel, pre-training, method, Pareto front over all its trials and epochs): one for each seed of a pre-training."""
     named, found = arms(study), []
     for panel in panels(study):
         for stage in panel.pretrains:

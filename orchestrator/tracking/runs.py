@@ -1,4 +1,4 @@
-"""Finds or makes experiments and runs so that each exists once, whatever was deleted in MLflow's pages or lost on the way from a server."""
+"""Finds or creates experiments and runs, each exactly once, even if it was deleted in MLflow's pages or a server's answer was lost."""
 
 import time
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from orchestrator.tracking.server import patience
 
 FINGERPRINT, STUDY = "cleansweep.fingerprint", "cleansweep.study"
 COMPLETE = "cleansweep.complete"
-"""Tag that is set last on a stage's run: it identifies the result that the run holds completely. Such a run is not opened again."""
+"""Tag that is set last on a stage's run: its value identifies the result that the run holds completely. Such a run is not opened again."""
 SENTINEL = "epoch"
 """Metric in the same batch as an epoch's other metrics: an epoch that has it was logged completely."""
 WAITS_S = (1.0, 4.0)
@@ -49,8 +49,10 @@ def search_runs(client: Any, experiment: str, query: str, *, deleted: bool = Fal
 
 
 def find_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
-    """The run with this fingerprint and study; None where there is none. If there are several, the one that holds the most, and the others
-    are deleted: a server that made a run and whose answer was lost leaves a second one. A deleted run is found where there is no other.
+    """The run with this fingerprint and study; None if there is none.
+
+    A server that made a run and whose answer was lost leaves a second one. Of several runs the one that holds the most is returned, and the
+    others are deleted. A deleted run is returned only if there is no other.
     """
     query = " and ".join(f"tags.`{tag}` = '{tags.get(tag, '')}'" for tag in (FINGERPRINT, STUDY))
     found = search_runs(client, experiment, query, deleted=True)
