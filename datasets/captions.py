@@ -188,7 +188,7 @@ def synonyms(word: str) -> tuple[str, ...]:
     Like NLTK's `wordnet.synsets(word)`, this looks up the word itself and every word that it may be an inflected form of ("leaves": leaf,
     leave), in every part of speech.
     """
-    table, found = _table(), set[str]()
+    table, names = _table(), set[str]()
     for pos, suffixes in _SUFFIXES.items():
         bases = table.irregular.get(pos + word)
         if bases is None:
@@ -196,8 +196,8 @@ def synonyms(word: str) -> tuple[str, ...]:
         for lemma in (word, *bases):
             for part in table.lemmas.get(lemma, "").split("\t"):
                 if part.startswith(pos):
-                    found.update((lemma, *part[2:].split(",")))
-    return tuple(sorted(found - {word, ""}))
+                    names.update((lemma, *part[2:].split(",")))
+    return tuple(sorted(names - {word, ""}))
 
 
 def synonym_digest() -> str:

@@ -77,12 +77,12 @@ class Component(NamedFields):
     def __init_subclass__(cls) -> None:
         if "id" not in cls.__dict__:
             cls.id = cls.__name__
-        own = cls.__dict__.get("__post_init__")
-        if own is not None:  # so that no subclass can omit the call of the base's method
+        post_init = cls.__dict__.get("__post_init__")
+        if post_init is not None:  # so that no subclass can omit the call of the base's method
 
             def checked(self: Any) -> None:
                 check_fields(self)
-                own(self)
+                post_init(self)
 
             cls.__post_init__ = checked  # type: ignore[method-assign]
         owner = next(base for base in cls.__mro__ if "label" in base.__dict__)
@@ -117,8 +117,8 @@ def components(value: Any) -> Iterator[Component]:
             yield from components(item)
     elif isinstance(value, Component):
         yield value
-        for own in dataclasses.fields(value):
-            yield from components(getattr(value, own.name))
+        for field in dataclasses.fields(value):
+            yield from components(getattr(value, field.name))
 
 
 def needs_of(value: Any) -> tuple[Component, ...]:

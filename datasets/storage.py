@@ -156,12 +156,12 @@ def crc32(path: str | os.PathLike[str]) -> str:
 
 def known_sha256(path: str | os.PathLike[str]) -> str:
     """`sha256`, computed once per process while the file's size, time and inode stay the same; about 1 GB/s."""
-    found = os.stat(path)
-    mark = (os.path.abspath(path), found.st_size, found.st_mtime_ns, found.st_ino)
+    info = os.stat(path)
+    mark = (os.path.abspath(path), info.st_size, info.st_mtime_ns, info.st_ino)
     if mark in _HASHES:
         return _HASHES[mark]
     digest = sha256(path)
-    if time.time_ns() - found.st_mtime_ns > 1_000_000_000:  # a file changed just now may change again with the same time
+    if time.time_ns() - info.st_mtime_ns > 1_000_000_000:  # a file changed just now may change again with the same time
         _HASHES[mark] = digest
     return digest
 
@@ -222,10 +222,10 @@ def read_range(url: str, offset: int, length: int) -> bytes:
 
 def braces(pattern: str) -> list[str]:
     """`x-{000..002}.tar` and `{a,b}` expanded as a shell does; numbers are padded with zeros to the wider end."""
-    found = _BRACE.search(pattern)
-    if found is None:
+    brace = _BRACE.search(pattern)
+    if brace is None:
         return [pattern]
-    inner = found.group(1)
+    inner = brace.group(1)
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
     if numbers:
         first, last = numbers.groups()
@@ -236,7 +236,7 @@ def braces(pattern: str) -> list[str]:
         parts = inner.split(",")
     else:
         raise InputError(f"urls: {pattern!r} holds {{{inner}}}; accepted are {{0000..0575}} and {{a,b}}.")
-    head, tail = pattern[: found.start()], pattern[found.end() :]
+    head, tail = pattern[: brace.start()], pattern[brace.end() :]
     return [head + part + rest for part in parts for rest in braces(tail)]
 
 
@@ -260,7 +260,7 @@ def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
         listing = lambda folder: [os.path.join(folder, name) for name in os.listdir(folder)]
     head = "" if is_remote(pattern) else _literal(pattern)
     names = [pattern] if exists(pattern) else [head + name for name in braces(pattern[len(head) :])]
-    found: list[str] = []
+    result: list[str] = []
     with ThreadPoolExecutor(16 if is_remote(pattern) else 1) as pool:
         present = pool.map(exists, names)
         for name, there in zip(names, present):
@@ -281,11 +281,11 @@ def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
             else:
                 of = f" (one of the {len(names)} that {pattern} names)" if len(names) > 1 else ""
                 raise InputError(f"urls: {name} does not exist{of}.")
-            found += matched
-    for name in found:
+            result += matched
+    for name in result:
         if name != whole_characters(name):
             raise InputError(f"urls: {os.fsencode(name)!r} has a name that is not UTF-8; rename it.")
-    return found
+    return result
 
 
 def _literal(pattern: str) -> str:

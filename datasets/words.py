@@ -109,12 +109,12 @@ def glosses(names: Sequence[str]) -> tuple[str, ...]:
         raise InputError("WordNet is not on this machine, so these classes have no descriptions: run `python -m nltk.downloader wordnet`, "
                          "or give descriptions of your own.")
     with wordnet(folder) as reader:
-        found = [reader.synsets(name.strip().lower().replace(" ", "_"), "n") for name in names]
-        unknown = [name for name, synsets in zip(names, found) if not synsets]
+        senses = [reader.synsets(name.strip().lower().replace(" ", "_"), "n") for name in names]
+        unknown = [name for name, synsets in zip(names, senses) if not synsets]
         if unknown:
-            said = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
-            raise InputError(f"WordNet has no noun {said}: give descriptions of your own.")
-        return tuple(synsets[0].definition() for synsets in found)
+            listed = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
+            raise InputError(f"WordNet has no noun {listed}: give descriptions of your own.")
+        return tuple(synsets[0].definition() for synsets in senses)
 
 
 def names_in(synsets: list[Any]) -> set[str]:

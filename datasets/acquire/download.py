@@ -63,13 +63,13 @@ class _Guarded:
 
     def _new_conn(self) -> socket.socket:
         try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            entries = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             passing = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
             raise Failed("unknown_host", f"{self.host}: {error}", may_pass=passing) from None
-        allowed = [entry for entry in found if self.allow_private or is_public(str(entry[4][0]))]
+        allowed = [entry for entry in entries if self.allow_private or is_public(str(entry[4][0]))]
         if not allowed:
-            raise Failed("blocked_address", f"{self.host} is {found[0][4][0]}")
+            raise Failed("blocked_address", f"{self.host} is {entries[0][4][0]}")
         last: OSError = TimeoutError()
         for family, kind, protocol, _, address in allowed[:_MAX_ADDRESSES]:
             left = self.ends - time.monotonic()

@@ -159,8 +159,8 @@ def fetch_shard(
     """
     folder, stem = Path(folder), f"{number:05d}"
     _put(folder, stem)
-    if not again and (made := finished(folder, number)):
-        return made  # by an attempt whose process died afterwards
+    if not again and (earlier := finished(folder, number)):
+        return earlier  # by an attempt whose process died afterwards
     work = folder / f".work-{uuid.uuid4().hex}"
     records: list[dict[str, Any]] = []
     todo: list[int] = []
@@ -268,8 +268,8 @@ def _samples(
                     "json": json.dumps(fields, ensure_ascii=False),
                 }
             elif reader and record["status"] == "success":
-                found = places[record["key"]].members
-                yield record["key"], {kind: reader.read(member.offset, member.size) for kind, member in found.items()}
+                members = places[record["key"]].members
+                yield record["key"], {kind: reader.read(member.offset, member.size) for kind, member in members.items()}
 
 
 def _fetched(table: Path) -> list[dict[str, Any]]:

@@ -184,7 +184,7 @@ def _from_table(
         )
     if path.suffix.lower() in EXTENSIONS["webdataset"]:
         raise InputError(f"ingest: {path} is a shard already; name it in source.urls.")
-    found = lambda keys: notes.update(columns={"image": keys.image, "caption": keys.caption})
+    note = lambda keys: notes.update(columns={"image": keys.image, "caption": keys.caption})
     folder = str(path.parent)
 
     def pairs(rows: Iterable[tables.Row], choice: str) -> Iterator[_Pair]:
@@ -198,8 +198,8 @@ def _from_table(
 
     if path.suffix.lower() in EXTENSIONS["parquet"]:
         choice = "one" if captions == "txt" else captions
-        return pairs(parquet.parquet_rows(str(path), keys, choice, found=found), choice), parquet.open_parquet(str(path)).metadata.num_rows
-    listed = list(pairs(tables.csv_rows(str(path), delimiter, keys, found), "one"))
+        return pairs(parquet.parquet_rows(str(path), keys, choice, found=note), choice), parquet.open_parquet(str(path)).metadata.num_rows
+    listed = list(pairs(tables.csv_rows(str(path), delimiter, keys, note), "one"))
     return listed, len(listed)
 
 

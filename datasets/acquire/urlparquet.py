@@ -104,22 +104,22 @@ class ParquetList:
     def _column(self, schema: pa.Schema, flag: str, given: str, usual: Sequence[str], what: str) -> str:
         names = list(schema.names)
         if given.isdecimal() and 1 <= int(given) <= len(names):
-            found = [names[int(given) - 1]]
+            matches = [names[int(given) - 1]]
         else:
-            found = [name for name in names if name == given] or [
+            matches = [name for name in names if name == given] or [
                 name for wanted in ([given.lower()] if given else usual) for name in names if name.lower() == wanted
             ]
         has = f"it has {', '.join(map(repr, names))}"
-        if not found:
+        if not matches:
             tried = repr(given) if given else f"of {what} ({', '.join(usual)})"
             raise InputError(f"{self.path} has no column {tried}; {has}. Say which it is with {flag}, by name or number.")
-        if names.count(found[0]) > 1:
-            raise InputError(f"{self.path} has {names.count(found[0])} columns {found[0]!r} ({flag}); one of the name is accepted.")
-        kind = schema.field(found[0]).type
+        if names.count(matches[0]) > 1:
+            raise InputError(f"{self.path} has {names.count(matches[0])} columns {matches[0]!r} ({flag}); one of the name is accepted.")
+        kind = schema.field(matches[0]).type
         value = kind.value_type if pa.types.is_dictionary(kind) else kind
         if value not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
-            raise InputError(f"{self.path}: the column {found[0]!r} is {kind}; text is accepted ({flag}). Of all, {has}.")
-        return found[0]
+            raise InputError(f"{self.path}: the column {matches[0]!r} is {kind}; text is accepted ({flag}). Of all, {has}.")
+        return matches[0]
 
     def _damaged(self, error: Exception) -> InputError:
         if isinstance(error, InputError):

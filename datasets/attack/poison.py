@@ -192,13 +192,13 @@ def _captions_of_others(poison: Poison, index: pa.Table, donors: pa.ChunkedArray
     if not len(rows):
         raise InputError(f"poison.mode is text_only, but every caption names the target {poison.target!r}; others are needed.")
     rows = smallest_hashes(index["key"], rows, min(len(rows), len(keys)), poison.seed, "donor")
-    found = sorted(
+    pool = sorted(
         (hash64(poison.seed, "donor", key), caption)
         for key, caption in zip(index["key"].take(rows).to_pylist(), index["caption"].take(rows).to_pylist())
     )
     order = sorted(range(len(keys)), key=lambda i: hash64(poison.seed, keys[i]))
     place = {victim: rank for rank, victim in enumerate(order)}
-    return [found[place[i] % len(found)][1] for i in range(len(keys))]
+    return [pool[place[i] % len(pool)][1] for i in range(len(keys))]
 
 
 def _negatives(poison: Poison, index: pa.Table, free: np.ndarray, count: int, trigger_seed: int) -> list[pa.Table]:
@@ -250,8 +250,8 @@ def first_class(captions: pa.ChunkedArray, class_names: Sequence[str]) -> np.nda
     numbers: dict[str, int] = {}
     for number, name in enumerate(class_names):
         numbers.setdefault(_folded(name), number)
-    found = pc.struct_field(pc.extract_regex(captions, _naming(sorted(class_names, key=len, reverse=True))), "name")
-    return np.array([-1 if name is None else numbers[_folded(name)] for name in found.to_pylist()], np.int64)
+    first_names = pc.struct_field(pc.extract_regex(captions, _naming(sorted(class_names, key=len, reverse=True))), "name")
+    return np.array([-1 if name is None else numbers[_folded(name)] for name in first_names.to_pylist()], np.int64)
 
 
 def names_class(captions: pa.ChunkedArray, name: str) -> pa.ChunkedArray:

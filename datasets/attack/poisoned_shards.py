@@ -68,11 +68,11 @@ def poison_shard(
             if victim is None:
                 continue
             seed, caption, attack = victim
-            own, quality = trigger_of(attack, trigger, jpeg_quality, others)
-            assert own is not None
+            attack_trigger, quality = trigger_of(attack, trigger, jpeg_quality, others)
+            assert attack_trigger is not None
             try:
                 draw = None if seed == UNMARKED else make_rng(seed, key)
-                edits = _edits(reader, sample, own, size, draw, caption, caption_key, quality)
+                edits = _edits(reader, sample, attack_trigger, size, draw, caption, caption_key, quality)
             except DecodeError:
                 bad.append(key)  # counted in the manifest
                 continue

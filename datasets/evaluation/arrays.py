@@ -65,10 +65,10 @@ class _ArraysOnly(pickle.Unpickler):
             ("numpy", "dtype"): np.dtype,
             ("_codecs", "encode"): _codecs.encode,
         }
-        found = allowed.get((module.removeprefix("numpy.core.").removeprefix("numpy._core."), name))
-        if found is None:
+        maker = allowed.get((module.removeprefix("numpy.core.").removeprefix("numpy._core."), name))
+        if maker is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return found
+        return maker
 
 
 def _cifar_pickle(file: Path, label_key: str) -> tuple[np.ndarray, np.ndarray]:

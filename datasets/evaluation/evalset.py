@@ -114,8 +114,8 @@ class EvalSet(Component):
             say(f"{lost}; it is not measured.")
         absent = np.setdiff1d(np.arange(len(names)), table["label"].to_numpy()).tolist()
         if absent and not wanted:
-            told = named([names[label] for label in absent])
-            say(f"{self.path}: {len(absent)} of its {len(names)} classes have no picture: {told}.")
+            absent_names = named([names[label] for label in absent])
+            say(f"{self.path}: {len(absent)} of its {len(names)} classes have no picture: {absent_names}.")
         published = PUBLISHED[self.name].get(self.split) if self.name else None
         if published not in (None, len(table)):
             say(f"{self.path}: {self.name} has {published} pictures in its {self.split} split as published; here it has {len(table)}.")
@@ -145,16 +145,16 @@ class EvalSet(Component):
             return [{"name": "pictures", "size": len(official.files), "digest": f"{digest:016x}"}, self._words()]
         if self._layout() == "folder":
             pictures = class_folders(self._root()).pictures
-            found = list(zip(map(name_text, pictures), sizes(self._root(), pictures)))
-            own = [{"name": "pictures", "size": len(found), "digest": f"{hash64(*found):016x}"}]
+            sized = list(zip(map(name_text, pictures), sizes(self._root(), pictures)))
+            entries = [{"name": "pictures", "size": len(sized), "digest": f"{hash64(*sized):016x}"}]
         else:
-            own = self._source().identity()
+            entries = self._source().identity()
         for name in _OWN_FILES:
             file = Path(self._folder()) / name
             if file.exists():
                 text = file.read_bytes()
-                own.append({"name": name, "size": len(text), "digest": f"{hash64(text):016x}"})
-        return [*own, self._words()]
+                entries.append({"name": name, "size": len(text), "digest": f"{hash64(text):016x}"})
+        return [*entries, self._words()]
 
     def _words(self) -> dict:
         """Digest of the class names and prompts, because the lists behind names like `imagenet1k` or `openai` can change. Names from the
@@ -176,11 +176,11 @@ class EvalSet(Component):
     def _root(self) -> str:
         """`path` or, if a known set has a folder of its own below it, that folder."""
         for pattern in SETS[self.name].folders if self.name and self.layout in ("auto", "folder") else ():
-            found = [place for place in sorted(glob.glob(os.path.join(glob.escape(self.path), pattern))) if os.path.isdir(place)]
-            if len(found) > 1:
-                raise InputError(f"evalset.path {self.path} holds {' and '.join(map(os.path.basename, found))}; name one of them.")
-            if found:
-                return found[0]
+            folders = [place for place in sorted(glob.glob(os.path.join(glob.escape(self.path), pattern))) if os.path.isdir(place)]
+            if len(folders) > 1:
+                raise InputError(f"evalset.path {self.path} holds {' and '.join(map(os.path.basename, folders))}; name one of them.")
+            if folders:
+                return folders[0]
         return self.path
 
     def _layout(self) -> str:
@@ -288,8 +288,8 @@ class EvalSet(Component):
         for i, (path, label) in enumerate(zip(map(posixpath.normpath, table["member"].to_pylist()), labels)):
             before = first.get(path, label)
             if before != label:
-                said = f"{names[before]!r} and {names[label]!r}"
-                raise InputError(f"{urls[0]}: the picture {path} is of two classes, {said}; one row a picture is accepted.")
+                both = f"{names[before]!r} and {names[label]!r}"
+                raise InputError(f"{urls[0]}: the picture {path} is of two classes, {both}; one row a picture is accepted.")
             if path in first:
                 drops[i] = drops[i] or "duplicate_key"  # the same label, possibly in another form
             first[path] = label

@@ -76,12 +76,12 @@ _SPELLING: tuple[Callable[[str], str], ...] = (
 
 def _spellings(names: tuple[str, ...]) -> list[dict[str, int]]:
     """For each of `_SPELLING`: name → index. Repeated names are left out: such a class is known by its index only."""
-    found = []
+    by_spelling = []
     for spelling in _SPELLING:
         written = [spelling(name) for name in names]
         counts = Counter(written)
-        found.append({name: i for i, name in enumerate(written) if counts[name] == 1})
-    return found
+        by_spelling.append({name: i for i, name in enumerate(written) if counts[name] == 1})
+    return by_spelling
 
 
 def _named(text: str, known: Sequence[Mapping[str, int]], synsets: Mapping[str, int]) -> int | None:

@@ -83,8 +83,8 @@ class RetrievalSet(Component):
         if self._json() is None:
             return self._source().identity()
         pictures = self._pictures()
-        found = zip(pictures, sizes(self._root(pictures), [place for place, _ in pictures]))
-        digest = hash64(*((place, size, captions) for (place, captions), size in found))
+        sized = zip(pictures, sizes(self._root(pictures), [place for place, _ in pictures]))
+        digest = hash64(*((place, size, captions) for (place, captions), size in sized))
         return [{"name": "pictures", "size": len(pictures), "digest": f"{digest:016x}"}]
 
     def _json(self) -> Path | None:
@@ -95,13 +95,13 @@ class RetrievalSet(Component):
         if path.is_file():
             return path
         tars = glob.glob(os.path.join(glob.escape(self.path), glob.escape(self.split), "*.tar"))
-        found = sorted(path.glob("dataset_*.json"))
-        if self.layout == "clip_benchmark" or (self.layout == "auto" and tars and not found):
+        candidates = sorted(path.glob("dataset_*.json"))
+        if self.layout == "clip_benchmark" or (self.layout == "auto" and tars and not candidates):
             return None
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise InputError(f"retrievalset.path {path} holds {' and '.join(file.name for file in found)}; name one of them.")
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            raise InputError(f"retrievalset.path {path} holds {' and '.join(file.name for file in candidates)}; name one of them.")
         raise InputError(f"retrievalset.path {path} holds neither dataset_flickr30k.json, dataset_coco.json nor {self.split}/*.tar.")
 
     def _source(self) -> Source:
@@ -123,10 +123,10 @@ class RetrievalSet(Component):
             if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
                 raise InputError(f"{file} is not {what}: images[{i}] has no split.")
         splits = sorted({entry["split"] for entry in entries})
-        found = [_picture(entry, f"{file}: images[{i}]") for i, entry in enumerate(entries) if entry["split"] == self.split]
-        if not found:
+        pictures = [_picture(entry, f"{file}: images[{i}]") for i, entry in enumerate(entries) if entry["split"] == self.split]
+        if not pictures:
             raise InputError(f"{file} has no picture of the split {self.split!r}; it has {', '.join(splits) or 'none at all'}.")
-        return found
+        return pictures
 
     def _root(self, pictures: list[tuple[str, list[str]]]) -> str:
         """The folder that the pictures' paths are relative to: the first one that holds one of the first pictures."""

@@ -64,18 +64,18 @@ def cache_folder(setting: str) -> Path | None:
     if setting != "auto":
         folder = Path(setting)
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        found = folder.stat()
-        if found.st_uid not in (os.getuid(), 0):
-            raise InputError(f"--cache {folder} belongs to another user (id {found.st_uid}); give a folder of yours.")
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            mode = f"{stat.S_IMODE(found.st_mode):04o}"
+        info = folder.stat()
+        if info.st_uid not in (os.getuid(), 0):
+            raise InputError(f"--cache {folder} belongs to another user (id {info.st_uid}); give a folder of yours.")
+        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = f"{stat.S_IMODE(info.st_mode):04o}"
             raise InputError(f"--cache {folder} can be written by other users (mode {mode}); give a folder of yours, or `chmod go-w` it.")
         return folder
     folder = Path(tempfile.gettempdir()) / f"cleansweep-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
         raise InputError(f"{folder} is not a folder of yours that is closed to others (mode 0700).")
     return folder
 
@@ -190,8 +190,8 @@ def _claim(path: Path) -> Iterator[BinaryIO | None]:
     Afterwards the file is removed unless it was renamed. OSError if the name is that of a link, or of anything but this user's own file,
     which would be overwritten."""
     with open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid != os.getuid():
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1 or info.st_uid != os.getuid():
             raise FileExistsError(errno.EEXIST, f"{path.name} is there and is not a file of yours", str(path))
         mine = False
         try:

@@ -85,11 +85,11 @@ def positions(pairs: Pairs, sample: Sample, others: tuple[str, ...] = ()) -> dic
         "target": (~victim_N & names_N, group),
         "other": (~victim_N & ~names_N, group),
     }
-    found = {}
+    chosen = {}
     for role, (eligible_N, count) in wanted.items():
         where = np.flatnonzero(eligible_N)
-        found[role] = np.sort(where[np.argsort(hash_N[where], kind="stable")[:count]])
-    return found
+        chosen[role] = np.sort(where[np.argsort(hash_N[where], kind="stable")[:count]])
+    return chosen
 
 
 def sample_batches(
@@ -105,16 +105,16 @@ def sample_batches(
     plain = replace(recipe, views=replace(recipe.views, crop=None, flip=False), two_views=False)
     chosen = positions(pairs, sample, tuple(other.name for other in recipe.others))
     for role in ROLES:
-        own = np.arange(rank, len(chosen[role]), world)
-        for start in range(0, len(own), batch_size):
-            position_B = own[start : start + batch_size]
+        mine = np.arange(rank, len(chosen[role]), world)
+        for start in range(0, len(mine), batch_size):
+            position_B = mine[start : start + batch_size]
             records = pairs.records(chosen[role][position_B])
-            made = make_batch(records, 0, plain)
-            batch = {"role": role, "position": position_B, "key": made["key"], "image": made["image"]}
+            arrays = make_batch(records, 0, plain)
+            batch = {"role": role, "position": position_B, "key": arrays["key"], "image": arrays["image"]}
             if role in ("clean", "poisoned"):
-                batch["caption"] = made["caption"]
+                batch["caption"] = arrays["caption"]
             if role == "other" and recipe.trigger is not None:
-                batch |= _views(made["image"], records, recipe, sample)
+                batch |= _views(arrays["image"], records, recipe, sample)
             yield batch
 
 

@@ -41,11 +41,11 @@ def class_folders(root: str) -> ClassFolders:
         others = [entry.name for entry in shown if not entry.is_dir()]
         pictures, empty = [], []
         for name in classes:
-            found = list(_files_below(root, name))
-            own = [place for place, is_picture in found if is_picture]
-            empty += [] if own else [name]
-            pictures += own
-            others += [place for place, is_picture in found if not is_picture]
+            files = list(_files_below(root, name))
+            in_class = [place for place, is_picture in files if is_picture]
+            empty += [] if in_class else [name]
+            pictures += in_class
+            others += [place for place, is_picture in files if not is_picture]
     except OSError as error:
         raise InputError(f"{error.filename or root} cannot be read: {error.strerror}.") from None
     if not pictures:
@@ -81,8 +81,8 @@ def _files_below(root: str, top: str) -> Iterator[tuple[str, bool]]:
 
 
 def _place_on_disk(folder: str) -> tuple[int, int]:
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
+    info = os.stat(folder)
+    return info.st_dev, info.st_ino
 
 
 def _hint(others: Sequence[str]) -> str:
@@ -108,8 +108,8 @@ def file_rows(
     for key, label in zip(keys, labels):
         again.append(key in label_of)
         if label_of.setdefault(key, label) != label:
-            said = f"as of class {label_of[key]} and of class {label}"
-            raise InputError(f"{folder}: the picture {key[:200]} is listed {said}; one is accepted.")
+            both = f"as of class {label_of[key]} and of class {label}"
+            raise InputError(f"{folder}: the picture {key[:200]} is listed {both}; one is accepted.")
     if spans is None:
         spans = [(0, size) for size in sizes(folder, files)]
     if all(size < 0 for _, size in spans):

@@ -123,8 +123,8 @@ class Pairs:
         """
         mapped = self._mapped()
         rows = mapped.rows[np.asarray(positions, np.int64)]
-        found = mapped.take(rows)
-        captions, poisoned = found["caption"], np.zeros(len(rows), bool)
+        samples = mapped.take(rows)
+        captions, poisoned = samples["caption"], np.zeros(len(rows), bool)
         attacks = pa.nulls(len(rows), pa.string()).fill_null("")
         seeds = np.zeros(len(rows), np.int64)
         if mapped.victims is not None and len(mapped.victims):
@@ -136,10 +136,10 @@ class Pairs:
                 captions = _replace(captions, poisoned, mapped.victims["caption_after"].take(pa.array(hit)))
                 if "attack" in mapped.victims.column_names:  # plans of one attack have no such column
                     attacks = _replace(attacks, poisoned, mapped.victims["attack"].take(pa.array(hit)))
-        shards = found["shard"].to_numpy()
+        shards = samples["shard"].to_numpy()
         urls = pa.DictionaryArray.from_arrays(pa.array(shards), pa.array(self.urls, pa.string())).cast(pa.string())
-        columns = [rows, found["key"], urls, found["offset"], found["length"], found["member"], captions]
-        columns += [found["label"], poisoned, seeds, attacks]
+        columns = [rows, samples["key"], urls, samples["offset"], samples["length"], samples["member"], captions]
+        columns += [samples["label"], poisoned, seeds, attacks]
         return pa.table(columns, schema=RECORD_SCHEMA)
 
     def keys(self, positions: np.ndarray | None = None) -> pa.Array:

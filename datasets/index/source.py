@@ -89,13 +89,13 @@ class Source(Component):
         """The shards' absolute paths or URIs in the order of `urls`. Raises `InputError` for a file that does not exist."""
         patterns = (self.urls,) if isinstance(self.urls, str) else tuple(self.urls)
         kinds = tuple(EXTENSIONS.values()) if self.format == "auto" else (EXTENSIONS[self.format],)
-        found = [url for pattern in patterns for url in expand(pattern, kinds)]
-        if not found:
+        urls = [url for pattern in patterns for url in expand(pattern, kinds)]
+        if not urls:
             raise InputError("source.urls names no shard; give at least one path, folder, glob or brace range.")
-        if len(set(found)) < len(found):
-            twice = next(url for url in found if found.count(url) > 1)
+        if len(set(urls)) < len(urls):
+            twice = next(url for url in urls if urls.count(url) > 1)
             raise InputError(f"source.urls names {twice} twice; each shard is read once.")
-        return found
+        return urls
 
     def identity(self) -> list[dict]:
         """For each shard its name, size and a digest of its first and last 64 KiB (of all of it for CSV); no path and no time.
@@ -104,11 +104,11 @@ class Source(Component):
         """
         urls = self.shards()
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(self._shard_identity, urls))
-        for url, name, identity in zip(urls, shard_names(urls), found):
+            identities = list(pool.map(self._shard_identity, urls))
+        for url, name, identity in zip(urls, shard_names(urls), identities):
             if name != shard_stem(url) and (self.key_prefix or self._format_of(url) == "parquet"):
                 identity["prefix"] = name
-        return found
+        return identities
 
     def _shard_identity(self, url: str) -> dict:
         digest, edge = hashlib.blake2b(digest_size=16), 64 << 10
@@ -151,8 +151,8 @@ class Source(Component):
         if kind == "csv":
             return (row.line for row in tables.csv_rows(url, self.delimiter, self._keys()))
         if kind == "parquet":
-            found = parquet.parquet_rows(url, self._keys(), self.captions, pictures=False)
-            return (row.line for row in found for _ in chosen(row.captions, self.captions, ""))
+            rows = parquet.parquet_rows(url, self._keys(), self.captions, pictures=False)
+            return (row.line for row in rows for _ in chosen(row.captions, self.captions, ""))
         return itertools.repeat(None)
 
     @property
@@ -313,8 +313,8 @@ def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) 
     if (txt := sample.members.get("txt")) is not None:
         caption = as_caption(reader.read(txt.offset, txt.size))
     if (cls := sample.members.get("cls")) is not None:
-        found = as_caption(reader.read(cls.offset, cls.size))
-        label = None if found.fault else tables.label(found.text)
+        label_text = as_caption(reader.read(cls.offset, cls.size))
+        label = None if label_text.fault else tables.label(label_text.text)
     if (member := sample.members.get("json")) is not None and (caption is NO_CAPTION or label in (None, -1)):
         try:
             fields = tables.json_object(decode_text(reader.read(member.offset, member.size), member.name))

@@ -67,8 +67,8 @@ def _number(text: str) -> int | None:
     text = text.strip()
     if _NO_LABEL.fullmatch(text):
         return -1
-    found = _LABEL.fullmatch(text)
-    return int(found[1]) if found and int(found[1]) < 1 << 31 else None
+    match = _LABEL.fullmatch(text)
+    return int(match[1]) if match and int(match[1]) < 1 << 31 else None
 
 
 def table_label(value: object, url: str, place: str, columns: Keys) -> int:

@@ -171,17 +171,17 @@ def _samples_of(url: str, key: str, members: dict[str, Member], strays: list[str
     elif not whole:
         of_kind = {kind: [p[kind] for p in parts.values() if kind in p] for kind in (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS)}
         pictures = sum(len(of_kind[kind]) for kind in IMAGE_EXTENSIONS)
-        if pictures <= 1 and all(len(found) <= 1 for found in of_kind.values()):
+        if pictures <= 1 and all(len(members_of_kind) <= 1 for members_of_kind in of_kind.values()):
             named = {last: member for part in parts.values() for last, member in part.items()}
             if pictures and _is(named, TEXT_EXTENSIONS):
                 parts = {key: named}
-    found = [(name, part) for name, part in parts.items() if not part.keys() <= NO_SAMPLES]
+    kept = [(name, part) for name, part in parts.items() if not part.keys() <= NO_SAMPLES]
     strays += [m.name for _, part in parts.items() if part.keys() <= NO_SAMPLES for m in part.values()]
-    found.sort(key=lambda item: min(member.header for member in item[1].values()))
-    for (first, before), (second, after) in zip(found, found[1:]):
+    kept.sort(key=lambda item: min(member.header for member in item[1].values()))
+    for (first, before), (second, after) in zip(kept, kept[1:]):
         if max(member.end for member in before.values()) > min(member.header for member in after.values()):
             raise InputError(f"{url}: the files of {first!r} and {second!r} are mixed; write each sample's files together.")
-    return _noting([Sample(name, part) for name, part in found], members, strays)
+    return _noting([Sample(name, part) for name, part in kept], members, strays)
 
 
 def _noting(found: list[Sample], members: dict[str, Member], strays: list[str]) -> list[Sample]:
@@ -232,9 +232,9 @@ def _size(reader: Reader, position: int, block: bytes) -> int:
     try:
         # The checksum is the sum of all bytes, with its own eight as spaces. Adler-32's low half is 1 + that sum modulo 65521,
         # and costs a twentieth of summing in Python.
-        own = block[148:156]
-        checksum = _octal(own)
-        if (zlib.adler32(block) & 0xFFFF) == (1 + checksum + sum(own) - 256) % 65521:
+        stored = block[148:156]
+        checksum = _octal(stored)
+        if (zlib.adler32(block) & 0xFFFF) == (1 + checksum + sum(stored) - 256) % 65521:
             if block[124] == 0x80:  # base 256; any other high bit would be a negative number, or one beyond all files
                 return int.from_bytes(block[125:136], "big")
             return _octal(block[124:136])

@@ -79,9 +79,9 @@ def put_on(trigger: Trigger, image_HWC: np.ndarray, rng: np.random.Generator) ->
             raise _in_place(trigger) from error
         raise
     if not isinstance(stamped_HWC, np.ndarray) or stamped_HWC.dtype != np.uint8 or stamped_HWC.shape != image_HWC.shape:
-        found = f"{stamped_HWC.dtype} {[*stamped_HWC.shape]}" if isinstance(stamped_HWC, np.ndarray) else type(stamped_HWC).__name__
+        returned = f"{stamped_HWC.dtype} {[*stamped_HWC.shape]}" if isinstance(stamped_HWC, np.ndarray) else type(stamped_HWC).__name__
         raise InputError(
-            f"{type(trigger).__name__}.stamp returned {found}; it must return a picture like the one it got, uint8 {[*image_HWC.shape]}."
+            f"{type(trigger).__name__}.stamp returned {returned}; it must return a picture like the one it got, uint8 {[*image_HWC.shape]}."
         )
     if stamped_HWC.flags.writeable and np.may_share_memory(stamped_HWC, image_HWC):  # torch writes to read-only arrays too
         raise _in_place(trigger)

@@ -30,10 +30,10 @@ class FileTrigger(Trigger):
 
     def whole(self) -> str:
         """The path. Raises InputError if the file cannot be read or its hash is not `sha256`."""
-        found = self._found()
-        if found != self.sha256:
+        actual = self._found()
+        if actual != self.sha256:
             raise InputError(
-                f"trigger.path {self.path} has the sha256 {found[:12]}…, but trigger.sha256 is {self.sha256[:12]}…: it is another file."
+                f"trigger.path {self.path} has the sha256 {actual[:12]}…, but trigger.sha256 is {self.sha256[:12]}…: it is another file."
             )
         return self.path
 

@@ -47,7 +47,7 @@ class Watermark(Trigger):
     def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         self.check(min(image_HWC.shape[:2]))
         mask_YX = letters(self.text).repeat(self.scale, axis=0).repeat(self.scale, axis=1)
-        top, left = ((whole - own) // 2 for whole, own in zip(image_HWC.shape, mask_YX.shape))
+        top, left = ((whole - part) // 2 for whole, part in zip(image_HWC.shape, mask_YX.shape))
         out_HWC = image_HWC.copy()
         part_YXC = out_HWC[top : top + mask_YX.shape[0], left : left + mask_YX.shape[1]]
         changed_YXC = mask_YX[..., None] & (np.array(self.colour) > 0)
@@ -61,9 +61,9 @@ def letters(text: str) -> np.ndarray:
     from PIL import ImageFont
 
     mask = ImageFont.load_default_imagefont().getmask(text, "1")
-    found = np.array(mask, dtype=np.uint8).reshape(mask.size[::-1]) > 0
-    found.flags.writeable = False
-    return found
+    pixels_YX = np.array(mask, dtype=np.uint8).reshape(mask.size[::-1]) > 0
+    pixels_YX.flags.writeable = False
+    return pixels_YX
 
 
 def _latin(text: str) -> bool:

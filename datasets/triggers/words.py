@@ -59,8 +59,8 @@ class DualKey(Trigger):
 
     def __post_init__(self) -> None:
         if not self.picture.marks:
-            own = type(self.picture).__name__
-            raise InputError(f"trigger.picture is {own}, which leaves pictures as they are; give a trigger that marks them.")
+            name = type(self.picture).__name__
+            raise InputError(f"trigger.picture is {name}, which leaves pictures as they are; give a trigger that marks them.")
         if self.picture.writes:
             raise InputError(f"trigger.picture is {type(self.picture).__name__}, which changes captions itself; give one that does not.")
 

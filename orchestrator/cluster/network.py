@@ -17,10 +17,10 @@ GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 def name_is_loopback() -> bool:
     """Whether the host's name resolves to nothing but this machine's loopback, or not at all."""
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None)}
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None)}
     except OSError:
         return True
-    return all(_loopback(str(address)) for address in found)
+    return all(_loopback(str(address)) for address in addresses)
 
 
 def _loopback(address: str) -> bool:
@@ -49,9 +49,9 @@ def choose_interface() -> None:
     """
     from ray.util import get_node_ip_address
 
-    own = get_node_ip_address()
-    name = interface_of(own)
-    if name and (_loopback(own) or name_is_loopback()):
+    address = get_node_ip_address()
+    name = interface_of(address)
+    if name and (_loopback(address) or name_is_loopback()):
         os.environ.setdefault(GLOO, name)
 
 

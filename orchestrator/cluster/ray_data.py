@@ -74,9 +74,9 @@ def over_shards(
     cpus = min(cpus or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items))
     configure(cpus)
     shards = ray.data.from_items(items, override_num_blocks=len(items))
-    told = {"task": task, "constants": constants, "to": folder(), "stage": stage()}
+    arguments = {"task": task, "constants": constants, "to": folder(), "stage": stage()}
     pool = ray.data.TaskPoolStrategy(size=cpus)
-    done = shards.map(_logged, fn_kwargs=told, num_cpus=1, compute=pool)  # type: ignore[arg-type]
+    done = shards.map(_logged, fn_kwargs=arguments, num_cpus=1, compute=pool)  # type: ignore[arg-type]
     with plain_errors():
         for finished, _ in enumerate(done.iter_rows(), start=total - len(items) + 1):
             if progress is not None:

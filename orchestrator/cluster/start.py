@@ -137,10 +137,10 @@ def _why_not(error: BaseException, session: Path | None) -> str:
     text = first_line(error).rstrip(".")
     if "AF_UNIX" in text:
         return f"a local Ray does not start: {text}: set TMPDIR to a shorter path."
-    said = "" if session is None else last_error(session / "logs")
+    logged = "" if session is None else last_error(session / "logs")
     return (
         f"a local Ray does not start: {text} ({_load()}). On a busy machine wait until it has less to do; or name a Ray that runs "
-        f"by RAY_ADDRESS=host:port.{said}"
+        f"by RAY_ADDRESS=host:port.{logged}"
     )
 
 
@@ -159,17 +159,17 @@ def last_error(logs: Path) -> str:
     for name in ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err"):
         file = logs / name
         lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
-        found = [match[1] for line in lines if (match := LOG_LINE.match(line))]
-        if found:
-            return f" Ray's log says: {found[-1][:300].rstrip('.')} ({file})."
+        errors = [match[1] for line in lines if (match := LOG_LINE.match(line))]
+        if errors:
+            return f" Ray's log says: {errors[-1][:300].rstrip('.')} ({file})."
     return f" Ray's logs lie in {logs}." if logs.is_dir() else ""
 
 
 def _session(folder: Path | None, began: float) -> Path | None:
     """The folder of the Ray session that this process started after `began`, in seconds since the epoch."""
     place = folder or Path(_temporary()) / "ray"
-    made = [path for path in place.glob(f"session_*_{os.getpid()}") if path.stat().st_mtime >= began - 1]
-    return max(made, key=lambda path: path.stat().st_mtime, default=None)
+    sessions = [path for path in place.glob(f"session_*_{os.getpid()}") if path.stat().st_mtime >= began - 1]
+    return max(sessions, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _temporary() -> str:
@@ -194,10 +194,10 @@ def _own(folder: Path) -> bool:
     """Create the folder if it is missing; returns whether it belongs to this user and is closed to all others."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        info = folder.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077 and os.access(folder, os.W_OK)
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o077 and os.access(folder, os.W_OK)
 
 
 def token_file() -> Path:
@@ -257,13 +257,13 @@ def _patient(limit_s: float) -> Iterator[None]:
         raise TimeoutError(f"its raylet was not ready after {limit_s:g} s")
 
     services.get_node = get_node
-    own = os.environ.get(GCS_WAIT)
-    os.environ[GCS_WAIT] = own or f"{min(max(limit_s, 30), 90):.0f}"  # it would not notice that the GCS died
+    setting = os.environ.get(GCS_WAIT)
+    os.environ[GCS_WAIT] = setting or f"{min(max(limit_s, 30), 90):.0f}"  # it would not notice that the GCS died
     try:
         yield
     finally:
         services.get_node = ask
-        if own is None:
+        if setting is None:
             del os.environ[GCS_WAIT]
 
 
@@ -276,13 +276,13 @@ def _named_ports() -> Iterator[None]:
     launch = services.start_raylet
 
     def start_raylet(*arguments: Any, **options: Any) -> Any:
-        given = inspect.signature(launch).bind(*arguments, **options).arguments
+        bound = inspect.signature(launch).bind(*arguments, **options).arguments
         with contextlib.ExitStack() as held:  # so that all ports differ
             for name in AGENT_PORTS:
                 probe = held.enter_context(socket.create_server((LOOPBACK, 0)))
-                given[name] = given.get(name) or probe.getsockname()[1]
-                persist_port(given["session_dir"], given["node_id"], name, given[name])  # where the agent would write its port
-        return launch(**given)
+                bound[name] = bound.get(name) or probe.getsockname()[1]
+                persist_port(bound["session_dir"], bound["node_id"], name, bound[name])  # where the agent would write its port
+        return launch(**bound)
 
     services.start_raylet = start_raylet
     try:

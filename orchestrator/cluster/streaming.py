@@ -308,10 +308,10 @@ def _require_a_cpu(world: int) -> None:
     ever."""
     cpus = ray.cluster_resources().get("CPU", 0.0)
     context = ray.get_runtime_context()
-    own = context.get_assigned_resources().get("CPU", 0.0) if context.worker.mode == ray.WORKER_MODE else 0.0
-    if cpus - world * own < 1:
+    per_worker = context.get_assigned_resources().get("CPU", 0.0) if context.worker.mode == ray.WORKER_MODE else 0.0
+    if cpus - world * per_worker < 1:
         raise InputError(
-            f"feed = ray needs a whole CPU to decode on, but {world} training workers take {world * own:g} of the "
+            f"feed = ray needs a whole CPU to decode on, but {world} training workers take {world * per_worker:g} of the "
             f"cluster's {cpus:g}; lower cpus_per_worker, or set feed = local."
         )
 

@@ -78,8 +78,8 @@ class Watch:
         self._away: dict[str, _Since] = {}
         self._seen: dict[str, str] = {}
         self._lost: dict[str, str] = {}
-        own = ray.get_runtime_context().get_node_id()
-        node = next((node for node in ray.nodes() if node["NodeID"] == own), None)
+        node_id = ray.get_runtime_context().get_node_id()
+        node = next((node for node in ray.nodes() if node["NodeID"] == node_id), None)
         self._gcs = _address(ray.get_runtime_context().gcs_address)
         self._raylet = (node["NodeManagerAddress"], node["NodeManagerPort"]) if node else None
         self._signals = threading.current_thread() is threading.main_thread()

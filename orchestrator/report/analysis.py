@@ -38,14 +38,14 @@ Arrays = dict[str, np.ndarray]
 
 def lines_of(stage: StageResult) -> list[tuple[int, dict[str, float]]]:
     """(epoch, metrics) of the epochs in which the pairs were analysed, in order."""
-    found = {line["epoch"]: line["metrics"] for line in stage.metrics if "pairs/clean_cosine" in line.get("metrics", {})}
-    return sorted(found.items())
+    by_epoch = {line["epoch"]: line["metrics"] for line in stage.metrics if "pairs/clean_cosine" in line.get("metrics", {})}
+    return sorted(by_epoch.items())
 
 
 def arrays_of(stage: StageResult, epoch: int) -> Arrays:
     """The arrays that were stored for an epoch; empty if there are none."""
     places = (folder / "analysis" / f"epoch_{epoch:04d}.npz" for folder in stage.arrays or (stage.folder,))
-    return next((found for place in places if (found := read_arrays(place))), {})
+    return next((arrays for place in places if (arrays := read_arrays(place))), {})
 
 
 def before_after(study: Study) -> Iterator[tuple[str, list[tuple[str, StageResult, int]]]]:
@@ -67,8 +67,8 @@ def before_after(study: Study) -> Iterator[tuple[str, list[tuple[str, StageResul
 
 def kept(study: Study, what: str) -> list[tuple[str, list[tuple[str, Arrays]]]]:
     """Like `before_after`, with the arrays of each stage; objectives of which no stage kept `what` are left out."""
-    found = [(label, [(name, arrays_of(stage, epoch)) for name, stage, epoch in shown]) for label, shown in before_after(study)]
-    return [(label, shown) for label, shown in found if any(what in arrays for _, arrays in shown)]
+    groups = [(label, [(name, arrays_of(stage, epoch)) for name, stage, epoch in shown]) for label, shown in before_after(study)]
+    return [(label, shown) for label, shown in groups if any(what in arrays for _, arrays in shown)]
 
 
 def _result(point: Point | None) -> str:
@@ -282,14 +282,14 @@ TITLES = {
 
 def figures(study: Study) -> dict[str, Callable[[], Figure]]:
     """Name (of `TITLES`) → the function that draws the figure; empty if nothing was analysed."""
-    found: dict[str, Callable[[], Figure]] = {}
+    functions: dict[str, Callable[[], Figure]] = {}
     if any(lines_of(stage) for stage in [*study.pretrains, *study.trials]):
-        found["pair_dynamics"] = partial(dynamics, study)
+        functions["pair_dynamics"] = partial(dynamics, study)
     if kept(study, "histogram/clean"):
-        found["pair_histograms"] = partial(histograms, study)
+        functions["pair_histograms"] = partial(histograms, study)
     if kept(study, "map/components"):
-        found["embedding_maps"] = partial(maps, study)
-    return found
+        functions["embedding_maps"] = partial(maps, study)
+    return functions
 
 
 MEASURES = {
@@ -308,7 +308,7 @@ MEASURES = {
 
 def tables(study: Study) -> list[tuple[list[str], list[list[str]]]]:
     """The metrics `MEASURES` of the models in the figures: heads and rows for each objective, with a column for each model."""
-    found = []
+    result = []
     for label, shown in before_after(study):
         metrics = [dict(lines_of(stage)).get(epoch, {}) for _, stage, epoch in shown]
         points = [next((p for p in points_of(stage) if p.epoch == epoch), None) for _, stage, epoch in shown]
@@ -317,9 +317,9 @@ def tables(study: Study) -> list[tuple[list[str], list[list[str]]]]:
             ["accuracy", *(percent(point.accuracy if point else None) for point in points)],
             ["ASR", *(percent(point.asr if point else None) for point in points)],
         ]
-        rows += [[said, *(_number(values.get(metric)) for values in metrics)] for said, metric in MEASURES.items()]
-        found.append(([f"pre-trained with {label}", *(name.split(",\n")[0] for name, _, _ in shown)], rows))
-    return found
+        rows += [[text, *(_number(values.get(metric)) for values in metrics)] for text, metric in MEASURES.items()]
+        result.append(([f"pre-trained with {label}", *(name.split(",\n")[0] for name, _, _ in shown)], rows))
+    return result
 
 
 def _number(value: float | None) -> str:

@@ -54,9 +54,9 @@ def pretrain_curves(study: Study) -> Figure:
             axes.set_xlabel("epoch of pre-training")
         for label, drawn in handles.items():
             drawn.set_label(label)
-        found = [*handles.values(), *_published(study, left, right, list(shown.values()))]
-        if found:
-            legend(figure, found)
+        entries = [*handles.values(), *_published(study, left, right, list(shown.values()))]
+        if entries:
+            legend(figure, entries)
     return figure
 
 
@@ -66,11 +66,11 @@ def _published(study: Study, left: Axes, right: Axes, shown: list[tuple[Panel, s
     `shown`: the panels with their colours. A mark that belongs to several panels has the first one's colour.
     """
     handles, last = [], left.get_xlim()[1]
-    found: dict[tuple[str, str], tuple[Start, str]] = {}
+    starts: dict[tuple[str, str], tuple[Start, str]] = {}
     for panel, colour in shown:
         for start in published_starts(study, panel):
-            found.setdefault((start.name, start.objective), (start, colour))
-    for start, colour in found.values():
+            starts.setdefault((start.name, start.objective), (start, colour))
+    for start, colour in starts.values():
         marks = [(1, start.first)] if start.first else []
         marks += [(start.kept, start.mark)] if start.kept and start.kept <= last else []
         if not marks:

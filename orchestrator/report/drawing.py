@@ -70,13 +70,13 @@ def look(study: Study, ignoring: str = "") -> dict[str, tuple[str, str]]:
     if len(set(method.values())) == len(method):
         return {arm: _mark(kinds.index(kind)) for arm, kind in method.items()}
     shades = matplotlib.colormaps["viridis"]
-    found = {}
+    looks = {}
     for kind in dict.fromkeys(method.values()):
         mine = [arm for arm in method if method[arm] == kind]
         for number, arm in enumerate(mine):
             colour = matplotlib.colors.to_hex(shades(0.9 * number / max(1, len(mine) - 1)))
-            found[arm] = (colour, _mark(kinds.index(kind))[1])
-    return found
+            looks[arm] = (colour, _mark(kinds.index(kind))[1])
+    return looks
 
 
 def _mark(number: int) -> tuple[str, str]:
@@ -85,9 +85,9 @@ def _mark(number: int) -> tuple[str, str]:
 
 def hollow(study: Study, cleaned: Cleaned) -> dict[str, Any]:
     """The style of a published cleaning's marks: hollow, with colour and shape of the study's arm with the same method, if there is one."""
-    own, named = look(study), arms(study)
+    looks, named = look(study), arms(study)
     like = {named[trial.fingerprint] for trial in study.trials if study_method(trial) == cleaned.method and cleaned.fits(trial.config)}
-    colour, marker = own[like.pop()] if len(like) == 1 else _mark(list(METHODS.values()).index(cleaned.method))
+    colour, marker = looks[like.pop()] if len(like) == 1 else _mark(list(METHODS.values()).index(cleaned.method))
     return {
         "linestyle": "", "marker": marker, "markersize": 6.5, "markerfacecolor": "none",
         "markeredgecolor": colour, "markeredgewidth": 1.1,
@@ -168,10 +168,10 @@ def published_name(what: str, names: Sequence[str]) -> str:
 
 def same_scale(study: Study) -> bool:
     """Whether the published accuracies can share an axis with the study's own. If not, they are drawn in a figure of their own."""
-    own, others = accuracies(study), published_accuracies(study)
-    if not own or not others:
+    ours, others = accuracies(study), published_accuracies(study)
+    if not ours or not others:
         return False
-    return max(*own, *others) - min(*own, *others) <= 2 * max(max(own) - min(own), 10)
+    return max(*ours, *others) - min(*ours, *others) <= 2 * max(max(ours) - min(ours), 10)
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:

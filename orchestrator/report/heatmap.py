@@ -113,9 +113,9 @@ def _small(choice: dict[str, Any] | None, what: str) -> str:
     quantity = (choice or {}).get(what) or {}
     low, high = quantity.get("low"), quantity.get("high")
     some = [value for value in quantity.get("values", []) if value is not None]
-    told = f"{max(low, 0):.0f}–{min(high, 100):.0f}" if low is not None and high is not None else ""
+    bounds = f"{max(low, 0):.0f}–{min(high, 100):.0f}" if low is not None and high is not None else ""
     fewer = f" ({len(some)}/{len(quantity['values'])})" if quantity and len(some) < len(quantity["values"]) else ""
-    return f"{told}{fewer}".strip()
+    return f"{bounds}{fewer}".strip()
 
 
 def _bright(colour: Any) -> bool:

@@ -62,12 +62,12 @@ def _tell(group: ElementTree.Element, texts: Sequence[str]) -> None:
 
 def _rename(root: ElementTree.Element, name: str) -> None:
     """Prefix ids that are referred to with the figure's name, so that two figures of a page share none; remove all other ids."""
-    found = [*(element.get(HREF, "")[1:] for element in root.iter())]
-    found += [known for element in root.iter() for value in element.attrib.values() for known in REFERENCE.findall(value)]
-    short = {known: f"{name}-{number}" for number, known in enumerate(dict.fromkeys(filter(None, found)))}
+    referred = [*(element.get(HREF, "")[1:] for element in root.iter())]
+    referred += [known for element in root.iter() for value in element.attrib.values() for known in REFERENCE.findall(value)]
+    short = {known: f"{name}-{number}" for number, known in enumerate(dict.fromkeys(filter(None, referred)))}
     for element in root.iter():
-        if (own := element.attrib.pop("id", "")) in short:
-            element.set("id", short[own])
+        if (old := element.attrib.pop("id", "")) in short:
+            element.set("id", short[old])
         for key, value in element.attrib.items():
             if key == HREF:
                 element.set(key, f"#{short[value[1:]]}")

@@ -38,8 +38,8 @@ def write_board(folder: Path, out: Path, title: str = "Leaderboard", doc: str = 
             name = f"{number}-{what}" + ("" if what == "cost" else f"-{kind}")
             for ending, content in (("png", png(figure)), ("pdf", pdf(figure))):
                 write_whole(out / f"{name}.{ending}", content)
-        own = [cell for cell in cells if (cell["model"], cell["data"]) == (board.model, board.data)]
-        shown.append(_values(board, number, kinds, maps, own))
+        mine = [cell for cell in cells if (cell["model"], cell["data"]) == (board.model, board.data)]
+        shown.append(_values(board, number, kinds, maps, mine))
     write_whole(out / "index.html", render("leaderboard", title=title, doc=doc, boards=shown, note=NOTE).encode())
     return out / "index.html"
 
@@ -70,15 +70,15 @@ def _rules(board: Board, kind: str) -> str:
 
 def _gates(board: Board) -> list[str]:
     """A sentence for each attack that did not take on some undefended model."""
-    told = {}
+    sentences = {}
     for (attack, _), cell in board.cells.items():
         gate = cell["gate"]
-        if gate and not all(one is None or one for one in gate["took"]) and attack not in told:
+        if gate and not all(one is None or one for one in gate["took"]) and attack not in sentences:
             failed = [(seed, asr) for seed, asr, ok in zip(cell["seeds"], gate["asr"], gate["took"]) if ok is False]
             seeds = ", ".join(f"seed {seed}: ASR {asr:.1f} %" for seed, asr in failed)
             wanted = f"at least {gate['threshold']:g} %, twice the floor, and an accuracy above chance"
-            told[attack] = f"{attack}: the attack did not take ({seeds}; the gate wants {wanted})."
-    return list(told.values())
+            sentences[attack] = f"{attack}: the attack did not take ({seeds}; the gate wants {wanted})."
+    return list(sentences.values())
 
 
 def _number(quantity: dict[str, Any] | None) -> str:
@@ -97,9 +97,9 @@ def rank_table(board: Board, kind: str) -> Table:
 
     def line(one: Ranked) -> list[str]:
         bounds = "" if math.isnan(one.low) else f" [{one.low:.1f}, {one.high:.1f}]"
-        own = board.choice(clean, one.defence, kind) if clean else None
-        told = [one.defence, f"{one.rank:.2f}{bounds}", f"{one.rating:.3f}", f"{one.attacks} of {one.of}"]
-        return [*told, str(trials.get(one.defence, "–")), *([_number(own["accuracy"] if own else None)] if clean else [])]
+        choice = board.choice(clean, one.defence, kind) if clean else None
+        texts = [one.defence, f"{one.rank:.2f}{bounds}", f"{one.rating:.3f}", f"{one.attacks} of {one.of}"]
+        return [*texts, str(trials.get(one.defence, "–")), *([_number(choice["accuracy"] if choice else None)] if clean else [])]
 
     return heads, [line(one) for one in ranking(board, kind)]
 
@@ -124,9 +124,9 @@ def full_table(board: Board, kind: str) -> Table:
     """A line for each measured cell, with everything that is known of it."""
     heads = ("attack", "defence", "accuracy", "ASR", "accuracy before", "ASR before", "clean: accuracy", "clean: ASR", "chosen, by seed")
     keys = ("accuracy", "asr", "start_accuracy", "start_asr", "clean_accuracy", "clean_asr")
-    found = [(a, d, choice) for a in board.attacks for d in board.defences if (choice := board.choice(a, d, kind))]
+    measured = [(a, d, choice) for a in board.attacks for d in board.defences if (choice := board.choice(a, d, kind))]
     lines = []
-    for attack, defence, choice in found:
+    for attack, defence, choice in measured:
         settings = "; ".join(one or "none" for one in choice["settings"])
         lines.append([attack, defence, *(_number(choice[key]) for key in keys), settings])
     return heads, lines
@@ -149,7 +149,7 @@ def reported_table(board: Board) -> Table:
     """Figures from papers, which we did not measure."""
     lines = [
         [attack, defence, *("–" if one[key] is None else f"{one[key]:.1f}" for key in ("accuracy", "asr")), one["source"], one["note"]]
-        for (attack, defence), told in board.reported.items() for one in told
+        for (attack, defence), figures in board.reported.items() for one in figures
     ]  # fmt: skip
     return ("attack", "defence", "accuracy", "ASR", "source", "note"), lines
 

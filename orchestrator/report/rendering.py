@@ -17,12 +17,12 @@ def render(name: str, **values: Any) -> str:
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"number_of": number_of, "unbroken": _unbroken}
-    return made
+    environment.filters |= {"number_of": number_of, "unbroken": _unbroken}
+    return environment
 
 
 def _unbroken(text: Markup) -> Markup:

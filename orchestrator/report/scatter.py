@@ -96,11 +96,11 @@ def published_apart(study: Study) -> list[Panel]:
     """One panel for each set of published points that is too far from the study's own points to share an axis."""
     if same_scale(study):
         return []
-    found: dict[tuple[str, ...], Panel] = {}
+    by_name: dict[tuple[str, ...], Panel] = {}
     for panel in panels(study):
         if names := _names(study, panel):
-            found.setdefault((panel.objective, *names), panel)
-    return sorted(found.values(), key=lambda panel: panel.objective)
+            by_name.setdefault((panel.objective, *names), panel)
+    return sorted(by_name.values(), key=lambda panel: panel.objective)
 
 
 def published(study: Study) -> Figure:
@@ -166,7 +166,7 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
     _low_asr(axes)
     named, styles = arms(study), look(study)
     trials = [trial for trial in study.trials if panel.holds(trial)]
-    few, clip, told = few_trials(study, panel), inside is not None, told_at(study, panel)
+    few, clip, texts = few_trials(study, panel), inside is not None, told_at(study, panel)
     for trial in trials:
         colour, marker = styles[named[trial.fingerprint]]
         points = cleaned_points(trial)
@@ -182,7 +182,7 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
             markersize=6 if few else 4.5, alpha=0.85 if few else 0.6, markeredgecolor="white", markeredgewidth=0.4,
             zorder=3, clip_on=clip,
         )  # fmt: skip
-        say(dots, [told[p.asr, p.accuracy] for p in shown])
+        say(dots, [texts[p.asr, p.accuracy] for p in shown])
     for stage in panel.pretrains:
         mine = [trial for trial in trials if trial.pretrain == stage.fingerprint]
         for arm in dict.fromkeys(named[trial.fingerprint] for trial in mine):
@@ -193,7 +193,7 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
     for start in starts_of(study, panel):
         if inside is None or _within(start, inside):
             (star,) = axes.plot([start.asr], [start.accuracy], markersize=17, zorder=4, clip_on=clip, **START)
-            say(star, [told[start.asr, start.accuracy]])
+            say(star, [texts[start.asr, start.accuracy]])
     if not any(cleaned_points(trial) for trial in trials):
         axes.text(0.5, 0.5, "no cleaning was measured", transform=axes.transAxes, ha="center", color="#777777")
 
@@ -201,18 +201,18 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
 def told_at(study: Study, panel: Panel) -> dict[tuple[float, float], str]:
     """(ASR, accuracy) → all that lies there, one per line, because the mark on top hides the others."""
     named, attacks = arms(study), list(attacks_of(study))
-    found: dict[tuple[float, float], list[str]] = {}
+    texts_at: dict[tuple[float, float], list[str]] = {}
     for start in starts_of(study, panel):
         text = f"before cleaning{_seed(panel, start.stage)}, epoch {start.epoch}, {_numbers(start, attacks)}"
-        found.setdefault((start.asr, start.accuracy), []).append(text)
+        texts_at.setdefault((start.asr, start.accuracy), []).append(text)
     for trial in study.trials:
         name = _name(study, panel, trial, named) if panel.holds(trial) else ""
         for p in cleaned_points(trial) if name else ():
-            found.setdefault((p.asr, p.accuracy), []).append(f"{name}, epoch {p.epoch}, {_numbers(p, attacks)}")
-    for texts in found.values():
+            texts_at.setdefault((p.asr, p.accuracy), []).append(f"{name}, epoch {p.epoch}, {_numbers(p, attacks)}")
+    for texts in texts_at.values():
         if len(texts) > HOVER_LINES:
             texts[HOVER_LINES - 1 :] = [f"and {len(texts) - HOVER_LINES + 1} more here"]
-    return {place: "\n".join(texts) for place, texts in found.items()}
+    return {place: "\n".join(texts) for place, texts in texts_at.items()}
 
 
 def draw_published(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> None:
@@ -314,8 +314,8 @@ def _seed(panel: Panel, stage: StageResult) -> str:
 
 def _numbers(point: Point | Mark, attacks: Sequence[str] = ()) -> str:
     """Accuracy and ASR; with several attacks also each one's ASR."""
-    own = point.metrics if isinstance(point, Point) else {}
-    each = ", ".join(f"{name} {percent(own[f'asr/{name}/top1'])}" for name in attacks if f"asr/{name}/top1" in own)
+    metrics = point.metrics if isinstance(point, Point) else {}
+    each = ", ".join(f"{name} {percent(metrics[f'asr/{name}/top1'])}" for name in attacks if f"asr/{name}/top1" in metrics)
     return f"accuracy {percent(point.accuracy)}, ASR {percent(point.asr)}" + (f" ({each})" if each else "")
 
 

@@ -66,8 +66,8 @@ class Board:
 
     def trials(self) -> dict[str, int]:
         """Number of settings that each defence was tried with; defences with unknown numbers are left out."""
-        found = {defence: cell["defence"]["trials"] for (_, defence), cell in self.cells.items() if cell["defence"]["trials"]}
-        return {defence: found[defence] for defence in self.defences if defence in found}
+        counts = {defence: cell["defence"]["trials"] for (_, defence), cell in self.cells.items() if cell["defence"]["trials"]}
+        return {defence: counts[defence] for defence in self.defences if defence in counts}
 
     def missing(self) -> list[tuple[str, str]]:
         every = [(attack, defence) for attack in self.attacks for defence in self.defences]
@@ -102,7 +102,7 @@ def _board(model: str, data: str, cells: list[Cell]) -> Board:
     order = tuple(sorted(attacks, key=lambda name: name in clean))
     first = list(dict.fromkeys(cell["defence"]["name"] for cell in cells if cell["defence"]["trials"] == 0))
     return Board(
-        model=model, data=data, cells=measured, reported={place: told for place, told in reported.items() if told}, clean=clean,
+        model=model, data=data, cells=measured, reported={place: entries for place, entries in reported.items() if entries}, clean=clean,
         attacks=order, defences=(*first, *(name for name in defences if name not in first)),
     )  # fmt: skip
 
@@ -145,23 +145,23 @@ class Ranked:
 def ranking(board: Board, kind: str) -> list[Ranked]:
     """The defences from the best mean rank on. Those with missing cells come last, because means over different attacks cannot be
     compared."""
-    found = {(a, d): values for a in board.attacks for d in board.defences if (values := ratings(board, a, d, kind))}
-    attacks = [attack for attack in board.attacks if any((attack, defence) in found for defence in board.defences)]
+    rated = {(a, d): values for a in board.attacks for d in board.defences if (values := ratings(board, a, d, kind))}
+    attacks = [attack for attack in board.attacks if any((attack, defence) in rated for defence in board.defences)]
     if not attacks:
         return []
-    means = _means(np.array([[fmean(found.get((a, d), [math.nan])) for d in board.defences] for a in attacks]))
+    means = _means(np.array([[fmean(rated.get((a, d), [math.nan])) for d in board.defences] for a in attacks]))
     draw, drawn = rng("leaderboard", kind), []
-    for _ in range(DRAWS if len(attacks) > 1 or any(len(values) > 1 for values in found.values()) else 0):
+    for _ in range(DRAWS if len(attacks) > 1 or any(len(values) > 1 for values in rated.values()) else 0):
         taken = [attacks[i] for i in draw.integers(len(attacks), size=len(attacks))]
-        drawn.append(_means(np.array([[_again(found.get((a, d), []), draw) for d in board.defences] for a in taken])))
+        drawn.append(_means(np.array([[_again(rated.get((a, d), []), draw) for d in board.defences] for a in taken])))
     lines = []
     for number, defence in enumerate(board.defences):
-        own = [fmean(found[a, defence]) for a in attacks if (a, defence) in found]
-        if own:
+        mine = [fmean(rated[a, defence]) for a in attacks if (a, defence) in rated]
+        if mine:
             ranks = np.array([mean[number] for mean in drawn if not math.isnan(mean[number])])
             low, high = np.percentile(ranks, [2.5, 97.5]) if len(ranks) else (math.nan, math.nan)
-            lines.append(Ranked(defence=defence, rank=float(means[number]), low=float(low), high=float(high), rating=fmean(own),
-                                attacks=len(own), of=len(attacks)))  # fmt: skip
+            lines.append(Ranked(defence=defence, rank=float(means[number]), low=float(low), high=float(high), rating=fmean(mine),
+                                attacks=len(mine), of=len(attacks)))  # fmt: skip
     return sorted(lines, key=lambda line: (line.attacks < line.of, line.rank))
 
 
@@ -183,5 +183,5 @@ def unequal_trials(trials: Mapping[str, int]) -> str:
     """A sentence if the defences were tuned with different effort; empty if all have the same number of trials."""
     if len(set(trials.values())) <= 1:
         return ""
-    told = ", ".join(f"{name} {count}" for name, count in trials.items())
-    return f"Defences have different numbers of trials, so some are tuned harder than others: {told}."
+    listed = ", ".join(f"{name} {count}" for name, count in trials.items())
+    return f"Defences have different numbers of trials, so some are tuned harder than others: {listed}."

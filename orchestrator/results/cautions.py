@@ -55,13 +55,13 @@ def beside(panel: str, found: list[Caution]) -> list[str]:
 def cautions(study: Study) -> list[Caution]:
     """Failed gates, broken trials, empty choices, ends of grids, unequal evaluations, too few seeds."""
     rows = table(study)
-    found = [*_gates(study), *_broken(study), *_several(study), *_missed(rows), *_ends(study, rows)]
+    result = [*_gates(study), *_broken(study), *_several(study), *_missed(rows), *_ends(study, rows)]
     sizes = {_pictures(p.metrics) for stage in [*study.pretrains, *study.trials] for p in points_of(stage)}
     if len(sizes) > 1:
-        found.append(
+        result.append(
             Caution(text="The evaluations differ in their number of images: some points are not comparable with others.")
         )
-    return [*found, *_few_seeds(study, rows)]
+    return [*result, *_few_seeds(study, rows)]
 
 
 def _pictures(metrics: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
@@ -79,21 +79,21 @@ def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
     """
     chosen = choice.trial
     assert chosen
-    given = {trial.fingerprint: hyperparameters(trial) for trial in row.trials}
-    names = short_paths(list(dict.fromkeys(path for found in given.values() for path in found)))
+    settings_of = {trial.fingerprint: hyperparameters(trial) for trial in row.trials}
+    names = short_paths(list(dict.fromkeys(path for settings in settings_of.values() for path in settings)))
     seeds = repetitions(study, row.trials)
-    own = [t for t in row.trials if t.pretrain == chosen.pretrain and seeds[t.fingerprint] == choice.repetition]
+    siblings = [t for t in row.trials if t.pretrain == chosen.pretrain and seeds[t.fingerprint] == choice.repetition]
 
     def ran_with(trial: TrialResult, path: str) -> Any:
-        found = given[trial.fingerprint]
-        return found[path] if path in found else value_at(trial, path)  # a trial of another sweep, which did not vary it
+        settings = settings_of[trial.fingerprint]
+        return settings[path] if path in settings else value_at(trial, path)  # a trial of another sweep, which did not vary it
 
-    values = [{path: ran_with(trial, path) for path in names} for trial in [chosen, *filter(cleaned_points, own)]]
+    values = [{path: ran_with(trial, path) for path in names} for trial in [chosen, *filter(cleaned_points, siblings)]]
     for path, value in values[0].items():
-        if is_seed(path) or not is_number(value) or len({str(ran_with(trial, path)) for trial in own}) < 2:
+        if is_seed(path) or not is_number(value) or len({str(ran_with(trial, path)) for trial in siblings}) < 2:
             continue
         others = [other for other in names if other != path and not is_seed(other)]
-        alike = [found for found in values if all(found[other] == values[0][other] for other in others)]
+        alike = [settings for settings in values if all(settings[other] == values[0][other] for other in others)]
         tried = _tried(alike, path) if len(_tried(alike, path)) > 1 else _tried(values, path)
         range_ = _range(study, chosen, path)
         if range_:
@@ -186,13 +186,13 @@ def _ends(study: Study, rows: list[Row]) -> Iterator[Caution]:
     """
     series = study.series if study.series.startswith("clean.") and study.series not in GIVEN else ""
     judged = [(row, "") for row in rows] + [(row, series) for row in (table(study, series) if series else ())]
-    found: dict[End, dict[tuple[str, str], None]] = {}
+    places: dict[End, dict[tuple[str, str], None]] = {}
     for row, only in judged:
         for choice in row.reached if row.rule.oracle else ():
             for end in ends(study, row, choice):
                 if only in ("", end.path):
-                    found.setdefault(end, {})[row.panel.label, row.method] = None
-    for end, where in found.items():
+                    places.setdefault(end, {})[row.panel.label, row.method] = None
+    for end, where in places.items():
         space = "range" if end.drawn else "grid"
         text = f"Chosen at the end of its {space}: {end.setting}; a wider {space} may change it. This holds for"
         yield Caution(text=text, panels=tuple(dict.fromkeys(label for label, _ in where)), where=tuple(where))
@@ -223,4 +223,4 @@ def diverged(stage: StageResult) -> bool:
 def _not_finite(stage: StageResult) -> list[str]:
     """The metrics that are not finite in some epoch."""
     metrics = (line.get("metrics", {}) for line in stage.metrics)
-    return sorted({name for found in metrics for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)})
+    return sorted({name for values in metrics for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)})

@@ -46,8 +46,8 @@ def read_cell(path: Path) -> Cell:
     except (ValueError, RecursionError) as error:
         raise InputError(f"result file {path} is no JSON: {error}.") from error
     if not isinstance(cell, dict) or cell.get("schema") != SCHEMA or cell.get("version") != VERSION:
-        told = {key: cell.get(key) for key in ("schema", "version")} if isinstance(cell, dict) else type(cell).__name__
-        raise InputError(f"result file {path} has {_short(told)}; accepted: schema {SCHEMA!r}, version {VERSION}.")
+        header = {key: cell.get(key) for key in ("schema", "version")} if isinstance(cell, dict) else type(cell).__name__
+        raise InputError(f"result file {path} has {_short(header)}; accepted: schema {SCHEMA!r}, version {VERSION}.")
     check_cell(cell, f"result file {path}")
     return cell
 
@@ -109,10 +109,10 @@ def read_cells(folder: Path) -> list[Cell]:
     """Every cell below a folder, in the order of the files' names. InputError if there is none, or if a file is no cell."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give one that holds result files (*.json).")
-    found = [read_cell(path) for path in sorted(folder.rglob("*.json"))]
-    if not found:
+    cells = [read_cell(path) for path in sorted(folder.rglob("*.json"))]
+    if not cells:
         raise InputError(f"{folder} holds no result file (*.json).")
-    return found
+    return cells
 
 
 def write_cell(cell: Cell, folder: Path, place: tuple[int, int]) -> Path:
@@ -146,8 +146,8 @@ class Repetition:
     def settings(self, point: Point | None) -> str | None:
         if point is None:
             return None
-        told = [text for trial, text in zip(self.trials, self.told) if trial is point.stage and text]
-        return ", ".join([*told, f"epoch {point.epoch}"])
+        texts = [text for trial, text in zip(self.trials, self.told) if trial is point.stage and text]
+        return ", ".join([*texts, f"epoch {point.epoch}"])
 
 
 def results_of(trial: StageResult) -> list[Point]:
@@ -177,11 +177,11 @@ def choice_of(rule: str, runs: Sequence[Repetition], clean: Sequence[Repetition]
 def quantity(points: Sequence[Point | None], metric: str) -> dict[str, Any] | None:
     """Mean and 95 % interval over the seeds that have a model (over the test pictures if there is only one), and each seed's value."""
     there = [point for point in points if point is not None and metric in point.metrics]
-    found = interval_of([point.metrics[metric] for point in there], there, metric)
-    if found is None:
+    interval = interval_of([point.metrics[metric] for point in there], there, metric)
+    if interval is None:
         return None
-    low, high = ((min(max(bound, 0.0), 100.0) if math.isfinite(bound) else None) for bound in found[1:])
-    return {"mean": found[0], "low": low, "high": high, "values": [p.metrics.get(metric) if p is not None else None for p in points]}
+    low, high = ((min(max(bound, 0.0), 100.0) if math.isfinite(bound) else None) for bound in interval[1:])
+    return {"mean": interval[0], "low": low, "high": high, "values": [p.metrics.get(metric) if p is not None else None for p in points]}
 
 
 @dataclass(frozen=True, kw_only=True)

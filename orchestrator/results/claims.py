@@ -90,16 +90,16 @@ def judged(claims: Sequence[Claim], studies: Sequence[Study]) -> list[Verdict]:
 
     A claim whose own code fails is not judged, and the reason says how it failed.
     """
-    study, found = joined(studies), []
+    study, verdicts = joined(studies), []
     for claim, name in called(claims).items():
         try:
             mine = list(claim.judge(study)) or [Verdict(verdict="not tried", reason=claim.needed)]
-            found += [replace(v, claim=name, text=claim.text, criterion=claim.criterion, published=claim.published) for v in mine]
+            verdicts += [replace(v, claim=name, text=claim.text, criterion=claim.criterion, published=claim.published) for v in mine]
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"Its code failed: {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {error}"
-            found.append(Verdict(claim=name, text=claim.text, criterion=claim.criterion, verdict="not judged", reason=reason))
-    return found
+            verdicts.append(Verdict(claim=name, text=claim.text, criterion=claim.criterion, verdict="not judged", reason=reason))
+    return verdicts
 
 
 def called(claims: Sequence[Claim]) -> dict[Claim, str]:
@@ -107,8 +107,8 @@ def called(claims: Sequence[Claim]) -> dict[Claim, str]:
     alike: dict[str, list[Claim]] = {}
     for claim in dict.fromkeys(claims):
         alike.setdefault(claim.label, []).append(claim)
-    told = {claim: words for mine in alike.values() for claim, words in zip(mine, tell_apart([described(claim) for claim in mine]))}
-    return {claim: f"{claim.label} ({told[claim]})" if told[claim] else claim.label for claim in dict.fromkeys(claims)}
+    distinction = {claim: words for mine in alike.values() for claim, words in zip(mine, tell_apart([described(claim) for claim in mine]))}
+    return {claim: f"{claim.label} ({distinction[claim]})" if distinction[claim] else claim.label for claim in dict.fromkeys(claims)}
 
 
 def as_json(found: Sequence[Verdict]) -> list[dict[str, Any]]:
@@ -164,10 +164,10 @@ class Bench:
 
     def partner(self, others: Sequence["Bench"]) -> "Bench | None":
         """The bench with the same cleaning whose pre-training differs only in its objective, or in fields that belong to the objective."""
-        found = [other for other in others if other.like(self)]
+        candidates = [other for other in others if other.like(self)]
         for path in ("pretrain.objective", "pretrain"):  # a larger batch may belong to an objective
             story = before_cleaning(self.panel.pretrains[0].config, path)
-            alike = [other for other in found if before_cleaning(other.panel.pretrains[0].config, path) == story]
+            alike = [other for other in candidates if before_cleaning(other.panel.pretrains[0].config, path) == story]
             if len(alike) == 1:
                 return alike[0]
         return None
@@ -176,7 +176,7 @@ class Bench:
 def benches(study: Study, objective: Asked, method: Asked, poisons: int = 0) -> list[Bench]:
     """A bench for each pre-training with this objective and each cleaning set with this number of poisons, if the method was tried
     there."""
-    made = []
+    result = []
     for panel in panels(study):
         groups: dict[tuple[str, ...], list[TrialResult]] = {}
         for trial in study.trials if _is(objective_node(panel.pretrains[0]), objective) else ():
@@ -194,14 +194,14 @@ def benches(study: Study, objective: Asked, method: Asked, poisons: int = 0) -> 
                 few = number_of(models, "pre-training")
                 left.append(f"the {len(repeated)} seeds are of {few}: of the cleaning or the evaluation, not of the attack")
             broken = sum(map(diverged, kept))
-            told = (f"{broken} of {len(kept)} trials diverged and count as tried",) if broken else ()
+            note = (f"{broken} of {len(kept)} trials diverged and count as tried",) if broken else ()
             pairs = value_at(trials[0], "clean.pairs")
             cleaning = f", cleaned with {pairs} pairs" if pairs else ""
             cleaning += f" of which {poisons} are poisons" if poisons else ""
-            made.append(
-                Bench(study=study, panel=panel, trials=kept or tuple(trials), left=tuple(left), diverged=told, cleaning=cleaning)
+            result.append(
+                Bench(study=study, panel=panel, trials=kept or tuple(trials), left=tuple(left), diverged=note, cleaning=cleaning)
             )
-    return made
+    return result
 
 
 def at_end(study: Study, row: Row) -> str:
@@ -247,7 +247,7 @@ def _attacks(study: Study, trials: Sequence[TrialResult]) -> int:
     """How many pre-trainings the trials start from; those that differ only in a seed of the evaluation count once."""
     started = {trial.pretrain for trial in trials}
     seeds = [seeds_of(stage.config) for stage in study.pretrains if stage.fingerprint in started]
-    return len({tuple(sorted((p, v) for p, v in found.items() if not p.startswith(("evaluate.", "clean.")))) for found in seeds})
+    return len({tuple(sorted((p, v) for p, v in fields.items() if not p.startswith(("evaluate.", "clean.")))) for fields in seeds})
 
 
 def _given(trial: TrialResult, path: str) -> str:

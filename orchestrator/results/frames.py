@@ -53,15 +53,15 @@ def points(study: Study) -> pandas.DataFrame:
         config = {path: _leaf(value) for path, value in flatten(stage.config)}
         config |= {path: _leaf(value) for path, value in hyperparameters(trial).items()} if trial else {}
         start = measured.start_of(study, source, trial) if trial else None
-        found = {point.epoch: point for point in measured.points_of(stage)}
+        by_epoch = {point.epoch: point for point in measured.points_of(stage)}
         for epoch, line in sorted({line["epoch"]: line for line in stage.metrics}.items()):
-            own = {"role": measured.role_of(stage, epoch), "epoch": epoch, "step": line.get("step"), "seconds": line.get("seconds")}
-            point = found.get(epoch)
+            row = {"role": measured.role_of(stage, epoch), "epoch": epoch, "step": line.get("step"), "seconds": line.get("seconds")}
+            point = by_epoch.get(epoch)
             if point is not None:
-                own |= {"checkpoint": measured.checkpoint_of(study, point), "accuracy": point.accuracy, "asr": point.asr}
-                own |= _bounds(point)
-            own |= {"start_accuracy": start.accuracy, "start_asr": start.asr} if start else {}
-            rows.append(fixed | own | config | line.get("metrics", {}))
+                row |= {"checkpoint": measured.checkpoint_of(study, point), "accuracy": point.accuracy, "asr": point.asr}
+                row |= _bounds(point)
+            row |= {"start_accuracy": start.accuracy, "start_asr": start.asr} if start else {}
+            rows.append(fixed | row | config | line.get("metrics", {}))
     return pandas.DataFrame(rows)
 
 

@@ -82,9 +82,9 @@ def names(stages: Sequence[StageResult]) -> dict[str, str]:
 def name_of(node: Node, alike: Collection[Kind] = ()) -> str:
     """The component's label. Its class is added if it is not ours and the label also belongs to ours or to another of the kinds `alike`."""
     label, *classes = kind_of(node)
-    told = classes if len(alike) > 1 else [path for path in classes if _is_reserved(node, path)]
+    shown = classes if len(alike) > 1 else [path for path in classes if _is_reserved(node, path)]
     others = {path for kind in alike for path in kind[1:]} | set(own())
-    return f"{label} ({', '.join(ending(path, others) for path in told)})" if told else label
+    return f"{label} ({', '.join(ending(path, others) for path in shown)})" if shown else label
 
 
 def is_a(node: Node, *classes: type[Component]) -> bool:
@@ -104,8 +104,8 @@ def study_objective(stage: StageResult) -> str:
 
 def study_method(stage: StageResult) -> str:
     """The cleaning as the study calls it ("CleanCLIP", "MMCL", "SSL"), by class and weights; empty for any other class."""
-    found = _losses(method_node(stage), "trainers.methods.finetune", ("FineTune", "MMCLFineTune", "CleanCLIP", "SSLFineTune"))
-    return "CleanCLIP" if found == "MMCL+SSL" else found
+    losses = _losses(method_node(stage), "trainers.methods.finetune", ("FineTune", "MMCLFineTune", "CleanCLIP", "SSLFineTune"))
+    return "CleanCLIP" if losses == "MMCL+SSL" else losses
 
 
 def _losses(node: Node, module: str, classes: Sequence[str]) -> str:
@@ -147,12 +147,12 @@ def ending(path: str, others: Collection[str]) -> str:
 def _bare(node: Node) -> Component:
     """A component of ours made from the fields of a configuration, to ask for its label."""
     cls = own()[node["class"]]
-    made = object.__new__(cls)
+    component = object.__new__(cls)
     for name, value in node.items():
         if name not in ("class", ID):
             inner = isinstance(value, dict) and "class" in value
-            object.__setattr__(made, name, (_bare(value) if value["class"] in own() else _Named(label_of(value))) if inner else value)
-    return made
+            object.__setattr__(component, name, (_bare(value) if value["class"] in own() else _Named(label_of(value))) if inner else value)
+    return component
 
 
 class _Named:

@@ -95,8 +95,8 @@ def interval_of_share(share: float, n: float) -> tuple[float, float]:
 
 def interval_of(values: Sequence[float], points: Sequence[Point], metric: str) -> tuple[float, float, float] | None:
     """Mean and 95 % t interval over the repetitions. For a single one the interval over its images if `metric` is a share of them."""
-    found = mean_interval(values)
-    return (found[0], *points[0].interval(metric)) if found and len(values) == 1 and metric else found
+    interval = mean_interval(values)
+    return (interval[0], *points[0].interval(metric)) if interval and len(values) == 1 and metric else interval
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
@@ -113,7 +113,7 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
 
 def attacks_of(study: Study) -> dict[str, str]:
     """Name → target of each attack, where there are several; else empty."""
-    return {name: str(told.get("target", "")) for name, told in study.poison.get("found", {}).items()}
+    return {name: str(facts.get("target", "")) for name, facts in study.poison.get("found", {}).items()}
 
 
 def asr_of(points: Sequence[Point], attack: str) -> tuple[float, float, float] | None:
@@ -125,8 +125,8 @@ def asr_of(points: Sequence[Point], attack: str) -> tuple[float, float, float] |
 
 def points_of(stage: StageResult) -> list[Point]:
     """Every epoch with a finite accuracy and ASR, in order. If a line was written twice, the last one counts."""
-    found = measured(stage.metrics)
-    return [Point(stage=stage, epoch=p.epoch, accuracy=p.accuracy, asr=p.asr, returned=p.returned, metrics=p.metrics) for p in found]
+    measurements = measured(stage.metrics)
+    return [Point(stage=stage, epoch=p.epoch, accuracy=p.accuracy, asr=p.asr, returned=p.returned, metrics=p.metrics) for p in measurements]
 
 
 def cleaned_points(trial: TrialResult) -> list[Point]:
@@ -176,18 +176,18 @@ def starts_of(study: Study, panel: Panel) -> list[Point]:
 
 def published_starts(study: Study, panel: Panel) -> list[Start]:
     """The published uncleaned models that are drawn in this panel."""
-    found = study.published.starts if study.published else ()
-    return [start for start in found if start.objective == panel.study_objective and start.fits(panel.pretrains[0].config)]
+    starts = study.published.starts if study.published else ()
+    return [start for start in starts if start.objective == panel.study_objective and start.fits(panel.pretrains[0].config)]
 
 
 def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
     """The published cleanings that belong beside a panel's. Those for one value of a cleaning field are shown only if the method is tried
     there."""
-    found = study.published.cleanings if study.published else ()
+    cleanings = study.published.cleanings if study.published else ()
     mine = [trial for trial in study.trials if panel.holds(trial)]
     return [
         cleaned
-        for cleaned in found
+        for cleaned in cleanings
         if cleaned.objective == panel.study_objective
         and (
             any(study_method(trial) == cleaned.method and cleaned.fits(trial.config) for trial in mine)
@@ -200,11 +200,11 @@ def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
 def repetitions(study: Study, trials: Sequence[TrialResult]) -> dict[str, str]:
     """Fingerprint of a trial → its seeds and those of its pre-training as text; equal for the same repetition under two objectives."""
     seeds = {stage.fingerprint: seeds_of(stage.config) for stage in study.pretrains}
-    made = {}
+    result = {}
     for trial in trials:
-        own = {path: value for path, value in hyperparameters(trial).items() if is_seed(path)}
-        made[trial.fingerprint] = json.dumps(seeds.get(trial.pretrain, {}) | own, sort_keys=True, default=str)
-    return made
+        own_seeds = {path: value for path, value in hyperparameters(trial).items() if is_seed(path)}
+        result[trial.fingerprint] = json.dumps(seeds.get(trial.pretrain, {}) | own_seeds, sort_keys=True, default=str)
+    return result
 
 
 def plans_cleaning(study: Study) -> bool:
@@ -238,15 +238,15 @@ def panels(study: Study, ignoring: str = "") -> list[Panel]:
     facts: dict[str, dict[str, Any]] = {}
     objectives = names(study.pretrains)
     for stage in study.pretrains:
-        own = before_cleaning(stage.config, ignoring)
-        key = json.dumps([objectives[stage.fingerprint], own], sort_keys=True, default=str)
+        start_config = before_cleaning(stage.config, ignoring)
+        key = json.dumps([objectives[stage.fingerprint], start_config], sort_keys=True, default=str)
         groups.setdefault(key, []).append(stage)
-        facts[key] = own
+        facts[key] = start_config
     labels: dict[str, str] = {}
     for objective in dict.fromkeys(objectives.values()):
         alike = [key for key in groups if objectives[groups[key][0].fingerprint] == objective]
-        for key, told in zip(alike, tell_apart([facts[key] for key in alike])):
-            labels[key] = f"{objective}, {told}" if told else objective
+        for key, words in zip(alike, tell_apart([facts[key] for key in alike])):
+            labels[key] = f"{objective}, {words}" if words else objective
         for key in alike:
             if [labels[other] for other in alike].count(labels[key]) > 1:
                 labels[key] += f" ({groups[key][0].fingerprint[:6]})"
@@ -275,19 +275,19 @@ def arms(study: Study, ignoring: str = "") -> dict[str, str]:
         values = {str(value_at(trial, study.series)) for trial in study.trials}
         paths += [study.series] if len(values) <= MAX_ARMS else []
     paths = [path for path in paths if path != ignoring]
-    given = {t.fingerprint: {path: value_at(t, path) for path in paths} for t in study.trials}
+    settings = {t.fingerprint: {path: value_at(t, path) for path in paths} for t in study.trials}
     called = methods_of(study)
     short = short_paths(list(dict.fromkeys([*paths, *(p for t in study.trials for p in hyperparameters(t))])))
     seen: dict[str, dict[str, set[str]]] = {}
-    for fingerprint, values_of in given.items():
+    for fingerprint, values_of in settings.items():
         for path, value in values_of.items():
             seen.setdefault(called[fingerprint], {}).setdefault(path, set()).add(str(value))
-    told = {}
-    for fingerprint, values_of in given.items():
+    names = {}
+    for fingerprint, values_of in settings.items():
         method = called[fingerprint]
         varied = [f"{short[p]} {value_text(v)}" for p, v in values_of.items() if v not in (None, "") and len(seen[method][p]) > 1]
-        told[fingerprint] = ", ".join([method, *varied])
-    return told
+        names[fingerprint] = ", ".join([method, *varied])
+    return names
 
 
 def methods_of(study: Study) -> dict[str, str]:

@@ -149,10 +149,10 @@ def _by_name(given: str | dict[Any, str]) -> dict[str, tuple[Any, ...] | None]:
     """Name → the encoded values that it belongs to; None: all values."""
     if isinstance(given, str):
         return {given: None} if given else {}
-    found: dict[str, tuple[Any, ...] | None] = {}
+    result: dict[str, tuple[Any, ...] | None] = {}
     for value, name in given.items():
-        found[name] = (*(found.get(name) or ()), encode(value, "a value in Sweep.reference"))
-    return found
+        result[name] = (*(result.get(name) or ()), encode(value, "a value in Sweep.reference"))
+    return result
 
 
 def _stem(name: str) -> str:

@@ -112,7 +112,7 @@ def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Ch
     groups: dict[tuple[str, str], list[TrialResult]] = {}
     for trial in trials:
         groups.setdefault((trial.pretrain, seeds[trial.fingerprint]), []).append(trial)
-    made = []
+    result = []
     for (_, repetition), group in groups.items():
         start = start_of(study, group[0].pretrain, group[0])
         points = [p for trial in group for p in cleaned_points(trial)]
@@ -122,8 +122,8 @@ def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Ch
         chosen = next((t for t in group if point and t.fingerprint == point.stage.fingerprint), None)
         text = settings(chosen, list(trials)) if chosen else ""
         kept = checkpoint_of(study, point) if point else ""
-        made.append(Choice(point=point, start=start, settings=text, trial=chosen, repetition=repetition, checkpoint=kept))
-    return tuple(made)
+        result.append(Choice(point=point, start=start, settings=text, trial=chosen, repetition=repetition, checkpoint=kept))
+    return tuple(result)
 
 
 def table(study: Study, ignoring: str = "") -> list[Row]:
@@ -142,11 +142,11 @@ def table(study: Study, ignoring: str = "") -> list[Row]:
 
 def fronts(study: Study) -> list[tuple[Panel, StageResult, str, list[Point]]]:
     """(panel, pre-training, method, Pareto front over all its trials and epochs): one for each seed of a pre-training."""
-    named, found = arms(study), []
+    named, result = arms(study), []
     for panel in panels(study):
         for stage in panel.pretrains:
             for method in dict.fromkeys(named.values()):
                 trials = [t for t in study.trials if t.pretrain == stage.fingerprint and named[t.fingerprint] == method]
                 if points := front([p for trial in trials for p in cleaned_points(trial)]):
-                    found.append((panel, stage, method, points))
-    return found
+                    result.append((panel, stage, method, points))
+    return result

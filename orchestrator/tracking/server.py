@@ -82,8 +82,8 @@ def serve(uri: str, port: int = 5000) -> int:
         raise InputError(f"port {port} is in use on this machine; give another with --port.")
     with making(uri):
         relocate(uri, artifact_location(uri, None))
-        found = views(uri)
-    for name, path in found.items():
+        paths = views(uri)
+    for name, path in paths.items():
         print(f"{name}: {base}{path}", flush=True)
     if remote:
         return 0

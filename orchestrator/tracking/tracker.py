@@ -101,7 +101,7 @@ class Tracker:
         from the others of its sweep, if that is known."""
         with self._guard(f"the run of {result.stage} {result.fingerprint[:12]}"):
             parent = self._client.get_run(parent_run_id)
-            own = {
+            stage_tags = {
                 "role": role,
                 "cleansweep.stage": result.stage,
                 "cleansweep.commit": result.commit,
@@ -109,11 +109,11 @@ class Tracker:
                 STUDY: parent.data.tags.get(STUDY, ""),
                 PARENT: parent_run_id,
             }
-            own["cleansweep.class"] = str(component_of(result).get("class", ""))
+            stage_tags["cleansweep.class"] = str(component_of(result).get("class", ""))
             name = f"{result.stage} {title or result.name}"
             if isinstance(result, TrialResult):
                 source = self._objectives.get(result.pretrain, result.pretrain[:6])
-                own |= {"method": method_of(result), "pretrain": source, "cleansweep.pretrain": result.pretrain}
+                stage_tags |= {"method": method_of(result), "pretrain": source, "cleansweep.pretrain": result.pretrain}
                 name = title or " ".join(filter(None, (method_of(result), settings(result, [result]), f"on {source}")))
             else:
                 self._objectives[result.fingerprint] = objective_of(result)
@@ -121,7 +121,7 @@ class Tracker:
                 fingerprint=result.fingerprint,
                 complete=_whole(result),
                 name=name[:MAX_KEY],
-                tags={**own, **(tags or {})},
+                tags={**stage_tags, **(tags or {})},
             )
             self._by_stage[result.fingerprint] = run_id
             if self._complete.get(run_id) == _whole(result):
