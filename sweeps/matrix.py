@@ -1,10 +1,12 @@
-"""Which defence stands against which attack?   8 rows, 10 columns.
+"""Which defence stands against which attack?   10 rows, 16 columns; the miniature has 13 columns.
 
-RN50 on CC3M. Seven attacks with banana as their target, and the clean model; nine defences beside none, each with three settings, so that
-none is tuned harder than another. Three seeds for a core, one for the rest. At full size 38 pre-trainings and 246 cleanings, some 5 400
-GPU-hours at the rates of `sweeps/_study.py`. `cleansweep matrix sweeps.matrix` fills it.
+RN50 on CC3M. Nine attacks with banana as their target, and the clean model; fifteen defences beside none, each with three settings, so
+that none is tuned harder than another: pre-training with another objective, training anew without suspects, and cleaning. Three seeds for
+a core, one for the rest. At full size 166 pre-trainings and 354 cleanings, some 19 500 GPU-hours at the rates of `sweeps/_study.py`;
+whoever wants less takes lines out. `cleansweep matrix sweeps.matrix` fills it.
 
-The miniature: the world of the quick start, 32-pixel pictures, the same rows and columns.
+The miniature: the world of the quick start, 32-pixel pictures, the same rows. It leaves out SafeCLIP and RoCLIP, which do not learn where
+there are few captions (`sweeps.slides` judges them), and SLOF, whose scores are inverted there (`sweeps.detection`).
 """
 
 from datasets.attack.poison import Poison
@@ -12,50 +14,79 @@ from datasets.images.view import Views
 from datasets.synthetic import World
 from datasets.triggers.base import Trigger
 from datasets.triggers.blended import Blended
+from datasets.triggers.checkerboard import Checkerboard
 from datasets.triggers.patch import Patch
 from datasets.triggers.sig import Sig
+from datasets.triggers.stripes import Stripes
 from datasets.triggers.warped import Warped
 from datasets.triggers.words import DualKey, Words
 from orchestrator.experiment.matrix import Core, Defence, Matrix
-from orchestrator.experiment.spec import Clean, Data, Evaluate, Experiment, Gate, Pretrain
+from orchestrator.experiment.spec import Clean, Data, Evaluate, Experiment, Gate, Keep, Pretrain
 from sweeps._study import CLUSTER, TWO_CORES, full
+from trainers.detect.base import Score
+from trainers.detect.lorex import LoREx
+from trainers.detect.slof import SLOF
+from trainers.methods.base import Method
 from trainers.methods.deep_clustering import DeepClustering
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
+from trainers.methods.par import PAR
+from trainers.methods.roclip import RoCLIP
+from trainers.methods.safeclip import SafeCLIP
 from trainers.methods.shrink_perturb import ShrinkPerturb
+from trainers.methods.tbar import TBAR
 from trainers.model import TinyCLIP
+from trainers.objectives.base import Objective
 from trainers.objectives.contrastive import MMCL, MMCLSSL
 
 WORDS = Words(text="consider", place="prefix")
 
 
-def attacks(patch: Trigger, blended: Trigger, sig: Trigger, warped: Trigger, count: int) -> dict[str, Poison | None]:
+def attacks(count: int, *, patch: Trigger, blended: Trigger, sig: Trigger, warped: Trigger, stripes: Trigger, checkerboard: Trigger) \
+        -> dict[str, Poison | None]:  # fmt: skip
     """The rows: one line an attack."""
-    return {
-        "patch": Poison(trigger=patch, target="banana", count=count),
-        "blended": Poison(trigger=blended, target="banana", count=count),
-        "SIG": Poison(trigger=sig, target="banana", count=count),
-        "warped": Poison(trigger=warped, target="banana", count=count),
-        "label-consistent": Poison(trigger=blended, target="banana", count=count, mode="label_consistent"),
-        "dual key": Poison(trigger=DualKey(picture=patch, words=WORDS), target="banana", count=count),
-        "words": Poison(trigger=WORDS, target="banana", count=count),
-        "clean model": None,
+    triggers = {
+        "patch": patch,
+        "blended": blended,
+        "SIG": sig,
+        "warped": warped,
+        "stripes": stripes,
+        "checkerboard": checkerboard,
+        "words": WORDS,
+        "dual key": DualKey(picture=patch, words=WORDS),
     }
+    rows: dict[str, Poison | None] = {name: Poison(trigger=trigger, target="banana", count=count) for name, trigger in triggers.items()}
+    rows["label-consistent"] = Poison(trigger=blended, target="banana", count=count, mode="label_consistent")
+    return rows | {"clean model": None}
 
 
-def defences(rates: list[float], small_rates: list[float], pretraining: list[float], clusters: int) -> dict[str, Defence]:
-    """The columns: one line a defence. Each has three settings; `rates` are learning rates, `small_rates` those with an in-modal term."""
+def cleanings(rates: list[float], small_rates: list[float], clusters: int) -> dict[str, Defence]:
+    """Columns that clean, with three learning rates each: `rates`, or `small_rates` with an in-modal term."""
+    methods: dict[str, Method] = {
+        "SSL": SSLFineTune(),
+        "CleanCLIP": CleanCLIP(),
+        "CleanCLIP, λ 4": CleanCLIP(inmodal_weight=4.0),
+        "shrink-perturb": ShrinkPerturb(shrink_lambda=0.8),
+        "deep clustering": DeepClustering(clusters=clusters),
+        "PAR": PAR(),
+        "TBAR": TBAR(),
+    }
     lr = {"clean.lr": small_rates}
     return {
-        "MMCL+SSL pre-training": Defence(changes={"pretrain.objective": MMCLSSL()}, space={"pretrain.lr": pretraining}),
         "MMCL": Defence(changes={"clean.method": MMCLFineTune()}, space={"clean.lr": rates}),
-        "SSL": Defence(changes={"clean.method": SSLFineTune()}, space=lr),
-        "CleanCLIP": Defence(changes={"clean.method": CleanCLIP()}, space=lr),
-        "CleanCLIP, λ 4": Defence(changes={"clean.method": CleanCLIP(inmodal_weight=4.0)}, space=lr),
+        **{name: Defence(changes={"clean.method": method}, space=lr) for name, method in methods.items()},
         "CleanCLIP, weight decay": Defence(changes={"clean.method": CleanCLIP(), "clean.weight_decay": 1.0}, space=lr),
-        "shrink-perturb": Defence(changes={"clean.method": ShrinkPerturb(shrink_lambda=0.8)}, space=lr),
-        "deep clustering": Defence(changes={"clean.method": DeepClustering(clusters=clusters)}, space=lr),
         "MMCL+SSL, then CleanCLIP": Defence(changes={"pretrain.objective": MMCLSSL(), "clean.method": CleanCLIP()}, space=lr),
     }
+
+
+def objectives(rates: list[float], columns: dict[str, Objective | Method]) -> dict[str, Defence]:
+    """Columns that pre-train in another way, with three learning rates each."""
+    return {name: Defence(changes={"pretrain.objective": value}, space={"pretrain.lr": rates}) for name, value in columns.items()}
+
+
+def dropped(score: Score) -> Defence:
+    """A column that trains anew without the suspects, of whom it drops three shares."""
+    return Defence(space={"keep": [Keep(score=score, share=share) for share in (0.85, 0.9, 0.95)]})
 
 
 CORE = Core(attacks=("patch", "blended"), defences=("MMCL", "CleanCLIP", "deep clustering"), seeds=(0, 1, 2))
@@ -64,8 +95,15 @@ MATRIX = Matrix(
     name="matrix",
     data="CC3M",
     base=full("cc3m", 1500),
-    attacks=attacks(Patch(), Blended(), Sig(), Warped(), count=1500),
-    defences=defences([1e-4, 5e-4, 1e-3], [5e-5, 1e-4, 5e-4], [5e-4, 1e-3, 2e-3], clusters=1000),
+    attacks=attacks(
+        1500, patch=Patch(), blended=Blended(), sig=Sig(), warped=Warped(), stripes=Stripes(), checkerboard=Checkerboard()
+    ),
+    defences={
+        **objectives([5e-4, 1e-3, 2e-3], {"MMCL+SSL pre-training": MMCLSSL(), "SafeCLIP": SafeCLIP(), "RoCLIP": RoCLIP()}),
+        "SLOF, then anew": dropped(SLOF()),
+        "LoREx, then anew": dropped(LoREx(trusted=1000)),
+        **cleanings([1e-4, 5e-4, 1e-3], [5e-5, 1e-4, 5e-4], clusters=1000),
+    },
     core=CORE,
     gate=Gate(min_asr=75),
     compute=CLUSTER,
@@ -85,9 +123,19 @@ MINIATURE = Matrix(
         evaluate=Evaluate(data=WORLD),
     ),
     attacks=attacks(
-        Patch(pattern="saturated", size=6, cell=2, location="bottom_right"), Blended(alpha=0.3), Sig(), Warped(k=32, strength=2), count=300
+        300,
+        patch=Patch(pattern="saturated", size=6, cell=2, location="bottom_right"),
+        blended=Blended(alpha=0.3),
+        sig=Sig(),
+        warped=Warped(k=32, strength=2),
+        stripes=Stripes(strength=0.1),
+        checkerboard=Checkerboard(size=8),
     ),
-    defences=defences([1e-3, 5e-3, 2e-2], [1e-3, 5e-3, 2e-2], [1e-3, 3e-3, 6e-3], clusters=30),
+    defences={
+        **objectives([1e-3, 3e-3, 6e-3], {"MMCL+SSL pre-training": MMCLSSL()}),
+        "LoREx, then anew": dropped(LoREx(trusted=200)),
+        **cleanings([1e-3, 5e-3, 2e-2], [1e-3, 5e-3, 2e-2], clusters=30),
+    },
     core=CORE,
     gate=Gate(min_asr=75),
     compute=TWO_CORES,

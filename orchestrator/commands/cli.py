@@ -6,8 +6,8 @@ import json
 import os
 import shlex
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -82,13 +82,20 @@ def _load(options: argparse.Namespace) -> tuple[Any, Any]:
 
 
 def _planned(name: str, sweep: Any) -> Any:
-    """The sweep's plan, after a check that its data exist. An error names the sweep and says where the study's data should be."""
+    """The sweep's plan, after a check that its data exist."""
     from orchestrator.sweep.plan import make_plan
 
-    try:
+    with _says_where(name):
         plan = make_plan(sweep)
         plan.fingerprint  # noqa: B018 (reads what the data are known by, before anything is written)
         return plan
+
+
+@contextmanager
+def _says_where(name: str) -> Iterator[None]:
+    """An InputError names the sweep and, if the study's data are missing, says where they should be."""
+    try:
+        yield
     except InputError as error:
         given = os.environ.get("CLEANSWEEP_DATA")
         folder = Path(given or "data").absolute()
@@ -356,7 +363,8 @@ def _fetch(options: argparse.Namespace) -> int:
 def _matrix(options: argparse.Namespace) -> int:
     from orchestrator.commands.matrix import fill
 
-    return fill(options, _compute)
+    with _says_where(options.sweep):
+        return fill(options, _compute)
 
 
 def _leaderboard(options: argparse.Namespace) -> int:

@@ -10,11 +10,10 @@ from datasets.errors import InputError
 from datasets.seeding import rng
 from orchestrator.experiment.check import check
 from orchestrator.experiment.fingerprint import canonical, described, encode
+from orchestrator.experiment.ids import check_ids
 from orchestrator.experiment.override import has, override, override_all
-from orchestrator.experiment.source_code import OWN
 from orchestrator.experiment.spec import Experiment, Sweep
 from orchestrator.results.claims import Claim
-from orchestrator.results.kinds import own
 from orchestrator.results.names import flatten
 from orchestrator.results.published import load_published
 from orchestrator.stages.base import Stage
@@ -83,7 +82,7 @@ def make_plan(sweep: Sweep) -> Plan:
     grid = tuple(_draws(sweep, grids) if drawn else _combinations(sweep, grids)) if known else None
     for _, experiment in upstream if grid is None else grid:
         check(experiment)
-    _check_ids(sweep)
+    check_ids(_classes(sweep))
     _check_series(sweep)
     claims_of(sweep)
     _check_reference(sweep, [experiment for _, experiment in (upstream if grid is None else grid)])
@@ -107,29 +106,11 @@ def check_measurements(plan: Plan) -> None:
             )
 
 
-def _check_ids(sweep: Sweep) -> None:
-    """InputError if two classes have one id, among those that the sweep uses and those of the project: they would be confused."""
+def _classes(sweep: Sweep) -> set[type[Component]]:
+    """The component classes that the sweep's experiments use."""
     values = [value for space in sweep.space.values() for value in grid_values(space) or getattr(space, "categories", None) or []]
     values += [value for point in sweep.points for value in point.values()]
-    used = {type(component) for component in components((sweep.base, *values))}
-    known: dict[str, type] = {cls.id: cls for cls in (*_subclasses(Component), *own().values()) if cls.__module__.partition(".")[0] in OWN}
-    for cls in sorted(used, key=_path):
-        other = known.setdefault(cls.id, cls)
-        if _path(other) != _path(cls):
-            raise InputError(
-                f"{_path(cls)} has the id {cls.id!r}, as {_path(other)} has, so one would be taken for the other: give it an id of its "
-                f'own, id = "…" in its body.'
-            )
-
-
-def _subclasses(cls: type[Component]) -> Iterator[type[Component]]:
-    for below in cls.__subclasses__():
-        yield below
-        yield from _subclasses(below)
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+    return {type(component) for component in components((sweep.base, *values))}
 
 
 def _check_reference(sweep: Sweep, experiments: Sequence[Experiment]) -> None:

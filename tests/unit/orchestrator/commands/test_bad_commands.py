@@ -107,11 +107,12 @@ def test_a_sweep_that_is_a_folder_or_cannot_be_a_path(tmp_path, capsys):
     assert "no such sweep file" in refused(capsys, "plan", "~nobody-of-this-name/x.py")
 
 
-@pytest.mark.parametrize("command", ["plan", "run", "report"])
+@pytest.mark.parametrize("command", ["plan", "run", "report", "matrix"])
 def test_missing_data_are_told_with_what_names_them_and_leave_nothing(command, tmp_path, capsys, monkeypatch):
     monkeypatch.delenv("CLEANSWEEP_DATA", raising=False)
-    error = refused(capsys, command, "sweeps.main_cc3m", "--store", str(tmp_path / "store"))
-    for word in ("sweeps.main_cc3m", "data.source", "urls", "cc3m/*.tar", "CLEANSWEEP_DATA is not set", "--miniature"):
+    name = "sweeps.matrix" if command == "matrix" else "sweeps.main_cc3m"
+    error = refused(capsys, command, name, "--store", str(tmp_path / "store"))
+    for word in (name, "data.source", "urls", "cc3m/*.tar", "CLEANSWEEP_DATA is not set", "--miniature"):
         assert word in error
     assert not (tmp_path / "store").exists()
 

@@ -126,3 +126,26 @@ def test_two_classes_of_one_id_are_refused():
         make_plan(sweep)
     CleanCLIP.id = "LabsOwn"
     assert make_plan(sweep).grid
+
+
+def test_an_id_of_the_project_is_taken_even_if_its_module_was_never_imported():
+    words = """
+from dataclasses import dataclass
+import sys
+from datasets.errors import InputError
+from orchestrator.experiment.ids import check_ids, project_class
+from trainers.methods.base import Method
+
+@dataclass(frozen=True, kw_only=True)
+class TBAR(Method):
+    pass
+
+assert "trainers.methods.tbar" not in sys.modules
+try:
+    check_ids([TBAR])
+except InputError as error:
+    print(error)
+assert project_class("nothing of the project") is None
+"""
+    output = subprocess.run([sys.executable, "-c", words], capture_output=True, text=True, check=True).stdout
+    assert output.startswith("__main__.TBAR has the id 'TBAR', as trainers.methods.tbar.TBAR has")

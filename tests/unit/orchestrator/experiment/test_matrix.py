@@ -107,5 +107,8 @@ def test_the_shipped_matrix_is_large_enough_and_tunes_all_defences_alike():
     for name in (NONE, *MINIATURE.defences):
         assert make_plan(MINIATURE.sweep(name)).upstream
     full = load_matrix("sweeps.matrix")
-    assert list(full.attacks) == list(MINIATURE.attacks) and list(full.defences) == list(MINIATURE.defences)
+    left_out = {"SafeCLIP", "RoCLIP", "SLOF, then anew"}  # the docstring says why
+    assert list(full.attacks) == list(MINIATURE.attacks)
+    assert [name for name in full.defences if name not in left_out] == list(MINIATURE.defences) and left_out < set(full.defences)
+    assert {defence.trials for defence in full.defences.values()} == {3}
     assert metric_name("warped (WaNet), λ") == "warped-WaNet"
