@@ -67,8 +67,8 @@ class Recipe(Component):
 def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndarray | None = None) -> Batch:
     """Arrays of the records (`pairs.RECORD_SCHEMA`), in their order.
 
-    row int64 [B], key object [B], image uint8 [B, S, S, 3], caption object [B], poisoned bool [B]; with two views also image_aug uint8 [B,
-    S, S, 3] and caption_aug object [B].
+    row int64 [B], key object [B], image uint8 [B, S, S, 3], caption object [B], poisoned bool [B]; with two views also
+    image_aug uint8 [B, S, S, 3] and caption_aug object [B].
 
     `view_BHWC`: the records' canonical views, if they are decoded already (the batch takes over this array); otherwise the pictures are
     read and decoded. Raises `InputError` naming key and shard of a picture for which that fails.

@@ -13,7 +13,7 @@ from orchestrator.results.points import GIVEN, cleaned_points, panels, points_of
 from orchestrator.results.selection import Choice, Row, table
 
 MARGIN = 0.1
-"""A drawn value counts as lying at the end if its distance from a bound is at most this share of the range."""
+"""A drawn value counts as lying at the end if its distance from a bound is less than this share of the range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,7 +216,7 @@ def _few_seeds(study: Study, rows: list[Row]) -> Iterator[Caution]:
 
 
 def diverged(stage: StageResult) -> bool:
-    """Whether the training diverged, so that some metric is not finite."""
+    """Whether the training diverged: it failed for that reason, or some metric is not finite."""
     return stage.failure == DIVERGED or bool(_not_finite(stage))
 
 
