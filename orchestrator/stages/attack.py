@@ -209,6 +209,8 @@ def _require_words(attack: Poison, victims: pa.Table, model: Model | TinyCLIP) -
     if not isinstance(trigger, Words):
         return
     captions = victims.filter(pc.not_equal(victims["target"], ""))["caption_after"].to_pylist()
+    if not captions:  # an attack that is only measured
+        return
     found = words_left(model, trigger.text, captions)
     called = f"attack {attack.name}" if attack.name else "the attack"
     if found is None:
