@@ -67,13 +67,16 @@ MINIATURE = Sweep(
     name="slides-miniature",
     base=replace(
         SMALL,
-        poison=Poison(trigger=Patch(pattern="white", size=6, location="bottom_right"), target="banana", count=120, captions="existing"),
-        pretrain=replace(SMALL.training, epochs=16),
+        views=Views(size=32, augment="none"),
+        poison=Poison(trigger=Patch(pattern="white", size=6, location="bottom_right"), target="banana", count=80, captions="existing"),
         clean=None,
     ),
     space={
         "pretrain.seed": SEEDS,
-        "pretrain.objective": tune.grid_search([MMCL(), SafeCLIP(inmodal_epochs=2, inmodal_lr=1e-3, filter_lr=3e-4)]),
+        "pretrain.objective": tune.grid_search([
+            MMCL(),
+            SafeCLIP(inmodal_epochs=1, inmodal_lr=1e-3, filter_epochs=2, filter_lr=1e-3, bank=1024, first_share=0.6, step=0.05),
+        ]),
     },
     gate=WARN,
     compute=TWO_CORES,
