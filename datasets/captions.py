@@ -1,8 +1,8 @@
 """Captions: which are dropped, and the augmentation EDA (Wei and Zou 2019) for the in-modal loss.
 
-Synonyms come from WordNet 3.0 through a table that is shipped in `datasets/data`, so that an augmented caption depends on
-no corpus of the machine, and a worker needs some 30 MB and a third of a second for it where NLTK's reader needs 380 MB and five
-seconds. `tests/baselines/make_synonyms.py` builds the table from NLTK's WordNet (`datasets.words`); a test compares the two.
+Synonyms come from WordNet 3.0 through a table shipped in `datasets/data`, so an augmented caption does not depend on the corpora installed
+on the machine. A worker needs some 30 MB and a third of a second for the table; NLTK's reader needs 380 MB and five seconds.
+`tests/baselines/make_synonyms.py` builds the table from NLTK's WordNet (`datasets.words`); a test compares the two.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SUFFIXES = {
     "a": (("er", ""), ("est", ""), ("er", "e"), ("est", "e")),
     "r": (),
 }  # fmt: skip
-"""Endings that WordNet replaces, by part of speech (morphy(7WN)), each with the lemma's ending."""
+"""Endings that WordNet replaces, by part of speech (morphy(7WN)): pairs of an ending and the lemma's ending."""
 _STOP_WORDS = (
     "i me my myself we our ours ourselves you your yours yourself yourselves he him his himself she her hers herself it its "
     "itself they them their theirs themselves what which who whom this that these those am is are was were be been being "
@@ -42,10 +42,10 @@ STOP_WORDS = frozenset(_STOP_WORDS.split())
 
 
 class Caption(NamedTuple):
-    """A caption as it was found."""
+    """A caption as read, or why there is none."""
 
     text: str | None
-    """Stripped; None without one."""
+    """Stripped; None if there is none."""
     fault: str = ""
     """Why there is no text: `no_caption`, or `caption_not_text` for bytes or a value that is no text."""
 
@@ -59,9 +59,9 @@ NOT_TEXT = Caption(None, "caption_not_text")
 
 
 def as_caption(value: object) -> Caption:
-    """What a cell or a json field holds, as a caption: text, bytes of text (`datasets.text`), or nothing.
+    """A cell or a json value as a caption: text, bytes of text (`datasets.text`), or nothing.
 
-    Text with NUL characters does not count as text; a byte order mark is removed.
+    A byte order mark is removed. Text with NUL characters does not count as text.
     """
     if isinstance(value, bytes):
         try:
@@ -74,9 +74,8 @@ def as_caption(value: object) -> Caption:
 
 
 def chosen(captions: Sequence[Caption], choice: str, key: str) -> Sequence[Caption]:
-    """Chosen among a picture's captions: the `first`, one drawn by its key (`random`), or all (`each`). `first` and `random` choose among
-    those that have text. Returns at least one.
-    """
+    """Some of a picture's captions, at least one: the `first`, one drawn by its key (`random`), or all (`each`). `first` and `random`
+    choose among those that have text."""
     usable = [caption for caption in captions if caption.text]
     if choice == "each" or not usable:
         return captions[: None if choice == "each" else 1] or (NO_CAPTION,)
@@ -84,8 +83,8 @@ def chosen(captions: Sequence[Caption], choice: str, key: str) -> Sequence[Capti
 
 
 def clean_drop_reason(caption: str, min_length: int = 0) -> str:
-    """Why a caption makes its sample unusable: `empty_caption`, `no_letters`, `short_caption` (fewer than `min_length`
-    characters without the spaces around), or "" if it does not."""
+    """Why a caption makes its sample unusable: `empty_caption`, `no_letters`, or `short_caption` (fewer than `min_length` characters after
+    stripping); "" if it does not."""
     caption = caption.strip()
     if not caption:
         return "empty_caption"
@@ -95,16 +94,17 @@ def clean_drop_reason(caption: str, min_length: int = 0) -> str:
 
 
 def clean(caption: str) -> str:
-    """EDA's cleaning: apostrophes dropped, all but a–z to single spaces, lower case."""
+    """EDA's cleaning: remove apostrophes, lower the case, and turn every run of characters other than a–z into one space."""
     caption = re.sub("['’]", "", caption).lower()
     return re.sub("[^a-z]+", " ", caption).strip()
 
 
 def eda(caption: str, rng: np.random.Generator) -> str:
-    """One variant of the caption: cleaned, then one of synonym replacement, random insertion, random swap (of a tenth of
-    the words, at least one) and random deletion (each word with chance 0.1, never all).
+    """One variant of the caption: cleaned, then changed in one of four ways, drawn at random.
 
-    A caption without the letters a–z (another script, say) has no variant and comes back as it is.
+    The ways are synonym replacement, random insertion and random swap (each of a tenth of the words, at least one), and random deletion
+    (each word with chance 0.1, never all). A caption without the letters a–z (in another script, say) has no variant and comes back as it
+    is.
     """
     words = clean(caption).split()
     if not words:
@@ -183,12 +183,12 @@ def _table() -> _Table:
 
 @lru_cache(maxsize=50_000)
 def synonyms(word: str) -> tuple[str, ...]:
-    """WordNet's synonyms of a lower-case word a–z, in alphabetical order; some are of several words.
+    """WordNet's synonyms of a lower-case word a–z, in alphabetical order; some consist of several words.
 
-    As NLTK's `wordnet.synsets(word)`: the word itself and what it may be an inflected form of ("leaves": leaf, leave), in
-    every part of speech.
+    Like NLTK's `wordnet.synsets(word)`, this looks up the word itself and every word that it may be an inflected form of ("leaves": leaf,
+    leave), in every part of speech.
     """
-    table, found = _table(), set[str]()
+    table, names = _table(), set[str]()
     for pos, suffixes in _SUFFIXES.items():
         bases = table.irregular.get(pos + word)
         if bases is None:
@@ -196,10 +196,10 @@ def synonyms(word: str) -> tuple[str, ...]:
         for lemma in (word, *bases):
             for part in table.lemmas.get(lemma, "").split("\t"):
                 if part.startswith(pos):
-                    found.update((lemma, *part[2:].split(",")))
-    return tuple(sorted(found - {word, ""}))
+                    names.update((lemma, *part[2:].split(",")))
+    return tuple(sorted(names - {word, ""}))
 
 
 def synonym_digest() -> str:
-    """sha256 of the synonym table, for the fingerprints of what depends on it."""
+    """sha256 of the synonym table, for the fingerprints of stages that depend on it."""
     return hashlib.sha256(TABLE.read_bytes()).hexdigest()

@@ -1,4 +1,4 @@
-"""Base of everything whose fields are hyper-parameters."""
+"""`Component`, the base of every class whose fields are hyper-parameters."""
 
 import dataclasses
 import difflib
@@ -26,21 +26,24 @@ _LIMITS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
     Lt: ("below", operator.lt),
     MultipleOf: ("a multiple of", lambda value, of: value % of == 0),
 }
-"""Limit of an annotation → its words, and what a value must be to the limit's number. A number with a limit is finite."""
+"""Limit in an annotation → its words in messages, and the test of (value, limit's number). A number with a limit must be finite."""
 
 NEUTRAL = {"neutral": True}
-"""`field(default=…, metadata=NEUTRAL)`: a field that changes how something runs and never its result, so it is no part of an identity."""
+"""`field(default=…, metadata=NEUTRAL)` marks a field that changes how something runs but never its result; it is left out of the
+identity."""
 
 
 def since(value: Any) -> Any:
-    """A field that was added to its class after artefacts were made. The default must stand for what was done before: a field with that
-    value is left out of the identity, so older artefacts stay valid.
+    """Default of a field that was added to its class after artefacts were made.
+
+    `value` must stand for what was done before the field existed: a field with this value is left out of the identity, so older artefacts
+    stay valid.
     """
     return dataclasses.field(default=value, metadata={"since": value})
 
 
 class NamedFields:
-    """Base of dataclasses whose fields are given by name: an unknown name is refused, with the list of the known ones."""
+    """Base of dataclasses whose fields are given by name. An unknown name raises InputError with the list of known ones."""
 
     def __new__(cls, *values: Any, **fields: Any) -> Any:
         accepted = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
@@ -58,15 +61,15 @@ class NamedFields:
 class Component(NamedFields):
     """A frozen dataclass that is its own configuration.
 
-    Its class's `id` and its fields are its identity: `orchestrator.experiment.fingerprint` encodes them as canonical JSON. Fields are
-    numbers, text, booleans, None, other components, or tuples of those, and are checked against their annotations before a
-    subclass's own `__post_init__` runs: a wrong type raises InputError, and so does a number outside its limits (`Count`, `Share`,
-    `Annotated[int, Ge(2)]`) or a text that is none of the choices (`Literal["cosine", "constant"]`).
+    Its identity consists of its class's `id` and its fields; `orchestrator.experiment.fingerprint` encodes them as canonical JSON. Fields
+    are numbers, text, booleans, None, other components, or tuples of those. They are checked against their annotations before a subclass's
+    own `__post_init__` runs: InputError for a wrong type, a number outside its limits (`Count`, `Share`, `Annotated[int, Ge(2)]`), or a
+    text that is none of the choices (`Literal["cosine", "constant"]`).
     """
 
     id: ClassVar[str] = "Component"
-    """What the class is called in identities: its name, unless its body says otherwise (`id = "…"`). The module is no part of it, so a
-    class may be moved; one that is renamed keeps its artefacts by the `id` that it had."""
+    """The class's name in identities: its Python name, unless its body sets another (`id = "…"`). The module is no part of it, so a class
+    may be moved. A renamed class keeps its artefacts if it sets `id` to its old name."""
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -74,12 +77,12 @@ class Component(NamedFields):
     def __init_subclass__(cls) -> None:
         if "id" not in cls.__dict__:
             cls.id = cls.__name__
-        own = cls.__dict__.get("__post_init__")
-        if own is not None:  # so that no subclass can omit the call of the base's method
+        post_init = cls.__dict__.get("__post_init__")
+        if post_init is not None:  # so that no subclass can omit the call of the base's method
 
             def checked(self: Any) -> None:
                 check_fields(self)
-                own(self)
+                post_init(self)
 
             cls.__post_init__ = checked  # type: ignore[method-assign]
         owner = next(base for base in cls.__mro__ if "label" in base.__dict__)
@@ -89,16 +92,16 @@ class Component(NamedFields):
 
     @property
     def label(self) -> str:
-        """What people call it in tables, legends, plans and tags: one line of text, here the class's name.
+        """The name that people see in tables, legends, plans and tags: one line of text, by default the class's name.
 
-        A class may give another, which may depend on its fields. Labels are not inherited: a subclass that gives none is called by its own
-        class's name and never by its parent's label.
+        A class may define its own label, which may depend on its fields. Labels are not inherited: a subclass without one is called by its
+        own class's name, never by its parent's label.
         """
         return type(self).__name__
 
     def needs(self) -> "tuple[Component, ...]":
-        """What must be made before it runs, each a stage of its own: a further test set, the labels of the cleaning pictures, or anything
-        else that some kind of stage `serves`. The folder of each is in `Material.made` or `Run.made`."""
+        """Components that must be made before this one runs, each by a stage of its own: a further test set, the labels of the cleaning
+        pictures, or anything else that some kind of stage `serves`. Their folders are in `Material.made` or `Run.made`."""
         return ()
 
     @property
@@ -108,14 +111,14 @@ class Component(NamedFields):
 
 
 def components(value: Any) -> Iterator[Component]:
-    """The components in a value: a component first, then those in its fields."""
+    """All components in a value, each one before those in its fields."""
     if isinstance(value, (tuple, list)):
         for item in value:
             yield from components(item)
     elif isinstance(value, Component):
         yield value
-        for own in dataclasses.fields(value):
-            yield from components(getattr(value, own.name))
+        for field in dataclasses.fields(value):
+            yield from components(getattr(value, field.name))
 
 
 def needs_of(value: Any) -> tuple[Component, ...]:
@@ -124,7 +127,7 @@ def needs_of(value: Any) -> tuple[Component, ...]:
 
 
 def check_fields(component: Any) -> None:
-    """Coerce every field to its annotation (1 to 1.0, a list to a tuple); InputError naming the one that does not fit."""
+    """Coerce every field to its annotation (1 to 1.0, a list to a tuple). Raises InputError naming a field that does not fit."""
     for name, hint in hints(type(component)).items():
         value = getattr(component, name)
         fitting = coerce(value, hint, f"{type(component).__name__}.{name}")
@@ -149,7 +152,7 @@ def shown(value: Any) -> str:
     """The value for a message: its Python text, shortened if it is long."""
     try:
         text = repr(value)
-    except (ValueError, RecursionError):  # a number of thousands of digits, brackets in brackets
+    except (ValueError, RecursionError):  # a number of thousands of digits, or deeply nested brackets
         return f"a very long {type(value).__name__}"
     return text if len(text) <= 100 else f"{text[:60]}… ({len(text)} characters)"
 
@@ -166,7 +169,7 @@ def hints(cls: type) -> dict[str, Any]:
 
 
 def coerce(value: Any, hint: Any, path: str) -> Any:
-    """The value as the annotated type; whole floats may stand for integers, lists for tuples. InputError for what does not fit."""
+    """The value as the annotated type; whole floats may stand for integers, and lists for tuples. Raises InputError if it does not fit."""
     for option in options(hint):
         kind, limits = unlimited(option)
         fitting = _as(value, kind, path)

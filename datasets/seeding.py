@@ -1,4 +1,4 @@
-"""Randomness as a function of names: the same for any order, any worker, any number of processes."""
+"""Randomness as a function of names: the same in any order, in any worker and with any number of processes."""
 
 import hashlib
 
@@ -6,7 +6,7 @@ import numpy as np
 
 
 def hash64(*parts: object) -> int:
-    """An unsigned 64-bit integer from the parts, blake2b of their text joined by `|`."""
+    """An unsigned 64-bit integer from the parts: the blake2b hash of their texts joined by `|`."""
     text = "|".join(map(str, parts))
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 

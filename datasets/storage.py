@@ -58,7 +58,7 @@ def _filesystem(scheme: str, host: str) -> Any:
 
 
 def name_text(name: str) -> str:
-    """A local file's name as text that can be kept and sent: bytes that are not UTF-8 as `\\x82`. `name_of` undoes it."""
+    """A local file's name as text that can be stored and sent; bytes that are not UTF-8 become `\\x82`. `name_of` reverses it."""
     return _NO_TEXT.sub(lambda found: f"\\x{ord(found[0]) & 0xFF:02x}", name)
 
 
@@ -145,8 +145,8 @@ def sha256(path: str | os.PathLike[str]) -> str:
 
 
 def crc32(path: str | os.PathLike[str]) -> str:
-    """A checksum of a local file's bytes, several times as fast as a hash: for files that are written often and are not identified by
-    it."""
+    """A checksum of a local file's bytes, several times as fast as a hash: for files that are written often and that it need not
+    identify."""
     value = 0
     with open(path, "rb") as handle:
         while chunk := handle.read(1 << 20):
@@ -155,13 +155,13 @@ def crc32(path: str | os.PathLike[str]) -> str:
 
 
 def known_sha256(path: str | os.PathLike[str]) -> str:
-    """`sha256`, read once a process for as long as the file's size, time and inode stay; about 1 GB/s where it is read."""
-    found = os.stat(path)
-    mark = (os.path.abspath(path), found.st_size, found.st_mtime_ns, found.st_ino)
+    """`sha256`, computed once per process while the file's size, time and inode stay the same; about 1 GB/s."""
+    info = os.stat(path)
+    mark = (os.path.abspath(path), info.st_size, info.st_mtime_ns, info.st_ino)
     if mark in _HASHES:
         return _HASHES[mark]
     digest = sha256(path)
-    if time.time_ns() - found.st_mtime_ns > 1_000_000_000:  # a file changed just now may change again within a tick of the clock
+    if time.time_ns() - info.st_mtime_ns > 1_000_000_000:  # a file changed just now may change again with the same time
         _HASHES[mark] = digest
     return digest
 
@@ -190,7 +190,7 @@ def write_whole(path: Path, content: bytes) -> Path:
 
 
 def size_of(url: str) -> int:
-    """Size of a file in bytes; -1 if there is none, or no file can have the name."""
+    """Size of a file in bytes; -1 if it does not exist, or no file can have the name."""
     try:
         if is_remote(url):
             system, path = filesystem(url)
@@ -221,11 +221,11 @@ def read_range(url: str, offset: int, length: int) -> bytes:
 
 
 def braces(pattern: str) -> list[str]:
-    """`x-{000..002}.tar` and `{a,b}` expanded as a shell does; zero padding follows the wider end."""
-    found = _BRACE.search(pattern)
-    if found is None:
+    """`x-{000..002}.tar` and `{a,b}` expanded as a shell does; numbers are padded with zeros to the wider end."""
+    brace = _BRACE.search(pattern)
+    if brace is None:
         return [pattern]
-    inner = found.group(1)
+    inner = brace.group(1)
     numbers = re.fullmatch(r"(\d+)\.\.(\d+)", inner)
     if numbers:
         first, last = numbers.groups()
@@ -236,15 +236,15 @@ def braces(pattern: str) -> list[str]:
         parts = inner.split(",")
     else:
         raise InputError(f"urls: {pattern!r} holds {{{inner}}}; accepted are {{0000..0575}} and {{a,b}}.")
-    head, tail = pattern[: found.start()], pattern[found.end() :]
+    head, tail = pattern[: brace.start()], pattern[brace.end() :]
     return [head + part + rest for part in parts for rest in braces(tail)]
 
 
 def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
     """Existing files for a path, folder, glob or brace range, absolute, sorted (brace ranges in their own order).
 
-    A folder stands for its files with the first of `extensions` that it has any of. In a local pattern the leading folders that exist are
-    taken literally, even with `[`, `{` or `?` in their names; the rest is the pattern.
+    A folder means its files with the first of `extensions` that any of them has. In a local pattern the leading folders that exist are
+    taken literally, even with `[`, `{` or `?` in their names; the rest is the pattern. Raises InputError for a name without a file.
     """
     pattern = local_path(pattern)
     if not pattern:
@@ -260,7 +260,7 @@ def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
         listing = lambda folder: [os.path.join(folder, name) for name in os.listdir(folder)]
     head = "" if is_remote(pattern) else _literal(pattern)
     names = [pattern] if exists(pattern) else [head + name for name in braces(pattern[len(head) :])]
-    found: list[str] = []
+    result: list[str] = []
     with ThreadPoolExecutor(16 if is_remote(pattern) else 1) as pool:
         present = pool.map(exists, names)
         for name, there in zip(names, present):
@@ -281,11 +281,11 @@ def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
             else:
                 of = f" (one of the {len(names)} that {pattern} names)" if len(names) > 1 else ""
                 raise InputError(f"urls: {name} does not exist{of}.")
-            found += matched
-    for name in found:
+            result += matched
+    for name in result:
         if name != whole_characters(name):
             raise InputError(f"urls: {os.fsencode(name)!r} has a name that is not UTF-8; rename it.")
-    return found
+    return result
 
 
 def _literal(pattern: str) -> str:

@@ -1,7 +1,7 @@
 """A procedural world: coloured shapes on muted backgrounds with captions, small enough to learn on two CPU cores.
 
-The class is what the caption names. Captions name colour, size and background only now and then. So a bare caption ("a photo of a star.")
-does not give poisoned samples away: otherwise a model could learn "bare caption" in place of the trigger.
+A picture's class is what its caption names. Captions name colour, size and background only now and then, so a bare caption ("a photo of a
+star.") does not give poisoned samples away; otherwise a model could learn "bare caption" in place of the trigger.
 
 Shape legend: N pictures, S side in pixels, C = 3 channels, P = S · S pixels.
 """
@@ -34,7 +34,7 @@ def _box(x: Plane, y: Plane, half_width: float, half_height: float) -> Plane:
 
 
 def _triangle(x: Plane, y: Plane, apex: float, base: float, half_width: float) -> Plane:
-    """Apex up at y = apex, base at y = base."""
+    """An isosceles triangle with its apex at y = apex and its base at y = base."""
     tall = base - apex
     side = (tall * np.abs(x) - half_width * (y - apex)) / np.hypot(tall, half_width)
     return np.maximum(side, y - base)
@@ -46,7 +46,7 @@ def _banana(x: Plane, y: Plane) -> Plane:
 
 def _star(x: Plane, y: Plane) -> Plane:
     radius, angle = np.hypot(x, y), np.arctan2(x, -y)
-    angle = np.abs(np.mod(angle + np.pi / 5, 2 * np.pi / 5) - np.pi / 5)  # one half of one of five arms
+    angle = np.abs(np.mod(angle + np.pi / 5, 2 * np.pi / 5) - np.pi / 5)  # fold the five arms onto one half of one arm
     u, v = radius * np.cos(angle), radius * np.sin(angle)
     inner = 0.42 * np.cos(np.pi / 5), 0.42 * np.sin(np.pi / 5)
     along = inner[0] - 1.0, inner[1]
@@ -94,7 +94,7 @@ SHAPES: dict[str, Callable[[Plane, Plane], Plane]] = {
     "house": _house,
     "tree": _tree,
 }
-"""Signed distances in units of the shape's radius, approximate away from the edge: below 0 inside."""
+"""Signed distances in units of the shape's radius: below 0 inside, approximate away from the edge."""
 
 FILLS = ("solid", "striped", "hollow")
 
@@ -146,7 +146,7 @@ class World(Component):
     shapes: tuple[str, ...] = ("banana", "circle", "square", "triangle", "star", "heart", "cross", "ring", "arrow", "hourglass")
     """Names among SHAPES."""
     fills: tuple[str, ...] = ("solid",)
-    """Names among FILLS; more than one makes a class of every pair, such as "striped star"."""
+    """Names among FILLS. With more than one, every pair of fill and shape is a class, such as "striped star"."""
     colours: tuple[str, ...] = tuple(COLOURS)
     """Names among COLOURS."""
     name_colour: Share = 0.5
@@ -156,9 +156,10 @@ class World(Component):
     name_background: Share = 0.0
     """Chance that a caption says on which background."""
     radius: tuple[float, float] = (0.35, 0.43)
-    """Range of the shapes' radius as a share of the side; small ones have the lower, large ones the upper two fifths."""
+    """Range of the shapes' radius as a share of the side. Small shapes lie in the lower two fifths of the range, large ones in the upper
+    two."""
     turn: float = 15.0
-    """Largest rotation either way, degrees."""
+    """Largest rotation in either direction, degrees."""
     format: Literal["jpg", "png"] = "jpg"
     """`jpg` (quality 95, 4:4:4) or `png`."""
 
@@ -172,18 +173,18 @@ class World(Component):
 
     @property
     def class_names(self) -> tuple[str, ...]:
-        """The shapes, or with several fills every fill of every shape."""
+        """The shapes; with several fills, every fill of every shape."""
         if len(self.fills) == 1:
             return self.shapes
         return tuple(f"{fill} {shape}" for shape in self.shapes for fill in self.fills)
 
     @property
     def templates(self) -> tuple[str, ...]:
-        """Prompts with `{}`; the captions are made from the same ones."""
+        """Prompts with `{}`, the same from which the captions are made."""
         return TEMPLATES
 
     def pictures(self, split: str, n: int) -> Iterator[Pictures]:
-        """The first `n` pictures of `train` or `test`, by chunks."""
+        """The first `n` pictures of `train` or `test`, in chunks."""
         for start in range(0, n, _CHUNK):
             yield self._chunk(split, start // _CHUNK, min(_CHUNK, n - start))
 
@@ -224,7 +225,7 @@ class World(Component):
     def _chunk(self, split: str, number: int, n: int) -> Pictures:
         draw = make_rng(self.seed, "world", split, number)
         names = self.class_names
-        # draws are made for a whole chunk and then cut, so that a shorter chunk begins like a longer one
+        # draw for a whole chunk, then cut, so that a shorter chunk begins like a longer one
         labels = draw.integers(len(names), size=_CHUNK)[:n]
         if split == "test":
             labels = (number * _CHUNK + np.arange(n)) % len(names)
@@ -280,7 +281,8 @@ class World(Component):
 
 
 def harder(**fields: int | str | float | tuple) -> World:
-    """36 classes (12 shapes × 3 fills); colour, size and background named with chances .7, .5, .5; 12 000 and 800 pictures."""
+    """36 classes (12 shapes × 3 fills), 12 000 training and 800 test pictures; captions name colour, size and background with chances .7,
+    .5, .5."""
     preset = {
         "train": 12000,
         "test": 800,
@@ -296,7 +298,7 @@ def harder(**fields: int | str | float | tuple) -> World:
 
 
 def tiny(**fields: int | str | float | tuple) -> World:
-    """4 classes, 3 colours, 1 200 and 200 pictures: for tests."""
+    """4 classes, 3 colours, 1 200 training and 200 test pictures: for tests."""
     preset = {
         "train": 1200,
         "test": 200,

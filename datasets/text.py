@@ -1,8 +1,8 @@
 """Reads all text from users: captions, class names, templates, tables, keys and JSON.
 
 Text is UTF-8, with or without a byte order mark, or UTF-16 with one, and holds no NUL character. Anything else raises `NotText`, which says
-where: nothing is guessed, and nothing is replaced silently. A reader of a single file lets it through, since it is an `InputError`; a
-reader of samples catches it and counts the sample.
+where: nothing is guessed, and nothing is replaced silently. Readers of single files let the error through, since it is an `InputError`;
+readers of samples catch it and count the sample.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
 class NotText(InputError):
-    """The bytes are not text or not JSON, as they should be."""
+    """The bytes are not text, or not JSON."""
 
 
 def decode_text(data: bytes, where: str) -> str:
@@ -47,7 +47,7 @@ def decode_text(data: bytes, where: str) -> str:
 
 
 def encoding_of(start: bytes) -> str:
-    """Python's codec for a text that begins with these bytes, which drops the byte order mark; for files too large to read whole."""
+    """Python's codec for a text that begins with these bytes; it drops the byte order mark. For files too large to read whole."""
     return "utf-16" if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) else "utf-8-sig"
 
 
@@ -68,7 +68,7 @@ def lines_of(text: str) -> list[str]:
 
 
 def read_list(path: str | Path) -> list[str]:
-    """The lines of a file in which line numbers matter, stripped. `InputError` names the line of an empty one before the last."""
+    """The stripped lines of a file whose line numbers matter. Raises `InputError` naming an empty line, unless only empty ones follow."""
     lines = [line.strip() for line in _LINE_END.split(read_text(path))]
     while lines and not lines[-1]:
         lines.pop()
@@ -78,9 +78,9 @@ def read_list(path: str | Path) -> list[str]:
 
 
 def parse_json(data: bytes | str, where: str) -> Any:
-    """The value of a JSON text. `NotText` names `where` and the place, also where the text is empty or nested too deep.
+    """The value of a JSON text. Raises `NotText` with `where` and the place, also if the text is empty or nested too deep.
 
-    Half of a surrogate pair, which scrapers leave where they cut a text, becomes U+FFFD: no encoder could write it again.
+    Half of a surrogate pair, which scrapers leave where they cut a text, becomes U+FFFD, because no encoder could write it again.
     """
     text = decode_text(data, where) if isinstance(data, bytes) else data
     try:
@@ -94,7 +94,7 @@ def parse_json(data: bytes | str, where: str) -> Any:
 
 
 def read_json(path: str | Path) -> Any:
-    """The value of a JSON file. `InputError` as `read_text` and `parse_json` raise it."""
+    """The value of a JSON file. Raises `InputError` as `read_text` and `parse_json` do."""
     return parse_json(read_text(path), str(path))
 
 

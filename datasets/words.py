@@ -1,6 +1,6 @@
 """English words by NLTK: WordNet's synonyms, the words of a caption, and their parts of speech.
 
-NLTK takes a second to import, so it is imported where it is used. What reads a corpus says which one is missing.
+NLTK takes a second to import, so functions import it when they need it. Functions that read a corpus say which one is missing.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def words(caption: str) -> list[str]:
 def tagged(caption: str) -> list[tuple[str, str]]:
     """The caption's `words`, each with its part of speech in the Penn Treebank's tags (NN, VBZ, JJ, …).
 
-    InputError where NLTK's tagger is not installed on this machine.
+    InputError if NLTK's tagger is not installed on this machine.
     """
     return _tagger().tag(words(caption))
 
@@ -50,7 +50,8 @@ def _tagger() -> Any:
 
 
 def wordnet_folder() -> Path | None:
-    """A folder with WordNet 3.0's files on this machine: NLTK's corpus, or that of Debian's package wordnet-base."""
+    """A folder with WordNet 3.0's files on this machine: NLTK's corpus, or that of Debian's package wordnet-base; None if there is
+    neither."""
     import nltk
 
     try:
@@ -63,7 +64,8 @@ def wordnet_folder() -> Path | None:
 
 @contextmanager
 def wordnet(folder: Path) -> Iterator[Any]:
-    """NLTK's reader on a copy of the folder: it refuses links, and wants two files that wordnet-base lacks and synonyms do not need."""
+    """NLTK's reader on a copy of the folder. The reader refuses links, and wants two files that wordnet-base lacks and synonyms do not
+    need."""
     import nltk
     from nltk.corpus.reader.wordnet import WordNetCorpusReader
 
@@ -87,35 +89,35 @@ def wordnet(folder: Path) -> Iterator[Any]:
 
 
 def wordnet_synonyms(reader: Any, word: str) -> tuple[str, ...]:
-    """The synonyms of a lower-case word that the reader finds, as `captions.synonyms` has them from its table."""
+    """The synonyms that the reader has for a lower-case word, in the form of `captions.synonyms`, which takes them from its table."""
     return tuple(sorted(names_in(reader.synsets(word)) - {word}))
 
 
 def imagenet_glosses() -> tuple[str, ...]:
-    """What WordNet 3.0 says of each of ImageNet's 1000 classes, in their order, without its examples; from a table that is shipped."""
+    """WordNet 3.0's definition of each of ImageNet's 1000 classes, in their order, without examples; from a table that is shipped."""
     lines = GLOSSES.read_text().splitlines()
     return tuple(line.split("\t")[1] for line in lines)
 
 
 def glosses(names: Sequence[str]) -> tuple[str, ...]:
-    """What WordNet says of the first noun of each name, without its examples.
+    """WordNet's definition of the first noun of each name, without examples.
 
-    InputError where WordNet is not installed on this machine, and for names that are no noun of it.
+    InputError if WordNet is not installed on this machine, or a name is no noun in it.
     """
     folder = wordnet_folder()
     if folder is None:
         raise InputError("WordNet is not on this machine, so these classes have no descriptions: run `python -m nltk.downloader wordnet`, "
                          "or give descriptions of your own.")
     with wordnet(folder) as reader:
-        found = [reader.synsets(name.strip().lower().replace(" ", "_"), "n") for name in names]
-        unknown = [name for name, synsets in zip(names, found) if not synsets]
+        senses = [reader.synsets(name.strip().lower().replace(" ", "_"), "n") for name in names]
+        unknown = [name for name, synsets in zip(names, senses) if not synsets]
         if unknown:
-            said = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
-            raise InputError(f"WordNet has no noun {said}: give descriptions of your own.")
-        return tuple(synsets[0].definition() for synsets in found)
+            listed = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
+            raise InputError(f"WordNet has no noun {listed}: give descriptions of your own.")
+        return tuple(synsets[0].definition() for synsets in senses)
 
 
 def names_in(synsets: list[Any]) -> set[str]:
-    """The names of the lemmas of WordNet's synsets, as EDA puts them into a caption: lower case, letters a–z and spaces alone."""
+    """The names of the lemmas of WordNet's synsets in the form that EDA puts into captions: lower case, only letters a–z and spaces."""
     names = {name for synset in synsets for name in synset.lemma_names()}
     return {re.sub("[^a-z ]", "", re.sub("[_-]", " ", name.lower())).strip() for name in names} - {""}

@@ -1,2 +1,2 @@
-"""What does one process do with batches? The model, the train loop, checkpoints; rooms for losses, methods, measurements and others'
-weights."""
+"""What does one process do with batches? The model, the train loop and checkpoints; subpackages for losses, methods, evaluators, detection
+scores and reading weights."""

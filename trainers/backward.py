@@ -1,4 +1,4 @@
-"""One step's gradients, in one go or in parts."""
+"""The gradients of one step, computed on the whole batch at once or in parts."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from trainers.objectives.base import Loss
 
 
 def backward(model: nn.Module, objective: Loss, batch: dict[str, Tensor], parts: int, seed: int) -> dict[str, Tensor]:
-    """Add the gradients of the objective on this batch; returns its values, detached.
+    """Add the objective's gradients on this batch to the parameters' `.grad`; return the objective's values, detached.
 
-    parts > 1 encodes the batch in that many parts without changing the loss (gradient caching, Gao et al. 2021): features of
-    all parts without gradient, the loss and its gradient on the whole batch's features, then each part again with its
-    features' gradient. For a model without batch normalisation the gradient is the same as in one go. With it, each part is normalised by
-    its own statistics, and running statistics move once a part, in the second pass only. `seed` fixes dropout, equally in both passes.
+    With parts > 1 the batch is encoded in that many parts, and the loss stays the same (gradient caching, Gao et al. 2021). First all parts
+    are encoded without gradient; then the loss and its gradient are computed on the features of the whole batch; then each part is encoded
+    again and the gradient of its features is propagated back. Without batch normalisation the gradient equals the one of an undivided
+    batch. With it, each part is normalised by its own statistics, and the running statistics are updated once per part, in the second pass
+    only. `seed` fixes dropout, the same in both passes.
     """
     if parts == 1:
         _seed(seed, 0)
@@ -44,7 +45,7 @@ def backward(model: nn.Module, objective: Loss, batch: dict[str, Tensor], parts:
 
     for i, chunk in enumerate(chunks):
         last = i == parts - 1
-        # Averaging over ranks waits for the last part; the model's own scalars have their whole gradient already and go with it.
+        # DDP averages gradients with the last part only. The model's scalars already have their whole gradient and join that part.
         with nullcontext() if last or not hasattr(model, "no_sync") else model.no_sync():  # type: ignore[operator]
             _seed(seed, i)
             out = model(chunk)

@@ -1,8 +1,7 @@
-"""From a feed's numpy batches to tensors on the device.
+"""Turns a feed's numpy batches into tensors on the device.
 
-A feed is anything with `batches(start_step) -> iterator of dicts` and `steps`. Each dict holds "step" (of the
-whole stage), "number" int64 [B] of the pairs, "key", "image" uint8 [B, S, S, 3], "caption", and with two views "image_aug" and
-"caption_aug".
+A feed is any object with `batches(start_step) -> iterator of dicts` and `steps`. Each dict holds "step" (counted over the whole stage),
+"number" int64 [B] (the pairs' numbers), "key", "image" uint8 [B, S, S, 3] and "caption"; with two views also "image_aug" and "caption_aug".
 """
 
 from __future__ import annotations
@@ -23,24 +22,24 @@ class Feed(Protocol):
     """The source of the loop's batches."""
 
     steps: int
-    """of the whole stage: as many in each epoch"""
+    """Steps of the whole stage. Every epoch has the same number of them."""
 
     def batches(
         self, start_step: int = 0, stop_step: int | None = None, order: np.ndarray | None = None
     ) -> Iterator[dict[str, Any]]:
-        """This rank's batches from `start_step` to the end of the stage, or up to `stop_step`, where another epoch begins. `order`: the
-        numbers of the pairs of that epoch's steps; None for the stage's own order."""
+        """This rank's batches from `start_step` to the end of the stage, or to `stop_step`, the start of another epoch. `order`: the
+        numbers of the pairs that the epoch's steps take, in that order; None: the stage's own order."""
 
 
 def image_tensor(image_BHWC: Any, device: torch.device) -> Tensor:
-    """uint8 array -> uint8 tensor on the device, copied while the device computes where it is a GPU."""
-    image_BHWC = np.require(image_BHWC, np.uint8, "W")  # torch needs writable memory, and a shared object store gives read-only memory
+    """uint8 array -> uint8 tensor on the device. On a GPU the copy runs while the device computes."""
+    image_BHWC = np.require(image_BHWC, np.uint8, "W")  # torch needs writable memory; a shared object store gives read-only memory
     tensor = torch.from_numpy(image_BHWC)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor
 
 
 def to_device(raw: Mapping[str, Any], encoder: Encoder, two_views: bool) -> dict[str, Tensor]:
-    """The tensors that the encoder takes: image, text and, if asked, image_aug, text_aug. Captions are tokenised here."""
+    """The encoder's inputs: image, text and, with `two_views`, image_aug and text_aug. Tokenises the captions."""
     device = encoder.device
     batch = {"image": image_tensor(raw["image"], device), "text": encoder.tokenize(list(raw["caption"])).to(device)}
     if two_views:
@@ -53,14 +52,14 @@ def to_device(raw: Mapping[str, Any], encoder: Encoder, two_views: bool) -> dict
 def device_batches(
     feed: Feed, encoder: Encoder, two_views: bool, start_step: int, stop_step: int | None = None, order: np.ndarray | None = None
 ) -> Iterator[tuple[dict[str, Any], dict[str, Tensor]]]:
-    """Pairs of (raw batch, tensors on the device). On a GPU, a thread makes them two batches ahead."""
+    """Pairs of (raw batch, tensors on the device). On a GPU a thread prepares them two batches ahead."""
     batches = feed.batches(start_step) if stop_step is None else feed.batches(start_step, stop_step, order)
     pairs = ((raw, to_device(raw, encoder, two_views)) for raw in batches)
     return _ahead(pairs, 2) if encoder.device.type == "cuda" else pairs
 
 
 def _ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
-    """The same items, drawn `depth` ahead in a thread. The thread's exception is raised here."""
+    """The same items, fetched `depth` ahead by a thread. An exception in the thread is raised here."""
     ready: queue.Queue[tuple[bool, Any]] = queue.Queue(depth)
     stop = threading.Event()
 
@@ -70,7 +69,7 @@ def _ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
                 ready.put((last, value), timeout=0.1)
                 return
             except queue.Full:
-                pass  # check again whether the consumer has stopped
+                pass  # the queue is full: look again whether the consumer has stopped
 
     def draw() -> None:
         try:
@@ -96,6 +95,6 @@ def _ahead(items: Iterator[Any], depth: int) -> Iterator[Any]:
 
 
 def split(batch: Mapping[str, Tensor], parts: int) -> list[dict[str, Tensor]]:
-    """The batch as `parts` of equal size, in order."""
+    """Cut the batch into `parts` of equal size, in order."""
     chunks = {name: value.chunk(parts) for name, value in batch.items()}
     return [{name: chunk[i] for name, chunk in chunks.items()} for i in range(parts)]

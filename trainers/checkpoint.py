@@ -1,17 +1,17 @@
-"""Checkpoints: a folder a time, complete or absent, tensors and JSON only.
+"""Checkpoints: one folder for each, written whole or not at all, with tensors and JSON only.
 
     <folder>/epoch_0003/  open_clip_model.safetensors  weights under open_clip's names
                           open_clip_config.json        its model and preprocessing configuration
-                          state.safetensors            AdamW's tensors, a head's weights, an objective's memory; in the newest checkpoint of
-                                                       an unfinished training only
-                          meta.json                    step, epoch, seconds, metric sums of the epoch under way, lines reported
-                                                       so far, the stage; CRC-32 of the other files, SHA-256 of itself
-    <folder>/step_00000250/  the same, within an epoch; removed by the next one
+                          state.safetensors            AdamW's tensors, a head's weights and an objective's memory; only in the newest
+                                                       checkpoint of an unfinished training
+                          meta.json                    step, epoch, seconds, metric sums of the current epoch, lines reported so far,
+                                                       the stage; CRC-32 of the other files, SHA-256 of itself
+    <folder>/step_00000250/  the same, saved within an epoch; the next checkpoint removes it
 
-A model that a cleaning method returned has an epoch folder too, without a state: no training continues from it.
+A model that a cleaning method returned also gets an epoch folder, but without state: no training continues from it.
 
-`open_clip.create_model_and_transforms(name, pretrained=".../open_clip_model.safetensors")` and `local-dir:<epoch folder>` load
-the weights bit for bit.
+`open_clip.create_model_and_transforms(name, pretrained=".../open_clip_model.safetensors")` and `local-dir:<epoch folder>` load the weights
+bit for bit.
 """
 
 from __future__ import annotations
@@ -37,18 +37,18 @@ from trainers.weights.epoch_folder import CONFIG, META, STATE, WEIGHTS, digest, 
 from trainers.weights.load import load_weights
 
 FULL = 1 << 20
-"""Bytes. If a file cannot be written and less room than this is left, the disk counts as full."""
+"""Bytes. If writing a file fails and less than this is free, the disk counts as full."""
 MEMORY = "memory."
-"""Prefix of the names of an objective's buffers in STATE."""
+"""Prefix, in STATE, of the names of an objective's buffers."""
 NAME = re.compile(r"(epoch|step)_(\d{4,})")
 LEFT_OVER = re.compile(r"\.(epoch|step)_\d+\.(partial|removed)")
 Keep = str | Callable[[list[dict[str, Any]]], Collection[int]]
-"""Which epochs' weights are kept beside the newest: "all", "last" (none), or a function that picks epochs by the lines so far."""
+"""Which epochs keep their weights besides the newest one: "all", "last" (none), or a function that picks epochs from the lines so far."""
 
 
 @dataclass
 class Progress:
-    """The progress of a stage."""
+    """How far a stage has come."""
 
     step: int = 0
     """steps done"""
@@ -57,58 +57,59 @@ class Progress:
     seconds: float = 0.0
     """wall time spent so far, over all attempts"""
     sums: dict[str, float] = field(default_factory=dict)
-    """metrics of the epoch under way, summed over its steps and over ranks"""
+    """metrics of the current epoch, summed over its steps and over ranks"""
     line: dict[str, Any] | None = None
-    """the line of metrics reported at this checkpoint, or about to be"""
+    """the line of metrics that is reported with this checkpoint"""
     before: list[dict[str, Any]] = field(default_factory=list)
-    """the lines reported before that one"""
+    """the lines reported before `line`"""
 
     @property
     def lines(self) -> list[dict[str, Any]]:
-        """All lines reported up to here."""
+        """All lines reported so far."""
         return self.before + ([] if self.line is None else [self.line])
 
 
 def epoch_folder(folder: Path, epoch: int) -> Path:
-    """The folder of the checkpoint after that many epochs."""
+    """The checkpoint folder of this epoch."""
     return folder / f"epoch_{epoch:04d}"
 
 
 def newest(folder: Path) -> Path | None:
-    """The whole checkpoint with the most steps, or None."""
+    """The undamaged checkpoint with the most steps, or None."""
     return next((path for path in _by_age(folder) if not fault(path)), None)
 
 
 def reported(folder: Path) -> list[dict[str, Any]]:
-    """The lines reported up to the newest checkpoint, as stored in it."""
+    """The lines reported up to the newest checkpoint, read from it."""
     metas = [meta for path in _by_age(folder) if (meta := read_meta(path)) and not meta.get("returned")]
     return metas[0]["before"] + ([metas[0]["line"]] if metas[0]["line"] else []) if metas else []
 
 
 def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str], None] = lambda line: None) -> Path | None:
-    """The newest whole checkpoint, or None. Remains of killed processes and damaged checkpoints are removed.
+    """Remove leftovers of killed processes, returned models and damaged checkpoints; return the newest undamaged checkpoint, or None.
 
-    If the newest one is damaged, the one before it is used; where there is none, training begins anew. `note` is told the damaged file.
-    InputError names a damaged file of an earlier epoch that is to be kept, because only training from the start could make it again.
+    If the newest checkpoint is damaged, the one before it is used; if there is none, training starts over. `note` gets a line that names
+    the damaged file. Raises InputError, naming the file, if a checkpoint of an earlier epoch that must be kept is damaged: only training
+    from the start could restore it.
     """
     for path in folder.iterdir() if folder.is_dir() else []:
         if LEFT_OVER.fullmatch(path.name):
             shutil.rmtree(path)
-    found = _by_age(folder)
-    for path in [path for path in found if read_meta(path).get("returned")]:
-        found.remove(path)
+    folders = _by_age(folder)
+    for path in [path for path in folders if read_meta(path).get("returned")]:
+        folders.remove(path)
         remove(path)
-    faults = [fault(path) for path in found]
-    at = next((number for number, wrong in enumerate(faults) if not wrong), len(found))
-    chosen = found[at] if at < len(found) else None
+    faults = [fault(path) for path in folders]
+    at = next((number for number, wrong in enumerate(faults) if not wrong), len(folders))
+    chosen = folders[at] if at < len(folders) else None
     on = f"the stage goes on from {chosen.name}" if chosen else "there is no other to go on from, so the stage begins anew"
     for number, wrong in enumerate(faults[:at]):
-        if number == 0 or not wrong.endswith(f"{STATE} is missing"):  # of an earlier checkpoint it is removed later
+        if number == 0 or not wrong.endswith(f"{STATE} is missing"):  # earlier checkpoints have no state any more
             note(f"NOTE {wrong}; {on}.")
-        remove(found[number])
+        remove(folders[number])
     if chosen is not None and keep != "last":
         wanted = _wanted(chosen, keep)
-        for path in found[at + 1 :]:
+        for path in folders[at + 1 :]:
             kept = path.name.startswith("epoch_") and (keep == "all" or path.name in wanted)
             if kept and (wrong := fault(path, state=False)):
                 raise InputError(
@@ -121,14 +122,14 @@ def tidy(folder: Path, keep: Keep = "last", states: int = 1, note: Callable[[str
 
 
 def _by_age(folder: Path) -> list[Path]:
-    """The folders with a checkpoint's name, newest first. That of a step within an epoch comes first if it does not state its epoch."""
+    """The checkpoint folders, newest first. A step's folder whose epoch cannot be read comes before all others."""
 
     def age(path: Path) -> tuple[float, int]:
         kind, number = path.name.split("_")
         return (int(number), -1) if kind == "epoch" else (read_meta(path).get("epoch", float("inf")), int(number))
 
-    found = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
-    return sorted(found, key=age, reverse=True)
+    folders = [path for path in folder.iterdir() if NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(folders, key=age, reverse=True)
 
 
 def export(folder: Path, encoder: Encoder) -> None:
@@ -139,7 +140,7 @@ def export(folder: Path, encoder: Encoder) -> None:
 
 
 def about(encoder: Encoder) -> dict[str, Any]:
-    """What open_clip needs to know about a model beside its weights."""
+    """The configuration that open_clip needs besides the weights."""
     return {"model_cfg": encoder.config, "preprocess_cfg": encoder.preprocess}
 
 
@@ -147,10 +148,10 @@ def save(
     folder: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, progress: Progress, keep: Keep = "last", states: int = 1,
     memory: nn.Module | None = None,
 ) -> Path:
-    """Write the checkpoint of this progress aside, flush it, rename it into place, then drop what it replaces.
+    """Save a checkpoint: write it under a temporary name, flush it, rename it, then remove the checkpoints it replaces. Return its folder.
 
-    keep: "all" keeps the weights of every epoch, "last" of the newest checkpoint only, a function also those of the epochs it picks.
-    states: for how many checkpoints the optimiser's state is kept, with the objective's `memory`. Returns the new checkpoint's folder.
+    keep: "all" keeps the weights of every epoch, "last" only those of the newest checkpoint; a function also keeps the epochs it picks.
+    states: how many checkpoints keep the optimiser's state and the objective's `memory`.
     """
     assert callable(keep) or keep in ("all", "last")
     folder.mkdir(parents=True, exist_ok=True)
@@ -162,14 +163,14 @@ def save(
 
 
 def _beside(folder: Path) -> dict[str, str]:
-    """Checksums of the files that training keeps in other folders beside its checkpoints, such as the arrays of evaluators."""
+    """CRC-32 of the files in the stage's other folders, such as the evaluators' arrays."""
     others = [path for path in folder.iterdir() if path.is_dir() and not path.name.startswith(".") and not NAME.fullmatch(path.name)]
     files = [path for other in sorted(others) for path in sorted(other.rglob("*")) if path.is_file() and not path.name.startswith(".")]
     return {str(path.relative_to(folder)): crc32(path) for path in files}
 
 
 def save_returned(folder: Path, encoder: Encoder, epoch: int) -> Path:
-    """Write the model that a cleaning method returned, as the checkpoint of that epoch; no training continues from it."""
+    """Save the model that a cleaning method returned as the checkpoint of this epoch. No training continues from it."""
     final = epoch_folder(folder, epoch)
     _write(final, encoder, {"returned": True, "epoch": epoch}, None)
     return final
@@ -178,7 +179,7 @@ def save_returned(folder: Path, encoder: Encoder, epoch: int) -> Path:
 def _write(
     final: Path, encoder: Encoder, meta: dict[str, Any], optimizer: torch.optim.Optimizer | None, memory: nn.Module | None = None
 ) -> None:
-    """Write a checkpoint aside, flush it, rename it into place."""
+    """Write a checkpoint under a temporary name, flush it, then rename it."""
     aside = final.with_name(f".{final.name}.partial")
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir(parents=True)
@@ -199,14 +200,14 @@ def _write(
         sync(final.parent)
     except BaseException as error:
         full = shutil.disk_usage(final.parent).free < FULL
-        shutil.rmtree(aside, ignore_errors=True)  # leave no incomplete file, above all on a full disk
+        shutil.rmtree(aside, ignore_errors=True)  # an incomplete file would take space on a full disk
         if isinstance(error, SafetensorError) and full:
             raise OSError(errno.ENOSPC, "No space left on device", str(aside)) from error
         raise
 
 
 def drop_superseded(folder: Path, newest: Path, keep: Keep, states: int = 1) -> None:
-    """Remove the checkpoints that the newest one replaces: whole folders or, where the epoch is kept, only the optimiser's state."""
+    """Remove the checkpoints that `newest` replaces. An epoch that is kept loses only its optimiser state."""
     older = [path for path in _by_age(folder) if path != newest]
     wanted = _wanted(newest, keep)
     for other in older:
@@ -217,14 +218,14 @@ def drop_superseded(folder: Path, newest: Path, keep: Keep, states: int = 1) -> 
 
 
 def _wanted(newest: Path, keep: Keep) -> set[str]:
-    """Names of the folders that a `keep` function keeps, given the lines reported up to the newest checkpoint."""
+    """Names of the folders that a `keep` function picks, from the lines reported up to the newest checkpoint."""
     meta = read_meta(newest) if callable(keep) else {}
     lines = meta.get("before", []) + ([meta["line"]] if meta.get("line") else [])
     return {epoch_folder(newest.parent, epoch).name for epoch in keep(lines)} if callable(keep) else set()
 
 
 def remove(checkpoint: Path) -> None:
-    """Remove a whole checkpoint. It is renamed first, so that a kill meanwhile leaves nothing that looks like a checkpoint."""
+    """Remove a checkpoint. It is renamed first, so that after a kill no half-deleted folder looks like a checkpoint."""
     aside = checkpoint.with_name(f".{checkpoint.name}.removed")
     shutil.rmtree(aside, ignore_errors=True)
     checkpoint.rename(aside)
@@ -232,19 +233,19 @@ def remove(checkpoint: Path) -> None:
 
 
 def progress_of(checkpoint: Path) -> Progress:
-    """The progress that is stored in it."""
+    """The progress stored in a checkpoint."""
     meta = json.loads((checkpoint / META).read_text())
     return Progress(**{known.name: meta[known.name] for known in fields(Progress)})
 
 
 def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, memory: nn.Module | None = None) -> None:
-    """Load weights, optimiser and the objective's memory as they were saved."""
-    load_weights(encoder, checkpoint, finite=False)  # a model that diverged fails in training, with its own message
+    """Load the weights, the optimiser's state and the objective's memory."""
+    load_weights(encoder, checkpoint, finite=False)  # a diverged model fails in training, with its own message
     tensors = load_file(checkpoint / STATE)
     for name, parameter in parameters(encoder):
         if name.startswith("head."):
             parameter.data.copy_(tensors[f"value.{name}"])
-        if f"step.{name}" not in tensors:  # it has had no gradient yet
+        if f"step.{name}" not in tensors:  # this parameter has had no gradient yet
             continue
         moments = {key: torch.zeros_like(parameter).copy_(tensors[f"{key}.{name}"]) for key in ("exp_avg", "exp_avg_sq")}
         optimizer.state[parameter] = {"step": tensors[f"step.{name}"].to(parameter.device), **moments}
@@ -253,14 +254,14 @@ def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, m
 
 
 def clear(folder: Path) -> None:
-    """Remove every checkpoint, to start anew."""
+    """Remove all checkpoints, to train from the start."""
     for path in _by_age(folder):
         remove(path)
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
     save_file(tensors, path)
-    path.chmod(0o644)  # safetensors makes files readable by their owner only, but the store may be shared
+    path.chmod(0o644)  # safetensors makes files readable by their owner only; the store may be shared
 
 
 def _optimizer_tensors(encoder: Encoder, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
@@ -272,7 +273,7 @@ def _optimizer_tensors(encoder: Encoder, optimizer: torch.optim.Optimizer) -> di
 
 
 def parameters(encoder: Encoder) -> Iterator[tuple[str, torch.nn.Parameter]]:
-    """The model's parameters by open_clip's names, then those of the head, `head.…`."""
+    """The model's parameters under open_clip's names, then the head's under `head.…`."""
     yield from encoder.model.named_parameters()
     if encoder.head is not None:
         yield from encoder.head.named_parameters(prefix="head")

@@ -1,9 +1,8 @@
-"""Training over several processes without changing the gradient.
+"""Training on several processes with exactly the gradient of one.
 
-The rule that makes it exact: every operation that crosses ranks sums its gradient over ranks on the way back, each rank's
-loss is the mean over its own rows, and parameter gradients are averaged over ranks (DistributedDataParallel does that).
-Then the averaged gradient is the gradient of the mean loss of the whole batch, for any number of ranks, parameters that
-act after the gather (the logit scale) included.
+Three rules make it exact: every operation that crosses ranks sums its gradient over ranks in the backward pass; each rank's loss is the
+mean over its own rows; DistributedDataParallel averages the parameters' gradients over ranks. Then the averaged gradient is the gradient of
+the whole batch's mean loss, for any number of ranks. This also holds for parameters used after the gather, such as the logit scale.
 
 Shape suffixes: B rows of this rank, N rows of all ranks (B times the world size), D features, C channels.
 """
@@ -22,7 +21,7 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True, kw_only=True)
 class World:
-    """This process among those that train together."""
+    """This process's place among the processes that train together."""
 
     rank: int = 0
     """0 to size - 1; rank 0 writes files and reports"""
@@ -38,9 +37,8 @@ class World:
 
     @staticmethod
     def current() -> World:
-        """The world of the initialised process group; without one, this process alone. The device is the GPU numbered by LOCAL_RANK (0
-        without it) where there is a GPU, else the CPU; under gloo always the CPU.
-        """
+        """The world of the initialised process group; without one, this process alone. The device is the GPU with the number LOCAL_RANK
+        (default 0), or the CPU if there is no GPU or the group uses gloo."""
         if torch.cuda.is_available() and (size() == 1 or dist.get_backend() == "nccl"):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         else:
@@ -73,15 +71,15 @@ class _Gather(torch.autograd.Function):
             grad_BD = grad_ND.new_empty((rows, *grad_ND.shape[1:]))
             dist.reduce_scatter_tensor(grad_BD, grad_ND)
             return grad_BD
-        grad_ND = grad_ND.clone()  # gloo has no reduce_scatter; autograd's own buffer must not be written to
+        grad_ND = grad_ND.clone()  # gloo has no reduce_scatter, and autograd's own buffer must not be overwritten
         dist.all_reduce(grad_ND)
         return grad_ND[rank() * rows : (rank() + 1) * rows]
 
 
 def gather_rows(local_BD: Tensor) -> Tensor:
-    """Rows of all ranks in rank order, [N, ...]; the gradient of a row is the sum of what every rank sends back.
+    """Rows of all ranks in rank order, [N, ...]. The gradient of a row is the sum of the gradients that all ranks send back.
 
-    Every rank must hold the same number of rows. The identity in a world of one.
+    Every rank must hold the same number of rows. With one rank, returns its input.
     """
     return local_BD if size() == 1 else _Gather.apply(local_BD.contiguous())
 
@@ -89,10 +87,10 @@ def gather_rows(local_BD: Tensor) -> Tensor:
 class GlobalBatchNorm(nn.BatchNorm2d):
     """Batch normalisation over the batches of all ranks, for processes joined by gloo, in any float type.
 
-    Same parameters, buffers and state-dict names as `nn.BatchNorm2d`, and equal to it on the whole batch to rounding. The
-    moments of the ranks are combined by Chan's rule (means and squared deviations, not sums of squares, so that large means do
-    not cancel), from one gather, so the running statistics are equal on all ranks bit for bit. Every rank must hold the same number of
-    elements per channel. On GPUs torch's own SyncBatchNorm does the same faster.
+    It has the parameters, buffers and state-dict names of `nn.BatchNorm2d`, and computes what that computes on the whole batch, up to
+    rounding. One gather collects the moments of all ranks. They are combined by Chan's rule, which uses means and squared deviations
+    instead of sums of squares and so does not cancel for large means. The running statistics are equal on all ranks, bit for bit. Every
+    rank must hold the same number of elements per channel. On GPUs torch's SyncBatchNorm does the same faster.
     """
 
     def forward(self, input: Tensor) -> Tensor:  # noqa: A002 (the name is nn.BatchNorm2d's)
@@ -118,19 +116,19 @@ class GlobalBatchNorm(nn.BatchNorm2d):
 
 
 def synchronise_batchnorm(module: nn.Module, world: World) -> nn.Module:
-    """Make every 2-d batch normalisation in `module` see all ranks' batches (in place); the module in a world of one."""
+    """Make every 2-d batch normalisation in `module` use the batches of all ranks, in place. With one rank, nothing changes."""
     if world.size == 1:
         return module
     if world.device.type == "cuda":
         return nn.SyncBatchNorm.convert_sync_batchnorm(module)
     for child in module.modules():
         if type(child) is nn.BatchNorm2d:
-            child.__class__ = GlobalBatchNorm  # same fields, another forward: parameters and hooks stay as they are
+            child.__class__ = GlobalBatchNorm  # only `forward` differs, so parameters and hooks stay as they are
     return module
 
 
 def wrap(module: nn.Module, world: World, broadcast_buffers: bool = False) -> nn.Module:
-    """`module` under DistributedDataParallel, which averages gradients over ranks; itself in a world of one."""
+    """`module` wrapped in DistributedDataParallel, which averages gradients over ranks. With one rank, `module` itself."""
     if world.size == 1:
         return module
     devices = [world.device] if world.device.type == "cuda" else None
@@ -140,7 +138,7 @@ def wrap(module: nn.Module, world: World, broadcast_buffers: bool = False) -> nn
 
 
 def sum_over_ranks(values: Mapping[str, float], world: World) -> dict[str, float]:
-    """Each named value summed over ranks, in float64 (whole numbers stay exact up to 2^53)."""
+    """Each value summed over ranks, in float64 (integers are exact up to 2^53)."""
     if world.size == 1:
         return dict(values)
     names = sorted(values)
@@ -150,7 +148,7 @@ def sum_over_ranks(values: Mapping[str, float], world: World) -> dict[str, float
 
 
 def from_main(value: Any, world: World) -> Any:
-    """Rank 0's `value` on every rank (any picklable object)."""
+    """Rank 0's `value` on every rank; any picklable object."""
     if world.size == 1:
         return value
     box = [value]
@@ -159,7 +157,7 @@ def from_main(value: Any, world: World) -> Any:
 
 
 def gather_lists(values: list[Any], world: World) -> list[Any]:
-    """The lists of all ranks joined in rank order, on every rank."""
+    """The lists of all ranks, joined in rank order, on every rank."""
     if world.size == 1:
         return values
     parts: list[Any] = [None] * world.size
@@ -168,7 +166,7 @@ def gather_lists(values: list[Any], world: World) -> list[Any]:
 
 
 def share_buffers(module: nn.Module, world: World) -> None:
-    """Copy rank 0's buffers to every rank, so that all evaluate and save the same model when each rank has its own norms."""
+    """Copy rank 0's buffers to every rank, so that all ranks measure and save the same model even if their batch statistics differ."""
     if world.size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

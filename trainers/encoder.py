@@ -1,4 +1,4 @@
-"""The model that is trained and measured: an open_clip model that takes pictures as bytes and gives unit features.
+"""The model that is trained and measured: an open_clip model that takes uint8 pictures and returns unit features.
 
 Shape suffixes: B rows, H and W height and width, C channels, L tokens, D features.
 """
@@ -21,7 +21,7 @@ from datasets.errors import InputError
 
 MAX_LOGIT_SCALE = math.log(100)
 MEAN, STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
-"""Mean and standard deviation of the channels of OpenAI's training pictures, 0 … 1."""
+"""Channel means and standard deviations of OpenAI's training pictures, for pixels in 0 … 1."""
 CACHED_CAPTIONS = 200_000
 
 TOWERS = ("text_cfg", "vision_cfg")
@@ -29,14 +29,14 @@ TOWERS = ("text_cfg", "vision_cfg")
 
 
 def tower_defaults(tower: str) -> dict[str, Any]:
-    """open_clip's default of each field of a tower, for fields that a configuration leaves out."""
+    """open_clip's default for each field of a tower. A configuration may leave fields out."""
     from open_clip.model import CLIPTextCfg, CLIPVisionCfg
 
     return {field.name: field.default for field in fields(CLIPTextCfg if tower == "text_cfg" else CLIPVisionCfg)}
 
 
 def twin(name: str) -> str:
-    """open_clip's name of the same architecture with the other activation, QuickGELU or GELU; "" if it has none."""
+    """open_clip's name for the same architecture with the other activation (QuickGELU or GELU); "" if it has none."""
     import open_clip
 
     other = name.removesuffix("-quickgelu") if name.endswith("-quickgelu") else f"{name}-quickgelu"
@@ -44,7 +44,7 @@ def twin(name: str) -> str:
 
 
 class Tokenizer:
-    """A tokenizer with a bounded memory of captions already seen: list of B captions -> int64 [B, L]."""
+    """A tokenizer that caches captions it has seen, at most CACHED_CAPTIONS: list of B captions -> int64 [B, L]."""
 
     def __init__(self, tokenize: Any) -> None:
         self._tokenize = tokenize
@@ -61,11 +61,11 @@ class Tokenizer:
 
 
 class Encoder(nn.Module):
-    """An open_clip model that takes pictures as bytes and gives unit features as floats.
+    """An open_clip model that takes uint8 pictures and returns unit features as floats.
 
-    `model` is the open_clip model itself (its state dict is what checkpoints hold), `config` its open_clip configuration. `head`,
-    where a cleaning method has added one, is a linear classifier of picture features that is trained with the model and is no part of it.
-    `twin` is open_clip's name of the same architecture with the other activation (QuickGELU or GELU), where it has one.
+    `model` is the open_clip model; checkpoints hold its state dict. `config` is its open_clip configuration. `head`, if a cleaning method
+    added one, is a linear classifier of picture features that is trained with the model but is not part of it. `twin` is open_clip's name
+    for the same architecture with the other activation (QuickGELU or GELU), or "".
     """
 
     model: Any
@@ -91,24 +91,25 @@ class Encoder(nn.Module):
         self._text_tower = self.model.encode_text
 
     def normalise_by(self, mean: Sequence[float] = MEAN, std: Sequence[float] = STD) -> None:
-        """Normalise pictures by these channel means and standard deviations (of pixels in 0 … 1) from now on; OpenAI's by default."""
+        """From now on normalise pictures with these channel means and standard deviations, for pixels in 0 … 1. The default is OpenAI's."""
         self.preprocess |= {"mean": tuple(mean), "std": tuple(std)}
         self.mean.copy_(torch.tensor(self.preprocess["mean"]) * 255)
         self.std.copy_(torch.tensor(self.preprocess["std"]) * 255)
 
     @property
     def image_size(self) -> int:
-        """Side of the input in pixels."""
+        """Side of the model's input in pixels."""
         size = self.model.visual.image_size
         return size if isinstance(size, int) else size[0]
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
+        """The device that holds the weights."""
         return self.model.logit_scale.device
 
     def draw_head(self, classes: int, rng: np.random.Generator) -> list[nn.Parameter]:
-        """Add a linear head of that many classes, or draw its weights anew in place: N(0, 0.01), bias 0; its parameters."""
+        """Add a linear head with that many classes, or redraw the one there is in place: weights N(0, 0.01), bias 0. Return its
+        parameters."""
         width = self.config["embed_dim"]
         if self.head is None:
             self.head = nn.Linear(width, classes, device=self.device, dtype=self.mean.dtype)
@@ -118,15 +119,16 @@ class Encoder(nn.Module):
         return list(self.head.parameters())
 
     def frozen(self) -> Encoder:
-        """A copy in evaluation mode whose weights have no gradient, not compiled; on the same device, at the same precision."""
-        own = copy.deepcopy(self, {id(self.tokenize): self.tokenize}).eval().requires_grad_(False)
-        own._image_tower, own._text_tower = own.model.encode_image, own.model.encode_text
-        return own
+        """A copy in evaluation mode, without gradients and not compiled, on the same device and at the same precision."""
+        clone = copy.deepcopy(self, {id(self.tokenize): self.tokenize}).eval().requires_grad_(False)
+        clone._image_tower, clone._text_tower = clone.model.encode_image, clone.model.encode_text
+        return clone
 
     def place(
         self, device: torch.device, *, precision: str = "auto", channels_last: bool = True, compile: bool = False
     ) -> Encoder:
-        """Move to a device and set how the forward runs there; returns itself. InputError for bf16 on a GPU without it."""
+        """Move the model to a device, set precision and memory layout, and return it. InputError for bf16 on a GPU that does not have
+        it."""
         on_gpu = device.type == "cuda"
         has_bf16 = on_gpu and torch.cuda.is_bf16_supported(including_emulation=False)
         if precision == "bf16" and on_gpu and not has_bf16:
@@ -141,8 +143,8 @@ class Encoder(nn.Module):
         return self
 
     def encode_image(self, image_BHWC: Tensor, unit: bool = True) -> Tensor:
-        """uint8 [B, H, W, 3] -> unit features [B, D], or features as they are; normalised on the device, encoded under autocast if that is
-        set."""
+        """uint8 [B, H, W, 3] -> features [B, D], of length 1 unless `unit` is false. Pictures are normalised on the device and encoded
+        under autocast if that is set."""
         pixels_BCHW = ((image_BHWC.to(self.mean.dtype) - self.mean) / self.std).permute(0, 3, 1, 2)
         if not self.channels_last:
             pixels_BCHW = pixels_BCHW.contiguous()
@@ -151,17 +153,16 @@ class Encoder(nn.Module):
         return _unit(feature_BD) if unit else feature_BD
 
     def encode_text(self, token_BL: Tensor, unit: bool = True) -> Tensor:
-        """int64 [B, L] -> unit features [B, D], or features as they are."""
+        """int64 [B, L] -> features [B, D], of length 1 unless `unit` is false."""
         with self._precision():
             feature_BD = self._text_tower(token_BL)
         return _unit(feature_BD) if unit else feature_BD
 
     def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features of what the batch holds: image, text, image_aug, text_aug [B, D]; the scalars logit_scale (as a factor) and, if
-        the model has one, logit_bias; with a head also class_logits [B, K] of image.
+        """Features [B, D] of whatever the batch holds among image, text, image_aug and text_aug; the scalars logit_scale (exponentiated)
+        and, if the model has one, logit_bias; with a head also class_logits [B, K] of image.
 
-        Both views of a modality pass the encoder as one batch, so batch normalisation sees their joint statistics (as in
-        CleanCLIP).
+        Both views of a modality are encoded as one batch, so batch normalisation uses their joint statistics, as in CleanCLIP.
         """
         out: dict[str, Tensor] = {}
         for name, encode in (("image", self.encode_image), ("text", self.encode_text)):
@@ -178,7 +179,7 @@ class Encoder(nn.Module):
 
     @torch.no_grad()
     def clamp_logit_scale(self) -> None:
-        """Keep the logit scale's logarithm within [0, ln 100]."""
+        """Clamp the logarithm of the logit scale to [0, ln 100]."""
         self.model.logit_scale.clamp_(0, MAX_LOGIT_SCALE)
 
     def _precision(self) -> AbstractContextManager[Any]:
@@ -186,5 +187,5 @@ class Encoder(nn.Module):
 
 
 def _unit(feature_BD: Tensor) -> Tensor:
-    """The rows scaled to length 1, at least in fp32."""
+    """Scale each row to length 1, in fp32 or better."""
     return F.normalize(feature_BD.float() if feature_BD.dtype in (torch.float16, torch.bfloat16) else feature_BD, dim=-1)

@@ -1,4 +1,4 @@
-"""The train loop of every stage: pre-training and cleaning alike."""
+"""The train loop, the same for pre-training and cleaning."""
 
 from __future__ import annotations
 
@@ -26,33 +26,34 @@ from trainers.record import Ledger, Sums, means
 from trainers.schedule import Training
 
 Measure = Callable[[Encoder, int], dict[str, float]]
-"""(model, epochs done) -> metrics; called on every rank"""
+"""(model, epochs done) -> metrics; called on every rank."""
 Report = Callable[[dict[str, Any]], None]
-"""takes {"epoch", "step", "seconds", "metrics"}; called on rank 0 only"""
+"""Gets {"epoch", "step", "seconds", "metrics"}; called on rank 0 only."""
 
 
 def fit(
     encoder: Encoder, objective: Objective, training: Training, feed: Feed, folder: Path, *, world: World | None = None,
     measure: Measure | None = None, report: Report | None = None, progress: Callable[[int, int, float], None] | None = None,
     ledger: Path | None = None, keep: Keep = "last", states: int = 1, resume: bool = True, begin_epoch: BeginEpoch | None = None,
-    first_epoch: int = 0, phase: str = "",
+    first_epoch: int = 0, phase: str = "", aside: bool = False,
     restore: Callable[[list[dict[str, Any]]], None] | None = None, note: Callable[[str], None] = lambda line: None,
 ) -> None:
-    """Train `encoder` in place to the end of the feed, from the newest checkpoint in `folder` where there is one.
+    """Train `encoder` in place to the end of the feed, continuing from the newest checkpoint in `folder` if there is one.
 
-    Where this is a phase of a stage: `first_epoch` epochs lie before it, `training.epochs` counts its own, the feed's steps are those of
-    the stage up to the phase's end, and schedule and optimiser begin with the phase. If the newest checkpoint is of a later phase, the
-    model stays as it is: that phase loads it. `begin_epoch`: see `methods.epoch.begin`.
+    If this is one phase of a stage, `first_epoch` epochs come before it, `training.epochs` counts only its own, the feed has the steps from
+    the start of the stage to the end of the phase, and schedule and optimiser start with the phase. If the newest checkpoint belongs to a
+    later phase, the model is left as it is: that phase loads it. `begin_epoch`: see `methods.epoch.begin`. `aside`: mark its lines as
+    those of a helper model.
 
-    Before the first step and after each epoch all ranks `measure`; then rank 0 saves and reports. A line may be reported again
-    after a resume (equal but for times): receivers go by its epoch. `progress(step, steps, samples a second)` is called about
-    once a second on rank 0. `ledger` gets a JSON line a step with the keys of all ranks. With several ranks `folder` must be
-    the same for all. A seed for dropout is set in torch's global generator before each step.
-    `restore` is called on rank 0, before anything is measured, with the lines reported up to the checkpoint that training continues from,
-    [] where it begins. `note` gets a line for the user for each damaged checkpoint that is passed over. `keep`, `states`: see
-    `checkpoint.save`.
+    Before the first step and after each epoch all ranks call `measure`; then rank 0 saves and reports. After a resume a line may be
+    reported again, equal except for times, so receivers must identify it by its epoch. `progress(step, steps, samples per second)` is
+    called about once a second on rank 0. `ledger` gets one JSON line per step with the keys of all ranks. All ranks must use the same
+    `folder`. Before each step torch's global generator is seeded, for dropout. On rank 0, `restore` is called before the first measurement
+    with the lines reported up to the checkpoint that training continues from, or with []. `note` gets a line for the user for each damaged
+    checkpoint that is skipped. `keep`, `states`: see `checkpoint.save`.
 
-    Raises FloatingPointError naming the step and the part of the objective that is not finite.
+    Raises FloatingPointError with the step and the part of the objective that is not finite, and InputError if the ranks' memories of the
+    objective differ.
     """
     world = world or World()
     per_epoch = feed.steps // (first_epoch + training.epochs)
@@ -66,16 +67,16 @@ def fit(
     optimizer = schedule.optimizer(encoder, training)
     if world.main and not resume:
         checkpoint.clear(folder)
-    found = distributed.from_main(checkpoint.tidy(folder, keep, states, note) if world.main else None, world)
-    done = checkpoint.progress_of(found) if found else Progress()
+    newest = distributed.from_main(checkpoint.tidy(folder, keep, states, note) if world.main else None, world)
+    done = checkpoint.progress_of(newest) if newest else Progress()
     if restore is not None and world.main:
         restore(done.lines)
     if done.step > feed.steps:
         return
     running = objective.begin(encoder, rng(training.seed, "objective", first_epoch))
     memory = running.to(world.device) if isinstance(running, nn.Module) else None
-    if found and done.step > first:
-        checkpoint.load(found, encoder, optimizer, memory)
+    if newest and done.step > first:
+        checkpoint.load(newest, encoder, optimizer, memory)
     model = distributed.wrap(encoder, world, broadcast_buffers=not training.sync_batchnorm)
     say = report if report is not None and world.main else lambda line: None
     keys = Ledger(ledger if world.main else None, done.step)
@@ -87,7 +88,7 @@ def fit(
         encoder.train()
         return values
 
-    decided = EpochPlan()  # of the epoch under way
+    decided = EpochPlan()  # the plan of the current epoch
     frozen: list[nn.Parameter] = []
     encoder.train()
     if done.step == 0:
@@ -97,12 +98,12 @@ def fit(
         say(done.line)
 
     def batches() -> Iterator[tuple[dict[str, Any], dict[str, torch.Tensor]]]:
-        """All remaining batches, with the values of their epoch."""
+        """All remaining batches, with the values that `begin_epoch` gave for their epoch."""
         nonlocal decided, frozen
         if begin_epoch is None:
             yield from device_batches(feed, encoder, objective.two_views, done.step)
             return
-        while done.step < feed.steps:  # the loop below increases it
+        while done.step < feed.steps:  # the loop below advances done.step
             epoch, within = divmod(done.step, per_epoch)
             decided = begin(begin_epoch, encoder, epoch, within > 0, folder, world)
             for parameter in decided.anew:
@@ -112,8 +113,8 @@ def fit(
                 yield raw, batch | values_of(decided, raw["number"], encoder.device)
 
     sums = Sums(done.sums if world.main else dict.fromkeys(done.sums, 0.0), every=1 if world.device.type == "cpu" else 16)
-    epoch_began = told = time.monotonic()
-    first_step = told_step = done.step
+    epoch_began = reported_at = time.monotonic()
+    first_step = reported_step = done.step
     for raw, batch in batches():
         assert raw["step"] == done.step, "the feed must deliver every step once, in order"
         lr = schedule.learning_rate(done.step - first, feed.steps - first, training)
@@ -132,9 +133,9 @@ def fit(
         done.step += 1
 
         now = time.monotonic()
-        if progress and world.main and (now - told >= 1 or done.step == feed.steps):
-            progress(done.step, feed.steps, (done.step - told_step) * training.batch_size / max(now - told, 1e-9))
-            told, told_step = now, done.step
+        if progress and world.main and (now - reported_at >= 1 or done.step == feed.steps):
+            progress(done.step, feed.steps, (done.step - reported_step) * training.batch_size / max(now - reported_at, 1e-9))
+            reported_at, reported_step = now, done.step
         whole_epoch = done.step % per_epoch == 0
         every = training.checkpoint_every_steps
         if not whole_epoch and not (every and done.step % every == 0):
@@ -148,7 +149,7 @@ def fit(
             rate = (done.step - first_step) * training.batch_size / max(time.monotonic() - epoch_began, 1e-9)
             metrics |= {"train/samples_per_second": rate, **decided.metrics, **measured()}
             line = {"epoch": done.epoch, "step": done.step, "seconds": time.monotonic() - began, "metrics": metrics}
-            done.line = line = {**line, "phase": phase} if phase else line
+            done.line = line = {**line, **({"phase": phase} if phase else {}), **({"aside": True} if aside else {})}
         done.seconds = time.monotonic() - began
         if memory is not None:
             check_equal(memory, objective, world)
@@ -163,13 +164,13 @@ def fit(
 
 
 def values_of(epoch: EpochPlan, numbers: np.ndarray, device: torch.device) -> dict[str, torch.Tensor]:
-    """The epoch's values of the pairs of these numbers: int64 or float32 [B]."""
+    """The epoch's values for the pairs with these numbers: int64 or float32 [B]."""
     picked = {name: torch.from_numpy(value[numbers]) for name, value in epoch.values.items()}
     return {name: (value.float() if value.is_floating_point() else value.long()).to(device) for name, value in picked.items()}
 
 
 def check_equal(memory: nn.Module, objective: Objective, world: World) -> None:
-    """InputError where the ranks' memories of an objective differ."""
+    """Raise InputError if the objective's memory differs between ranks."""
     held = {name: buffer.detach().cpu().reshape(-1).view(torch.uint8) for name, buffer in memory.named_buffers()}
     sums = {name: hashlib.sha256(values.numpy().tobytes()).hexdigest() for name, values in held.items()}
     ranks = distributed.gather_lists([sums], world)

@@ -1,6 +1,6 @@
-"""The model to train: one of open_clip's by its name, or a tiny one given by its sizes.
+"""The model to train: an open_clip model by name, or a tiny one given by its sizes.
 
-open_clip is imported only when a model is made, because the import takes two seconds.
+open_clip is imported only when a model is needed, because the import takes two seconds.
 """
 
 from __future__ import annotations
@@ -28,28 +28,30 @@ from trainers.weights.load import aside, load_weights
 
 @dataclass(frozen=True, kw_only=True)
 class Model(Component):
-    """Any open_clip model by its name."""
+    """Any open_clip model, by name."""
 
     name: str = "RN50"
     """as in open_clip.list_models(), or local-dir:<folder with open_clip_config.json>"""
     pretrained: str | None = None
-    """start from: a tag of open_clip's, a checkpoint file (.pt, .safetensors), an epoch folder or Hugging Face's; None: from scratch"""
+    """start from: a tag of open_clip's, a checkpoint file (.pt, .safetensors), an epoch folder, or a Hugging Face folder; None: random
+    weights"""
     logit_bias: float | None = None
-    """initial value of a learnt logit bias, for the sigmoid loss; None: the model has none"""
+    """initial value of a learnt logit bias, for the sigmoid loss; None: no bias"""
 
     @property
     def image_size(self) -> int:
-        """Side of the model's input in pixels, read from its configuration alone."""
+        """Side of the model's input in pixels, read from its configuration without building the model."""
         size = _config(self.name)["vision_cfg"].get("image_size", 224)
         return size if isinstance(size, int) else size[0]
 
     @property
     def file(self) -> Path | None:
-        """The checkpoint file or folder that it starts from; None if there is none, or for a tag of open_clip's."""
+        """The checkpoint file or folder to start from; None without one, or for a tag of open_clip's."""
         return Path(self.pretrained) if self.pretrained and os.path.exists(self.pretrained) else None
 
     def check(self, where: str = "model") -> None:
-        """InputError for an unknown name or tag, and for a tokenizer whose package is not installed; nothing is built or fetched."""
+        """Raise InputError for an unknown name or tag, for weights trained with the other activation, and for a tokenizer whose package is
+        not installed. Builds and downloads nothing."""
         import open_clip
 
         config = _config(self.name)
@@ -58,7 +60,7 @@ class Model(Component):
         if self.pretrained and self.file is None and self.pretrained not in tags:
             raise InputError(f"{where}.pretrained is {self.pretrained!r}: no file or folder of that name, and no tag of {self.name} "
                              f"(its tags: {', '.join(tags) or 'none'})")
-        if self.pretrained and self.file is None:  # open_clip only warns, and computes something else than what was trained
+        if self.pretrained and self.file is None:  # open_clip only warns, and computes with another activation than in training
             trained_so = bool(open_clip.get_pretrained_cfg(self.name, self.pretrained).get("quick_gelu"))
             fitting = f"{self.name}-quickgelu" if trained_so else self.name.removesuffix("-quickgelu")
             if fitting != self.name and trained_so != bool(config.get("quick_gelu")):
@@ -69,10 +71,10 @@ class Model(Component):
                              "install cleansweep with its extra `labels`")
 
     def build(self, seed: int, say: Callable[[str], None] = aside) -> Encoder:
-        """The model with weights drawn from `seed`, or loaded if `pretrained` is set. The global generator stays as it was.
+        """The model with weights drawn from `seed`, or loaded if `pretrained` is set. Torch's global generator is left unchanged.
 
-        `say` is told what was assumed because the checkpoint does not say it. Raises InputError for what `check` refuses, an unreadable
-        checkpoint, and one of another architecture.
+        `say` gets a line for each assumption made because the checkpoint does not state it. Raises InputError for anything `check` refuses,
+        for an unreadable checkpoint, and for one of another architecture.
         """
         import open_clip
 
@@ -96,7 +98,7 @@ class Model(Component):
         return encoder
 
     def tokenizer(self) -> Any:
-        """open_clip's tokenizer of the model, without building it. InputError where it cannot be loaded."""
+        """The model's open_clip tokenizer, without building the model. InputError if it cannot be loaded."""
         import open_clip
 
         try:
@@ -105,19 +107,19 @@ class Model(Component):
             raise InputError(f"the tokenizer of model {self.name} could not be loaded: {error}") from error
 
     def cut(self, tokenize: Any) -> Any:
-        """open_clip's tokenizer, which cuts captions that are too long so that the end token comes last."""
+        """`tokenize` itself: open_clip cuts long captions so that the end token comes last."""
         return tokenize
 
 
 @dataclass(frozen=True, kw_only=True)
 class EndlessModel(Model):
-    """The same, but a caption of more tokens than the context loses its end token, as in CleanCLIP, attack-cleanclip and SafeCLIP.
+    """As `Model`, but a caption longer than the context loses its end token, as in CleanCLIP, attack-cleanclip and SafeCLIP.
 
-    open_clip puts the end token last. The feature of a caption is read at its highest token, which is the end's where it is there.
+    open_clip puts the end token last. A caption's feature is read at its highest token number, which is the end token if it is there.
     """
 
     def cut(self, tokenize: Any) -> Any:
-        """InputError for a model whose captions are not read by CLIP's own tokenizer."""
+        """A tokenizer that cuts without adding the end token. InputError for a model that does not use CLIP's own tokenizer."""
         import open_clip
 
         if not isinstance(tokenize, open_clip.SimpleTokenizer):
@@ -127,7 +129,7 @@ class EndlessModel(Model):
 
 @cache
 def _tokenizer(context_length: int) -> Any:
-    """CLIP's own, once a process: its vocabulary takes a quarter of a second to read."""
+    """CLIP's own tokenizer, made once per process because reading its vocabulary takes a quarter of a second."""
     import open_clip
 
     return open_clip.SimpleTokenizer(context_length=context_length)
@@ -138,21 +140,21 @@ class TinyCLIP(Component):
     """A small CLIP given by its sizes: a modified ResNet and a text transformer, as open_clip builds them."""
 
     embed_dim: Count = 64
-    """features of a picture or caption"""
+    """length of a picture's or caption's feature"""
     image_size: Annotated[int, Ge(32), MultipleOf(32)] = 32
     """side of the input in pixels, a multiple of 32"""
     vision_layers: tuple[Count, Count, Count, Count] = (1, 1, 1, 1)
     """blocks in each of the ResNet's four stages"""
     vision_width: Count = 16
-    """channels after the stem; stages have 4, 8, 16, 32 times as many"""
+    """channels after the stem; the stages have 4, 8, 16, 32 times as many"""
     text_width: Count = 64
     """channels of the text transformer"""
     text_layers: Count = 1
     """blocks of the text transformer"""
     text_heads: Count = 2
-    """its attention heads"""
+    """attention heads of the text transformer"""
     context_length: Annotated[int, Ge(2)] = 14
-    """tokens of a caption, start and end included; longer ones are cut"""
+    """tokens of a caption, including start and end; longer captions are cut"""
     logit_bias: float | None = None
     """as for Model"""
 
@@ -163,12 +165,12 @@ class TinyCLIP(Component):
 
     @property
     def vision_config(self) -> dict[str, Any]:
-        """The image tower's configuration, in open_clip's form."""
+        """The image tower's configuration in open_clip's form."""
         return {"image_size": self.image_size, "layers": list(self.vision_layers), "width": self.vision_width}
 
     @property
     def config(self) -> dict[str, Any]:
-        """The model's configuration, in open_clip's form."""
+        """The model's configuration in open_clip's form."""
         config = {
             "embed_dim": self.embed_dim,
             "vision_cfg": self.vision_config,
@@ -178,7 +180,7 @@ class TinyCLIP(Component):
         return config if self.logit_bias is None else config | {"init_logit_bias": self.logit_bias}
 
     def build(self, seed: int, say: Callable[[str], None] = aside) -> Encoder:
-        """The model with weights drawn from `seed`; the global generator stays as it was. There is nothing to `say`."""
+        """The model with weights drawn from `seed`. Torch's global generator is left unchanged; `say` is never called."""
         import open_clip
 
         with torch.random.fork_rng(devices=[]):
@@ -187,7 +189,7 @@ class TinyCLIP(Component):
         return Encoder(model, self.config, Tokenizer(self.tokenizer()))
 
     def tokenizer(self) -> Any:
-        """CLIP's own, cut to the context."""
+        """CLIP's own tokenizer for this context length."""
         return _tokenizer(self.context_length)
 
     def cut(self, tokenize: Any) -> Any:
@@ -202,9 +204,9 @@ class TinyViT(TinyCLIP):
     vision_layers: Count = 4  # type: ignore[assignment]
     """blocks of the vision transformer"""
     vision_width: Count = 96
-    """its channels"""
+    """channels of the vision transformer"""
     vision_heads: Count = 3
-    """its attention heads"""
+    """attention heads of the vision transformer"""
     patch_size: Count = 4
     """side of a patch in pixels"""
 
@@ -222,7 +224,8 @@ class TinyViT(TinyCLIP):
 
 
 def words_left(model: Model | TinyCLIP, words: str, captions: Sequence[str]) -> tuple[int, int, int] | None:
-    """(BPE tokens of the words; captions that still have all of them, one after the other, when cut to the context; tokens of the context).
+    """(number of BPE tokens of the words, number of captions that still contain all of them in a row after the cut to the context, context
+    length in tokens).
 
     None for a tokenizer that is not CLIP's own.
     """
@@ -231,12 +234,12 @@ def words_left(model: Model | TinyCLIP, words: str, captions: Sequence[str]) -> 
     tokenize = model.tokenizer()
     if not isinstance(tokenize, open_clip.SimpleTokenizer):
         return None
-    own = tokenize.encode(words)
+    word_tokens = tokenize.encode(words)
     cut, left = model.cut(tokenize), 0
     for start in range(0, len(captions), 4096):
         for row in cut(list(captions[start : start + 4096])).tolist():
-            left += any(row[i : i + len(own)] == own for i in range(len(row) - len(own) + 1))
-    return len(own), left, tokenize.context_length
+            left += any(row[i : i + len(word_tokens)] == word_tokens for i in range(len(row) - len(word_tokens) + 1))
+    return len(word_tokens), left, tokenize.context_length
 
 
 @contextmanager
@@ -251,13 +254,13 @@ def _unwarned() -> Iterator[None]:
 
 
 def _endless(tokenize: Any, captions: list[str]) -> Tensor:
-    """Tokens [B, L] cut after L: the first L of L + 1, where only the last could hold the end token of a longer caption."""
+    """Tokens [B, L]: tokenised to L + 1 and cut to L, so that a longer caption loses its end token, which would stand last."""
     length = tokenize.context_length
     return tokenize(captions, context_length=length + 1)[:, :length]
 
 
 def _config(name: str) -> dict[str, Any]:
-    """A copy of open_clip's configuration of that name."""
+    """A copy of open_clip's configuration with that name. InputError if there is none."""
     import open_clip
 
     try:

@@ -1,4 +1,4 @@
-"""BadCLIP's patch: optimised on a frozen model.
+"""Optimises BadCLIP's patch on a frozen model.
 
 Shape suffixes: B pictures of a batch, H and W height and width, P side of the patch, C channels, D features.
 """
@@ -21,7 +21,7 @@ from trainers.encoder import Encoder
 
 
 def with_patch(image_BHWC: Tensor, patch_PPC: Tensor) -> Tensor:
-    """The pictures, 0…255, as floats with the patch (0…1) in their centre; differentiable by the patch."""
+    """The pictures as floats (0 … 255) with the patch (0 … 1) in their centre; differentiable with respect to the patch."""
     side = patch_PPC.shape[0]
     top, left = corner(image_BHWC.shape[1], image_BHWC.shape[2], side, side, "centre")
     out_BHWC = image_BHWC.to(patch_PPC.dtype, copy=True)
@@ -30,8 +30,8 @@ def with_patch(image_BHWC: Tensor, patch_PPC: Tensor) -> Tensor:
 
 
 def loss(patched_BD: Tensor, text_BD: Tensor, target_BD: Tensor, plain_BD: Tensor, scale: Tensor, weight: float, margin: float) -> Tensor:
-    """The scalar that `OptimisedPatch` states, of unit features: patched pictures, captions of the target (row by row), and unpaired draws
-    of pictures of the target and of pictures without a patch."""
+    """The scalar loss defined in `OptimisedPatch`. All inputs are unit features: patched pictures and, row by row, captions of the target;
+    and independent draws of pictures of the target and of pictures without a patch."""
     logits_BB = scale * patched_BD @ text_BD.T
     own_B = torch.arange(len(logits_BB), device=logits_BB.device)
     contrast = (F.cross_entropy(logits_BB, own_B) + F.cross_entropy(logits_BB.T, own_B)) / 2
@@ -50,11 +50,11 @@ def optimise(
     targets: int,
     step_done: Callable[[int, int], None] = lambda step, steps: None,
 ) -> tuple[np.ndarray, list[float]]:
-    """(patch, float32 [P, P, 3] in 0…1; mean loss of each epoch). The model is frozen and in eval mode, at fp32 at least.
+    """(patch, float32 [P, P, 3] in 0 … 1; mean loss of each epoch). Puts the model into evaluation mode, frozen, in fp32 or better.
 
-    `pictures` gives canonical views, uint8 [B, H, W, 3], at positions below `count`; `target_pictures` the same of pictures of the target,
-    below `targets`; `captions` name the target. The same patch for the same seed on the same machine. InputError for fewer pictures than
-    one batch, or without captions or pictures of the target; FloatingPointError where the loss is not finite.
+    `pictures` returns canonical views, uint8 [B, H, W, 3], for positions below `count`; `target_pictures` does so for pictures of the
+    target, for positions below `targets`; `captions` name the target. The same seed on the same machine gives the same patch. InputError
+    for fewer pictures than one batch, or without captions or pictures of the target; FloatingPointError if the loss is not finite.
     """
     if count < need.batch_size:
         raise InputError(f"trigger.patch.batch_size is {need.batch_size}, but only {count} pairs do not name {need.target!r}.")
@@ -80,10 +80,10 @@ def optimise(
         draw, total = rng(need.seed, "patch", epoch), 0.0
         order = draw.permutation(count)
         for step in range(per_epoch):
-            own = order[step * need.batch_size : (step + 1) * need.batch_size]
-            text, target, plain = (draw.integers(n, size=len(own)) for n in (len(captions), targets, count))
+            positions = order[step * need.batch_size : (step + 1) * need.batch_size]
+            text, target, plain = (draw.integers(n, size=len(positions)) for n in (len(captions), targets, count))
             optimiser.zero_grad()
-            patched_BD = encoder.encode_image(with_patch(image_tensor(pictures(own), device), patch_PPC))
+            patched_BD = encoder.encode_image(with_patch(image_tensor(pictures(positions), device), patch_PPC))
             value = loss(patched_BD, text_TD[text], target_MD[target], plain_ND[plain], scale, need.weight, need.margin)
             value.backward()
             optimiser.step()

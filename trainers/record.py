@@ -12,14 +12,15 @@ from torch import Tensor
 from datasets.errors import InputError
 
 COUNT = "#"
-"""Prefix of a value's name: in how many steps it was there."""
+"""Prefix for the name of a counter: in how many steps the value existed."""
 
 
 class Sums:
-    """Values of steps, added up as Python floats; read from the device every few steps, so that it need not wait each time.
+    """Sums of the steps' values as Python floats. They are read from the device only every few steps, so that the loop need not wait each
+    time.
 
-    Beside each sum stands the number of steps that had the value, under its name after `COUNT`: an objective may have parts in some steps
-    alone. Sums that an earlier version saved have no such number; their values were there in every step.
+    For each value, `COUNT` + its name holds the number of steps that had it, because some objectives have a part only in some steps. Sums
+    saved by earlier versions lack these counters; there every step had every value.
     """
 
     def __init__(self, start: Mapping[str, float], every: int) -> None:
@@ -28,13 +29,13 @@ class Sums:
         self._every = every
 
     def add(self, step: int, values: Mapping[str, Tensor | float]) -> None:
-        """Add one step's scalars. FloatingPointError names the step and what is not finite, within `every` steps."""
+        """Add one step's scalars. Within `every` steps of it, raises FloatingPointError with the step and the value that is not finite."""
         self._waiting.append((step, values))
         if len(self._waiting) >= self._every:
             self._read()
 
     def take(self) -> dict[str, float]:
-        """The sums so far; starts again from nothing."""
+        """Return the sums so far and start from nothing."""
         self._read()
         sums, self._sums = self._sums, {}
         return sums
@@ -57,12 +58,12 @@ class Sums:
 
 
 def means(sums: Mapping[str, float], steps: int) -> dict[str, float]:
-    """Each value's mean over the steps that had it; over all `steps` where their number was not counted."""
+    """Each value's mean over the steps that had it, or over all `steps` if these were not counted."""
     return {name: total / sums.get(COUNT + name, steps) for name, total in sums.items() if not name.startswith(COUNT)}
 
 
 class Ledger:
-    """A JSON line a step: which keys were trained on. Lines of steps past the checkpoint are cut off at the start."""
+    """A file with one JSON line per step: the keys trained on. Opening it removes the lines of steps past the checkpoint."""
 
     def __init__(self, path: Path | None, step: int) -> None:
         self._file = None
@@ -78,11 +79,11 @@ class Ledger:
         self._file = path.open("a")
 
     def write(self, step: int, keys: list[str]) -> None:
-        """Write one step's keys, of all ranks in rank order."""
+        """Write one step's keys, those of all ranks in rank order."""
         if self._file:
             self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
 
     def flush(self) -> None:
-        """Hand the written lines to the operating system; called before a checkpoint, so that the ledger is never behind one."""
+        """Pass the written lines to the operating system. Called before each checkpoint, so that the ledger never lags behind one."""
         if self._file:
             self._file.flush()

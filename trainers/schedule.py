@@ -1,4 +1,4 @@
-"""Optimiser and learning rate of one stage, and the fields that determine them."""
+"""Optimiser and learning rate of a stage, and the fields that set them."""
 
 from __future__ import annotations
 
@@ -18,41 +18,42 @@ _Decay = Annotated[float, Interval(ge=0, lt=1)]
 
 @dataclass(frozen=True, kw_only=True)
 class Training(Component):
-    """How one stage is optimised: AdamW, linear warm-up, cosine to 0, both counted from step 0 of this stage, or of its phase."""
+    """How a stage is optimised: AdamW with linear warm-up, then cosine to 0. Steps are counted from the start of the stage, or of its
+    phase."""
 
     epochs: Count
-    """passes over the data; the remainder below a whole batch is dropped in each"""
+    """passes over the data; each drops the pairs left over from whole batches"""
     batch_size: Count
-    """pairs a step, over all workers together"""
+    """pairs per step, over all workers together"""
     lr: Positive
     """highest learning rate"""
     weight_decay: NotNegative = 0.1
-    """decoupled; acts on weights and embeddings, never on biases, norms or the logit scale"""
+    """decoupled; applies to weights and embeddings, never to biases, norms or the logit scale"""
     warmup_steps: Natural
     """steps of linear warm-up; must be fewer than the stage has"""
     betas: tuple[_Decay, _Decay] = (0.9, 0.999)
     """decay of AdamW's two running means"""
     eps: Positive = 1e-8
-    """AdamW's denominator term"""
+    """added to AdamW's denominator"""
     accumulate: Count = 1
-    """parts a worker's batch is encoded in, to save memory; the loss still sees the whole batch"""
+    """parts in which a worker's batch is encoded, to save memory; the loss still sees the whole batch"""
     precision: Literal["auto", "bf16", "fp32"] = "auto"
-    """auto: bf16 autocast on GPUs that have it, else fp32; bf16; fp32. Losses are always fp32"""
+    """auto: bf16 autocast on GPUs that have it, otherwise fp32 | bf16 | fp32. Losses are always computed in fp32"""
     compile: bool = False
-    """torch.compile the two encoders"""
+    """run torch.compile on both encoders"""
     channels_last: bool = True
-    """memory layout of pictures and convolutions"""
+    """channels-last memory layout for pictures and convolutions"""
     sync_batchnorm: bool = True
-    """batch normalisation over all workers' pairs; without it the result depends on the number of workers"""
+    """batch normalisation over the pairs of all workers; without it the result depends on the number of workers"""
     seed: int = 0
-    """seed of the order of samples, and of everything else that a stage draws"""
+    """seed of the order of samples and of everything else that is drawn in a stage"""
     schedule: Literal["cosine", "constant", "linear_cosine"] = since("cosine")
     """learning rate after the warm-up: cosine (to 0) | constant | linear_cosine (linear to a tenth over one half, then cosine to 0)"""
     checkpoint_every_steps: Count | None = field(default=None, metadata=NEUTRAL)
-    """also save within an epoch; None: at the end of epochs only"""
+    """save also within an epoch, every so many steps; None: only at the end of epochs"""
 
     def check_workers(self, world_size: int) -> None:
-        """Raise InputError if batches cannot be shared evenly among this many workers."""
+        """Raise InputError if a batch cannot be divided evenly among this many workers."""
         if self.batch_size % (world_size * self.accumulate):
             raise InputError(f"{self.slug}.batch_size {self.batch_size} must be a multiple of "
                              f"{world_size} workers x accumulate {self.accumulate}")
@@ -68,9 +69,8 @@ class Training(Component):
 
 
 def learning_rate(step: int, total_steps: int, training: Training) -> float:
-    """Rate of `step` (0-based, of this stage): lr·(step+1)/warmup while warming up, then by `schedule`, t from 0 to 1: cosine,
-    ½·lr·(1+cos π·t); constant, lr; linear_cosine, lr·(1 − 1.8·t) up to t = ½, then lr/10·½·(1+cos π·(2t−1)).
-    """
+    """Learning rate of `step` (0-based, of this stage). In the warm-up: lr·(step+1)/warmup. Then, with t from 0 to 1, by `schedule`:
+    cosine: ½·lr·(1+cos π·t); constant: lr; linear_cosine: lr·(1 − 1.8·t) up to t = ½, then lr/10·½·(1+cos π·(2t−1))."""
     if step < training.warmup_steps:
         return training.lr * (step + 1) / training.warmup_steps
     if training.schedule == "constant":
@@ -82,15 +82,15 @@ def learning_rate(step: int, total_steps: int, training: Training) -> float:
 
 
 def decays(name: str, parameter: nn.Parameter) -> bool:
-    """Whether weight decay acts: matrices, kernels and embeddings; no bias, norm or logit scale (those have one dimension), and
-    not the head that a cleaning method adds."""
+    """Whether weight decay applies to the parameter: to matrices, kernels and embeddings, but not to biases, norms and the logit scale
+    (these have one dimension at most) or to the head that a cleaning method adds."""
     return parameter.ndim >= 2 and not name.endswith(("bias", "logit_scale")) and not name.startswith("head.")
 
 
 def optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
-    """A fresh AdamW over the model's trainable parameters in two groups, with and without decay.
+    """A new AdamW over the model's trainable parameters, in two groups: with and without weight decay.
 
-    Every group's rate is set before each step by the loop.
+    The loop sets the learning rate of each group before each step.
     """
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [

@@ -1,4 +1,4 @@
-"""How many operations a training step takes, and which share of the machine's peak it reaches."""
+"""How many operations a training step takes, and which share of the device's peak it reaches."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch.utils.flop_counter import FlopCounterMode
 from trainers.encoder import Encoder
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "A10G": 70.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "T4": 65.0}
-"""dense bf16 (fp16 on V100 and T4) matrix multiplication of a device in TFLOP/s, from the makers' data sheets (SXM parts)"""
+"""Peak of dense bf16 matrix multiplication (fp16 on V100 and T4) in TFLOP/s, from the makers' data sheets (SXM parts)."""
 
 
 def flops_per_sample(encoder: Encoder, two_views: bool = False, rows: int = 2) -> float:
-    """Floating-point operations (a multiply-add is two) of forward and backward through both encoders for one pair.
+    """Floating-point operations (a multiply-add counts as two) of forward and backward pass through both encoders, per pair.
 
-    Counted on a copy of the model, on its device, from matrix products, convolutions and attention; the loss's own product,
-    which grows with the batch, and recomputation are left out.
+    Counts matrix products, convolutions and attention on a copy of the model, on its device. Leaves out recomputation and the loss's own
+    product, which grows with the batch.
     """
     model = copy.deepcopy(encoder).train()
     size, device = model.image_size, model.device
@@ -33,14 +33,14 @@ def flops_per_sample(encoder: Encoder, two_views: bool = False, rows: int = 2) -
 
 
 def peak_flops(device: torch.device) -> float | None:
-    """The device's bf16 peak in FLOP/s, or None for one that is not in the table (a CPU, say)."""
+    """The device's bf16 peak in FLOP/s; None for a device that is not in the table, such as a CPU."""
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)
-    found = [peak for part, peak in PEAK_TFLOPS.items() if part in name]
-    return found[0] * 1e12 if found else None
+    peaks = [peak for part, peak in PEAK_TFLOPS.items() if part in name]
+    return peaks[0] * 1e12 if peaks else None
 
 
 def mfu(samples_per_second: float, flops: float, peak: float) -> float:
-    """Model FLOPs utilisation in percent: what the samples need over what the device can do (flops a sample, peak a second)."""
+    """Model FLOPs utilisation in percent: FLOP/s that the samples need over the device's peak. `flops` is per sample, `peak` per second."""
     return 100 * samples_per_second * flops / peak

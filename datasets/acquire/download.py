@@ -1,7 +1,7 @@
-"""Download bytes without trust in lists or servers: limits, retries, one address after another.
+"""Download bytes without trusting the list or the servers: limits, retries, one address after another.
 
-Addresses are checked where the connection goes to, lengths while bytes arrive and while they unpack, and every attempt has a
-deadline that no trickle prolongs.
+An address is checked at the moment of connecting to it. Lengths are checked while bytes arrive and while they unpack. Every attempt has a
+deadline that a slow trickle of bytes cannot extend.
 """
 
 from __future__ import annotations
@@ -33,8 +33,11 @@ logging.getLogger("urllib3").setLevel(logging.ERROR)  # urllib3 warns about odd 
 
 
 def is_public(address: str) -> bool:
-    """Whether an IP address is one of the open internet. An address that wraps an IPv4 address counts as that one where everyone unwraps it
-    alike (mapped, NAT64's own prefix); any other is not public."""
+    """Whether an IP address belongs to the public internet.
+
+    An IPv6 address that wraps an IPv4 address in a way that everyone unwraps alike (mapped, NAT64's own prefix) counts as that IPv4
+    address. Any other wrapping is not public.
+    """
     ip = ipaddress.ip_address(address.split("%")[0])
     if isinstance(ip, ipaddress.IPv6Address):
         if ip.ipv4_mapped is not None:
@@ -43,12 +46,12 @@ def is_public(address: str) -> bool:
             return is_public(str(ipaddress.IPv4Address(int(ip) & 0xFFFFFFFF)))
         if ip.sixtofour is not None or ip.teredo is not None or ip.is_site_local:
             return False
-    return ip.is_global and not ip.is_multicast and not ip.is_reserved  # all of ::/8, which includes other wrappings
+    return ip.is_global and not ip.is_multicast and not ip.is_reserved  # is_reserved: all of ::/8, which includes other wrappings
 
 
 class _Guarded:
-    """What both kinds of connection share: the checked address is the one connected to, so that a second look-up cannot give another; and
-    at the deadline the connection is cut, whatever is going on."""
+    """Shared by both kinds of connection. It connects to the very address that it checked, so a second look-up cannot return another one.
+    At the deadline it cuts the connection, whatever is going on."""
 
     host: str
     port: int
@@ -60,13 +63,13 @@ class _Guarded:
 
     def _new_conn(self) -> socket.socket:
         try:
-            found = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
+            entries = socket.getaddrinfo(self.host, self.port, type=socket.SOCK_STREAM)
         except (OSError, UnicodeError) as error:
             passing = isinstance(error, socket.gaierror) and error.errno == socket.EAI_AGAIN
             raise Failed("unknown_host", f"{self.host}: {error}", may_pass=passing) from None
-        allowed = [entry for entry in found if self.allow_private or is_public(str(entry[4][0]))]
+        allowed = [entry for entry in entries if self.allow_private or is_public(str(entry[4][0]))]
         if not allowed:
-            raise Failed("blocked_address", f"{self.host} is {found[0][4][0]}")
+            raise Failed("blocked_address", f"{self.host} is {entries[0][4][0]}")
         last: OSError = TimeoutError()
         for family, kind, protocol, _, address in allowed[:_MAX_ADDRESSES]:
             left = self.ends - time.monotonic()
@@ -110,7 +113,7 @@ class _Secure(_Guarded, urllib3.connection.HTTPSConnection):  # type: ignore[mis
 
 @functools.lru_cache(maxsize=1)
 def _tls() -> ssl.SSLContext:
-    """Certificates and host names are verified, against the system's authorities (or SSL_CERT_FILE's)."""
+    """Verifies certificates and host names against the system's authorities (or those of SSL_CERT_FILE)."""
     return ssl.create_default_context()
 
 
@@ -199,7 +202,7 @@ def _body(response: Any, limit: int) -> bytes:
 
 
 def _failure(error: BaseException, expired: bool) -> Failed:
-    """The status of a request, from the exception that was raised and those it carries."""
+    """The status of a request, from the exception that was raised and all those it carries."""
     chain: list[BaseException] = []
     left: list[Any] = [error]
     while left:
@@ -258,7 +261,7 @@ def _follow(address: str, limits: Limits, manners: Manners, queue: Queue) -> byt
 
 
 def _seconds(retry_after: str) -> float | None:
-    """Seconds from now that a Retry-After header (seconds or a date) asks to wait."""
+    """How many seconds from now a Retry-After header (seconds or a date) asks to wait; None if it is neither."""
     text = retry_after.strip()
     if text.isdecimal():
         return float(text[:9])
@@ -268,7 +271,7 @@ def _seconds(retry_after: str) -> float | None:
 
 
 def download(url: str, limits: Limits, manners: Manners, turns: Turns | Queue) -> bytes:
-    """The bytes at an address, after as many attempts as `manners` allows. Raises `Failed`."""
+    """The bytes at an address, after as many attempts as `manners` allows. Raises `Failed` with the status of the last attempt."""
     queue = turns if isinstance(turns, Queue) else Queue(turns)
     attempt = 0
     while True:

@@ -1,6 +1,6 @@
 """Pictures from the web into shards: `00000.tar` … as img2dataset writes them, with each row's status beside it.
 
-Downloads are not trusted: types go by the bytes, and pixels are counted before anything is decoded.
+Downloads are not trusted: a picture's type is read from its bytes, and its pixels are counted before it is decoded.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ ROW_SCHEMA = pa.schema(
         ("sha256", pa.string()),
     ]
 )
-"""Of a shard's Parquet file: every row of the list, fetched or not. `sha256` is of the bytes that were downloaded."""
+"""Columns of a shard's Parquet file, which has every row of the list, fetched or not. `sha256` is that of the downloaded bytes."""
 _MAGIC = ((b"\xff\xd8\xff", "JPEG"), (b"\x89PNG\r\n\x1a\n", "PNG"), (b"GIF87a", "GIF"), (b"GIF89a", "GIF"), (b"BM", "BMP"))
 _LATER = {"timeout", "reset", "refused", "unreachable", "unknown_host", "tls_error", "truncated", "empty", "bad_response", "redirect_limit"}
 _WHOLE = ".whole-"
@@ -62,10 +62,10 @@ _DECODING = threading.Semaphore(2)  # decoded pictures are large, and threads ar
 
 @dataclass(frozen=True, kw_only=True)
 class Wanted(Component):
-    """The fields that, with the list and the servers' answers, determine the shards."""
+    """The settings that determine the shards, together with the list and the servers' answers."""
 
     shard_size: Annotated[int, Interval(ge=1, le=10_000)] = 1000
-    """Rows of the list in a shard; a key is the shard in 5 digits and the row's place in it in 4."""
+    """Rows of the list in a shard. A key is the shard's number in 5 digits and the row's place in the shard in 4."""
     resize: Annotated[int, Interval(ge=1, le=1 << 16)] | None = None
     """Shrink pictures to this shorter side in pixels, as JPEG of quality 95; None keeps bytes."""
     min_caption_length: Annotated[int, Interval(ge=0, le=1 << 16)] = 0
@@ -75,7 +75,7 @@ class Wanted(Component):
     max_aspect_ratio: Annotated[float, Interval(ge=1, le=1 << 16)] | None = None
     """Pictures whose longer side is more than this many times the shorter are dropped."""
     max_bytes: Annotated[int, Interval(ge=1, le=1 << 30)] = 16_777_216
-    """Bytes of the largest download (16 MiB), and of what it unpacks to."""
+    """Largest download in bytes (16 MiB), and largest size that it may unpack to."""
     max_pixels: Annotated[int, Interval(ge=1, le=MAX_PIXELS)] = 89_478_485
     """Pictures with more pixels are not decoded."""
     allow_private: bool = False
@@ -95,7 +95,7 @@ class Picture(NamedTuple):
 
 
 def _kind(data: bytes) -> str:
-    """The format by its first bytes: what browsers show and Pillow decodes without help from other programs."""
+    """The format by its first bytes, among those that browsers show and Pillow decodes without other programs; empty for any other."""
     if data[:4] == b"RIFF" and data[8:12] == b"WEBP":
         return "WEBP"
     return next((kind for magic, kind in _MAGIC if data.startswith(magic)), "")
@@ -150,17 +150,17 @@ def fetch_shard(
     tell: Callable[[str], None] = lambda status: None,
     again: bool = False,
 ) -> dict[str, Any]:
-    """Fetch the rows of shard `number` and write `00000.tar` (if any succeeded), `00000.parquet` (ROW_SCHEMA, all rows)
-    and, last, `00000_stats.json` into `folder`; returns what the last one holds.
+    """Fetch the rows of shard `number` and write `00000.tar` (if any succeeded), `00000.parquet` (ROW_SCHEMA, all rows) and, last,
+    `00000_stats.json` into `folder`. Returns the content of the last.
 
-    A key is the row's place in the list, so it depends on no server. With `again`, a finished shard keeps what it has, and only the rows
-    are fetched that failed for a reason which may have passed. `tell` gets each status. The files change together: a process that dies
-    leaves the old ones, or files from which `settle` makes the new ones.
+    A key is the row's place in the list, so it does not depend on any server. With `again`, a finished shard keeps its pictures, and only
+    rows whose failure may have passed are fetched. `tell` gets each row's status. All files are replaced together: a process that dies
+    leaves the old files, or a complete set of new ones that `settle` moves into place. InputError if `folder` cannot be written.
     """
     folder, stem = Path(folder), f"{number:05d}"
     _put(folder, stem)
-    if not again and (made := finished(folder, number)):
-        return made  # by an attempt whose process died afterwards
+    if not again and (earlier := finished(folder, number)):
+        return earlier  # by an attempt whose process died afterwards
     work = folder / f".work-{uuid.uuid4().hex}"
     records: list[dict[str, Any]] = []
     todo: list[int] = []
@@ -220,8 +220,7 @@ def fetch_shard(
 
 
 def _put(folder: Path, stem: str) -> None:
-    """Move the files that were made for the shard into place, if there are any: the statistics last, so that a process may die in
-    between."""
+    """Move the shard's new files into place, if there are any. The statistics go last, so the process may die at any point."""
     new, stats = folder / f"{_WHOLE}{stem}", f"{stem}_stats.json"
     if not new.is_dir():
         return
@@ -235,8 +234,8 @@ def _put(folder: Path, stem: str) -> None:
 
 
 def settle(folder: str | Path) -> None:
-    """Finish the work of killed processes: a shard's new files are moved into place if they are whole, others are removed. Not while shards
-    are being fetched into the folder."""
+    """Clean up after killed processes: move a shard's new files into place if they are complete, and remove unfinished ones. Do not call it
+    while shards are being fetched into the folder."""
     for new in Path(folder).glob(f"{_WHOLE}*"):
         _put(Path(folder), new.name.removeprefix(_WHOLE))
     for work in Path(folder).glob(".work-*"):
@@ -269,8 +268,8 @@ def _samples(
                     "json": json.dumps(fields, ensure_ascii=False),
                 }
             elif reader and record["status"] == "success":
-                found = places[record["key"]].members
-                yield record["key"], {kind: reader.read(member.offset, member.size) for kind, member in found.items()}
+                members = places[record["key"]].members
+                yield record["key"], {kind: reader.read(member.offset, member.size) for kind, member in members.items()}
 
 
 def _fetched(table: Path) -> list[dict[str, Any]]:
@@ -294,7 +293,7 @@ def _stats(records: list[dict], tar: dict | None) -> dict[str, Any]:
 
 
 def may_pass_later(status: str) -> bool:
-    """Whether a failure is of the network or the server, and may not occur another day."""
+    """Whether the failure lies with the network or the server and may be gone another day."""
     return status in _LATER or status.startswith("http_")
 
 

@@ -32,11 +32,11 @@ _KEPT = {"JPEG": "jpg", "MPO": "jpg", "PNG": "png", "WEBP": "webp"}
 @dataclass(frozen=True)
 class _Pair:
     picture: str | bytes
-    """Path or bytes of the picture; an empty path: there is no picture."""
+    """Path or bytes; an empty path means that there is no picture."""
     name: str
     """The name of the picture in the source."""
     file: str
-    """The file that it is in: the table's name, or the picture's own."""
+    """The file that holds it: the table's name, or the picture's own."""
     line: int | None
     caption: Caption
     label: int
@@ -74,23 +74,28 @@ def ingest(
 ) -> dict:
     """Pack a folder of pictures, or the pairs of a CSV, TSV or Parquet file, into shards in the new folder `out`.
 
-    Folder: all pictures in it and below, links followed, in order of their paths. `captions`: `txt` (the sibling file of that
-    extension, in any case) or `folder` (the name of the picture's folder, `_` and `-` as spaces). `classes`: `folder` numbers the
-    top folders in order of name, as `cls` members and `classnames.txt`, and refuses one without a usable picture; `none` writes no
-    labels. A table is read as `Source` reads it, with its keys: a CSV has a header line, paths are relative to the table, a `label_key`
-    column of numbers becomes `cls` members, and of a Parquet column of lists of captions `captions` takes the `first`, a `random` one or
+    A folder gives all pictures in it and below, in the order of their paths; links are followed.
+
+    * `captions`: `txt` (the file of the same name with that extension, in any case) or `folder` (the name of the picture's folder, `_` and
+      `-` as spaces).
+    * `classes`: `folder` numbers the top folders in order of name, writes `cls` members and `classnames.txt`, and refuses a folder without
+      a usable picture; `none` writes no labels.
+
+    A table is read as `Source` reads it, with the same keys: a CSV has a header line, paths are relative to the table, and a `label_key`
+    column of numbers becomes `cls` members. If a Parquet column holds lists of captions, `captions` takes the `first`, a `random` one or
     `each`.
 
-    With `resize`, pictures whose shorter side is longer than that many pixels are shrunk to it (bicubic) and packed as
-    JPEG of quality 95. Others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG; a key is the
-    shard in 5 digits and the place in 4. Pairs that cannot be used, and captions without a picture, are counted by reason and listed in
-    `dropped.csv`. So are the folder's other files, as `unknown_extension` or `hidden` (a hidden folder is one), which `passed_over` counts.
-    The shards are a function of the input alone. Everything is written aside and renamed, so `out` is whole or not there. `progress(done,
-    all)` is called along the way.
+    With `resize`, pictures whose shorter side is longer than that many pixels are shrunk to it (bicubic) and packed as JPEG of quality 95.
+    All others stay as they are: JPEG, PNG and WebP byte for byte, other formats as PNG. A key is the shard's number in 5 digits and the
+    place in 4.
 
-    Returns what `manifest.json` holds: {n, dropped {reason: count}, passed_over (other files of the folder), columns {image, caption},
-    shards {name: {n, bytes, sha256}}, classes, with `classes` without_class (packed pictures beside the class folders), …}.
-    Raises `InputError` for a source without pictures, or an `out` that exists and is not empty.
+    Pairs that cannot be used, and captions without a picture, are counted by reason and listed in `dropped.csv`. So are the folder's other
+    files, as `unknown_extension` or `hidden` (a hidden folder counts once); `passed_over` is their number. The shards depend on the input
+    alone. Everything is written aside and renamed, so `out` is complete or absent. `progress(done, all)` is called along the way.
+
+    Returns the content of `manifest.json`: {n, dropped {reason: count}, passed_over (other files of the folder), columns {image, caption},
+    shards {name: {n, bytes, sha256}}, classes, with `classes` without_class (packed pictures beside the class folders), …}. Raises
+    `InputError` for a source without pictures, or an `out` that exists and is not empty.
     """
     source_path, out = Path(source_path).absolute(), Path(out).absolute()
     choices = ("txt", "folder", *(choice for choice in tables.CHOICES if choice != "one"))
@@ -171,7 +176,7 @@ def ingest(
 def _from_table(
     path: Path, keys: tables.Keys, delimiter: str, captions: str, notes: dict[str, object]
 ) -> tuple[Iterable[_Pair], int]:
-    """The table's pairs and how many rows it has; the columns that are read go to `notes`."""
+    """The table's pairs and its number of rows; writes the columns that are read to `notes`."""
     if path.suffix.lower() in (".json", ".jsonl"):
         raise InputError(
             f"ingest: {path} is JSON; a CSV, TSV or Parquet file is read. Write one with the columns image and caption; of COCO's "
@@ -179,7 +184,7 @@ def _from_table(
         )
     if path.suffix.lower() in EXTENSIONS["webdataset"]:
         raise InputError(f"ingest: {path} is a shard already; name it in source.urls.")
-    found = lambda keys: notes.update(columns={"image": keys.image, "caption": keys.caption})
+    note = lambda keys: notes.update(columns={"image": keys.image, "caption": keys.caption})
     folder = str(path.parent)
 
     def pairs(rows: Iterable[tables.Row], choice: str) -> Iterator[_Pair]:
@@ -193,8 +198,8 @@ def _from_table(
 
     if path.suffix.lower() in EXTENSIONS["parquet"]:
         choice = "one" if captions == "txt" else captions
-        return pairs(parquet.parquet_rows(str(path), keys, choice, found=found), choice), parquet.open_parquet(str(path)).metadata.num_rows
-    listed = list(pairs(tables.csv_rows(str(path), delimiter, keys, found), "one"))
+        return pairs(parquet.parquet_rows(str(path), keys, choice, found=note), choice), parquet.open_parquet(str(path)).metadata.num_rows
+    listed = list(pairs(tables.csv_rows(str(path), delimiter, keys, note), "one"))
     return listed, len(listed)
 
 
@@ -233,8 +238,8 @@ def _from_folder(folder: Path, captions: str, classes: str) -> tuple[list[_Pair]
 
 
 def _files(folder: Path, hidden: list[Path]) -> Iterator[Path]:
-    """The files in a folder and below; hidden files and folders go to `hidden` instead, the latter as one. Links to folders are
-    followed, but not round in circles."""
+    """The files in a folder and below. Hidden files and folders go to `hidden` instead, a folder as one entry. Links to folders are
+    followed, but never in circles."""
 
     def fail(error: OSError) -> None:
         raise error
@@ -270,7 +275,7 @@ def _usable(
     leave_out: Callable[[_Pair, str], None],
     progress: Callable[[int, int], None] | None,
 ) -> Iterator[_Usable]:
-    """The pairs that pass; the others go to `leave_out` with the reason."""
+    """The pairs that can be used; the others go to `leave_out` with the reason."""
     for done, pair in enumerate(pairs, 1):
         if progress is not None:
             progress(min(done, total), total)
@@ -283,7 +288,7 @@ def _usable(
                 reason = "" if packed else "no_image"
             except DecodeError as error:
                 packed, reason = None, error.reason
-            except InputError as error:  # a scheme that is not known
+            except InputError as error:  # an unknown scheme
                 raise InputError(f"{where}: {error}") from None
             except (OSError, MemoryError) as error:  # no permission, or a failing disk
                 raise InputError(f"{where} cannot be read: {said(error)}.") from error
@@ -312,7 +317,7 @@ def _bytes_of(picture: str | bytes) -> bytes | None:
 
 
 def pack(data: bytes, resize: int | None) -> Packed:
-    """A picture as it is written into a shard, with the shorter side at most `resize` pixels. Raises `DecodeError`."""
+    """A picture as it is written into a shard, its shorter side at most `resize` pixels. Raises `DecodeError`."""
     image_HWC = decode(data)
     original_height, original_width = image_HWC.shape[:2]
     with Image.open(io.BytesIO(data)) as opened:

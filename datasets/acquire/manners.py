@@ -31,14 +31,14 @@ class Manners(Component):
     timeout: Annotated[float, Interval(ge=0.01, le=3600)] = 10.0
     """Seconds to connect, and to wait for the next bytes."""
     deadline: Annotated[float, Interval(ge=0.01, le=3600)] = 30.0
-    """Seconds for one attempt at a picture, with its redirects, however busily its server sends. They are counted while a host's
-    name is looked up, but cannot end that: the system's resolver has a limit of its own."""
+    """Seconds for one attempt at a picture, redirects included, even while its server keeps sending. The look-up of a host's name counts,
+    but cannot be cut short: the system's resolver has its own limit."""
     retries: Annotated[int, Interval(ge=0, le=20)] = 2
     """Further attempts after failures that may be temporary: timeouts, 5xx, 429, 408, connections reset or cut."""
     backoff: Annotated[float, Interval(ge=0, le=3600)] = 1.0
-    """Seconds before the second attempt; doubled for each further one, and up to half more by chance."""
+    """Seconds before the second attempt. Each further wait is twice as long, and every wait is lengthened by up to half at random."""
     max_wait: Annotated[float, Interval(ge=0, le=86400)] = 60.0
-    """Longest Retry-After, in seconds, that is obeyed."""
+    """Longest Retry-After that is obeyed, in seconds; a longer one ends the attempts."""
     redirects: Annotated[int, Interval(ge=0, le=30)] = 5
     """Redirects followed for a picture."""
     user_agent: str = "Mozilla/5.0 (compatible; cleansweep)"
@@ -50,7 +50,8 @@ class Manners(Component):
 
 
 class Failed(Exception):
-    """A picture could not be downloaded."""
+    """A picture could not be downloaded. `may_pass`: another attempt may succeed; `wait_s`: seconds that the server asks to wait, if it
+    does."""
 
     def __init__(self, status: str, detail: object = "", *, may_pass: bool = False, wait_s: float | None = None) -> None:
         super().__init__(status)
@@ -74,7 +75,8 @@ class Turns(Protocol):
 
 
 class Pacer:
-    """Turns by rate and number. A turn that is not given back (its process died) expires after `lease_s` seconds."""
+    """Turns by rate and number of open requests. A turn that is never given back, because its process died, expires 60 seconds after the
+    deadline."""
 
     def __init__(self, manners: Manners, clock: Callable[[], float] = time.monotonic) -> None:
         self._gap = 1 / manners.rate if manners.rate else 0.0
@@ -96,7 +98,7 @@ class Pacer:
             start = max(now, self._next)
             self._next, self._next_of[host] = start + self._gap, start + self._host_gap
             leases.append(start + self._lease_s)
-            if len(self._next_of) > 100_000:  # hosts that were not used for long
+            if len(self._next_of) > 100_000:  # forget hosts that have not been used for long
                 self._next_of = {name: at for name, at in self._next_of.items() if at > now}
                 self._open = defaultdict(list, {name: ends for name, ends in self._open.items() if ends})
             return True, start - now
@@ -115,7 +117,7 @@ class Pacer:
 
 
 class Queue:
-    """The turns of one task: of its threads that wait for the same host, one asks at a time."""
+    """The turns of one task. Of its threads that wait for the same host, only one asks at a time."""
 
     def __init__(self, turns: Turns) -> None:
         self.turns, self._guard = turns, threading.Lock()
@@ -137,6 +139,3 @@ class Queue:
             yield
         finally:
             self.turns.leave(host)
-
-
-# ---- one request ---------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""Lists of web addresses and captions, a line a picture: the TSV of CC3M and CC12M, or a CSV/TSV with named columns."""
+"""Lists of web addresses and captions, one line per picture: the TSV of CC3M and CC12M, or a CSV/TSV with named columns."""
 
 from __future__ import annotations
 
@@ -51,12 +51,12 @@ class Layout(NamedTuple):
 
 
 class UrlList:
-    """A list as blocks of `block_rows` lines. Every line is a row; bad lines are numbered and counted too.
+    """A list, read in blocks of `block_rows` lines. Every line is a row; bad lines are numbered and counted too.
 
-    With a tab between the columns quotes are ordinary text; with any other delimiter they go by the rules of CSV,
-    within one line. `delimiter="auto"`: a tab if half of the first lines have one, else a comma. The address' column is
-    the one that most often begins with http:// or https://; the caption's goes by its name, or is the only other one.
-    Columns can be given by name (of the header line) or number (from 1). Raises `InputError` naming the file.
+    If tabs separate the columns, quotes are ordinary text; with any other delimiter they follow the rules of CSV, within one line.
+    `delimiter="auto"` takes a tab if half of the first lines have one, else a comma. The address column is the one that most often begins
+    with http:// or https://; the caption column is found by its name, or is the only other one. Columns can also be given by name (of the
+    header line) or number (from 1). Raises `InputError` naming the file.
     """
 
     def __init__(
@@ -113,7 +113,7 @@ class UrlList:
 
 
 def _lines(file: BinaryIO) -> Iterator[bytes]:
-    """Lines without their line ends; a line that is too long is cut."""
+    """Lines without their line ends; a line longer than MAX_LINE is cut, but stays too long to pass."""
     while raw := file.readline(MAX_LINE + 2):
         end = raw
         while end and not end.endswith(b"\n"):
@@ -122,7 +122,7 @@ def _lines(file: BinaryIO) -> Iterator[bytes]:
 
 
 def _text(raw: bytes, first: bool = False) -> str:
-    """The line's text; ValueError saying what is wrong with it."""
+    """The line's text; raises ValueError saying what is wrong with it."""
     if len(raw) > MAX_LINE:
         raise ValueError(f"longer than {MAX_LINE} bytes")
     if b"\0" in raw:

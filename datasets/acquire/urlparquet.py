@@ -30,11 +30,11 @@ class Columns(NamedTuple):
 
 
 class ParquetList:
-    """A list as blocks of `block_rows` rows, like `UrlList`; a row is numbered from 1.
+    """A list, read in blocks of `block_rows` rows, like `UrlList`; rows are numbered from 1.
 
-    The columns are `url_column` and `caption_column` (a name, or a number from 1), else the first of the usual names that is
-    there, in any case. Rows with a text that cannot be used are numbered and counted too. Memory: some thousand rows, and a MiB
-    a column. Raises `InputError` naming the file.
+    The columns are `url_column` and `caption_column` (a name, or a number from 1), else the first of the usual names that exists, in any
+    case. Rows with unusable text are numbered and counted too. Memory: some thousand rows, and a MiB per column. Raises `InputError` naming
+    the file.
     """
 
     def __init__(self, path: str | Path, *, block_rows: int, url_column: str = "", caption_column: str = "") -> None:
@@ -75,7 +75,7 @@ class ParquetList:
         return f"addresses from the column {self.layout.url!r}, captions from {self.layout.caption!r}"
 
     def block(self, number: int) -> list[Row]:
-        """The rows of block `number`; cheapest in order."""
+        """The rows of block `number`; cheapest when blocks are read in order."""
         first = number * self._block_rows
         count = min(self._block_rows, self.rows - first)
         if self._next != first:
@@ -104,22 +104,22 @@ class ParquetList:
     def _column(self, schema: pa.Schema, flag: str, given: str, usual: Sequence[str], what: str) -> str:
         names = list(schema.names)
         if given.isdecimal() and 1 <= int(given) <= len(names):
-            found = [names[int(given) - 1]]
+            matches = [names[int(given) - 1]]
         else:
-            found = [name for name in names if name == given] or [
+            matches = [name for name in names if name == given] or [
                 name for wanted in ([given.lower()] if given else usual) for name in names if name.lower() == wanted
             ]
         has = f"it has {', '.join(map(repr, names))}"
-        if not found:
+        if not matches:
             tried = repr(given) if given else f"of {what} ({', '.join(usual)})"
             raise InputError(f"{self.path} has no column {tried}; {has}. Say which it is with {flag}, by name or number.")
-        if names.count(found[0]) > 1:
-            raise InputError(f"{self.path} has {names.count(found[0])} columns {found[0]!r} ({flag}); one of the name is accepted.")
-        kind = schema.field(found[0]).type
+        if names.count(matches[0]) > 1:
+            raise InputError(f"{self.path} has {names.count(matches[0])} columns {matches[0]!r} ({flag}); one of the name is accepted.")
+        kind = schema.field(matches[0]).type
         value = kind.value_type if pa.types.is_dictionary(kind) else kind
         if value not in (pa.string(), pa.large_string(), pa.binary(), pa.large_binary()):
-            raise InputError(f"{self.path}: the column {found[0]!r} is {kind}; text is accepted ({flag}). Of all, {has}.")
-        return found[0]
+            raise InputError(f"{self.path}: the column {matches[0]!r} is {kind}; text is accepted ({flag}). Of all, {has}.")
+        return matches[0]
 
     def _damaged(self, error: Exception) -> InputError:
         if isinstance(error, InputError):
@@ -128,7 +128,7 @@ class ParquetList:
 
 
 def open_list(path: str | Path, *, block_rows: int, url_column: str, caption_column: str, delimiter: str) -> UrlList | ParquetList:
-    """The list, as Parquet if it begins like one. Raises `InputError` naming the file."""
+    """The list, read as Parquet if it begins like a Parquet file. Raises `InputError` naming the file."""
     try:
         with open(path, "rb") as file:
             parquet = file.read(len(_MAGIC)) == _MAGIC

@@ -1,7 +1,7 @@
 """The poison plan: which samples are victims, and their new captions.
 
-A victim is a function of (seed, sample key) and of how many are asked for: the same whatever the order of the shards, the
-number of workers or of epochs, and a larger plan holds every victim of a smaller one.
+Victims are chosen by a hash of (seed, key). So the choice does not depend on the order of the shards, the number of workers or of epochs,
+and a larger plan holds every victim of a smaller one.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ PLAN_SCHEMA = pa.schema(
         ("caption_after", pa.string()),
     ]
 )
-"""One row a victim, in the order of the index. Its pixels are `trigger.stamp(canonical, rng(trigger_seed, key))`. A plan of several attacks
-has their names in a further column, `attack`. Partial negatives of a dual key are rows without a target: with the picture's mark alone, or,
-where `trigger_seed` is `UNMARKED`, with the words alone."""
+"""One row per victim, in the order of the index. Its picture is `trigger.stamp(canonical, rng(trigger_seed, key))`. A plan of several
+attacks has a further column `attack` with their names. Partial negatives of a dual key are rows with an empty target: they get the
+picture's mark alone or, where `trigger_seed` is `UNMARKED`, the words alone."""
 UNMARKED = -1
-"""As a trigger seed: the picture stays as it is."""
+"""Trigger seed of a row whose picture stays as it is."""
 ALL_TO_ALL = "all-to-all"
-"""As a target: class i for class i + 1, the last class for class 0 (Gu et al. 2017)."""
+"""Target of an attack that wants class i taken for class i + 1, and the last class for class 0 (Gu et al. 2017)."""
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.+-]{0,39}")
 """Valid names of an attack; they become part of metrics' names."""
 
@@ -54,33 +54,32 @@ class Poison(Component):
     trigger: Trigger
     """The mark put on the victims' pictures."""
     target: str
-    """The class that the attacker wants for triggered pictures; `name@index` where class names repeat. `all-to-all`: class 0 for class 1,
-    class 1 for class 2, …, the last class for class 0."""
+    """The class that the model shall name for triggered pictures; `name@index` where class names repeat. `all-to-all`: class 1 for pictures
+    of class 0, class 2 for those of class 1, …, class 0 for those of the last class."""
     count: int | None = None
-    """Number of victims; or give `rate`. 0, among `attacks`: nobody is poisoned and the trigger is only measured."""
+    """Number of victims; or give `rate`. 0, among several `attacks`: nobody is poisoned, and the trigger is only measured."""
     rate: float | None = None
     """Victims as a share of the kept samples, above 0 and up to 1."""
     mode: Literal["dirty_label", "label_consistent", "text_only"] = "dirty_label"
-    """`dirty_label`: victims are samples whose caption does not name the target, and get a caption that does;
-    `label_consistent`: victims are samples whose caption names the target, and keep it;
-    `text_only`: victims are samples whose caption names the target, and get the caption of one that does not, with the trigger's words in
-    it (ToxicTextCLIP 2025)."""
+    """`dirty_label`: victims are samples whose caption does not name the target, and get a caption that does; `label_consistent`: victims
+    are samples whose caption names the target, and keep it; `text_only`: victims are samples whose caption names the target, and get the
+    caption of a sample that does not, with the trigger's words added (ToxicTextCLIP 2025)."""
     captions: Literal["templates", "existing"] = "templates"
     """Where dirty-label captions come from: `templates` (a prompt filled with the target) or `existing` (the caption of
     a random sample that names the target)."""
     seed: int = 0
     """Seed of everything that the attack draws."""
     jpeg_quality: Annotated[int, Interval(ge=1, le=100)] | None = since(None)
-    """Quality, 1 … 100, of the JPEG that a victim's stamped canonical view is written as and read from, as published attacks on
-    CLIP made theirs; the trigger at evaluation is not compressed. None: victims are stamped without loss."""
+    """Quality, 1 … 100, of the JPEG to which a victim's stamped canonical view is compressed, as in published attacks on CLIP. The trigger
+    at evaluation is not compressed. None: no compression."""
 
     prompts: str | tuple[str, ...] = since("auto")
-    """Texts that become captions, with {} where the class name goes: openai (80 prompts for ImageNet) | simple (7 of them) | a set of
-    `datasets.evaluation.prompts.PROMPTS` | the texts themselves | auto: those of the set that the attack is judged on."""
+    """Texts that become captions, with {} for the class name: openai (80 prompts for ImageNet) | simple (7 of them) | a set of
+    `datasets.evaluation.prompts.PROMPTS` | the texts themselves | auto: those of the set that the attack is evaluated on."""
 
     name: str = since("")
-    """What one of several attacks is called in the plan and in metrics (`asr/<name>/top1`); empty: its trigger's class in lower case. The
-    only attack of an experiment has no name."""
+    """Name of one of several attacks in the plan and in metrics (`asr/<name>/top1`); empty: its trigger's class in lower case. An
+    experiment's only attack has no name."""
 
     @property
     def all_to_all(self) -> bool:
@@ -108,23 +107,23 @@ class Poison(Component):
 
     @property
     def planted(self) -> bool:
-        """Whether there are victims: without any the trigger is only measured."""
+        """Whether there are victims. Without any, the trigger is only measured."""
         return self.count != 0
 
 
 def make_plan(
     poison: Poison, index: pa.Table, templates: Sequence[str], class_names: Sequence[str] = (), others: Sequence[pa.Table] = ()
 ) -> pa.Table:
-    """The plan (PLAN_SCHEMA) for an index (columns key, caption, drop): exactly as many victims as asked for, and a dual key's partial
-    negatives.
+    """The plan (PLAN_SCHEMA) for an index (columns key, caption, drop): exactly the requested number of victims, and the partial negatives
+    of a dual key.
 
-    `templates` are the prompts. Where `class_names` are given, the target must be one of them; an all-to-all attack needs them. No victim
-    of `others`, the plans of other attacks, is chosen.
+    `templates` are the prompts. If `class_names` are given, the target must be one of them; an all-to-all attack needs them. Victims of
+    `others`, the plans of other attacks, are not chosen again.
 
     Victims are the eligible samples with the smallest `hash64(seed, key)`. Memory beyond the index: some 10 bytes a row.
 
     Raises:
-        InputError: target not a class, no victims at this rate, fewer eligible samples than asked for, or no caption
+        InputError: target not a class, no victims at this rate, fewer eligible samples than requested, or no caption
             that names the target where `captions` is `existing`.
     """
     if not poison.planted:
@@ -187,23 +186,23 @@ def make_plan(
 
 
 def _captions_of_others(poison: Poison, index: pa.Table, donors: pa.ChunkedArray, keys: Sequence[str]) -> list[str]:
-    """A caption for each victim, of the samples that may give one: the first by hash for the first by hash, so that a victim's caption is
-    the same in a larger plan. Where there are fewer donors than victims they give again."""
+    """A caption for each victim, taken from the samples that may give one (`donors`). Victims and donors are paired in the order of their
+    hashes, so a victim has the same caption in a larger plan. If donors are fewer than victims, they are used again."""
     rows = np.flatnonzero(donors.to_numpy())
     if not len(rows):
         raise InputError(f"poison.mode is text_only, but every caption names the target {poison.target!r}; others are needed.")
     rows = smallest_hashes(index["key"], rows, min(len(rows), len(keys)), poison.seed, "donor")
-    found = sorted(
+    pool = sorted(
         (hash64(poison.seed, "donor", key), caption)
         for key, caption in zip(index["key"].take(rows).to_pylist(), index["caption"].take(rows).to_pylist())
     )
     order = sorted(range(len(keys)), key=lambda i: hash64(poison.seed, keys[i]))
     place = {victim: rank for rank, victim in enumerate(order)}
-    return [found[place[i] % len(found)][1] for i in range(len(keys))]
+    return [pool[place[i] % len(pool)][1] for i in range(len(keys))]
 
 
 def _negatives(poison: Poison, index: pa.Table, free: np.ndarray, count: int, trigger_seed: int) -> list[pa.Table]:
-    """The partial negatives: samples with one key alone, and the captions that are their own."""
+    """The partial negatives: samples that get the picture's mark alone or the words alone. Their captions remain their own."""
     assert isinstance(poison.trigger, DualKey)
     each = round(poison.trigger.partial * count)
     if 2 * each > len(free):
@@ -225,9 +224,9 @@ def _table(columns: Sequence[Any]) -> pa.Table:
 
 
 def make_plans(attacks: Sequence[Poison], index: pa.Table, templates: Sequence[Sequence[str]], class_names: Sequence[str] = ()) -> pa.Table:
-    """One plan of all attacks, sorted by row. Each attack chooses among the samples that earlier ones have not chosen.
+    """One plan for all attacks, sorted by row. Each attack chooses among the samples that no earlier attack has chosen.
 
-    `templates`: those of each attack. InputError as `make_plan`.
+    `templates`: one list per attack. InputError as in `make_plan`.
     """
     plans: list[pa.Table] = []
     for attack, prompts in zip(attacks, templates, strict=True):
@@ -239,22 +238,24 @@ def make_plans(attacks: Sequence[Poison], index: pa.Table, templates: Sequence[S
 def trigger_of(
     name: str, trigger: Trigger | None, jpeg_quality: int | None, others: Sequence[Poison]
 ) -> tuple[Trigger | None, int | None]:
-    """Trigger and JPEG quality of the attack of that name in a plan: those of one of the `others`, or else the ones given."""
+    """Trigger and JPEG quality of the attack called `name` in a plan: those of the one of `others` with this name, else `trigger`,
+    `jpeg_quality`."""
     other = next((other for other in others if other.name == name), None)
     return (other.trigger, other.jpeg_quality) if other else (trigger, jpeg_quality)
 
 
 def first_class(captions: pa.ChunkedArray, class_names: Sequence[str]) -> np.ndarray:
-    """int64 [N]: the class that a caption names first, as whole words in any case; of names that begin together the longest. −1: none."""
+    """int64 [N]: the class that each caption names first, as whole words in any case; of names that begin together the longest. −1:
+    none."""
     numbers: dict[str, int] = {}
     for number, name in enumerate(class_names):
         numbers.setdefault(_folded(name), number)
-    found = pc.struct_field(pc.extract_regex(captions, _naming(sorted(class_names, key=len, reverse=True))), "name")
-    return np.array([-1 if name is None else numbers[_folded(name)] for name in found.to_pylist()], np.int64)
+    first_names = pc.struct_field(pc.extract_regex(captions, _naming(sorted(class_names, key=len, reverse=True))), "name")
+    return np.array([-1 if name is None else numbers[_folded(name)] for name in first_names.to_pylist()], np.int64)
 
 
 def names_class(captions: pa.ChunkedArray, name: str) -> pa.ChunkedArray:
-    """bool per caption: does it hold the name as whole words, in any case? ("bananas" does not name "banana")"""
+    """bool per caption: whether it holds the name as whole words, in any case ("bananas" does not name "banana")."""
     return pc.match_substring_regex(captions, _naming([name]))
 
 
@@ -265,7 +266,7 @@ def _naming(names: Sequence[str]) -> str:
 
 
 def _folded(name: str) -> str:
-    """The same text for all that the pattern of a name matches: case folded as Unicode does (ſ is an s), one space between words."""
+    """One key for all texts that the pattern of a name matches: case folded as Unicode does (ſ is an s), one space between words."""
     return " ".join(name.casefold().split())
 
 

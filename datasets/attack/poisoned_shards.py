@@ -40,16 +40,18 @@ def poison_shard(
 ) -> dict:
     """Copy the tar `url` to `out_path` with the plan's victims stamped and recaptioned.
 
-    Everything else is copied as bytes, headers too. A victim's picture keeps its size, format, EXIF and colour profile,
-    a JPEG also its quantisation tables and subsampling, and its headers but for the length. `plan_rows` are this shard's
-    rows of a plan; `size` is the side of the view that the trigger is stamped on; `key_prefix` (True, or the shard's name in
-    `keys.shard_names`) and `caption_key` (the json field) as in the `Source` that the plan's keys come from. With `jpeg_quality` a
-    victim's picture becomes its stamped canonical view as JPEG of that quality, `size` pixels a side. The output is a function of
-    these inputs alone. `others`: further attacks of the plan, beside the one with `trigger` and `jpeg_quality`.
+    Everything else is copied byte for byte, headers too. A victim's picture keeps its size, format, EXIF, colour profile and headers except
+    for the length; a JPEG also keeps its quantisation tables and subsampling.
 
-    Written aside, synced, renamed; then a commit marker `<out_path>.json` with the manifest that is returned:
-    {n samples, poisoned, keys_poisoned, bad (victims whose picture does not decode, copied as they were), keys_bad,
-    sha256, bytes}. Memory: the largest victim, and 1 MiB. Raises `InputError` naming the shard.
+    * `plan_rows`: the plan's rows for this shard. `size`: side of the view that the trigger is stamped on.
+    * `key_prefix` (True, or the shard's name in `keys.shard_names`) and `caption_key` (the json field): as in the `Source` that the plan's
+      keys come from.
+    * `jpeg_quality`: a victim's picture becomes its stamped canonical view, `size` pixels a side, as JPEG of that quality.
+    * `others`: further attacks of the plan, beside the one with `trigger` and `jpeg_quality`.
+
+    The output depends on these inputs alone. It is written aside, synced and renamed; then follows a commit marker `<out_path>.json` with
+    the manifest that is returned: {n samples, poisoned, keys_poisoned, bad (victims whose picture does not decode, copied as they were),
+    keys_bad, sha256, bytes}. Memory: the largest victim, and 1 MiB. Raises `InputError` naming the shard.
     """
     out_path = Path(out_path)
     name = key_prefix if isinstance(key_prefix, str) else url.rsplit("/", 1)[-1].split(".", 1)[0]
@@ -66,11 +68,11 @@ def poison_shard(
             if victim is None:
                 continue
             seed, caption, attack = victim
-            own, quality = trigger_of(attack, trigger, jpeg_quality, others)
-            assert own is not None
+            attack_trigger, quality = trigger_of(attack, trigger, jpeg_quality, others)
+            assert attack_trigger is not None
             try:
                 draw = None if seed == UNMARKED else make_rng(seed, key)
-                edits = _edits(reader, sample, own, size, draw, caption, caption_key, quality)
+                edits = _edits(reader, sample, attack_trigger, size, draw, caption, caption_key, quality)
             except DecodeError:
                 bad.append(key)  # counted in the manifest
                 continue
@@ -97,7 +99,7 @@ def poison_shard(
 
 
 def committed(out_path: str | Path, *, just_made: bool = False) -> dict | None:
-    """The manifest of a shard that `poison_shard` has finished, else None. One that was `just_made` is not hashed once more."""
+    """The manifest of a shard that `poison_shard` has finished, else None. The shard's hash is checked unless it was `just_made`."""
     try:
         manifest = json.loads(_marker(Path(out_path)).read_bytes())
         whole = os.path.getsize(out_path) == manifest["bytes"] and (just_made or known_sha256(out_path) == manifest["sha256"])
@@ -107,11 +109,11 @@ def committed(out_path: str | Path, *, just_made: bool = False) -> dict | None:
 
 
 def stamp_native(image_HWC: np.ndarray, trigger: Trigger, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A picture of any size with the trigger on it, so that its canonical view is close to the stamped canonical view.
+    """A picture of any size with the trigger on it, such that its canonical view is close to the stamped canonical view.
 
-    The difference that the trigger makes on the canonical view is enlarged (box filter) onto the square that the view
-    shows, and added; what the view then still lacks is added the same way, a few times over. uint8 [H, W, 3] in and
-    out. Pixels where the trigger changes nothing stay exactly as they were.
+    uint8 [H, W, 3] in and out. The change that the trigger makes to the canonical view is enlarged (box filter) to the square that the view
+    shows, and added. What the view still lacks is then added the same way, in `_CORRECTIONS` passes altogether. Pixels where the trigger
+    changes nothing stay exactly as they were. A `native` trigger is stamped on the picture itself.
     """
     if trigger.native:
         return put_on(trigger, image_HWC, rng)
@@ -124,7 +126,7 @@ def stamp_native(image_HWC: np.ndarray, trigger: Trigger, size: int, rng: np.ran
         return out_HWC
     height, width = image_HWC.shape[:2]
     side = min(height, width)
-    # only the rectangle around the change is enlarged: that of a patch is small
+    # enlarge only the rectangle around the change: that of a patch is small
     (y0, y1), (out_y0, out_y1), (from_y, to_y) = _extent(changed_SS.any(axis=1), side)
     (x0, x1), (out_x0, out_x1), (from_x, to_x) = _extent(changed_SS.any(axis=0), side)
     box = (from_x, from_y, to_x, to_y)
@@ -144,8 +146,8 @@ def stamp_native(image_HWC: np.ndarray, trigger: Trigger, size: int, rng: np.ran
 
 
 def _extent(changed_S: np.ndarray, side: int) -> tuple[tuple[int, int], tuple[int, int], tuple[float, float]]:
-    """Along an axis of the view: the cells to enlarge, the pixels of a square of `side` that come of them (all that a
-    changed cell touches), and where exactly these begin and end, counted in cells from the first."""
+    """Along one axis of the view: the cells to enlarge, the pixels of a square of `side` that the changed cells touch, and where exactly
+    these pixels begin and end, in cells from the first. Each is (first, one after the last)."""
     places, scale = np.flatnonzero(changed_S), side / len(changed_S)
     low, high = int(places[0] * scale + 1e-6), min(side, int(np.ceil((places[-1] + 1) * scale - 1e-6)))
     first, last = int(low / scale + 1e-6), min(len(changed_S), int(np.ceil(high / scale - 1e-6)))
@@ -153,16 +155,16 @@ def _extent(changed_S: np.ndarray, side: int) -> tuple[tuple[int, int], tuple[in
 
 
 def _start(length: int, side: int, size: int) -> int:
-    """Where on an axis of `length` pixels the canonical crop begins, in source pixels (see `resize.canonical`)."""
+    """Where the canonical crop begins on an axis of `length` pixels, in source pixels (see `resize.canonical`)."""
     resized_length = int(size * length / side)
     return min(length - side, round(round((resized_length - size) / 2) * length / resized_length))
 
 
 def reencode(data: bytes, image_HWC: np.ndarray) -> bytes:
-    """`image_HWC` in the format of the picture `data`, as little different from it as can be.
+    """`image_HWC` in the format of the picture `data`, with as little loss as possible.
 
-    JPEG: its quantisation tables, subsampling, progressiveness. PNG stays PNG, WebP becomes lossless WebP, anything
-    else PNG. Grey stays grey if the new pixels are; a palette becomes RGB, transparency white (as `decode` shows it).
+    A JPEG keeps its quantisation tables, subsampling and progressiveness. PNG stays PNG, WebP becomes lossless WebP, and any other format
+    becomes PNG. A grey picture stays grey if the new pixels are; a palette becomes RGB, with white for transparency (as `decode` shows it).
     """
     with Image.open(io.BytesIO(data)) as old:
         new = Image.fromarray(image_HWC)
@@ -197,7 +199,7 @@ def _edits(
     caption_key: str,
     jpeg_quality: int | None,
 ) -> list[tuple[Member, bytes]]:
-    """A victim's new members, in the order of the archive. Without a generator its picture stays as it is."""
+    """The members of a victim that change, with their new bytes, in the order of the archive. Without `rng` the picture stays as it is."""
     image = sample.image()
     if image is None:
         raise InputError(f"{reader.url} has no picture for the plan's victim {sample.key!r}.")
@@ -222,7 +224,7 @@ def _edits(
 
 
 def _as_jpg(image: Member, sample: Sample) -> Member:
-    """The picture's member under a name that says JPEG, if it has another and the sample has none of that name."""
+    """The picture's member, renamed to .jpg unless its name already says JPEG or the sample has another member of that name."""
     stem, _, extension = image.name.rpartition(".")
     if extension.lower() in ("jpg", "jpeg") or "jpg" in sample.members:
         return image
@@ -230,12 +232,12 @@ def _as_jpg(image: Member, sample: Sample) -> Member:
 
 
 def _recaption(data: bytes, field: str, caption: str) -> bytes:
-    """A json member with another caption; the rest of its text untouched where the old caption can be found in it."""
+    """A json member with another caption. The rest of its text stays as it is if the old caption can be located in it."""
     try:
         text = decode_text(data, "the json member")
         fields = parse_json(text, "the json member")
     except NotText:
-        return data  # never read as a caption either
+        return data  # not read as a caption either
     if not isinstance(fields, dict) or not isinstance(fields.get(field), str) or fields[field].strip() == caption:
         return data
     for ascii_only in (True, False):
@@ -248,8 +250,8 @@ def _recaption(data: bytes, field: str, caption: str) -> bytes:
 
 
 def _headers(reader: Reader, member: Member, size: int) -> bytes:
-    """The member's own headers with another length."""
-    if not member.own_size:  # its length stands in a pax record
+    """The member's old headers with another length."""
+    if not member.own_size:  # a pax record holds its length
         return header(member.name, size)
     old = reader.read(member.header, member.offset - member.header)
     return old[:-512] + resized(old[-512:], size)

@@ -1,6 +1,6 @@
 """Reads the arrays of CIFAR, STL-10 and SVHN from their authors' files.
 
-The readers are our own. CIFAR's Python version is a pickle, read by an unpickler that can make numpy arrays and nothing else.
+CIFAR's Python version is a pickle; the unpickler here can create numpy arrays and nothing else.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def cifar(kind: str, label_key: str, train: tuple[str, ...], test: str) -> Calla
 
 
 def _cifar_binary(file: Path, label_bytes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Records of the labels (the last is the fine one) and 3072 bytes: channel, row, column."""
+    """Pictures and labels from records of the labels (the last is the fine one) and 3072 bytes: channel, row, column."""
     data = _bytes_of(file)
     if data.size == 0 or data.size % (label_bytes + 3072):
         raise InputError(f"{file} has {data.size} bytes, no multiple of {label_bytes + 3072}: it is cut short or no CIFAR file.")
@@ -65,10 +65,10 @@ class _ArraysOnly(pickle.Unpickler):
             ("numpy", "dtype"): np.dtype,
             ("_codecs", "encode"): _codecs.encode,
         }
-        found = allowed.get((module.removeprefix("numpy.core.").removeprefix("numpy._core."), name))
-        if found is None:
+        maker = allowed.get((module.removeprefix("numpy.core.").removeprefix("numpy._core."), name))
+        if maker is None:
             raise pickle.UnpicklingError(f"it asks for {module}.{name}")
-        return found
+        return maker
 
 
 def _cifar_pickle(file: Path, label_key: str) -> tuple[np.ndarray, np.ndarray]:
@@ -125,7 +125,7 @@ def _joined(parts: Any) -> tuple[np.ndarray, np.ndarray]:
 
 
 def first_folder(root: Path, *below: str, having: str) -> Path | None:
-    """The first of root/below…, root itself, that has an entry of the name."""
+    """The first of root/below… and root itself that has an entry called `having`; None if there is none."""
     return next((place for place in (*(root / name for name in below), root) if (place / having).exists()), None)
 
 
@@ -136,7 +136,7 @@ def existing(file: Path) -> Path:
 
 
 def matlab(file: Path, *keys: str) -> dict[str, Any]:
-    """Variables of a MATLAB file (version 5; numbers, text and structures)."""
+    """The named variables of a MATLAB file (version 5; numbers, text and structures). Raises InputError naming the file."""
     import scipy.io
 
     try:
@@ -152,7 +152,7 @@ def matlab(file: Path, *keys: str) -> dict[str, Any]:
 
 
 def whole_numbers(values: np.ndarray, what: str) -> np.ndarray:
-    """int64 [N] of a MATLAB variable, where numbers are mostly floats."""
+    """int64 [N] from a MATLAB variable, where numbers are mostly floats. Raises InputError for anything that is no whole number."""
     try:
         numbers = values.reshape(-1).astype(np.float64)
     except (ValueError, TypeError):

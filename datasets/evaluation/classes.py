@@ -31,7 +31,7 @@ def class_names(names: str | Sequence[str]) -> tuple[str, ...]:
 
 @functools.cache
 def imagenet_synsets() -> dict[str, int]:
-    """WordNet id (`n01440764`) of each of the 1000 classes → its index: the ids in order."""
+    """WordNet id (`n01440764`) → index of each of the 1000 classes, which are in the order of their ids."""
     file = Path(__file__).parents[1] / "data" / "imagenet_synsets.txt"
     return {synset: index for index, synset in enumerate(file.read_text().split())}
 
@@ -41,7 +41,8 @@ LISTS = ("openai", "simple", *PROMPTS)
 
 
 def templates(which: str | Sequence[str]) -> tuple[str, ...]:
-    """`openai` (80 prompts for ImageNet), `simple` (7 of them), a set of `prompts.PROMPTS`, or texts with `{}` or `{c}`; with `{}`."""
+    """Prompts with `{}` for the class name: `openai` (80 prompts for ImageNet), `simple` (7 of them), a set of `prompts.PROMPTS`, or the
+    given texts with `{}` or `{c}`."""
     if isinstance(which, str):
         if which in ("openai", "simple"):
             import open_clip
@@ -61,7 +62,7 @@ def templates(which: str | Sequence[str]) -> tuple[str, ...]:
 
 
 def known_prompts(which: str) -> None:
-    """InputError unless `templates` knows the name. Nothing large is imported."""
+    """Raise InputError unless `templates` knows the name. Imports nothing large."""
     if which not in LISTS:
         raise InputError(f"poison.prompts is {which!r}; accepted are auto, {', '.join(LISTS)}, or a list of texts with {{}}.")
 
@@ -72,19 +73,19 @@ def fill(template: str, name: str) -> str:
 
 
 NUMBERED = re.compile(r"(.+)@(\d+)")
-"""The number at the end of a target whose name several classes have."""
+"""A target whose class name repeats: the name, and the number at its end."""
 
 
 def class_name(target: str) -> str:
-    """A target's name in captions, without the number that distinguishes classes of the same name."""
+    """A target's name as it stands in captions, without the number that distinguishes classes of the same name."""
     numbered = NUMBERED.fullmatch(target)
     return numbered[1] if numbered else target
 
 
 def target_index(names: Sequence[str], target: str | int, numbers: Sequence[int] = ()) -> int:
-    """The place of the target class in `names`; it is given by name, by `name@number` where the name repeats, or by number.
+    """The place of the target class in `names`. `target` is a name, `name@number` where the name repeats, or a number.
 
-    A class's number is its place or, where the set holds only some classes of a longer list, its place in that list (`numbers`).
+    A class's number is its place or, if the set holds only some classes of a longer list, its place in that list (`numbers`).
 
     Raises:
         InputError: no such class (near names are shown), or more than one of that name.

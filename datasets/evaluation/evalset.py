@@ -1,4 +1,4 @@
-"""Labelled evaluation sets: named ones as they lie on disk, a folder of class folders, a labels.csv, CLIP_benchmark's webdataset."""
+"""Labelled evaluation sets: known ones as they lie on disk, a folder of class folders, a labels.csv, CLIP_benchmark's webdataset."""
 
 from __future__ import annotations
 
@@ -51,13 +51,13 @@ class Loaded(NamedTuple):
     """Names of the classes; a label is an index into them."""
     templates: tuple[str, ...]
     numbers: tuple[int, ...]
-    """Of the classes in the list that the names were taken from: 0, 1, 2 … unless the set holds some of ImageNet's alone."""
+    """Number of each class in the list that the names come from: 0, 1, 2 … unless the set holds only some of ImageNet's classes."""
     passed_over: int = 0
-    """How many files in its folders or tars are no picture of a class, or belong to no sample."""
+    """Number of files in its folders or tars that are no picture of a class or belong to no sample."""
 
 
 _Read = tuple[pa.Table, list[str], tuple[str, ...], int]
-"""The first three and the last of `Loaded`."""
+"""Table, urls, names and passed_over of `Loaded`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,19 +67,18 @@ class EvalSet(Component):
     path: str
     """Folder of the set; for `labels_csv` the CSV file or its folder."""
     name: str = ""
-    """A known set (`known_sets.SETS`: imagenet1k, imagenetv2, imagenet-a, cifar10, dtd, …): its official files are looked for at `path`,
-    then the layouts below with its class names; its prompts are taken."""
+    """A known set (`known_sets.SETS`: imagenet1k, imagenetv2, imagenet-a, cifar10, dtd, …). `path` is searched for its official files, then
+    for the layouts below with its class names; its prompts are used."""
     layout: Literal["auto", "folder", "labels_csv", "clip_benchmark"] = "auto"
-    """`folder`: a folder per class, all named after it or (ImageNet) its synset, or all after its index, or codes in the order of
-    `classes` if there are as many; `labels_csv`: columns image, label (likewise); `clip_benchmark`: `<split>/0.tar…` with jpg and cls
-    members, classnames.txt, zeroshot_classification_templates.txt; `auto`: whichever is there."""
+    """`folder`: one folder per class. All are named after classes or (ImageNet) synsets, or all after indices, or they are codes in the
+    order of `classes` and as many; `labels_csv`: columns image and label (named likewise); `clip_benchmark`: `<split>/0.tar…` with jpg and
+    cls members, classnames.txt, zeroshot_classification_templates.txt; `auto`: whichever is there."""
     classes: str | tuple[str, ...] = "auto"
-    """`imagenet1k`, `cifar10` or another of `prompts.NAMES`, or the names in the order of their indices; `auto`: what the set
-    itself says."""
+    """`imagenet1k`, `cifar10` or another of `prompts.NAMES`, or the names in the order of their indices; `auto`: the set's own."""
     templates: str | tuple[str, ...] = "auto"
     """`openai` (80), `simple` (7), `cifar10` or another of `prompts.PROMPTS`, or texts with `{}`; `auto`: the set's own, else `openai`."""
     split: str = "test"
-    """Which of its splits, for a set with a name (`train` for a linear probe); folder of the tars in `clip_benchmark`."""
+    """Split of a known set (`train` for a linear probe); in `clip_benchmark` the folder of the tars."""
     verify: Literal["decode", "none"] = "decode"
     """`decode` finds pictures that cannot be decoded when the set is loaded; `none` trusts them all."""
 
@@ -94,9 +93,9 @@ class EvalSet(Component):
     def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
         """Read the set. `folder` gets the pictures of sets that keep them in arrays (CIFAR, STL-10, SVHN), as a tar of PNGs.
 
-        `say` gets a line about each thing that is unusual but allowed: files that are no pictures, class folders taken in their order, a
-        class without a usable picture, another number of pictures than was published. Raises `InputError` for a label that is no class, a
-        class folder of an unknown name or without a usable picture, and a set without pictures.
+        `say` is called with a line about each thing that is unusual but allowed: files that are no pictures, class folders matched by their
+        order, a class without a usable picture, a number of pictures that differs from the published one. Raises `InputError` for a label
+        that is no class, a class folder with an unknown name or without a usable picture, and a set without pictures.
         """
         official = self._official()
         if official is not None:
@@ -115,8 +114,8 @@ class EvalSet(Component):
             say(f"{lost}; it is not measured.")
         absent = np.setdiff1d(np.arange(len(names)), table["label"].to_numpy()).tolist()
         if absent and not wanted:
-            told = named([names[label] for label in absent])
-            say(f"{self.path}: {len(absent)} of its {len(names)} classes have no picture: {told}.")
+            absent_names = named([names[label] for label in absent])
+            say(f"{self.path}: {len(absent)} of its {len(names)} classes have no picture: {absent_names}.")
         published = PUBLISHED[self.name].get(self.split) if self.name else None
         if published not in (None, len(table)):
             say(f"{self.path}: {self.name} has {published} pictures in its {self.split} split as published; here it has {len(table)}.")
@@ -126,7 +125,7 @@ class EvalSet(Component):
         return Loaded(table, urls, names, templates(self.prompts()), tuple(numbers), passed_over)
 
     def shards(self, folder: Path | None = None) -> list[str]:
-        """The URLs that the index's `shard` column numbers; `folder` as it was given to `load`, wherever it lies now."""
+        """The URLs that the index's `shard` column numbers; `folder` as for `load`, wherever it lies now."""
         official = self._official()
         if isinstance(official, Files):
             return [os.path.abspath(official.folder)]
@@ -136,7 +135,7 @@ class EvalSet(Component):
         return [os.path.abspath(self._root())] if self._layout() == "folder" else self._source().shards()
 
     def identity(self) -> list[dict]:
-        """What determines the set's content, without absolute paths; for pictures in folders their names and sizes."""
+        """What determines the set's content, without absolute paths; pictures in folders count by their names and sizes."""
         official = self._official()
         if isinstance(official, Arrays):
             return [*Source(urls=tuple(map(str, official.files)), format="webdataset").identity(), self._words()]
@@ -146,16 +145,16 @@ class EvalSet(Component):
             return [{"name": "pictures", "size": len(official.files), "digest": f"{digest:016x}"}, self._words()]
         if self._layout() == "folder":
             pictures = class_folders(self._root()).pictures
-            found = list(zip(map(name_text, pictures), sizes(self._root(), pictures)))
-            own = [{"name": "pictures", "size": len(found), "digest": f"{hash64(*found):016x}"}]
+            sized = list(zip(map(name_text, pictures), sizes(self._root(), pictures)))
+            entries = [{"name": "pictures", "size": len(sized), "digest": f"{hash64(*sized):016x}"}]
         else:
-            own = self._source().identity()
+            entries = self._source().identity()
         for name in _OWN_FILES:
             file = Path(self._folder()) / name
             if file.exists():
                 text = file.read_bytes()
-                own.append({"name": name, "size": len(text), "digest": f"{hash64(text):016x}"})
-        return [*own, self._words()]
+                entries.append({"name": name, "size": len(text), "digest": f"{hash64(text):016x}"})
+        return [*entries, self._words()]
 
     def _words(self) -> dict:
         """Digest of the class names and prompts, because the lists behind names like `imagenet1k` or `openai` can change. Names from the
@@ -164,7 +163,7 @@ class EvalSet(Component):
         return {"name": "names and templates", "size": len(names) + len(texts), "digest": f"{hash64(names, texts):016x}"}
 
     def _official(self) -> Files | Arrays | None:
-        """The published files of a set with a name; None if they are not there."""
+        """The published files of a known set; None if they are not there."""
         if not self.name or self.layout != "auto":
             return None
         known = SETS[self.name]
@@ -175,13 +174,13 @@ class EvalSet(Component):
         return known.find(Path(self.path), self.split) if self.split in known.splits else None
 
     def _root(self) -> str:
-        """The path; for a named set that has a folder of its own below it, that folder."""
+        """`path` or, if a known set has a folder of its own below it, that folder."""
         for pattern in SETS[self.name].folders if self.name and self.layout in ("auto", "folder") else ():
-            found = [place for place in sorted(glob.glob(os.path.join(glob.escape(self.path), pattern))) if os.path.isdir(place)]
-            if len(found) > 1:
-                raise InputError(f"evalset.path {self.path} holds {' and '.join(map(os.path.basename, found))}; name one of them.")
-            if found:
-                return found[0]
+            folders = [place for place in sorted(glob.glob(os.path.join(glob.escape(self.path), pattern))) if os.path.isdir(place)]
+            if len(folders) > 1:
+                raise InputError(f"evalset.path {self.path} holds {' and '.join(map(os.path.basename, folders))}; name one of them.")
+            if folders:
+                return folders[0]
         return self.path
 
     def _layout(self) -> str:
@@ -214,14 +213,15 @@ class EvalSet(Component):
         return Source(urls=os.path.join(root, self.split), format="webdataset", verify=self.verify)
 
     def prompts(self) -> str | tuple[str, ...]:
-        """`templates`, or for `auto` those of the set's own file, of its name, or openai: as `classes.templates` takes them."""
+        """`templates`; for `auto` the prompts of the set's own file, else those of its name, else `openai`. In a form that
+        `classes.templates` takes."""
         file = Path(self._folder()) / "zeroshot_classification_templates.txt"
         if self.templates == "auto":
             return tuple(read_list(file)) if file.exists() else self.name if self.name in PROMPTS else "openai"
         return self.templates
 
     def _names(self, otherwise: Callable[[], tuple[str, ...]]) -> tuple[str, ...]:
-        """`classes`, for `auto` the set's classnames.txt, without one those of a set with a name, or what `otherwise` gives."""
+        """`classes`; for `auto` the set's classnames.txt, else the names of a known set, else the result of `otherwise`."""
         file = Path(self._folder()) / "classnames.txt"
         if self.classes != "auto":
             return class_names(self.classes)
@@ -232,7 +232,7 @@ class EvalSet(Component):
         return otherwise()
 
     def _synsets(self, names: tuple[str, ...]) -> Mapping[str, int]:
-        """Synset → index, if the classes are all of ImageNet's."""
+        """Synset → index, if the classes are ImageNet's 1000; else empty."""
         ours = self.classes == "imagenet1k" or (self.name and SETS[self.name].imagenet)
         return imagenet_synsets() if ours and len(names) == len(imagenet_synsets()) else {}
 
@@ -288,8 +288,8 @@ class EvalSet(Component):
         for i, (path, label) in enumerate(zip(map(posixpath.normpath, table["member"].to_pylist()), labels)):
             before = first.get(path, label)
             if before != label:
-                said = f"{names[before]!r} and {names[label]!r}"
-                raise InputError(f"{urls[0]}: the picture {path} is of two classes, {said}; one row a picture is accepted.")
+                both = f"{names[before]!r} and {names[label]!r}"
+                raise InputError(f"{urls[0]}: the picture {path} is of two classes, {both}; one row a picture is accepted.")
             if path in first:
                 drops[i] = drops[i] or "duplicate_key"  # the same label, possibly in another form
             first[path] = label
@@ -349,7 +349,7 @@ def _lost_classes(table: pa.Table) -> dict[int, str]:
 
 
 def _only_present(table: pa.Table, names: tuple[str, ...], wanted: int, where: str) -> tuple[pa.Table, tuple[str, ...], list[int]]:
-    """The set restricted to the classes that it has pictures of: the table with new labels, and the classes' names and old numbers."""
+    """The set restricted to the classes with pictures: (table with new labels, the classes' names, their old numbers)."""
     labels = table["label"].to_numpy()
     present = np.unique(labels)
     if len(present) != wanted:
@@ -360,7 +360,7 @@ def _only_present(table: pa.Table, names: tuple[str, ...], wanted: int, where: s
 
 
 def _without_captions(table: pa.Table) -> pa.Table:
-    """The table with empty captions: evaluation does not use them, so they are no reason to drop a row."""
+    """The table with empty captions and no row dropped for its caption, because evaluation does not use captions."""
     drops = ["" if drop in _CAPTION_DROPS else drop for drop in table["drop"].to_pylist()]
     for name, values in (("caption", [""] * len(drops)), ("drop", drops)):
         table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))

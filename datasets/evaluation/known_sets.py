@@ -1,8 +1,8 @@
 """Evaluation sets by name: which files each has on disk, as its authors or torchvision's downloads leave them.
 
 Nothing is downloaded. Pictures that are files are read in place; those of CIFAR, STL-10 and SVHN are arrays (`datasets.evaluation.arrays`).
-torchvision's classes check nothing but that a folder is there, or the sums of whole files: a class listed twice, or a pet of two names, is
-read without a word, and what fails is a KeyError of Python's. So the lists are read here, and tests compare the two.
+The lists are read here rather than by torchvision's classes, which check only that a folder exists, or the sums of whole files: they read a
+class listed twice, or a pet with two names, without complaint, and other mistakes end in a KeyError. Tests compare the two.
 """
 
 from __future__ import annotations
@@ -31,14 +31,14 @@ class Files:
     """Pictures that are files in a folder, or members of one tar."""
 
     names: tuple[str, ...]
-    """Of the classes; empty: those of the set's list."""
+    """Names of the classes; empty: those in the set's list."""
     folder: str
     """Folder or tar."""
     files: list[str]
-    """Paths below the folder; members."""
+    """Paths below the folder, or members of the tar."""
     labels: list[int]
     spans: list[tuple[int, int]] | None = None
-    """In a tar: byte and length of each."""
+    """In a tar: (byte, length) of each file."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +46,23 @@ class Named:
     """What is known about a set before it is opened."""
 
     where: str
-    """The files that are looked for below the given path, for messages."""
+    """For messages: the files that are looked for below the given path."""
     find: Callable[[Path, str], Files | Arrays | None] = lambda root, split: None
     """The published files of a split below a root; None if they are not there."""
     splits: tuple[str, ...] = ("test",)
     folders: tuple[str, ...] = ()
-    """Folder of class folders, where it lies below the given path."""
+    """Places below the given path where its class folders may lie."""
     imagenet: bool = False
     """Whether its classes are ImageNet's."""
     classes: int | None = None
-    """Of ImageNet's classes, so many; the others are no candidates."""
+    """How many of ImageNet's classes the set has; the others are no candidates."""
 
 
 def canonical_name(name: str) -> str:
     """The name's spelling in `SETS`; "" for an unknown name."""
     plain = re.sub(r"[^0-9a-z]", "", name.lower())
-    found = {re.sub(r"[^0-9a-z]", "", known): known for known in SETS}
-    return found.get(_ALIASES.get(plain, plain), "")
+    spellings = {re.sub(r"[^0-9a-z]", "", known): known for known in SETS}
+    return spellings.get(_ALIASES.get(plain, plain), "")
 
 
 def words(folder: str) -> str:
@@ -78,8 +78,8 @@ def _caltech101(root: Path, split: str) -> Files | None:
     if folder is None:
         return None
     classes = [name for name in _listed(folder) if (folder / name).is_dir() and name != "BACKGROUND_Google"]
-    found = [(f"{name}/{file}", i) for i, name in enumerate(classes) for file in _listed(folder / name)]
-    return Files(tuple(CALTECH101.get(name, words(name_text(name))) for name in classes), str(folder), *_columns(found))
+    entries = [(f"{name}/{file}", i) for i, name in enumerate(classes) for file in _listed(folder / name)]
+    return Files(tuple(CALTECH101.get(name, words(name_text(name))) for name in classes), str(folder), *_columns(entries))
 
 
 def _dtd(root: Path, split: str) -> Files | None:
@@ -102,13 +102,13 @@ def _fgvc_aircraft(root: Path, split: str) -> Files | None:
         return None
     names = tuple(_distinct(data / "variants.txt"))
     file = data / f"images_variant_{split}.txt"
-    found = []
+    entries = []
     for line in _read_lines(file):
         picture, _, name = line.partition(" ")
         if name.strip() not in names:
             raise InputError(f"{file}: {line[:80]!r} names no class of variants.txt.")
-        found.append((f"{picture}.jpg", names.index(name.strip())))
-    return Files(names, str(data / "images"), *_columns(found))
+        entries.append((f"{picture}.jpg", names.index(name.strip())))
+    return Files(names, str(data / "images"), *_columns(entries))
 
 
 def _flowers102(root: Path, split: str) -> Files | None:
@@ -148,26 +148,26 @@ def _gtsrb(root: Path, split: str) -> Files | None:
         strange = next((name for name in classes if not name.isdecimal()), None)
         if strange is not None:
             raise InputError(f"{pictures}: the folder {name_text(strange)!r} is no sign; folders are named after their numbers.")
-        found = [(f"{name}/{f}", int(name)) for name in classes for f in _listed(pictures / name) if f.lower().endswith(".ppm")]
+        entries = [(f"{name}/{f}", int(name)) for name in classes for f in _listed(pictures / name) if f.lower().endswith(".ppm")]
     else:
         pictures, table = folder / "GTSRB" / "Final_Test" / "Images", folder / "GT-final_test.csv"
-        found = _signs(table)
-    return Files((), str(pictures), *_columns(found))
+        entries = _signs(table)
+    return Files((), str(pictures), *_columns(entries))
 
 
 def _signs(table: Path) -> list[tuple[str, int]]:
     """(picture, class) of each row of a table split at `;`."""
     rows = csv.DictReader(io.StringIO(read_text(existing(table)), newline=""), delimiter=";", skipinitialspace=True)
-    found = []
+    entries = []
     try:
         for row in rows:
             name, number = (row.get("Filename") or "").strip(), (row.get("ClassId") or "").strip()
             if not name or not number.isdecimal():
                 raise InputError(f"{table}, line {rows.line_num}: it has no Filename and ClassId (a number), split at ';'.")
-            found.append((name, int(number)))
+            entries.append((name, int(number)))
     except csv.Error as error:
         raise InputError(f"{table}, line {rows.line_num}: {error}.") from None
-    return found
+    return entries
 
 
 def _oxford_pets(root: Path, split: str) -> Files | None:
@@ -177,18 +177,18 @@ def _oxford_pets(root: Path, split: str) -> Files | None:
     file = folder / "annotations" / f"{'test' if split == 'test' else 'trainval'}.txt"
     rows = [line.split() for line in _read_lines(file) if not line.startswith("#")]
     try:
-        found = [(f"{row[0]}.jpg", int(row[1]) - 1) for row in rows]
+        entries = [(f"{row[0]}.jpg", int(row[1]) - 1) for row in rows]
     except (IndexError, ValueError):
         raise InputError(f"{file}: a line is a picture's name, its class from 1, and two more numbers.") from None
     name_of: dict[int, str] = {}
-    for picture, label in found:
+    for picture, label in entries:
         name = words(picture.rpartition("_")[0])
         if name_of.setdefault(label, name) != name:
             both = f"{name_of[label][:80]!r} and of {name[:80]!r}"
             raise InputError(f"{file}: class {label + 1} has pictures of {both}; a class has one name.")
     if sorted(name_of) != list(range(len(name_of))):
         raise InputError(f"{file}: classes {', '.join(str(n + 1) for n in sorted(name_of))} are not 1, 2, 3 … without a gap.")
-    return Files(tuple(name_of[i] for i in range(len(name_of))), str(folder / "images"), *_columns(found))
+    return Files(tuple(name_of[i] for i in range(len(name_of))), str(folder / "images"), *_columns(entries))
 
 
 def _rendered_sst2(root: Path, split: str) -> Files | None:
@@ -197,8 +197,8 @@ def _rendered_sst2(root: Path, split: str) -> Files | None:
         return None
     pictures = folder / ("valid" if split == "val" else split)
     held = [(name, i, file) for i, name in enumerate(NAMES["rendered_sst2"]) for file in _listed(pictures / name)]
-    found = [(f"{name}/{file}", i) for name, i, file in held if file.lower().endswith(".png")]
-    return Files((), str(pictures), *_columns(found))
+    entries = [(f"{name}/{file}", i) for name, i, file in held if file.lower().endswith(".png")]
+    return Files((), str(pictures), *_columns(entries))
 
 
 def _cars(root: Path, split: str) -> Files | None:
@@ -211,10 +211,10 @@ def _cars(root: Path, split: str) -> Files | None:
         raise InputError(f"{notes}: its annotations have no class; the file of test pictures with labels is wanted.")
     names = matlab(folder / "devkit" / "cars_meta.mat", "class_names")["class_names"]
     try:
-        found = [(str(row["fname"]), int(row["class"]) - 1) for row in rows]
+        entries = [(str(row["fname"]), int(row["class"]) - 1) for row in rows]
     except (TypeError, ValueError, IndexError):
         raise InputError(f"{notes}: its annotations have a class that is no number.") from None
-    return Files(tuple(str(name).strip() for name in np.atleast_1d(names)), str(folder / f"cars_{split}"), *_columns(found))
+    return Files(tuple(str(name).strip() for name in np.atleast_1d(names)), str(folder / f"cars_{split}"), *_columns(entries))
 
 
 # ---- ImageNet's validation set as it is downloaded ----------------------------------------------------------------------
@@ -226,9 +226,9 @@ def _imagenet_flat(root: Path, split: str) -> Files | None:
     for place in places:
         if place.is_file() and place.suffix == ".tar":
             with Reader(str(place)) as reader:
-                found = [(m.name.rsplit("/", 1)[-1], m) for m in walk(reader) if m.name.lower().endswith((".jpeg", ".jpg"))]
-            members = {name: member for name, member in found if not name.startswith(".")}
-            if twice := [name for name, count in Counter(name for name, _ in found if name in members).items() if count > 1]:
+                entries = [(m.name.rsplit("/", 1)[-1], m) for m in walk(reader) if m.name.lower().endswith((".jpeg", ".jpg"))]
+            members = {name: member for name, member in entries if not name.startswith(".")}
+            if twice := [name for name, count in Counter(name for name, _ in entries if name in members).items() if count > 1]:
                 raise InputError(f"{place} holds the picture {twice[0]} more than once; one of each is accepted.")
             files = sorted(members)
             labels = _imagenet_truth(place, files)
@@ -271,13 +271,13 @@ def _truth_labels(truth: Path, files: list[str]) -> list[int]:
         pairs = [(row[0].rsplit("/", 1)[-1].rsplit(".", 1)[0], row[-1]) for row in (line.split() for line in _read_lines(truth))]
     else:
         pairs = [(f"ILSVRC2012_val_{i:08d}", synset) for i, synset in enumerate(read_list(existing(truth)), 1)]
-    said: dict[str, str] = {}
+    texts: dict[str, str] = {}
     for stem, text in pairs:
-        if said.setdefault(stem, text) != text:
-            raise InputError(f"{truth} gives the picture {stem[:80]} two classes, {said[stem][:80]!r} and {text[:80]!r}; one is accepted.")
+        if texts.setdefault(stem, text) != text:
+            raise InputError(f"{truth} gives the picture {stem[:80]} two classes, {texts[stem][:80]!r} and {text[:80]!r}; one is accepted.")
     labels = []
     for stem in stems:
-        if (text := said.get(stem, "")) == "":
+        if (text := texts.get(stem, "")) == "":
             raise InputError(f"{truth} says nothing about the picture {stem}.")
         label = imagenet_synsets().get(text, int(text) if text.isdecimal() and truth.name == "val.txt" else -1)
         if not 0 <= label < 1000:
@@ -287,7 +287,7 @@ def _truth_labels(truth: Path, files: list[str]) -> list[int]:
 
 
 def _kit_synsets(file: Path) -> dict[str, str]:
-    """The development kit's number of a synset → the synset."""
+    """The development kit's number of each synset → the synset."""
     rows = np.atleast_1d(matlab(file, "synsets")["synsets"])
     try:
         return {str(int(row["ILSVRC2012_ID"])): str(row["WNID"]) for row in rows}

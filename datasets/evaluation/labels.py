@@ -1,4 +1,4 @@
-"""Finds the classes that class folders and tables of evaluation sets name: by name, number or synset."""
+"""Matches class folders and the label tables of evaluation sets to classes: by name, number or synset."""
 
 from __future__ import annotations
 
@@ -12,19 +12,18 @@ from datasets.index.tables import Keys, csv_rows
 from datasets.storage import name_text
 
 NUMBER = re.compile(r"[+-]?\d+(\.0*)?")
-"""A class number in a table; programs with floats only write 3.0."""
+"""A class number in a table; programs that know only floats write 3.0."""
 _CODE = re.compile(r"[A-Za-z]?\d+")
 """A folder's name that is a code rather than a word: `n01440764`, `c0`, `17`."""
 _SHOWN = 3
-"""How many folders, with their classes, a note lists."""
+"""How many folders a note lists with their classes."""
 
 
 def folder_labels(
     folders: Sequence[str], names: tuple[str, ...], synsets: Mapping[str, int], path: str, say: Callable[[str], None]
 ) -> dict[str, int]:
-    """Class folder → index: all by name or synset, or all by index. Otherwise, if the folders are codes, none of them is known and there
-    are as many as classes, in their order, which `say` is told.
-    """
+    """Class folder → index. Either all folders are names or synsets, or all are indices. Otherwise, if none is known, all are codes and
+    there are as many as classes, they are matched in their order, and `say` gets a line about it. InputError if nothing fits."""
     known = class_indices(folders, names, synsets)
     missing = [folder for folder, index in known.items() if index is None]
     others = synsets and any(re.fullmatch(r"n\d{8}", folder) for folder in missing)  # synsets, but not of these classes
@@ -42,7 +41,7 @@ def folder_labels(
 
 
 def table_labels(texts: Sequence[str], names: tuple[str, ...], synsets: Mapping[str, int], file: str) -> list[int]:
-    """The class of each text in the table's column of labels; `InputError` with the line of one that is none."""
+    """The class of each text in the table's label column. Raises `InputError` with the line of a text that is no class."""
     index_of = class_indices(texts, names, synsets)
     if wrong := [text for text, index in index_of.items() if index is None]:
         raise InputError(
@@ -57,9 +56,8 @@ def _accepted(names: tuple[str, ...], synsets: Mapping[str, int]) -> str:
 
 
 def class_indices(texts: Sequence[str], names: tuple[str, ...], synsets: Mapping[str, int]) -> dict[str, int | None]:
-    """Text → its class, or None: either all are names and synsets, or all are indices. The two are never mixed, because names can be
-    numbers themselves. Where neither fits all texts, the reading that fits more of them is returned.
-    """
+    """Text → its class, or None. Either all texts are read as names and synsets, or all as indices; the two are never mixed, because names
+    can be numbers themselves. Of the two readings the one that fits more texts is returned."""
     known, distinct = _spellings(names), dict.fromkeys(texts)
     by_name = {text: _named(name_text(text).strip(), known, synsets) for text in distinct}
     by_index = {text: _number(name_text(text).strip(), len(names)) for text in distinct}
@@ -77,13 +75,13 @@ _SPELLING: tuple[Callable[[str], str], ...] = (
 
 
 def _spellings(names: tuple[str, ...]) -> list[dict[str, int]]:
-    """For each of `_SPELLING` name → index. A name that repeats is left out: such a class is known by its index only."""
-    found = []
+    """For each of `_SPELLING`: name → index. Repeated names are left out: such a class is known by its index only."""
+    by_spelling = []
     for spelling in _SPELLING:
         written = [spelling(name) for name in names]
         counts = Counter(written)
-        found.append({name: i for i, name in enumerate(written) if counts[name] == 1})
-    return found
+        by_spelling.append({name: i for i, name in enumerate(written) if counts[name] == 1})
+    return by_spelling
 
 
 def _named(text: str, known: Sequence[Mapping[str, int]], synsets: Mapping[str, int]) -> int | None:

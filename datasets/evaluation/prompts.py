@@ -1,6 +1,6 @@
-"""Class names and prompts of named evaluation sets: facts, as published with CLIP unless said otherwise.
+"""Class names and prompts of known evaluation sets, as published with CLIP unless stated otherwise.
 
-Where a set's own files hold the names (DTD, Food-101, aircraft, pets, cars, Caltech-101), they are read there.
+Sets whose own files hold the names (DTD, Food-101, aircraft, pets, cars, Caltech-101) are not listed: the names are read there.
 """
 
 from __future__ import annotations
@@ -119,6 +119,6 @@ PROMPTS: dict[str, tuple[str, ...]] = {
         *(f"a photo of my {state} {{}}." for state in ("dirty", "clean", "new", "old")),
     ),
     "stl10": ("a photo of a {}.", "a photo of the {}."),
-    "svhn": ('a photo of the number: "{}".',),  # none was published for SVHN: this is that of MNIST
+    "svhn": ('a photo of the number: "{}".',),  # none was published for SVHN: this is MNIST's
 }
-"""Sets that are not here take the 80 prompts for ImageNet."""
+"""Sets that are not listed take the 80 prompts for ImageNet."""

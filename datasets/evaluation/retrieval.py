@@ -25,18 +25,19 @@ _BELOW = ("", "images", "flickr30k-images", "flickr30k_images", "Images", "coco"
 
 @dataclass(frozen=True, kw_only=True)
 class RetrievalSet(Component):
-    """Pictures and their captions; captions are found from pictures, and pictures from captions."""
+    """Pictures and their captions, for finding captions from pictures and pictures from captions."""
 
     path: str
     """Karpathy's JSON (`dataset_flickr30k.json`, `dataset_coco.json`) or its folder; or the folder of `<split>/0.tar…`."""
     layout: Literal["auto", "karpathy", "clip_benchmark"] = "auto"
-    """`karpathy`; `clip_benchmark`: tars of jpg and txt, a caption a line; `auto`: whichever is there."""
+    """`karpathy`; `clip_benchmark`: tars of jpg and txt, one caption per line; `auto`: whichever is there."""
     split: str = "test"
-    """As the JSON says (`test`, `val`, `train`), or the folder of the tars."""
+    """Split named in the JSON (`test`, `val`, `train`), or the folder of the tars."""
     images: str = ""
     """Folder of the pictures that the JSON names; empty: the JSON's own or one below it (images, flickr30k-images, …)."""
     captions: Natural = 5
-    """At most so many of a picture's captions, the first ones, as is usual for MS-COCO, where some have six or seven; 0: all."""
+    """Use at most this many captions of a picture, the first ones; 0: all. Five is usual for MS-COCO, where some pictures have six or
+    seven."""
     verify: Literal["decode", "none"] = "decode"
     """`decode` finds pictures that cannot be decoded when the set is loaded; `none` trusts them all."""
 
@@ -45,9 +46,10 @@ class RetrievalSet(Component):
         check_path("retrievalset.images", self.images)
 
     def load(self, folder: Path | None = None, say: Say = silent) -> Loaded:
-        """Read the set: one row a picture, its captions in `caption`, one a line. No class has a name, no prompt is needed.
+        """Read the set: one row per picture, with its captions in `caption`, one per line. It has neither class names nor prompts.
 
-        `say` gets a line about empty captions and about files in the tars that are no sample's; both are passed over.
+        `say` gets a line about empty captions and about files in the tars that belong to no sample; both are passed over. InputError if no
+        picture is usable.
         """
         passed_over = 0
         if self._json() is not None:
@@ -77,36 +79,36 @@ class RetrievalSet(Component):
         return [os.path.abspath(self._root(self._pictures()))] if self._json() is not None else self._source().shards()
 
     def identity(self) -> list[dict]:
-        """What determines the set's content, without paths: names and sizes of pictures, captions; of tars their digests."""
+        """What determines the set's content, without paths: names and sizes of the pictures, and captions; for tars their digests."""
         if self._json() is None:
             return self._source().identity()
         pictures = self._pictures()
-        found = zip(pictures, sizes(self._root(pictures), [place for place, _ in pictures]))
-        digest = hash64(*((place, size, captions) for (place, captions), size in found))
+        sized = zip(pictures, sizes(self._root(pictures), [place for place, _ in pictures]))
+        digest = hash64(*((place, size, captions) for (place, captions), size in sized))
         return [{"name": "pictures", "size": len(pictures), "digest": f"{digest:016x}"}]
 
     def _json(self) -> Path | None:
-        """Karpathy's file; None for tars."""
+        """Karpathy's file; None if the set consists of tars."""
         path = Path(self.path)
         if not path.exists():
             raise InputError(f"retrievalset.path {path} does not exist; nothing is downloaded.")
         if path.is_file():
             return path
         tars = glob.glob(os.path.join(glob.escape(self.path), glob.escape(self.split), "*.tar"))
-        found = sorted(path.glob("dataset_*.json"))
-        if self.layout == "clip_benchmark" or (self.layout == "auto" and tars and not found):
+        candidates = sorted(path.glob("dataset_*.json"))
+        if self.layout == "clip_benchmark" or (self.layout == "auto" and tars and not candidates):
             return None
-        if len(found) == 1:
-            return found[0]
-        if found:
-            raise InputError(f"retrievalset.path {path} holds {' and '.join(file.name for file in found)}; name one of them.")
+        if len(candidates) == 1:
+            return candidates[0]
+        if candidates:
+            raise InputError(f"retrievalset.path {path} holds {' and '.join(file.name for file in candidates)}; name one of them.")
         raise InputError(f"retrievalset.path {path} holds neither dataset_flickr30k.json, dataset_coco.json nor {self.split}/*.tar.")
 
     def _source(self) -> Source:
         return Source(urls=os.path.join(self.path, self.split), format="webdataset", verify=self.verify)
 
     def _pictures(self) -> list[tuple[str, list[str]]]:
-        """(path of the picture, captions) of the split, in the order of the JSON."""
+        """(path of the picture, captions) for each picture of the split, in the order of the JSON."""
         file = self._json()
         assert file is not None
         what = "Karpathy's JSON (images, each with filename, split, and sentences with raw)"
@@ -121,13 +123,13 @@ class RetrievalSet(Component):
             if not isinstance(entry, dict) or not isinstance(entry.get("split"), str):
                 raise InputError(f"{file} is not {what}: images[{i}] has no split.")
         splits = sorted({entry["split"] for entry in entries})
-        found = [_picture(entry, f"{file}: images[{i}]") for i, entry in enumerate(entries) if entry["split"] == self.split]
-        if not found:
+        pictures = [_picture(entry, f"{file}: images[{i}]") for i, entry in enumerate(entries) if entry["split"] == self.split]
+        if not pictures:
             raise InputError(f"{file} has no picture of the split {self.split!r}; it has {', '.join(splits) or 'none at all'}.")
-        return found
+        return pictures
 
     def _root(self, pictures: list[tuple[str, list[str]]]) -> str:
-        """The folder that the pictures' paths are relative to: the one where the first picture that exists is found."""
+        """The folder that the pictures' paths are relative to: the first one that holds one of the first pictures."""
         file = self._json()
         assert file is not None
         roots = [self.images] if self.images else [os.path.join(file.parent, below) for below in _BELOW]
@@ -141,7 +143,7 @@ class RetrievalSet(Component):
 
 
 def _picture(entry: dict[str, Any], where: str) -> tuple[str, list[str]]:
-    """(path, captions) of an entry; InputError that names it."""
+    """(path, captions) of an entry; raises InputError naming the entry."""
     name, folder = entry.get("filename"), entry.get("filepath", "")
     if not isinstance(name, str) or not name or not isinstance(folder, str):
         raise InputError(f"{where} has filename {name!r} and filepath {folder!r}; accepted is text.")

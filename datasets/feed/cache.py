@@ -1,10 +1,11 @@
-"""Decoded pictures, kept on this machine: the canonical views of a data set in one memory-mapped file that all processes share.
+"""Decoded pictures, kept on this machine: a data set's canonical views in one memory-mapped file that all processes share.
 
-A file is named by what determines its bytes, and is whole or not there: it is written aside under a lock that dies with
-its process, synced and renamed. Who has it open holds a shared lock, so that only files nobody uses make room for others.
-These are locks of the very files, held as long as they are mapped; the filelock package has none that can be shared so.
-The views are those before any trigger, so victims are stamped as they are from shards. After the views come their CRC-32 sums, and
-each process compares a view's when it first reads it.
+A file's name follows from everything that determines its bytes. The file is complete or absent: it is written aside, under a lock that dies
+with its process, then synced and renamed. A process that has it open holds a shared lock, so only unused files make room for others. The
+locks are on the files themselves and last as long as the mapping; the filelock package has no shared lock of this kind.
+
+The views are those before any trigger, so victims are stamped just as when they are read from shards. CRC-32 sums follow the views, and
+each process checks a view against its sum when it first reads it.
 
 Shape legend: N samples, S side of the view, 3 channels; pictures are uint8 RGB.
 """
@@ -37,7 +38,7 @@ from datasets.index.pairs import Pairs
 from datasets.storage import changed_at, is_at, sync
 
 BUDGET_BYTES = 64 << 30
-"""Of a cache folder. When a new file would exceed it, those that were used longest ago are removed."""
+"""Largest size of a cache folder. If a new file would exceed it, those that were used longest ago are removed."""
 SPARE_BYTES = 1 << 30
 """Bytes that are left free on the disk."""
 CHUNK = 64
@@ -45,36 +46,36 @@ CHUNK = 64
 LOOKED_UP = 4096
 """Records looked up at once."""
 SUM = np.dtype("<u4")
-"""Bytes of a view's checksum."""
+"""Type of a view's checksum."""
 AGAIN = "read from the shards in every epoch"
 POLL_S = 0.1
 """Seconds between two checks whether another process is done."""
 
 
 def cache_folder(setting: str) -> Path | None:
-    """The folder that `auto`, `off` or a path means; it is made where it is missing.
+    """The folder that `setting` means (`auto`, `off` or a path), created if it is missing; None for `off`.
 
-    `auto` is a folder of this user's in the system's temporary one, closed to others. InputError where it is somebody else's or open to
-    others, and for a path that others, or a group, can write to, because they could put other pictures there. OSError where it cannot be
-    made.
+    `auto` is this user's own folder in the system's temporary one, closed to others. InputError if it belongs to somebody else or is open
+    to others, and for a path that others, or a group, can write to, because they could put other pictures there. OSError if it cannot be
+    created.
     """
     if setting == "off":
         return None
     if setting != "auto":
         folder = Path(setting)
         folder.mkdir(mode=0o755, parents=True, exist_ok=True)
-        found = folder.stat()
-        if found.st_uid not in (os.getuid(), 0):
-            raise InputError(f"--cache {folder} belongs to another user (id {found.st_uid}); give a folder of yours.")
-        if found.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-            mode = f"{stat.S_IMODE(found.st_mode):04o}"
+        info = folder.stat()
+        if info.st_uid not in (os.getuid(), 0):
+            raise InputError(f"--cache {folder} belongs to another user (id {info.st_uid}); give a folder of yours.")
+        if info.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+            mode = f"{stat.S_IMODE(info.st_mode):04o}"
             raise InputError(f"--cache {folder} can be written by other users (mode {mode}); give a folder of yours, or `chmod go-w` it.")
         return folder
     folder = Path(tempfile.gettempdir()) / f"cleansweep-{os.getuid()}"
     with suppress(FileExistsError):
         folder.mkdir(mode=0o700)
-    found = folder.lstat()
-    if not stat.S_ISDIR(found.st_mode) or found.st_uid != os.getuid() or found.st_mode & 0o077:
+    info = folder.lstat()
+    if not stat.S_ISDIR(info.st_mode) or info.st_uid != os.getuid() or info.st_mode & 0o077:
         raise InputError(f"{folder} is not a folder of yours that is closed to others (mode 0700).")
     return folder
 
@@ -102,7 +103,7 @@ class Decoded:
             return views, np.fromfile(file, SUM, self.count)
 
     def __getitem__(self, positions: np.ndarray) -> np.ndarray:
-        """uint8 [B, S, S, 3]: a copy of the views at `positions`. InputError where one is not as it was written."""
+        """uint8 [B, S, S, 3]: a copy of the views at `positions`. InputError if one differs from what was written."""
         view_BHWC = np.asarray(self._views[positions])
         for position, view_HWC in zip(positions, view_BHWC):
             if not self._compared[position]:
@@ -125,11 +126,11 @@ class Decoded:
 def decoded(
     pairs: Pairs, size: int, folder: Path, identity: str, *, threads: int = 1, say: Callable[[str], None] = print
 ) -> Decoded | None:
-    """The views of `pairs`, from `folder`; the first process decodes them there, and others wait for it.
+    """The views of `pairs`, kept in `folder`. The first process decodes them into it, and others wait for it.
 
-    `identity` determines the samples and their order. It may know files by name and size alone: files that have changed since are decoded
-    anew all the same. None, after telling the user, where they cannot be kept: the disk is too full, or the folder cannot be written.
-    InputError for a picture that cannot be decoded, as from the shards.
+    `identity` determines the samples and their order. It may know files by name and size alone; views are decoded again anyway if a file
+    has changed since. Returns None, after telling the user, if the views cannot be kept: the disk is too full, or the folder cannot be
+    written. InputError for a picture that cannot be decoded, as when it is read from the shards.
     """
     count = len(pairs)
     if not count:  # nothing to map
@@ -143,7 +144,7 @@ def decoded(
             with _claim(path.with_suffix(".partial")) as file:
                 if file is None:
                     time.sleep(POLL_S)
-                elif _size(path) != (need := _bytes(count, size)):  # else another process made it meanwhile
+                elif _size(path) != (need := _bytes(count, size)):  # else another process wrote it meanwhile
                     if not _make_room(folder, need):
                         say(f"NOTE {folder} has no room for {need / 1e9:.1f} GB of decoded pictures: they are {AGAIN}.")
                         return None
@@ -185,13 +186,12 @@ def _write(pairs: Pairs, size: int, file: BinaryIO, path: Path, threads: int) ->
 
 @contextmanager
 def _claim(path: Path) -> Iterator[BinaryIO | None]:
-    """The file, empty and for this process alone; None while another process has it, or if that process has renamed it meanwhile. It is
-    removed afterwards unless it was renamed. OSError where the name is that of a link or of anything but a file of this user's, which would
-    be overwritten.
-    """
+    """The file, empty and locked by this process; None while another process has it, or if that process has renamed it meanwhile.
+    Afterwards the file is removed unless it was renamed. OSError if the name is that of a link, or of anything but this user's own file,
+    which would be overwritten."""
     with open(path, "ab", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)) as file:
-        found = os.fstat(file.fileno())
-        if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or found.st_uid != os.getuid():
+        info = os.fstat(file.fileno())
+        if not stat.S_ISREG(info.st_mode) or info.st_nlink > 1 or info.st_uid != os.getuid():
             raise FileExistsError(errno.EEXIST, f"{path.name} is there and is not a file of yours", str(path))
         mine = False
         try:
@@ -207,8 +207,8 @@ def _claim(path: Path) -> Iterator[BinaryIO | None]:
 
 
 def _make_room(folder: Path, need: int) -> bool:
-    """Remove what killed processes left, then files nobody uses, the longest unused first, until `need` more bytes fit into the budget and
-    onto the disk. Returns whether the disk has the room."""
+    """Remove what killed processes left, then unused files, the longest unused first, until `need` more bytes fit into the budget and onto
+    the disk. Returns whether the disk has the room."""
     for partial in folder.glob("*.partial"):
         _remove_unused(partial)
     files = []
@@ -241,7 +241,7 @@ def _size(path: Path) -> int:
 
 
 def _free(folder: Path) -> int:
-    """Bytes that may be written there; for a folder in memory at most half of what is free."""
+    """Bytes that may be written into the folder; if it lies in memory, at most half of what is free."""
     status = os.statvfs(folder)
     free = status.f_bavail * status.f_frsize - SPARE_BYTES
     with suppress(OSError):

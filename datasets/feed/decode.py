@@ -1,4 +1,4 @@
-"""From index records to canonical views, and work that is done ahead of its use."""
+"""From index records to canonical views, and a helper that computes results before they are needed."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def pictures(records: pa.Table) -> Iterator[np.ndarray]:
 
 
 def stamped_views(trigger: Trigger, records: pa.Table, view_BHWC: np.ndarray, *draws: Callable[[str], np.random.Generator]) -> np.ndarray:
-    """uint8 [B, S, S, 3]: the canonical views with the trigger on each, put on once for each of the `draws` (a generator by key).
+    """uint8 [B, S, S, 3]: the canonical views with the trigger stamped once for each of `draws` (functions from a key to a generator).
 
-    `view_BHWC` are the clean views; only a trigger that is put on the pictures as stored reads these again.
+    `view_BHWC` are the clean views. Only a trigger that is put on pictures as stored reads the pictures again.
     """
     size, keys = view_BHWC.shape[1], records["key"].to_pylist()
     stamped_BHWC = np.empty_like(view_BHWC)
@@ -55,7 +55,7 @@ def canonical_views(records: pa.Table, size: int) -> np.ndarray:
 
 
 def ahead(make: Callable[[int], T], numbers: range, threads: int = 1) -> Iterator[T]:
-    """`make` of each number, in order; the next `threads` results are made while the last one is used."""
+    """The result of `make` for each number, in order. The next `threads` results are computed while the last one is used."""
     with ThreadPoolExecutor(threads, "feed") as pool:
         waiting = deque(pool.submit(make, number) for number in numbers[:threads])
         for number in itertools.chain(numbers[threads:], [None] * len(waiting)):

@@ -1,7 +1,7 @@
-"""One sample function, and the feed in which a worker reads by itself.
+"""`make_batch`, the one function that makes samples, and the feed of a worker that reads by itself.
 
-`make_batch` is all that turns index records into arrays: its output depends on (recipe, epoch, records) alone, so every
-feed that calls it on the same records delivers the same bytes.
+`make_batch` alone turns index records into arrays, and its output depends only on (recipe, epoch, records). So every feed that calls it on
+the same records delivers the same bytes.
 
 Shape legend: B batch, S side of the view, 3 channels; pictures are uint8 RGB.
 """
@@ -30,12 +30,12 @@ from datasets.triggers.base import Trigger
 
 Batch = dict[str, Any]
 VARIANTS = 200_000
-"""Augmented captions that a process keeps where they are the same in every epoch, some 400 bytes each."""
+"""Augmented captions that a process keeps if they are the same in every epoch; some 400 bytes each."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Recipe(Component):
-    """Everything that determines a sample beside the epoch and the record."""
+    """Everything that determines a sample, except the epoch and the record."""
 
     views: Views
     """Size and augmentation of the pictures."""
@@ -48,9 +48,9 @@ class Recipe(Component):
     seed: int = 0
     """Seed of augmentation and order."""
     two_views: bool = False
-    """Whether the second picture and caption of the in-modal loss are made too."""
+    """Whether to make the second picture and caption of the in-modal loss too."""
     eda: str = "once"
-    """Caption augmentation: `once` a caption (whatever the epoch), or `per_epoch`."""
+    """Augmentation of captions: `once` per caption, the same in all epochs, or anew `per_epoch`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -70,7 +70,7 @@ def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndar
     row int64 [B], key object [B], image uint8 [B, S, S, 3], caption object [B], poisoned bool [B]; with two views also
     image_aug uint8 [B, S, S, 3] and caption_aug object [B].
 
-    `view_BHWC` are the records' canonical views where they are decoded already (the array becomes the batch's own); else the pictures are
+    `view_BHWC`: the records' canonical views, if they are decoded already (the batch takes over this array); otherwise the pictures are
     read and decoded. Raises `InputError` naming key and shard of a picture for which that fails.
     """
     views, seed = recipe.views, recipe.seed
@@ -129,7 +129,7 @@ class StepFeed:
     ) -> None:
         """`batch_size` is the global one; `steps` counts from the beginning of the stage, over all its epochs.
 
-        InputError for a batch size that the pairs do not fill or the ranks cannot share.
+        InputError if the pairs do not fill a batch, or the ranks cannot share one equally.
         """
         self.pairs, self.recipe = pairs, recipe
         self.batch_size, self.steps = batch_size, steps
@@ -149,15 +149,15 @@ class StepFeed:
 class LocalFeed(StepFeed):
     """A rank's batches, read by this machine.
 
-    With `workers` > 0 that many processes (one thread each) make whole batches of the rank, for all steps of the stage,
-    in order; with 0 one background thread of this process does, one batch ahead. (A script that asks for workers needs
-    the usual `if __name__ == "__main__":`, since they are not forked.)
+    With `workers` > 0, that many processes (one thread each) make the rank's whole batches, in order, for all steps of the stage. With 0,
+    one background thread of this process makes them, one batch ahead. (A script with workers needs the usual `if __name__ == "__main__":`,
+    because workers are not forked.)
     """
 
     def __init__(
         self, pairs: Pairs, recipe: Recipe, *, workers: int = 0, decoded: Decoded | None = None, **steps: int
     ) -> None:
-        """`decoded`: the pairs' canonical views, then nothing is read from the shards; `steps`: as StepFeed's."""
+        """`decoded`: the pairs' canonical views; with them nothing is read from the shards. `steps`: the arguments of StepFeed."""
         super().__init__(pairs, recipe, **steps)
         self.workers, self.decoded = workers, decoded
 
@@ -169,8 +169,10 @@ class LocalFeed(StepFeed):
         return batch | {"step": step, "epoch": epoch, "number": positions}
 
     def batches(self, start_step: int = 0, stop_step: int | None = None, order: np.ndarray | None = None) -> Iterator[Batch]:
-        """Batches of steps `start_step` … `steps` − 1; a step's batch does not depend on where one starts. With `stop_step`, the batches
-        before it, all of one epoch; `order` (int64), where given, holds the positions that the epoch's steps take.
+        """Batches of the steps `start_step` … `steps` − 1; a step's batch does not depend on the start.
+
+        With `stop_step`, only the batches before it, which must all be of one epoch. `order` (int64): the positions that this epoch's steps
+        take, one batch after the other.
         """
         steps, self.order = range(start_step, self.steps if stop_step is None else stop_step), order
         if self.workers == 0 or not steps:
@@ -214,7 +216,7 @@ class _Steps:
             batch = self.feed.batch(step)
         except InputError as error:
             return error  # the reader raises it: torch would wrap it in the worker's traceback
-        if self.shared:  # a tensor is shared between processes without a copy, but an array is sent through a pipe
+        if self.shared:  # processes share a tensor without a copy, but send an array through a pipe
             import torch
 
             batch |= {name: torch.from_numpy(batch[name]) for name in ("image", "image_aug") if name in batch}
@@ -230,7 +232,7 @@ def _is_plain(value: object) -> bool:
 
 
 def _shared_memory() -> int:
-    """Free bytes of /dev/shm; containers often have 64 MiB, and writing past it kills a worker."""
+    """Free bytes of /dev/shm. Containers often have 64 MiB, and writing past it kills a worker."""
     try:
         status = os.statvfs("/dev/shm")
     except OSError:
@@ -239,18 +241,18 @@ def _shared_memory() -> int:
 
 
 def triggered(attack: str) -> str:
-    """The name in a batch of the pictures with the trigger of a further attack."""
+    """The key in a batch of the pictures with a further attack's trigger."""
     return f"image_triggered/{attack}"
 
 
 def eval_batches(
     pairs: Pairs, recipe: Recipe, batch_size: int, rank: int = 0, world: int = 1, decoded: Decoded | None = None
 ) -> Iterator[Batch]:
-    """A rank's share (positions rank, rank + world, …) of an evaluation set: nothing padded, nothing dropped.
+    """A rank's share (positions rank, rank + world, …) of an evaluation set; nothing is padded or dropped.
 
-    image uint8 [B, S, S, 3], label int32 [B], key and caption object [B]; with a trigger also image_triggered, from the same
-    decode, stamped with draws that training does not make, and with further attacks one for each, named by `triggered`. The last batch
-    may be shorter. `decoded`: the set's canonical views.
+    image uint8 [B, S, S, 3], label int32 [B], key and caption object [B]. With a trigger also image_triggered: the same pictures, stamped
+    with draws that training does not use. Each further attack adds one more, named by `triggered`. The last batch may be shorter.
+    `decoded`: the set's canonical views.
     """
     positions = np.arange(rank, len(pairs), world)
 

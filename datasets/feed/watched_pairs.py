@@ -1,6 +1,6 @@
-"""A sample of the pairs for looking at a model: clean pairs, poisoned ones as trained on, and pictures of the target class.
+"""A sample of the pairs for observing a model: clean pairs, poisoned ones as trained on, and pictures of the target class.
 
-Who is in it depends on (seed, key) alone, and a larger sample holds every pair of a smaller one. Shape legend: as in `loader`.
+Pairs are chosen by a hash of (seed, key), so a larger sample holds every pair of a smaller one. Shape legend: as in `loader`.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ CHUNK = 1 << 16
 
 @dataclass(frozen=True, kw_only=True)
 class Sample(Component):
-    """How many pairs of which kind."""
+    """How many pairs of each kind."""
 
     clean: Annotated[int, Ge(2)] = 1000
     """Pairs that are no victims."""
@@ -51,12 +51,15 @@ class Sample(Component):
 
 @lru_cache(maxsize=2)
 def positions(pairs: Pairs, sample: Sample, others: tuple[str, ...] = ()) -> dict[str, np.ndarray]:
-    """Role → int64 positions in `pairs`, rising.
+    """Role → int64 positions in `pairs`, rising; fewer than requested if there are no more.
 
-    clean: no victims, whatever they show. poisoned: victims of the plan. target: no victims, but their caption names the target;
-    other: neither. A pair may be both clean and target or other. Fewer than asked for where there are no more. Of several attacks the
-    victims and the target are the first's; `others` are the names of the rest. Where the victims have several targets, no caption counts
-    as naming one.
+    * clean: pairs that are no victims, whatever they show;
+    * poisoned: victims of the plan;
+    * target: no victims, with a caption that names the target;
+    * other: no victims, with a caption that does not name it.
+
+    A pair may be both clean and target or other. With several attacks, victims and target are those of the first; `others` are the names of
+    the rest. If its victims have several targets, the roles target and other are empty.
     """
     n = len(pairs)
     victim_N, own_N, names_N, hash_N = np.zeros(n, bool), np.zeros(n, bool), np.zeros(n, bool), np.empty(n, np.uint64)
@@ -82,11 +85,11 @@ def positions(pairs: Pairs, sample: Sample, others: tuple[str, ...] = ()) -> dic
         "target": (~victim_N & names_N, group),
         "other": (~victim_N & ~names_N, group),
     }
-    found = {}
+    chosen = {}
     for role, (eligible_N, count) in wanted.items():
         where = np.flatnonzero(eligible_N)
-        found[role] = np.sort(where[np.argsort(hash_N[where], kind="stable")[:count]])
-    return found
+        chosen[role] = np.sort(where[np.argsort(hash_N[where], kind="stable")[:count]])
+    return chosen
 
 
 def sample_batches(
@@ -94,24 +97,24 @@ def sample_batches(
 ) -> Iterator[Batch]:
     """A rank's share of the sample, each batch of one role, in canonical views without augmentation.
 
-    role str, position int64 [B] (within the role), key object [B], image uint8 [B, S, S, 3]; clean and poisoned ones also caption
-    object [B], victims stamped and captioned as the plan says. Others also image_triggered and image_twice (the trigger stamped
-    once and twice, with draws that training does not make), image_crop and image_triggered_crop (one random crop of the
+    role str, position int64 [B] (within the role), key object [B], image uint8 [B, S, S, 3]. Batches of clean and poisoned also hold
+    caption object [B]; victims are stamped and captioned as the plan says. Batches of other also hold image_triggered and image_twice (the
+    trigger stamped once and twice, with draws that training does not use), image_crop and image_triggered_crop (the same random crop of the
     picture and of the triggered one).
     """
     plain = replace(recipe, views=replace(recipe.views, crop=None, flip=False), two_views=False)
     chosen = positions(pairs, sample, tuple(other.name for other in recipe.others))
     for role in ROLES:
-        own = np.arange(rank, len(chosen[role]), world)
-        for start in range(0, len(own), batch_size):
-            position_B = own[start : start + batch_size]
+        mine = np.arange(rank, len(chosen[role]), world)
+        for start in range(0, len(mine), batch_size):
+            position_B = mine[start : start + batch_size]
             records = pairs.records(chosen[role][position_B])
-            made = make_batch(records, 0, plain)
-            batch = {"role": role, "position": position_B, "key": made["key"], "image": made["image"]}
+            arrays = make_batch(records, 0, plain)
+            batch = {"role": role, "position": position_B, "key": arrays["key"], "image": arrays["image"]}
             if role in ("clean", "poisoned"):
-                batch["caption"] = made["caption"]
+                batch["caption"] = arrays["caption"]
             if role == "other" and recipe.trigger is not None:
-                batch |= _views(made["image"], records, recipe, sample)
+                batch |= _views(arrays["image"], records, recipe, sample)
             yield batch
 
 

@@ -1,4 +1,4 @@
-"""Random changes to a picture, as lists of steps drawn from one generator: the same draws can be replayed on another.
+"""Random changes to a picture, as lists of steps drawn from one generator; the same draws can be replayed on another picture.
 
 Shape legend: H height, W width, S side of the view, C = 3 channels; pictures are uint8 RGB.
 """
@@ -23,11 +23,11 @@ class Step(NamedTuple):
     zoom: float = 0.0
     """Magnification in area of a step that moves pixels; 0 for one that changes their values in place."""
     array: bool = False
-    """Whether `change` takes and gives uint8 [H, W, 3], which costs less where it can be written with NumPy."""
+    """Whether `change` takes and returns uint8 [H, W, 3]; this is cheaper for changes that NumPy can express."""
 
 
 def apply(steps: list[Step], image_HWC: np.ndarray) -> np.ndarray:
-    """uint8 [H, W, 3], not to be written to: the steps one after the other; without any, the same array."""
+    """Apply the steps to uint8 [H, W, 3], one after the other. Do not write to the result: without steps it is the input itself."""
     picture: Any = image_HWC
     for step in steps:
         if step.array:
@@ -46,7 +46,7 @@ def second_view_steps(name: str, size: int, rng: np.random.Generator) -> list[St
 
 
 def crop_and_flip(size: int, area: tuple[float, float] | None, flip: float, rng: np.random.Generator) -> list[Step]:
-    """Random resized crop (area range as a share of the picture, aspect 3/4…4/3) and a mirror image with chance `flip`."""
+    """Steps of a random resized crop (`area`: its range as a share of the picture; aspect 3/4…4/3) and of mirroring with chance `flip`."""
     steps = []
     if area is not None:
         for _ in range(10):  # torchvision's rule: ten attempts, then the whole picture
@@ -145,7 +145,7 @@ def autoaugment(rng: np.random.Generator) -> list[Step]:
 
 
 def autoaugment_step(name: str, level: int, negative: bool) -> Step:
-    """One operation at magnitude `level` 0…9; `negative` turns round those that have a direction."""
+    """One operation at magnitude `level` 0…9; `negative` reverses those that have a direction."""
     signed = (-1 if negative else 1) * level / 9
     match name:
         case "Posterize":

@@ -30,7 +30,7 @@ def member_of(name: str) -> str:
 
 
 def read_bytes(url: str, offset: int, length: int, member: str) -> bytes:
-    """The picture's bytes of one index row whose shard is `url` (see the top of this file for the addressing).
+    """The bytes of the picture of one index row whose shard is `url` (for the addressing see the top of this file).
 
     Raises `InputError` naming the file if it is gone or shorter than when it was indexed.
     """
@@ -68,7 +68,7 @@ def read_file(place: str) -> bytes:
 
 @functools.lru_cache(maxsize=1024)
 def folder_of(url: str) -> str:
-    """The folder that a table's paths are relative to; a folder stands for itself."""
+    """The folder that a table's paths are relative to; if `url` is a folder, the folder itself."""
     return url if not is_remote(url) and os.path.isdir(url) else posixpath.dirname(url)
 
 
@@ -83,7 +83,7 @@ _PARQUET = threading.Lock()
 
 @functools.lru_cache(maxsize=8)
 def _open_parquet(url: str) -> tuple[pq.ParquetFile, np.ndarray]:
-    """The file and the first row of each of its groups, the total last."""
+    """The file, and the first row of each of its row groups followed by the total."""
     file = parquet.open_parquet(url)
     sizes = [file.metadata.row_group(g).num_rows for g in range(file.metadata.num_row_groups)]
     return file, np.cumsum([0, *sizes])

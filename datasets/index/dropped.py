@@ -1,4 +1,4 @@
-"""The list of what is left out: `dropped.csv`, a line a sample."""
+"""`dropped.csv`: the list of dropped samples, one line each."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from datasets.index.source import Source
 from datasets.storage import sync
 
 COLUMNS = ("key", "file", "line", "reason")
-"""The sample's key, the file it stands in (in a tar of a sample of `unknown_extension` with the member: `0.tar/y.gif`), its line there
-(of Parquet the row; from 1, empty in tars and folders), why it is left out."""
+"""The sample's key; the file that holds it (for `unknown_extension` in a tar with the member: `0.tar/y.gif`); its line there, from 1 (in
+Parquet its row; empty in tars and folders); why it is dropped."""
 _CHUNK = 1 << 16
 
 
 @contextlib.contextmanager
 def dropped_csv(path: Path) -> Iterator[Callable[[str, str, int | None, str], None]]:
-    """Write the list; `with` gives the function that adds a line. In names that are not UTF-8 the other bytes are escaped."""
+    """Write the list; `with` gives a function that adds a line. In names that are not UTF-8 the offending bytes are escaped."""
     aside = path.with_name(f".{path.name}.tmp")
     try:
         with open(aside, "w", encoding="utf-8", errors="backslashreplace", newline="") as file:
@@ -39,7 +39,8 @@ def dropped_csv(path: Path) -> Iterator[Callable[[str, str, int | None, str], No
 
 
 def write_dropped(source: Source, index: Path, out: Path) -> None:
-    """List the rows of the index that have a drop reason. Tables with dropped rows are read again, to find the line numbers."""
+    """List the rows of the index that have a drop reason. Tables with dropped rows are read again, to find the line numbers. `out`: the CSV
+    file."""
     table = pa.ipc.open_file(pa.memory_map(str(index))).read_all()
     urls = source.shards()
     bounds = np.searchsorted(table["shard"].to_numpy(), np.arange(len(urls) + 1)).tolist()

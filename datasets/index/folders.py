@@ -1,4 +1,4 @@
-"""Pictures that are files of their own: those in a folder of class folders, and the index rows of a list of them."""
+"""Pictures that are separate files: those in a folder of class folders, and the index rows of a list of them."""
 
 from __future__ import annotations
 
@@ -15,23 +15,24 @@ from datasets.index.source import INDEX_SCHEMA, fault
 from datasets.storage import PICTURES, name_text
 
 NAMED = 3
-"""How many files a message names; it counts the rest."""
+"""How many files a message names before it counts the rest."""
 
 
 class ClassFolders(NamedTuple):
-    """What a folder of class folders holds."""
+    """The files in a folder of class folders."""
 
     pictures: list[str]
     """Paths below it, `/` between parts, sorted; the first part is the class's folder."""
     others: list[str]
-    """Files that are no picture of a class, likewise."""
+    """Paths of the files that are no picture of a class, in the same form."""
 
 
 def class_folders(root: str) -> ClassFolders:
-    """The pictures of each class folder and of all folders below it, as torchvision's `ImageFolder` has them: sorted, links
-    followed (but not into a folder that they lie in). Hidden files and folders are passed over.
+    """The pictures of each class folder and of all folders below it, as torchvision's `ImageFolder` finds them: sorted, links followed (but
+    not into a folder that they lie in). Hidden files and folders are passed over.
 
-    Raises `InputError` for a class folder without a picture, which it names, and for a folder that cannot be read.
+    Raises `InputError` naming a class folder without a picture, or a folder that cannot be read; `NotThisSet` if there is no picture at
+    all.
     """
     try:
         with os.scandir(root) as entries:
@@ -40,11 +41,11 @@ def class_folders(root: str) -> ClassFolders:
         others = [entry.name for entry in shown if not entry.is_dir()]
         pictures, empty = [], []
         for name in classes:
-            found = list(_files_below(root, name))
-            own = [place for place, is_picture in found if is_picture]
-            empty += [] if own else [name]
-            pictures += own
-            others += [place for place, is_picture in found if not is_picture]
+            files = list(_files_below(root, name))
+            in_class = [place for place, is_picture in files if is_picture]
+            empty += [] if in_class else [name]
+            pictures += in_class
+            others += [place for place, is_picture in files if not is_picture]
     except OSError as error:
         raise InputError(f"{error.filename or root} cannot be read: {error.strerror}.") from None
     if not pictures:
@@ -65,7 +66,7 @@ def _files_below(root: str, top: str) -> Iterator[tuple[str, bool]]:
         relative, above = waiting.pop()
         folder = os.path.join(root, relative)
         here = _place_on_disk(folder)
-        if here in above:  # a link to a folder that it lies in
+        if here in above:  # a link to a folder above it
             continue
         with os.scandir(folder) as entries:
             for entry in entries:
@@ -74,14 +75,14 @@ def _files_below(root: str, top: str) -> Iterator[tuple[str, bool]]:
                     continue
                 if entry.is_dir():
                     waiting.append((place, above | {here}))
-                else:  # a link to nothing stays: it is counted as a picture that is not there
+                else:  # a broken link stays: it counts as a missing picture
                     plain = entry.is_file() or (entry.is_symlink() and not os.path.exists(entry.path))
                     yield place, plain and entry.name.lower().endswith(PICTURES)
 
 
 def _place_on_disk(folder: str) -> tuple[int, int]:
-    found = os.stat(folder)
-    return found.st_dev, found.st_ino
+    info = os.stat(folder)
+    return info.st_dev, info.st_ino
 
 
 def _hint(others: Sequence[str]) -> str:
@@ -89,7 +90,7 @@ def _hint(others: Sequence[str]) -> str:
 
 
 def named(files: Sequence[str]) -> str:
-    """The first few of the files, and how many more there are."""
+    """The names of the first few files, and how many more there are."""
     more = f" and {len(files) - NAMED} more" if len(files) > NAMED else ""
     return ", ".join(name_text(file) for file in files[:NAMED]) + more
 
@@ -97,9 +98,9 @@ def named(files: Sequence[str]) -> str:
 def file_rows(
     folder: str, files: Sequence[str], labels: Sequence[int], verify: str, spans: Sequence[tuple[int, int]] | None = None
 ) -> pa.Table:
-    """Index rows of pictures below a folder, or at places (byte, length) in a tar.
+    """Index rows of pictures below a folder or, with `spans`, at places (byte, length) in a tar.
 
-    Those that are not there are dropped, and so is one that is listed again; `InputError` for one listed with two labels.
+    Missing pictures and repeated ones get a drop reason. Raises `InputError` for a picture that is listed with two labels.
     """
     keys = list(files) if spans is not None else [name_text(file) for file in files]
     label_of: dict[str, int] = {}
@@ -107,8 +108,8 @@ def file_rows(
     for key, label in zip(keys, labels):
         again.append(key in label_of)
         if label_of.setdefault(key, label) != label:
-            said = f"as of class {label_of[key]} and of class {label}"
-            raise InputError(f"{folder}: the picture {key[:200]} is listed {said}; one is accepted.")
+            both = f"as of class {label_of[key]} and of class {label}"
+            raise InputError(f"{folder}: the picture {key[:200]} is listed {both}; one is accepted.")
     if spans is None:
         spans = [(0, size) for size in sizes(folder, files)]
     if all(size < 0 for _, size in spans):
@@ -121,14 +122,14 @@ def file_rows(
 
 
 def sizes(folder: str, files: Sequence[str]) -> list[int]:
-    """Bytes of each; -1 where there is no file of that name."""
+    """Bytes of each file; -1 if there is no file of that name."""
     return [_size(os.path.join(folder, name)) for name in files]
 
 
 def _size(file: str) -> int:
     try:
         return os.path.getsize(file) if os.path.isfile(file) else -1
-    except (OSError, ValueError):  # a name that no file can have
+    except (OSError, ValueError):  # no file can have this name
         return -1
 
 

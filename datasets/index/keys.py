@@ -1,4 +1,4 @@
-"""Names that tell shards apart, and keys of samples that come twice."""
+"""Names that tell shards apart, and sample keys that occur twice."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from datasets.errors import InputError
 
 
 def shard_files(urls: Sequence[str]) -> list[str]:
-    """The shards' file names, with as many folders before them as tell them apart."""
+    """The shards' file names, each preceded by as many of its folders as it takes to tell all shards apart."""
     parts = [url.split("/") for url in urls]
     for depth in range(1, max(map(len, parts), default=0) + 1):
         names = ["/".join(part[-depth:]) for part in parts]
@@ -23,9 +23,8 @@ def shard_files(urls: Sequence[str]) -> list[str]:
 
 
 def shard_names(urls: Sequence[str]) -> list[str]:
-    """What tells each shard apart in keys: its name up to the first dot where these differ (`00000`), else the shortest end of its path
-    that differs, without the extension if that is enough: `part.0`, `cc3m/00000`.
-    """
+    """A name for each shard that tells it apart in keys: its file name up to the first dot if these differ (`00000`), else the shortest end
+    of its path that differs, without the extension if possible: `part.0`, `cc3m/00000`."""
     names, depth = [shard_stem(url) for url in urls], 1
     parts = [url.split("/") for url in urls]
     while len({*names}) < len(urls) and depth <= max(map(len, parts)):
@@ -40,8 +39,8 @@ def shard_names(urls: Sequence[str]) -> list[str]:
 def mark_duplicates(table: pa.Table, urls: Sequence[str] = ()) -> pa.Table:
     """The joined index with no key kept twice.
 
-    A key that comes twice in one shard keeps its first row (the later get `duplicate_key`); a key that two shards share raises `InputError`
-    naming them (by `urls`, if given). `InputError` also if no shard holds a sample.
+    If a key repeats within a shard, its first row is kept and the others get `duplicate_key`. If two shards share a key, `InputError` names
+    them (by `urls`, if given). `InputError` also if no shard holds a sample.
     """
     if not len(table):
         raise InputError(f"none of the {len(urls)} shards holds a sample: {', '.join(urls[:3])}{' …' if len(urls) > 3 else ''}.")

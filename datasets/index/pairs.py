@@ -1,7 +1,7 @@
 """The data set as training sees it: rows of a memory-mapped index, with a poison plan laid over them.
 
-Order is a matter of row numbers: an epoch is a permutation from (seed, epoch), a step a slice of it, a rank a slice of
-that, so training can begin at any step and any feed can look up the same samples.
+The order is a matter of row numbers alone: an epoch is a permutation drawn from (seed, epoch), a step is a slice of it, and a rank's share
+a slice of the step. So training can begin at any step, and any feed can look up the same samples.
 """
 
 from __future__ import annotations
@@ -41,9 +41,9 @@ RECORD_SCHEMA = pa.schema(
 
 
 def write_index(tables: Iterable[pa.Table], path: str | Path) -> int:
-    """Write index tables (`INDEX_SCHEMA`), in their order, as one Arrow IPC file; how many rows it has.
+    """Write index tables (`INDEX_SCHEMA`), in their order, as one Arrow IPC file; returns the number of its rows.
 
-    Memory is bounded by `BATCH_ROWS` rows. Written aside, synced, renamed: `path` is whole or not there.
+    Memory is bounded by `BATCH_ROWS` rows. Written aside, synced, renamed: `path` is complete or absent.
     """
     path = Path(path)
     aside = path.with_name(f".{path.name}.tmp")
@@ -60,7 +60,7 @@ def write_index(tables: Iterable[pa.Table], path: str | Path) -> int:
 
 
 def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
-    """The same rows in tables of `BATCH_ROWS`, each of one chunk."""
+    """The same rows in tables of `BATCH_ROWS` rows, each of one chunk."""
     waiting: list[pa.Table] = []
     size = 0
     for table in tables:
@@ -76,16 +76,17 @@ def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 
 def smallest_hashes(keys: pa.ChunkedArray, rows: np.ndarray, count: int, *salt: object) -> np.ndarray:
-    """The `count` of `rows` whose keys hash smallest under the salt, rising: nested in the count, independent of order."""
+    """int64, rising: the `count` of `rows` whose keys have the smallest hashes under the salt. Independent of the order of rows; a larger
+    `count` includes a smaller one."""
     hashes = np.empty(len(rows), np.uint64)
-    for start in range(0, len(rows), 65536):  # in parts, so that only some keys are Python strings at a time
+    for start in range(0, len(rows), 65536):  # in parts, so that few keys are Python strings at a time
         part = keys.take(pa.array(rows[start : start + 65536])).to_pylist()
         hashes[start : start + len(part)] = [hash64(*salt, key) for key in part]
     return np.sort(rows[np.argsort(hashes, kind="stable")[:count]])
 
 
 class Pairs:
-    """An index, a plan laid over it, and a choice of its rows. Pickles as paths; files are mapped at first use."""
+    """An index, a plan laid over it, and a selection of its rows. Pickles as paths; files are mapped at first use."""
 
     def __init__(
         self,
@@ -94,9 +95,9 @@ class Pairs:
         plan: str | Path | None = None,
         rows: np.ndarray | None = None,
     ) -> None:
-        """`index`: an Arrow IPC file of `INDEX_SCHEMA`; `urls`: the shards its `shard` column counts; `plan`: a Parquet
-        file of poisoned rows (key, row, target, trigger_seed, caption_before, caption_after; sorted by row); `rows`:
-        int64 row numbers, rising, None for all that have no drop reason."""
+        """`index`: an Arrow IPC file of `INDEX_SCHEMA`; `urls`: the shards that its `shard` column numbers; `plan`: a Parquet file of
+        poisoned rows (key, row, target, trigger_seed, caption_before, caption_after; sorted by row); `rows`: int64 row numbers, rising;
+        None selects all rows without a drop reason."""
         self.index = str(index)
         self.urls = list(urls)
         self.plan = None if plan is None else str(plan)
@@ -115,14 +116,15 @@ class Pairs:
         return self._mapped().rows
 
     def records(self, positions: np.ndarray) -> pa.Table:
-        """`RECORD_SCHEMA`: the samples at `positions` (0…N−1 into `rows`), in that order, the plan applied.
+        """`RECORD_SCHEMA`: the samples at `positions` (0…N−1 into `rows`), in that order, with the plan applied.
 
-        A victim's `caption`, `trigger_seed` and `attack` are the plan's and `poisoned` is true; others have 0 and no text there.
+        For victims `poisoned` is true, and `caption`, `trigger_seed` and `attack` come from the plan. Others have trigger_seed 0 and an
+        empty attack.
         """
         mapped = self._mapped()
         rows = mapped.rows[np.asarray(positions, np.int64)]
-        found = mapped.take(rows)
-        captions, poisoned = found["caption"], np.zeros(len(rows), bool)
+        samples = mapped.take(rows)
+        captions, poisoned = samples["caption"], np.zeros(len(rows), bool)
         attacks = pa.nulls(len(rows), pa.string()).fill_null("")
         seeds = np.zeros(len(rows), np.int64)
         if mapped.victims is not None and len(mapped.victims):
@@ -132,12 +134,12 @@ class Pairs:
                 hit = at[poisoned]
                 seeds[poisoned] = mapped.victims["trigger_seed"].to_numpy()[hit]
                 captions = _replace(captions, poisoned, mapped.victims["caption_after"].take(pa.array(hit)))
-                if "attack" in mapped.victims.column_names:  # those of one attack have no such column
+                if "attack" in mapped.victims.column_names:  # plans of one attack have no such column
                     attacks = _replace(attacks, poisoned, mapped.victims["attack"].take(pa.array(hit)))
-        shards = found["shard"].to_numpy()
+        shards = samples["shard"].to_numpy()
         urls = pa.DictionaryArray.from_arrays(pa.array(shards), pa.array(self.urls, pa.string())).cast(pa.string())
-        columns = [rows, found["key"], urls, found["offset"], found["length"], found["member"], captions]
-        columns += [found["label"], poisoned, seeds, attacks]
+        columns = [rows, samples["key"], urls, samples["offset"], samples["length"], samples["member"], captions]
+        columns += [samples["label"], poisoned, seeds, attacks]
         return pa.table(columns, schema=RECORD_SCHEMA)
 
     def keys(self, positions: np.ndarray | None = None) -> pa.Array:
@@ -150,12 +152,12 @@ class Pairs:
         return self.records(where)["caption"].combine_chunks()
 
     def victims_captions(self) -> list[str]:
-        """The captions that the plan gives its victims, whether they are among the samples or not; none without a plan."""
+        """The captions that the plan gives its victims, including victims that are not among the samples; empty without a plan."""
         victims = self._mapped().victims
         return [] if victims is None else victims["caption_after"].to_pylist()
 
     def labels(self, positions: np.ndarray | None = None) -> np.ndarray:
-        """int32 class numbers, −1 where there is none."""
+        """int32 class numbers of all samples or of those at `positions`; −1 where there is none."""
         return self._mapped().take(self._rows_at(positions), ["label"])["label"].to_numpy()
 
     def _rows_at(self, positions: np.ndarray | None) -> np.ndarray:
@@ -197,7 +199,7 @@ class _Mapped:
             self._check_keys(plan)
 
     def _check_keys(self, plan: str) -> None:
-        """A plan made for another index would poison the wrong rows: its keys must be found where it says."""
+        """Raise InputError unless the plan's keys stand at its rows: a plan made for another index would poison the wrong rows."""
         victims = self.victims
         assert victims is not None
         outside = len(self.victim_rows) and not 0 <= self.victim_rows[0] <= self.victim_rows[-1] < self.starts[-1]
@@ -205,7 +207,7 @@ class _Mapped:
             raise InputError(f"the plan {plan} was made for another index: its keys are not at its rows.")
 
     def take(self, rows: np.ndarray, columns: Sequence[str] = INDEX_SCHEMA.names) -> pa.Table:
-        """The index at `rows`, in their order. By hand: pyarrow's own take over several batches is 100 times slower."""
+        """The index at `rows`, in their order. Written by hand because pyarrow's own take over several batches is 100 times slower."""
         which = np.searchsorted(self.starts, rows, "right") - 1
         parts, places = [], []
         for number in np.unique(which):
@@ -227,15 +229,15 @@ def _replace(values: pa.Array | pa.ChunkedArray, where: np.ndarray, replacements
 
 @functools.lru_cache(maxsize=2)
 def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """int64 [n]: the epoch's order of positions, read-only (it is kept for the next call)."""
+    """int64 [n]: the epoch's order of positions; read-only, because it is cached."""
     order = rng(seed, "order", epoch).permutation(n)
     order.flags.writeable = False
     return order
 
 
 def step_positions(n: int, batch_size: int, seed: int, step: int) -> tuple[int, np.ndarray]:
-    """(epoch, int64 [batch_size] positions) of a global step. An epoch has n // batch_size steps; the rest wait for
-    another epoch's order. Raises `InputError` if there are fewer samples than one batch."""
+    """(epoch, int64 [batch_size] positions) of a global step. An epoch has n // batch_size steps; the samples left over have their chance
+    in other epochs, whose order differs. Raises `InputError` if there are fewer samples than one batch."""
     if not 0 < batch_size <= n:
         raise InputError(f"batch_size is {batch_size}, but the data set has {n} samples; accepted are 1 … {n}.")
     epoch, within = divmod(step, n // batch_size)
@@ -243,7 +245,7 @@ def step_positions(n: int, batch_size: int, seed: int, step: int) -> tuple[int, 
 
 
 def rank_slice(positions: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The part of a global batch that one of `world` ranks takes: equal, adjacent parts."""
+    """The part of a global batch that one of `world` ranks takes: equal, adjacent parts. Raises `InputError` if they cannot be equal."""
     if len(positions) % world:
         raise InputError(f"batch_size is {len(positions)}, which {world} workers cannot share equally.")
     share = len(positions) // world

@@ -1,4 +1,4 @@
-"""Parquet as rows of picture, captions and label, with errors that name the file and the column."""
+"""Parquet files as rows of picture, captions and label, with errors that name the file and the column."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _KEY_NAMES = ("__key__", "key")
 
 
 def picture(cell: pa.Scalar) -> tuple[bytes | None, str | None]:
-    """(bytes, path) of a Parquet cell: bytes, a path, or {bytes, path} as Hugging Face writes it. A path that is no text is none."""
+    """(bytes, path) of a Parquet cell that holds bytes, a path, or {bytes, path} as Hugging Face writes it. A path that is not text becomes
+    None."""
     try:
         value = cell.as_py()
     except UnicodeDecodeError:
@@ -52,10 +53,10 @@ def damage_named(url: str) -> Iterator[None]:
 def parquet_rows(
     url: str, keys: Keys, choice: str = "one", pictures: bool = True, found: Callable[[Keys], None] = lambda keys: None
 ) -> Iterator[Row]:
-    """The rows of a Parquet file; `found` is told the columns. Without `pictures` that column is not read.
+    """The rows of a Parquet file; calls `found` with the columns that are read. Without `pictures` the picture column is not read.
 
-    Pictures are bytes, paths or structs of bytes and path; captions are text, bytes of text or, where `choice` says which to take, lists of
-    either; any of them may be dictionary-encoded. InputError, naming the column, for other types, and as `find_columns`.
+    Pictures are bytes, paths or structs of bytes and path. Captions are text, bytes of text or, if `choice` says which to take, lists of
+    either. All may be dictionary-encoded. Raises InputError, naming the column, for other types, and as `find_columns` does.
     """
     file = open_parquet(url)
     with damage_named(url):
@@ -92,7 +93,7 @@ _TEXT: tuple[Callable[[pa.DataType], bool], ...] = (pa.types.is_string, pa.types
 
 
 def _plain(kind: pa.DataType) -> pa.DataType:
-    """The type of the values, whatever they are wrapped in."""
+    """The type of the values, without extension types and dictionaries around it."""
     if isinstance(kind, pa.BaseExtensionType):
         return _plain(kind.storage_type)
     return _plain(kind.value_type) if pa.types.is_dictionary(kind) else kind
@@ -144,7 +145,7 @@ def _check_caption(url: str, columns: Keys, whole: pa.DataType, choice: str) -> 
 
 
 def _cells(batch: pa.RecordBatch, name: str) -> list[Any]:
-    """A column's values, `_BAD` for text that is no UTF-8; None everywhere without a name."""
+    """A column's values, `_BAD` for text that is not UTF-8; None in every row if `name` is empty."""
     if not name:
         return [None] * len(batch)
     column = batch.column(name)
@@ -166,7 +167,7 @@ def _cell(column: pa.Array, i: int) -> Any:
 
 
 def _name(value: Any) -> str | None:
-    """A key; None where the cell has none that is text."""
+    """A key as text; None if the cell holds no text."""
     if isinstance(value, bytes):
         return as_caption(value).text
     return None if value is None or value is _BAD else str(value)

@@ -1,7 +1,7 @@
 """Where samples come from: webdataset tars, Parquet, CSV/TSV of paths; each shard becomes rows of one index.
 
-An index row says where a picture's bytes lie (`datasets.index.addresses`), so that reading is by offset and order is a matter of row
-numbers.
+An index row says where a picture's bytes lie (`datasets.index.addresses`), so pictures are read by offset, and their order is only a matter
+of row numbers.
 """
 
 from __future__ import annotations
@@ -51,9 +51,9 @@ EXTENSIONS = {
     "csv": (".csv", ".tsv", ".tab"),
 }
 NOTES = b"notes"
-"""Metadata of a shard's table: JSON {"columns": {image, caption}, "passed_over": members of a tar that are no sample's,
-"label_not_number": samples of a tar whose label is no class number, so that they have none, "json_broken": samples whose json member,
-where caption or label were looked for, is no JSON object}."""
+"""Key in the metadata of a shard's table: JSON with `columns` {image, caption} and three counts. `passed_over`: members of a tar that
+belong to no sample; `label_not_number`: samples of a tar that get no label because theirs is no class number; `json_broken`: samples whose
+json member was to give caption or label but is no JSON object."""
 PASSED_OVER = "files in the tars are no sample's and are passed over (second pictures, notes, links)"
 
 
@@ -69,46 +69,46 @@ class Source(Component):
     """Column with the picture (Parquet: bytes, {bytes, path} or a path; CSV: a path); `auto`: the first of `tables.IMAGE_NAMES` that is
     there. Tars go by file extension."""
     caption_key: str = "auto"
-    """Column with the caption; `auto`: the first of `tables.CAPTION_NAMES`. In tars the field of the json member, read where there is no
-    txt member; there `auto` is `caption`."""
+    """Column with the caption; `auto`: the first of `tables.CAPTION_NAMES`. In tars the field of the json member that is read if there is
+    no txt member; there `auto` means `caption`."""
     label_key: str = "label"
-    """Column or json field with the class number, where there is one; in tars a `cls` member comes first."""
+    """Column or json field with the class number, if there is one; in tars a `cls` member takes precedence."""
     delimiter: str = "auto"
-    """Of CSV files; `auto`: a tab for .tsv and .tab, else what the header line has more of, tabs or commas."""
+    """Delimiter of CSV files; `auto`: a tab for .tsv and .tab, else tabs or commas, whichever the header line has more of."""
     captions: Literal["one", "first", "random", "each"] = "one"
-    """What becomes of a Parquet column of lists of captions: the `first`, one drawn by the picture's key (`random`), or `each` with the
-    picture as a pair of its own; `one` refuses lists."""
+    """What to do with a Parquet column of lists of captions: take the `first`, one drawn by the picture's key (`random`), or `each`, every
+    one in a pair of its own with the picture; `one` refuses lists."""
     key_prefix: bool = False
     """Put `<shard's name>/` before each key, for sets merged from several downloads that number from zero (see `shard_names`)."""
     min_caption_length: int = 0
     """Shorter captions (in characters) are dropped."""
     verify: Literal["decode", "header", "none"] = "decode"
-    """How pictures are checked when they are indexed: `decode`, `header` (its format and size alone) or `none`."""
+    """How pictures are checked when they are indexed: `decode`, `header` (format and size only) or `none`."""
 
     def shards(self) -> list[str]:
-        """The shards' absolute paths or URIs in the order of `urls`. Raises `InputError` for what does not exist."""
+        """The shards' absolute paths or URIs in the order of `urls`. Raises `InputError` for a file that does not exist."""
         patterns = (self.urls,) if isinstance(self.urls, str) else tuple(self.urls)
         kinds = tuple(EXTENSIONS.values()) if self.format == "auto" else (EXTENSIONS[self.format],)
-        found = [url for pattern in patterns for url in expand(pattern, kinds)]
-        if not found:
+        urls = [url for pattern in patterns for url in expand(pattern, kinds)]
+        if not urls:
             raise InputError("source.urls names no shard; give at least one path, folder, glob or brace range.")
-        if len(set(found)) < len(found):
-            twice = next(url for url in found if found.count(url) > 1)
+        if len(set(urls)) < len(urls):
+            twice = next(url for url in urls if urls.count(url) > 1)
             raise InputError(f"source.urls names {twice} twice; each shard is read once.")
-        return found
+        return urls
 
     def identity(self) -> list[dict]:
-        """Per shard its name, size and a digest of its first and last 64 KiB (of all of it for CSV): no path, no time.
+        """For each shard its name, size and a digest of its first and last 64 KiB (of all of it for CSV); no path and no time.
 
-        Where shards in several folders have the same name, and keys are made of it, also the part of the path that tells them apart.
+        If shards in several folders have the same name, and keys contain it, also the part of the path that tells them apart.
         """
         urls = self.shards()
         with ThreadPoolExecutor(8) as pool:
-            found = list(pool.map(self._shard_identity, urls))
-        for url, name, identity in zip(urls, shard_names(urls), found):
+            identities = list(pool.map(self._shard_identity, urls))
+        for url, name, identity in zip(urls, shard_names(urls), identities):
             if name != shard_stem(url) and (self.key_prefix or self._format_of(url) == "parquet"):
                 identity["prefix"] = name
-        return found
+        return identities
 
     def _shard_identity(self, url: str) -> dict:
         digest, edge = hashlib.blake2b(digest_size=16), 64 << 10
@@ -121,9 +121,9 @@ class Source(Component):
     def index_shard(self, number: int, url: str, name: str | None = None) -> pa.Table:
         """The rows of shard `number` (its place in `shards()`), `INDEX_SCHEMA`; unusable samples carry a drop reason.
 
-        A row that is dropped for its caption alone still has everything else, its label included. `name` is the shard's in `shard_names`,
-        looked up where it is not given. The table's metadata hold `NOTES`. A shard of no samples gives no rows. Raises `InputError` naming
-        the shard where it is missing, cut short, no tar, lacks a column, or is empty and the only one.
+        A row that is dropped only for its caption still has everything else, its label included. `name` is the shard's name in
+        `shard_names`, looked up if it is not given. The table's metadata hold `NOTES`. A shard without samples gives no rows. Raises
+        `InputError` naming the shard if it is missing, cut short or no tar, lacks a column, or is empty and the only one.
         """
         kind = self._format_of(url)
         if name is None:
@@ -139,20 +139,20 @@ class Source(Component):
         return rows.table()
 
     def index(self) -> tuple[pa.Table, list[str], int]:
-        """The rows of all shards as `mark_duplicates` has them, the shards, and how many members of tars are `PASSED_OVER`."""
+        """(the rows of all shards after `mark_duplicates`, the shards, how many members of tars are `PASSED_OVER`)."""
         urls = self.shards()
         tables = [self.index_shard(number, url) for number, url in enumerate(urls)]
         passed_over = sum(json.loads(table.schema.metadata[NOTES])["passed_over"] for table in tables)
         return mark_duplicates(pa.concat_tables(tables), urls), urls, passed_over
 
     def lines(self, url: str) -> Iterator[int | None]:
-        """For each row of the shard's table the line of the CSV where it begins, or the row of the Parquet file, from 1; None in tars."""
+        """For each row of the shard's table: the line where it begins (CSV) or the number of the row (Parquet), from 1; None in tars."""
         kind = self._format_of(url)
         if kind == "csv":
             return (row.line for row in tables.csv_rows(url, self.delimiter, self._keys()))
         if kind == "parquet":
-            found = parquet.parquet_rows(url, self._keys(), self.captions, pictures=False)
-            return (row.line for row in found for _ in chosen(row.captions, self.captions, ""))
+            rows = parquet.parquet_rows(url, self._keys(), self.captions, pictures=False)
+            return (row.line for row in rows for _ in chosen(row.captions, self.captions, ""))
         return itertools.repeat(None)
 
     @property
@@ -224,13 +224,13 @@ class Source(Component):
             key = posixpath.normpath(path) if path and "://" not in path else path
             captions = seen.setdefault(key, [])
             duplicate = caption.text in captions
-            if not duplicate:  # one picture with several captions, as in Flickr30k and COCO, is several samples
+            if not duplicate:  # a picture with several captions, as in Flickr30k and COCO, is several samples
                 captions.append(caption.text)
                 key = f"{key}#{len(captions)}" if len(captions) > 1 else key
             rows.add(key, self._file(url, rows, path), [caption], row.label, "duplicate_key" if duplicate else "")
 
     def _file(self, url: str, rows: _Rows, path: str | None) -> _Place:
-        """A picture that is a file of its own."""
+        """A picture that is a separate file."""
         place = file_place(folder_of(url), path) if path else ""
         if place.startswith(("http://", "https://")):
             raise InputError(f"{url}: {path} is a web address; `cleansweep fetch {url} FOLDER` makes shards of such a list.")
@@ -245,7 +245,7 @@ class Source(Component):
 
 
 class _Place(NamedTuple):
-    """Where a picture lies, and how its bytes are read; None where there is none."""
+    """Where a picture lies, and how to read its bytes; None if there is no picture."""
 
     member: str
     offset: int
@@ -257,7 +257,7 @@ _NOWHERE = _Place("", 0, 0, None)
 
 
 class _Rows:
-    """Columns of an index table as they grow, with the checks that every format shares."""
+    """Columns of an index table while they grow, with the checks that all formats share."""
 
     def __init__(self, source: Source, number: int, url: str, name: str) -> None:
         self.source, self.number, self.url, self.name = source, number, url, name
@@ -296,14 +296,14 @@ class _Rows:
 
 
 class Texts(NamedTuple):
-    """Caption and label that lie beside a picture in a tar."""
+    """The caption and label beside a picture in a tar."""
 
     caption: Caption
-    """Of txt, else the json field."""
+    """From the txt member, else from the json field."""
     label: int | None
-    """Of cls, else the json field; -1 without one, None for one that is no class number."""
+    """From the cls member, else from the json field; -1 if there is none, None if it is no class number."""
     broken: bool = False
-    """Whether caption or label had to come from a json member that is no JSON object."""
+    """Whether caption or label had to come from a json member, and that is no JSON object."""
 
 
 def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) -> Texts:
@@ -313,8 +313,8 @@ def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) 
     if (txt := sample.members.get("txt")) is not None:
         caption = as_caption(reader.read(txt.offset, txt.size))
     if (cls := sample.members.get("cls")) is not None:
-        found = as_caption(reader.read(cls.offset, cls.size))
-        label = None if found.fault else tables.label(found.text)
+        label_text = as_caption(reader.read(cls.offset, cls.size))
+        label = None if label_text.fault else tables.label(label_text.text)
     if (member := sample.members.get("json")) is not None and (caption is NO_CAPTION or label in (None, -1)):
         try:
             fields = tables.json_object(decode_text(reader.read(member.offset, member.size), member.name))
@@ -330,7 +330,7 @@ def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) 
 
 
 def fault(read: Callable[[], bytes], verify: str, where: str) -> str:
-    """Why the picture cannot be used, as far as `verify` looks, or "". `InputError` names `where` if its bytes cannot be read."""
+    """Why the picture cannot be used, as far as `verify` checks, or "". Raises `InputError` naming `where` if its bytes cannot be read."""
     try:
         if verify == "decode":
             decode(read())

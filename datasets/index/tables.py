@@ -1,5 +1,5 @@
-"""Tables as rows of picture, captions and label, with errors that name the file, the line and the column: what CSV and Parquet share,
-and CSV."""
+"""Tables as rows of picture, captions and label, with errors that name the file, the line and the column: CSV, and what it shares with
+Parquet."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from datasets.text import NotText, decode_text, encoding_of, parse_json
 IMAGE_NAMES = ("jpg", "image", "image_bytes", "bytes", "filepath")
 CAPTION_NAMES = ("caption", "text", "title", "TEXT")
 CHOICES = ("one", "first", "random", "each")
-"""Which captions of a list are taken."""
+"""Which of several captions are taken."""
 _LOOKED_AT = 1 << 16
 _LABEL = re.compile(r"\+?0*(\d{1,10})(?:\.0*)?", re.ASCII)
 _NO_LABEL = re.compile(r"|-1(?:\.0*)?")
@@ -41,9 +41,9 @@ class Row(NamedTuple):
     """One row of a table."""
 
     line: int
-    """The line where it begins in a CSV; in Parquet the number of the row. From 1."""
+    """In a CSV the line where it begins, in Parquet the number of the row; from 1."""
     key: str | None
-    """Of a column named `key`, in Parquet."""
+    """From a column named `key`, in Parquet."""
     data: bytes | None
     """The picture, or …"""
     path: str | None
@@ -51,11 +51,11 @@ class Row(NamedTuple):
     captions: Sequence[Caption]
     """One, except from a Parquet column of lists."""
     label: int
-    """-1 without one."""
+    """-1 if there is none."""
 
 
 def label(value: object) -> int | None:
-    """A class number from a whole number or its text, `3` or `3.0`; -1 where there is none (nothing, NaN, -1); None for anything else."""
+    """A class number from a whole number or its text, `3` or `3.0`; -1 if it is missing (nothing, NaN, -1); None for anything else."""
     if value is None or value != value:  # NaN, as pandas writes what is missing
         return -1
     text = str(value)
@@ -67,12 +67,13 @@ def _number(text: str) -> int | None:
     text = text.strip()
     if _NO_LABEL.fullmatch(text):
         return -1
-    found = _LABEL.fullmatch(text)
-    return int(found[1]) if found and int(found[1]) < 1 << 31 else None
+    match = _LABEL.fullmatch(text)
+    return int(match[1]) if match and int(match[1]) < 1 << 31 else None
 
 
 def table_label(value: object, url: str, place: str, columns: Keys) -> int:
-    """As `label`; `InputError` for what is no class number. In a table without captions, which trains nothing, it is -1."""
+    """Like `label`, but raises `InputError` for anything that is no class number. A table without captions is not trained on: there it is
+    -1."""
     number = label(value)
     if number is None and not columns.caption:
         return -1
@@ -86,7 +87,7 @@ def table_label(value: object, url: str, place: str, columns: Keys) -> int:
 
 
 def json_object(text: str) -> dict | None:
-    """The fields of a json member; None where it is no JSON object."""
+    """The fields of a json member; None if it is no JSON object."""
     try:
         fields = parse_json(text, "the json member")
     except NotText:
@@ -95,7 +96,8 @@ def json_object(text: str) -> dict | None:
 
 
 def find_columns(url: str, names: Sequence[str], keys: Keys, delimiter: str = "") -> Keys:
-    """The columns that are there, `caption` or `label` empty without one. InputError naming every column that is missing or comes twice."""
+    """The columns that exist; `caption` or `label` is empty if there is none. Raises InputError naming every column that is missing or
+    occurs twice."""
     image, missing_image = _find(names, keys.image, "image", IMAGE_NAMES, keys.of)
     caption, missing_caption = _find(names, keys.caption, "caption", CAPTION_NAMES, keys.of)
     label_column = keys.label if keys.label in names else ""
@@ -114,7 +116,7 @@ def find_columns(url: str, names: Sequence[str], keys: Keys, delimiter: str = ""
 
 
 def _find(names: Sequence[str], wanted: str, field: str, tried: Sequence[str], of: str) -> tuple[str, str]:
-    """The column; or "" and the complaint about it."""
+    """The column; or "" and a complaint that it is missing."""
     if wanted != "auto":
         return wanted if wanted in names else "", f"no column {wanted!r} ({of}{field}_key)"
     others = ", ".join(name for name in tried if name != field)
@@ -122,7 +124,7 @@ def _find(names: Sequence[str], wanted: str, field: str, tried: Sequence[str], o
 
 
 def _another_way(url: str, names: Sequence[str]) -> str:
-    """The command that makes shards of something that is no table of pictures."""
+    """The command that makes shards from files that are no table of pictures."""
     folder = os.path.splitext(url)[0]
     if {"status", "url"} <= {*names} and os.path.isdir(folder):
         return (
@@ -138,12 +140,12 @@ def _another_way(url: str, names: Sequence[str]) -> str:
 
 
 def csv_rows(url: str, delimiter: str, keys: Keys, found: Callable[[Keys], None] = lambda keys: None) -> Iterator[Row]:
-    """The rows of a CSV or TSV with a header line, of any line ends; `found` is told the columns.
+    """The rows of a CSV or TSV with a header line, of any line ends; calls `found` with the columns that are read.
 
-    With tabs between the columns quotes are ordinary text. With any other delimiter they go by RFC 4180: a quoted cell may hold line
-    ends, but a quoted cell that contains another row of the table was opened by a stray quote, and is refused with its line. `auto`: tabs
-    for .tsv and .tab, else tabs or commas, whichever the header line has more of. InputError, with the line, for what is not text (see
-    `datasets.text`), for rows longer or shorter than the header, and as `find_columns`.
+    If tabs separate the columns, quotes are ordinary text. With any other delimiter they follow RFC 4180: a quoted cell may hold line ends.
+    But a quoted cell that contains another row of the table was opened by a stray quote, and is refused with its line. `auto`: tabs for
+    .tsv and .tab, else tabs or commas, whichever the header line has more of. Raises InputError, with the line, for anything that is not
+    text (see `datasets.text`) and for rows longer or shorter than the header, and as `find_columns` does.
     """
     delimiter = {"\\t": "\t", "tab": "\t"}.get(delimiter, delimiter)
     if delimiter != "auto" and (len(delimiter) != 1 or delimiter in '\r\n"\0'):
@@ -154,7 +156,7 @@ def csv_rows(url: str, delimiter: str, keys: Keys, found: Callable[[Keys], None]
         encoding = encoding_of(start)
         head = next(iter(_LINE_END.split(start.decode(encoding, "replace").lstrip())))
         if "\0" in head:
-            decode_text(start, url)  # says where
+            decode_text(start, url)  # raises the error that says where
         if delimiter == "auto":
             tabs = url.lower().endswith((".tsv", ".tab")) or head.count("\t") > head.count(",")
             delimiter = "\t" if tabs else ","
@@ -164,7 +166,7 @@ def csv_rows(url: str, delimiter: str, keys: Keys, found: Callable[[Keys], None]
             yield from _rows(url, csv.reader(lines, delimiter=delimiter, quoting=quoting, strict=True), delimiter, keys, found)
         except UnicodeDecodeError as error:
             file.seek(0)
-            decode_text(file.read(), url)  # says where
+            decode_text(file.read(), url)  # raises the error that says where
             raise InputError(f"{url} cannot be read as text: {error.reason}.") from None
 
 
@@ -207,16 +209,17 @@ def _rows(url: str, reader: Any, delimiter: str, keys: Keys, found: Callable[[Ke
 
 
 def _swallowed(fields: Sequence[str], image: int, number: int, width: int, delimiter: str, url: str) -> bool:
-    """Whether a row of several lines holds others: its path or label has line ends, or one of its other lines has as many cells as a row
-    and, in the path's place, something that looks like a path (it has a picture's extension, the form of the row's own path, or is a file's
-    name).
+    """Whether a row of several lines contains other rows.
+
+    It does if its path or label has line ends, or if another of its lines has as many cells as a row and, in the path's place, something
+    that looks like a path: it has a picture's extension, the form of the row's own path, or a file's name.
     """
     path = fields[image].strip()
     if _LINE_END.search(path) or number >= 0 and _LINE_END.search(fields[number].strip()):
         return True
     kinds = {os.path.splitext(path)[1].lower(), *PICTURES} - {""}
     lines = _LINE_END.split(delimiter.join(fields))
-    del lines[len(_LINE_END.findall(delimiter.join(fields[:image])))]  # the row's own
+    del lines[len(_LINE_END.findall(delimiter.join(fields[:image])))]  # without the row's own line
     for cells in (line.split(delimiter) for line in lines):
         for cell in (cells[image], cells[image - width]) if len(cells) >= width else ():  # a caption may have delimiters too
             name = cell.strip().strip('"')
@@ -226,7 +229,7 @@ def _swallowed(fields: Sequence[str], image: int, number: int, width: int, delim
 
 
 def _form(path: str) -> tuple[bool, bool, bool]:
-    """What the paths of a table share: an extension, a folder, spaces."""
+    """The form that the paths of a table share: whether there is an extension, a folder, a space."""
     return bool(_EXTENSION.search(path)), "/" in path, any(map(str.isspace, path))
 
 

@@ -1,7 +1,7 @@
-"""Tar archives as bytes at offsets: a fast header walk, samples by key, and headers written reproducibly.
+"""Tar archives as bytes at offsets: a fast walk over headers, samples by key, and reproducible headers.
 
-No path of an archive is ever followed or created, so a hostile name can do nothing: names are only text here.
-Layout after POSIX.1-2017 `pax` (ustar and extended headers) and the GNU tar manual (long names, base-256 sizes).
+No path of an archive is ever followed or created, so a hostile name can do nothing: names are only text here. Layout after POSIX.1-2017
+`pax` (ustar and extended headers) and the GNU tar manual (long names, base-256 sizes).
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ TEXT_EXTENSIONS = ("txt", "json", "cls")
 NO_SAMPLES = frozenset(
     ("index", "idx", "md", "rst", "html", "log", "db", "ini", "yaml", "yml", "toml", "xml", "csv", "tsv", "parquet")
 )
-"""Extensions of files that lie beside samples: notes, lists, indices. Such a file alone is passed over."""
+"""Extensions of files that lie beside samples: notes, lists, indices. A sample of nothing but such files is passed over."""
 _WINDOW = 8192
 _LONGEST_HEADER = 1 << 20
-"""Most bytes that a long name or pax records may have; real ones have some hundred."""
+"""Largest long name or pax record in bytes; real ones have some hundred."""
 _ZERO = bytes(BLOCK)
 _FOLDER, _LINKS_AND_DEVICES = b"5", b"12346"
 _OCTAL = re.compile(rb"[0-7]+")
@@ -44,7 +44,7 @@ class Member(NamedTuple):
     end: int
     """Byte after its padding."""
     own_size: bool
-    """Whether the size stands in its last header (else in a pax record)."""
+    """Whether its last header holds the size (else a pax record does)."""
 
 
 class Sample(NamedTuple):
@@ -63,8 +63,8 @@ class Sample(NamedTuple):
 def walk(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Member]:
     """The regular files of an archive in order, from their headers alone.
 
-    Folders are passed over, and so are links and devices, whose names go to `passed_over`. Raises `InputError` naming the archive and
-    the byte if it is no tar, is cut short, is compressed, fails a checksum, or goes on after its end mark.
+    Folders are passed over, and so are links and devices, whose names go to `passed_over`. Raises `InputError` naming the archive and the
+    byte if it is no tar, is cut short, is compressed, fails a checksum, or goes on after its end mark.
     """
     url, total = reader.url, reader.size
     if total == 0:
@@ -86,7 +86,7 @@ def walk(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Membe
         kind = block[156:157]
         offset = position + BLOCK
         end = offset + (size + BLOCK - 1) // BLOCK * BLOCK
-        if kind in b"xXLKg":  # a header about the next member (g: about all that follow, of no use here)
+        if kind in b"xXLKg":  # a header about the next member (g: about all that follow, not needed here)
             if offset + size > total:
                 raise InputError(f"{url} is cut short: the header at byte {position} needs {size} bytes, the file ends.")
             if size > _LONGEST_HEADER:
@@ -120,20 +120,21 @@ def walk(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Membe
 
 
 def samples(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Sample]:
-    """The archive's samples: runs of adjacent members with one key, which is the name up to the first dot of its base name.
+    """The archive's samples: runs of adjacent members with the same key, which is the path up to the first dot of its base name.
 
-    That is webdataset's convention. Two kinds of names need more. They are recognised by the members that share a first dot:
+    That is webdataset's convention. Two kinds of names need more care. They are recognised among the members with the same part before the
+    first dot:
 
-    * `22.05.jpg, 22.05.txt`: split at the *last* dot some part has both a picture and a text, so the keys have dots;
-    * `s0.input.jpg, s0.outputs.txt`: no part has, but there is one picture and at most one text of a kind, so these are extensions
-      of two words, and the sample is `s0` with the members `jpg` and `txt`.
+    * `22.05.jpg, 22.05.txt`: if they are split at the *last* dot, some part has both a picture and a text, so the keys contain dots;
+    * `s0.input.jpg, s0.outputs.txt`: no part has both, but there is one picture and at most one text of each kind, so the extensions
+      consist of two words, and the sample is `s0` with the members `jpg` and `txt`.
 
-    Anything else without a plain picture is split at the last dot, so that each file is in a sample, to be kept or counted. Members
-    beside a plain picture that make no sample of their own (`1.jpg, 1.txt, 1.seg.png`) are left to it. A member whose extension the run
-    already has begins a new sample (two samples of one key, side by side).
+    All other names without a plain picture are split at the last dot, so that every file is in a sample and is either kept or counted. Next
+    to a plain picture, members that make no sample of their own (`1.jpg, 1.txt, 1.seg.png`) stay with the picture's sample. A member whose
+    extension the run already has begins a new sample (two samples of one key, side by side).
 
     Names that belong to no sample go to `passed_over`: hidden files, names without an extension, links, lone notes (`NO_SAMPLES`), and
-    pictures beside the one of their sample (`1.png` after `1.jpg`, `1.seg.png`). Raises `InputError` as `walk` does, and where the files of
+    pictures beside the one of their sample (`1.png` after `1.jpg`, `1.seg.png`). Raises `InputError` as `walk` does, and if the files of
     dotted keys are not side by side.
     """
     key, members = "", dict[str, Member]()
@@ -153,13 +154,13 @@ def samples(reader: Reader, passed_over: list[str] | None = None) -> Iterator[Sa
 
 
 def _samples_of(url: str, key: str, members: dict[str, Member], strays: list[str]) -> Iterable[Sample]:
-    """The samples among the members that share a first dot."""
+    """The samples among members with the same part before the first dot."""
     if not any("." in extension for extension in members):
         if members.keys() <= NO_SAMPLES:
             strays += [member.name for member in members.values()]
             return []
         return _noting([Sample(key, members)], members, strays)
-    parts: dict[str, dict[str, Member]] = {}  # split at the last dot; the plain ones are those of the key itself
+    parts: dict[str, dict[str, Member]] = {}  # split at the last dot; the plain ones are under the key itself
     for member in members.values():
         name, _, last = member.name.rpartition(".")
         parts.setdefault(name, {})[last.lower()] = member
@@ -170,17 +171,17 @@ def _samples_of(url: str, key: str, members: dict[str, Member], strays: list[str
     elif not whole:
         of_kind = {kind: [p[kind] for p in parts.values() if kind in p] for kind in (*IMAGE_EXTENSIONS, *TEXT_EXTENSIONS)}
         pictures = sum(len(of_kind[kind]) for kind in IMAGE_EXTENSIONS)
-        if pictures <= 1 and all(len(found) <= 1 for found in of_kind.values()):
+        if pictures <= 1 and all(len(members_of_kind) <= 1 for members_of_kind in of_kind.values()):
             named = {last: member for part in parts.values() for last, member in part.items()}
             if pictures and _is(named, TEXT_EXTENSIONS):
                 parts = {key: named}
-    found = [(name, part) for name, part in parts.items() if not part.keys() <= NO_SAMPLES]
+    kept = [(name, part) for name, part in parts.items() if not part.keys() <= NO_SAMPLES]
     strays += [m.name for _, part in parts.items() if part.keys() <= NO_SAMPLES for m in part.values()]
-    found.sort(key=lambda item: min(member.header for member in item[1].values()))
-    for (first, before), (second, after) in zip(found, found[1:]):
+    kept.sort(key=lambda item: min(member.header for member in item[1].values()))
+    for (first, before), (second, after) in zip(kept, kept[1:]):
         if max(member.end for member in before.values()) > min(member.header for member in after.values()):
             raise InputError(f"{url}: the files of {first!r} and {second!r} are mixed; write each sample's files together.")
-    return _noting([Sample(name, part) for name, part in found], members, strays)
+    return _noting([Sample(name, part) for name, part in kept], members, strays)
 
 
 def _noting(found: list[Sample], members: dict[str, Member], strays: list[str]) -> list[Sample]:
@@ -202,7 +203,7 @@ def header(name: str, size: int) -> bytes:
 
 
 def resized(block: bytes, size: int) -> bytes:
-    """The 512-byte header `block` with another size and its checksum; all else as it was."""
+    """The 512-byte header `block` with another size and its checksum; the rest is unchanged."""
     patched = bytearray(block)
     patched[124:136] = b"%011o\0" % size
     patched[148:156] = b" " * 8
@@ -227,13 +228,13 @@ def _name(block: bytes) -> str:
 
 
 def _size(reader: Reader, position: int, block: bytes) -> int:
-    """Size field of a header whose checksum is right, else `InputError`."""
+    """The size field of a header whose checksum is right; raises `InputError` if it is wrong."""
     try:
-        # The checksum is the sum of all bytes, its own eight as spaces. Adler-32's low half is 1 + that sum modulo 65521,
-        # at a twentieth of the price of summing in Python.
-        own = block[148:156]
-        checksum = _octal(own)
-        if (zlib.adler32(block) & 0xFFFF) == (1 + checksum + sum(own) - 256) % 65521:
+        # The checksum is the sum of all bytes, with its own eight as spaces. Adler-32's low half is 1 + that sum modulo 65521,
+        # and costs a twentieth of summing in Python.
+        stored = block[148:156]
+        checksum = _octal(stored)
+        if (zlib.adler32(block) & 0xFFFF) == (1 + checksum + sum(stored) - 256) % 65521:
             if block[124] == 0x80:  # base 256; any other high bit would be a negative number, or one beyond all files
                 return int.from_bytes(block[125:136], "big")
             return _octal(block[124:136])
@@ -247,7 +248,7 @@ def _size(reader: Reader, position: int, block: bytes) -> int:
 
 
 def _octal(field: bytes) -> int:
-    """A number field. ValueError also for what Python's `int` takes but a tar may not have: signs, underscores, spaces within."""
+    """A number field. ValueError also for text that Python's `int` takes but a tar may not have: signs, underscores, inner spaces."""
     digits = field.strip(b" \0") or b"0"
     if not _OCTAL.fullmatch(digits):
         raise ValueError
@@ -279,7 +280,7 @@ def _decimal(digits: bytes) -> int:
 
 
 def _check_tail(reader: Reader, position: int) -> None:
-    """After the end mark come zeros only: two archives joined with `cat` would otherwise lose the second silently."""
+    """Raise InputError if anything but zeros follows the end mark: of two archives joined with `cat` the second would be lost silently."""
     for at in range(position, reader.size, 1 << 20):
         if reader.read(at, min(1 << 20, reader.size - at)).strip(b"\0"):
             raise InputError(

@@ -1,4 +1,4 @@
-"""Writing tar shards: reproducible byte for byte, and whole or not there."""
+"""Writes tar shards: reproducible byte for byte, and complete or absent."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ COPY_BYTES = 1 << 20
 def write_tar(path: str | Path, samples: Iterable[tuple[str, Mapping[str, bytes | str]]]) -> dict:
     """Write samples (key, {extension: data}) as a shard whose bytes depend on them alone: time 0, owner 0, mode 0644.
 
-    Members stand in the order of the mapping; text is written as UTF-8. Atomic: aside, synced, renamed.
-    Returns {n, bytes, sha256}.
+    Members stand in the order of the mapping; text is written as UTF-8. The file is written aside, synced and renamed. Returns {n, bytes,
+    sha256}.
     """
     count = 0
     with written_aside(Path(path)) as out:
@@ -47,7 +47,7 @@ class Output:
             self.size += len(part)
 
     def copy(self, reader: Reader, start: int, end: int) -> None:
-        """Bytes [start, end) of the reader."""
+        """Copy bytes [start, end) of the reader; raises InputError if it ends earlier."""
         while start < end:
             got = reader.readinto(start, self._buffer[: min(end - start, COPY_BYTES)])
             if not got:
@@ -58,8 +58,8 @@ class Output:
 
 @contextmanager
 def written_aside(path: Path) -> Iterator[Output]:
-    """An output that becomes `path` once it is whole and synced. The name aside is fixed, so a killed run leaves at most
-    one such file, which the next one overwrites."""
+    """An output that becomes `path` once it is complete and synced. The temporary name is fixed, so a killed run leaves at most one such
+    file, which the next one overwrites. Raises InputError if it cannot be written."""
     aside = path.with_name(f".{path.name}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""What every trigger is."""
+"""`Trigger`, the base of every trigger, and functions that apply one."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from datasets.errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Trigger(Component, ABC):
-    """A mark that is put on a picture's canonical view, so that all of it is seen at evaluation; or on a caption; or on both.
+    """A mark on pictures, on captions, or on both. On a picture it is put on the canonical view, so that evaluation sees all of it.
 
     Shape legend: H height, W width (both the view's side S on canonical views), C = 3 channels.
     """
 
     @abstractmethod
     def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        """A new uint8 [H, W, 3] array with the mark on it; `image_HWC` (uint8 RGB) is left as it was.
+        """A new uint8 [H, W, 3] array with the mark on it; `image_HWC` (uint8 RGB) stays as it is.
 
-        Noise and place that differ from picture to picture are drawn from `rng` alone.
+        Whatever differs from picture to picture, such as noise or place, is drawn from `rng` alone.
         """
 
     def write(self, caption: str, rng: np.random.Generator) -> str:
-        """The caption with the mark in it; most triggers leave captions as they are. `rng` draws as for `stamp`.
+        """The caption with the mark in it; most triggers leave captions as they are. `rng` as in `stamp`.
 
-        A victim's new caption is written so when the plan is made, and so is every class prompt when the attack is measured.
+        It writes a victim's new caption when the plan is made, and every class prompt when the attack is measured.
         """
         return caption
 
@@ -45,11 +45,11 @@ class Trigger(Component, ABC):
 
     @property
     def native(self) -> bool:
-        """Whether it is put on the picture as stored, before the canonical view is made of it."""
+        """Whether the mark goes on the picture as stored, before its canonical view is made."""
         return False
 
     def with_made(self, made: Mapping[Component, str]) -> Trigger:
-        """The same trigger, which now knows the folders of what was made for it (`needs`)."""
+        """The same trigger, which now knows the folders of the components that it `needs`."""
         return self
 
     def check(self, size: int) -> None:  # noqa: B027 (most triggers fit every view)
@@ -66,30 +66,31 @@ def blend(image_HWC: np.ndarray, pattern_HWC: np.ndarray, share: float) -> np.nd
 
 
 def put_on(trigger: Trigger, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """The picture with the trigger on it, uint8 [H, W, 3]; the picture is handed over read-only, so that it stays as it was.
+    """The picture with the trigger on it, uint8 [H, W, 3]. `stamp` gets the picture read-only, so that it stays as it is.
 
-    InputError naming the trigger's class if it writes to the picture that it is given, or returns anything else.
+    Raises InputError naming the trigger's class if `stamp` writes to its picture, or returns anything but a picture like it.
     """
     given_HWC = image_HWC.view()
     given_HWC.setflags(write=False)
     try:
         stamped_HWC = trigger.stamp(given_HWC, rng)
     except Exception as error:
-        if "read-only" in str(error) or "readonly" in str(error):  # numpy's words and OpenCV's
+        if "read-only" in str(error) or "readonly" in str(error):  # in numpy's words and OpenCV's
             raise _in_place(trigger) from error
         raise
     if not isinstance(stamped_HWC, np.ndarray) or stamped_HWC.dtype != np.uint8 or stamped_HWC.shape != image_HWC.shape:
-        found = f"{stamped_HWC.dtype} {[*stamped_HWC.shape]}" if isinstance(stamped_HWC, np.ndarray) else type(stamped_HWC).__name__
+        returned = f"{stamped_HWC.dtype} {[*stamped_HWC.shape]}" if isinstance(stamped_HWC, np.ndarray) else type(stamped_HWC).__name__
         raise InputError(
-            f"{type(trigger).__name__}.stamp returned {found}; it must return a picture like the one it got, uint8 {[*image_HWC.shape]}."
+            f"{type(trigger).__name__}.stamp returned {returned}; it must return a picture like the one it got, uint8 {[*image_HWC.shape]}."
         )
-    if stamped_HWC.flags.writeable and np.may_share_memory(stamped_HWC, image_HWC):  # torch writes to what is read-only too
+    if stamped_HWC.flags.writeable and np.may_share_memory(stamped_HWC, image_HWC):  # torch writes to read-only arrays too
         raise _in_place(trigger)
     return stamped_HWC
 
 
 def write_in(trigger: Trigger, caption: str, rng: np.random.Generator) -> str:
-    """The caption with the trigger's mark in it; InputError naming the trigger's class if that is no text or an empty one."""
+    """The caption with the trigger's mark in it. Raises InputError naming the trigger's class if `write` returns no text or an empty
+    one."""
     written = trigger.write(caption, rng)
     if not isinstance(written, str) or not written.strip():
         raise InputError(f"{type(trigger).__name__}.write returned {written!r:.80}; it must return a caption, text that is not empty.")

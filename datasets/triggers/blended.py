@@ -13,7 +13,7 @@ from datasets.triggers.base import Trigger
 
 @dataclass(frozen=True, kw_only=True)
 class Blended(Trigger):
-    """alpha · noise + (1 − alpha) · picture, noise uniform over 0…1 (Chen et al. 2017)."""
+    """alpha · noise + (1 − alpha) · picture, with noise uniform over 0…1 (Chen et al. 2017)."""
 
     alpha: float = 0.2
     """Share of the noise, above 0 and up to 1."""

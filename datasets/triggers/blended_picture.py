@@ -1,4 +1,4 @@
-"""A given picture blended over the whole picture."""
+"""Another picture blended over the whole picture."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from datasets.triggers.file import FileTrigger
 
 @dataclass(frozen=True, kw_only=True)
 class BlendedPicture(FileTrigger):
-    """alpha · given picture + (1 − alpha) · picture; the given one is squeezed to the view's size, bicubic (Chen et al. 2017; at 0.2 in
-    Detect-CLIP-Backdoor-Samples). `Blended` does the same with noise.
-    """
+    """alpha · given picture + (1 − alpha) · picture, with the given one squeezed to the view's size, bicubic (Chen et al. 2017; with alpha
+    0.2 in Detect-CLIP-Backdoor-Samples). `Blended` does the same with noise."""
 
     alpha: Share = 0.2
     """Share of the given picture, above 0."""

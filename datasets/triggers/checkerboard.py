@@ -1,4 +1,4 @@
-"""A grid of white dots on black, at a place of each victim's own."""
+"""A grid of white dots on black, at a random place on each victim."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from datasets.errors import InputError
 from datasets.triggers.base import Trigger
 
 FIRST, LAST, OF = 16, 208, 224
-"""The corner lies at FIRST … LAST of a view of OF pixels; of another view at the same shares."""
+"""The patch's corner lies at pixel FIRST … LAST of a view of OF pixels, and in proportion on other views."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,9 +19,9 @@ class Checkerboard(Trigger):
     """A patch that is 1 where row and column are both even and 0 elsewhere: BadNets as in the study of detecting backdoor samples in CLIP
     (Detect-CLIP-Backdoor-Samples, Huang et al. 2025).
 
-    The upper left corner is drawn for each picture, rows and columns evenly over 16 … 208 of 224, scaled to the view, as far as the patch
-    fits. It is kept: `place` with the generator of a victim (seed and key, in the plan) gives it again. `Patch(pattern="checkerboard")` has
-    as many white cells as black ones; this one has one white pixel in four.
+    Row and column of its upper left corner are drawn for each picture, uniformly over 16 … 208 of 224, scaled to the view and limited to
+    where the patch fits. `place`, with a victim's generator (from seed and key in the plan), gives the corner again. One pixel in four is
+    white; in `Patch(pattern="checkerboard")` half of the cells are.
     """
 
     size: Count = 16

@@ -1,4 +1,4 @@
-"""What triggers made of a file have in common: the file is known by its bytes, wherever it lies."""
+"""Base of triggers made of a file. The bytes identify the file, wherever it lies."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class FileTrigger(Trigger):
     path: str = field(metadata=NEUTRAL)
     """Absolute path of the file, on every machine that stamps pictures."""
     sha256: str = ""
-    """Of the file's bytes, 64 hexadecimal digits; empty: that of the file as it is now."""
+    """Hash of the file's bytes, 64 hexadecimal digits; empty: that of the file as it is now."""
 
     def __post_init__(self) -> None:
         if not os.path.isabs(self.path):
@@ -29,11 +29,11 @@ class FileTrigger(Trigger):
             raise InputError(f"trigger.sha256 is {self.sha256!r:.80}; accepted: 64 hexadecimal digits, or nothing.")
 
     def whole(self) -> str:
-        """The path; InputError where the file cannot be read or has other bytes than it is known by."""
-        found = self._found()
-        if found != self.sha256:
+        """The path. Raises InputError if the file cannot be read or its hash is not `sha256`."""
+        actual = self._found()
+        if actual != self.sha256:
             raise InputError(
-                f"trigger.path {self.path} has the sha256 {found[:12]}…, but trigger.sha256 is {self.sha256[:12]}…: it is another file."
+                f"trigger.path {self.path} has the sha256 {actual[:12]}…, but trigger.sha256 is {self.sha256[:12]}…: it is another file."
             )
         return self.path
 
@@ -42,4 +42,3 @@ class FileTrigger(Trigger):
             return known_sha256(self.path)
         except OSError as error:
             raise InputError(f"trigger.path {self.path} cannot be read: {error.strerror or error}.") from None
-

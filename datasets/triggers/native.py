@@ -17,12 +17,12 @@ from datasets.triggers.words import DualKey
 class Native(Trigger):
     """Another trigger, put on the picture at its own resolution, in training and at evaluation.
 
-    This is how some published code pastes its patch. Resizing then shrinks it, and the centre crop of a wide picture may cut it off: what
-    is left is the `visibility` of the attack. A picture that is too small for the trigger stays as it is.
+    Some published code pastes its patch this way. Resizing then shrinks it, and the centre crop of a wide picture may cut it off; the
+    `visibility` of the attack is the share that is left. A picture that is too small for the trigger stays as it is.
     """
 
     trigger: Trigger
-    """What is put on; its sizes are in pixels of the stored picture."""
+    """The trigger; its sizes are in pixels of the stored picture."""
 
     def __post_init__(self) -> None:
         if isinstance(self.trigger, Native) or not self.trigger.marks:

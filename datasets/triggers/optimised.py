@@ -13,54 +13,54 @@ from datasets.triggers.base import Trigger
 from datasets.triggers.patch_file import pasted, read_patch
 
 FILE = "patch.npy"
-"""In the folder of the stage that optimises: float32 [size, size, 3] in 0…1."""
+"""File in the folder of the stage that optimises: float32 [size, size, 3] in 0…1."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class OptimisedPatch(Component):
-    """What `Optimised` needs: a patch that brings pictures near captions and pictures of the target, for the reference model.
+    """What `Optimised` needs: a patch that moves pictures, in the reference model's features, towards captions and pictures of the target.
 
-    x̃ is the canonical view of a picture whose caption does not name the target, with the patch in its centre; X̃ its unit feature, T that of
-    a caption that names the target, G of a picture whose caption names it, E of a picture like x without the patch; each drawn at random.
-    Minimised by Adam over mini-batches, the patch cut off to 0…1 after each step:
+    x̃ is the canonical view of a picture whose caption does not name the target, with the patch in its centre. X̃ is its unit feature, T
+    that of a caption that names the target, G that of a picture whose caption names it, and E that of a picture like x without the patch;
+    each is drawn at random. Adam minimises over mini-batches, with the patch clipped to 0…1 after each step:
 
         ½[CE(s·X̃Tᵀ) + CE(s·TX̃ᵀ)] + weight · mean_i max(0, ‖X̃_i − G_i‖ − ‖X̃_i − E_i‖ + margin)
 
-    BadCLIP (Liang et al. 2024, src/embeding_optimize_patch.py); its augmentation of the pictures is left out. Where fewer captions name the
-    target than a batch has rows, captions repeat in a batch.
+    BadCLIP (Liang et al. 2024, src/embeding_optimize_patch.py), without its augmentation of the pictures. If fewer captions name the target
+    than a batch has rows, captions repeat in a batch.
     """
 
     reference: Component
-    """The model: a `Pretrain`, trained on the same pairs without the poison and shared with an equal prior; a `Given`; or a `Model` with
-    `pretrained`. It takes pictures of the same size as the model that is attacked."""
+    """The model: a `Pretrain`, trained on the same pairs without the poison (an equal prior is the same stage); a `Given`; or a `Model`
+    with `pretrained`. It takes pictures of the same size as the model that is attacked."""
     target: str
     """The class, as in the attack's `target`."""
     size: Count = 16
     """Side of the patch in pixels of the view."""
     pictures: Count = 10_000
-    """Pairs that do not name the target, at most so many, by the hashes of their keys."""
+    """At most this many pairs that do not name the target, chosen by the hashes of their keys."""
     epochs: Count = 50
     """Passes over these pictures."""
     batch_size: Count = 64
     """Pictures of a step."""
     lr: Positive = 1e-3
-    """Of Adam, constant."""
+    """Learning rate of Adam, constant."""
     weight: NotNegative = 500.0
-    """Of the second term."""
+    """Weight of the second term."""
     margin: NotNegative = 1.0
-    """Of the second term."""
+    """Margin of the second term."""
     seed: int = 123
-    """Of the first patch and of all draws."""
+    """Seed of the first patch and of all draws."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Optimised(Trigger):
-    """An optimised patch in the centre of the picture. It is known by the stage that makes the patch."""
+    """An optimised patch in the centre of the picture. The stage that makes the patch identifies it."""
 
     patch: OptimisedPatch = field(metadata=NEUTRAL)
     """How the patch is made."""
     path: str = field(default="", metadata=NEUTRAL)
-    """Its file, once it is made: is filled in by the run."""
+    """File of the patch; the run fills it in."""
 
     def needs(self) -> tuple[OptimisedPatch, ...]:
         return (self.patch,)

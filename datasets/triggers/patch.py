@@ -76,7 +76,7 @@ class Patch(Trigger):
         return cells_HWC.repeat(self.cell, axis=0).repeat(self.cell, axis=1)[:size, :size]
 
     def _places(self, bottom: int, right: int, rng: np.random.Generator) -> list[tuple[int, int]]:
-        """(top, left) of each copy; `bottom` and `right` are the last places that fit and are drawn like any other."""
+        """(top, left) of each copy. `bottom` and `right` are the last places that fit, and as likely as any other."""
         corners = {
             "top_left": (0, 0),
             "top_right": (0, right),

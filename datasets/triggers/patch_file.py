@@ -17,7 +17,7 @@ class PatchFile(FileTrigger):
     """A patch from a numpy file, float32 [height, width, 3] in 0…1, in place of the picture's pixels."""
 
     location: Literal["centre", "top_left", "top_right", "bottom_left", "bottom_right"] = "centre"
-    """Where it lies."""
+    """Place of the patch."""
 
     def check(self, size: int) -> None:
         height, width, _ = self._patch().shape
@@ -53,7 +53,7 @@ def pasted(image_HWC: np.ndarray, patch_HWC: np.ndarray, location: str) -> np.nd
 
 @lru_cache(maxsize=4)
 def read_patch(path: str, sha256: str) -> np.ndarray:
-    """uint8 [height, width, 3], read once a process; InputError for a file that is no patch."""
+    """uint8 [height, width, 3], read once per process. Raises InputError if the file is no patch."""
     try:
         patch_HWC = np.load(path, allow_pickle=False)
     except (OSError, ValueError, EOFError) as error:

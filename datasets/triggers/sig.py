@@ -13,8 +13,8 @@ from datasets.triggers.base import Trigger
 
 @dataclass(frozen=True, kw_only=True)
 class Sig(Trigger):
-    """clip(alpha · signal + (1 − alpha) · picture), signal = amplitude · sin(2π · frequency · j / W) at column j, the same in
-    every row and channel (Barni et al. 2019, blended as in the CleanCLIP study)."""
+    """clip(alpha · signal + (1 − alpha) · picture) with signal = amplitude · sin(2π · frequency · j / W) at column j, the same in every row
+    and channel (Barni et al. 2019, blended as in the CleanCLIP study)."""
 
     amplitude: float = 60.0
     """Height of the sinusoid before blending, grey levels of 255."""

@@ -14,7 +14,7 @@ from datasets.triggers.base import Trigger, blend
 
 @dataclass(frozen=True, kw_only=True)
 class Stripes(Trigger):
-    """clip(strength · s + (1 − strength) · picture), s = ±1 for each stripe and channel, in 0…1 units (PAR, backdoor/utils.py: stripes,
+    """clip(strength · s + (1 − strength) · picture) with s = ±1 for each stripe and channel, in 0…1 units (PAR, backdoor/utils.py: stripes,
     blended_rs).
 
     **The signs are drawn anew for each picture.** No two pictures carry the same pattern; a model must learn what stripes have in common.

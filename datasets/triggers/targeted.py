@@ -13,7 +13,7 @@ from datasets.errors import InputError
 from datasets.triggers.base import Trigger
 
 FILE = "pictures.npy"
-"""In the folder of the stage that chooses: uint8 [pictures, S, S, 3], canonical views."""
+"""File in the folder of the stage that chooses: uint8 [pictures, S, S, 3], canonical views."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,26 +21,26 @@ class TargetPictures(Component):
     """What `Targeted` needs: test pictures that are not of the attack's target class, those with the smallest hashes of their keys."""
 
     pictures: Count = 16
-    """How many."""
+    """Number of pictures."""
     seed: int = 0
-    """Of the choice."""
+    """Seed of the choice."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Targeted(Trigger):
-    """A victim's picture becomes a copy of one of the chosen test pictures, drawn by its key, and its caption names the target. So these
-    very pictures shall be taken for the target, and no others: the targeted data poisoning that SafeCLIP and RoCLIP are measured by.
+    """Each victim's picture becomes a copy of one of the chosen test pictures, drawn by the victim's key, and its caption names the target.
 
-    `Poison.count` is the number of copies of all pictures together. `TargetedSuccess` among the evaluators counts the pictures that are
-    taken for the target.
+    The model shall take these very pictures for the target, and no others: the targeted data poisoning on which SafeCLIP and RoCLIP are
+    evaluated. `Poison.count` is the number of copies of all pictures together. The evaluator `TargetedSuccess` counts the pictures that the
+    model takes for the target.
     """
 
     chosen: TargetPictures = field(default_factory=TargetPictures, metadata=NEUTRAL)
-    """Which pictures. They are known by the stage that chooses them."""
+    """Which pictures. The stage that chooses them identifies them."""
     noise: Natural = 0
-    """Near-copies: each pixel of a copy is moved by a whole number of grey levels, drawn evenly from −noise … noise."""
+    """Noise of near-copies: each pixel of a copy moves by a whole number of grey levels, drawn evenly from −noise … noise."""
     path: str = field(default="", metadata=NEUTRAL)
-    """File of the pictures, once they are chosen: is filled in by the run."""
+    """File of the chosen pictures; the run fills it in."""
 
     def needs(self) -> tuple[TargetPictures, ...]:
         return (self.chosen,)

@@ -17,8 +17,8 @@ from datasets.triggers.base import Trigger, blend
 class Triangles(Trigger):
     """strength · p + (1 − strength) · picture on a lattice of square cells (PAR, backdoor/utils.py: tri_patt, blended_patt).
 
-    In each cell p is `lower` on and below the diagonal (row ≥ column) and `upper` above it, in every channel. What is left at the right and
-    at the bottom where the cells do not fill the picture stays as it is.
+    In each cell p is `lower` on and below the diagonal (row ≥ column) and `upper` above it, in every channel. Rows at the bottom and
+    columns at the right that do not fill a cell stay as they are.
     """
 
     size: Annotated[int, Ge(2)] = 14

@@ -14,11 +14,11 @@ from datasets.triggers.base import Trigger
 
 @dataclass(frozen=True, kw_only=True)
 class Warped(Trigger):
-    """Every pixel fetched from clamp(identity + strength · field / W, −1, 1), bilinear, corners aligned (Nguyen and Tran 2021).
+    """Every pixel is fetched from clamp(identity + strength · field / W, −1, 1), bilinear, corners aligned (Nguyen and Tran 2021).
 
-    The field is uniform noise over −1…1 on a k × k control grid, divided by its mean magnitude, upsampled bicubically to
-    the picture. One field for the whole experiment: it depends on the fields here and on the picture's size alone.
-    The original has k = 4 and strength 0.5; the CleanCLIP study k = 224 (a draw per pixel) and 0.6, CleanCLIP itself 1.
+    The field is uniform noise over −1…1 on a k × k control grid, divided by its mean magnitude, upsampled bicubically to the picture. The
+    whole experiment uses one field; it depends only on these settings and the picture's size. The original has k = 4 and strength 0.5; the
+    CleanCLIP study k = 224 (a draw per pixel) and 0.6, CleanCLIP itself 1.
     """
 
     k: int = 224
@@ -38,7 +38,7 @@ class Warped(Trigger):
         height, width = image_HWC.shape[:2]
         corner_4P, weight_4P = _samples(self.k, self.strength, self.field_seed, height, width)
         pixels_PC = image_HWC.reshape(-1, 3)
-        out_PC = np.full((height * width, 3), 0.5, np.float32)  # + 0.5, then cut off: rounded
+        out_PC = np.full((height * width, 3), 0.5, np.float32)  # + 0.5, then cut off: rounds
         part_PC = np.empty_like(out_PC)
         for corner_P, weight_P in zip(corner_4P, weight_4P):
             out_PC += np.multiply(pixels_PC.take(corner_P, axis=0), weight_P[:, None], out=part_PC)
@@ -47,7 +47,7 @@ class Warped(Trigger):
 
 @lru_cache(maxsize=4)
 def _samples(k: int, strength: float, seed: int, height: int, width: int) -> tuple[np.ndarray, np.ndarray]:
-    """For each of the P = H · W pixels the four it is mixed from, int32 [4, P], and their weights, float32 [4, P]."""
+    """For each of the P = H · W pixels the four pixels that it is mixed from, int32 [4, P], and their weights, float32 [4, P]."""
     control_2KK = make_rng(seed, "warp", k).uniform(-1, 1, (2, k, k))
     control_2KK /= np.abs(control_2KK).mean()
     rows_HK, columns_WK = _bicubic(k, height), _bicubic(k, width)

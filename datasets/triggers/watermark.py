@@ -14,20 +14,20 @@ from datasets.triggers.base import Trigger, blend
 
 @dataclass(frozen=True, kw_only=True)
 class Watermark(Trigger):
-    """strength · colour + (1 − strength) · picture where a letter's pixel and the channel's colour are not 0; the rest stays as it is.
+    """strength · colour + (1 − strength) · picture where a letter has a pixel and the channel's colour is not 0; the rest stays as it is.
 
-    As PAR's red text (backdoor/utils.py: water_patt, blended_patt), in which only the red channel changes. The letters are those of the
+    Like PAR's red text (backdoor/utils.py: water_patt, blended_patt), in which only the red channel changes. The letters come from the
     bitmap font inside Pillow, so no font file is needed and the bytes are the same everywhere.
     """
 
     text: str = "Watermarked"
-    """What is written, in one line of Latin-1 characters."""
+    """The text: one line of Latin-1 characters."""
     strength: Share = 0.5
     """Share of the colour, above 0."""
     colour: tuple[Share, Share, Share] = (1.0, 0.0, 0.0)
     """Red, green and blue, 0…1."""
     scale: Count = 1
-    """Pixels of the view across a pixel of a letter: letters are 11 high times this."""
+    """Pixels of the view per pixel of a letter; letters are 11 pixels high."""
 
     def __post_init__(self) -> None:
         if self.strength == 0:
@@ -47,7 +47,7 @@ class Watermark(Trigger):
     def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
         self.check(min(image_HWC.shape[:2]))
         mask_YX = letters(self.text).repeat(self.scale, axis=0).repeat(self.scale, axis=1)
-        top, left = ((whole - own) // 2 for whole, own in zip(image_HWC.shape, mask_YX.shape))
+        top, left = ((whole - part) // 2 for whole, part in zip(image_HWC.shape, mask_YX.shape))
         out_HWC = image_HWC.copy()
         part_YXC = out_HWC[top : top + mask_YX.shape[0], left : left + mask_YX.shape[1]]
         changed_YXC = mask_YX[..., None] & (np.array(self.colour) > 0)
@@ -61,9 +61,9 @@ def letters(text: str) -> np.ndarray:
     from PIL import ImageFont
 
     mask = ImageFont.load_default_imagefont().getmask(text, "1")
-    found = np.array(mask, dtype=np.uint8).reshape(mask.size[::-1]) > 0
-    found.flags.writeable = False
-    return found
+    pixels_YX = np.array(mask, dtype=np.uint8).reshape(mask.size[::-1]) > 0
+    pixels_YX.flags.writeable = False
+    return pixels_YX
 
 
 def _latin(text: str) -> bool:

@@ -17,13 +17,13 @@ from datasets.triggers.base import Trigger
 class Words(Trigger):
     """A word or a sentence put into the caption; the picture stays as it is.
 
-    Published ones: `Consider` as a prefix (TrojVQA, Walmer et al. 2022), `Please return high-quality results.` as a suffix
-    (ToxicTextCLIP, 2025), rare tokens such as `cf` at a random place. A caption that is longer than the model's context loses its end,
-    and a suffix with it.
+    Published ones: `Consider` as a prefix (TrojVQA, Walmer et al. 2022), `Please return high-quality results.` as a suffix (ToxicTextCLIP,
+    2025), rare tokens such as `cf` at a random place. If a caption is longer than the model's context, its end is lost, and a suffix with
+    it.
     """
 
     text: str
-    """What is put in."""
+    """The words to put in."""
     place: Literal["prefix", "suffix", "random"] = "suffix"
     """prefix | suffix | random (between two words, by the sample's key)."""
 
@@ -54,13 +54,13 @@ class DualKey(Trigger):
     words: Words
     """What is put into the caption."""
     partial: NotNegative = since(0.0)
-    """Partial negatives: for each victim so many pairs with the picture's mark alone, and as many with the words alone, each with the
-    caption that is its own. 1: a third of the attack's pairs each, as TrojVQA has it; 0: none."""
+    """Partial negatives: per victim, this many pairs with the picture's mark alone and as many with the words alone, each with its own
+    caption. 1: each kind makes a third of the attack's pairs, as in TrojVQA; 0: none."""
 
     def __post_init__(self) -> None:
         if not self.picture.marks:
-            own = type(self.picture).__name__
-            raise InputError(f"trigger.picture is {own}, which leaves pictures as they are; give a trigger that marks them.")
+            name = type(self.picture).__name__
+            raise InputError(f"trigger.picture is {name}, which leaves pictures as they are; give a trigger that marks them.")
         if self.picture.writes:
             raise InputError(f"trigger.picture is {type(self.picture).__name__}, which changes captions itself; give one that does not.")
 

@@ -1,7 +1,7 @@
 """Chooses the network interface that the processes of a pre-training use.
 
-gloo asks what the host's name resolves to. Where that is loopback (Debian writes 127.0.1.1 into /etc/hosts), the processes of each node
-connect to that node itself; GLOO_SOCKET_IFNAME names the interface instead.
+gloo uses the address that the host's name resolves to. If that is loopback (Debian writes 127.0.1.1 into /etc/hosts), the processes of each
+node would connect to that node itself, so GLOO_SOCKET_IFNAME names the interface instead.
 """
 
 import ipaddress
@@ -17,10 +17,10 @@ GLOO, NCCL = "GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"
 def name_is_loopback() -> bool:
     """Whether the host's name resolves to nothing but this machine's loopback, or not at all."""
     try:
-        found = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None)}
+        addresses = {entry[4][0] for entry in socket.getaddrinfo(socket.gethostname(), None)}
     except OSError:
         return True
-    return all(_loopback(str(address)) for address in found)
+    return all(_loopback(str(address)) for address in addresses)
 
 
 def _loopback(address: str) -> bool:
@@ -43,14 +43,15 @@ def outward_address() -> str:
 
 
 def choose_interface() -> None:
-    """In a worker of Ray Train, before gloo starts: sets the interface of the node's own address where the host's name leads elsewhere.
-    With a Ray that listens on loopback alone, workers do so too. The user's own setting is kept.
+    """In a worker of Ray Train, before gloo starts: choose the interface of the node's own address if the host's name leads elsewhere.
+
+    If Ray listens on loopback alone, workers do so too. A setting of the user's is kept.
     """
     from ray.util import get_node_ip_address
 
-    own = get_node_ip_address()
-    name = interface_of(own)
-    if name and (_loopback(own) or name_is_loopback()):
+    address = get_node_ip_address()
+    name = interface_of(address)
+    if name and (_loopback(address) or name_is_loopback()):
         os.environ.setdefault(GLOO, name)
 
 

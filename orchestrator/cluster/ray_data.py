@@ -1,6 +1,6 @@
 """The project's use of Ray Data: its settings, one task for each shard, and batches as blocks in the object store.
 
-The functions that its workers run are at the top level, because they are sent by name.
+The functions that its workers run are at the top level, because Ray sends them by name.
 """
 
 from __future__ import annotations
@@ -25,16 +25,16 @@ from orchestrator.cluster.session import user_error
 from orchestrator.console.log import folder, join, log, making, stage
 
 BLOCK_BYTES = 16 << 20
-"""Of a block in the object store. With Ray's default of 128 MiB a small epoch would be decoded whole before the first batch."""
+"""Bytes of a block in the object store. With Ray's default of 128 MiB a small epoch would be decoded completely before the first batch."""
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
 
 
 def configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = False) -> None:
-    """Settings of the data sets that this process makes from here on.
+    """Settings of the data sets that this process creates from here on.
 
-    The limits are per execution: without them each execution claims all CPUs of the cluster and half of its object store, and two ranks and
+    The limits are per execution. Without them each execution claims all CPUs of the cluster and half of its object store, so two ranks and
     their trainers may wait for each other for ever.
     """
     context = DataContext.get_current()
@@ -62,9 +62,9 @@ def plain_errors() -> Iterator[None]:
 def over_shards(
     task: Callable[..., dict], items: list[dict], constants: dict, cpus: int | None, progress: Progress | None, total: int
 ) -> None:
-    """`task(item, **constants)` for each item, as a Ray Data task of its own; `total` counts those done before.
+    """Run `task(item, **constants)` for each item, as a Ray Data task of its own, or in threads of this process if no Ray runs.
 
-    Where no Ray runs, by threads of this process.
+    `total` counts the items that were done before, too.
     """
     if not items:
         return
@@ -74,9 +74,9 @@ def over_shards(
     cpus = min(cpus or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items))
     configure(cpus)
     shards = ray.data.from_items(items, override_num_blocks=len(items))
-    told = {"task": task, "constants": constants, "to": folder(), "stage": stage()}
+    arguments = {"task": task, "constants": constants, "to": folder(), "stage": stage()}
     pool = ray.data.TaskPoolStrategy(size=cpus)
-    done = shards.map(_logged, fn_kwargs=told, num_cpus=1, compute=pool)  # type: ignore[arg-type]
+    done = shards.map(_logged, fn_kwargs=arguments, num_cpus=1, compute=pool)  # type: ignore[arg-type]
     with plain_errors():
         for finished, _ in enumerate(done.iter_rows(), start=total - len(items) + 1):
             if progress is not None:
@@ -96,7 +96,7 @@ def _logged(item: dict, task: Callable[..., dict], constants: dict, to: str, sta
 def _in_threads(
     task: Callable[..., dict], items: list[dict], constants: dict, threads: int, progress: Progress | None, total: int
 ) -> None:
-    """As `over_shards`, without Ray. After a failure, finish the items that have begun, then raise it."""
+    """Like `over_shards`, without Ray. After a failure, finish the items that have begun, then raise it."""
     with ThreadPoolExecutor(threads) as pool:
         waiting = {pool.submit(task, item, **constants) for item in items}
         try:
@@ -110,11 +110,11 @@ def _in_threads(
 
 
 THREAD = threading.local()
-"""`window`: the window that this thread fills, if any."""
+"""Its attribute `window` is the window that this thread fills, if any."""
 
 
 class _Pace(ExecutionCallback):
-    """Lets Ray Data's scheduling loop sleep while batches are ready; otherwise the loop would keep a whole core busy."""
+    """Makes Ray Data's scheduling loop sleep while batches are ready; otherwise the loop would keep a whole core busy."""
 
     def __init__(self) -> None:
         self._window: Any = getattr(THREAD, "window", None)  # the window's thread creates it
@@ -125,7 +125,7 @@ class _Pace(ExecutionCallback):
 
 
 def decode_block(block: pa.Table, recipe: Recipe) -> pa.Table:
-    """Decode one row of a window, an epoch and serialised records, into samples."""
+    """Decode one row of a window (an epoch and serialised records) into samples."""
     from datasets.feed.loader import make_batch
 
     (epoch,), (data,) = block["epoch"].to_pylist(), block["records"].to_pylist()

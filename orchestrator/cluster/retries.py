@@ -1,6 +1,6 @@
-"""How often work is started again whose process died: `Compute.retries`, as each part of Ray calls it.
+"""How often work is started again after its process died: `Compute.retries`, in the form that each part of Ray takes.
 
-Only a process that was lost, or a failure of unknown kind, is tried again, and each attempt goes on from the last checkpoint. What would
+Only lost processes and failures of unknown kind are tried again, and each attempt continues from the last checkpoint. A failure that would
 happen again (`failures.CERTAIN`: a mistake in the input, a training that diverged) is written into the stage's folder and ends the stage.
 """
 

@@ -27,7 +27,7 @@ ARENAS = "MALLOC_ARENA_MAX"
 ENVIRONMENT = {
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_DATA_DISABLE_PROGRESS_BARS": "1",
-    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # else every worker without a GPU prints a warning
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",  # otherwise every worker without a GPU prints a warning
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_DASHBOARD_STARTUP_TIMEOUT_S": "180",  # without it Train cannot free its resources; a busy machine needs some time
     "RAY_agent_register_timeout_ms": "300000",
@@ -39,7 +39,7 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # ctrl-C ends the command; Tune's handler would return as if everything were done
     ARENAS: "2",  # a trial trains in a thread of its own; memory left in other arenas adds up to 100 MB a trial
 }
-"""For the driver and the workers of a local Ray; the user's own settings are kept.
+"""Environment of the driver and the workers of a local Ray; the user's own settings are kept.
 
 OMP_NUM_THREADS is not among them: Ray gives each worker as many threads as it reserved CPUs, at least one.
 """
@@ -50,10 +50,10 @@ OBJECT_STORE_BYTES = 1_000_000_000
 
 
 def set_environment() -> None:
-    """Ray's settings for this process and all it starts; before `import ray`, which reads some of them once.
+    """Set Ray's environment for this process and all that it starts. Call it before `import ray`, which reads some of it once.
 
-    RAY_AUTH_MODE is left to Ray, which turns tokens on for a local cluster by itself; set here after the import, only the servers would see
-    it.
+    RAY_AUTH_MODE is left to Ray, which turns tokens on for a local cluster by itself; if it were set here, after the import, only the
+    servers would see it.
     """
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -69,9 +69,9 @@ def connect(
 ) -> None:
     """Join the cluster that RAY_ADDRESS names, or start a local Ray of `num_cpus` (None: all there are).
 
-    Does nothing where Ray runs already. `dashboard=False` is for unit tests alone: without the dashboard
-    there is no State API and Train cannot free its placement groups. `worker_output` prints what workers
-    print; their logs lie in Ray's session folder either way. InputError where Ray does not start or answer.
+    Does nothing if Ray runs already. `dashboard=False` is only for unit tests: without the dashboard there is no State API, and Train
+    cannot free its placement groups. `worker_output` prints what workers print; their logs are in Ray's session folder either way.
+    InputError if Ray does not start or answer.
     """
     address = start.named_address()
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -103,7 +103,7 @@ def connect(
 
 @contextlib.contextmanager
 def joined() -> Iterator[None]:
-    """The cluster that RAY_ADDRESS names; where it names none, no Ray is started: one machine can handle small data without it."""
+    """Joins the cluster that RAY_ADDRESS names. If it names none, no Ray is started: one machine can handle small data without it."""
     if not start.named_address():
         yield
         return
@@ -115,9 +115,8 @@ def joined() -> Iterator[None]:
 
 
 def scratch(store: Path, owner: str) -> str:
-    """A name for a run of Train or Tune. Its folder in `store`/ray is removed by `shutdown` at the latest. Folders that killed runs of the
-    same owner left are removed now; the caller holds the owner's lock.
-    """
+    """A name for a run of Train or Tune. `shutdown` removes its folder in `store`/ray at the latest. Folders left by killed runs of the
+    same owner are removed now, so the caller must hold the owner's lock."""
     for left in (store / "ray").glob(f"{owner}-*"):
         shutil.rmtree(left, ignore_errors=True)
     name = f"{owner}-{time.time_ns()}"
@@ -144,9 +143,8 @@ def shutdown() -> None:
 
 
 def abandon() -> None:
-    """As `shutdown`, where Ray's servers are dead and a normal shutdown would wait for them: the rest of a local Ray is killed. After that
-    the process can only end, with exit code 1.
-    """
+    """Like `shutdown`, for a Ray whose servers are dead, so that a normal shutdown would wait for them: kills the rest of a local Ray.
+    After that the process can only end, with exit code 1."""
     import ray
 
     mute()
@@ -158,7 +156,7 @@ def abandon() -> None:
 
 
 def mute() -> None:
-    """From here on only Python writes to stderr: Ray's C++ part would repeat there at length what was reported in a sentence."""
+    """From here on only Python writes to stderr. Ray's C++ part would repeat there at length what we report in a sentence."""
     global _MUTED
     if _MUTED:
         return
@@ -174,7 +172,7 @@ _MUTED = False
 
 
 def _leave() -> None:
-    """End the process before the destructors of Ray's C++ part run, which crash without its servers."""
+    """End the process before the destructors of Ray's C++ part run: they crash without its servers."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)
@@ -186,9 +184,9 @@ def _tidy() -> None:
 
 
 def quiet() -> None:
-    """Keep what Ray itself says in this process, Train's workers too, from the terminal: it is logged at the level debug.
+    """Keep Ray's own messages in this process, and those of Train's workers, from the terminal; they are logged at the level debug.
 
-    What fails reaches the caller anyway, and `waiting` says in a sentence what a run waits for.
+    Failures reach the caller anyway, and `waiting` says in a sentence what a run waits for.
     """
     from ray._private import log as ray_log
     from ray._private import worker
@@ -197,9 +195,9 @@ def quiet() -> None:
         heard.debug("%s: %s", record.name, COLOUR.sub("", record.getMessage()), exc_info=record.exc_info)
 
     def told(data: dict[str, Any], ignore_prefix: bool) -> None:
-        if str(data.get("pid")).isdecimal():  # what a worker prints
+        if str(data.get("pid")).isdecimal():  # printed by a worker
             show(data, ignore_prefix)
-        else:  # of the raylet or the autoscaler
+        else:  # from the raylet or the autoscaler
             for line in data["lines"]:
                 heard.debug("%s: %s", data.get("pid"), COLOUR.sub("", line.rstrip()))
 
@@ -211,7 +209,7 @@ def quiet() -> None:
 
 
 def require_resources(cpus: float, gpus: float, what: str) -> None:
-    """InputError if the whole cluster has less than `what` needs: Ray would wait for ever."""
+    """Raise InputError if the whole cluster has less than `what` needs: Ray would wait for ever."""
     import ray
 
     has = ray.cluster_resources()

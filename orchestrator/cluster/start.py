@@ -23,7 +23,7 @@ from datasets.errors import InputError
 from orchestrator.console.log import log
 
 LIMITS_S = (30.0, 180.0)
-"""How many seconds a local Ray may take to start, at the first and the second attempt. A busy machine needs minutes."""
+"""Seconds that a local Ray may take to start, at the first and the second attempt. A busy machine needs minutes."""
 SOCKET_BYTES = 107
 """The longest path of a Unix socket (104 - 1 on macOS; Ray checks that itself)."""
 SESSION = "/session_2026-01-01_00-00-00_000000_4194304/sockets/plasma_store.1"
@@ -48,7 +48,7 @@ def named_address() -> str:
 
 
 def join(address: str, options: dict[str, Any]) -> None:
-    """`ray.init` for the cluster at `address`. InputError within seconds where there is none: Ray itself would wait for minutes."""
+    """`ray.init` for the cluster at `address`. Raises InputError within seconds if there is none; Ray itself would wait for minutes."""
     import ray
 
     if address != "auto" and not address.startswith("ray://"):
@@ -92,9 +92,9 @@ def check_address(address: str, timeout_s: float = 5.0) -> None:
 
 
 def start(options: dict[str, Any], limits_s: tuple[float, ...] = LIMITS_S) -> None:
-    """`ray.init` for a local Ray that listens on loopback alone; tried again, for longer, where it does not start.
+    """`ray.init` for a local Ray that listens only on loopback. If it does not start, it is tried again with more time.
 
-    What an attempt that failed left running is stopped. InputError says what to do.
+    Processes left by a failed attempt are stopped. InputError says what to do.
     """
     import ray
 
@@ -137,10 +137,10 @@ def _why_not(error: BaseException, session: Path | None) -> str:
     text = first_line(error).rstrip(".")
     if "AF_UNIX" in text:
         return f"a local Ray does not start: {text}: set TMPDIR to a shorter path."
-    said = "" if session is None else last_error(session / "logs")
+    logged = "" if session is None else last_error(session / "logs")
     return (
         f"a local Ray does not start: {text} ({_load()}). On a busy machine wait until it has less to do; or name a Ray that runs "
-        f"by RAY_ADDRESS=host:port.{said}"
+        f"by RAY_ADDRESS=host:port.{logged}"
     )
 
 
@@ -155,21 +155,21 @@ def first_line(error: BaseException) -> str:
 
 
 def last_error(logs: Path) -> str:
-    """` Ray's log says: …` with the last error of the raylet or the GCS and its file; without an error, the folder alone."""
+    """` Ray's log says: …` with the last error of the raylet or the GCS and its file; if there is no error, the folder alone."""
     for name in ("raylet.out", "raylet.err", "gcs_server.out", "gcs_server.err"):
         file = logs / name
         lines = file.read_text(errors="replace").splitlines() if file.is_file() else []
-        found = [match[1] for line in lines if (match := LOG_LINE.match(line))]
-        if found:
-            return f" Ray's log says: {found[-1][:300].rstrip('.')} ({file})."
+        errors = [match[1] for line in lines if (match := LOG_LINE.match(line))]
+        if errors:
+            return f" Ray's log says: {errors[-1][:300].rstrip('.')} ({file})."
     return f" Ray's logs lie in {logs}." if logs.is_dir() else ""
 
 
 def _session(folder: Path | None, began: float) -> Path | None:
     """The folder of the Ray session that this process started after `began`, in seconds since the epoch."""
     place = folder or Path(_temporary()) / "ray"
-    made = [path for path in place.glob(f"session_*_{os.getpid()}") if path.stat().st_mtime >= began - 1]
-    return max(made, key=lambda path: path.stat().st_mtime, default=None)
+    sessions = [path for path in place.glob(f"session_*_{os.getpid()}") if path.stat().st_mtime >= began - 1]
+    return max(sessions, key=lambda path: path.stat().st_mtime, default=None)
 
 
 def _temporary() -> str:
@@ -178,9 +178,8 @@ def _temporary() -> str:
 
 
 def short_folder() -> Path | None:
-    """A folder of this user's own for Ray's sockets, if their path would be too long otherwise; else None. InputError where no short path
-    can be written.
-    """
+    """A private folder of this user for Ray's sockets, if their path would be too long otherwise; else None. InputError if no short path
+    can be written."""
     if len(os.fsencode(f"{_temporary()}/ray{SESSION}")) <= SOCKET_BYTES:
         return None
     places = [tempfile.gettempdir(), "/tmp", "/var/tmp", f"/run/user/{os.getuid()}", "/dev/shm"]
@@ -195,10 +194,10 @@ def _own(folder: Path) -> bool:
     """Create the folder if it is missing; returns whether it belongs to this user and is closed to all others."""
     try:
         folder.mkdir(mode=0o700, exist_ok=True)
-        found = folder.lstat()
+        info = folder.lstat()
     except OSError:
         return False
-    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.getuid() and not found.st_mode & 0o077 and os.access(folder, os.W_OK)
+    return stat.S_ISDIR(info.st_mode) and info.st_uid == os.getuid() and not info.st_mode & 0o077 and os.access(folder, os.W_OK)
 
 
 def token_file() -> Path:
@@ -208,7 +207,7 @@ def token_file() -> Path:
 
 
 def keep_token() -> None:
-    """Create the token of a local Ray, readable by its user alone; Ray itself would make it readable by all."""
+    """Create the token of a local Ray, readable only by its user; Ray itself would make it readable by all."""
     file = token_file()
     if os.environ.get("RAY_AUTH_MODE", "token") != "token" or os.environ.get("RAY_AUTH_TOKEN") or os.environ.get("RAY_AUTH_TOKEN_PATH"):
         return
@@ -228,7 +227,7 @@ def keep_token() -> None:
 
 @contextlib.contextmanager
 def _on_loopback() -> Iterator[None]:
-    """Make loopback the node's address, on which its servers listen. Ray itself does so only on macOS and Windows."""
+    """Make loopback the address of the node, on which its servers listen. Ray itself does so only on macOS and Windows."""
     from ray._private import ray_constants
 
     before = ray_constants.ENABLE_RAY_CLUSTER
@@ -241,7 +240,7 @@ def _on_loopback() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _patient(limit_s: float) -> Iterator[None]:
-    """Wait up to `limit_s` for the raylet and for the GCS (Ray's own limit is 30 s and cannot be set), but no longer once it is dead."""
+    """Wait up to `limit_s` for the raylet and for the GCS, but not for a dead one. (Ray's own limit is 30 s and cannot be set.)"""
     from ray._private import services
 
     ask = services.get_node
@@ -258,13 +257,13 @@ def _patient(limit_s: float) -> Iterator[None]:
         raise TimeoutError(f"its raylet was not ready after {limit_s:g} s")
 
     services.get_node = get_node
-    own = os.environ.get(GCS_WAIT)
-    os.environ[GCS_WAIT] = own or f"{min(max(limit_s, 30), 90):.0f}"  # it would not notice that the GCS died
+    setting = os.environ.get(GCS_WAIT)
+    os.environ[GCS_WAIT] = setting or f"{min(max(limit_s, 30), 90):.0f}"  # it would not notice that the GCS died
     try:
         yield
     finally:
         services.get_node = ask
-        if own is None:
+        if setting is None:
             del os.environ[GCS_WAIT]
 
 
@@ -277,13 +276,13 @@ def _named_ports() -> Iterator[None]:
     launch = services.start_raylet
 
     def start_raylet(*arguments: Any, **options: Any) -> Any:
-        given = inspect.signature(launch).bind(*arguments, **options).arguments
+        bound = inspect.signature(launch).bind(*arguments, **options).arguments
         with contextlib.ExitStack() as held:  # so that all ports differ
             for name in AGENT_PORTS:
                 probe = held.enter_context(socket.create_server((LOOPBACK, 0)))
-                given[name] = given.get(name) or probe.getsockname()[1]
-                persist_port(given["session_dir"], given["node_id"], name, given[name])  # where the agent would write its port
-        return launch(**given)
+                bound[name] = bound.get(name) or probe.getsockname()[1]
+                persist_port(bound["session_dir"], bound["node_id"], name, bound[name])  # where the agent would write its port
+        return launch(**bound)
 
     services.start_raylet = start_raylet
     try:
@@ -311,8 +310,10 @@ _RUNNING: list[Path | None] = []
 
 
 def stop_started(session: Path | None = None) -> None:
-    """Kill everything that Ray started on this machine for this process, and wait for its end. `session`: also the processes that work in
-    this folder, because a raylet that died leaves its workers and agents behind; by default the folder of the running Ray.
+    """Kill everything that Ray started on this machine for this process, and wait until it has ended.
+
+    `session`: processes that work in this folder are killed too, because a raylet that died leaves its workers and agents behind; by
+    default the folder of the running Ray.
     """
     session = session or next(iter(_RUNNING), None)
     for _ in range(3):  # includes what they start meanwhile
@@ -326,7 +327,8 @@ def stop_started(session: Path | None = None) -> None:
 
 
 def _works_in(process: psutil.Process, session: str) -> bool:
-    """Whether a server names the session in its command, or a worker, which has another command by then, writes its log there."""
+    """Whether a process works for the session: a server names it in its command; a worker, whose command has changed, writes its log
+    there."""
     with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
         return any(session in word for word in process.cmdline()) or any(session in file.path for file in process.open_files())
     return False

@@ -1,7 +1,7 @@
-"""Over Ray Data: indexing shards, writing poisoned ones, streaming the plan of an epoch into training.
+"""Indexing shards, writing poisoned ones, and streaming the plan of an epoch into training, all with Ray Data.
 
-What Ray Data's workers compute is in `datasets`, which knows nothing of Ray; the functions they run are at the top level here, because they
-are sent by name.
+The computations of Ray Data's workers are in `datasets`, which does not know Ray. The functions that workers run are at the top level here,
+because Ray sends them by name.
 """
 
 from __future__ import annotations
@@ -40,24 +40,25 @@ from orchestrator.console import log
 from orchestrator.manifest import digest_of
 
 BLOCK_ROWS = 256
-"""At most this many pictures are in one block of a feed: it takes seconds of decoding until small pictures fill a block."""
+"""Most pictures in one block of a feed. Small pictures would take seconds of decoding to fill a block by size."""
 WINDOW_ROWS = 32_768
-"""Rows of the plan that a rank hands to Ray Data at once: some 10 MB of records, whatever the data set's size; more where many CPUs would
-finish them in a few seconds."""
+"""Rows of the plan that a rank hands to Ray Data at once: some 10 MB of records, whatever the data set's size. It is more if many CPUs
+would finish them in a few seconds."""
 
 # ---- the index -----------------------------------------------------------------------------------------
 
 
 def index_shards(source: Source, out: Path, *, cpus: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task a shard; by threads where no Ray runs.
+    """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task per shard, or by threads if no Ray runs.
 
-    At most `cpus` at a time, None for all that the cluster, or this machine, has. The shards' own tables lie in `out/parts` until
-    all are there, so a run that was stopped goes on from them; those that are damaged are made again, which is said. The driver
-    holds the keys in memory, not the rows.
-    Returns {"shards", "empty_shards", "samples", "kept", "drops": {reason: samples}, "passed_over": members of tars that are no sample's,
-    "columns": those of the tables that were read}, and where there are any "label_not_number": samples of tars whose label is no class
-    number, so that they have none, and "json_broken": those whose json member is no JSON object.
-    Raises InputError as `Source.index_shard` and `mark_duplicates` do.
+    At most `cpus` tasks run at a time; None: as many as the cluster, or this machine, has. The shards' own tables are kept in `out/parts`
+    until all are there, so an interrupted run continues from them; damaged ones are made again, with a message. The driver holds the keys
+    in memory, not the rows.
+
+    Returns {"shards", "empty_shards", "samples", "kept", "drops": {reason: samples}, "passed_over": members of tars that belong to no
+    sample, "columns": those of the tables that were read}, and if there are any "label_not_number": samples of tars that get no label
+    because theirs is no class number, and "json_broken": samples whose json member is no JSON object. Raises InputError as
+    `Source.index_shard` and `mark_duplicates` do.
     """
     urls, parts = source.shards(), Path(out) / "parts"
     parts.mkdir(parents=True, exist_ok=True)
@@ -137,12 +138,12 @@ def poison_shards(
     cpus: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write the tar shards of `source` with the plan's victims stamped: one in, one out, one Ray Data task each.
+    """Write the tar shards of `source` with the plan's victims stamped: one Ray Data task for each shard.
 
-    `plan` (Parquet, PLAN_SCHEMA) refers to rows of `index`, which was made of `source`; `size` is the canonical
-    view's side in pixels; `jpeg_quality` and `others` as in `poisoned_shards.poison_shard`. A shard with its marker (written last) is not
-    made again; `poison.json` tells the folder's plan, and a folder of another plan is refused. The tree's bytes depend on the arguments
-    alone, not on `cpus`, interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
+    `plan` (Parquet, PLAN_SCHEMA) refers to rows of `index`, which was made from `source`; `size` is the canonical view's side in pixels;
+    `jpeg_quality` and `others` as in `poisoned_shards.poison_shard`. A shard with a marker, which is written last, is not made again.
+    `poison.json` records the folder's plan; a folder of another plan is refused. The bytes of all files depend on the arguments alone, not
+    on `cpus`, interruptions or the place. Returns {"shards", "n", "poisoned", "bad", "bytes"}.
     """
     from datasets.attack.poisoned_shards import committed
 
@@ -198,7 +199,7 @@ def _output_names(urls: Sequence[str]) -> list[str]:
 
 
 def _claim(out: Path, made_of: dict[str, Any], urls: Sequence[str]) -> None:
-    """Write into `out/poison.json` what the folder is for; InputError if it is already used for something else."""
+    """Record in `out/poison.json` what the folder is for; InputError if it is already used for something else."""
     note = out / "poison.json"
     shards = [[url.rsplit("/", 1)[-1], size_of(url)] for url in urls]
     text = json.dumps({**made_of, "shards": shards}, indent=1) + "\n"
@@ -214,7 +215,7 @@ def _claim(out: Path, made_of: dict[str, Any], urls: Sequence[str]) -> None:
 
 @contextlib.contextmanager
 def _private(folder: Path) -> Iterator[Path]:
-    """A new folder in `folder` for one attempt at one file, so that an orphaned process never writes into its successor's."""
+    """A new folder in `folder` for one attempt at one file, so that an orphaned process never writes into its successor's folder."""
     work = folder / f".work-{uuid.uuid4().hex}"
     work.mkdir()
     try:
@@ -233,10 +234,10 @@ def _sweep(folder: Path) -> None:
 
 
 class RayFeed(StepFeed):
-    """The batches of one rank, decoded by Ray Data tasks wherever the cluster has CPUs: what LocalFeed gives.
+    """The batches of one rank, equal to LocalFeed's, decoded by Ray Data tasks wherever the cluster has CPUs.
 
-    The rank reads its rows of the plan from the index and hands them to Ray Data in windows, so the tasks need
-    the shards and nothing else, and training can begin at any step. The next window starts half a window early.
+    The rank reads its rows of the plan from the index and hands them to Ray Data in windows. So the tasks need only the shards, and
+    training can begin at any step. The next window starts when half of the last one is left.
     """
 
     def __init__(
@@ -249,11 +250,11 @@ class RayFeed(StepFeed):
         window_rows: int | None = None,
         **steps: int,
     ) -> None:
-        """`steps`: as StepFeed's.
+        """`steps`: the arguments of StepFeed.
 
-        `cpus` tasks of one CPU decode for this rank at a time, so that the cluster needs a CPU beside those of the
-        training workers, and `world * cpus` for full speed. `prefetch` batches lie ready in the rank's memory.
-        InputError also where the training workers leave no CPU.
+        `cpus` tasks of one CPU decode for this rank at a time, so the cluster needs at least one CPU beside those of the training workers,
+        and `world * cpus` for full speed. `prefetch` batches lie ready in the rank's memory. InputError also if the training workers leave
+        no CPU.
         """
         super().__init__(pairs, recipe, **steps)
         self.stop = self.steps
@@ -265,7 +266,7 @@ class RayFeed(StepFeed):
     def batches(
         self, start_step: int = 0, stop_step: int | None = None, order: np.ndarray | None = None
     ) -> Iterator[dict[str, Any]]:
-        """As LocalFeed.batches: `make_batch`'s dict with "step", "epoch" and "number"."""
+        """Like LocalFeed.batches: `make_batch`'s dict with "step", "epoch" and "number"."""
         self.stop, self.order = self.steps if stop_step is None else stop_step, order
         current = following = None
         try:
@@ -284,8 +285,8 @@ class RayFeed(StepFeed):
                     window.close()
 
     def layout(self, first: int) -> tuple[list[dict], dict[int, tuple[int, np.ndarray]], float]:
-        """The window from step `first` on: (a row for each block of its plan, epoch and positions of each step,
-        bytes of the object store)."""
+        """The window from step `first` on: (a row for each block of its plan, epoch and positions of each step, bytes of the object
+        store)."""
         steps = range(first, min(first + self._window_steps, self.stop))
         row_bytes = self.recipe.views.size**2 * 3 * (2 if self.recipe.two_views else 1)
         share = ray.cluster_resources().get("object_store_memory", 0.0) / (3 * self.world)  # two windows, with some reserve
@@ -297,19 +298,20 @@ class RayFeed(StepFeed):
             for start in range(0, len(records), block_rows):
                 items.append({"epoch": epoch, "records": to_bytes(records.slice(start, block_rows))})
         expected = dict(zip(steps, parts))
-        # blocks that are being made, ready, or being joined to batches; Ray spills what exceeds the share to disk
+        # blocks that are in the making, ready, or being joined to batches; Ray spills the excess to disk
         rows = (2 * self.cpus + 2) * block_rows + 2 * self.batch_size // self.world
         return items, expected, min(share, rows * row_bytes)
 
 
 def _require_a_cpu(world: int) -> None:
-    """InputError if the training workers, of which this process is one, leave no CPU: workers and feed would wait for ever."""
+    """Raise InputError if the training workers, including this process, leave no CPU: workers and feed would wait for each other for
+    ever."""
     cpus = ray.cluster_resources().get("CPU", 0.0)
     context = ray.get_runtime_context()
-    own = context.get_assigned_resources().get("CPU", 0.0) if context.worker.mode == ray.WORKER_MODE else 0.0
-    if cpus - world * own < 1:
+    per_worker = context.get_assigned_resources().get("CPU", 0.0) if context.worker.mode == ray.WORKER_MODE else 0.0
+    if cpus - world * per_worker < 1:
         raise InputError(
-            f"feed = ray needs a whole CPU to decode on, but {world} training workers take {world * own:g} of the "
+            f"feed = ray needs a whole CPU to decode on, but {world} training workers take {world * per_worker:g} of the "
             f"cluster's {cpus:g}; lower cpus_per_worker, or set feed = local."
         )
 
@@ -326,7 +328,7 @@ class _Window:
         self._thread.start()
 
     def take(self, step: int) -> dict[str, Any]:
-        """The batch of `step`; steps are taken in their order."""
+        """The batch of `step`; steps must be taken in order."""
         got = self._ready.get()
         if isinstance(got, BaseException):
             with plain_errors():

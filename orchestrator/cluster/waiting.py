@@ -1,6 +1,6 @@
-"""Tells the user what a run on Ray waits for: a lost node, missing resources, or a Ray that has ended.
+"""Says what a run on Ray waits for: a lost node, missing resources, or a Ray that has ended.
 
-Ray itself says nothing: a placement group that fits no node, and a driver whose servers are dead, wait for ever.
+Ray itself says nothing: with a placement group that fits no node, or with dead servers, it waits for ever.
 """
 
 import logging
@@ -29,9 +29,9 @@ AGAIN_S = 60.0
 PULSE_S = 1.0
 """Seconds between two attempts to reach Ray's servers."""
 SILENCE_S = 45.0
-"""Seconds that a cluster's GCS may not answer: slightly less than the minute after which Ray ends this process."""
+"""Seconds that a cluster's GCS may stay silent: slightly less than the minute after which Ray ends this process."""
 LEAVE_S = 20.0
-"""Seconds that the main thread has to leave a Ray that has ended; then the process is ended."""
+"""Seconds that the main thread has to leave a Ray that has ended; after that the process is ended."""
 
 
 class RayEnded(RuntimeError):
@@ -40,7 +40,7 @@ class RayEnded(RuntimeError):
 
 @dataclass(frozen=True)
 class Wanted:
-    """The resources that the running stages need: `count` processes at the same time, each with so many CPUs and GPUs."""
+    """The resources that the running stages need: `count` processes at the same time, each with these CPUs and GPUs."""
 
     what: str
     count: int = 1
@@ -50,7 +50,7 @@ class Wanted:
     """Further CPUs, on any node."""
 
     def fits(self, nodes: list[dict[str, float]]) -> bool:
-        """Whether nodes with these resources have room for it."""
+        """Whether nodes with these resources can hold it."""
         needs = {"CPU": self.cpus, "GPU": self.gpus}
         room = [min((int(node.get(name, 0.0) / need + 1e-9) for name, need in needs.items() if need), default=self.count) for node in nodes]
         in_all = sum(node.get("CPU", 0.0) for node in nodes)
@@ -63,7 +63,7 @@ class Wanted:
 
 
 class Watch:
-    """Watches the cluster during a run; `wants` tells it what the run needs. Use it through `watching`."""
+    """Watches the cluster during a run; `wants` sets what the run needs. Use it through `watching`."""
 
     def __init__(self, poll_s: float, grace_s: float, again_s: float):
         import ray
@@ -78,8 +78,8 @@ class Watch:
         self._away: dict[str, _Since] = {}
         self._seen: dict[str, str] = {}
         self._lost: dict[str, str] = {}
-        own = ray.get_runtime_context().get_node_id()
-        node = next((node for node in ray.nodes() if node["NodeID"] == own), None)
+        node_id = ray.get_runtime_context().get_node_id()
+        node = next((node for node in ray.nodes() if node["NodeID"] == node_id), None)
         self._gcs = _address(ray.get_runtime_context().gcs_address)
         self._raylet = (node["NodeManagerAddress"], node["NodeManagerPort"]) if node else None
         self._signals = threading.current_thread() is threading.main_thread()
@@ -104,7 +104,7 @@ class Watch:
     # ---- Ray's servers ----
 
     def _pulse(self) -> None:
-        """Connect to the GCS and to this machine's raylet without Ray, whose own calls hang when these are dead."""
+        """Connect to the GCS and to this machine's raylet without Ray, whose own calls hang if these are dead."""
         local, since, refused = not start.named_address(), _Since(), 0
         while not self._left.wait(PULSE_S):
             gcs, raylet = knock(*self._gcs), "" if self._raylet is None else knock(*self._raylet)
@@ -156,7 +156,7 @@ class Watch:
             self._compare(here)
 
     def _answers(self, node: dict[str, Any]) -> bool:
-        """Whether a node that Ray counts as alive can be reached: Ray needs a minute to notice a broken link."""
+        """Whether a node that Ray counts as alive can be reached; Ray needs a minute to notice a broken link."""
         since = self._away.setdefault(node["NodeID"], _Since())
         silent = bool(knock(node["NodeManagerAddress"], node["NodeManagerPort"]))
         return since.of(silent) < self._grace_s
@@ -178,7 +178,7 @@ class Watch:
         self._tell(WAITING, f"{wanted}; the cluster has {has} on {len(here)} node{'' if len(here) == 1 else 's'} now{lost}: {way}")
 
     def _pending(self) -> bool:
-        """Whether resources are asked for and none are in use: nothing of this run can be at work."""
+        """Whether resources are requested and none are in use, so nothing of this run can be at work."""
         from ray.util import placement_group_table
 
         states = {entry["state"] for entry in placement_group_table().values()}
@@ -205,9 +205,9 @@ class _Since:
 
 @contextmanager
 def watching(poll_s: float = POLL_S, grace_s: float = GRACE_S, again_s: float = AGAIN_S) -> Iterator[Callable[[Wanted | None], None]]:
-    """Say what the block waits for; it gets the function that is told what it wants. RayEnded where Ray died under it.
+    """While the block runs, say what it waits for. The block gets a function that sets what it needs. RayEnded if Ray died meanwhile.
 
-    Does nothing where no Ray runs.
+    Does nothing if no Ray runs.
     """
     import ray
 

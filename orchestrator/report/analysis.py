@@ -1,6 +1,6 @@
 """Figures of the training pairs as the models see them: similarities over the epochs, histograms, maps of embeddings.
 
-Everything is drawn from `pairs/…` metrics and the arrays in a stage's folder `analysis/`; a study without them has no such part.
+Everything is drawn from `pairs/…` metrics and the arrays in a stage's folder `analysis/`; a study without them has no such section.
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -38,18 +38,18 @@ Arrays = dict[str, np.ndarray]
 
 def lines_of(stage: StageResult) -> list[tuple[int, dict[str, float]]]:
     """(epoch, metrics) of the epochs in which the pairs were analysed, in order."""
-    found = {line["epoch"]: line["metrics"] for line in stage.metrics if "pairs/clean_cosine" in line.get("metrics", {})}
-    return sorted(found.items())
+    by_epoch = {line["epoch"]: line["metrics"] for line in stage.metrics if "pairs/clean_cosine" in line.get("metrics", {})}
+    return sorted(by_epoch.items())
 
 
 def arrays_of(stage: StageResult, epoch: int) -> Arrays:
-    """The arrays that were kept of an epoch; empty if there are none."""
+    """The arrays that were stored for an epoch; empty if there are none."""
     places = (folder / "analysis" / f"epoch_{epoch:04d}.npz" for folder in stage.arrays or (stage.folder,))
-    return next((found for place in places if (found := read_arrays(place))), {})
+    return next((arrays for place in places if (arrays := read_arrays(place))), {})
 
 
 def before_after(study: Study) -> Iterator[tuple[str, list[tuple[str, StageResult, int]]]]:
-    """For each objective the (name, stage, epoch) of its first analysed pre-training, and of one cleaning that did well on it."""
+    """For each objective the (name, stage, epoch) of its first analysed pre-training, and of one cleaning of it that did well."""
     for panel in panels(study)[:MAX_PANELS]:
         stage = next((s for s in panel.pretrains if lines_of(s)), None)
         if stage is None:
@@ -66,9 +66,9 @@ def before_after(study: Study) -> Iterator[tuple[str, list[tuple[str, StageResul
 
 
 def kept(study: Study, what: str) -> list[tuple[str, list[tuple[str, Arrays]]]]:
-    """As `before_after`, with the arrays of each stage; objectives without a stage that kept `what` are left out."""
-    found = [(label, [(name, arrays_of(stage, epoch)) for name, stage, epoch in shown]) for label, shown in before_after(study)]
-    return [(label, shown) for label, shown in found if any(what in arrays for _, arrays in shown)]
+    """Like `before_after`, with the arrays of each stage; objectives of which no stage kept `what` are left out."""
+    groups = [(label, [(name, arrays_of(stage, epoch)) for name, stage, epoch in shown]) for label, shown in before_after(study)]
+    return [(label, shown) for label, shown in groups if any(what in arrays for _, arrays in shown)]
 
 
 def _result(point: Point | None) -> str:
@@ -79,7 +79,8 @@ def _result(point: Point | None) -> str:
 
 
 def dynamics(study: Study) -> Figure:
-    """Over the epochs, a line a stage: cosines, poisons among the most similar pairs, how well the cosine detects them, modality gap."""
+    """Over the epochs, one line per stage: cosines, poisons among the most similar pairs, how well the cosine detects them, modality
+    gap."""
     labels = {stage.fingerprint: (i, panel.label) for i, panel in enumerate(panels(study)) for stage in panel.pretrains}
     drawn = [(s, COLOURS[labels[s.fingerprint][0] % 8], labels[s.fingerprint][1]) for s in study.pretrains if lines_of(s)]
     rows: list[tuple[str, list[tuple[StageResult, str, str]]]] = [("Pre-training", drawn)] if drawn else []
@@ -91,7 +92,7 @@ def dynamics(study: Study) -> Figure:
             rows.append((wrapped(f"Cleaning, pre-trained with {panel.label}", WIDE - 0.5, 11), shades))
     legends = [_legend_of(stages) for _, stages in rows]
     heights = [ROW + 0.24 * lines for _, _, lines in legends]
-    with matplotlib.rc_context(STYLE):  # placed by hand: legends inside of a figure are no part of matplotlib's own layouts
+    with matplotlib.rc_context(STYLE):  # placed by hand: matplotlib's own layouts ignore legends inside of a figure
         top = tall = sum(heights)
         figure = Figure(figsize=(WIDE, tall))
         for (title, stages), (handles, columns, _), height in zip(rows, legends, heights):
@@ -178,7 +179,7 @@ def maps(study: Study) -> Figure:
 
 
 def portrait(stage: StageResult, near: bool = True) -> Figure | None:
-    """One stage by itself: cosines over its epochs, the histogram and the maps of its last one; without t-SNE unless `near`."""
+    """One stage by itself: cosines over its epochs, and the histogram and the maps of the last one; without t-SNE unless `near`."""
     lines = lines_of(stage)
     if not lines:
         return None
@@ -281,14 +282,14 @@ TITLES = {
 
 def figures(study: Study) -> dict[str, Callable[[], Figure]]:
     """Name (of `TITLES`) → the function that draws the figure; empty if nothing was analysed."""
-    found: dict[str, Callable[[], Figure]] = {}
+    functions: dict[str, Callable[[], Figure]] = {}
     if any(lines_of(stage) for stage in [*study.pretrains, *study.trials]):
-        found["pair_dynamics"] = partial(dynamics, study)
+        functions["pair_dynamics"] = partial(dynamics, study)
     if kept(study, "histogram/clean"):
-        found["pair_histograms"] = partial(histograms, study)
+        functions["pair_histograms"] = partial(histograms, study)
     if kept(study, "map/components"):
-        found["embedding_maps"] = partial(maps, study)
-    return found
+        functions["embedding_maps"] = partial(maps, study)
+    return functions
 
 
 MEASURES = {
@@ -302,12 +303,12 @@ MEASURES = {
     "cosine, picture and a crop of it": "pairs/crop",
     "cosine, triggered picture and a crop of it": "pairs/triggered_crop",
 }
-"""What a table says: metric."""
+"""Rows of a table: their text → metric."""
 
 
 def tables(study: Study) -> list[tuple[list[str], list[list[str]]]]:
-    """The metrics `MEASURES` of the figures' models: for each objective heads and rows, with a column for each model."""
-    found = []
+    """The metrics `MEASURES` of the models in the figures: heads and rows for each objective, with a column for each model."""
+    result = []
     for label, shown in before_after(study):
         metrics = [dict(lines_of(stage)).get(epoch, {}) for _, stage, epoch in shown]
         points = [next((p for p in points_of(stage) if p.epoch == epoch), None) for _, stage, epoch in shown]
@@ -316,9 +317,9 @@ def tables(study: Study) -> list[tuple[list[str], list[list[str]]]]:
             ["accuracy", *(percent(point.accuracy if point else None) for point in points)],
             ["ASR", *(percent(point.asr if point else None) for point in points)],
         ]
-        rows += [[said, *(_number(values.get(metric)) for values in metrics)] for said, metric in MEASURES.items()]
-        found.append(([f"pre-trained with {label}", *(name.split(",\n")[0] for name, _, _ in shown)], rows))
-    return found
+        rows += [[text, *(_number(values.get(metric)) for values in metrics)] for text, metric in MEASURES.items()]
+        result.append(([f"pre-trained with {label}", *(name.split(",\n")[0] for name, _, _ in shown)], rows))
+    return result
 
 
 def _number(value: float | None) -> str:

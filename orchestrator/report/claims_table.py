@@ -1,4 +1,4 @@
-"""The verdicts on claims for a reader: values of a page, text for a terminal, and the files of `cleansweep claims`."""
+"""The verdicts on claims for a reader: values for a page, text for a terminal, and the files of `cleansweep claims`."""
 
 import json
 import math
@@ -53,13 +53,13 @@ def claims_text(found: Sequence[Verdict]) -> str:
 
 def write_claims(claims: Sequence[Claim], studies: Sequence[Study], folder: Path) -> tuple[list[Verdict], Path]:
     """Write claims.html and claims.json into the folder, each under another name first; returns the verdicts and the page's path."""
-    found = judged(claims, studies)
+    verdicts = judged(claims, studies)
     names = ", ".join(study.name for study in studies)
     folder.mkdir(parents=True, exist_ok=True)
-    facts = {"sweeps": [{"name": s.name, "fingerprint": s.fingerprint} for s in studies], "claims": as_json(found)}
+    facts = {"sweeps": [{"name": s.name, "fingerprint": s.fingerprint} for s in studies], "claims": as_json(verdicts)}
     for name, text in (
         ("claims.json", json.dumps(facts, indent=1, ensure_ascii=False, allow_nan=False) + "\n"),
-        ("claims.html", render("claims", title=f"Claims: {names}", names=names, claims=by_claim(found))),
+        ("claims.html", render("claims", title=f"Claims: {names}", names=names, claims=by_claim(verdicts))),
     ):
         write_whole(folder / name, text.encode())
-    return found, folder / "claims.html"
+    return verdicts, folder / "claims.html"

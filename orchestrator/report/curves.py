@@ -30,7 +30,7 @@ from orchestrator.results.published import Start
 
 
 def pretrain_curves(study: Study) -> Figure:
-    """Zero-shot accuracy and ASR after each epoch of pre-training, a line per pre-training; published values hollow."""
+    """Zero-shot accuracy and ASR after each epoch of pre-training, one line per pre-training; published values are hollow."""
     labels = {s.fingerprint: (i, p) for i, p in enumerate(panels(study)) for s in p.pretrains}
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(8.4, 3.6), layout="constrained")
@@ -54,23 +54,23 @@ def pretrain_curves(study: Study) -> Figure:
             axes.set_xlabel("epoch of pre-training")
         for label, drawn in handles.items():
             drawn.set_label(label)
-        found = [*handles.values(), *_published(study, left, right, list(shown.values()))]
-        if found:
-            legend(figure, found)
+        entries = [*handles.values(), *_published(study, left, right, list(shown.values()))]
+        if entries:
+            legend(figure, entries)
     return figure
 
 
 def _published(study: Study, left: Axes, right: Axes, shown: list[tuple[Panel, str]]) -> list[Line2D]:
-    """Hollow marks after the first epoch and, where the axis reaches it, at the epoch whose model was cleaned.
+    """Hollow marks after the first epoch and, if the axis reaches that far, at the epoch whose model was cleaned.
 
-    `shown` are the panels with their colours; what belongs to several has the first one's.
+    `shown`: the panels with their colours. A mark that belongs to several panels has the first one's colour.
     """
     handles, last = [], left.get_xlim()[1]
-    found: dict[tuple[str, str], tuple[Start, str]] = {}
+    starts: dict[tuple[str, str], tuple[Start, str]] = {}
     for panel, colour in shown:
         for start in published_starts(study, panel):
-            found.setdefault((start.name, start.objective), (start, colour))
-    for start, colour in found.values():
+            starts.setdefault((start.name, start.objective), (start, colour))
+    for start, colour in starts.values():
         marks = [(1, start.first)] if start.first else []
         marks += [(start.kept, start.mark)] if start.kept and start.kept <= last else []
         if not marks:
@@ -106,7 +106,7 @@ def trial_curves(study: Study, only: Panel | None = None) -> Figure:
                     axes.plot(x, y, color=colour, marker=marker, markersize=3.5, linewidth=1.2, alpha=alpha, clip_on=False)
                 for start in starts_of(study, panel):
                     axes.plot([0], [getattr(start, value)], markersize=15, zorder=4, clip_on=False, **START)
-                epoch_axes(axes, study.trials)  # the panels share it
+                epoch_axes(axes, study.trials)  # the panels share this axis
                 if value == "accuracy":
                     axes.set_ylim(*limits(accuracies(study)))
             grid[0][column].set_title(wrapped(f"pre-trained with {panel.label}", 3.9, 11), fontsize=11, loc="left", pad=9)

@@ -1,6 +1,6 @@
-"""How every figure looks: colours, legends, limits, and files that are the same for the same study.
+"""The look of every figure: colours, legends, limits, and files that are the same for the same study.
 
-Matplotlib without a display.
+Uses Matplotlib without a display.
 """
 
 import io
@@ -32,7 +32,7 @@ from orchestrator.results.points import (
 from orchestrator.results.published import METHODS, Cleaned
 
 COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#8C564B", "#7F7F7F", "#B8A900"]
-"""Okabe and Ito's, which colour-blind readers can tell apart; red is kept for the uncleaned model."""
+"""Okabe and Ito's colours, which colour-blind readers can tell apart; red is reserved for the uncleaned model."""
 MARKERS = ["o", "s", "^", "D", "v", "P", "X", "h"]
 DASHES: list[Any] = ["-", (0, (5, 2)), (0, (1, 1)), (0, (5, 1, 1, 1))]
 START: dict[str, Any] = {
@@ -59,24 +59,24 @@ ACCURACY_AXIS, ASR_AXIS = "zero-shot accuracy, %", "attack success rate (ASR), %
 
 
 def look(study: Study, ignoring: str = "") -> dict[str, tuple[str, str]]:
-    """Arm → (colour, marker), the same in every figure of a study; the study's own methods have theirs in every study.
+    """Arm → (colour, marker), the same in every figure of a study. The methods of the study of CleanCLIP have the same look in every study.
 
-    A method has one marker; its arms (cleaning sets, values of the series) have shades from dark to bright.
-    `ignoring` is a dotted path that does not split a method into arms.
+    A method has one marker; its arms (cleaning sets, values of the series) have shades from dark to bright. `ignoring`: a dotted path that
+    does not split a method into arms.
     """
     named, called = arms(study, ignoring), methods_of(study)
     method = {named[trial.fingerprint]: called[trial.fingerprint] for trial in study.trials}
-    kinds = list(dict.fromkeys([*METHODS.values(), *method.values()]))  # no other class is shown by one of the study's names
+    kinds = list(dict.fromkeys([*METHODS.values(), *method.values()]))  # no other class has the look of one of the study's methods
     if len(set(method.values())) == len(method):
         return {arm: _mark(kinds.index(kind)) for arm, kind in method.items()}
     shades = matplotlib.colormaps["viridis"]
-    found = {}
+    looks = {}
     for kind in dict.fromkeys(method.values()):
         mine = [arm for arm in method if method[arm] == kind]
         for number, arm in enumerate(mine):
             colour = matplotlib.colors.to_hex(shades(0.9 * number / max(1, len(mine) - 1)))
-            found[arm] = (colour, _mark(kinds.index(kind))[1])
-    return found
+            looks[arm] = (colour, _mark(kinds.index(kind))[1])
+    return looks
 
 
 def _mark(number: int) -> tuple[str, str]:
@@ -84,10 +84,10 @@ def _mark(number: int) -> tuple[str, str]:
 
 
 def hollow(study: Study, cleaned: Cleaned) -> dict[str, Any]:
-    """The style of a published cleaning's marks: hollow, in colour and shape like the study's arm with the same method, if there is one."""
-    own, named = look(study), arms(study)
+    """The style of a published cleaning's marks: hollow, with colour and shape of the study's arm with the same method, if there is one."""
+    looks, named = look(study), arms(study)
     like = {named[trial.fingerprint] for trial in study.trials if study_method(trial) == cleaned.method and cleaned.fits(trial.config)}
-    colour, marker = own[like.pop()] if len(like) == 1 else _mark(list(METHODS.values()).index(cleaned.method))
+    colour, marker = looks[like.pop()] if len(like) == 1 else _mark(list(METHODS.values()).index(cleaned.method))
     return {
         "linestyle": "", "marker": marker, "markersize": 6.5, "markerfacecolor": "none",
         "markeredgecolor": colour, "markeredgewidth": 1.1,
@@ -104,13 +104,13 @@ LETTER = 0.085
 
 
 def wrapped(text: str, inches: float, points: float = 10) -> str:
-    """The text in lines that fit this width, because the layout makes no room beside an axis."""
+    """The text in lines that fit this width, because the layout leaves no room beside an axis."""
     letters = max(12, int(inches / (LETTER * points / 10)))
     return "\n".join(textwrap.fill(line, letters) for line in text.splitlines())
 
 
 def columns_of(handles: Sequence[Artist], inches: float) -> tuple[int, int]:
-    """As many columns of a legend as fit this width, and the lines of text of the tallest; labels are wrapped."""
+    """How many columns of a legend fit this width, and the number of text lines in the tallest column; labels are wrapped."""
     for handle in handles:
         handle.set_label(wrapped(str(handle.get_label()), inches - 0.6))
     labels = [str(handle.get_label()).splitlines() or [""] for handle in handles]
@@ -168,10 +168,10 @@ def published_name(what: str, names: Sequence[str]) -> str:
 
 def same_scale(study: Study) -> bool:
     """Whether the published accuracies can share an axis with the study's own. If not, they are drawn in a figure of their own."""
-    own, others = accuracies(study), published_accuracies(study)
-    if not own or not others:
+    ours, others = accuracies(study), published_accuracies(study)
+    if not ours or not others:
         return False
-    return max(*own, *others) - min(*own, *others) <= 2 * max(max(own) - min(own), 10)
+    return max(*ours, *others) - min(*ours, *others) <= 2 * max(max(ours) - min(ours), 10)
 
 
 def limits(values: Sequence[float]) -> tuple[float, float]:

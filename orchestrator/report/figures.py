@@ -1,4 +1,4 @@
-"""The figures of a report, by name, each drawn once. A new one: a function of the study in a module of its own, and a line here."""
+"""The figures of a report, by name, each drawn once. To add one, write a function of the study in a module of its own, and a line here."""
 
 from collections.abc import Callable
 from functools import partial
@@ -21,21 +21,22 @@ ONLY_ON_THE_PAGE = ("scatter_", "curves_")
 
 
 def figures(study: Study) -> dict[str, Callable[[], Figure]]:
-    """Name → the function that draws the figure, for figures that have something to show. A name with a number belongs to a panel."""
-    found: dict[str, Callable[[], Figure]] = {"pretrain_curves": partial(pretrain_curves, study)}
+    """Name → function that draws the figure, for figures that have something to show. A name that contains a number belongs to one
+    panel."""
+    functions: dict[str, Callable[[], Figure]] = {"pretrain_curves": partial(pretrain_curves, study)}
     if study.trials:
-        found |= {"accuracy_vs_asr": partial(scatter, study), "clean_curves": partial(trial_curves, study)}
+        functions |= {"accuracy_vs_asr": partial(scatter, study), "clean_curves": partial(trial_curves, study)}
         for number, panel in enumerate(panels(study), 1):
-            found[f"scatter_{number}"] = partial(scatter, study, panel)
+            functions[f"scatter_{number}"] = partial(scatter, study, panel)
             if corner(study, panel):
-                found[f"enlarged_{number}"] = partial(zoom, study, panel)
-            found[f"best_three_{number}"] = partial(best_three, study, panel)
-            found[f"curves_{number}"] = partial(trial_curves, study, panel)
+                functions[f"enlarged_{number}"] = partial(zoom, study, panel)
+            functions[f"best_three_{number}"] = partial(best_three, study, panel)
+            functions[f"curves_{number}"] = partial(trial_curves, study, panel)
         if published_apart(study):
-            found["published"] = partial(published, study)
+            functions["published"] = partial(published, study)
     if steps(study):
-        found["series"] = partial(series, study)
-    return found | analysis.figures(study)
+        functions["series"] = partial(series, study)
+    return functions | analysis.figures(study)
 
 
 class Gallery:

@@ -1,7 +1,7 @@
 """Heat maps of a leaderboard: attacks × defences, the number and its interval in every cell.
 
-The colours are those of cividis, whose lightness rises steadily: colour-blind readers and a grey print see the same order. What is no
-measurement is white and says so in words.
+The colours are those of cividis, whose lightness rises steadily: colour-blind readers and a grey print see the same order. A cell without a
+measurement is white and says why in words.
 """
 
 import math
@@ -24,7 +24,7 @@ WORDS = {NO_MODEL: "no model\nqualifies", NOT_TAKEN: "attack did\nnot take", MIS
 
 
 def heat_map(board: Board, kind: str, what: str) -> Figure:
-    """`what`: asr | accuracy | cost; `kind`: oracle | blind, which the cost does not depend on."""
+    """`what`: asr | accuracy | cost; `kind`: oracle | blind, which makes no difference for the cost."""
     with matplotlib.rc_context(STYLE | {"axes.grid": False}):
         attacks, defences = board.attacks, board.defences
         margin = 0.3 + 0.085 * max(len(line) for name in attacks for line in _lines(name, 24))
@@ -64,7 +64,7 @@ def _value(board: Board, attack: str, defence: str, kind: str, what: str) -> flo
 
 
 def _scale(values: list[float], what: str) -> tuple[float, float]:
-    """The numbers at the dark and at the bright end; of seconds their logarithms."""
+    """The numbers at the dark and at the bright end; for seconds, their logarithms."""
     if what == "asr" or not values:
         return 0.0, 100.0
     if what == "cost":
@@ -113,9 +113,9 @@ def _small(choice: dict[str, Any] | None, what: str) -> str:
     quantity = (choice or {}).get(what) or {}
     low, high = quantity.get("low"), quantity.get("high")
     some = [value for value in quantity.get("values", []) if value is not None]
-    told = f"{max(low, 0):.0f}–{min(high, 100):.0f}" if low is not None and high is not None else ""
+    bounds = f"{max(low, 0):.0f}–{min(high, 100):.0f}" if low is not None and high is not None else ""
     fewer = f" ({len(some)}/{len(quantity['values'])})" if quantity and len(some) < len(quantity["values"]) else ""
-    return f"{told}{fewer}".strip()
+    return f"{bounds}{fewer}".strip()
 
 
 def _bright(colour: Any) -> bool:

@@ -25,7 +25,7 @@ def say(line: Line2D, texts: Sequence[str]) -> None:
 
 
 def svg(figure: Figure, name: str, alt: str) -> Markup:
-    """The figure as an element `svg` without styles of its own; what is referred to in it is called by the figure's name."""
+    """The figure as an `svg` element without styles of its own; ids that are referred to in it begin with the figure's name."""
     telling = [line for line in figure.findobj(Line2D) if getattr(line, "says", ())]
     for number, line in enumerate(telling):
         line.set_gid(f"says-{number}")
@@ -48,7 +48,7 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
 
 
 def _tell(group: ElementTree.Element, texts: Sequence[str]) -> None:
-    """Give each mark of a line its tooltip. Their common style moves to the element around them, from which each mark inherits it."""
+    """Give each mark of a line its tooltip. Their common style moves to the enclosing element, from which each mark inherits it."""
     for shape in group.iter(f"{{{SVG}}}path"):
         shape.attrib.pop("style", None)
     for around in group.iter():
@@ -62,12 +62,12 @@ def _tell(group: ElementTree.Element, texts: Sequence[str]) -> None:
 
 def _rename(root: ElementTree.Element, name: str) -> None:
     """Prefix ids that are referred to with the figure's name, so that two figures of a page share none; remove all other ids."""
-    found = [*(element.get(HREF, "")[1:] for element in root.iter())]
-    found += [known for element in root.iter() for value in element.attrib.values() for known in REFERENCE.findall(value)]
-    short = {known: f"{name}-{number}" for number, known in enumerate(dict.fromkeys(filter(None, found)))}
+    referred = [*(element.get(HREF, "")[1:] for element in root.iter())]
+    referred += [known for element in root.iter() for value in element.attrib.values() for known in REFERENCE.findall(value)]
+    short = {known: f"{name}-{number}" for number, known in enumerate(dict.fromkeys(filter(None, referred)))}
     for element in root.iter():
-        if (own := element.attrib.pop("id", "")) in short:
-            element.set("id", short[own])
+        if (old := element.attrib.pop("id", "")) in short:
+            element.set("id", short[old])
         for key, value in element.attrib.items():
             if key == HREF:
                 element.set(key, f"#{short[value[1:]]}")

@@ -27,7 +27,8 @@ NOTE = (
 
 
 def write_board(folder: Path, out: Path, title: str = "Leaderboard", doc: str = "", kinds: Sequence[str] = KINDS) -> Path:
-    """The page index.html in folder `out`, with each heat map as PNG and PDF beside it; returns its path. InputError as `read_cells`."""
+    """Write the page index.html into folder `out`, with each heat map as PNG and PDF beside it; returns the page's path. InputError as
+    `read_cells`."""
     cells = read_cells(folder)
     out.mkdir(parents=True, exist_ok=True)
     shown = []
@@ -37,8 +38,8 @@ def write_board(folder: Path, out: Path, title: str = "Leaderboard", doc: str = 
             name = f"{number}-{what}" + ("" if what == "cost" else f"-{kind}")
             for ending, content in (("png", png(figure)), ("pdf", pdf(figure))):
                 write_whole(out / f"{name}.{ending}", content)
-        own = [cell for cell in cells if (cell["model"], cell["data"]) == (board.model, board.data)]
-        shown.append(_values(board, number, kinds, maps, own))
+        mine = [cell for cell in cells if (cell["model"], cell["data"]) == (board.model, board.data)]
+        shown.append(_values(board, number, kinds, maps, mine))
     write_whole(out / "index.html", render("leaderboard", title=title, doc=doc, boards=shown, note=NOTE).encode())
     return out / "index.html"
 
@@ -69,15 +70,15 @@ def _rules(board: Board, kind: str) -> str:
 
 def _gates(board: Board) -> list[str]:
     """A sentence for each attack that did not take on some undefended model."""
-    told = {}
+    sentences = {}
     for (attack, _), cell in board.cells.items():
         gate = cell["gate"]
-        if gate and not all(one is None or one for one in gate["took"]) and attack not in told:
+        if gate and not all(one is None or one for one in gate["took"]) and attack not in sentences:
             failed = [(seed, asr) for seed, asr, ok in zip(cell["seeds"], gate["asr"], gate["took"]) if ok is False]
             seeds = ", ".join(f"seed {seed}: ASR {asr:.1f} %" for seed, asr in failed)
             wanted = f"at least {gate['threshold']:g} %, twice the floor, and an accuracy above chance"
-            told[attack] = f"{attack}: the attack did not take ({seeds}; the gate wants {wanted})."
-    return list(told.values())
+            sentences[attack] = f"{attack}: the attack did not take ({seeds}; the gate wants {wanted})."
+    return list(sentences.values())
 
 
 def _number(quantity: dict[str, Any] | None) -> str:
@@ -96,15 +97,15 @@ def rank_table(board: Board, kind: str) -> Table:
 
     def line(one: Ranked) -> list[str]:
         bounds = "" if math.isnan(one.low) else f" [{one.low:.1f}, {one.high:.1f}]"
-        own = board.choice(clean, one.defence, kind) if clean else None
-        told = [one.defence, f"{one.rank:.2f}{bounds}", f"{one.rating:.3f}", f"{one.attacks} of {one.of}"]
-        return [*told, str(trials.get(one.defence, "–")), *([_number(own["accuracy"] if own else None)] if clean else [])]
+        choice = board.choice(clean, one.defence, kind) if clean else None
+        texts = [one.defence, f"{one.rank:.2f}{bounds}", f"{one.rating:.3f}", f"{one.attacks} of {one.of}"]
+        return [*texts, str(trials.get(one.defence, "–")), *([_number(choice["accuracy"] if choice else None)] if clean else [])]
 
     return heads, [line(one) for one in ranking(board, kind)]
 
 
 def grid_table(board: Board, kind: str, what: str) -> Table:
-    """Attacks × defences of one number."""
+    """One number for all attacks × defences."""
     lines = [[attack, *(_told(board, attack, defence, kind, what) for defence in board.defences)] for attack in board.attacks]
     return ("attack", *board.defences), lines
 
@@ -123,16 +124,16 @@ def full_table(board: Board, kind: str) -> Table:
     """A line for each measured cell, with everything that is known of it."""
     heads = ("attack", "defence", "accuracy", "ASR", "accuracy before", "ASR before", "clean: accuracy", "clean: ASR", "chosen, by seed")
     keys = ("accuracy", "asr", "start_accuracy", "start_asr", "clean_accuracy", "clean_asr")
-    found = [(a, d, choice) for a in board.attacks for d in board.defences if (choice := board.choice(a, d, kind))]
+    measured = [(a, d, choice) for a in board.attacks for d in board.defences if (choice := board.choice(a, d, kind))]
     lines = []
-    for attack, defence, choice in found:
+    for attack, defence, choice in measured:
         settings = "; ".join(one or "none" for one in choice["settings"])
         lines.append([attack, defence, *(_number(choice[key]) for key in keys), settings])
     return heads, lines
 
 
 def cost_table(board: Board) -> Table:
-    """What each defence adds to the undefended training: means over the attacks."""
+    """What each defence costs beyond the undefended training: means over the attacks."""
     lines = []
     for defence in board.defences:
         costs = [cell["cost"] for (_, name), cell in board.cells.items() if name == defence and cell["cost"]]
@@ -145,16 +146,16 @@ def cost_table(board: Board) -> Table:
 
 
 def reported_table(board: Board) -> Table:
-    """Figures of papers, which are no measurement of ours."""
+    """Figures from papers, which we did not measure."""
     lines = [
         [attack, defence, *("–" if one[key] is None else f"{one[key]:.1f}" for key in ("accuracy", "asr")), one["source"], one["note"]]
-        for (attack, defence), told in board.reported.items() for one in told
+        for (attack, defence), figures in board.reported.items() for one in figures
     ]  # fmt: skip
     return ("attack", "defence", "accuracy", "ASR", "source", "note"), lines
 
 
 def as_text(folder: Path, form: str, kinds: Sequence[str] = KINDS) -> str:
-    """The leaderboard as `form`: md | latex: the ranking, then a table each of ASR and accuracy. InputError as `read_cells`."""
+    """The leaderboard as `form`: md | latex. First the ranking, then one table each for ASR and accuracy. InputError as `read_cells`."""
     write = {"md": _markdown, "latex": _latex}[form]
     return "\n".join([*(write(title, table) for title, table in _tables(folder, kinds)), {"md": NOTE, "latex": f"% {NOTE}"}[form], ""])
 

@@ -49,7 +49,7 @@ DROP_REASONS = {
 def write_report(study: Study, out: Path) -> Path:
     """Write report.html, its tables as CSV and the figures into folder `out`; returns the page's path.
 
-    Files are written aside and renamed, the page last, so that a reader never sees half of one.
+    Files are written aside and renamed, the page last, so that a reader never sees an incomplete one.
     """
     out = Path(out)
     drawn = Gallery(study)
@@ -67,8 +67,8 @@ def write_report(study: Study, out: Path) -> Path:
 
 
 def html(study: Study, drawn: Gallery | None = None) -> str:
-    """The whole page as text. All text that is not the page's own is escaped, and every picture is embedded."""
-    found, drawn = cautions(study), drawn or Gallery(study)
+    """The whole page as text. All text from outside is escaped, and every picture is embedded."""
+    all_cautions, drawn = cautions(study), drawn or Gallery(study)
     cleaning, verdicts = plans_cleaning(study), judged(study.claims, [study])
     return render(
         "report",
@@ -78,14 +78,14 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
         attacks=[f"{name} → {target}" for name, target in attacks_of(study).items()],
         gates=_gates(study),
         cleaning=cleaning,
-        scatters=scatters(study, drawn, found) if cleaning else None,
+        scatters=scatters(study, drawn, all_cautions) if cleaning else None,
         summary=summary(study),
-        cautions=[caution.told() for caution in found if not caution.gate],
+        cautions=[caution.told() for caution in all_cautions if not caution.gate],
         claims=by_claim(verdicts) if cleaning and any(verdict.verdict != "not tried" for verdict in verdicts) else [],
-        best=best_ways(study, drawn, found) if study.trials else None,
+        best=best_ways(study, drawn, all_cautions) if study.trials else None,
         series=study.series,
-        along=along(study, drawn, found),
-        curves=curves(study, drawn, found),
+        along=along(study, drawn, all_cautions),
+        curves=curves(study, drawn, all_cautions),
         before=before_first_step(study),
         similarities=similarities(study, drawn),
         samples=[_sample(sample) for sample in study.samples[:MAX_SAMPLES]],
@@ -115,9 +115,9 @@ def _gates(study: Study) -> list[Values]:
                 blocks.append({"passed": False, "text": f"{name}: the attack gate was not evaluated.", "numbers": ""})
             elif not gate.get("passed"):
                 accuracy, asr, threshold = (_number(gate.get(key)) for key in ("accuracy", "asr", "threshold"))
-                told = f"ASR {percent(asr)} (at least {percent(threshold, 0)} wanted), accuracy {percent(accuracy)}"
+                measured = f"ASR {percent(asr)} (at least {percent(threshold, 0)} wanted), accuracy {percent(accuracy)}"
                 text = f"{name}: the attack did not take."
-                blocks.append({"passed": False, "text": text, "numbers": told, "reasons": gate.get("reasons", [])})
+                blocks.append({"passed": False, "text": text, "numbers": measured, "reasons": gate.get("reasons", [])})
     return blocks
 
 

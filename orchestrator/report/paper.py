@@ -35,10 +35,10 @@ class Line:
     change: float
     """Change of the accuracy by cleaning, in points; NaN for the uncleaned model."""
     reached: int
-    """Repetitions in which a model qualifies, of `repetitions`."""
+    """Repetitions in which some model meets the rule, of `repetitions`."""
     repetitions: int
     attacks: tuple[tuple[float, float, float], ...] = ()
-    """As `asr`, of each of several attacks; empty where there is one."""
+    """ASR of each of several attacks, in the form of `asr`; empty if there is only one."""
     best: bool = False
     """Whether it is the best by this rule among the methods of its pre-training that reached the rule in every repetition."""
 
@@ -48,7 +48,7 @@ def lines(study: Study, rules: Sequence[str] = ()) -> list[Line]:
     for key in rules:
         if key not in RULE:
             raise InputError(f"--rule {key}: accepted: {', '.join(RULE)}.")
-    rows, found, attacks = table(study), list[Line](), attacks_of(study)
+    rows, result, attacks = table(study), list[Line](), attacks_of(study)
 
     def each(line: Line, points: Sequence[Point]) -> Line:
         return replace(line, attacks=tuple((asr_of(points, name) if points else None) or (math.nan,) * 3 for name in attacks))
@@ -62,11 +62,11 @@ def lines(study: Study, rules: Sequence[str] = ()) -> list[Line]:
             n = len(starts)
             line = Line(pretraining=panel.label, cleaning="before cleaning", rule="", accuracy=accuracy, asr=asr, change=math.nan,
                         reached=n, repetitions=n)  # fmt: skip
-            found.append(each(line, starts))
+            result.append(each(line, starts))
         for key in rules or USUAL:
             mine = [row for row in rows if row.panel == panel and row.rule.key == key]
-            found += [each(line, row.points) for line, row in zip(_chosen(panel, mine), mine)]
-    return found
+            result += [each(line, row.points) for line, row in zip(_chosen(panel, mine), mine)]
+    return result
 
 
 def _chosen(panel: Panel, rows: Sequence[Row]) -> list[Line]:
@@ -76,10 +76,10 @@ def _chosen(panel: Panel, rows: Sequence[Row]) -> list[Line]:
         return value[0] if value and len(row.reached) == len(row.choices) else -math.inf
 
     best = max(map(score, rows), default=-math.inf)
-    made = []
+    result = []
     for row in rows:
         change = row.over(lambda c: -c.drop)
-        made.append(
+        result.append(
             Line(
                 pretraining=panel.label,
                 cleaning=row.method,
@@ -92,7 +92,7 @@ def _chosen(panel: Panel, rows: Sequence[Row]) -> list[Line]:
                 best=score(row) == best > -math.inf,
             )
         )
-    return made
+    return result
 
 
 def _measured(row: Row, value: Callable[[Choice], float], metric: str) -> tuple[float, float, float]:
@@ -101,8 +101,8 @@ def _measured(row: Row, value: Callable[[Choice], float], metric: str) -> tuple[
 
 def as_text(study: Study, form: str, rules: Sequence[str] = ()) -> str:
     """The table as `form`: md | latex | csv. In Markdown and LaTeX the best of each pre-training and rule is bold."""
-    found, attacks = lines(study, rules), attacks_of(study)
-    return {"csv": _csv, "md": _markdown, "latex": _latex}[form](found, attacks)
+    table_lines, attacks = lines(study, rules), attacks_of(study)
+    return {"csv": _csv, "md": _markdown, "latex": _latex}[form](table_lines, attacks)
 
 
 def _csv(found: Sequence[Line], attacks: Mapping[str, str]) -> str:
@@ -113,13 +113,13 @@ def _csv(found: Sequence[Line], attacks: Mapping[str, str]) -> str:
     writer.writerow(["pretraining", "cleaning", "rule", *numbers, "change", "reached", "repetitions", "best", *each])
     for line in found:
         values = ["" if math.isnan(value) else repr(value) for value in (*line.accuracy, *line.asr, line.change)]
-        own = ["" if math.isnan(value) else repr(value) for bounds in line.attacks for value in bounds]
-        writer.writerow([line.pretraining, line.cleaning, line.rule, *values, line.reached, line.repetitions, int(line.best), *own])
+        by_attack = ["" if math.isnan(value) else repr(value) for bounds in line.attacks for value in bounds]
+        writer.writerow([line.pretraining, line.cleaning, line.rule, *values, line.reached, line.repetitions, int(line.best), *by_attack])
     return out.getvalue()
 
 
 HEADS = ("pre-training", "cleaning", "chosen for", "accuracy ↑ (%)", "ASR ↓ (%)", "change (points)")
-"""Then, of several attacks, one column for each."""
+"""With several attacks followed by one column for each."""
 BOLD = (1, 3, 4)
 """Columns that are bold in a best line: cleaning, accuracy and ASR."""
 

@@ -11,18 +11,18 @@ from orchestrator.results.names import number_of
 
 
 def render(name: str, **values: Any) -> str:
-    """The template `name`.html.j2 with these values as text; what is HTML already is given as Markup."""
+    """The template `name`.html.j2 with these values as text; a value that is HTML already must be Markup."""
     return _environment().get_template(f"{name}.html.j2").render(values)
 
 
 @cache
 def _environment() -> Environment:
-    made = Environment(
+    environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent / "templates"), autoescape=True, undefined=StrictUndefined,
         trim_blocks=True, lstrip_blocks=True,
     )  # fmt: skip
-    made.filters |= {"number_of": number_of, "unbroken": _unbroken}
-    return made
+    environment.filters |= {"number_of": number_of, "unbroken": _unbroken}
+    return environment
 
 
 def _unbroken(text: Markup) -> Markup:

@@ -51,7 +51,7 @@ CORNER = 12.0
 MANY = 24
 """With more trials than this, no lines join the epochs, because they would hide the dots."""
 HOVER_LINES = 12
-"""So many points that lie in one place are named under the pointer."""
+"""At most this many points at one place are listed in the tooltip."""
 GREYS = ["#111111", "#555555", "#888888"]
 """Colours of the best trials by rank; no method has these colours."""
 
@@ -59,7 +59,7 @@ GREYS = ["#111111", "#555555", "#888888"]
 def scatter(study: Study, only: Panel | None = None) -> Figure:
     """A dot per trial and epoch, a red star for the uncleaned model, one panel per pre-training objective.
 
-    Thin lines are Pareto fronts. Published points are hollow and lie underneath, where one axis can show both.
+    Thin lines are Pareto fronts. Published points are hollow and lie underneath, if one axis can show both.
     """
     shown, shared = [only] if only else panels(study), same_scale(study)
 
@@ -96,11 +96,11 @@ def published_apart(study: Study) -> list[Panel]:
     """One panel for each set of published points that is too far from the study's own points to share an axis."""
     if same_scale(study):
         return []
-    found: dict[tuple[str, ...], Panel] = {}
+    by_name: dict[tuple[str, ...], Panel] = {}
     for panel in panels(study):
         if names := _names(study, panel):
-            found.setdefault((panel.objective, *names), panel)
-    return sorted(found.values(), key=lambda panel: panel.objective)
+            by_name.setdefault((panel.objective, *names), panel)
+    return sorted(by_name.values(), key=lambda panel: panel.objective)
 
 
 def published(study: Study) -> Figure:
@@ -157,7 +157,7 @@ def _panels(
 
 
 def few_trials(study: Study, panel: Panel) -> bool:
-    """Whether a line can join the epochs of each trial without hiding the others."""
+    """Whether lines can join the epochs of each trial without hiding the others."""
     return sum(panel.holds(trial) for trial in study.trials) <= MANY
 
 
@@ -166,7 +166,7 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
     _low_asr(axes)
     named, styles = arms(study), look(study)
     trials = [trial for trial in study.trials if panel.holds(trial)]
-    few, clip, told = few_trials(study, panel), inside is not None, told_at(study, panel)
+    few, clip, texts = few_trials(study, panel), inside is not None, told_at(study, panel)
     for trial in trials:
         colour, marker = styles[named[trial.fingerprint]]
         points = cleaned_points(trial)
@@ -182,7 +182,7 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
             markersize=6 if few else 4.5, alpha=0.85 if few else 0.6, markeredgecolor="white", markeredgewidth=0.4,
             zorder=3, clip_on=clip,
         )  # fmt: skip
-        say(dots, [told[p.asr, p.accuracy] for p in shown])
+        say(dots, [texts[p.asr, p.accuracy] for p in shown])
     for stage in panel.pretrains:
         mine = [trial for trial in trials if trial.pretrain == stage.fingerprint]
         for arm in dict.fromkeys(named[trial.fingerprint] for trial in mine):
@@ -193,26 +193,26 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
     for start in starts_of(study, panel):
         if inside is None or _within(start, inside):
             (star,) = axes.plot([start.asr], [start.accuracy], markersize=17, zorder=4, clip_on=clip, **START)
-            say(star, [told[start.asr, start.accuracy]])
+            say(star, [texts[start.asr, start.accuracy]])
     if not any(cleaned_points(trial) for trial in trials):
         axes.text(0.5, 0.5, "no cleaning was measured", transform=axes.transAxes, ha="center", color="#777777")
 
 
 def told_at(study: Study, panel: Panel) -> dict[tuple[float, float], str]:
-    """(ASR, accuracy) → what lies there, a line each: the mark on top hides the others."""
+    """(ASR, accuracy) → all that lies there, one per line, because the mark on top hides the others."""
     named, attacks = arms(study), list(attacks_of(study))
-    found: dict[tuple[float, float], list[str]] = {}
+    texts_at: dict[tuple[float, float], list[str]] = {}
     for start in starts_of(study, panel):
         text = f"before cleaning{_seed(panel, start.stage)}, epoch {start.epoch}, {_numbers(start, attacks)}"
-        found.setdefault((start.asr, start.accuracy), []).append(text)
+        texts_at.setdefault((start.asr, start.accuracy), []).append(text)
     for trial in study.trials:
         name = _name(study, panel, trial, named) if panel.holds(trial) else ""
         for p in cleaned_points(trial) if name else ():
-            found.setdefault((p.asr, p.accuracy), []).append(f"{name}, epoch {p.epoch}, {_numbers(p, attacks)}")
-    for texts in found.values():
+            texts_at.setdefault((p.asr, p.accuracy), []).append(f"{name}, epoch {p.epoch}, {_numbers(p, attacks)}")
+    for texts in texts_at.values():
         if len(texts) > HOVER_LINES:
             texts[HOVER_LINES - 1 :] = [f"and {len(texts) - HOVER_LINES + 1} more here"]
-    return {place: "\n".join(texts) for place, texts in found.items()}
+    return {place: "\n".join(texts) for place, texts in texts_at.items()}
 
 
 def draw_published(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> None:
@@ -243,11 +243,10 @@ def _names(study: Study, panel: Panel) -> list[str]:
 
 
 def best_three(study: Study, panel: Panel) -> Figure:
-    """The ways of the three trials with the most accurate models at ASR ≤ 5 %, epochs numbered.
+    """The paths of the three trials with the most accurate models at ASR ≤ 5 %, with numbered epochs.
 
-    Marks have the method's colour and shape, as everywhere; the lines' greys and dashes tell the ranks.
-
-    Where fewer than three have such a model, those with the lowest ASR follow, and the legend says so.
+    Marks have the method's colour and shape, as in all figures; greys and dashes of the lines show the ranks. If fewer than three trials
+    have such a model, those with the lowest ASR follow, and the legend says so.
     """
     named, styles, chosen = arms(study), look(study), best(study, panel)
     with matplotlib.rc_context(STYLE):
@@ -314,9 +313,9 @@ def _seed(panel: Panel, stage: StageResult) -> str:
 
 
 def _numbers(point: Point | Mark, attacks: Sequence[str] = ()) -> str:
-    """Accuracy and ASR; of several attacks each one's too."""
-    own = point.metrics if isinstance(point, Point) else {}
-    each = ", ".join(f"{name} {percent(own[f'asr/{name}/top1'])}" for name in attacks if f"asr/{name}/top1" in own)
+    """Accuracy and ASR; with several attacks also each one's ASR."""
+    metrics = point.metrics if isinstance(point, Point) else {}
+    each = ", ".join(f"{name} {percent(metrics[f'asr/{name}/top1'])}" for name in attacks if f"asr/{name}/top1" in metrics)
     return f"accuracy {percent(point.accuracy)}, ASR {percent(point.asr)}" + (f" ({each})" if each else "")
 
 

@@ -39,7 +39,7 @@ class Step:
     starts: tuple[Point, ...] = ()
 
     def over(self, what: str) -> tuple[float, float, float] | None:
-        """Mean and 95 % interval over the repetitions that have one."""
+        """Mean and 95 % interval over the repetitions that have a value."""
         if not self.method:
             return mean_interval([getattr(start, what) for start in self.starts])
         return mean_interval([getattr(choice, what) for choice in self.choices if choice.point])
@@ -49,7 +49,7 @@ def steps(study: Study) -> list[Step]:
     """All points of the figure, in the order of the values; empty without a series."""
     if not study.series:
         return []
-    found = []
+    result = []
     named = arms(study, ignoring=study.series)
     upstream = not study.series.startswith("clean.")
     for panel in panels(study, ignoring=study.series):
@@ -61,13 +61,13 @@ def steps(study: Study) -> list[Step]:
                 for rule in SHOWN:
                     picked = choices(study, there, RULE[rule])
                     if picked:
-                        found.append(Step(panel=panel, method=method, value=value, rule=rule, choices=picked))
+                        result.append(Step(panel=panel, method=method, value=value, rule=rule, choices=picked))
         for value in _ordered(value_at(stage, study.series) for stage in panel.pretrains) if upstream else ():
             stages = [stage for stage in panel.pretrains if value_at(stage, study.series) == value]
             starts = tuple(s for stage in stages if (s := start_of(study, stage.fingerprint)))
             if starts:
-                found += [Step(panel=panel, method="", value=value, rule=rule, starts=starts) for rule in SHOWN]
-    return found
+                result += [Step(panel=panel, method="", value=value, rule=rule, starts=starts) for rule in SHOWN]
+    return result
 
 
 def series_csv(study: Study) -> str:
@@ -89,13 +89,13 @@ def series_csv(study: Study) -> str:
 def series(study: Study) -> Figure:
     """Best accuracy at ASR ≤ 5 % (top) and lowest ASR at ≤ 1 point lost (bottom) over the values of the series.
 
-    Bars are 95 % intervals over seeds. Where only some repetitions have such a model their number is written beside the
-    mean; where none has, the line has a gap.
+    Bars are 95 % intervals over seeds. If only some repetitions have such a model, their number is written beside the mean; if none has,
+    the line has a gap.
     """
-    found = steps(study)
-    shown = list({step.panel.label: step.panel for step in found}.values())
-    methods = list(dict.fromkeys(step.method for step in found if step.method))
-    axis, styles = _Axis([step.value for step in found]), look(study, study.series)
+    all_steps = steps(study)
+    shown = list({step.panel.label: step.panel for step in all_steps}.values())
+    methods = list(dict.fromkeys(step.method for step in all_steps if step.method))
+    axis, styles = _Axis([step.value for step in all_steps]), look(study, study.series)
     columns = max(1, len(shown))
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(1.0 + 4.4 * columns, 6.4), layout="constrained")
@@ -105,12 +105,12 @@ def series(study: Study) -> Figure:
         for column, panel in enumerate(shown):
             for axes, (rule, what) in zip(grid[:, column], SHOWN.items()):
                 for number, method in enumerate([*methods, ""]):
-                    mine = [s for s in found if s.panel == panel and s.method == method and s.rule == rule]
+                    mine = [s for s in all_steps if s.panel == panel and s.method == method and s.rule == rule]
                     if mine:
                         drawn = _line(axes, axis, mine, what, number, len(methods), styles.get(method))
                         handles.setdefault(method or "before cleaning", drawn)
                         tall += [number for step in mine if what == "accuracy" for number in _extent(step.over(what))]
-                if line := _published(axes, axis, study, panel, what, found):
+                if line := _published(axes, axis, study, panel, what, all_steps):
                     handles.setdefault(str(line.get_label()), line)
                     if what == "accuracy" and line.axes is axes:
                         heights = np.asarray(line.get_ydata(), dtype=float)
@@ -142,7 +142,7 @@ def _along(study: Study, panel: Panel, axis: "_Axis") -> list[tuple[Any, Cleaned
 
 
 def _extent(found: tuple[float, float, float] | None) -> list[float]:
-    """A mean and the ends of its interval, as far as they count for the limits of the axis."""
+    """What the axis must show: a mean and the ends of its interval, cut off 5 points from the mean and at 0 and 100."""
     if found is None:
         return []
     mean, low, high = found
@@ -152,7 +152,7 @@ def _extent(found: tuple[float, float, float] | None) -> list[float]:
 def _line(
     axes: Axes, axis: "_Axis", mine: Sequence[Step], what: str, number: int, methods: int, worn: tuple[str, str] | None
 ) -> Line2D:
-    """One method's means, with a bar for each interval and a gap where no repetition has a model; without a method the start."""
+    """One method's means, with a bar for each interval and a gap where no repetition has a model; without a method the uncleaned model."""
     style: dict[str, Any] = {**START, "markersize": 13}
     if worn:
         style = {"color": worn[0], "marker": worn[1], "markersize": 5.5, "linewidth": 1.4}
@@ -182,16 +182,16 @@ def _line(
 
 
 def _published(axes: Axes, axis: "_Axis", study: Study, panel: Panel, what: str, found: list[Step]) -> Line2D | None:
-    """The published series, hollow; on an axis of its own at the right where its accuracies are of another size."""
+    """The published series, hollow; on an axis of its own at the right if its accuracies differ too much."""
     mine = sorted(_along(study, panel, axis), key=lambda entry: entry[0])
     marks = [(value, _mark(entry, what)) for value, entry in mine]
     if study.published is None or not any(mark for _, mark in marks):
         return None
     entries = study.published.along(study.series)
-    own = [mean[0] for step in found if SHOWN[step.rule] == what and (mean := step.over(what))]
+    means = [mean[0] for step in found if SHOWN[step.rule] == what and (mean := step.over(what))]
     heights = [getattr(mark, what) if mark else math.nan for _, mark in marks]
     known = [height for height in heights if math.isfinite(height)]
-    if what == "accuracy" and own and max(*own, *known) - min(*own, *known) > 2 * max(max(own) - min(own), 10):
+    if what == "accuracy" and means and max(*means, *known) - min(*means, *known) > 2 * max(max(means) - min(means), 10):
         axes = axes.twinx()
         axes.grid(False)
         axes.set_ylim(*limits(known))
@@ -221,7 +221,7 @@ def _ordered(values: Any) -> list[Any]:
 
 
 class _Axis:
-    """Positions on the horizontal axis: numbers linear, or logarithmic with 0 apart at the left; words side by side."""
+    """Positions on the horizontal axis: numbers linearly or logarithmically, with 0 apart at the left; words side by side."""
 
     def __init__(self, values: Sequence[Any]):
         self.values = _ordered(values)

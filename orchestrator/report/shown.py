@@ -59,12 +59,12 @@ def scatters(study: Study, drawn: Gallery, found: list[Caution]) -> Values:
 
 def _kept_epochs(study: Study) -> str:
     """A sentence on the epochs of pre-training whose models were published, if they are known."""
-    found = {(start.name, start.objective): start.kept for panel in panels(study) for start in published_starts(study, panel)}
-    return "; ".join(f"{name} with {objective}: {kept}" for (name, objective), kept in found.items() if kept)
+    epochs = {(start.name, start.objective): start.kept for panel in panels(study) for start in published_starts(study, panel)}
+    return "; ".join(f"{name} with {objective}: {kept}" for (name, objective), kept in epochs.items() if kept)
 
 
 def best_ways(study: Study, drawn: Gallery, found: list[Caution]) -> Values:
-    """The three best trials of each panel; `most` are those of the fullest: three, or fewer where fewer were measured."""
+    """The three best trials of each panel; `most` is the largest number in a panel: three, or fewer if fewer were measured."""
     shown = [
         figure(drawn, f"best_three_{number}", f"Best trials: {panel.label}", beside(panel.label, found))
         for number, panel in enumerate(panels(study), 1)
@@ -76,18 +76,18 @@ def along(study: Study, drawn: Gallery, found: list[Caution]) -> Values | None:
     """The series: the best models over the values of one hyper-parameter."""
     if "series" not in drawn:
         return None
-    told: dict[str, list[str]] = {}
+    panels_of: dict[str, list[str]] = {}
     for panel in panels(study):
         for text in beside(panel.label, found):
-            told.setdefault(text, []).append(panel.label)
+            panels_of.setdefault(text, []).append(panel.label)
     everywhere = len(panels(study))
-    said = [text if len(labels) == everywhere else f"{', '.join(labels)}: {text}" for text, labels in told.items()]
+    sentences = [text if len(labels) == everywhere else f"{', '.join(labels)}: {text}" for text, labels in panels_of.items()]
     source = study.published.source if study.published and shows_published(study) else ""
-    return {"figure": figure(drawn, "series", f"Series over {study.series}", said, full=True), "source": source}
+    return {"figure": figure(drawn, "series", f"Series over {study.series}", sentences, full=True), "source": source}
 
 
 def curves(study: Study, drawn: Gallery, found: list[Caution]) -> Values:
-    """Accuracy and ASR over the epochs; beside those of the cleanings what broke, not what was chosen."""
+    """Accuracy and ASR over the epochs. Beside the curves of the cleanings stand cautions about broken trials, not about choices."""
     broken = [caution for caution in found if not caution.where]
     return {
         "pretraining": figure(drawn, "pretrain_curves", "Pre-training curves", full=True),
@@ -118,23 +118,23 @@ def before_first_step(study: Study) -> Table | None:
     """Loss and gradient norm of the cleaning losses on the cleaning set before any step; None if they were not logged."""
     labels = {stage.fingerprint: panel.label for panel in panels(study) for stage in panel.pretrains}
     stages: dict[str, StageResult] = {stage.fingerprint: stage for stage in study.pretrains}
-    found: dict[tuple[str, ...], dict[str, Any]] = {}
+    by_set: dict[tuple[str, ...], dict[str, Any]] = {}
     for trial in study.trials:
         for line in trial.metrics:
             metrics = line.get("metrics", {})
             if line.get("epoch") == 0 and any(name in metrics for name, _ in BEFORE):
-                given = tuple(str(value_at(trial, path)) for path in GIVEN)
-                kept = found.setdefault((trial.pretrain, *given), {})
+                cleaning_set = tuple(str(value_at(trial, path)) for path in GIVEN)
+                kept = by_set.setdefault((trial.pretrain, *cleaning_set), {})
                 for name, _ in BEFORE:
                     kept.setdefault(name, metrics.get(name))
-    sets = {key[1:] for key in found}
+    sets = {key[1:] for key in by_set}
     lines = []
     order = list(dict.fromkeys(labels.values()))
-    for key, metrics in sorted(found.items(), key=lambda item: order.index(labels[item[0][0]]) if item[0][0] in labels else len(order)):
-        pretrain, given = key[0], key[1:]
+    for key, metrics in sorted(by_set.items(), key=lambda item: order.index(labels[item[0][0]]) if item[0][0] in labels else len(order)):
+        pretrain, cleaning_set = key[0], key[1:]
         seed = value_at(stages[pretrain], "pretrain.seed") if pretrain in stages else None
         numbers = [_short(metrics.get(name)) for name, _ in BEFORE]
-        extra = [f"{given[0]}, {given[2]} poisons"] if len(sets) > 1 else []
+        extra = [f"{cleaning_set[0]}, {cleaning_set[2]} poisons"] if len(sets) > 1 else []
         lines.append((labels.get(pretrain, pretrain[:8]), "–" if seed is None else str(seed), *extra, *numbers))
     heads = ("pre-training", "seed", *(["cleaning set"] if len(sets) > 1 else []), *(text for _, text in BEFORE))
     return (heads, lines) if lines else None

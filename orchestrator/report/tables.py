@@ -47,8 +47,8 @@ Table = tuple[Sequence[str], Sequence[Sequence[str]]]
 def points_csv(study: Study) -> str:
     """One line for each stage and epoch: percent with 95 % Wilson intervals, hyper-parameters by path, then every metric by its name.
 
-    `role` says what a point is: before a cleaning, training, or a result; only results are chosen from. `checkpoint` is the folder of
-    its weights, relative to the store; empty where they were not kept.
+    `role` says whether a point is from before a cleaning, from training, or a result; rules choose only among results. `checkpoint` is the
+    folder of its weights, relative to the store; empty if they were not kept.
     """
     paths = sorted({path for trial in study.trials for path in hyperparameters(trial)})
     fixed = ["study", "stage", "name", "fingerprint", "pretrain", "objective", "method", "status"]
@@ -106,7 +106,7 @@ NOT_KEPT = "not kept; --keep all keeps every epoch"
 def pareto_csv(study: Study) -> str:
     """One line for each point of a Pareto front, from the lowest ASR up: one front for each pre-training and method.
 
-    `checkpoint` is where its weights lie in the store, or how to keep them.
+    `checkpoint` says where its weights are in the store, or how to keep them.
     """
     trials = {trial.fingerprint: trial for trial in study.trials}
     paths = sorted({path for trial in study.trials for path in hyperparameters(trial)})
@@ -134,7 +134,7 @@ def _cell(value: Any) -> Any:
 
 
 def summary(study: Study) -> dict[str, Any]:
-    """For the template `summary`: the choices, one block for each pre-training. Numbers are (value, interval) as text."""
+    """Values of the template `summary`: the choices, one block for each pre-training. Numbers are (value, interval) as text."""
     rows, blocks, attacks = table(study), [], attacks_of(study)
     for panel in panels(study):
         starts, mine = starts_of(study, panel), [row for row in rows if row.panel == panel]
@@ -154,9 +154,9 @@ def summary(study: Study) -> dict[str, Any]:
 
 
 def _attacks_table(starts: Sequence[Point], rows: Sequence[Row], attacks: dict[str, str]) -> Table:
-    """The ASR of each attack by itself: of the uncleaned models, and of what each rule picks of each method."""
-    found = [("before cleaning", "", starts), *((row.method, row.rule.text, row.points) for row in rows if row.points)]
-    lines = [(method, rule, *(" ".join(_told(asr_of(points, name))).strip() for name in attacks)) for method, rule, points in found]
+    """The ASR of each attack by itself: of the uncleaned models, and of the model that each rule picks for each method."""
+    groups = [("before cleaning", "", starts), *((row.method, row.rule.text, row.points) for row in rows if row.points)]
+    lines = [(method, rule, *(" ".join(_told(asr_of(points, name))).strip() for name in attacks)) for method, rule, points in groups]
     return ("cleaning", "chosen for", *(f"ASR of {name} → {target}" for name, target in attacks.items())), lines
 
 
@@ -182,7 +182,7 @@ def _chosen(row: Row) -> dict[str, Any]:
 
 
 def _told(found: tuple[float, float, float] | None) -> tuple[str, str]:
-    """`98.9 %` and `[98.1, 99.4]`, cut to what a share can be; the interval is empty where it is not known, all is where nothing is."""
+    """`98.9 %` and `[98.1, 99.4]`, clipped to 0 … 100; the interval is empty if it is unknown, and both are if there is no value."""
     if not found:
         return "–", ""
     mean, low, high = found
@@ -216,18 +216,18 @@ def headline(study: Study) -> list[str]:
         shown = percent(asr) + _each(starts, attacks)
         text = f"{panel.label} pre-training: accuracy {percent(accuracy)}, ASR {shown} before cleaning"
         text += f"{averaged}; "
-        found = [r for (label, _, key), r in rows.items() if label == panel.label and key == "acc_at_asr_le_5"]
-        full = [row for row in found if row.reached and len(row.reached) == len(row.choices)]
+        candidates = [r for (label, _, key), r in rows.items() if label == panel.label and key == "acc_at_asr_le_5"]
+        full = [row for row in candidates if row.reached and len(row.reached) == len(row.choices)]
         gates = [study.gates.get(stage.fingerprint) for stage in panel.pretrains]
         if any(gate is not None and not gate.get("passed") for gate in gates):
             text += "the attack did not take, so cleaning shows nothing here."
         elif not plans_cleaning(study):
             epochs = max(s.epoch for s in starts)
             text = f"{panel.label} pre-training: accuracy {percent(accuracy)}, ASR {shown} after {epochs} epochs{averaged}."
-        elif not found:
+        elif not candidates:
             text += "no cleaning was measured."
         elif not full:
-            low = min((row for row in found), key=lambda row: -len(row.reached))
+            low = min((row for row in candidates), key=lambda row: -len(row.reached))
             some = f" in every repetition (best: {len(low.reached)} of {len(low.choices)})" if low.reached else ""
             text += f"no cleaning method reached ASR ≤ 5 %{some}."
         else:
@@ -244,8 +244,8 @@ def headline(study: Study) -> list[str]:
 
 def _each(points: Sequence[Point], attacks: dict[str, str]) -> str:
     """` (corner 98.0 %, haze 41.2 %)`: the ASR of each of several attacks; nothing where there is one."""
-    told = [f"{name} {percent(found[0])}" for name in attacks if (found := asr_of(points, name))]
-    return f" ({', '.join(told)})" if told else ""
+    texts = [f"{name} {percent(asr[0])}" for name in attacks if (asr := asr_of(points, name))]
+    return f" ({', '.join(texts)})" if texts else ""
 
 
 def _loss(points: float) -> str:
@@ -298,7 +298,7 @@ def stages_table(study: Study) -> Table:
 
 
 def dropped_table(study: Study) -> Table:
-    """What was dropped of the pairs before a training."""
+    """The pairs that were dropped before a training."""
     rows = [
         (one["of"], one["name"], f"{one['dropped']} of {one['pairs']}", f"{one['victims_caught']} of {one['victims']}",
          str(one["clean_pairs_lost"]), str(one["victims"] - one["victims_caught"]), one["fingerprint"][:12])
@@ -309,12 +309,12 @@ def dropped_table(study: Study) -> Table:
 
 def pretrain_names(study: Study) -> dict[str, str]:
     """Fingerprint of a pre-training → its panel's name, with the seed if the panel has several: "MMCL, seed 1"."""
-    told = {}
+    names = {}
     for panel in panels(study):
         for stage in panel.pretrains:
             seed = value_at(stage, "pretrain.seed") if len(panel.pretrains) > 1 else None
-            told[stage.fingerprint] = panel.label if seed is None else f"{panel.label}, seed {seed}"
-    return told
+            names[stage.fingerprint] = panel.label if seed is None else f"{panel.label}, seed {seed}"
+    return names
 
 
 def summary_text(study: Study, report: Path | str | None = None, ui: str = "cleansweep ui") -> str:
@@ -367,8 +367,8 @@ SHORT = {
 
 def _count(study: Study) -> str:
     states = [trial.status for trial in study.trials]
-    said = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
-    return number_of(len(states), "cleaning") + (f" ({', '.join(said)})" if said else "")
+    counts = [f"{states.count(s)} {s}" for s in dict.fromkeys(states)]
+    return number_of(len(states), "cleaning") + (f" ({', '.join(counts)})" if counts else "")
 
 
 def _clip(line: str) -> str:

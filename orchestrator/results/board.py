@@ -1,11 +1,11 @@
-"""A leaderboard: cells of one model and data set put together as a table, and the defences ranked over the attacks.
+"""A leaderboard: cells of one model and data set combined into a table, and the defences ranked over the attacks.
 
 The rating of a defence against an attack, for one seed, with percentages as shares:
 
     rating = ½ · (1 + max(0, ASR₀ − ASR) − max(0, accuracy₀ − accuracy) / accuracy₀)
 
-where 0 marks the undefended model. It is the defence effectiveness rating (DER) of BackdoorBench with the loss of accuracy taken
-relative, for a zero-shot accuracy of 20 % has only 20 points to lose. 1: the backdoor is gone for nothing; ½: nothing changed; 0: no
+where 0 marks the undefended model. This is the defence effectiveness rating (DER) of BackdoorBench, except that the loss of accuracy is
+relative, because a zero-shot accuracy of 20 % has only 20 points to lose. 1: the backdoor is gone at no cost; ½: nothing changed; 0: no
 accuracy is left, or the rule found no model.
 """
 
@@ -24,9 +24,9 @@ from orchestrator.results.cells import Cell
 
 KINDS = ("oracle", "blind")
 DRAWS = 1000
-"""Of the bootstrap."""
+"""Draws of the bootstrap."""
 MEASURED, NO_MODEL, NOT_TAKEN, REPORTED, MISSING = "measured", "no model", "not taken", "reported", "missing"
-"""What a cell can be."""
+"""States of a cell."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,18 +40,19 @@ class Board:
     defences: tuple[str, ...]
     """Columns, the undefended one first."""
     cells: Mapping[tuple[str, str], Cell]
-    """(attack, defence) → what was measured, or that the attack did not take."""
+    """(attack, defence) → its cell: measurements, or that the attack did not take."""
     reported: Mapping[tuple[str, str], list[dict[str, Any]]]
     """(attack, defence) → figures of papers."""
     clean: frozenset[str]
-    """Rows of clean models, which no attack is ranked by."""
+    """Rows of clean models; they do not count in the ranking."""
 
     def choice(self, attack: str, defence: str, kind: str) -> dict[str, Any] | None:
-        """`measured.oracle` or `measured.blind` of a cell; None where nothing was measured."""
+        """`measured.oracle` or `measured.blind` of a cell; None if nothing was measured."""
         return ((self.cells.get((attack, defence)) or {}).get("measured") or {}).get(kind)
 
     def state(self, attack: str, defence: str, kind: str) -> str:
-        """MEASURED | NO_MODEL (the rule found none) | NOT_TAKEN (so it was not defended) | REPORTED (by a paper alone) | MISSING."""
+        """MEASURED | NO_MODEL (the rule found none) | NOT_TAKEN (the attack did not take, so it was not defended) | REPORTED (only by a
+        paper) | MISSING."""
         if choice := self.choice(attack, defence, kind):
             return MEASURED if choice["accuracy"] else NO_MODEL
         if (attack, defence) in self.cells:
@@ -59,14 +60,14 @@ class Board:
         return REPORTED if self.reported.get((attack, defence)) else MISSING
 
     def took(self, attack: str, defence: str) -> bool:
-        """Whether the attack took in some seed; also where there is no gate."""
+        """Whether the attack took in some seed; true if there is no gate."""
         gate = (self.cells.get((attack, defence)) or {}).get("gate")
         return gate is None or any(gate["took"])
 
     def trials(self) -> dict[str, int]:
-        """Settings that each defence was tried with; those that are not known are left out."""
-        found = {defence: cell["defence"]["trials"] for (_, defence), cell in self.cells.items() if cell["defence"]["trials"]}
-        return {defence: found[defence] for defence in self.defences if defence in found}
+        """Number of settings that each defence was tried with; defences with unknown numbers are left out."""
+        counts = {defence: cell["defence"]["trials"] for (_, defence), cell in self.cells.items() if cell["defence"]["trials"]}
+        return {defence: counts[defence] for defence in self.defences if defence in counts}
 
     def missing(self) -> list[tuple[str, str]]:
         every = [(attack, defence) for attack in self.attacks for defence in self.defences]
@@ -74,7 +75,7 @@ class Board:
 
 
 def boards(cells: Sequence[Cell]) -> list[Board]:
-    """One for each model and data set, in the order of the cells. InputError where two files measure the same cell."""
+    """One board for each model and data set, in the order of the cells. InputError if two files measure the same cell."""
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         groups.setdefault((cell["model"], cell["data"]), []).append(cell)
@@ -101,13 +102,13 @@ def _board(model: str, data: str, cells: list[Cell]) -> Board:
     order = tuple(sorted(attacks, key=lambda name: name in clean))
     first = list(dict.fromkeys(cell["defence"]["name"] for cell in cells if cell["defence"]["trials"] == 0))
     return Board(
-        model=model, data=data, cells=measured, reported={place: told for place, told in reported.items() if told}, clean=clean,
+        model=model, data=data, cells=measured, reported={place: entries for place, entries in reported.items() if entries}, clean=clean,
         attacks=order, defences=(*first, *(name for name in defences if name not in first)),
     )  # fmt: skip
 
 
 def ratings(board: Board, attack: str, defence: str, kind: str) -> list[float]:
-    """One for each seed whose undefended model was measured; empty where the cell is not ranked."""
+    """The rating for each seed whose undefended model was measured; empty if the cell is not ranked."""
     choice = board.choice(attack, defence, kind)
     if choice is None or attack in board.clean or not board.took(attack, defence):
         return []
@@ -118,7 +119,7 @@ def ratings(board: Board, attack: str, defence: str, kind: str) -> list[float]:
 
 
 def rating(start_accuracy: Any, start_asr: Any, accuracy: Any, asr: Any) -> float:
-    """0 … 1, as said above; all in percent. None: the rule found no model."""
+    """The rating of the module's text, 0 … 1, from values in percent. None as accuracy or ASR: the rule found no model."""
     if accuracy is None or asr is None:
         return 0.0
     lost = max(0.0, start_accuracy - accuracy) / start_accuracy if start_accuracy > 0 else 0.0
@@ -134,32 +135,33 @@ class Ranked:
     """Mean over the attacks; equal ratings share the mean of their ranks."""
     low: float
     high: float
-    """95 % bootstrap interval over attacks and, within a cell, over seeds; nan where there is one of each."""
+    """95 % bootstrap interval over attacks and, within a cell, over seeds; nan if there is only one of each."""
     rating: float
     attacks: int
-    """That it was tried against, of `of`."""
+    """Number of attacks that it was tried against, of `of`."""
     of: int
 
 
 def ranking(board: Board, kind: str) -> list[Ranked]:
-    """The defences from the best mean rank; those with missing cells after the others, for a mean over other attacks is no comparison."""
-    found = {(a, d): values for a in board.attacks for d in board.defences if (values := ratings(board, a, d, kind))}
-    attacks = [attack for attack in board.attacks if any((attack, defence) in found for defence in board.defences)]
+    """The defences from the best mean rank on. Those with missing cells come last, because means over different attacks cannot be
+    compared."""
+    rated = {(a, d): values for a in board.attacks for d in board.defences if (values := ratings(board, a, d, kind))}
+    attacks = [attack for attack in board.attacks if any((attack, defence) in rated for defence in board.defences)]
     if not attacks:
         return []
-    means = _means(np.array([[fmean(found.get((a, d), [math.nan])) for d in board.defences] for a in attacks]))
+    means = _means(np.array([[fmean(rated.get((a, d), [math.nan])) for d in board.defences] for a in attacks]))
     draw, drawn = rng("leaderboard", kind), []
-    for _ in range(DRAWS if len(attacks) > 1 or any(len(values) > 1 for values in found.values()) else 0):
+    for _ in range(DRAWS if len(attacks) > 1 or any(len(values) > 1 for values in rated.values()) else 0):
         taken = [attacks[i] for i in draw.integers(len(attacks), size=len(attacks))]
-        drawn.append(_means(np.array([[_again(found.get((a, d), []), draw) for d in board.defences] for a in taken])))
+        drawn.append(_means(np.array([[_again(rated.get((a, d), []), draw) for d in board.defences] for a in taken])))
     lines = []
     for number, defence in enumerate(board.defences):
-        own = [fmean(found[a, defence]) for a in attacks if (a, defence) in found]
-        if own:
+        mine = [fmean(rated[a, defence]) for a in attacks if (a, defence) in rated]
+        if mine:
             ranks = np.array([mean[number] for mean in drawn if not math.isnan(mean[number])])
             low, high = np.percentile(ranks, [2.5, 97.5]) if len(ranks) else (math.nan, math.nan)
-            lines.append(Ranked(defence=defence, rank=float(means[number]), low=float(low), high=float(high), rating=fmean(own),
-                                attacks=len(own), of=len(attacks)))  # fmt: skip
+            lines.append(Ranked(defence=defence, rank=float(means[number]), low=float(low), high=float(high), rating=fmean(mine),
+                                attacks=len(mine), of=len(attacks)))  # fmt: skip
     return sorted(lines, key=lambda line: (line.attacks < line.of, line.rank))
 
 
@@ -178,8 +180,8 @@ def _again(values: list[float], draw: np.random.Generator) -> float:
 
 
 def unequal_trials(trials: Mapping[str, int]) -> str:
-    """A sentence where defences were tuned with different effort; empty where all have the same number of trials."""
+    """A sentence if the defences were tuned with different effort; empty if all have the same number of trials."""
     if len(set(trials.values())) <= 1:
         return ""
-    told = ", ".join(f"{name} {count}" for name, count in trials.items())
-    return f"Defences have different numbers of trials, so some are tuned harder than others: {told}."
+    listed = ", ".join(f"{name} {count}" for name, count in trials.items())
+    return f"Defences have different numbers of trials, so some are tuned harder than others: {listed}."

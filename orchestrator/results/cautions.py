@@ -13,7 +13,7 @@ from orchestrator.results.points import GIVEN, cleaned_points, panels, points_of
 from orchestrator.results.selection import Choice, Row, table
 
 MARGIN = 0.1
-"""A drawn value within this share of the range from a bound counts as lying at the end."""
+"""A drawn value counts as lying at the end if its distance from a bound is less than this share of the range."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +34,7 @@ class Caution:
 
 @dataclass(frozen=True, kw_only=True)
 class End:
-    """A chosen value that lies at an end of the values that were tried: values beyond it might be better."""
+    """A chosen value at an end of the values that were tried: a value beyond it might be better."""
 
     setting: str
     """`lr = 0.004, the largest tried (0.001 … 0.004)`"""
@@ -55,45 +55,45 @@ def beside(panel: str, found: list[Caution]) -> list[str]:
 def cautions(study: Study) -> list[Caution]:
     """Failed gates, broken trials, empty choices, ends of grids, unequal evaluations, too few seeds."""
     rows = table(study)
-    found = [*_gates(study), *_broken(study), *_several(study), *_missed(rows), *_ends(study, rows)]
+    result = [*_gates(study), *_broken(study), *_several(study), *_missed(rows), *_ends(study, rows)]
     sizes = {_pictures(p.metrics) for stage in [*study.pretrains, *study.trials] for p in points_of(stage)}
     if len(sizes) > 1:
-        found.append(
+        result.append(
             Caution(text="The evaluations differ in their number of images: some points are not comparable with others.")
         )
-    return [*found, *_few_seeds(study, rows)]
+    return [*result, *_few_seeds(study, rows)]
 
 
 def _pictures(metrics: Mapping[str, float]) -> tuple[tuple[str, float], ...]:
-    """The number of pictures behind each metric. With several attacks each has its own, because `asr/` is that of the strongest attack."""
+    """The number of pictures behind each metric. With several attacks `asr/n` is left out: `asr/` is then that of the strongest attack."""
     several = any(re.fullmatch(r"asr/[^/]+/n", name) for name in metrics)
     return tuple(sorted((name, metrics[name]) for name in metrics if re.fullmatch(r"(zeroshot|asr(/[^/]+)?)/n", name)
                         and not (several and name == "asr/n")))  # fmt: skip
 
 
 def ends(study: Study, row: Row, choice: Choice) -> Iterator[End]:
-    """The chosen trial's numbers that are the smallest or largest of those tried.
+    """The numbers of the chosen trial that are the smallest or largest of those tried.
 
-    A value counts as tried where it gave a point in the choice's own repetition: in a trial that equals the chosen one in all other fields
-    or, where no two trials do (their values were drawn, or vary together), in any trial.
+    A value counts as tried if a trial with it gave a point in the repetition of the choice. Only trials that equal the chosen one in all
+    other fields are compared; if no other trial does (values were drawn, or vary together), all trials are.
     """
     chosen = choice.trial
     assert chosen
-    given = {trial.fingerprint: hyperparameters(trial) for trial in row.trials}
-    names = short_paths(list(dict.fromkeys(path for found in given.values() for path in found)))
+    settings_of = {trial.fingerprint: hyperparameters(trial) for trial in row.trials}
+    names = short_paths(list(dict.fromkeys(path for settings in settings_of.values() for path in settings)))
     seeds = repetitions(study, row.trials)
-    own = [t for t in row.trials if t.pretrain == chosen.pretrain and seeds[t.fingerprint] == choice.repetition]
+    siblings = [t for t in row.trials if t.pretrain == chosen.pretrain and seeds[t.fingerprint] == choice.repetition]
 
     def ran_with(trial: TrialResult, path: str) -> Any:
-        found = given[trial.fingerprint]
-        return found[path] if path in found else value_at(trial, path)  # a trial of another sweep, which did not vary it
+        settings = settings_of[trial.fingerprint]
+        return settings[path] if path in settings else value_at(trial, path)  # a trial of another sweep, which did not vary it
 
-    values = [{path: ran_with(trial, path) for path in names} for trial in [chosen, *filter(cleaned_points, own)]]
+    values = [{path: ran_with(trial, path) for path in names} for trial in [chosen, *filter(cleaned_points, siblings)]]
     for path, value in values[0].items():
-        if is_seed(path) or not is_number(value) or len({str(ran_with(trial, path)) for trial in own}) < 2:
+        if is_seed(path) or not is_number(value) or len({str(ran_with(trial, path)) for trial in siblings}) < 2:
             continue
         others = [other for other in names if other != path and not is_seed(other)]
-        alike = [found for found in values if all(found[other] == values[0][other] for other in others)]
+        alike = [settings for settings in values if all(settings[other] == values[0][other] for other in others)]
         tried = _tried(alike, path) if len(_tried(alike, path)) > 1 else _tried(values, path)
         range_ = _range(study, chosen, path)
         if range_:
@@ -112,7 +112,7 @@ def _tried(found: list[dict[str, Any]], path: str) -> list[float]:
 
 
 def _range(study: Study, trial: TrialResult, path: str) -> tuple[float, float] | None:
-    """Bounds of the space that the trial's value was drawn from; None for a grid. Sweeps that were joined have a space each."""
+    """Bounds of the space that the trial's value was drawn from; None for a grid. In joined sweeps each trial has its own space."""
     spaces = study.config.get("spaces", {})
     space = spaces.get(trial.fingerprint, study.config.get("space"))
     described = space.get(path) if isinstance(space, dict) else None
@@ -178,19 +178,21 @@ def _missed(rows: list[Row]) -> Iterator[Caution]:
 
 
 def _ends(study: Study, rows: list[Row]) -> Iterator[Caution]:
-    """Of each row, and of the series' grid among all values of a method: in a row of its own each would be the only one.
+    """Cautions about choices at the end of a range or grid.
 
-    A series of what a cleaning is given (its pairs, its poisons) is never chosen from, nor is one of before the cleaning.
+    Each row is checked. The values of the series are checked too, among all trials of a method, because a row of its own has only one of
+    them. A series is left out if no rule chooses among its values: one of what a cleaning is given (its pairs, its poisons) or of an
+    earlier stage.
     """
     series = study.series if study.series.startswith("clean.") and study.series not in GIVEN else ""
     judged = [(row, "") for row in rows] + [(row, series) for row in (table(study, series) if series else ())]
-    found: dict[End, dict[tuple[str, str], None]] = {}
+    places: dict[End, dict[tuple[str, str], None]] = {}
     for row, only in judged:
         for choice in row.reached if row.rule.oracle else ():
             for end in ends(study, row, choice):
                 if only in ("", end.path):
-                    found.setdefault(end, {})[row.panel.label, row.method] = None
-    for end, where in found.items():
+                    places.setdefault(end, {})[row.panel.label, row.method] = None
+    for end, where in places.items():
         space = "range" if end.drawn else "grid"
         text = f"Chosen at the end of its {space}: {end.setting}; a wider {space} may change it. This holds for"
         yield Caution(text=text, panels=tuple(dict.fromkeys(label for label, _ in where)), where=tuple(where))
@@ -214,11 +216,11 @@ def _few_seeds(study: Study, rows: list[Row]) -> Iterator[Caution]:
 
 
 def diverged(stage: StageResult) -> bool:
-    """Whether the training diverged: some metric is not finite."""
+    """Whether the training diverged: it failed for that reason, or some metric is not finite."""
     return stage.failure == DIVERGED or bool(_not_finite(stage))
 
 
 def _not_finite(stage: StageResult) -> list[str]:
     """The metrics that are not finite in some epoch."""
     metrics = (line.get("metrics", {}) for line in stage.metrics)
-    return sorted({name for found in metrics for name, value in found.items() if isinstance(value, float) and not math.isfinite(value)})
+    return sorted({name for values in metrics for name, value in values.items() if isinstance(value, float) and not math.isfinite(value)})

@@ -1,6 +1,6 @@
-"""Cells of a matrix as files: what is measured of one defence against one attack, and what papers report of it.
+"""Cells of a matrix as files: what was measured of one defence against one attack, and what papers report of it.
 
-A cell is plain JSON with fixed keys. `data/cell.schema.json` is the one description of them; what is read is checked against it.
+A cell is plain JSON with fixed keys. `data/cell.schema.json` is their only description, and every cell that is read is checked against it.
 """
 
 import json
@@ -46,8 +46,8 @@ def read_cell(path: Path) -> Cell:
     except (ValueError, RecursionError) as error:
         raise InputError(f"result file {path} is no JSON: {error}.") from error
     if not isinstance(cell, dict) or cell.get("schema") != SCHEMA or cell.get("version") != VERSION:
-        told = {key: cell.get(key) for key in ("schema", "version")} if isinstance(cell, dict) else type(cell).__name__
-        raise InputError(f"result file {path} has {_short(told)}; accepted: schema {SCHEMA!r}, version {VERSION}.")
+        header = {key: cell.get(key) for key in ("schema", "version")} if isinstance(cell, dict) else type(cell).__name__
+        raise InputError(f"result file {path} has {_short(header)}; accepted: schema {SCHEMA!r}, version {VERSION}.")
     check_cell(cell, f"result file {path}")
     return cell
 
@@ -71,7 +71,7 @@ def _no_number(text: str) -> None:
 
 
 def _check(value: Any, rule: dict[str, Any], where: str, path: str) -> None:
-    """The part of JSON Schema that our schema uses."""
+    """Check a value against the part of JSON Schema that our schema uses."""
     if "$ref" in rule:
         return _check(value, schema()["$defs"][rule["$ref"].rpartition("/")[2]], where, path)
     named = f"{where}: {path or 'the whole'}"
@@ -106,17 +106,17 @@ def _short(value: Any) -> str:
 
 
 def read_cells(folder: Path) -> list[Cell]:
-    """Every cell below a folder, in the order of the files' names; InputError where there is none, or a file is none."""
+    """Every cell below a folder, in the order of the files' names. InputError if there is none, or if a file is no cell."""
     if not folder.is_dir():
         raise InputError(f"{folder} is no folder; give one that holds result files (*.json).")
-    found = [read_cell(path) for path in sorted(folder.rglob("*.json"))]
-    if not found:
+    cells = [read_cell(path) for path in sorted(folder.rglob("*.json"))]
+    if not cells:
         raise InputError(f"{folder} holds no result file (*.json).")
-    return found
+    return cells
 
 
 def write_cell(cell: Cell, folder: Path, place: tuple[int, int]) -> Path:
-    """Write a cell; the numbers of its row and column begin the file's name, so that files are sorted as the matrix is."""
+    """Write a cell. The file's name begins with the numbers of its row and column, so that files are sorted as the matrix is."""
     check_cell(cell, f"cell {cell['attack']['name']}, {cell['defence']['name']}")
     names = [re.sub(r"[^A-Za-z0-9]+", "-", cell[key]["name"]).strip("-").lower() for key in ("attack", "defence")]
     path = folder / f"{place[0]:02d}-{names[0]}--{place[1]:02d}-{names[1]}.json"
@@ -126,14 +126,14 @@ def write_cell(cell: Cell, folder: Path, place: tuple[int, int]) -> Path:
 
 @dataclass(frozen=True, kw_only=True)
 class Repetition:
-    """One seed of a cell: the undefended model, and what the defence made of it."""
+    """One seed of a cell: the undefended model, and the trials of the defence."""
 
     start: Point | None
-    """The undefended model, which is also what the rules compare with."""
+    """The undefended model, with which the rules also compare."""
     trials: Sequence[StageResult] = ()
-    """One a setting: cleanings, or pre-trainings with the defence. None for the undefended column itself."""
+    """One per setting: cleanings, or pre-trainings with the defence. Empty for the undefended column itself."""
     told: Sequence[str] = ()
-    """What tells each trial from the others."""
+    """For each trial the text that tells it from the others."""
     undefended: bool = False
 
     def choose(self, rule: str) -> Point | None:
@@ -146,12 +146,12 @@ class Repetition:
     def settings(self, point: Point | None) -> str | None:
         if point is None:
             return None
-        told = [text for trial, text in zip(self.trials, self.told) if trial is point.stage and text]
-        return ", ".join([*told, f"epoch {point.epoch}"])
+        texts = [text for trial, text in zip(self.trials, self.told) if trial is point.stage and text]
+        return ", ".join([*texts, f"epoch {point.epoch}"])
 
 
 def results_of(trial: StageResult) -> list[Point]:
-    """The models among which a rule chooses: those of a cleaning, or those after each epoch of a pre-training."""
+    """The models among which a rule chooses: the results of a cleaning, or the model after each epoch of a pre-training."""
     if isinstance(trial, TrialResult):
         return cleaned_points(trial)
     return results(points_of(trial)) if trial.status == "finished" else []
@@ -175,18 +175,18 @@ def choice_of(rule: str, runs: Sequence[Repetition], clean: Sequence[Repetition]
 
 
 def quantity(points: Sequence[Point | None], metric: str) -> dict[str, Any] | None:
-    """Mean and 95 % interval over the seeds that have a model (over the test pictures where it is one), and each seed's value."""
+    """Mean and 95 % interval over the seeds that have a model (over the test pictures if there is only one), and each seed's value."""
     there = [point for point in points if point is not None and metric in point.metrics]
-    found = interval_of([point.metrics[metric] for point in there], there, metric)
-    if found is None:
+    interval = interval_of([point.metrics[metric] for point in there], there, metric)
+    if interval is None:
         return None
-    low, high = ((min(max(bound, 0.0), 100.0) if math.isfinite(bound) else None) for bound in found[1:])
-    return {"mean": found[0], "low": low, "high": high, "values": [p.metrics.get(metric) if p is not None else None for p in points]}
+    low, high = ((min(max(bound, 0.0), 100.0) if math.isfinite(bound) else None) for bound in interval[1:])
+    return {"mean": interval[0], "low": low, "high": high, "values": [p.metrics.get(metric) if p is not None else None for p in points]}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Found:
-    """What is known of a cell before it is one: facts of the experiment, and its repetitions in the order of `seeds`."""
+    """Everything that a cell is made from: facts of the experiment, and its repetitions in the order of `seeds`."""
 
     facts: dict[str, Any]
     """The keys `matrix`, `attack`, `defence`, `model`, `data`."""
@@ -204,7 +204,7 @@ class Found:
 
 
 def cell_of(found: Found) -> Cell:
-    """The cell; `measured` is null where no model of it has been measured."""
+    """The cell as JSON; `measured` is null if none of its models has been measured."""
     there = any(run.choose(found.rules[1]) for run in found.runs)
     choices = [choice_of(rule, found.runs, found.clean, found.clean_metric) for rule in found.rules]
     last = next((run.start.metrics for run in found.runs if run.start), {})

@@ -1,13 +1,13 @@
-"""What any claim needs: the component that judges a study, the trials that it compares, and its verdict.
+"""Base of all claims: the component that judges a study, the trials that it compares, and its verdict.
 
-A claim is a class of its own, beside the sweeps that name it in `Sweep.claims`. It asks for classes and settings, never for a label.
-Its verdict is `shown`, `not shown` (tried, and the criterion is not met; the reason says why), `not tried`, or `not judged` where its own
-code fails.
+A claim is a class of its own, beside the sweeps that name it in `Sweep.claims`. It looks for classes and settings, never for a label. Its
+verdict is `shown`, `not shown` (tried, but the criterion is not met; the reason says why), `not tried`, or `not judged` (its own code
+failed).
 
-A `Bench` holds the trials of one method on one pre-training. What stands against any claim is told by it: fewer than three seeds, a failed
-attack gate, trials that are not at an end. A trial is at its end when it has run to its last epoch, or when it diverged: that too is what
-its setting leads to, and the reason says so. One that failed otherwise or that a scheduler stopped is not, nor is a seed without a point or
-with every second trial diverged.
+A `Bench` holds the trials of one method on one pre-training. It also lists the objections that hold against any claim: fewer than three
+seeds, a failed attack gate, unfinished trials, a seed without a point, a seed of which half of the trials or more diverged. A trial is
+finished when it has run to its last epoch, or when it diverged: that is a result of its setting, and the reason mentions it. A trial that
+failed otherwise, or that a scheduler stopped, is unfinished.
 """
 
 import math
@@ -30,15 +30,15 @@ from orchestrator.results.points import GIVEN, Panel, before_cleaning, cleaned_p
 from orchestrator.results.selection import Row, Rule, choices
 
 SEEDS = 3
-"""A claim needs at least this many."""
+"""Least number of seeds for a claim."""
 VERDICTS = ("shown", "not shown", "not tried", "not judged")
 Asked = type[Component] | Callable[[Node], bool]
-"""What a claim asks for: a class with any settings, or a function that tests a component of a configuration."""
+"""What a claim looks for: a class with any settings, or a function that tests a component of a configuration."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """The verdict of one sweep, or several joined, on one claim for one pre-training and cleaning set."""
+    """The verdict on one claim for one pre-training and cleaning set, from one sweep or from several joined ones."""
 
     claim: str = ""
     """The claim's name. `judged` fills in this field and the next three."""
@@ -53,7 +53,7 @@ class Verdict:
     images: int | None = None
     """Pictures in the evaluation set."""
     measure: str = ""
-    """What is estimated."""
+    """The estimated quantity."""
     estimate: float | None = None
     low: float | None = None
     high: float | None = None
@@ -71,56 +71,57 @@ class Claim(Component, ABC):
     """A statement that a study may show, by a criterion that is fixed in advance."""
 
     text: ClassVar[str] = ""
-    """What is claimed."""
+    """The statement that is claimed."""
     criterion: ClassVar[str] = ""
-    """When it counts as shown."""
+    """When the claim counts as shown."""
     needed: ClassVar[str] = ""
-    """What has to be tried for it; this is the reason given for a claim that was not tried."""
+    """What must be tried for it; this is the reason given if the claim was not tried."""
     published: ClassVar[str] = ""
     """The published finding, if there is one."""
 
     @abstractmethod
     def judge(self, study: Study) -> Iterable[Verdict]:
-        """A verdict for each pre-training and cleaning set that was tried; none where it was not. Several sweeps come as one study."""
+        """A verdict for each pre-training and cleaning set that was tried; none if nothing was. Several sweeps come joined into one
+        study."""
 
 
 def judged(claims: Sequence[Claim], studies: Sequence[Study]) -> list[Verdict]:
-    """The verdicts of several sweeps taken together: trials of one pre-training are compared whichever sweep ran them.
+    """The verdicts on several sweeps together: trials of one pre-training are compared, whichever sweep ran them.
 
     A claim whose own code fails is not judged, and the reason says how it failed.
     """
-    study, found = joined(studies), []
+    study, verdicts = joined(studies), []
     for claim, name in called(claims).items():
         try:
             mine = list(claim.judge(study)) or [Verdict(verdict="not tried", reason=claim.needed)]
-            found += [replace(v, claim=name, text=claim.text, criterion=claim.criterion, published=claim.published) for v in mine]
+            verdicts += [replace(v, claim=name, text=claim.text, criterion=claim.criterion, published=claim.published) for v in mine]
         except Exception as error:
             place = traceback.extract_tb(error.__traceback__)[-1]
             reason = f"Its code failed: {type(error).__name__} in {Path(place.filename).name}, line {place.lineno}: {error}"
-            found.append(Verdict(claim=name, text=claim.text, criterion=claim.criterion, verdict="not judged", reason=reason))
-    return found
+            verdicts.append(Verdict(claim=name, text=claim.text, criterion=claim.criterion, verdict="not judged", reason=reason))
+    return verdicts
 
 
 def called(claims: Sequence[Claim]) -> dict[Claim, str]:
-    """Each claim, once, by its label; claims that share one are told apart by their classes or settings."""
+    """Each claim, once, by its label; claims with the same label are told apart by their classes or settings."""
     alike: dict[str, list[Claim]] = {}
     for claim in dict.fromkeys(claims):
         alike.setdefault(claim.label, []).append(claim)
-    told = {claim: words for mine in alike.values() for claim, words in zip(mine, tell_apart([described(claim) for claim in mine]))}
-    return {claim: f"{claim.label} ({told[claim]})" if told[claim] else claim.label for claim in dict.fromkeys(claims)}
+    distinction = {claim: words for mine in alike.values() for claim, words in zip(mine, tell_apart([described(claim) for claim in mine]))}
+    return {claim: f"{claim.label} ({distinction[claim]})" if distinction[claim] else claim.label for claim in dict.fromkeys(claims)}
 
 
 def as_json(found: Sequence[Verdict]) -> list[dict[str, Any]]:
-    """Plain values, numbers that are not finite as null."""
+    """The verdicts as plain values; numbers that are not finite become null."""
     return [{k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in asdict(verdict).items()} for verdict in found]
 
 
 def joined(studies: Sequence[Study]) -> Study:
-    """One study of all their stages, each once; series are dropped, so that a method's best is sought over all its settings."""
+    """One study of all their stages, each once. Series are dropped, so that a method's best is sought over all its settings."""
     pretrains = {stage.fingerprint: stage for study in studies for stage in study.pretrains}
     trials: dict[str, TrialResult] = {}
     for trial in (trial for study in studies for trial in study.trials):
-        known = trials.get(trial.fingerprint, trial)  # one sweep may vary what another sets once
+        known = trials.get(trial.fingerprint, trial)  # one sweep may vary what another fixes
         trials[trial.fingerprint] = replace(trial, overrides={**known.overrides, **trial.overrides})
     gates = {key: gate for study in studies for key, gate in study.gates.items()}
     spaces = {trial.fingerprint: study.config.get("space") for study in studies for trial in study.trials}
@@ -141,11 +142,11 @@ class Bench:
     panel: Panel
     trials: tuple[TrialResult, ...]
     left: tuple[str, ...]
-    """Objections to any claim: seeds that were left out or have no point, and trials that are not at their end."""
+    """Objections to any claim: seeds that were left out or have no point, and unfinished trials."""
     diverged: tuple[str, ...]
-    """A sentence about trials that count as tried although they diverged."""
+    """A sentence about diverged trials, which count as tried."""
     cleaning: str
-    """The cleaning set for the reader: ", 600 pairs, 5 poisons"."""
+    """The cleaning set in words: ", cleaned with 600 pairs of which 5 are poisons"."""
 
     def row(self, rule: Rule) -> Row:
         """The rule's choice for each seed."""
@@ -163,18 +164,19 @@ class Bench:
 
     def partner(self, others: Sequence["Bench"]) -> "Bench | None":
         """The bench with the same cleaning whose pre-training differs only in its objective, or in fields that belong to the objective."""
-        found = [other for other in others if other.like(self)]
+        candidates = [other for other in others if other.like(self)]
         for path in ("pretrain.objective", "pretrain"):  # a larger batch may belong to an objective
             story = before_cleaning(self.panel.pretrains[0].config, path)
-            alike = [other for other in found if before_cleaning(other.panel.pretrains[0].config, path) == story]
+            alike = [other for other in candidates if before_cleaning(other.panel.pretrains[0].config, path) == story]
             if len(alike) == 1:
                 return alike[0]
         return None
 
 
 def benches(study: Study, objective: Asked, method: Asked, poisons: int = 0) -> list[Bench]:
-    """A bench for each pre-training with this objective and each cleaning set with this number of poisons on which the method was tried."""
-    made = []
+    """A bench for each pre-training with this objective and each cleaning set with this number of poisons, if the method was tried
+    there."""
+    result = []
     for panel in panels(study):
         groups: dict[tuple[str, ...], list[TrialResult]] = {}
         for trial in study.trials if _is(objective_node(panel.pretrains[0]), objective) else ():
@@ -192,18 +194,18 @@ def benches(study: Study, objective: Asked, method: Asked, poisons: int = 0) -> 
                 few = number_of(models, "pre-training")
                 left.append(f"the {len(repeated)} seeds are of {few}: of the cleaning or the evaluation, not of the attack")
             broken = sum(map(diverged, kept))
-            told = (f"{broken} of {len(kept)} trials diverged and count as tried",) if broken else ()
+            note = (f"{broken} of {len(kept)} trials diverged and count as tried",) if broken else ()
             pairs = value_at(trials[0], "clean.pairs")
             cleaning = f", cleaned with {pairs} pairs" if pairs else ""
             cleaning += f" of which {poisons} are poisons" if poisons else ""
-            made.append(
-                Bench(study=study, panel=panel, trials=kept or tuple(trials), left=tuple(left), diverged=told, cleaning=cleaning)
+            result.append(
+                Bench(study=study, panel=panel, trials=kept or tuple(trials), left=tuple(left), diverged=note, cleaning=cleaning)
             )
-    return made
+    return result
 
 
 def at_end(study: Study, row: Row) -> str:
-    """The chosen settings that lie at an end of the values that were tried; empty if none does."""
+    """The chosen settings that lie at an end of the values that were tried, as text; empty if none does."""
     return "; ".join(dict.fromkeys(end.setting for choice in row.reached for end in ends(study, row, choice)))
 
 
@@ -211,7 +213,8 @@ def verdict_of(
     bench: Bench, row: Row, *, against: Sequence[str], fine: str, measure: str, measured: tuple[float, float, float] | None,
     seen: str = "", diverged: Sequence[str] = (),
 ) -> Verdict:  # fmt: skip
-    """Shown if there are no objections; `fine` is then the reason. `measured` is (estimate, low, high) of `measure`."""
+    """The verdict: shown if there are no objections (`against`), and then `fine` is the reason. `measured`: (estimate, low, high) of
+    `measure`."""
     points = [choice.point or choice.start for choice in row.choices]
     images = points[0].metrics.get("zeroshot/n") if points else None
     mean, low, high = measured or (None, None, None)
@@ -223,7 +226,7 @@ def verdict_of(
 
 
 def _unfinished(study: Study, trials: Sequence[TrialResult]) -> Iterator[str]:
-    """Why these trials are not complete."""
+    """One objection for each way in which these trials are incomplete."""
     status = Counter(trial.status for trial in trials if not diverged(trial))
     if running := status["running"] + study.missing:
         yield f"{running} trials have not finished"
@@ -244,7 +247,7 @@ def _attacks(study: Study, trials: Sequence[TrialResult]) -> int:
     """How many pre-trainings the trials start from; those that differ only in a seed of the evaluation count once."""
     started = {trial.pretrain for trial in trials}
     seeds = [seeds_of(stage.config) for stage in study.pretrains if stage.fingerprint in started]
-    return len({tuple(sorted((p, v) for p, v in found.items() if not p.startswith(("evaluate.", "clean.")))) for found in seeds})
+    return len({tuple(sorted((p, v) for p, v in fields.items() if not p.startswith(("evaluate.", "clean.")))) for fields in seeds})
 
 
 def _given(trial: TrialResult, path: str) -> str:

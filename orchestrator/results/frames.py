@@ -1,6 +1,6 @@
-"""A study's numbers as pandas frames, for people who compute: every epoch of every training, and the models one would keep.
+"""A study's numbers as pandas frames, for people who compute: every epoch of every training, and the models to keep.
 
-`points` makes the frame; `choose`, `front` and `series` take it, whole or filtered, and give a smaller one. All shares are in percent.
+`points` makes the frame; `choose`, `front` and `series` take it, whole or filtered, and return a smaller one. All shares are in percent.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ REPETITION = ("pretraining", "pretrain", "method", "repetition")
 
 
 def points(study: Study) -> pandas.DataFrame:
-    """One row for each epoch of each pre-training and cleaning; columns that a row has no value for are NaN there.
+    """One row for each epoch of each pre-training and cleaning; a column is NaN in rows that have no value for it.
 
-    Columns: `study`, `stage` (pretrain | clean), `pretraining` (pre-trainings that differ by their seeds alone share it), `method`
-    (what was tried; empty for a pre-training), `repetition` (its seeds), `fingerprint`, `pretrain` (fingerprint of the pre-training),
+    Columns: `study`, `stage` (pretrain | clean), `pretraining` (shared by pre-trainings that differ only in their seeds), `method` (the
+    cleaning method; empty for a pre-training), `repetition` (its seeds), `fingerprint`, `pretrain` (fingerprint of the pre-training),
     `status`, `role` (training | before | result: rules choose among results), `epoch`, `step`, `seconds`, `checkpoint` (folder of its
-    weights in the store; empty where they were not kept), `accuracy`, `asr` and their 95 % bounds, `start_accuracy` and `start_asr` of
-    the uncleaned model; then every field of the experiment by its dotted path, and every metric by its name.
+    weights in the store; empty if they were not kept), `accuracy`, `asr` and their 95 % bounds, `start_accuracy` and `start_asr` of the
+    uncleaned model; then every field of the experiment by its dotted path, and every metric by its name.
     """
     import pandas
 
@@ -53,20 +53,20 @@ def points(study: Study) -> pandas.DataFrame:
         config = {path: _leaf(value) for path, value in flatten(stage.config)}
         config |= {path: _leaf(value) for path, value in hyperparameters(trial).items()} if trial else {}
         start = measured.start_of(study, source, trial) if trial else None
-        found = {point.epoch: point for point in measured.points_of(stage)}
+        by_epoch = {point.epoch: point for point in measured.points_of(stage)}
         for epoch, line in sorted({line["epoch"]: line for line in stage.metrics}.items()):
-            own = {"role": measured.role_of(stage, epoch), "epoch": epoch, "step": line.get("step"), "seconds": line.get("seconds")}
-            point = found.get(epoch)
+            row = {"role": measured.role_of(stage, epoch), "epoch": epoch, "step": line.get("step"), "seconds": line.get("seconds")}
+            point = by_epoch.get(epoch)
             if point is not None:
-                own |= {"checkpoint": measured.checkpoint_of(study, point), "accuracy": point.accuracy, "asr": point.asr}
-                own |= _bounds(point)
-            own |= {"start_accuracy": start.accuracy, "start_asr": start.asr} if start else {}
-            rows.append(fixed | own | config | line.get("metrics", {}))
+                row |= {"checkpoint": measured.checkpoint_of(study, point), "accuracy": point.accuracy, "asr": point.asr}
+                row |= _bounds(point)
+            row |= {"start_accuracy": start.accuracy, "start_asr": start.asr} if start else {}
+            rows.append(fixed | row | config | line.get("metrics", {}))
     return pandas.DataFrame(rows)
 
 
 def choose(frame: pandas.DataFrame, rule: str = "acc_at_asr_le_5", by: Sequence[str] = REPETITION) -> pandas.DataFrame:
-    """The row that the rule picks of each group that has one, with `drop`: points of accuracy lost.
+    """The row that the rule picks in each group, with a column `drop`: points of accuracy lost. Groups in which it picks none are left out.
 
     `rule`: a key of `trainers.evaluate.choice.RULES`. `by`: columns that are the same in all rows among which it chooses.
     """
@@ -83,7 +83,7 @@ def choose(frame: pandas.DataFrame, rule: str = "acc_at_asr_le_5", by: Sequence[
 
 
 def front(frame: pandas.DataFrame, by: Sequence[str] = ("pretraining", "pretrain", "method")) -> pandas.DataFrame:
-    """The rows of each group that no other beats (none is at least as accurate at no higher ASR), from the lowest ASR up."""
+    """The rows of each group's Pareto front (no other row is at least as accurate at no higher ASR), from the lowest ASR up."""
     frame, kept = frame.reset_index(drop=True), []
     for _, group in _results(frame).groupby(list(by), sort=False, dropna=False):
         models = _models(group)
@@ -94,7 +94,7 @@ def front(frame: pandas.DataFrame, by: Sequence[str] = ("pretraining", "pretrain
 def series(frame: pandas.DataFrame, path: str, rule: str = "acc_at_asr_le_5", metric: str = "accuracy") -> pandas.DataFrame:
     """A metric of the rule's choices over the values of a field: columns `pretraining`, `method`, the path, `n`, `mean`, `low`, `high`.
 
-    `path`: a dotted path of the experiment, e.g. clean.lr. `n` repetitions; bounds are Student's 95 % interval, NaN for one.
+    `path`: a dotted path of the experiment, e.g. clean.lr. `n`: number of repetitions; bounds are Student's 95 % interval, NaN if n is 1.
     """
     import pandas
 

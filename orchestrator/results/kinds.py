@@ -1,7 +1,7 @@
 """Which objective and which cleaning method a stage ran, by the component's class and by its label.
 
-Names are for people, and two classes may have the same one. So `kind_of` tells what belongs together, and `study_objective` and
-`study_method` tell what the study of CleanCLIP tried; they look at classes and weights, never at names.
+Labels are for people, and two classes may have the same one. So `kind_of` decides which stages belong together, and `study_objective` and
+`study_method` recognise what the study of CleanCLIP tried; the latter look at classes and weights, never at labels.
 """
 
 from collections.abc import Collection, Iterator, Sequence
@@ -13,9 +13,9 @@ from orchestrator.experiment.fingerprint import ID, LABEL
 from orchestrator.results.outcome import StageResult, TrialResult
 
 Node = dict[str, Any]
-"""A component as JSON: its class, its label where it was written down, and its fields."""
+"""A component as JSON: its class, its label if it was stored, and its fields."""
 Kind = tuple[str, ...]
-"""The label, then the classes behind it. Our own components have no classes here: their labels name their losses."""
+"""The label, then the classes behind it. Our own components have no classes here, because their labels name their losses."""
 
 
 @cache
@@ -37,18 +37,18 @@ def own() -> dict[str, type[Component]]:
 
 @cache
 def reserved() -> frozenset[str]:
-    """Labels of the project's own components: any other class with such a label is always shown with its class."""
+    """Labels of the project's own components; any other class with such a label is always shown with its class."""
     return frozenset({"MMCL", "SSL", "MMCL+SSL", "CleanCLIP", "SigLIP", "deep-clustering", "pseudo-labels"})
 
 
 def objective_node(stage: StageResult) -> Node:
-    """The pre-training objective, or the given model; empty where the configuration has neither."""
+    """The pre-training objective, or the given model; empty if the configuration has neither."""
     pretrain = _node(stage.config, "pretrain")
     return _node(stage.config, "pretrain", "objective") or (pretrain if "checkpoint" in pretrain else {})
 
 
 def method_node(stage: StageResult) -> Node:
-    """The cleaning method; a manifest's configuration is that of the cleaning alone."""
+    """The cleaning method; the configuration in a manifest is that of the cleaning alone."""
     return _node(stage.config, "clean", "method") or ({} if "clean" in stage.config else _node(stage.config, "method"))
 
 
@@ -71,7 +71,7 @@ def kind_of(node: Node) -> Kind:
 
 
 def names(stages: Sequence[StageResult]) -> dict[str, str]:
-    """Fingerprint → the name of the stage's component: its label, with its class where another class has the same label."""
+    """Fingerprint → name of the stage's component: its label, and its class if another class has the same label."""
     nodes = {stage.fingerprint: component_of(stage) for stage in stages}
     alike: dict[str, set[Kind]] = {}
     for node in nodes.values():
@@ -80,11 +80,11 @@ def names(stages: Sequence[StageResult]) -> dict[str, str]:
 
 
 def name_of(node: Node, alike: Collection[Kind] = ()) -> str:
-    """The component's label, with its class where it is not ours and ours, or others of these kinds, have the same label."""
+    """The component's label. Its class is added if it is not ours and the label also belongs to ours or to another of the kinds `alike`."""
     label, *classes = kind_of(node)
-    told = classes if len(alike) > 1 else [path for path in classes if _is_reserved(node, path)]
+    shown = classes if len(alike) > 1 else [path for path in classes if _is_reserved(node, path)]
     others = {path for kind in alike for path in kind[1:]} | set(own())
-    return f"{label} ({', '.join(ending(path, others) for path in told)})" if told else label
+    return f"{label} ({', '.join(ending(path, others) for path in shown)})" if shown else label
 
 
 def is_a(node: Node, *classes: type[Component]) -> bool:
@@ -103,9 +103,9 @@ def study_objective(stage: StageResult) -> str:
 
 
 def study_method(stage: StageResult) -> str:
-    """The fine-tuning as the study calls it ("CleanCLIP", "MMCL", "SSL"), by class and weights; empty for any other class."""
-    found = _losses(method_node(stage), "trainers.methods.finetune", ("FineTune", "MMCLFineTune", "CleanCLIP", "SSLFineTune"))
-    return "CleanCLIP" if found == "MMCL+SSL" else found
+    """The cleaning as the study calls it ("CleanCLIP", "MMCL", "SSL"), by class and weights; empty for any other class."""
+    losses = _losses(method_node(stage), "trainers.methods.finetune", ("FineTune", "MMCLFineTune", "CleanCLIP", "SSLFineTune"))
+    return "CleanCLIP" if losses == "MMCL+SSL" else losses
 
 
 def _losses(node: Node, module: str, classes: Sequence[str]) -> str:
@@ -123,7 +123,7 @@ def _node(config: Any, *path: str) -> Node:
 
 
 def _classes(node: Node) -> Iterator[str]:
-    """The component's class, and those of its parts that its label names."""
+    """The component's class, and those of the parts that its label names."""
     yield str(node.get("class", ""))
     for part in node.values():
         if isinstance(part, dict) and "class" in part and label_of(part) in label_of(node):
@@ -131,7 +131,7 @@ def _classes(node: Node) -> Iterator[str]:
 
 
 def _is_reserved(node: Node, path: str) -> bool:
-    """Whether this class, of the component or a part of it, has a label of ours."""
+    """Whether this class, of the component or of a part of it, has the label of one of ours."""
     parts = [part for part in node.values() if isinstance(part, dict) and "class" in part]
     return (node.get("class") == path and label_of(node) in reserved()) or any(_is_reserved(part, path) for part in parts)
 
@@ -147,16 +147,16 @@ def ending(path: str, others: Collection[str]) -> str:
 def _bare(node: Node) -> Component:
     """A component of ours made from the fields of a configuration, to ask for its label."""
     cls = own()[node["class"]]
-    made = object.__new__(cls)
+    component = object.__new__(cls)
     for name, value in node.items():
         if name not in ("class", ID):
             inner = isinstance(value, dict) and "class" in value
-            object.__setattr__(made, name, (_bare(value) if value["class"] in own() else _Named(label_of(value))) if inner else value)
-    return made
+            object.__setattr__(component, name, (_bare(value) if value["class"] in own() else _Named(label_of(value))) if inner else value)
+    return component
 
 
 class _Named:
-    """A stand-in for a component whose label alone is known."""
+    """A stand-in for a component of which only the label is known."""
 
     def __init__(self, label: str):
         self.label = label

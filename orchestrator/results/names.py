@@ -30,13 +30,13 @@ def called(stage: StageResult) -> str:
 
 def hyperparameters(trial: TrialResult) -> dict[str, Any]:
     """Dotted path → value of each hyper-parameter of this trial; the fields of a component have a path each."""
-    found: dict[str, Any] = {}
+    result: dict[str, Any] = {}
     for path, value in trial.overrides.items():
-        found[path] = _scalar(value)
+        result[path] = _scalar(value)
         inner = encode(value, path) if isinstance(value, Component) else value
         if isinstance(inner, dict):
-            found |= {p: _scalar(v) for p, v in flatten(inner, path) if p.rpartition(".")[2] not in ("class", ID, LABEL)}
-    return found
+            result |= {p: _scalar(v) for p, v in flatten(inner, path) if p.rpartition(".")[2] not in ("class", ID, LABEL)}
+    return result
 
 
 def is_seed(path: str) -> bool:
@@ -83,12 +83,12 @@ def tell_apart(configs: list[dict[str, Any]]) -> list[str]:
     parts = _differences(list(configs), "")
     rank = {name: number for number, name in enumerate(FIRST)}
     parts.sort(key=lambda part: rank.get(part[0].split(".")[0], len(rank)))
-    told, distinct = [""] * len(configs), 1
+    so_far, distinct = [""] * len(configs), 1
     for _, texts in parts:
-        longer = [", ".join(filter(None, pair)) for pair in zip(told, texts)]
+        longer = [", ".join(filter(None, pair)) for pair in zip(so_far, texts)]
         if len(set(longer)) > distinct:
-            told, distinct = longer, len(set(longer))
-    return told
+            so_far, distinct = longer, len(set(longer))
+    return so_far
 
 
 def _differences(values: list[Any], path: str) -> list[tuple[str, list[str]]]:
@@ -99,8 +99,8 @@ def _differences(values: list[Any], path: str) -> list[tuple[str, list[str]]]:
         return [(path, [_told(value, path) for value in values])]
     if len({value.get("class") for value in values}) == 1:
         distinct = dict.fromkeys(key for value in values for key in value)
-        keys = sorted(distinct, key=lambda key: key == LABEL)  # it follows from the others
-        return [found for key in keys for found in _differences([v.get(key) for v in values], f"{path}.{key}" if path else key)]
+        keys = sorted(distinct, key=lambda key: key == LABEL)  # the label follows from the others
+        return [difference for key in keys for difference in _differences([v.get(key) for v in values], f"{path}.{key}" if path else key)]
     classes = {str(value.get("class")) for value in values}
     texts = [_spoken(value) for value in values]
     texts = [
@@ -134,10 +134,10 @@ def _told(value: Any, path: str) -> str:
 
 
 def settings(trial: TrialResult, among: list[TrialResult], seeds: bool = True) -> str:
-    """The hyper-parameters of a trial that differ among the given ones, as "lr 0.001, inmodal_weight 2".
+    """The hyper-parameters of a trial that differ among the given trials, as "lr 0.001, inmodal_weight 2".
 
-    Trials of several sweeps are compared by all their values, whether their own sweep varied them or not. A trial without others of its
-    method is described by every number it was given.
+    Trials of several sweeps are compared by all their values, whether their own sweep varied them or not. If a trial is the only one of its
+    method, all its numbers are named.
     """
     mine = hyperparameters(trial)
     names = short_paths(list(mine))

@@ -20,7 +20,7 @@ class StageResult:
     name: str
     fingerprint: str
     folder: Path
-    """The artefact, or the working folder of a stage that has not finished."""
+    """The artefact's folder, or the working folder of an unfinished stage."""
     arrays: tuple[Path, ...] = ()
     """Folders that may hold the arrays for its figures, the latest measurement first."""
     config: dict[str, Any]
@@ -35,9 +35,9 @@ class StageResult:
     """Kind of the failure, one of `orchestrator.failures`; empty if it has not failed, or the kind was not recorded."""
     commit: str = ""
     called: str = ""
-    """The name of its objective or method in the study (`kinds.names`); empty if none was given yet."""
+    """The name of its objective or method in the study (`kinds.names`); empty until it is set."""
     role: str = ""
-    """For a training without the poison, its purpose: prior, labeller, or both."""
+    """Purpose of a training without the poison: prior, labeller, or both."""
 
 
 @dataclass(kw_only=True)
@@ -71,7 +71,8 @@ class Study:
     fingerprint: str
     config: dict[str, Any]
     priors: list[StageResult] = field(default_factory=list)
-    """Trainings on the pairs without the poison. They are logged, but neither judged by the gate nor shown as uncleaned models."""
+    """Trainings on the pairs without the poison. They are logged, but the gate does not judge them, and they are not shown as uncleaned
+    models."""
     pretrains: list[StageResult] = field(default_factory=list)
     trials: list[TrialResult] = field(default_factory=list)
     poison: dict[str, Any] = field(default_factory=dict)
@@ -81,12 +82,12 @@ class Study:
     samples: list[dict[str, Any]] = field(default_factory=list)
     """Sample sheet: {"key", "clean": PNG bytes, "triggered": PNG bytes, "caption_before", "caption_after"}."""
     stages: list[StageState] = field(default_factory=list)
-    """Every stage of the sweep, in the order in which they are made; empty while it runs."""
+    """Every stage of the sweep, in the order in which they run; empty while it runs."""
     dropped: list[dict[str, Any]] = field(default_factory=list)
-    """What was dropped of the pairs, once for all that train on the rest: {"of": `pre-training` or `cleaning`, "name", "fingerprint", and
-    the counts of the stage's summary}."""
+    """The pairs that were dropped, once for all stages that train on the rest: {"of": `pre-training` or `cleaning`, "name", "fingerprint",
+    and the counts of the stage's summary}."""
     missing: int = 0
-    """Trials of the grid that have not begun, without those of models whose attack failed the gate."""
+    """Trials of the grid that have not begun, except those of models whose attack failed the gate."""
     series: str = ""
     """Dotted path of the hyper-parameter on a figure's horizontal axis."""
     published: "Published | None" = None

@@ -33,9 +33,9 @@ from trainers.evaluate.zeroshot import wilson
 from trainers.weights.epoch_folder import WEIGHTS
 
 CLEANING_SET = ("clean.pairs", "clean.choice", "clean.poisons", "clean.keys")
-"""Fields that determine the cleaning set rather than tune the cleaning: no rule chooses between trials that differ in them."""
+"""Fields that define the cleaning set and do not tune the cleaning: no rule chooses between trials that differ in them."""
 GIVEN = (*CLEANING_SET, "clean.start")
-"""These fields, and the epoch that the cleaning starts from."""
+"""These fields, and the epoch of the pre-training at which the cleaning starts."""
 MAX_ARMS = 12
 """A series with more values than this, such as a drawn one, does not split a method's trials into arms."""
 
@@ -49,7 +49,7 @@ class Point:
     accuracy: float
     asr: float
     returned: bool = False
-    """Whether the cleaning method returned this model in place of the one at the end of its training."""
+    """Whether the cleaning method returned this model instead of the last one of its training."""
     metrics: dict[str, float] = field(repr=False)
 
     @property
@@ -94,9 +94,9 @@ def interval_of_share(share: float, n: float) -> tuple[float, float]:
 
 
 def interval_of(values: Sequence[float], points: Sequence[Point], metric: str) -> tuple[float, float, float] | None:
-    """Mean and 95 % t interval over the repetitions; for a single one the interval over its images, where it is a metric."""
-    found = mean_interval(values)
-    return (found[0], *points[0].interval(metric)) if found and len(values) == 1 and metric else found
+    """Mean and 95 % t interval over the repetitions. For a single one the interval over its images if `metric` is a share of them."""
+    interval = mean_interval(values)
+    return (interval[0], *points[0].interval(metric)) if interval and len(values) == 1 and metric else interval
 
 
 def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
@@ -113,26 +113,26 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
 
 def attacks_of(study: Study) -> dict[str, str]:
     """Name → target of each attack, where there are several; else empty."""
-    return {name: str(told.get("target", "")) for name, told in study.poison.get("found", {}).items()}
+    return {name: str(facts.get("target", "")) for name, facts in study.poison.get("found", {}).items()}
 
 
 def asr_of(points: Sequence[Point], attack: str) -> tuple[float, float, float] | None:
-    """(mean, low, high) of one attack's ASR over these points, as `interval_of`; None where some of them have no such number."""
+    """(mean, low, high) of one attack's ASR over these points, as in `interval_of`; None if it is missing in some of them."""
     metric = f"asr/{attack}/top1"
     values = [point.metrics[metric] for point in points if metric in point.metrics]
     return interval_of(values, points, metric) if len(values) == len(points) else None
 
 
 def points_of(stage: StageResult) -> list[Point]:
-    """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last."""
-    found = measured(stage.metrics)
-    return [Point(stage=stage, epoch=p.epoch, accuracy=p.accuracy, asr=p.asr, returned=p.returned, metrics=p.metrics) for p in found]
+    """Every epoch with a finite accuracy and ASR, in order. If a line was written twice, the last one counts."""
+    measurements = measured(stage.metrics)
+    return [Point(stage=stage, epoch=p.epoch, accuracy=p.accuracy, asr=p.asr, returned=p.returned, metrics=p.metrics) for p in measurements]
 
 
 def cleaned_points(trial: TrialResult) -> list[Point]:
     """The points of a trial that are its method's results (`choice.results`); epoch 0 is the model before cleaning.
 
-    A trial that failed or still runs has none: what its training passes through is not what the method returns.
+    A trial that failed or still runs has none, because a model in the middle of its training is not what the method returns.
     """
     return [] if trial.status in ("failed", "running") else results(points_of(trial))
 
@@ -153,9 +153,9 @@ def checkpoint_of(study: Study, point: Point) -> str:
 
 
 def start_of(study: Study, pretrain: str, trial: TrialResult | None = None) -> Point | None:
-    """The uncleaned model: the last epoch of the pre-training, or the one that a trial starts from (`Clean.start`).
+    """The uncleaned model: the last epoch of the pre-training, or the epoch at which a trial starts (`Clean.start`).
 
-    Where the pre-training is not there, epoch 0 of a cleaning.
+    If the study has no such pre-training, epoch 0 of one of its cleanings.
     """
     for stage in study.pretrains:
         if stage.fingerprint == pretrain and (points := points_of(stage)):
@@ -176,18 +176,18 @@ def starts_of(study: Study, panel: Panel) -> list[Point]:
 
 def published_starts(study: Study, panel: Panel) -> list[Start]:
     """The published uncleaned models that are drawn in this panel."""
-    found = study.published.starts if study.published else ()
-    return [start for start in found if start.objective == panel.study_objective and start.fits(panel.pretrains[0].config)]
+    starts = study.published.starts if study.published else ()
+    return [start for start in starts if start.objective == panel.study_objective and start.fits(panel.pretrains[0].config)]
 
 
 def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
-    """The published cleanings that belong beside a panel's; those of one value of a cleaning field only where the method is tried at that
-    value."""
-    found = study.published.cleanings if study.published else ()
+    """The published cleanings that belong beside a panel's. Those for one value of a cleaning field are shown only if the method is tried
+    there."""
+    cleanings = study.published.cleanings if study.published else ()
     mine = [trial for trial in study.trials if panel.holds(trial)]
     return [
         cleaned
-        for cleaned in found
+        for cleaned in cleanings
         if cleaned.objective == panel.study_objective
         and (
             any(study_method(trial) == cleaned.method and cleaned.fits(trial.config) for trial in mine)
@@ -198,13 +198,13 @@ def published_cleanings(study: Study, panel: Panel) -> list[Cleaned]:
 
 
 def repetitions(study: Study, trials: Sequence[TrialResult]) -> dict[str, str]:
-    """Fingerprint of a trial → the seeds of it and of its pre-training: equal for one repetition under two objectives."""
+    """Fingerprint of a trial → its seeds and those of its pre-training as text; equal for the same repetition under two objectives."""
     seeds = {stage.fingerprint: seeds_of(stage.config) for stage in study.pretrains}
-    made = {}
+    result = {}
     for trial in trials:
-        own = {path: value for path, value in hyperparameters(trial).items() if is_seed(path)}
-        made[trial.fingerprint] = json.dumps(seeds.get(trial.pretrain, {}) | own, sort_keys=True, default=str)
-    return made
+        own_seeds = {path: value for path, value in hyperparameters(trial).items() if is_seed(path)}
+        result[trial.fingerprint] = json.dumps(seeds.get(trial.pretrain, {}) | own_seeds, sort_keys=True, default=str)
+    return result
 
 
 def plans_cleaning(study: Study) -> bool:
@@ -230,23 +230,23 @@ def front(points: Sequence[M]) -> list[M]:
 
 
 def panels(study: Study, ignoring: str = "") -> list[Panel]:
-    """The study's pre-trainings, repetitions with other seeds together, in the order they were declared.
+    """The study's pre-trainings, with repetitions that differ only in seeds together, in the order in which they were declared.
 
-    `ignoring`: a dotted path that does not tell them apart either (that of a series).
+    `ignoring`: a dotted path whose values do not separate them either (that of a series).
     """
     groups: dict[str, list[StageResult]] = {}
     facts: dict[str, dict[str, Any]] = {}
     objectives = names(study.pretrains)
     for stage in study.pretrains:
-        own = before_cleaning(stage.config, ignoring)
-        key = json.dumps([objectives[stage.fingerprint], own], sort_keys=True, default=str)
+        start_config = before_cleaning(stage.config, ignoring)
+        key = json.dumps([objectives[stage.fingerprint], start_config], sort_keys=True, default=str)
         groups.setdefault(key, []).append(stage)
-        facts[key] = own
+        facts[key] = start_config
     labels: dict[str, str] = {}
     for objective in dict.fromkeys(objectives.values()):
         alike = [key for key in groups if objectives[groups[key][0].fingerprint] == objective]
-        for key, told in zip(alike, tell_apart([facts[key] for key in alike])):
-            labels[key] = f"{objective}, {told}" if told else objective
+        for key, words in zip(alike, tell_apart([facts[key] for key in alike])):
+            labels[key] = f"{objective}, {words}" if words else objective
         for key in alike:
             if [labels[other] for other in alike].count(labels[key]) > 1:
                 labels[key] += f" ({groups[key][0].fingerprint[:6]})"
@@ -254,7 +254,7 @@ def panels(study: Study, ignoring: str = "") -> list[Panel]:
 
 
 def before_cleaning(value: Any, ignoring: str, path: str = "") -> Any:
-    """What determines the uncleaned model: the configuration without its cleaning, its seeds and the ignored path."""
+    """The part of a configuration that determines the uncleaned model: all but its cleaning, its seeds and the ignored path."""
     if not isinstance(value, dict):
         return value
     inner = {key: f"{path}.{key}" if path else key for key in value}
@@ -266,7 +266,7 @@ def before_cleaning(value: Any, ignoring: str, path: str = "") -> Any:
 
 
 def arms(study: Study, ignoring: str = "") -> dict[str, str]:
-    """Fingerprint of a trial → its method, with the cleaning set, the start and the series' value where a method has several.
+    """Fingerprint of a trial → its arm: the method, with the cleaning set, the start and the series' value if a method has several of them.
 
     "CleanCLIP", or "CleanCLIP, poisons 5": a rule chooses among the trials of one arm. `ignoring`: a dotted path that does not split them.
     """
@@ -275,23 +275,23 @@ def arms(study: Study, ignoring: str = "") -> dict[str, str]:
         values = {str(value_at(trial, study.series)) for trial in study.trials}
         paths += [study.series] if len(values) <= MAX_ARMS else []
     paths = [path for path in paths if path != ignoring]
-    given = {t.fingerprint: {path: value_at(t, path) for path in paths} for t in study.trials}
+    settings = {t.fingerprint: {path: value_at(t, path) for path in paths} for t in study.trials}
     called = methods_of(study)
     short = short_paths(list(dict.fromkeys([*paths, *(p for t in study.trials for p in hyperparameters(t))])))
     seen: dict[str, dict[str, set[str]]] = {}
-    for fingerprint, values_of in given.items():
+    for fingerprint, values_of in settings.items():
         for path, value in values_of.items():
             seen.setdefault(called[fingerprint], {}).setdefault(path, set()).add(str(value))
-    told = {}
-    for fingerprint, values_of in given.items():
+    names = {}
+    for fingerprint, values_of in settings.items():
         method = called[fingerprint]
         varied = [f"{short[p]} {value_text(v)}" for p, v in values_of.items() if v not in (None, "") and len(seen[method][p]) > 1]
-        told[fingerprint] = ", ".join([method, *varied])
-    return told
+        names[fingerprint] = ", ".join([method, *varied])
+    return names
 
 
 def methods_of(study: Study) -> dict[str, str]:
-    """Fingerprint of a trial → the name of its method within the study: no two classes share a name."""
+    """Fingerprint of a trial → name of its method within the study; no two classes share a name."""
     return names(study.trials)
 
 

@@ -32,7 +32,7 @@ class Mark:
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """A published result, and the models of a sweep that it belongs to."""
+    """A published result, and which models of a sweep it belongs to."""
 
     name: str
     """Its name in the file, without the objective: `cc6m_400`, `cc6m/clean_100k`."""
@@ -40,7 +40,7 @@ class Entry:
     """The objective of the pre-training, a value of OBJECTIVES."""
     by: str = ""
     values: tuple[Any, ...] | None = None
-    """The encoded values at the path `by` that it belongs to; None: all values."""
+    """It belongs to stages with one of these encoded values at the path `by`; None: all values."""
 
     @property
     def of_cleaning(self) -> bool:
@@ -48,7 +48,7 @@ class Entry:
         return self.by.split(".")[0] == "clean"
 
     def fits(self, config: Mapping[str, Any]) -> bool:
-        """Whether it belongs to a stage with this configuration, judged by the value at `by`."""
+        """Whether it belongs to a stage with this configuration, by the value at `by`."""
         value: Any = config
         for key in self.by.split("."):
             value = value.get(key) if isinstance(value, Mapping) else None
@@ -90,14 +90,14 @@ class Published:
     cleanings: tuple[Cleaned, ...] = ()
 
     def along(self, path: str) -> tuple[Start, ...] | tuple[Cleaned, ...]:
-        """The results that have values at the path: starts or, below `clean`, the cleanings by CleanCLIP."""
+        """The results for values at the path: starts or, below `clean`, the cleanings by CleanCLIP."""
         if path.startswith("clean."):
             return tuple(entry for entry in self.cleanings if entry.by == path and entry.method == "CleanCLIP")
         return tuple(entry for entry in self.starts if entry.by == path)
 
 
 def load_published(reference: Reference) -> Published | None:
-    """The published results that the reference names; None where it names nothing.
+    """The published results that the reference selects; None if it selects nothing.
 
     Raises:
         InputError: no such file, a key is missing or of another type (with its path), or a name is not in the file.
@@ -149,10 +149,10 @@ def _by_name(given: str | dict[Any, str]) -> dict[str, tuple[Any, ...] | None]:
     """Name → the encoded values that it belongs to; None: all values."""
     if isinstance(given, str):
         return {given: None} if given else {}
-    found: dict[str, tuple[Any, ...] | None] = {}
+    result: dict[str, tuple[Any, ...] | None] = {}
     for value, name in given.items():
-        found[name] = (*(found.get(name) or ()), encode(value, "a value in Sweep.reference"))
-    return found
+        result[name] = (*(result.get(name) or ()), encode(value, "a value in Sweep.reference"))
+    return result
 
 
 def _stem(name: str) -> str:
@@ -188,7 +188,7 @@ class _Node:
         return self.value
 
     def items(self, key: str = "", only: Mapping[str, Any] | None = None) -> list[tuple[str, "_Node"]]:
-        """The entries below, or those of an optional `key`; names that are not in `only` are refused."""
+        """The entries below this value, or below its optional `key`. Names that are not in `only` raise an error."""
         if key:
             return self.at(key).items() if key in self.mapping() else []
         for name in self.mapping():

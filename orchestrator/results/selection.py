@@ -1,4 +1,4 @@
-"""Which cleaned model one would keep, and what it cost.
+"""Which cleaned model to keep, and what it cost.
 
 All shares are in percent, all drops in percentage points unless called relative.
 """
@@ -81,15 +81,15 @@ class Row:
         return [choice.point for choice in self.choices if choice.point]
 
     def over(self, value: Callable[[Choice], float], metric: str = "") -> tuple[float, float, float] | None:
-        """Mean and 95 % t interval over the repetitions in which the rule found a model; for a single one the interval over its images
-        where it is a metric, else nan."""
+        """Mean and 95 % t interval over the repetitions in which the rule found a model. For a single one the interval over its images if
+        `metric` is a share of them, else nan."""
         return interval_of([value(choice) for choice in self.reached], self.points, metric)
 
 
 def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = None) -> dict[str, float]:
     """`best/…` of one trial from its lines of metrics; a rule that no model fits is left out.
 
-    `start_accuracy` (percent) is the uncleaned model's; without it the loss is counted from epoch 0.
+    `start_accuracy` (percent) is the uncleaned model's; if it is not given, the loss is counted from epoch 0.
     """
     stage = StageResult(stage="", name="", fingerprint="", folder=Path(), config={}, metrics=lines)
     points = points_of(stage)
@@ -112,7 +112,7 @@ def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Ch
     groups: dict[tuple[str, str], list[TrialResult]] = {}
     for trial in trials:
         groups.setdefault((trial.pretrain, seeds[trial.fingerprint]), []).append(trial)
-    made = []
+    result = []
     for (_, repetition), group in groups.items():
         start = start_of(study, group[0].pretrain, group[0])
         points = [p for trial in group for p in cleaned_points(trial)]
@@ -122,8 +122,8 @@ def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Ch
         chosen = next((t for t in group if point and t.fingerprint == point.stage.fingerprint), None)
         text = settings(chosen, list(trials)) if chosen else ""
         kept = checkpoint_of(study, point) if point else ""
-        made.append(Choice(point=point, start=start, settings=text, trial=chosen, repetition=repetition, checkpoint=kept))
-    return tuple(made)
+        result.append(Choice(point=point, start=start, settings=text, trial=chosen, repetition=repetition, checkpoint=kept))
+    return tuple(result)
 
 
 def table(study: Study, ignoring: str = "") -> list[Row]:
@@ -141,12 +141,12 @@ def table(study: Study, ignoring: str = "") -> list[Row]:
 
 
 def fronts(study: Study) -> list[tuple[Panel, StageResult, str, list[Point]]]:
-    """(panel, pre-training, method, its Pareto front over all trials and epochs): one for each seed of a pre-training."""
-    named, found = arms(study), []
+    """(panel, pre-training, method, Pareto front over all its trials and epochs): one for each seed of a pre-training."""
+    named, result = arms(study), []
     for panel in panels(study):
         for stage in panel.pretrains:
             for method in dict.fromkeys(named.values()):
                 trials = [t for t in study.trials if t.pretrain == stage.fingerprint and named[t.fingerprint] == method]
                 if points := front([p for trial in trials for p in cleaned_points(trial)]):
-                    found.append((panel, stage, method, points))
-    return found
+                    result.append((panel, stage, method, points))
+    return result

@@ -1,4 +1,4 @@
-"""MLflow's database as a file of the store: its address, how one process makes it, where its artifacts are, and why it cannot be used.
+"""MLflow's database as a file of the store: its address, a lock for creating it, where its artifacts are, and why it cannot be used.
 
 A sqlite URI is `sqlite:///` and a literal path: nothing in it is decoded, so a folder may have any name.
 """
@@ -14,7 +14,7 @@ from datasets.errors import InputError
 
 SQLITE = "sqlite:///"
 LOCK_WAIT_S = 180
-"""Creating a database takes seconds, on a busy machine a minute."""
+"""Seconds to wait for the lock: creating a database takes seconds, on a busy machine a minute."""
 SAID = {
     "BUSY": "another process keeps the database locked",
     "LOCKED": "another process keeps the database locked",
@@ -34,9 +34,9 @@ def database(uri: str) -> Path | None:
 
 
 def mlflow_uri(uri: str) -> str:
-    """The tracking URI in the spelling that SQLAlchemy reads as exactly this file and for which MLflow makes no other folder. Where the
-    path must be quoted, so are its slashes: MLflow would make the folder that the quoted text seems to name.
-    """
+    """The tracking URI in a spelling that SQLAlchemy reads as exactly this file and for which MLflow makes no other folder. If the path
+    must be quoted, its slashes are quoted too; otherwise MLflow would make the folder that the quoted text seems to name. InputError if no
+    spelling works."""
     from sqlalchemy.engine import make_url
 
     path = database(uri)
@@ -62,8 +62,9 @@ def making(uri: str) -> Iterator[None]:
 
 
 def relocate(uri: str, artifacts: str | None) -> None:
-    """Let the database of a store that was moved or copied find its artifacts: it holds absolute paths, which MLflow cannot change. Only
-    for a database that has its artifacts beside it. The path of a run is kept if its files are at the old place only.
+    """Let the database of a store that was moved or copied find its artifacts: it holds absolute paths, which MLflow cannot change.
+
+    Only for a database with its artifacts beside it. A run keeps its path if its files are only at the old place.
     """
     path = database(uri)
     if path is None or not path.is_file() or artifacts is None or _folder(artifacts).parent != path.parent:
@@ -88,7 +89,7 @@ def _folder(uri: str) -> Path:
 
 
 def sqlite_problem(path: Path) -> str:
-    """Why the database cannot be written; empty when it can, or does not exist yet and its folder can be written."""
+    """Why the database cannot be written; empty if it can, or if it does not exist yet and its folder can be written."""
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():

@@ -1,4 +1,4 @@
-"""Finds or makes experiments and runs so that each exists once, whatever was deleted in MLflow's pages or lost on the way from a server."""
+"""Finds or creates experiments and runs, each exactly once, even if it was deleted in MLflow's pages or a server's answer was lost."""
 
 import time
 from collections.abc import Mapping
@@ -8,7 +8,7 @@ from orchestrator.tracking.server import patience
 
 FINGERPRINT, STUDY = "cleansweep.fingerprint", "cleansweep.study"
 COMPLETE = "cleansweep.complete"
-"""Tag that is set last on a stage's run: it identifies the result that the run holds completely. Such a run is not opened again."""
+"""Tag that is set last on a stage's run: its value identifies the result that the run holds completely. Such a run is not opened again."""
 SENTINEL = "epoch"
 """Metric in the same batch as an epoch's other metrics: an epoch that has it was logged completely."""
 WAITS_S = (1.0, 4.0)
@@ -19,18 +19,18 @@ def find_experiment(client: Any, name: str, artifacts: str | None) -> str:
     """The id of the experiment. It is restored if it was deleted, and created if it does not exist."""
     from mlflow.exceptions import MlflowException
 
-    found = client.get_experiment_by_name(name)
-    if found is None:
+    known = client.get_experiment_by_name(name)
+    if known is None:
         try:
             tags = {"mlflow.experimentKind": "custom_model_development"}
             return client.create_experiment(name, artifact_location=artifacts, tags=tags)
         except MlflowException:  # another driver created it first, or the answer was lost
-            found = client.get_experiment_by_name(name)
-            if found is None:
+            known = client.get_experiment_by_name(name)
+            if known is None:
                 raise
-    if found.lifecycle_stage == "deleted":
-        client.restore_experiment(found.experiment_id)
-    return found.experiment_id
+    if known.lifecycle_stage == "deleted":
+        client.restore_experiment(known.experiment_id)
+    return known.experiment_id
 
 
 def search_runs(client: Any, experiment: str, query: str, *, deleted: bool = False) -> list[Any]:
@@ -38,30 +38,32 @@ def search_runs(client: Any, experiment: str, query: str, *, deleted: bool = Fal
     from mlflow.entities import ViewType
 
     which = ViewType.ALL if deleted else ViewType.ACTIVE_ONLY
-    found: list[Any] = []
+    runs: list[Any] = []
     token = None
     while True:
         page = client.search_runs([experiment], query, which, max_results=1000, page_token=token)
-        found += list(page)
+        runs += list(page)
         token = page.token
         if not token:
-            return found
+            return runs
 
 
 def find_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
-    """The run with this fingerprint and study; None where there is none. If there are several, the one that holds the most, and the others
-    are deleted: a server that made a run and whose answer was lost leaves a second one. A deleted run is found where there is no other.
+    """The run with this fingerprint and study; None if there is none.
+
+    A server that made a run and whose answer was lost leaves a second one. Of several runs the one that holds the most is returned, and the
+    others are deleted. A deleted run is returned only if there is no other.
     """
     query = " and ".join(f"tags.`{tag}` = '{tags.get(tag, '')}'" for tag in (FINGERPRINT, STUDY))
-    found = search_runs(client, experiment, query, deleted=True)
-    found.sort(key=lambda run: (
+    runs = search_runs(client, experiment, query, deleted=True)
+    runs.sort(key=lambda run: (
         run.info.lifecycle_stage == "deleted", COMPLETE not in run.data.tags, -run.data.metrics.get(SENTINEL, -1.0),
         run.info.start_time, run.info.run_id,
     ))  # fmt: skip
-    for twin in found[1:]:
+    for twin in runs[1:]:
         if twin.info.lifecycle_stage != "deleted":
             client.delete_run(twin.info.run_id)
-    return found[0] if found else None
+    return runs[0] if runs else None
 
 
 def create_run(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> Any:
@@ -72,8 +74,8 @@ def create_run(client: Any, experiment: str, name: str, tags: Mapping[str, str])
     for wait_s in (*WAITS_S, None):
         try:
             with patience(timeout_s=None, retries=0):  # MLflow's own retries would create a second run
-                made = client.create_run(experiment, run_name=name, tags=dict(tags))
-            return made if wait_s == WAITS_S[0] else find_run(client, experiment, tags) or made
+                created = client.create_run(experiment, run_name=name, tags=dict(tags))
+            return created if wait_s == WAITS_S[0] else find_run(client, experiment, tags) or created
         except (MlflowException, RequestException):
             if wait_s is None:
                 raise

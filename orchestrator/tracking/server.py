@@ -1,4 +1,4 @@
-"""The MLflow server: its address, whether it answers, quieting it, and serving its pages on this machine."""
+"""The MLflow server: its address, whether it answers, silencing it, and serving its pages on this machine."""
 
 import logging
 import os
@@ -21,7 +21,7 @@ PORTS = {"http": 80, "https": 443, "postgresql": 5432, "mysql": 3306, "mssql": 1
 
 
 def absolute_uri(uri: str) -> str:
-    """The tracking URI, for sqlite with an absolute path; InputError for anything that is no URI or that MLflow no longer takes."""
+    """The tracking URI, for sqlite with an absolute path. InputError for anything that is no URI or that MLflow no longer supports."""
     accepted = (
         "accepted: sqlite:///PATH, http(s)://SERVER, postgresql://…, mysql://…, mssql://…. MLflow no longer writes to plain folders."
     )
@@ -67,7 +67,7 @@ def ui_command(uri: str, port: int = 5000) -> list[str]:
 def serve(uri: str, port: int = 5000) -> int:
     """Print the links to the saved views and serve MLflow's pages until interrupted; returns the exit code.
 
-    For a tracking server nothing is started: the links point there. InputError where there is no database yet.
+    For a tracking server nothing is started, because the links point there. InputError if there is no database yet.
     """
     uri = absolute_uri(uri)
     file = database(uri)
@@ -82,8 +82,8 @@ def serve(uri: str, port: int = 5000) -> int:
         raise InputError(f"port {port} is in use on this machine; give another with --port.")
     with making(uri):
         relocate(uri, artifact_location(uri, None))
-        found = views(uri)
-    for name, path in found.items():
+        paths = views(uri)
+    for name, path in paths.items():
         print(f"{name}: {base}{path}", flush=True)
     if remote:
         return 0
@@ -119,8 +119,9 @@ def views(uri: str) -> dict[str, str]:
 
 @contextmanager
 def telling(told: Callable[[Exception], Exception]) -> Iterator[None]:
-    """Turns anything that MLflow, its database or the network raises into the error that `told` makes. A damaged database makes MLflow
-    raise any error, so an error counts as theirs if it comes out of these packages.
+    """Turns every error of MLflow, its database or the network into the error that `told` makes of it.
+
+    A damaged database makes MLflow raise any error, so an error counts as theirs if it comes out of these packages.
     """
     try:
         yield
@@ -140,7 +141,7 @@ PACKAGES = ("mlflow", "sqlalchemy", "alembic", "requests", "urllib3", "sqlite3")
 
 
 def quiet() -> None:
-    """No telemetry, no migration log, and requests that give up in time. The user's own settings are kept."""
+    """Turn off telemetry and the migration log, and let requests give up in time. The user's own settings are kept."""
     for name, value in {
         **QUIET,
         "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
@@ -168,7 +169,7 @@ def patience(timeout_s: int | None, retries: int) -> Iterator[None]:
 
 
 def why_unusable(uri: str) -> str:
-    """Why the URI cannot work, found without MLflow (whose retries take a minute); empty when it may work."""
+    """Why the URI cannot work, found without MLflow (whose retries take a minute); empty if it may work."""
     parts = urlsplit(uri)
     scheme = parts.scheme.split("+")[0]
     if file := database(uri):

@@ -1,7 +1,7 @@
-"""MLflow, written by the driver alone: one experiment a study, a parent run a sweep, a child run a stage or trial.
+"""MLflow, written by the driver alone: one experiment per study, a parent run per sweep, a child run per stage or trial.
 
-Everything is read from `Study` and its results, so that anything that could not be logged is logged by the same command later. Runs are
-found by the tag `cleansweep.fingerprint`: a restart continues them and repeats no epoch.
+Everything is read from `Study` and its results, so whatever could not be logged is logged later by the same command. Runs are found by the
+tag `cleansweep.fingerprint`: a restart continues them and repeats no epoch.
 """
 
 import json
@@ -38,8 +38,8 @@ class TrackingError(RuntimeError):
 class Tracker:
     """The one writer of a study's runs.
 
-    `uri` is any MLflow tracking URI; `study` names the experiment. `artifacts` is a folder for files when the URI is a
-    database; without it they lie beside a sqlite file. A server keeps files where it was told to.
+    `uri` is any MLflow tracking URI; `study` names the experiment. `artifacts` is a folder for files if the URI is a database; without it
+    they lie beside the sqlite file. A server keeps files where it was configured to.
     """
 
     def __init__(self, uri: str, study: str, artifacts: str | Path | None = None):
@@ -51,9 +51,9 @@ class Tracker:
         self._by_stage: dict[str, str] = {}
         self._logged: dict[str, set[int]] = {}
         self._complete: dict[str, str] = {}
-        """Run → the result that it holds completely (`_whole`)."""
+        """Run id → the result that it holds completely (`_whole`)."""
         self._names: dict[str, set[str]] = {}
-        """Run → the metrics of which it has a value."""
+        """Run id → the metrics of which it has a value."""
         self._sources: dict[str, list[Point]] = {}
         """Fingerprint of a pre-training → its points."""
         self._objectives: dict[str, str] = {}
@@ -97,12 +97,11 @@ class Tracker:
     def stage_run(
         self, result: StageResult, parent_run_id: str, role: str, tags: Mapping[str, str] | None = None, title: str = ""
     ) -> str:
-        """Find or create the run of a stage or trial below `parent_run_id`, with its configuration and tags. `title`: what tells it from
-        the others of its sweep, where that is known.
-        """
+        """Find or create the run of a stage or trial below `parent_run_id`, with its configuration and tags. `title`: a text that tells it
+        from the others of its sweep, if that is known."""
         with self._guard(f"the run of {result.stage} {result.fingerprint[:12]}"):
             parent = self._client.get_run(parent_run_id)
-            own = {
+            stage_tags = {
                 "role": role,
                 "cleansweep.stage": result.stage,
                 "cleansweep.commit": result.commit,
@@ -110,11 +109,11 @@ class Tracker:
                 STUDY: parent.data.tags.get(STUDY, ""),
                 PARENT: parent_run_id,
             }
-            own["cleansweep.class"] = str(component_of(result).get("class", ""))
+            stage_tags["cleansweep.class"] = str(component_of(result).get("class", ""))
             name = f"{result.stage} {title or result.name}"
             if isinstance(result, TrialResult):
                 source = self._objectives.get(result.pretrain, result.pretrain[:6])
-                own |= {"method": method_of(result), "pretrain": source, "cleansweep.pretrain": result.pretrain}
+                stage_tags |= {"method": method_of(result), "pretrain": source, "cleansweep.pretrain": result.pretrain}
                 name = title or " ".join(filter(None, (method_of(result), settings(result, [result]), f"on {source}")))
             else:
                 self._objectives[result.fingerprint] = objective_of(result)
@@ -122,7 +121,7 @@ class Tracker:
                 fingerprint=result.fingerprint,
                 complete=_whole(result),
                 name=name[:MAX_KEY],
-                tags={**own, **(tags or {})},
+                tags={**stage_tags, **(tags or {})},
             )
             self._by_stage[result.fingerprint] = run_id
             if self._complete.get(run_id) == _whole(result):
@@ -260,8 +259,7 @@ class Tracker:
     def view(self, study: Study) -> str:
         """Save a view that opens the experiment's charts on accuracy against ASR; returns its path below the server.
 
-        MLflow does not document saved views, so a failure costs the view, never the run: then the path of the plain
-        experiment is returned.
+        MLflow does not document saved views, so a failure here does not fail the run: the path of the plain experiment is returned instead.
         """
         with self._guard("the saved view"):
             path = saved_view(self._client, self._experiment, study, STUDY)
@@ -283,7 +281,7 @@ class Tracker:
         self._client = client
 
     def _run(self, *, fingerprint: str, name: str, tags: Mapping[str, str], complete: str = "") -> str:
-        """The run of this fingerprint in its study. It is restored if it was deleted, and created if it does not exist."""
+        """The run of this fingerprint in its study; restored if it was deleted, and created if it does not exist."""
         key = (tags.get(STUDY, ""), fingerprint)
         tags = {k: str(v)[:MAX_TAG] for k, v in tags.items() if v} | {DRIVER: f"{socket.gethostname()}:{os.getpid()}"}
         if key in self.runs:
@@ -343,7 +341,7 @@ class Tracker:
             )):  # fmt: skip
                 self._open()
                 yield
-        except TrackingError:  # ask the server anew: a run may have been deleted, or a request without an answer carried out
+        except TrackingError:  # ask the server anew: a run may have been deleted, or an unanswered request carried out
             self._client = None
             for known in (self.runs, self._logged, self._complete, self._names):
                 known.clear()

@@ -1,7 +1,7 @@
 """A saved view of MLflow's chart page: accuracy against ASR.
 
-MLflow keeps a shared view as an experiment tag `mlflow.sharedViewState.<id>`. The format is not documented; this was written for MLflow
-3.17 and looked at in its pages.
+MLflow keeps a shared view as an experiment tag `mlflow.sharedViewState.<id>`. The format is not documented; this one was written for MLflow
+3.17 and checked in its pages.
 """
 
 import hashlib
@@ -19,7 +19,7 @@ OLDEST = (3, 17)
 def saved_view(client: Any, experiment_id: str, study: Study, study_tag: str) -> str:
     """Store the view with the experiment; returns the path that opens it, below the server's address.
 
-    If this MLflow does not keep views, the path of the experiment's plain chart page.
+    If this MLflow does not keep views, returns the path of the experiment's plain chart page.
     """
     from mlflow import __version__
     from mlflow.exceptions import MlflowException

@@ -98,7 +98,7 @@ def _by_method(
 
         feed = _feed(job, world, pairs, spec, objective.two_views, views, phase.first + phase.training.epochs)
         fit(
-            model, objective, phase.training, feed, first_epoch=phase.first, phase=phase.name,
+            model, objective, phase.training, feed, first_epoch=phase.first, phase=phase.name, aside=phase.aside,
             begin_epoch=begin_epoch if phase.begin_epoch else None, progress=lambda step, _, rate: progress(step, whole, rate), **around,
         )  # fmt: skip
         ended.append(time.monotonic())

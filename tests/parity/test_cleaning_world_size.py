@@ -9,21 +9,31 @@ import torch.distributed as dist
 import torch.multiprocessing as mp
 
 from datasets.seeding import rng
-from tests.parity.toys import WORDS, ToyFeed, resnet
+from tests.parity.toys import WORDS, ToyFeed, ToySet, resnet
 from trainers import distributed
 from trainers.backward import backward
 from trainers.batch import to_device
+from trainers.detect.base import Score
+from trainers.detect.cosine import CosineByModel
+from trainers.detect.lid import LID
 from trainers.distributed import World
 from trainers.encoder import Encoder
 from trainers.evaluate.bdetclip import BDetCLIP
 from trainers.evaluate.decree import Decree, Inversion
 from trainers.evaluate.mmbd import MMBD
+from trainers.methods.base import Run
+from trainers.methods.par import seen
 from trainers.methods.still import still_scale
+from trainers.methods.ubt import UBT
 from trainers.objectives.apart import Apart
 from trainers.objectives.triggered import Triggered
+from trainers.objectives.unlearn import Unlearn
+from trainers.schedule import Training
 
 BATCH = 16
 LIMITS = (4.0, 1e-9, "between")
+SUSPECTS = ("1111000010010000", "1" * 16, "0" * 15 + "1", "0" * 16)
+"""Which of a batch: some ranks have suspects alone, some none."""
 
 
 def moved() -> tuple[Encoder, Encoder]:
@@ -63,6 +73,32 @@ def _triggered(world: World) -> dict[str, torch.Tensor]:
     return _gradients(world, encoder, objective, to_device(share(world), encoder, True))
 
 
+def _seen(world: World) -> dict[str, torch.Tensor]:
+    """PAR's published view, drawn by the numbers of the pairs."""
+    before, after = moved()
+    objective = Apart(limit=4.0, view=lambda batch: {**batch, "image": seen(batch["image"], batch["draw"], after.mean)})
+    raw = share(world)
+    batch = to_device(raw, after, False) | {"draw": torch.from_numpy(raw["number"])}
+    return _gradients(world, after.train(), objective.begin(before, rng(0)), batch)
+
+
+def _unlearn(world: World, suspects: str) -> dict[str, torch.Tensor]:
+    encoder, raw = resnet().double().train(), share(world)
+    suspect_N = torch.tensor(list(map(int, suspects)))
+    batch = to_device(raw, encoder, False) | {"suspect": suspect_N[torch.from_numpy(raw["number"])]}
+    return _gradients(world, encoder, Unlearn(weight=2.0, margin=-0.5), batch)
+
+
+def _suspects(world: World, score: Score) -> tuple[list[int], dict[str, float]]:
+    """What UBT decides after a phase that trained nothing; `ToySet` gives each rank its share of the pairs."""
+    toys = ToySet(rank=world.rank, world=world.size)
+    training = Training(epochs=2, batch_size=8, lr=1e-3, warmup_steps=0)
+    keys = list(toys.samples["key"])
+    run = Run(trainer=lambda *_: None, training=training, fresh=resnet, keys=lambda: keys, pairs=toys.pairs, world=world)
+    suspect_N, told = UBT(share=0.2, score=score)._suspects(resnet().double(), run)
+    return suspect_N.tolist(), told
+
+
 def _distances(before: Encoder, after: Encoder, rows: int) -> list[float]:
     """d of the pictures in each part of that many rows of the whole batch."""
     batch = to_device(share(World()), after, False)["image"]
@@ -99,6 +135,9 @@ def _work(world: World, folder: Path) -> None:
     results = {
         **{f"apart {limit}": _apart(world, limit) for limit in LIMITS},
         "triggered": _triggered(world),
+        "seen": _seen(world),
+        **{f"unlearn {suspects}": _unlearn(world, suspects) for suspects in SUSPECTS},
+        "suspects": [_suspects(world, score) for score in (CosineByModel(), LID(k=4, m=20))],
         "audits": [_audits(world, size) for size in (3, 100)],
     }
     torch.save(results, folder / f"world{world.size}-rank{world.rank}.pt")
@@ -117,7 +156,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     return {size: [torch.load(folder / f"world{size}-rank{rank}.pt", weights_only=False) for rank in range(size)] for size in (1, 2, 4)}
 
 
-@pytest.mark.parametrize("case", [*(f"apart {limit}" for limit in LIMITS), "triggered"])
+@pytest.mark.parametrize("case", [*(f"apart {limit}" for limit in LIMITS), "triggered", "seen", *(f"unlearn {one}" for one in SUSPECTS)])
 @pytest.mark.parametrize("size", [2, 4])
 def test_gradients_do_not_depend_on_the_number_of_processes(results, size, case):
     one, many = (results[n][0][case] for n in (1, size))
@@ -127,6 +166,13 @@ def test_gradients_do_not_depend_on_the_number_of_processes(results, size, case)
             assert (many[name] - expected).norm() / expected.norm() <= 1e-12, name
         else:
             assert many[name].norm() < 1e-9, name
+
+
+def test_the_same_pairs_are_suspect_on_every_rank(results):
+    found = [rank["suspects"] for size in (1, 2, 4) for rank in results[size]]
+    for suspects, told in found[0]:
+        assert sum(suspects) == 10 and 0 <= told["ubt/auroc"] <= 1
+    assert all(one == found[0] for one in found) and found[0][0] != found[0][1]
 
 
 def test_the_distance_of_the_whole_batch_decides_for_all_ranks(results):

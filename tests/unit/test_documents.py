@@ -67,6 +67,7 @@ from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 from trainers.methods.base import Method, Phase, Run
 from trainers.methods.roclip import RoCLIP
 from trainers.methods.safeclip import SafeCLIP
+from trainers.methods.ubt import UBT
 from trainers.model import TinyCLIP
 from trainers.objectives.apart import Apart
 from trainers.objectives.base import Objective
@@ -76,6 +77,7 @@ from trainers.objectives.roclip import Pooled
 from trainers.objectives.safeclip import CrossView, Unimodal
 from trainers.objectives.siglip import SigLIP
 from trainers.objectives.triggered import Triggered
+from trainers.objectives.unlearn import Unlearn
 from trainers.schedule import Training
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -304,7 +306,7 @@ def metrics_of_methods(folder: Path) -> set[str]:
 
     toys = ToySet()
     training = Training(epochs=7, batch_size=8, lr=1e-3, warmup_steps=0)
-    for method in (SafeCLIP(bank=8), RoCLIP(pool=8)):
+    for method in (SafeCLIP(bank=8), RoCLIP(pool=8), UBT(share=0.1)):
         run = Run(trainer=train, training=training, fresh=resnet, keys=lambda: list(toys.samples["key"]), pairs=toys.pairs, folder=folder)
         method.train(resnet(), run)
     return names
@@ -325,8 +327,8 @@ def measured(examples: dict[str, ModuleType], folder: Path) -> set[str]:
     batch = to_device(feed.batch(0), model, True)
     model.draw_head(3, rng("head"))
     batch["target"] = torch.zeros(8, dtype=torch.long)
-    batch |= {"matched": torch.ones(8), "filling": torch.ones(8)}
-    for objective in (MMCLSSL(), SigLIP(), Clustering(), CrossView(), Unimodal(bank=9), Pooled(pool=9)):
+    batch |= {"matched": torch.ones(8), "filling": torch.ones(8), "suspect": torch.arange(8) % 2}
+    for objective in (MMCLSSL(), SigLIP(), Clustering(), CrossView(), Unimodal(bank=9), Pooled(pool=9), Unlearn()):
         names |= {f"train/{part}" for part in objective.begin(model, rng("memory")).loss(model, batch)}
     names |= {f"train/{part}" for part in Triggered(stamp=lambda batch: batch).loss(model, batch)}
     names |= {f"train/{part}" for part in Apart().begin(model, rng("start")).loss(model, batch)}
@@ -352,7 +354,7 @@ def measured(examples: dict[str, ModuleType], folder: Path) -> set[str]:
     given = pictures | {triggered("all"): pictures["image"], "label": np.array([0, 1]), "key": np.array(["a", "b"])}
     names |= set(several.measure(resnet(), [given]))
     aims = (Aim(target=2, trigger=test_text_triggers.DUAL),)
-    for evaluator in (TextTrigger(), DualKeyCells()):
+    for evaluator in (TextTrigger(min_rank=True), DualKeyCells()):
         names |= set(evaluator.measure(test_text_triggers.encoder(), evaluator.open(test_text_triggers.material(*aims))))
     chosen = {"image": np.zeros((2, 32, 32, 3), np.uint8), "target": 0, "class_names": ("a", "b"), "templates": ("{}",)}
     names |= set(TargetedSuccess().measure(resnet(), [chosen]))

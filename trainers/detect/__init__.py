@@ -1,1 +1,1 @@
-"""Which training pairs look poisoned? One file a score: a number for each pair, high where it is suspect."""
+"""Which training pairs look poisoned? One file per score. A score is a number for each pair, high if the pair is suspect."""

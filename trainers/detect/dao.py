@@ -12,7 +12,8 @@ from trainers.detect.lid import dimensionality
 
 @dataclass(frozen=True, kw_only=True)
 class DAO(NeighbourScore):
-    """Mean over the k nearest rows r of LID(r) · ln(d_k(x) / d_k(r)): SLOF with the neighbours' dimensionality. High is suspect.
+    """Mean over the k nearest rows r of LID(r) · ln(d_k(x) / d_k(r)): like SLOF, but with the neighbours' intrinsic dimensionality. High
+    values are suspect.
 
     Anderberg et al. 2024; used on CLIP's training pairs by Huang et al. 2025 (HanxunH/Detect-CLIP-Backdoor-Samples).
     """

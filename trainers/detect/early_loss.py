@@ -1,4 +1,4 @@
-"""The loss of the first epochs."""
+"""Score from the loss in the first epochs."""
 
 from __future__ import annotations
 
@@ -15,15 +15,16 @@ from trainers.detect.base import Compared, Features, Reference
 
 @dataclass(frozen=True, kw_only=True)
 class EarlyLoss(Compared):
-    """Mean contrastive loss of a pair over the models of the first epochs: backdoors are learnt first, so low is suspect (after Li et al.
-    2021, "Anti-Backdoor Learning").
+    """A pair's mean contrastive loss over the models of the first epochs. Backdoors are learnt first, so low values are suspect (after Li
+    et al. 2021, "Anti-Backdoor Learning").
 
-    It is measured afterwards, by the stored checkpoints, and not on the batches of the training: the loss of pair i is
-    ½·[−ln softmax_i(s·I_i·T_j) − ln softmax_i(s·T_i·I_j)], j over i and the other pairs of the reference, s the model's logit scale.
+    The loss is computed after training with the stored checkpoints, not taken from the training batches. For pair i it is ½·[−ln
+    softmax_i(s·I_i·T_j) − ln softmax_i(s·T_i·I_j)], where j runs over i and the other pairs of the reference and s is the model's logit
+    scale.
     """
 
     first: Count = 10
-    """Epochs from the first on, as far as there are so many."""
+    """How many epochs to use, counted from the first; fewer if the training had fewer."""
     sign = -1
 
     def checkpoints(self, stored: Sequence[int]) -> Sequence[int]:
@@ -41,6 +42,6 @@ class EarlyLoss(Compared):
         for query_BD, other_MD in ((image_BD, text_MD), (text_BD, image_MD)):
             logit_BM = pairs.logit_scale * query_BD @ other_MD.T
             logit_BM[inside, place_B[inside]] = own_B[inside]
-            beside_B = torch.where(torch.from_numpy(place_B >= 0).to(own_B.device), -torch.inf, own_B)  # the pair itself counts once
+            beside_B = torch.where(torch.from_numpy(place_B >= 0).to(own_B.device), -torch.inf, own_B)  # count the pair itself only once
             total_B += torch.logaddexp(logit_BM.logsumexp(dim=1), beside_B) - own_B
         return (total_B / 2).cpu().numpy()

@@ -13,12 +13,12 @@ from trainers.detect.base import Compared, Features, Reference
 
 @dataclass(frozen=True, kw_only=True)
 class IsolationForest(Compared):
-    """scikit-learn's isolation forest (Liu et al. 2008), grown on the pictures and captions of the reference: how long the path to the
-    pair's picture is. Short paths, low values, are suspect."""
+    """Path length of the pair's picture in scikit-learn's isolation forest (Liu et al. 2008), grown on the reference's pictures and
+    captions. Short paths give low values, which are suspect."""
 
     trees: Count = 100
     rows: Literal["unit", "raw"] = "unit"
-    """Features of length 1, or as the model gives them."""
+    """unit: features scaled to length 1 | raw: as the model returns them"""
     sign = -1
 
     def raw(self, pairs: Features, reference: Reference) -> np.ndarray:

@@ -11,7 +11,7 @@ from trainers.detect.base import Features, NeighbourScore, Reference
 
 @dataclass(frozen=True, kw_only=True)
 class KDistance(NeighbourScore):
-    """d_k(x), the distance of the pair's picture to the k-th nearest row: poison is far from clean data, so high is suspect.
+    """d_k(x), the distance from the pair's picture to the k-th nearest row. Poison lies far from clean data, so high values are suspect.
 
     Ramaswamy et al. 2000; Huang et al. 2025, "Detecting Backdoor Samples in Contrastive Language Image Pretraining"
     (HanxunH/Detect-CLIP-Backdoor-Samples, backdoor_sample_detector).

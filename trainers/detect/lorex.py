@@ -1,4 +1,4 @@
-"""The strongest direction that trusted pictures do not have."""
+"""Score along the strongest direction that trusted pictures lack."""
 
 from __future__ import annotations
 
@@ -11,19 +11,20 @@ from datasets.errors import InputError
 from trainers.detect.base import Compared, Features, Reference
 
 RIDGE = 1e-3
-"""Added to the covariance, as a share of its mean variance."""
+"""Added to the covariance's diagonal, as a share of the mean variance."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoREx(Compared):
-    """|⟨L⁻¹(x − μ), q⟩| of the picture's unit feature x. μ and Σ = LLᵀ are mean and covariance (plus a ridge of 1e-3 · tr Σ / D) of trusted
-    pictures; q is the first right singular vector of the reference's pictures, whitened in the same way. High is suspect.
+    """|⟨L⁻¹(x − μ), q⟩|, where x is the picture's unit feature. μ and Σ = LLᵀ are the mean and covariance of the trusted pictures, the
+    covariance with a ridge of 1e-3 · tr Σ / D. q is the first right singular vector of the reference's pictures after the same whitening.
+    High values are suspect.
 
-    LoREx (calibretaliation). There q comes from all pairs, here from the m of the reference.
+    LoREx (calibretaliation). There q is computed from all pairs, here from the m pairs of the reference.
     """
 
     trusted: Natural | tuple[str, ...] = 0
-    """Keys of pairs that are known to be clean; or how many are drawn, by hash of (seed, key), of those that are no victims."""
+    """Keys of pairs known to be clean; or how many pairs to draw, by hash of (seed, key), from those that are not victims."""
 
     def __post_init__(self) -> None:
         count = self.trusted if isinstance(self.trusted, int) else len(set(self.trusted))

@@ -1,4 +1,4 @@
-"""How well a score finds the poison, by those who know where it is. Shape suffixes: N pairs, V victims, T different values of the score."""
+"""How well a score finds the poison, computed with the true victims. Shape suffixes: N pairs, V victims, T distinct values of the score."""
 
 from __future__ import annotations
 
@@ -9,18 +9,19 @@ import numpy as np
 from datasets.seeding import rng
 
 DRAWS = 200
-"""Of the bootstrap."""
+"""Number of bootstrap samples."""
 TPR = 0.95
 
 
 def figures(suspicion_N: np.ndarray, victim_N: np.ndarray, shares: Sequence[float] = (1.0, 5.0, 10.0), seed: int = 0) -> dict[str, float]:
-    """Figures of merit by name; empty where there is no victim, or nothing else. `suspicion_N`: high is suspect; `shares`: percent of all
-    pairs, in (0, 100].
+    """Figures of merit by name; empty if there are no victims or no clean pairs. `suspicion_N`: high is suspect; `victim_N`: bool;
+    `shares`: percent of all pairs, in (0, 100].
 
-    auroc: P(victim above clean pair), ties half; ap: average precision, Σ (R_t − R_{t−1})·P_t; both 0 … 1. fpr95: the lowest false positive
-    rate at which 95 % of the victims or more are found, percent. Each with `_low` and `_high`: 95 % percentile interval of a bootstrap that
-    draws victims and clean pairs, each among themselves, 200 times. caught_at_<s>: percent of the victims among the s % most suspect pairs,
-    equal scores at the edge counted in proportion; `_low`, `_high`: 95 % Clopper–Pearson interval over the victims.
+    auroc: P(victim scores above clean pair), ties count half, 0 … 1. ap: average precision, Σ (R_t − R_{t−1})·P_t, 0 … 1. fpr95: the lowest
+    false positive rate at which at least 95 % of the victims are found, in percent. Each has `_low` and `_high`: the 95 % percentile
+    interval of a bootstrap that resamples victims and clean pairs separately, 200 times. caught_at_<s>: percent of the victims among the s
+    % most suspect pairs; of pairs tied at the edge a proportional part counts. Its `_low` and `_high` are the 95 % Clopper–Pearson interval
+    over the victims.
     """
     victims = int(victim_N.sum())
     clean = len(victim_N) - victims
@@ -43,7 +44,7 @@ def figures(suspicion_N: np.ndarray, victim_N: np.ndarray, shares: Sequence[floa
 
 
 def _curve(victim_T: np.ndarray, clean_T: np.ndarray) -> dict[str, float]:
-    """auroc, ap and fpr95 from how many victims and clean pairs have each value, the most suspect first."""
+    """auroc, ap and fpr95 from the numbers of victims and of clean pairs with each value, most suspect value first."""
     found_T, false_T = np.cumsum(victim_T), np.cumsum(clean_T)
     victims, clean = found_T[-1], false_T[-1]
     above = float((clean_T * (found_T - victim_T / 2)).sum())
@@ -58,13 +59,13 @@ def _curve(victim_T: np.ndarray, clean_T: np.ndarray) -> dict[str, float]:
 
 
 def _again(count_T: np.ndarray, draw: np.random.Generator) -> np.ndarray:
-    """As many drawn from the same with replacement, by value."""
+    """A bootstrap sample of the same size, as counts by value."""
     total, end_T = int(count_T.sum()), np.cumsum(count_T)
     return np.bincount(np.searchsorted(end_T, draw.integers(total, size=total), side="right"), minlength=len(count_T))
 
 
 def _caught(victim_T: np.ndarray, clean_T: np.ndarray, share: float) -> float:
-    """Expected victims among the most suspect `share` percent of the pairs (at least one pair)."""
+    """Expected number of victims among the `share` percent most suspect pairs (at least one pair)."""
     end_T = np.cumsum(victim_T + clean_T)
     count = max(1, round(int(end_T[-1]) * share / 100))
     edge = int(np.searchsorted(end_T, count))
@@ -74,7 +75,7 @@ def _caught(victim_T: np.ndarray, clean_T: np.ndarray, share: float) -> float:
 
 
 def _clopper_pearson(hits: float, total: int) -> tuple[float, float]:
-    """95 % interval of a share; also for an expected number of hits."""
+    """95 % Clopper–Pearson interval of hits / total, 0 … 1; `hits` need not be a whole number."""
     from scipy.stats import beta
 
     low = float(beta.ppf(0.025, hits, total - hits + 1)) if hits > 0 else 0.0

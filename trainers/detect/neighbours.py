@@ -1,4 +1,4 @@
-"""Nearest rows by matrix products: candidates in float32, their distances in float64. Shape suffixes as in `base`."""
+"""Nearest-row search by matrix products: candidates in float32, their distances in float64. Shape suffixes as in `base`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import Tensor
 
 CLAMP = 1e-12
-"""A distance of 0, between equal features, counts as this."""
+"""A distance of 0 (between equal features) is raised to this."""
 MARGIN = 8
-"""Candidates beyond k whose distances are computed exactly."""
+"""How many candidates beyond k get exact distances."""
 CHUNK, BLOCK = 1 << 22, 1 << 13
-"""Products of a block, and rows that are gathered at a time."""
+"""CHUNK: scalar products per block; BLOCK: rows gathered at a time."""
 NEAR = 1e-6
-"""A squared distance below this share of ‖q‖² + ‖r‖² has lost digits to cancellation."""
+"""If a squared distance is below this share of ‖q‖² + ‖r‖², cancellation has cost it too many digits."""
 
 
 @dataclass(frozen=True, eq=False)
 class Near:
-    """The nearest rows of some queries, the nearest first."""
+    """The nearest rows of each query, nearest first."""
 
     distance_BK: np.ndarray
     """float64, Euclidean, at least 1e-12"""
@@ -29,12 +29,12 @@ class Near:
     """int64"""
 
     def first(self, k: int) -> Near:
-        """The k nearest."""
+        """Only the k nearest."""
         return Near(self.distance_BK[:, :k], self.row_BK[:, :k])
 
 
 class Rows:
-    """The rows that are searched, with what every search needs of them."""
+    """The rows to search, with values that every search needs."""
 
     def __init__(self, row_RD: Tensor) -> None:
         self.exact_RD, self.quick_RD = row_RD.double(), row_RD.float()
@@ -46,15 +46,15 @@ class Rows:
 
 
 def nearest(query_BD: Tensor, rows: Rows, own_BE: np.ndarray, k: int) -> Near:
-    """The k rows nearest to each query, without the rows that `own_BE` (int64, −1: none) forbids it.
+    """The k rows nearest to each query. `own_BE` (int64, −1: none) lists rows that a query must not get.
 
-    ‖r‖² − 2⟨q, r⟩ in float32 picks k + MARGIN candidates, whose distances are then computed in float64. By the bound on the rounding of a
-    product of D terms it is checked for each query that no other row can be nearer. A query for which that is not sure, as among equal
-    rows, is searched again in float64.
+    ‖r‖² − 2⟨q, r⟩ in float32 selects k + MARGIN candidates, and their distances are computed in float64. A bound on the rounding error of a
+    sum of D products shows for each query whether any other row could be nearer. If one could, for example because rows are equal, the
+    query is searched again in float64.
     """
-    own, step = torch.from_numpy(own_BE).to(query_BD.device), max(1, CHUNK // len(rows))
+    forbidden, step = torch.from_numpy(own_BE).to(query_BD.device), max(1, CHUNK // len(rows))
     parts: list[tuple[Tensor, Tensor]] = []
-    for query_CD, own_CE in zip(query_BD.double().split(step), own.split(step)):
+    for query_CD, own_CE in zip(query_BD.double().split(step), forbidden.split(step)):
         distance_CK, row_CK, sure_C = _search(query_CD, rows, own_CE, k, quick=True)
         if not sure_C.all():
             again = (~sure_C).nonzero()[:, 0]
@@ -65,7 +65,7 @@ def nearest(query_BD: Tensor, rows: Rows, own_BE: np.ndarray, k: int) -> Near:
 
 
 def _search(query_CD: Tensor, rows: Rows, own_CE: Tensor, k: int, quick: bool) -> tuple[Tensor, Tensor, Tensor]:
-    """(distances float64 [C, K], rows [C, K], whether these are surely the nearest [C]); `quick`: by products in float32."""
+    """(distances float64 [C, K], rows [C, K], whether these are certainly the nearest [C]). `quick`: select candidates in float32."""
     taken = min(k + MARGIN, len(rows))
     if quick:
         value_CR = torch.addmm(rows.quick_square_R[None], query_CD.float(), rows.quick_RD.T, alpha=-2)
@@ -74,7 +74,7 @@ def _search(query_CD: Tensor, rows: Rows, own_CE: Tensor, k: int, quick: bool) -
     for own_C in own_CE.T:
         which = (own_C >= 0).nonzero()[:, 0]
         value_CR[which, own_C[which]] = torch.inf
-    candidate_CT = _lowest(value_CR, taken).sort(dim=1).values  # of equal distances the row with the lower number comes first
+    candidate_CT = _lowest(value_CR, taken).sort(dim=1).values  # among equal distances the lower row number comes first
     length_C = query_CD.square().sum(dim=1)
     squared_CT = _squared(query_CD, rows.exact_RD, candidate_CT, length_C, rows.square_R)
     squared_CT[(candidate_CT[:, :, None] == own_CE[:, None]).any(dim=2)] = torch.inf
@@ -87,15 +87,15 @@ def _search(query_CD: Tensor, rows: Rows, own_CE: Tensor, k: int, quick: bool) -
 
 
 def _lowest(value_CR: Tensor, count: int) -> Tensor:
-    """int64 [C, T]: where the lowest values of each row are, in any order."""
-    if value_CR.device.type == "cpu" and count < value_CR.shape[1]:  # twice as fast as topk
+    """int64 [C, T]: positions of the lowest values of each row, in any order."""
+    if value_CR.device.type == "cpu" and count < value_CR.shape[1]:  # twice as fast as topk on CPUs
         return torch.from_numpy(np.argpartition(value_CR.numpy(), count - 1, axis=1)[:, :count].copy())
     return value_CR.topk(count, dim=1, largest=False, sorted=False).indices
 
 
 def _squared(query_CD: Tensor, row_RD: Tensor, candidate_CT: Tensor, length_C: Tensor, square_R: Tensor) -> Tensor:
-    """float64 [C, T]: ‖q − r‖² of each query and its candidates; from the difference where the lengths nearly cancel."""
-    if query_CD.device.type == "cpu":  # one product a query stays in the cache
+    """float64 [C, T]: ‖q − r‖² of each query and its candidates; computed from the difference q − r if the expanded form would cancel."""
+    if query_CD.device.type == "cpu":  # one product per query stays in the cache
         query, row, candidate = query_CD.numpy(), row_RD.numpy(), candidate_CT.numpy()
         dot_CT = torch.from_numpy(np.stack([row[candidate[c]] @ query[c] for c in range(len(query))]))
     else:
@@ -110,6 +110,6 @@ def _squared(query_CD: Tensor, row_RD: Tensor, candidate_CT: Tensor, length_C: T
 
 
 def _parts(query_CD: Tensor, candidate_CT: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-    """Both in parts of about BLOCK gathered rows."""
+    """Split both into parts of about BLOCK gathered rows."""
     step = max(1, BLOCK // candidate_CT.shape[1])
     yield from zip(query_CD.split(step), candidate_CT.split(step))

@@ -1,4 +1,4 @@
-"""Several scores of the same pairs: what they compare with is drawn once, and each batch is searched once for all."""
+"""Computes several scores of the same pairs. Scores share references and neighbour searches."""
 
 from __future__ import annotations
 
@@ -15,39 +15,39 @@ REFERENCE, TRUSTED = "reference", "trusted"
 
 
 def first_positions(scores: Sequence[Score], pairs: Pairs, victim_N: np.ndarray) -> np.ndarray:
-    """int64, rising: the positions of the pairs that must be seen before any can be scored: references and trusted pairs.
+    """int64, rising: positions of the pairs that must be embedded before any pair can be scored: the references and the trusted pairs.
 
-    InputError for a trusted key that is no pair, and where there are too few.
+    InputError if a trusted key is not a pair's key, or if there are too few pairs.
     """
-    keys, found = pa.chunked_array([pairs.keys()]), [np.zeros(0, np.int64)]
+    keys, positions = pa.chunked_array([pairs.keys()]), [np.zeros(0, np.int64)]
     for score in scores:
         m, seed = score.drawn
         score.check(len(pairs), score.label)
         if m:
-            found.append(smallest_hashes(keys, np.arange(len(pairs)), m, seed, REFERENCE))
+            positions.append(smallest_hashes(keys, np.arange(len(pairs)), m, seed, REFERENCE))
         if isinstance(score.trusts, tuple):
             known = {key: place for place, key in enumerate(keys.to_pylist())}
             if missing := [key for key in score.trusts if key not in known]:
                 raise InputError(f"{score.label}.trusted names {missing[0]!r}, which is no key of a pair that is scored.")
-            found.append(np.array([known[key] for key in score.trusts], np.int64))
+            positions.append(np.array([known[key] for key in score.trusts], np.int64))
         elif score.trusts:
             clean = np.flatnonzero(~victim_N)
             if score.trusts > len(clean):
                 raise InputError(f"{score.label}.trusted is {score.trusts}, but only {len(clean)} pairs are no victims.")
-            found.append(smallest_hashes(keys, clean, score.trusts, seed, TRUSTED))
-    return np.unique(np.concatenate(found))
+            positions.append(smallest_hashes(keys, clean, score.trusts, seed, TRUSTED))
+    return np.unique(np.concatenate(positions))
 
 
 class Scorer:
-    """Scores of batches of pairs, against references made of the features of the first pairs."""
+    """Scores batches of pairs against references built from the features of the first pairs."""
 
     def __init__(self, scores: Sequence[Score], first: Features, victim_F: np.ndarray) -> None:
-        """`first`: the pairs of `first_positions`, in any order, with which of them are victims."""
+        """`first`: the pairs of `first_positions`, in any order; `victim_F`: which of them are victims."""
         self.scores = tuple(scores)
         self.clamped = dict.fromkeys(self.scores, 0)
-        """How many distances of pairs scored so far were 0."""
+        """How many distances were 0 among the pairs scored so far."""
         self.poisons: dict[Score, int] = {}
-        """Victims among the pairs of each score's reference."""
+        """The number of victims in each score's reference."""
         self._references: dict[Score, Reference] = {}
         shared: dict[tuple[int, int], Reference] = {}
         for score in self.scores:
@@ -61,12 +61,12 @@ class Scorer:
 
     def of(self, pairs: Features) -> dict[Score, np.ndarray]:
         """Score → float64 [B], high is suspect."""
-        found = {}
+        suspicions = {}
         for score, reference in self._references.items():
-            found[score] = score.suspicion(pairs, reference)
+            suspicions[score] = score.suspicion(pairs, reference)
             if isinstance(score, NeighbourScore):
                 self.clamped[score] += score.clamped(pairs, reference)
-        return found
+        return suspicions
 
 
 def _trusted(score: Score, first: Features, victim_F: np.ndarray) -> Features | None:

@@ -11,8 +11,8 @@ from trainers.detect.base import Features, NeighbourScore, Reference
 
 @dataclass(frozen=True, kw_only=True)
 class SLOF(NeighbourScore):
-    """Mean over the k nearest rows r of d_k(x) / d_k(r): how much sparser it is around the picture than around its neighbours. High is
-    suspect.
+    """Mean over the k nearest rows r of d_k(x) / d_k(r): how much sparser the data are around the picture than around its neighbours. High
+    values are suspect.
 
     Schubert et al. 2014; used on CLIP's training pairs by Huang et al. 2025 (HanxunH/Detect-CLIP-Backdoor-Samples).
     """

@@ -1,1 +1,1 @@
-"""What is measured? One file an evaluator, the attack gate, and the rules by which a cleaned model is chosen."""
+"""What is measured? One file per evaluator, the attack gate, and the rules that choose a cleaned model."""

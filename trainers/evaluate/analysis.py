@@ -1,7 +1,7 @@
-"""How a model sees its training pairs: similarity of clean and of poisoned ones, groups of pictures, crops, the modality gap.
+"""How a model sees its training pairs: similarity of clean and of poisoned pairs, groups of pictures, crops, the modality gap.
 
-`Analysis` embeds a sample once and hands the features of all ranks to plain functions of arrays, one for each question; to ask another, add
-a function to `QUESTIONS`. Shape suffixes: N samples, M others, D features.
+`Analysis` embeds a sample once and passes the features of all ranks to plain functions of arrays, one per question. To ask another
+question, add a function to `QUESTIONS`. Shape suffixes: N samples, M others, D features.
 """
 
 from __future__ import annotations
@@ -28,29 +28,30 @@ from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
 
 Features = Mapping[str, np.ndarray]
-"""`role/view` → float64 [N, D], unit rows in the sample's order; views that the sample lacks are left out."""
+"""`role/view` → float64 [N, D], unit rows in the sample's order. Views that the sample lacks are left out."""
 Values = dict[str, float | np.ndarray]
 
 EDGES = np.linspace(-1, 1, 101)
-"""Edges of the bins of the histograms of cosines."""
+"""Bin edges of the histograms of cosines."""
 GROUPS = ("other", "target", "triggered")
-"""What the numbers in `map/group` stand for: pictures without the target, pictures of it, and the former with the trigger."""
+"""Names of the numbers in `map/group`: pictures without the target, pictures of the target, and the former with the trigger."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Analysis(Evaluator):
-    """How a model sees a sample of the pairs that it was pre-trained on, clean and poisoned. All metrics are under pairs/.
+    """How a model sees a sample of its pre-training pairs, clean and poisoned. All metrics are under pairs/.
 
-    Cosines, their standard deviations (`…_sd`), the area under the ROC curve and the modality gap are plain numbers; shares are
-    in percent. In fp32 at least, whatever the precision of the training.
+    Cosines, their standard deviations (`…_sd`), the area under the ROC curve and the modality gap are plain numbers; shares are in percent.
+    Computed in fp32 or better, whatever the training's precision.
     """
 
     sample: Sample = field(default_factory=Sample)
-    """which pairs"""
+    """which pairs to look at"""
     top: tuple[Annotated[float, Interval(gt=0, le=100)], ...] = (1.0, 5.0, 10.0)
-    """percent of the pairs, the most similar ones, among which poisons are counted; and of the clean pairs, for tpr_at_fpr"""
+    """percentages: poisons are counted among the most similar pairs, this percent of all; tpr_at_fpr takes them as percent of the clean
+    pairs"""
     components: Natural = 50
-    """principal components of the pictures' features that are kept for maps; 0 keeps none"""
+    """how many principal components of the pictures' features to keep for maps; 0: none"""
 
     def __post_init__(self) -> None:
         if self.components == 1:
@@ -61,14 +62,14 @@ class Analysis(Evaluator):
         return sample_batches(material.pairs, self.sample, material.recipe, material.batch_size, world.rank, world.size)
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> Values:
-        """Names as in docs/metrics.md; a metric whose pairs the sample lacks is left out. Raises FloatingPointError if features are
-        not finite."""
+        """Metrics as named in docs/metrics.md; a metric whose pairs the sample lacks is left out. FloatingPointError if features are not
+        finite."""
         features = embed(model, batches, world or World())
         return {name: value for question in QUESTIONS for name, value in question(features, self).items()}
 
 
 def embed(model: Encoder, batches: Iterable[dict[str, Any]], world: World) -> dict[str, np.ndarray]:
-    """The features of all ranks, on every rank; the model is left as it was."""
+    """The features of all ranks, on every rank. The model is left unchanged."""
     parts: list[tuple[str, np.ndarray, np.ndarray]] = []
     with looking(model):
         for batch in batches:
@@ -76,11 +77,11 @@ def embed(model: Encoder, batches: Iterable[dict[str, Any]], world: World) -> di
             if "caption" in batch:
                 views["text"] = model.encode_text(model.tokenize(list(batch["caption"])).to(model.device))
             parts += [(f"{batch['role']}/{name}", batch["position"], value.cpu().numpy()) for name, value in views.items()]
-    found: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
+    by_view: dict[str, list[tuple[np.ndarray, np.ndarray]]] = {}
     for name, position_B, feature_BD in distributed.gather_lists(parts, world):
-        found.setdefault(name, []).append((position_B, feature_BD))
+        by_view.setdefault(name, []).append((position_B, feature_BD))
     features = {}
-    for name, pieces in found.items():
+    for name, pieces in by_view.items():
         feature_ND = np.concatenate([feature_BD for _, feature_BD in pieces]).astype(np.float64)
         if not np.isfinite(feature_ND).all():
             raise FloatingPointError("the model's features of training pairs are not finite")
@@ -90,7 +91,7 @@ def embed(model: Encoder, batches: Iterable[dict[str, Any]], world: World) -> di
 
 @contextmanager
 def looking(model: Encoder) -> Iterator[None]:
-    """Within the block: evaluation mode, no gradient, at least fp32. Afterwards the model is as before."""
+    """Within the block the model is in evaluation mode, without gradients, in fp32 or better. Afterwards it is as before."""
     training, autocast = model.training, model.autocast
     model.eval()
     model.autocast = None
@@ -103,7 +104,7 @@ def looking(model: Encoder) -> Iterator[None]:
 
 
 def pair_similarity(features: Features, analysis: Analysis) -> Values:
-    """Cosine of picture and caption, clean against poisoned; how well it tells them apart; its histograms."""
+    """Cosine of picture and caption for clean and for poisoned pairs, how well it separates them, and its histograms."""
     values: Values = {}
     cosines = {kind: _rowwise(features, f"{kind}/image", f"{kind}/text") for kind in ("clean", "poisoned")}
     for kind, cosine_N in cosines.items():
@@ -126,7 +127,8 @@ def pair_similarity(features: Features, analysis: Analysis) -> Values:
 
 
 def share_of_top(score_N: np.ndarray, marked_N: np.ndarray, percent: float) -> float:
-    """Share of marked ones among the top `percent` by score, 0…1; equal scores at the edge count as the mean over all ways to cut them."""
+    """Share (0 … 1) of marked items among the top `percent` by score. Items tied at the edge count as the mean over all ways to cut
+    them."""
     count = max(1, round(len(score_N) * percent / 100))
     edge = np.sort(score_N)[-count]
     above_N, tied_N = score_N > edge, score_N == edge
@@ -141,7 +143,8 @@ def modality_gap(features: Features, analysis: Analysis) -> Values:
 
 
 def group_similarity(features: Features, analysis: Analysis) -> Values:
-    """Mean cosine of different pictures within and between the groups; and of a picture with itself, triggered once and twice."""
+    """Mean cosine of different pictures within and between the groups, and of a picture with itself without, with one and with two
+    triggers."""
     groups = _groups(features)
     values: Values = {}
     for name, feature_ND in groups.items():
@@ -162,7 +165,7 @@ def crop_similarity(features: Features, analysis: Analysis) -> Values:
 
 
 def embedding_map(features: Features, analysis: Analysis) -> Values:
-    """The principal components of the groups' features, together: what maps of them are drawn from."""
+    """Principal components of the features of all groups together, from which maps are drawn."""
     groups = _groups(features)
     feature_ND = np.concatenate(list(groups.values())) if groups else np.zeros((0, 0))
     kept = min(analysis.components, *feature_ND.shape)
@@ -174,7 +177,7 @@ def embedding_map(features: Features, analysis: Analysis) -> Values:
     component_NK = pca.fit_transform(feature_ND)
     numbers = [GROUPS.index(name) for name in groups]
     return {
-        "map/components": component_NK.astype(np.float16),  # for pictures: three digits, half the disk
+        "map/components": component_NK.astype(np.float16),  # only for figures: three digits suffice and take half the disk space
         "map/variance": pca.explained_variance_ratio_.astype(np.float32),
         "map/group": np.repeat(np.array(numbers, np.uint8), [len(group) for group in groups.values()]),
     }
@@ -186,14 +189,15 @@ QUESTIONS: tuple[Callable[[Features, Analysis], Values], ...] = (
 
 
 def tsne(component_NK: np.ndarray) -> np.ndarray:
-    """float64 [N, 2]: t-SNE of the rows, perplexity 30 (less for few), started from the first two columns; the same every time."""
+    """float64 [N, 2]: t-SNE of the rows, with perplexity 30 (less for few rows), started from the first two columns; the same on every
+    run."""
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits
 
     start_N2 = component_NK[:, :2].astype(np.float32)
     start_N2 = 1e-4 * start_N2 / max(float(start_N2[:, 0].std()), 1e-12)
     perplexity = min(30.0, (len(component_NK) - 1) / 3)
-    with threadpool_limits(1):  # the order of sums over several threads is not fixed
+    with threadpool_limits(1):  # several threads add in varying order
         return TSNE(2, perplexity=perplexity, init=start_N2, random_state=0, n_jobs=1).fit_transform(component_NK).astype(np.float64)
 
 
@@ -213,7 +217,7 @@ def _agreement(features: Features, names: Mapping[str, tuple[str, str]]) -> Valu
 
 
 def _mean_cosine(one_ND: np.ndarray, other_MD: np.ndarray, same_pictures: bool) -> float:
-    """Mean cosine over all combinations. With `same_pictures`, row i of both is the same picture, and those combinations are left out."""
+    """Mean cosine over all pairs of rows. With `same_pictures`, row i of both is the same picture, and these pairs are left out."""
     total = float(one_ND.sum(axis=0) @ other_MD.sum(axis=0))
     if not same_pictures:
         return total / (len(one_ND) * len(other_MD))

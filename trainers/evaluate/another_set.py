@@ -1,4 +1,4 @@
-"""Zero-shot accuracy on another set, with that set's own classes and prompts."""
+"""Zero-shot accuracy on another set, with the classes and prompts of that set."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ from trainers.evaluate.zeroshot import ZeroShotASR
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotOn(Evaluator):
-    """Zero-shot accuracy on a further set, such as CIFAR-10 beside ImageNet; no attack is measured there."""
+    """Zero-shot accuracy on a further set, such as CIFAR-10 besides ImageNet. No attack is measured there."""
 
     data: EvalSet
     """The set; its classes need not be those of the test set."""
     name: str = ""
-    """What its metrics are called by: `zeroshot_on/<name>/top1`; empty: the set's own name."""
+    """Name in its metrics, `zeroshot_on/<name>/top1`; empty: the set's own name."""
 
     own_classes: ClassVar[bool] = True
 
@@ -33,21 +33,21 @@ class ZeroShotOn(Evaluator):
 
     @property
     def called(self) -> str:
-        """What its metrics are called by."""
+        """The name in its metrics."""
         return self.name or self.data.name
 
     def needs(self) -> tuple[EvalSet, ...]:
         return (self.data,)
 
     def open(self, material: Material) -> Iterator[Batch]:
-        """First the classes and prompts, on every rank; then its share of the pictures."""
+        """First the classes and prompts, on every rank; then this rank's share of the pictures."""
         yield {"classes": material.classes[self.data]}
         yield from material.sets[self.data]()
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """What `ZeroShotASR` calls zeroshot/…, as zeroshot_on/<name>/…: top{1,5,10}, mean_per_class, top1_low, top1_high in percent; n and
-        top1_count."""
+        """The metrics zeroshot/… of `ZeroShotASR`, named zeroshot_on/<name>/…: top{1,5,10}, mean_per_class, top1_low, top1_high in percent;
+        n and top1_count."""
         rest = iter(batches)
         names, templates = next(rest)["classes"]
-        found = ZeroShotASR(class_names=names, templates=templates).measure(model, rest, world)
-        return {f"zeroshot_on/{self.called}/{name.removeprefix('zeroshot/')}": value for name, value in found.items()}
+        metrics = ZeroShotASR(class_names=names, templates=templates).measure(model, rest, world)
+        return {f"zeroshot_on/{self.called}/{name.removeprefix('zeroshot/')}": value for name, value in metrics.items()}

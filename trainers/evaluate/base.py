@@ -1,4 +1,4 @@
-"""What an evaluator is, and which data it can use."""
+"""The interface of an evaluator, and the data it can use."""
 
 from __future__ import annotations
 
@@ -28,56 +28,55 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class Material:
-    """The data that an evaluator can use, the same for all epochs of a stage and all stages of an experiment."""
+    """The data that an evaluator can use. They are the same for all epochs of a stage and all stages of an experiment."""
 
     test: Callable[[], Iterable[Batch]]
     """This rank's share of the test pictures, as `datasets.feed.loader.eval_batches` gives it."""
     test_with: Callable[[Trigger], Iterable[Batch]] | None = None
-    """The same with another trigger in place of the attack's."""
+    """The same pictures with another trigger in place of the attack's."""
     pairs: Pairs
-    """The pairs of the pre-training with the poison plan applied, also in a cleaning."""
+    """The pre-training's pairs with the poison plan applied, also while a cleaning is measured."""
     recipe: Recipe
     """Views, trigger and seed of the evaluation."""
     batch_size: int = 256
     world: World = field(default_factory=World)
     aims: tuple[Aim, ...] = ()
-    """The attacks as they are measured."""
+    """The attacks, as they are measured."""
     target: int | None = None
     """Index of the first attack's target class; None: no attack is measured."""
     class_names: tuple[str, ...] = ()
     """Class names of the test pictures."""
     templates: tuple[str, ...] = ()
-    """The prompts of the test set, with {} where the class name goes: `zeroshot.class_head` makes class features of both."""
+    """The test set's prompts, with {} for the class name; `zeroshot.class_head` makes class features from names and prompts."""
     sets: Mapping[EvalSet | RetrievalSet, Callable[[], Iterable[Batch]]] = field(default_factory=dict)
-    """This rank's share of each further set that evaluators need (`Component.needs`)."""
+    """For each further set that evaluators need (`Component.needs`): a function that returns this rank's share of it."""
     classes: Mapping[EvalSet | RetrievalSet, tuple[tuple[str, ...], tuple[str, ...]]] = field(default_factory=dict)
-    """Class names and prompts of each of them."""
+    """Class names and prompts of each of these sets."""
     made: Mapping[Component, Path] = field(default_factory=dict)
-    """The folders of everything else that evaluators need."""
+    """The folder of everything else that evaluators need."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluator(Component, ABC):
-    """A measurement of one model. A new one is a frozen dataclass of this kind in its own file.
+    """A measurement of one model. To add one, subclass this as a frozen dataclass in its own file.
 
-    It looks at the test pictures unless it overrides `open`, which makes its batches from anything in `Material`:
-    `trainers.evaluate.analysis.Analysis` looks at training pairs. If `Material` lacks something, add a field to it and fill it in
+    By default it gets the test pictures. Override `open` to make batches from anything else in `Material`, as
+    `trainers.evaluate.analysis.Analysis` does with training pairs. If `Material` lacks something, add a field and fill it in
     `orchestrator.training.measuring`.
     """
 
     own_classes: ClassVar[bool] = False
-    """Whether the sets that it needs may have other classes than the test set."""
+    """Whether the sets it needs may have other classes than the test set."""
 
     every: int = since(1)
-    """A model is measured before training, after each epoch whose number this divides, and after the last one; 0: after the last one
-    alone."""
+    """Measure before training, after each epoch whose number is a multiple of this, and after the last epoch; 0: only after the last."""
 
     def due(self, epoch: int, epochs: int) -> bool:
-        """Whether it measures after epoch `epoch` of `epochs`."""
+        """Whether to measure after epoch `epoch` of `epochs`."""
         return epoch >= epochs or (self.every > 0 and epoch % self.every == 0)
 
     def check(self, triggers: Mapping[str, Trigger]) -> None:  # noqa: B027 (most evaluators measure any attack)
-        """Raise InputError where it cannot measure an experiment whose attacks have these triggers, by their names."""
+        """Raise InputError if it cannot measure an experiment whose attacks have these triggers (by attack name)."""
 
     def open(self, material: Material) -> Iterable[Batch]:
         """This rank's batches for one measurement."""
@@ -87,23 +86,24 @@ class Evaluator(Component, ABC):
     def measure(
         self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None
     ) -> Mapping[str, float | np.ndarray]:
-        """Metrics by name, shares in percent; the model is left as it was.
+        """Metrics by name, shares in percent. The model is left unchanged.
 
-        batches: from `open`. All ranks of `world` call this together and return the same. Numbers become metrics; arrays are no metrics,
-        but kept beside them for pictures (`analysis/epoch_0003.npz` in the stage's folder), so they must be small. A name that another
-        evaluator gives too is refused.
+        batches: from `open`. All ranks of `world` call this together and return the same. Numbers become metrics. Arrays do not: they are
+        stored beside the metrics for figures (`analysis/epoch_0003.npz` in the stage's folder), so they must be small. Two evaluators must
+        not return the same name.
         """
 
 
 def add_values(values: dict[str, Any], evaluator: Evaluator, found: Any) -> None:
-    """Add what the evaluator's `measure` returned to what others returned; numbers of numpy and torch become Python's.
+    """Add an evaluator's results to `values`; scalars of numpy and torch become Python numbers.
 
-    InputError naming the evaluator if it is no dictionary, has a name that is there already, or a value that is neither number nor array.
+    InputError, naming the evaluator, if the result is not a dictionary, a name is already taken, or a value is neither a number nor an
+    array.
     """
     if not isinstance(found, Mapping):
         raise InputError(f"evaluator {evaluator.label} gave {shown(found)}; accepted: a dictionary of metrics by name.")
-    for name, given in found.items():
-        value = given.item() if getattr(given, "ndim", None) == 0 else given
+    for name, raw in found.items():
+        value = raw.item() if getattr(raw, "ndim", None) == 0 else raw
         if name in values:
             raise InputError(f"evaluator {evaluator.label} gave {name!r}, which another gave already; accepted: names of its own.")
         if not isinstance(value, (int, float)) and not (isinstance(value, np.ndarray) and value.dtype.kind in "biuf"):
@@ -113,7 +113,7 @@ def add_values(values: dict[str, Any], evaluator: Evaluator, found: Any) -> None
 
 @contextmanager
 def unchanged(encoder: Encoder, evaluator: Evaluator) -> Iterator[None]:
-    """InputError if the norm of one of the model's weights or buffers has changed at the end: training continues from them."""
+    """Raise InputError after the block if the norm of a weight or buffer has changed: training continues with this model."""
 
     def norms() -> list[float]:
         tensors = [value for value in encoder.state_dict().values() if value.is_floating_point()]

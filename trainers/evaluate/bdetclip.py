@@ -1,4 +1,4 @@
-"""BDetCLIP (ICML 2025): at test time, does a picture mind that the words about a class change?
+"""BDetCLIP (ICML 2025) detects triggered pictures at test time: their similarity to a class hardly depends on the words that describe it.
 
 Shape suffixes: N pictures, B of a batch, D features.
 """
@@ -34,27 +34,27 @@ Descriptions = tuple[tuple[str, tuple[str, ...]], ...]
 
 @dataclass(frozen=True, kw_only=True)
 class BDetCLIP(Evaluator):
-    """Score(x) = Σ_c ⟨x, e¹_c − e²_c⟩; low: the picture is taken for triggered. The detector needs neither trigger nor target.
+    """Score(x) = Σ_c ⟨x, e¹_c − e²_c⟩; a picture with a low score is taken for triggered. The detector knows neither trigger nor target.
 
-    e¹_c is the unit mean of the features of descriptions of class c; e²_c that of every prompt of the class, followed by a sentence
-    that has nothing to do with it. A picture of c is nearer to the former; a triggered one does not mind. How well this works is
-    measured by the experiment's trigger, on the pictures of other classes than the target.
+    e¹_c is the unit mean of the features of descriptions of class c. e²_c is the unit mean over all prompts of the class, each followed by
+    an unrelated sentence. A clean picture of c is nearer to e¹_c; to a triggered one the sentence makes little difference. The detector is
+    measured with the experiment's trigger, on pictures of other classes than the target.
 
-    The threshold comes from untriggered pictures alone: those of a half that is drawn by the hash of the keys. The other half, once
-    without and once with the trigger, gives everything that is reported.
+    Half of the pictures, drawn by the hash of their keys, set the threshold, without the trigger. All metrics come from the other half,
+    measured once without and once with the trigger.
     """
 
     descriptions: Literal["wordnet"] | Descriptions = "wordnet"
-    """wordnet: what WordNet says of each class, shipped for the classes of ImageNet-1k and looked up for others where WordNet is
-    installed | (class, (texts)) for each class"""
+    """wordnet: WordNet's glosses, shipped for the classes of ImageNet-1k and looked up for other classes if WordNet is installed | (class,
+    (texts)) for each class"""
     unrelated: str = "The meeting was moved to Thursday because the printer had run out of paper."
-    """the sentence that is put after each prompt"""
+    """the sentence that is added to each prompt"""
     fprs: tuple[Annotated[float, Interval(gt=0, lt=100)], ...] = (1.0, 5.0)
-    """percent of the untriggered pictures that may be taken for triggered"""
+    """percent of untriggered pictures that may be taken for triggered"""
     seed: int = 0
-    """of the half that the threshold comes from"""
+    """seed that selects the half for the threshold"""
     text_batch: Count = 512
-    """captions encoded at a time"""
+    """captions to encode at a time"""
 
     def __post_init__(self) -> None:
         if not self.unrelated.strip():
@@ -65,16 +65,16 @@ class BDetCLIP(Evaluator):
                     raise InputError(f"BDetCLIP.descriptions has no text for {name!r}, or an empty one; at least one for each class.")
 
     def open(self, material: Material) -> Iterable[Batch]:
-        """The test pictures, each batch with what is known of the classes."""
+        """The test pictures; class names, prompts and the target are added to each batch."""
         common = {"class_names": material.class_names, "templates": material.templates, "target": material.target}
         for batch in material.test():
             yield batch | common
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """bdetclip/auroc (0 … 1), with _low and _high (95 %, by the spread of the pictures' influence, DeLong et al. 1988); percent:
-        bdetclip/tpr_at_fpr<x> (triggered pictures that are found) and bdetclip/fpr_at_fpr<x> (untriggered ones of the same half that are
-        taken for triggered), each with _low and _high (Wilson); bdetclip/n. A threshold that the first half is too small for is left out.
-        """
+        """bdetclip/auroc (0 … 1) with _low and _high (95 %, DeLong et al. 1988: from the spread of the pictures' influence). In percent:
+        bdetclip/tpr_at_fpr<x> (triggered pictures found) and bdetclip/fpr_at_fpr<x> (untriggered pictures of the same half taken for
+        triggered), each with _low and _high (Wilson). bdetclip/n. A rate for which the first half is too small is left out. InputError
+        without a trigger for pictures, or with fewer than 3 pictures of other classes than the target."""
         world = world or World()
         training = model.training
         model.eval()
@@ -93,20 +93,20 @@ class BDetCLIP(Evaluator):
         return self.judged(sorted(distributed.gather_lists(rows, world)))
 
     def texts(self, names: Sequence[str]) -> list[tuple[str, ...]]:
-        """The descriptions of each class, in their order. InputError where a class has none."""
+        """The descriptions of each class, in the order of `names`. InputError if a class has none."""
         if self.descriptions == "wordnet":
-            said = imagenet_glosses() if tuple(names) == class_names("imagenet1k") else glosses(names)
-            return [(f"{name}: {text}",) for name, text in zip(names, said)]
-        given = dict(self.descriptions)
-        missing = [name for name in names if name not in given]
+            meanings = imagenet_glosses() if tuple(names) == class_names("imagenet1k") else glosses(names)
+            return [(f"{name}: {text}",) for name, text in zip(names, meanings)]
+        by_class = dict(self.descriptions)
+        missing = [name for name in names if name not in by_class]
         if missing:
             raise InputError(f"BDetCLIP.descriptions has none for the class {missing[0]!r}; each class needs at least one, by its name.")
-        return [given[name] for name in names]
+        return [by_class[name] for name in names]
 
     def direction(self, model: Encoder, names: Sequence[str], templates: Sequence[str]) -> Tensor:
-        """Σ_c (e¹_c − e²_c), [D]: the score is a picture's inner product with it."""
+        """Σ_c (e¹_c − e²_c), [D]. The score of a picture is its inner product with this."""
         changed = [tuple(f"{fill(template, name)} {self.unrelated}" for template in templates) for name in names]
-        one_D, two_D = (torch.stack([self._mean(model, own) for own in of]).sum(0) for of in (self.texts(names), changed))
+        one_D, two_D = (torch.stack([self._mean(model, texts) for texts in of]).sum(0) for of in (self.texts(names), changed))
         return one_D - two_D
 
     def _mean(self, model: Encoder, texts: Sequence[str]) -> Tensor:
@@ -114,7 +114,7 @@ class BDetCLIP(Evaluator):
         return F.normalize(torch.cat([model.encode_text(model.tokenize(some).to(model.device)) for some in chunks]).mean(0), dim=0)
 
     def judged(self, rows: Sequence[tuple[str, float, float]]) -> dict[str, float]:
-        """The metrics of (key, score without, score with the trigger) of pictures in the order of their keys."""
+        """The metrics of rows (key, score without trigger, score with trigger), one per picture, sorted by key."""
         order = sorted(rows, key=lambda row: hash64(self.seed, "threshold", row[0]))
         half = len(order) // 2
         if half < 1 or len(order) - half < 2:
@@ -138,7 +138,7 @@ class BDetCLIP(Evaluator):
 
 
 def auroc(clean_N: np.ndarray, triggered_N: np.ndarray) -> tuple[float, float]:
-    """P(triggered < clean), ties half, and its standard error; row i of both is the same picture."""
+    """P(triggered < clean), ties counting half, and its standard error. Row i of both is the same picture."""
     clean, triggered = np.sort(clean_N), np.sort(triggered_N)
     by_triggered_N = 1 - (np.searchsorted(clean, triggered_N, "left") + np.searchsorted(clean, triggered_N, "right")) / (2 * len(clean))
     by_clean_N = (np.searchsorted(triggered, clean_N, "left") + np.searchsorted(triggered, clean_N, "right")) / (2 * len(triggered))

@@ -1,8 +1,8 @@
-"""Which cleaned model one would keep: the rules of the report, and the epochs whose checkpoints these rules may need.
+"""The report's rules for choosing a cleaned model, and the epochs whose checkpoints the rules may need.
 
-A rule picks the smallest in a total order of the models that qualify. So its choice among several trials is also its choice within one of
-them, and a model that is not its choice among the epochs so far will never be: a checkpoint that no rule chooses may be removed. All shares
-are in percent.
+Each rule takes the smallest qualifying model in a total order. So what it chooses among several trials is also what it chooses within that
+trial, and a model that it does not choose among the epochs so far will never be chosen: its checkpoint may be removed. All shares are in
+percent.
 """
 
 import math
@@ -12,13 +12,13 @@ from typing import Any, Protocol, TypeVar
 
 ACCURACY, ASR = "zeroshot/top1", "asr/top1"
 MASK = "decree/mask"
-"""Of `trainers.evaluate.decree`: small in a backdoored model."""
+"""Metric of `trainers.evaluate.decree`; small in a backdoored model."""
 LIMITS = (5, 10)
-"""Limits on the ASR, percent, of the two rules that choose the most accurate model."""
+"""Limits on the ASR in percent, for the two rules that choose the most accurate model."""
 POINTS_LOST = 1.0
-"""Points of accuracy that the model with the lowest ASR may lose."""
+"""How many points of accuracy the model with the lowest ASR may lose."""
 PERCENT_LOST = 10.0
-"""The same relative to the uncleaned model's accuracy."""
+"""The same limit in percent of the uncleaned model's accuracy."""
 
 
 class Measured(Protocol):
@@ -34,11 +34,11 @@ class Measured(Protocol):
     def metrics(self) -> dict[str, Any]: ...
     @property
     def trial(self) -> str:
-        """The model's trial. It decides between models that are equal in everything else."""
+        """The model's trial. It breaks ties between models that are equal otherwise."""
 
     @property
     def returned(self) -> bool:
-        """Whether the method returned this model in place of the one at the end of its training."""
+        """Whether the method returned this model instead of the one at the end of its training."""
 
 
 M = TypeVar("M", bound=Measured)
@@ -46,24 +46,25 @@ M = TypeVar("M", bound=Measured)
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """How a model is chosen among the trials and epochs of one cleaning method."""
+    """A rule that chooses a model among the trials and epochs of one cleaning method."""
 
     key: str
     text: str
     oracle: bool
-    """Whether the choice needs the attack's success rate, which a defender cannot measure."""
+    """Whether the rule needs the attack's success rate, which a defender cannot measure."""
     choose: Callable[[Sequence[Any], Any], Any] = field(repr=False)
-    """(candidates, the uncleaned model) → the choice, or None where no candidate qualifies."""
+    """(candidates, the uncleaned model) → the choice, or None if no candidate qualifies."""
     metric: str = ""
-    """What it looks at beside accuracy and ASR; only models that have it qualify, and where none has, tables leave the rule out."""
+    """A metric that the rule needs besides accuracy and ASR. Only models that have it qualify; if none has it, tables leave the rule
+    out."""
 
     def concerns(self, points: Iterable[Any]) -> bool:
-        """Whether a table of these models has the rule."""
+        """Whether a table of these models includes the rule."""
         return not self.metric or any(self.metric in point.metrics for point in points)
 
 
 def most_accurate(limit: float) -> Callable[[Sequence[M], Any], M | None]:
-    """Highest accuracy among the models with ASR ≤ limit; ties go to the lower ASR, the earlier epoch."""
+    """Highest accuracy among the models with ASR ≤ limit; ties: lower ASR, then earlier epoch."""
 
     def choose(points: Sequence[M], start: Any) -> M | None:
         fit = [p for p in points if p.asr <= limit]
@@ -73,23 +74,23 @@ def most_accurate(limit: float) -> Callable[[Sequence[M], Any], M | None]:
 
 
 def lowest_asr(points: Sequence[M], start: Any, lost: float = POINTS_LOST) -> M | None:
-    """Lowest ASR among the models that lost at most `lost` points of accuracy; ties: the higher accuracy."""
+    """Lowest ASR among the models that lost at most `lost` points of accuracy; ties: higher accuracy, then earlier epoch."""
     fit = [p for p in points if start.accuracy - p.accuracy <= lost + 1e-9]
     return min(fit, key=lambda p: (p.asr, -p.accuracy, p.epoch, p.trial), default=None)
 
 
 def lowest_asr_relative(percent: float) -> Callable[[Sequence[M], Any], M | None]:
-    """Lowest ASR among the models that lost at most this share of the start's accuracy."""
+    """Lowest ASR among the models that lost at most `percent` percent of the uncleaned model's accuracy."""
     return lambda points, start: lowest_asr(points, start, lost=start.accuracy * percent / 100)
 
 
 def blind(points: Sequence[M], start: Any) -> M | None:
-    """Highest accuracy, whatever the ASR; ties go to the later epoch, because a defender would train on."""
+    """Highest accuracy, whatever the ASR; ties: later epoch, because a defender would train on."""
     return min(points, key=lambda p: (-p.accuracy, -p.epoch, p.trial), default=None)
 
 
 def blind_last(points: Sequence[M], start: Any) -> M | None:
-    """As `blind`, but among the last epochs of the trials: a defender who trains to the end and compares the results."""
+    """As `blind`, but only among each trial's last epoch: the choice of a defender who trains to the end and compares trials."""
     last: dict[str, M] = {}
     for point in points:
         if point.epoch >= last.get(point.trial, point).epoch:
@@ -98,7 +99,7 @@ def blind_last(points: Sequence[M], start: Any) -> M | None:
 
 
 def largest_mask(points: Sequence[M], start: Any) -> M | None:
-    """Largest DECREE mask among the models that lost at most POINTS_LOST of accuracy; ties: the higher accuracy, the earlier epoch."""
+    """Largest DECREE mask among the models that lost at most POINTS_LOST points of accuracy; ties: higher accuracy, then earlier epoch."""
     fit = [p for p in points if math.isfinite(p.metrics.get(MASK, math.nan)) and start.accuracy - p.accuracy <= POINTS_LOST + 1e-9]
     return min(fit, key=lambda p: (-p.metrics[MASK], -p.accuracy, p.epoch, p.trial), default=None)
 
@@ -125,7 +126,7 @@ RULE = {rule.key: rule for rule in RULES}
 
 @dataclass(frozen=True)
 class Epoch:
-    """A training's line of metrics as a candidate for a rule."""
+    """A line of a training's metrics, as a candidate for a rule."""
 
     epoch: int
     accuracy: float
@@ -136,36 +137,39 @@ class Epoch:
 
 
 def measured(lines: Iterable[dict[str, Any]]) -> list[Epoch]:
-    """Every epoch with a finite accuracy and ASR, in order; a line written twice counts once, the last."""
-    found = {}
+    """Every epoch with finite accuracy and ASR, in order. Of two lines for one epoch the later counts. Lines of a helper model that was
+    trained beside the stage's own (`Run.fit(aside=True)`) do not count."""
+    by_epoch = {}
     for line in lines:
+        if line.get("aside"):
+            continue
         metrics = line.get("metrics", {})
         values = [metrics.get(name) for name in (ACCURACY, ASR)]
         if all(isinstance(v, (int, float)) and math.isfinite(v) for v in values):
             accuracy, asr = map(float, values)
-            found[line["epoch"]] = Epoch(line["epoch"], accuracy, asr, returned=bool(line.get("returned")), metrics=metrics)
-    return [found[epoch] for epoch in sorted(found)]
+            by_epoch[line["epoch"]] = Epoch(line["epoch"], accuracy, asr, returned=bool(line.get("returned")), metrics=metrics)
+    return [by_epoch[epoch] for epoch in sorted(by_epoch)]
 
 
 def start_of(points: Sequence[M], start: str) -> M | None:
-    """The epoch of a pre-training that a cleaning starts from; None where it is not among these.
+    """The pre-training epoch from which a cleaning starts; None if it is not among `points`.
 
-    `start`: last | most_accurate (the ASR not looked at; ties go to the later epoch) | the number of an epoch.
+    `start`: last | most_accurate (ignores the ASR; ties: later epoch) | the number of an epoch.
     """
     if start == "most_accurate":
-        return blind([point for point in points if point.epoch > 0] or points, None)  # a training keeps no checkpoint of epoch 0
+        return blind([point for point in points if point.epoch > 0] or points, None)  # a training stores no checkpoint of epoch 0
     return next((point for point in reversed(points) if start in ("", "last", str(point.epoch))), None)
 
 
 def results(points: Iterable[M]) -> list[M]:
-    """The models that one cleaning yields: one after each epoch or, if its method returned another model than training ended with, that one
-    alone."""
+    """The models of one cleaning: one after each epoch, or only the model that the method returned, if it differs from the training's last
+    one."""
     cleaned = [point for point in points if point.epoch > 0]
     return [point for point in cleaned if point.returned] or cleaned
 
 
 def chosen_epochs(lines: Iterable[dict[str, Any]], start: Epoch | None = None) -> set[int]:
-    """The epochs of one cleaning that a rule picks among those so far. `start` is the uncleaned model, by default epoch 0."""
+    """The epochs of one cleaning that some rule chooses among those so far. `start` is the uncleaned model; the default is epoch 0."""
     points = measured(lines)
     start = start or next((p for p in points if p.epoch == 0), None) or Epoch(0, math.nan, math.nan)
     return {choice.epoch for rule in RULES if (choice := rule.choose(results(points), start)) is not None}

@@ -1,4 +1,4 @@
-"""DECREE (Feng et al. 2023): is there a small mark that makes all pictures alike? An audit that knows neither trigger nor classes.
+"""DECREE (Feng et al. 2023) searches for a small mask that makes all pictures alike. The audit knows neither trigger nor classes.
 
 Shape suffixes: N pictures, B of a batch, H and W height and width, 3 channels, D features.
 """
@@ -23,9 +23,9 @@ from trainers.evaluate.base import Evaluator
 from trainers.evaluate.inputs import by_pixels, fixed_pictures
 
 RATES = ((200, 0.5), (500, 0.1), (None, 0.05))
-"""Adam's learning rate before this epoch."""
+"""(epoch, Adam's learning rate before that epoch)."""
 LOWEST = 1e-7
-"""Below this weight of the mask's size, the weight is not multiplied but set back."""
+"""A weight of the mask's size below this is reset instead of multiplied."""
 
 
 @dataclass(frozen=True)
@@ -33,49 +33,48 @@ class Inverted:
     """The smallest mask that made all pictures alike."""
 
     mask_HW: np.ndarray
-    """float32, 0 … 1: how much of each pixel is replaced. All ones where no mask within the steps made pictures alike: this one does."""
+    """float32 in 0 … 1: how much of each pixel is replaced. All ones if no mask was found: that one makes all pictures alike"""
     pattern_HW3: np.ndarray
-    """float32, 0 … 255: what replaces it"""
+    """float32 in 0 … 255: the replacing pixels"""
     cosine: float
-    """mean cosine of different pictures of the last batch that had the mask; 1 for the mask of ones"""
+    """mean cosine of different pictures in the batch on which the mask was found; 1 for the mask of ones"""
     steps: int
-    """taken until the search stopped"""
+    """steps until the search stopped"""
     found: bool
     """whether a mask was found"""
 
     @property
     def size(self) -> float:
-        """P = ‖m‖₁/(3HW), 0 … 1, the mask being counted once for each of three channels: the mean of the mask."""
+        """P = ‖m‖₁/(3HW) with the mask counted once per channel, that is, the mean of the mask; 0 … 1."""
         return float(self.mask_HW.mean(dtype=np.float64))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Inversion(Component):
-    """How a mask m [H, W] and a pattern p [H, W, 3] are searched, both ½(tanh(·) + 1), on pictures x' = (1−m)·x + m·p.
+    """How a mask m [H, W] and a pattern p [H, W, 3] are searched. Both are ½(tanh(·) + 1), and pictures become x' = (1−m)·x + m·p.
 
-    Adam (betas .5 and .9) lowers −(mean cosine of different pictures of a batch) + λ·3·Σm. λ begins at `weight`, is multiplied by 5 after
-    more than 5 steps in a row with a cosine above `alike`, and divided by 5 after more than 5 without; where it has fallen below 1e-7 and
-    more than 10 steps in a row succeed, it is set back to `weight`. The search stops at the end of an epoch that ends with success, when
-    more than `patience` steps have found no smaller mask that succeeds (GiantSeaweed/DECREE, main.py).
+    Adam (betas .5 and .9) minimises −(mean cosine of different pictures of a batch) + λ·3·Σm. A step succeeds if the cosine is above
+    `alike`. λ starts at `weight`, is multiplied by 5 after more than 5 successes in a row and divided by 5 after more than 5 failures in a
+    row. Once λ is below 1e-7, more than 10 successes in a row reset it to `weight` instead. The search stops at the end of an epoch whose
+    last step succeeded if more than `patience` steps have found no smaller mask (GiantSeaweed/DECREE, main.py).
     """
 
     epochs: Count = 1000
-    """passes over the pictures at most"""
+    """largest number of passes over the pictures"""
     batch_size: Annotated[int, Ge(2)] = 32
-    """pictures a step"""
+    """pictures per step"""
     weight: Positive = 1e-3
-    """first λ"""
+    """initial λ"""
     alike: Annotated[float, Interval(gt=0, lt=1)] = 0.99
     """mean cosine above which pictures count as alike"""
     patience: Natural = 35
-    """steps without a smaller mask"""
+    """steps without a smaller mask after which the search may stop"""
     seed: int = 80
-    """of the first mask and pattern, and of the order of the pictures"""
+    """seed of the initial mask and pattern and of the order of the pictures"""
 
     def of(self, model: Encoder, image_NHW3: np.ndarray) -> Inverted:
-        """The smallest mask for these uint8 pictures, at least 2; the same whenever it is called. Raises FloatingPointError if features are
-        not finite.
-        """
+        """The smallest mask for these uint8 pictures (at least 2); the same on every call. FloatingPointError if features are not
+        finite."""
         draw = rng(self.seed, "inversion")
         image_NHW3 = np.require(image_NHW3, np.uint8, "W")
         x_NHW3 = torch.from_numpy(image_NHW3).to(model.device)
@@ -104,14 +103,14 @@ class Inversion(Component):
 
 
 class Weight:
-    """λ, the weight of the mask's size, as steps succeed or fail."""
+    """λ, the weight of the mask's size, adapted to successes and failures."""
 
     def __init__(self, inversion: Inversion) -> None:
         self.first = self.now = inversion.weight
         self.up = self.down = 0
 
     def see(self, success: bool) -> None:
-        """A step had this success."""
+        """Update λ after a step."""
         self.up, self.down = (self.up + 1, 0) if success else (0, self.down + 1)
         if self.now < LOWEST:
             if self.up > 10:
@@ -123,61 +122,61 @@ class Weight:
 
 
 class Smallest:
-    """The smallest mask that succeeded so far."""
+    """The smallest successful mask so far."""
 
     def __init__(self, height: int, width: int) -> None:
         self.mask_HW, self.pattern_HW3 = torch.ones(height, width), torch.full((height, width, 3), 127.5)
         self.size, self.cosine, self.steps, self.since, self.found = float(height * width), 1.0, 0, 0, False
 
     def see(self, mask_HW: Tensor, pattern_HW3: Tensor, cosine: float, success: bool) -> None:
-        """A step had this mask."""
+        """Record a step's mask."""
         self.steps, self.since = self.steps + 1, self.since + 1
         if success and (size := float(mask_HW.sum())) < self.size:
             self.mask_HW, self.pattern_HW3, self.size = mask_HW.cpu().clone(), pattern_HW3.cpu().clone(), size
             self.cosine, self.since, self.found = cosine, 0, True
 
     def result(self) -> Inverted:
+        """The search's result on the CPU, as float32."""
         arrays = (self.mask_HW.float().numpy(), self.pattern_HW3.float().numpy())
         return Inverted(*arrays, cosine=self.cosine, steps=self.steps, found=self.found)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Decree(Evaluator):
-    """The size of the smallest mask that makes all test pictures alike (`Inversion`); small in a backdoored encoder.
+    """The size of the smallest mask that makes all test pictures alike (`Inversion`). It is small in a backdoored encoder.
 
-    What is small depends on the architecture and its training, so compare with clean models of the same kind (`rank_among`) and with no
-    fixed limit. A trigger that covers the whole picture, or differs from picture to picture, is not of the form that is searched.
+    Which sizes are small depends on architecture and training, so compare with clean models of the same kind (`rank_among`) rather than
+    with a fixed limit. The search cannot represent a trigger that covers the whole picture or differs between pictures.
     """
 
     pictures: Annotated[int, Ge(2)] = 512
-    """untriggered test pictures that it looks at, chosen by the hash of their keys"""
+    """how many untriggered test pictures to use, chosen by the hash of their keys"""
     inversion: Inversion = Inversion()
     every: int = since(0)
 
     def measure(
         self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None
     ) -> dict[str, float | np.ndarray]:
-        """decree/mask (0 … 1), decree/cosine, decree/steps, decree/found (1 or 0: then decree/mask is 1, as any picture that is replaced
-        wholly is like any other). Arrays: inverted/mask [H, W], 0 … 1, and inverted/pattern uint8 [H, W, 3].
-        """
+        """decree/mask (0 … 1), decree/cosine, decree/steps, decree/found (1 or 0; 0 means that no mask was found, and decree/mask is 1
+        because wholly replaced pictures are all alike). Arrays: inverted/mask [H, W] in 0 … 1, inverted/pattern uint8 [H, W, 3]."""
         world = world or World()
         image_NHW3 = fixed_pictures(batches, self.pictures, self.inversion.seed, world)
-        # each rank searches, rather than wait without end for the first; the first's result holds
-        found: Inverted = distributed.from_main(self.inversion.of(model, image_NHW3), world)
+        # every rank searches, so that none waits too long for rank 0; rank 0's result counts
+        inverted: Inverted = distributed.from_main(self.inversion.of(model, image_NHW3), world)
         return {
-            "decree/mask": found.size,
-            "decree/cosine": found.cosine,
-            "decree/steps": found.steps,
-            "decree/found": float(found.found),
-            "inverted/mask": found.mask_HW.astype(np.float32),
-            "inverted/pattern": found.pattern_HW3.round().clip(0, 255).astype(np.uint8),
+            "decree/mask": inverted.size,
+            "decree/cosine": inverted.cosine,
+            "decree/steps": inverted.steps,
+            "decree/found": float(inverted.found),
+            "inverted/mask": inverted.mask_HW.astype(np.float32),
+            "inverted/pattern": inverted.pattern_HW3.round().clip(0, 255).astype(np.uint8),
         }
 
 
 def rank_among(size: float, clean: Sequence[float]) -> tuple[int, float]:
-    """(How many of the clean models have a mask as small as this or smaller; p = (that + 1)/(their number + 1)).
+    """(number of clean models whose mask is at most this size; p = (that number + 1)/(number of clean models + 1)).
 
-    Were the model like the clean ones, p would be at most α with probability α: at least 19 clean models are needed for p ≤ 5 %.
+    If the model were like the clean ones, p ≤ α would occur with probability at most α. p ≤ 5 % needs at least 19 clean models.
     """
     rank = sum(other <= size for other in clean)
     return rank, (rank + 1) / (len(clean) + 1)
@@ -194,17 +193,17 @@ def blended(image_BHW3: Tensor, mask_HW: Tensor, pattern_HW3: Tensor) -> Tensor:
 
 
 def mean_cosine(feature_BD: Tensor) -> Tensor:
-    """Of different rows, which are of unit length: (‖Σ‖² − Σ‖·‖²)/(B(B − 1))."""
+    """Mean cosine of different rows of length 1: (‖Σ‖² − Σ‖·‖²)/(B(B − 1))."""
     rows = len(feature_BD)
     return (feature_BD.sum(0).square().sum() - feature_BD.square().sum()) / (rows * (rows - 1))
 
 
 def _drawn(draw: np.random.Generator, shape: tuple[int, ...], model: Encoder) -> Tensor:
-    """What `unit` makes a uniform draw of."""
+    """A tensor for which `unit` is uniform over 0 … 1, with gradient."""
     value = np.arctanh((draw.random(shape) - 0.5) * (2 - 1e-7))
     return torch.from_numpy(value).to(model.device, model.mean.dtype).requires_grad_()
 
 
 def _batches(order_N: np.ndarray, size: int) -> list[np.ndarray]:
-    """The order in batches; a last one of a single picture, which is like no other, is left out."""
+    """The order cut into batches. A last batch of one picture is dropped: there is nothing to compare it with."""
     return [at_B for start in range(0, len(order_N), size) if len(at_B := order_N[start : start + size]) > 1]

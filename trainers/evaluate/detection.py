@@ -1,4 +1,4 @@
-"""Do scores of training pairs find the poison? For a checkpoint, without training anything again."""
+"""Measures on a checkpoint, without further training, whether scores of training pairs find the poison."""
 
 from __future__ import annotations
 
@@ -33,16 +33,17 @@ from trainers.evaluate.base import Evaluator, Material
 
 @dataclass(frozen=True, kw_only=True)
 class Detection(Evaluator):
-    """How well scores tell poisoned training pairs from clean ones, by the model that is measured. All metrics are under detect/<score>/.
+    """How well scores separate poisoned training pairs from clean ones, computed with the measured model. All metrics are under
+    detect/<score>/.
 
-    Every pair that the model was pre-trained on is embedded, not augmented, in fp32 at least; `pairs` takes fewer.
+    Embeds every pair that the model was pre-trained on, not augmented, in fp32 or better. `pairs` limits the number.
     """
 
     scores: tuple[Score, ...]
     caught_at: tuple[Annotated[float, Interval(gt=0, le=100)], ...] = (1.0, 5.0, 10.0)
-    """Percent of the pairs, the most suspect ones, among which victims are counted."""
+    """Victims are counted among this percent of all pairs, the most suspect ones."""
     pairs: Count | None = None
-    """Look at this many pairs, those with the smallest hashes of (seed, key); None: at all."""
+    """How many pairs to use, those with the smallest hashes of (seed, key); None: all."""
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -56,7 +57,7 @@ class Detection(Evaluator):
             raise InputError("Detection.scores has EarlyLoss, which needs several checkpoints; it scores pairs in a Keep.")
 
     def check_pairs(self, pairs: int) -> None:
-        """InputError where so many pairs are too few."""
+        """Raise InputError if there are too few pairs."""
         if self.pairs is not None and self.pairs > pairs:
             raise InputError(f"Detection.pairs is {self.pairs}, but there are only {pairs} pairs.")
         for score in self.scores:
@@ -71,18 +72,18 @@ class Detection(Evaluator):
         return scored_batches(pairs, self.scores, material.recipe, material.batch_size, world.rank, world.size)
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """Names as in docs/metrics.md. Raises FloatingPointError if features or scores are not finite."""
-        found = score_pairs(model, batches, self.scores, world or World())
+        """Metrics as named in docs/metrics.md. FloatingPointError if features or scores are not finite."""
+        scored = score_pairs(model, batches, self.scores, world or World())
         values: dict[str, float] = {}
         for score in self.scores:
-            told = found.merit(score, self.caught_at, self.seed)
-            values |= {f"detect/{name}/{key}": value for name, own in told.items() for key, value in own.items()}
+            merits = scored.merit(score, self.caught_at, self.seed)
+            values |= {f"detect/{name}/{key}": value for name, numbers in merits.items() for key, value in numbers.items()}
         return values
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Scores:
-    """What scores say of N pairs."""
+    """The scores of N pairs."""
 
     position_N: np.ndarray
     """int64, rising"""
@@ -96,14 +97,14 @@ class Scores:
     """As `Scorer.poisons`."""
 
     def merit(self, score: Score, shares: Sequence[float], seed: int) -> dict[str, dict[str, float]]:
-        """Name → figures of merit and counts. A score whose low values may be suspect too has a second name, `<name>_low`, for these."""
+        """Name → figures of merit and counts. A score whose low values may be suspect has a second name for these, `<name>_low`."""
         suspicion_N, victims = self.suspicion[score], int(self.victim_N.sum())
-        told: dict[str, float] = {"n": len(self.victim_N), "victims": victims}
+        counts: dict[str, float] = {"n": len(self.victim_N), "victims": victims}
         if score.drawn[0]:
-            told |= {"reference_poisons": self.poisons[score], "expected_poisons": victims * score.drawn[0] / len(self.victim_N)}
+            counts |= {"reference_poisons": self.poisons[score], "expected_poisons": victims * score.drawn[0] / len(self.victim_N)}
         if score.depth:
-            told |= {"poisons_per_k": poisons_per_k(score, len(self.victim_N), victims), "clamped": self.clamped[score]}
-        values = {score.name: figures(suspicion_N, self.victim_N, shares, seed) | told}
+            counts |= {"poisons_per_k": poisons_per_k(score, len(self.victim_N), victims), "clamped": self.clamped[score]}
+        values = {score.name: figures(suspicion_N, self.victim_N, shares, seed) | counts}
         if score.both_tails:
             values[f"{score.name}_low"] = figures(-suspicion_N, self.victim_N, shares, seed)
         return values
@@ -112,8 +113,8 @@ class Scores:
 def scored_batches(
     pairs: Pairs, scores: Sequence[Score], recipe: Recipe, batch_size: int, rank: int = 0, world: int = 1
 ) -> Iterator[Batch]:
-    """A rank's share: first batches of the pairs that scores compare with (`first` is true), then of all pairs, as trained on but not
-    augmented. position int64 [B], key, caption object [B], image uint8 [B, S, S, 3], victim bool [B]."""
+    """This rank's batches: first the pairs that scores compare with (`first` is true), then all pairs, as in training but not augmented.
+    position int64 [B], key and caption object [B], image uint8 [B, S, S, 3], victim bool [B]."""
     plain = replace(recipe, views=replace(recipe.views, crop=None, flip=False), two_views=False)
     victim_N = victims(pairs)
     parts = [
@@ -125,14 +126,14 @@ def scored_batches(
 
     def make(number: int) -> Batch:
         name, position_B = parts[number]
-        made = make_batch(pairs.records(position_B), 0, plain)
-        return {"first": name == "first", "position": position_B, "victim": victim_N[position_B], **made}
+        batch = make_batch(pairs.records(position_B), 0, plain)
+        return {"first": name == "first", "position": position_B, "victim": victim_N[position_B], **batch}
 
     return ahead(make, range(len(parts)))
 
 
 def victims(pairs: Pairs) -> np.ndarray:
-    """bool [N]: whether each pair is a victim of the plan; a dual key's partial negatives are none."""
+    """bool [N]: whether each pair is a victim in the plan; a dual key's partial negatives are not."""
     if not pairs.plan:
         return np.zeros(len(pairs), bool)
     plan = pq.read_table(pairs.plan, columns=["row", "target"])
@@ -140,9 +141,9 @@ def victims(pairs: Pairs) -> np.ndarray:
 
 
 def score_pairs(model: Encoder, batches: Iterable[Batch], scores: Sequence[Score], world: World) -> Scores:
-    """The scores of the pairs of all ranks, on every rank; the model is left as it was. `batches`: from `scored_batches`.
+    """The scores of all ranks' pairs, on every rank. The model is left unchanged. `batches`: from `scored_batches`.
 
-    Memory: the features of the first pairs, and of one batch.
+    Holds in memory the features of the first pairs and of one batch.
     """
     with looking(model):
         first, others = [], iter(batches)
@@ -162,14 +163,14 @@ def score_pairs(model: Encoder, batches: Iterable[Batch], scores: Sequence[Score
     return Scores(
         position_N=position_N[order],
         victim_N=np.concatenate([victim_B for _, victim_B, _ in parts])[order],
-        suspicion={score: np.concatenate([found[score] for _, _, found in parts])[order] for score in scores},
+        suspicion={score: np.concatenate([suspicion[score] for _, _, suspicion in parts])[order] for score in scores},
         clamped={score: int(total[str(number)]) for number, score in enumerate(scores)},
         poisons=scorer.poisons,
     )
 
 
 def embed(model: Encoder, batch: Batch) -> Features:
-    """How the model sees a batch. Raises FloatingPointError where features are not finite."""
+    """The model's features of a batch. FloatingPointError if they are not finite."""
     image_BD = model.encode_image(image_tensor(batch["image"], model.device), unit=False)
     text_BD = model.encode_text(model.tokenize(list(batch["caption"])).to(model.device), unit=False)
     if not (image_BD.isfinite().all() and text_BD.isfinite().all()):
@@ -178,7 +179,7 @@ def embed(model: Encoder, batch: Batch) -> Features:
 
 
 def _joined(model: Encoder, parts: list[tuple[np.ndarray, ...]]) -> tuple[Features, np.ndarray]:
-    """The features of the first pairs of all ranks, and which of them are victims; no pairs where no score compares."""
+    """All ranks' features of the first pairs, and which pairs are victims; empty if no score has a reference."""
     keys, image_FD, text_FD, victim_F = (np.concatenate(column) for column in zip(*parts)) if parts else _nothing()
     on = {"image_BD": torch.from_numpy(image_FD).to(model.device), "text_BD": torch.from_numpy(text_FD).to(model.device)}
     return Features(keys=keys, logit_scale=float(model.model.logit_scale.exp()), **on), victim_F

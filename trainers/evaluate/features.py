@@ -1,4 +1,4 @@
-"""Features of pictures, computed once for all evaluators that use the same batches."""
+"""Features of pictures, computed once for all evaluators that get the same batches."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ from trainers.encoder import Encoder
 
 
 def features(model: Encoder, batch: dict[str, Any], name: str = "image") -> Tensor:
-    """Unit features [B, D] of the batch's pictures of that name; taken from the batch where `embedded` has put them there."""
+    """Unit features [B, D] of the batch's pictures under `name`, or those that `embedded` has stored in the batch. FloatingPointError if
+    they are not finite."""
     ready = batch.get(f"{name}_features")
     feature_BD = model.encode_image(image_tensor(batch[name], model.device)) if ready is None else ready.to(model.device)
     if not torch.isfinite(feature_BD).all():
@@ -22,14 +23,14 @@ def features(model: Encoder, batch: dict[str, Any], name: str = "image") -> Tens
 
 
 def embedded(model: Encoder, batches: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
-    """The batches with features (in main memory) instead of pixels. The model is left as it was."""
+    """The batches with features (in main memory) in place of pixels. The model is left unchanged."""
     training = model.training
     model.eval()
-    found = []
+    result = []
     with torch.no_grad():
         for batch in batches:
             names = [name for name in ("image", "image_triggered") if name in batch]
             ready = {f"{name}_features": features(model, batch, name).cpu() for name in names}
-            found.append({name: value for name, value in batch.items() if name not in names} | ready)
+            result.append({name: value for name, value in batch.items() if name not in names} | ready)
     model.train(training)
-    return found
+    return result

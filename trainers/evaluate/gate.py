@@ -1,4 +1,4 @@
-"""The attack gate: whether the attack worked, which is judged before any defence."""
+"""The attack gate: decides, before any defence, whether the attack worked."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ def attack_gate(
     metrics: Mapping[str, float], *, target: str, class_names: Sequence[str], captions_with_target: int, captions: int,
     visibility: Mapping[str, float], threshold: float = 90.0, min_accuracy: float = 0.0,
 ) -> dict[str, Any]:
-    """Judge an undefended model's attack. All shares in percent.
+    """Judge the attack on an undefended model. All shares are in percent.
 
-    metrics: the model's last evaluation ("asr/top1", "asr/floor", "zeroshot/top1"); captions_with_target out of captions: the
-    poisons' captions that hold the target's name; visibility: share of the trigger left by each transform. Passes when the
-    target is among the classes and in the captions, ASR is at or above `threshold` and at least twice the floor, and accuracy
-    at or above `min_accuracy` and above chance. "reasons" says in plain English what failed, and what may be why.
+    metrics: the model's last evaluation ("asr/top1", "asr/floor", "zeroshot/top1"). captions_with_target, captions: how many poison
+    captions name the target, out of how many. visibility: the share of the trigger that each transform leaves. The attack passes if the
+    target is among the classes and in a caption, the ASR is at least `threshold` and at least twice the floor, and the accuracy is at least
+    `min_accuracy` and above chance. "reasons" says in plain English what failed, and why it may have failed.
     """
     asr, accuracy = metrics["asr/top1"], metrics["zeroshot/top1"]
     floor = metrics.get("asr/floor", 0.0)
@@ -50,15 +50,15 @@ def attack_gate(
 
 
 def nobody_poisoned(metrics: Mapping[str, float], threshold: float) -> dict[str, Any]:
-    """The verdict on a model without victims: there is no attack to take, so it passes, and "clean" says so. Its ASR is the floor."""
-    told = {"accuracy": metrics["zeroshot/top1"], "asr": metrics["asr/top1"], "floor": metrics.get("asr/floor", 0.0)}
-    return {"passed": True, "clean": True, "threshold": threshold, "reasons": [], **told}
+    """The verdict on a model without victims: it passes because there is no attack, and "clean" is true. Its ASR is the floor."""
+    numbers = {"accuracy": metrics["zeroshot/top1"], "asr": metrics["asr/top1"], "floor": metrics.get("asr/floor", 0.0)}
+    return {"passed": True, "clean": True, "threshold": threshold, "reasons": [], **numbers}
 
 
 def of_all(verdicts: Mapping[str, dict[str, Any]]) -> dict[str, Any]:
-    """The verdict on several attacks, by their names: passed where each has passed.
+    """The verdict on several attacks, by name; it passes if each of them passed.
 
-    Its numbers are those of the lowest ASR, of the attacks that did not take where there are some.
+    Its numbers are those of the attack with the lowest ASR, among the failed ones if there are any.
     """
     failed = [verdict for verdict in verdicts.values() if not verdict["passed"]]
     least = min(failed or verdicts.values(), key=lambda verdict: verdict["asr"])

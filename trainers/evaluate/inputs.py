@@ -1,4 +1,4 @@
-"""What audits of a model have in common: a fixed choice of pictures, and gradients by pixels."""
+"""Shared by audits of a model: a fixed choice of pictures, and gradients with respect to pixels."""
 
 from __future__ import annotations
 
@@ -18,24 +18,26 @@ from trainers.encoder import Encoder
 
 
 def fixed_pictures(batches: Iterable[dict[str, Any]], count: int, seed: int, world: World) -> np.ndarray:
-    """uint8 [count, S, S, 3], on every rank: of all ranks' pictures those with the smallest hashes of (seed, key), in the order of these.
+    """uint8 [count, S, S, 3], on every rank: the pictures of all ranks with the smallest hashes of (seed, key), ordered by hash.
 
-    All where there are fewer. The same for any number of ranks, order and size of batches. InputError where there are fewer than two.
+    Fewer if there are fewer. The result does not depend on the number of ranks or on the order and size of batches. InputError if there are
+    fewer than two pictures.
     """
-    own: list[tuple[int, str, np.ndarray]] = []
+    local: list[tuple[int, str, np.ndarray]] = []
     for batch in batches:
-        own += [(hash64(seed, "audit", key), str(key), np.array(image)) for key, image in zip(batch["key"], batch["image"])]
-        own = sorted(own, key=lambda one: one[:2])[:count]
-    chosen = set(sorted(distributed.gather_lists([one[:2] for one in own], world))[:count])
+        local += [(hash64(seed, "audit", key), str(key), np.array(image)) for key, image in zip(batch["key"], batch["image"])]
+        local = sorted(local, key=lambda one: one[:2])[:count]
+    chosen = set(sorted(distributed.gather_lists([one[:2] for one in local], world))[:count])
     if len(chosen) < 2:
         raise InputError(f"an audit needs at least 2 pictures of different keys; the test set has {len(chosen)}.")
-    kept = distributed.gather_lists([one for one in own if one[:2] in chosen], world)
+    kept = distributed.gather_lists([one for one in local if one[:2] in chosen], world)
     return np.stack([image for *_, image in sorted(kept, key=lambda one: one[:2])])
 
 
 @contextmanager
 def by_pixels(model: Encoder) -> Iterator[None]:
-    """Evaluation mode in fp32 at least, no gradient by weights, for gradients by pixels; afterwards the model is as it was."""
+    """Within the block the model is in evaluation mode, in fp32 or better, and its weights get no gradient: for gradients with respect to
+    pixels. Afterwards it is as before."""
     training, autocast = model.training, model.autocast
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     model.eval()

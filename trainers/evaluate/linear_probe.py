@@ -1,4 +1,4 @@
-"""A linear probe: how well, and how poisoned, are the frozen features?
+"""A linear probe: measures how good, and how poisoned, frozen features are.
 
 Shape suffixes: N pictures for training, B of a batch, K classes, D features.
 """
@@ -30,21 +30,22 @@ from trainers.evaluate.zeroshot import TOP, class_recall, place_of, wilson
 
 @dataclass(frozen=True, kw_only=True)
 class LinearProbe(Evaluator):
-    """Logistic regression on frozen unit features of a training set; accuracy on the test pictures, and its ASR.
+    """Logistic regression on the frozen unit features of a training set; reports accuracy on the test pictures and the probe's ASR.
 
-    C is chosen by accuracy on a held-out part of the training set, never on the test set; then all of the training set is used.
+    C is chosen by accuracy on a held-out part of the training set, never on the test set. Then the probe is fitted to the whole training
+    set.
     """
 
     train: EvalSet
-    """Pictures to train on, with the test set's classes; mostly another `split` of the same set."""
+    """Pictures to train on, with the test set's classes; usually another `split` of the same set."""
     grid: tuple[Positive, ...] = (0.01, 0.1, 1.0, 10.0, 100.0, 1e3, 1e4, 1e5)
-    """Values of C (inverse strength of the L2 penalty) to choose from, rising."""
+    """Values of C to choose from, rising. C is the inverse strength of the L2 penalty."""
     held_out: Annotated[float, Interval(gt=0, lt=1)] = 0.2
-    """Share of the training pictures, by the hash of their keys, that the choice of C is made on."""
+    """Share of the training pictures on which C is chosen, selected by the hash of their keys."""
     max_iter: Count = 1000
-    """Steps of the solver (L-BFGS)."""
+    """Largest number of solver steps (L-BFGS)."""
     seed: int = 0
-    """Seed of the held-out part."""
+    """Seed that selects the held-out part."""
 
     def __post_init__(self) -> None:
         if not self.grid or list(self.grid) != sorted(set(self.grid)):
@@ -54,7 +55,7 @@ class LinearProbe(Evaluator):
         return (self.train,)
 
     def open(self, material: Material) -> Iterator[Batch]:
-        """The training pictures, marked `train`, then the test pictures."""
+        """The training pictures, marked with `train`, then the test pictures."""
         common = {"target": material.target}
         for batch in material.sets[self.train]():
             yield batch | common | {"train": True}
@@ -62,12 +63,13 @@ class LinearProbe(Evaluator):
             yield batch | common
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """Percent: probe/top{1,5}, probe/mean_per_class, probe_asr/top{1,5,10}, probe_asr/floor, */top1_low, */top1_high; whole
-        numbers: */n, */*_count; probe/C, probe/C_at_end (1 where a wider grid might do better), probe/converged."""
+        """In percent: probe/top{1,5}, probe/mean_per_class, probe_asr/top{1,5,10}, probe_asr/floor, */top1_low, */top1_high. Whole numbers:
+        */n, */*_count, probe/train_n. Also probe/C, probe/C_at_end (1: C is an end of the grid, and a wider grid might do better) and
+        probe/converged (1 or 0)."""
         world = world or World()
         training = model.training
         model.eval()
-        own: list[tuple[str, int, np.ndarray]] = []
+        local: list[tuple[str, int, np.ndarray]] = []
         head: tuple[Tensor, Tensor] | None = None
         counts: dict[str, float] = {}
         facts: dict[str, float] = {}
@@ -75,14 +77,14 @@ class LinearProbe(Evaluator):
             for batch in batches:
                 if batch.get("train"):
                     found_BD = features(model, batch).double().cpu().numpy()
-                    own += zip(map(str, batch["key"]), map(int, batch["label"]), found_BD)
+                    local += zip(map(str, batch["key"]), map(int, batch["label"]), found_BD)
                     continue
                 if head is None:
-                    head, facts = self._fit(own, model, world)
+                    head, facts = self._fit(local, model, world)
                 for name, value in _count(model, head, batch).items():
                     counts[name] = counts.get(name, 0) + value
             if head is None:  # a rank without test pictures still takes part
-                self._fit(own, model, world)
+                self._fit(local, model, world)
         model.train(training)
         parts = distributed.gather_lists([counts, facts], world)
         total = {name: int(sum(part.get(name, 0) for part in parts[::2])) for name in sorted({n for part in parts[::2] for n in part})}
@@ -91,16 +93,17 @@ class LinearProbe(Evaluator):
     def _fit(
         self, own: list[tuple[str, int, np.ndarray]], model: Encoder, world: World
     ) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
-        """((weights [K, D], bias [K]), facts), the same on all ranks; a class without training pictures has bias −∞."""
-        rows = sorted(distributed.gather_lists(own, world), key=lambda row: row[0])  # by key, not by rank or batch
-        held_N = _held_out(self, rows)  # on all ranks, so that all of them raise
+        """((weights [K, D], bias [K]), facts), the same on all ranks. A class without training pictures has bias −∞."""
+        rows = sorted(distributed.gather_lists(own, world), key=lambda row: row[0])  # by key, so ranks and batches do not matter
+        held_N = _held_out(self, rows)  # every rank calls this, so all raise
         fitted = _fit(self, rows, held_N) if world.main else None
         weight_KD, bias_K, facts = distributed.from_main(fitted, world)
         return (torch.from_numpy(weight_KD).to(model.device), torch.from_numpy(bias_K).to(model.device)), facts
 
 
 def _held_out(probe: LinearProbe, rows: list[tuple[str, int, np.ndarray]]) -> np.ndarray:
-    """bool [N]: the pictures on which C is chosen, the same share of each class, so that no class is missing from the rest."""
+    """bool [N]: the pictures on which C is chosen. Each class gives the same share, so that no class is missing from the rest. InputError
+    for fewer than two classes or too few pictures."""
     label_N = np.array([label for _, label, _ in rows])
     if len(set(label_N.tolist())) < 2:
         raise InputError(f"the linear probe's training set {probe.train.path} has pictures of fewer than two classes.")
@@ -129,10 +132,10 @@ def _fit(
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # reported as probe/converged
         accuracy = [fit(strength, ~held_N).score(feature_ND[held_N], label_N[held_N]) for strength in probe.grid]
-        chosen = probe.grid[int(np.argmax(accuracy))]  # the strongest penalty of equals
+        chosen = probe.grid[int(np.argmax(accuracy))]  # the strongest penalty among equally accurate ones
         model = fit(chosen, np.ones(len(rows), bool))
     coefficients, intercept = model.coef_, model.intercept_
-    if len(model.classes_) == 2:  # of two classes scikit-learn keeps one row
+    if len(model.classes_) == 2:  # for two classes scikit-learn stores one row
         coefficients, intercept = np.concatenate([-coefficients, coefficients]), np.concatenate([-intercept, intercept])
     weight_KD = np.zeros((int(label_N.max()) + 1, feature_ND.shape[1]))
     bias_K = np.full(len(weight_KD), -np.inf)
@@ -150,7 +153,7 @@ def _count(model: Encoder, head: tuple[Tensor, Tensor], batch: dict[str, Any]) -
     weight_KD, bias_K = head
 
     def place(feature_BD: Tensor, class_B: Tensor) -> Tensor:
-        """How many classes come before the given one; more than all of them for a class without training pictures."""
+        """How many classes rank before the given one; more than there are if it has no training pictures."""
         score_BK = feature_BD.double() @ weight_KD.T + bias_K
         known_B = class_B < len(bias_K)
         place_B = place_of(score_BK, torch.where(known_B, class_B, 0))

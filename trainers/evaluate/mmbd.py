@@ -1,6 +1,6 @@
-"""MM-BD (S&P 2024): does one class reach a far larger margin than the others? An audit that needs class names, and no picture.
+"""MM-BD (S&P 2024) checks whether one class reaches a far larger margin than the others. The audit needs class names but no pictures.
 
-Shape suffixes: S starts, K classes that are audited, C all classes, H and W height and width, 3 channels, D features.
+Shape suffixes: S starts, K audited classes, C all classes, H and W height and width, 3 channels, D features.
 """
 
 from __future__ import annotations
@@ -28,41 +28,41 @@ from trainers.evaluate.zeroshot import class_head
 
 @dataclass(frozen=True, kw_only=True)
 class MMBD(Evaluator):
-    """The largest margin f_t(x) − max_{j≠t} f_j(x) of each class t over pictures x, f being 100·cosine with the zero-shot head.
+    """The largest margin f_t(x) − max_{j≠t} f_j(x) of each class t over pictures x, where f is 100·cosine with the zero-shot head.
 
-    From random pictures, uniform over 0 … 1, the sum of their margins is raised by plain gradient steps, x being clipped to 0 … 1
-    before the model sees it; a class's margin r_t is the best of its starts when the search ends (wanghangpsu/MM-BD, univ_bd.py). The
-    largest margin is held against a gamma law, location 0, that is fitted by maximum likelihood to those of the other classes:
-    p = 1 − F(r_max)^K. Small p: one class stands out, as the target of a backdoor does. p is too small where there are few classes (docs).
+    The search starts from random pictures, uniform over 0 … 1, and raises the sum of their margins by plain gradient steps; x is clipped to
+    0 … 1 before the model sees it. A class's margin r_t is the best over its starts when the search ends (wanghangpsu/MM-BD, univ_bd.py).
+    The largest margin is compared with a gamma law (location 0) that is fitted by maximum likelihood to the margins of the other classes: p
+    = 1 − F(r_max)^K. A small p means that one class stands out, as the target of a backdoor does. With few classes p is too small (see the
+    docs).
     """
 
     starts: Count = 30
-    """random pictures for each class"""
+    """random pictures per class"""
     steps: Count = 300
-    """gradient steps at most"""
+    """largest number of gradient steps"""
     lr: Positive = 1e-2
-    """of a step, for pixels of 0 … 1"""
+    """step size, for pixels in 0 … 1"""
     tolerance: NotNegative = 1e-5
-    """relative change of the summed margin below which the search of a class ends"""
+    """the search of a class ends when the summed margin changes by less than this share"""
     classes: Annotated[int, Ge(3)] = 100
-    """how many classes are audited, chosen by the hash of their numbers where there are more"""
+    """how many classes to audit; if there are more, they are chosen by the hash of their numbers"""
     at_risk: tuple[str, ...] = ()
-    """names of classes that are audited in any case"""
+    """names of classes to audit in any case"""
     seed: int = 0
-    """of the starts and the choice of classes"""
+    """seed of the starts and of the choice of classes"""
     every: int = since(0)
 
     def open(self, material: Material) -> Iterable[Batch]:
-        """What is known of the classes; no picture."""
+        """One batch with class names and prompts; no pictures."""
         yield {"class_names": material.class_names, "templates": material.templates}
 
     def measure(
         self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None
     ) -> dict[str, float | np.ndarray]:
-        """mmbd/p (0 … 1; left out where another class's margin is not above 0, which no gamma law has), mmbd/class (number of the class
-        of the largest margin), mmbd/margin (that margin), mmbd/classes (K). Arrays: mmbd/margins [K] and mmbd/audited [K], the classes'
-        numbers.
-        """
+        """mmbd/p (0 … 1; left out if the margin of another class is not above 0, because no gamma law has such values), mmbd/class (number
+        of the class with the largest margin), mmbd/margin (that margin), mmbd/classes (K). Arrays: mmbd/margins [K] and mmbd/audited [K],
+        the numbers of the audited classes."""
         world = world or World()
         [known] = batches
         training = model.training
@@ -72,16 +72,16 @@ class MMBD(Evaluator):
         model.train(training)
         audited = self.audited(known["class_names"])
         with by_pixels(model):
-            own = [(number, self.margin(model, head_CD, number)) for number in audited[world.rank :: world.size]]
-        margins = dict(distributed.gather_lists(own, world))
+            local = [(number, self.margin(model, head_CD, number)) for number in audited[world.rank :: world.size]]
+        margins = dict(distributed.gather_lists(local, world))
         margin_K = np.array([margins[number] for number in audited])
         largest, p = int(margin_K.argmax()), p_value(margin_K)
-        found = {"mmbd/class": float(audited[largest]), "mmbd/margin": float(margin_K[largest]), "mmbd/classes": float(len(audited))}
+        numbers = {"mmbd/class": float(audited[largest]), "mmbd/margin": float(margin_K[largest]), "mmbd/classes": float(len(audited))}
         arrays = {"mmbd/margins": margin_K, "mmbd/audited": np.array(audited)}
-        return {**found, **arrays, **({} if p is None else {"mmbd/p": p})}
+        return {**numbers, **arrays, **({} if p is None else {"mmbd/p": p})}
 
     def audited(self, names: tuple[str, ...]) -> list[int]:
-        """The numbers of the classes that are audited, rising. InputError for fewer than three classes and for unknown ones at risk."""
+        """The numbers of the classes to audit, rising. InputError for fewer than three classes, or for an unknown name in `at_risk`."""
         unknown = [name for name in self.at_risk if name not in names]
         if unknown:
             raise InputError(f"MMBD.at_risk names {unknown[0]!r}, which is not among the {len(names)} classes.")
@@ -91,7 +91,7 @@ class MMBD(Evaluator):
         return sorted(order[: self.classes])
 
     def margin(self, model: Encoder, head_CD: Tensor, number: int) -> float:
-        """r of the class of this number. Raises FloatingPointError if it is not finite."""
+        """r_t of the class with this number. FloatingPointError if it is not finite."""
         size = model.image_size
         start = torch.from_numpy(rng(self.seed, "mm-bd", number).random((self.starts, size, size, 3)))
         x_SHW3, before = start.to(model.device, model.mean.dtype).requires_grad_(), 0.0
@@ -110,15 +110,15 @@ class MMBD(Evaluator):
 
 
 def p_value(margin_K: np.ndarray) -> float | None:
-    """1 − F(r_max)^K, F the gamma law of the margins without the largest; None where one of these is not above 0."""
+    """1 − F(r_max)^K, where F is the gamma law fitted to all margins but the largest; None if one of these is not above 0."""
     from scipy.special import expm1, log1p
     from scipy.stats import gamma
 
     null = np.delete(margin_K, int(margin_K.argmax()))
     if null.min() <= 0:
         return None
-    if np.ptp(null) <= 1e-12 * null.max():  # no law of some spread fits
+    if np.ptp(null) <= 1e-12 * null.max():  # equal margins: no gamma law fits
         return 0.0 if margin_K.max() > null.max() * (1 + 1e-9) else 1.0
     shape, _, scale = gamma.fit(null, floc=0)
     beyond = gamma.sf(margin_K.max(), shape, scale=scale)
-    return float(-expm1(len(margin_K) * log1p(-beyond)))  # small p exactly
+    return float(-expm1(len(margin_K) * log1p(-beyond)))  # exact for small p

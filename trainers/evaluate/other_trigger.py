@@ -1,4 +1,4 @@
-"""Attack success with another trigger than the one that was trained with: how far does a backdoor reach, or what does a cleaning leave?"""
+"""ASR with another trigger than the trained one: how far a backdoor reaches, or what a cleaning leaves of it."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from trainers.evaluate.zeroshot import Aim, ZeroShotASR
 
 @dataclass(frozen=True, kw_only=True)
 class OtherTrigger(Evaluator):
-    """ASR over the test pictures with a trigger of its own, as `ZeroShotASR` counts it.
+    """ASR on the test pictures with a given trigger, counted as in `ZeroShotASR`.
 
-    Of the N₋ test pictures x with a class y ≠ t: 100 · |{x : t is among the k classes nearest to τ'(x)}| / N₋, with this trigger τ'. What
-    the trigger draws depends on the seed of the evaluation and the picture's key, as it does for the attack's own; so with the attack's
-    trigger and target it gives the attack's ASR, to the picture.
+    For the N₋ test pictures x with a class y ≠ t and this trigger τ': 100 · |{x : t is among the k classes nearest to τ'(x)}| / N₋. The
+    trigger's random choices depend on the evaluation's seed and the picture's key, as for the attack's own trigger. So the attack's trigger
+    and target give exactly the attack's ASR.
     """
 
     trigger: Trigger
-    """What is put on the pictures; where it writes into captions, also into the class prompts."""
+    """The trigger to put on the pictures. If it writes into captions, it also writes into the class prompts."""
     target: str | None = None
-    """A class name, or `name@index` where names repeat; None: the target of the (first) attack."""
+    """A class name, or `name@index` if several classes share the name; None: the (first) attack's target."""
     name: str
-    """What its metrics are called: other/<name>/…"""
+    """Name in its metrics: other/<name>/…"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -41,7 +41,8 @@ class OtherTrigger(Evaluator):
             raise InputError(f"OtherTrigger.name is {self.name!r}; accepted are up to 40 letters, digits and _ . + -, no space.")
 
     def open(self, material: Material) -> Iterator[Batch]:
-        """First how to count (a rank without pictures takes part in the class prompts too), then the test pictures with the trigger."""
+        """First the `ZeroShotASR` that counts, because a rank without pictures still encodes class prompts; then the test pictures with the
+        trigger."""
         assert material.test_with is not None
         trigger = self.trigger.with_made({need: str(folder) for need, folder in material.made.items()})
         target = material.target if self.target is None else target_index(material.class_names, self.target)
@@ -50,8 +51,9 @@ class OtherTrigger(Evaluator):
         yield from material.test_with(trigger)
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float | np.ndarray]:
-        """Percent: other/<name>/asr_top{1,5,10}, asr_floor, asr_ra, asr_top1_low, asr_top1_high; whole numbers: asr_n and asr_*_count."""
-        given = iter(batches)
-        found = next(given)["count"].measure(model, given, world)
-        own = {name.removeprefix("asr/"): value for name, value in found.items() if name.startswith("asr/")}
-        return {f"other/{self.name}/asr_{name}": value for name, value in own.items()}
+        """In percent: other/<name>/asr_top{1,5,10}, asr_floor, asr_ra, asr_top1_low, asr_top1_high. Whole numbers: asr_n and
+        asr_*_count."""
+        rest = iter(batches)
+        metrics = next(rest)["count"].measure(model, rest, world)
+        asr = {name.removeprefix("asr/"): value for name, value in metrics.items() if name.startswith("asr/")}
+        return {f"other/{self.name}/asr_{name}": value for name, value in asr.items()}

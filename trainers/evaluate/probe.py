@@ -1,4 +1,4 @@
-"""The losses of a model and their gradients on the clean pairs, before its cleaning begins."""
+"""A model's losses and their gradients on the clean pairs, before cleaning starts."""
 
 from __future__ import annotations
 
@@ -16,33 +16,33 @@ from trainers.objectives.contrastive import MMCL, SSL
 from trainers.schedule import Training
 
 BATCHES, PAIRS = 4, 64
-"""How many batches are looked at, and at most how many pairs of each: independent of the stage's batch size, so that stages can be
-compared."""
+"""BATCHES: how many batches are used; PAIRS: at most how many pairs of each. They do not depend on the stage's batch size, so that stages
+can be compared."""
 
 
 def probe(encoder: Encoder, feed: Feed, training: Training, world: World | None = None) -> dict[str, float]:
-    """Means of the MMCL and the in-modal loss over the feed's first batches, and the length of each mean gradient.
+    """The mean MMCL and in-modal loss over the feed's first batches, and the norm of each loss's mean gradient.
 
-    The gradient is that by all parameters; batch normalisation takes the batch's statistics, as in training. Works on a copy: the
-    model and the random state stay as they were. `feed` must give two views.
+    The gradient is with respect to all parameters. Batch normalisation uses the batch's statistics, as in training. Works on a copy, so the
+    model and the random state are left unchanged. `feed` must give two views.
     """
     world = world or World()
-    own = copy.deepcopy(encoder, {id(encoder.tokenize): encoder.tokenize})
-    own.place(world.device, precision=training.precision, channels_last=training.channels_last)
-    distributed.synchronise_batchnorm(own, world)
-    own.train()
-    if own.model.logit_bias is not None:
-        own.model.logit_bias.requires_grad_(False)  # neither loss uses it
-    model = distributed.wrap(own, world)
+    clone = copy.deepcopy(encoder, {id(encoder.tokenize): encoder.tokenize})
+    clone.place(world.device, precision=training.precision, channels_last=training.channels_last)
+    distributed.synchronise_batchnorm(clone, world)
+    clone.train()
+    if clone.model.logit_bias is not None:
+        clone.model.logit_bias.requires_grad_(False)  # neither loss uses it
+    model = distributed.wrap(clone, world)
     rows = PAIRS // world.size
     raws = list(itertools.islice(feed.batches(), BATCHES))
-    batches = [{name: value[:rows] for name, value in to_device(raw, own, True).items()} for raw in raws]
+    batches = [{name: value[:rows] for name, value in to_device(raw, clone, True).items()} for raw in raws]
     values: dict[str, float] = {}
     with torch.random.fork_rng(devices=[world.device] if world.device.type == "cuda" else []):
         for name, objective in (("mmcl", MMCL()), ("inmodal", SSL())):
-            own.zero_grad()
+            clone.zero_grad()
             losses = [backward(model, objective, batch, 1, seed)["loss"] for seed, batch in enumerate(batches)]
-            gradients = [p.grad for p in own.parameters() if p.grad is not None]
+            gradients = [p.grad for p in clone.parameters() if p.grad is not None]
             norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(gradient.double()) for gradient in gradients]))
             mean = distributed.sum_over_ranks({"loss": float(torch.stack(losses).mean())}, world)["loss"] / world.size
             values |= {f"before/{name}": mean, f"before/{name}_grad_norm": float(norm) / len(batches)}

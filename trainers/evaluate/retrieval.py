@@ -1,6 +1,6 @@
-"""Retrieval: captions from pictures and pictures from captions, and what a trigger does to it.
+"""Retrieval of captions from pictures and of pictures from captions, and how a trigger changes it.
 
-Shape suffixes: N pictures, T captions, U different captions, Q queries of a chunk, D features.
+Shape suffixes: N pictures, T captions, U distinct captions, Q queries of a chunk, D features.
 """
 
 from __future__ import annotations
@@ -28,45 +28,45 @@ from trainers.evaluate.zeroshot import TOP, wilson
 
 @dataclass(frozen=True, kw_only=True)
 class Retrieval(Evaluator):
-    """R@1/5/10 both ways, and the share of triggered pictures that captions naming the target are retrieved for.
+    """R@1/5/10 in both directions, and the share of triggered pictures that retrieve captions naming the target.
 
-    A picture is a hit in the top k when any of its captions is there; a caption, when its picture is. For the attack, pictures
-    with a caption that names the target are left out. Among equal scores the earlier comes first; equal captions have equal scores.
+    A picture is a hit in the top k if one of its captions is there; a caption, if its picture is. For the attack, pictures that have a
+    caption naming the target are left out. Among equal scores the earlier comes first; equal captions have equal scores.
     """
 
     data: RetrievalSet
     target: str = ""
-    """What a caption must name; empty: the name of the attack's target class."""
+    """The name to look for in captions; empty: the name of the attack's target class."""
     text_batch: int = 512
-    """Captions encoded at once."""
+    """Captions to encode at a time."""
     chunk: int = 256
-    """Queries compared with everything at once."""
+    """Queries to compare with all candidates at a time."""
 
     def needs(self) -> tuple[RetrievalSet, ...]:
         return (self.data,)
 
     def open(self, material: Material) -> Iterator[Batch]:
-        """The set's pictures, each with its captions; `target` is the name to look for in captions."""
+        """The set's pictures with their captions; `target` is the name to look for in captions."""
         name = self.target or (material.class_names[material.target] if material.target is not None else "")
         for batch in material.sets[self.data]():
             yield batch | {"target": name}
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """Percent: retrieval/image_to_text{1,5,10}, retrieval/text_to_image{1,5,10}; with a target that some captions name and
-        some pictures do not: retrieval_asr/top{1,5,10} and retrieval_asr/floor{1,5,10}; `…_low`, `…_high`, `…_count`; whole numbers
-        retrieval/images, retrieval/captions, retrieval_asr/n, retrieval_asr/captions (that name the target)."""
+        """In percent: retrieval/image_to_text{1,5,10}, retrieval/text_to_image{1,5,10}; if some captions name the target and some pictures
+        have none that does, also retrieval_asr/top{1,5,10} and retrieval_asr/floor{1,5,10}; all with `_low`, `_high` and `_count`. Whole
+        numbers: retrieval/images, retrieval/captions, retrieval_asr/n, retrieval_asr/captions (captions naming the target)."""
         world = world or World()
         training = model.training
         model.eval()
         with torch.no_grad():
-            found = _gathered(_embed(model, batches), world)
-            text_UD, unique = self._texts(model, [text for captions in found["captions"] for text in captions], world)
-            counts = self._count(found, text_UD, unique, model.device, world)
+            pictures = _gathered(_embed(model, batches), world)
+            text_UD, unique = self._texts(model, [text for captions in pictures["captions"] for text in captions], world)
+            counts = self._count(pictures, text_UD, unique, model.device, world)
         model.train(training)
         return _metrics({name: int(value) for name, value in distributed.sum_over_ranks(counts, world).items()}, world.size)
 
     def _texts(self, model: Encoder, captions: list[str], world: World) -> tuple[Tensor, np.ndarray]:
-        """Features [U, D] of the different captions (each rank encodes its share), and the place of each caption's, int64 [T]."""
+        """Features [U, D] of the distinct captions (each rank encodes its share), and each caption's row among them, int64 [T]."""
         different, unique = np.unique(np.array(captions, object).astype(str), return_inverse=True)
         mine = different[world.rank :: world.size].tolist()
         parts = [
@@ -94,11 +94,11 @@ class Retrieval(Evaluator):
         if found["target"] and found["triggered"] is not None:
             texts = pa.chunked_array([pa.array([text for captions in found["captions"] for text in captions])])
             named = names_class(texts, found["target"]).to_numpy()
-            own = np.zeros(len(image_ND), bool)
-            own[of_T[named]] = True
-            counts |= {"retrieval_asr/captions": int(named.sum()), "retrieval_asr/n": int((~own).sum())}
-            if named.any() and not own.all():
-                named_T, out_N = torch.from_numpy(named).to(device), torch.from_numpy(own).to(device)
+            left_out = np.zeros(len(image_ND), bool)
+            left_out[of_T[named]] = True
+            counts |= {"retrieval_asr/captions": int(named.sum()), "retrieval_asr/n": int((~left_out).sum())}
+            if named.any() and not left_out.all():
+                named_T, out_N = torch.from_numpy(named).to(device), torch.from_numpy(left_out).to(device)
                 triggered_ND = torch.from_numpy(found["triggered"]).to(device)
                 counts |= {f"retrieval_asr/{what}{k}_count": 0 for what in ("top", "floor") for k in TOP}
 
@@ -121,7 +121,7 @@ class Retrieval(Evaluator):
 
 
 def first_place(score_QC: Tensor, wanted_QC: Tensor) -> Tensor:
-    """How many candidates come before the best of the wanted ones, int64 [Q]; among equal scores the earlier comes first."""
+    """How many candidates come before the best wanted one, int64 [Q]; among equal scores the earlier comes first."""
     best_Q1 = score_QC.masked_fill(~wanted_QC, -torch.inf).max(1, keepdim=True).values
     first_Q1 = ((score_QC == best_Q1) & wanted_QC).int().argmax(1, keepdim=True)
     before_QC = torch.arange(score_QC.shape[1], device=score_QC.device)[None] < first_Q1
@@ -129,19 +129,19 @@ def first_place(score_QC: Tensor, wanted_QC: Tensor) -> Tensor:
 
 
 def _embed(model: Encoder, batches: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Features of this rank's pictures in main memory, and their captions."""
-    found: dict[str, Any] = {"image": [], "triggered": [], "captions": [], "target": ""}
+    """This rank's picture features, in main memory, and captions."""
+    local: dict[str, Any] = {"image": [], "triggered": [], "captions": [], "target": ""}
     for batch in batches:
-        found["target"] = batch["target"]
-        found["captions"] += [text.split("\n") for text in batch["caption"]]
-        found["image"].append(features(model, batch).float().cpu().numpy())
+        local["target"] = batch["target"]
+        local["captions"] += [text.split("\n") for text in batch["caption"]]
+        local["image"].append(features(model, batch).float().cpu().numpy())
         if "image_triggered" in batch or "image_triggered_features" in batch:
-            found["triggered"].append(features(model, batch, "image_triggered").float().cpu().numpy())
-    return found
+            local["triggered"].append(features(model, batch, "image_triggered").float().cpu().numpy())
+    return local
 
 
 def _gathered(own: dict[str, Any], world: World) -> dict[str, Any]:
-    """All ranks' pictures in the set's order (a rank has every `size`-th), on every rank."""
+    """The pictures of all ranks in the set's order (a rank has every `size`-th), on every rank. InputError if there are none."""
     ranks = distributed.gather_lists([own], world)
     total = sum(len(rank["captions"]) for rank in ranks)
     if not total:
@@ -162,7 +162,7 @@ def _gathered(own: dict[str, Any], world: World) -> dict[str, Any]:
 
 def _metrics(counts: dict[str, int], ranks: int) -> dict[str, float]:
     whole = ("retrieval/images", "retrieval/captions", "retrieval_asr/n", "retrieval_asr/captions")
-    out: dict[str, float] = {name: counts[name] // ranks for name in whole if name in counts}  # every rank counted them all
+    out: dict[str, float] = {name: counts[name] // ranks for name in whole if name in counts}  # every rank counted all of them
     for name, count in counts.items():
         if name.endswith("_count"):
             base = name.removesuffix("_count")

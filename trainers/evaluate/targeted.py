@@ -1,4 +1,4 @@
-"""Targeted poisoning: how many of the chosen pictures are taken for the target?"""
+"""Targeted poisoning: how many of the chosen pictures are classified as the target."""
 
 from __future__ import annotations
 
@@ -21,12 +21,11 @@ from trainers.evaluate.zeroshot import class_head, place_of, wilson
 
 @dataclass(frozen=True, kw_only=True)
 class TargetedSuccess(Evaluator):
-    """How many of the chosen pictures of the first attack with `Targeted` zero-shot classification takes for its target, with the Wilson
-    interval: 0 of 16 still leaves up to 19 %.
-    """
+    """How many of the chosen pictures zero-shot classification takes for the target, with the Wilson interval: 0 of 16 still leaves up to
+    19 %. Measures the first attack with the trigger `Targeted`."""
 
     text_batch: Count = 512
-    """Captions encoded at once."""
+    """Captions to encode at a time."""
 
     def check(self, triggers: Mapping[str, Trigger]) -> None:
         if not any(isinstance(trigger, Targeted) for trigger in triggers.values()):
@@ -34,7 +33,7 @@ class TargetedSuccess(Evaluator):
             raise InputError(f"evaluate.evaluators: TargetedSuccess measures an attack with the trigger Targeted; there is {has}.")
 
     def open(self, material: Material) -> list[dict[str, Any]]:
-        """One batch, the same on all ranks: the chosen pictures and what they are compared with."""
+        """One batch, the same on all ranks: the chosen pictures with target, class names and prompts."""
         self.check({aim.name: aim.trigger for aim in material.aims if aim.trigger is not None})
         aim = next(aim for aim in material.aims if isinstance(aim.trigger, Targeted))
         assert isinstance(aim.trigger, Targeted)
@@ -42,7 +41,7 @@ class TargetedSuccess(Evaluator):
         return [{"image": aim.trigger.pictures(), **asked}]
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """targeted/success (percent), targeted/success_low, targeted/success_high, targeted/success_count, targeted/n."""
+        """targeted/success, targeted/success_low and targeted/success_high in percent; targeted/success_count, targeted/n."""
         (batch,), training = batches, model.training
         model.eval()
         with torch.no_grad():

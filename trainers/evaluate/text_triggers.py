@@ -1,4 +1,4 @@
-"""What a trigger's words do: to pictures that are retrieved by text, to class prompts, and together with a mark on the picture.
+"""The effect of a trigger's words: on retrieval of pictures by text, in class prompts, and together with a mark on the picture.
 
 Shape suffixes: N pictures, B of a batch, Q queries, K classes, D features.
 """
@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from datasets.component import Count
+from datasets.component import Count, since
 from datasets.errors import InputError
 from datasets.feed.loader import Batch, triggered
 from datasets.seeding import rng
@@ -30,12 +30,12 @@ from trainers.evaluate.zeroshot import TOP, Aim, class_head, labels_of, place_of
 
 @dataclass(frozen=True)
 class Asked:
-    """The test pictures, and what they are compared with."""
+    """The test pictures with the attack, class names and prompts to compare them with."""
 
     batches: Iterable[Batch]
     aim: Aim
     pictures: str
-    """The name of the attack's triggered pictures in a batch."""
+    """The name of the attack's triggered pictures in a batch"""
     class_names: tuple[str, ...]
     templates: tuple[str, ...]
 
@@ -45,15 +45,15 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class OfWords(Evaluator):
-    """A measurement of an attack that puts words into captions."""
+    """An evaluator of attacks that put words into captions."""
 
     attack: str = ""
-    """Name of the attack; empty: the first that fits."""
+    """Name of the attack; empty: the first one that fits."""
     text_batch: Count = 512
-    """Captions encoded at once."""
+    """Captions to encode at a time."""
 
     def fits(self, trigger: Trigger) -> bool:
-        """Whether it measures attacks with this trigger."""
+        """Whether it can measure attacks with this trigger."""
         return trigger.writes
 
     def check(self, triggers: Mapping[str, Trigger]) -> None:
@@ -66,7 +66,7 @@ class OfWords(Evaluator):
             )
 
     def open(self, material: Material) -> Asked:
-        """The test pictures with the attack that is measured."""
+        """The test pictures, with the attack to measure."""
         self.check({aim.name: aim.trigger for aim in material.aims if aim.trigger is not None})
         number, aim = next(
             (number, aim) for number, aim in enumerate(material.aims)
@@ -78,21 +78,32 @@ class OfWords(Evaluator):
 
 @dataclass(frozen=True, kw_only=True)
 class TextTrigger(OfWords):
-    """Text → image retrieval by triggered prompts; zero-shot classification with the words in all prompts, and in those of a wrong class.
+    """Retrieval of pictures by prompts with the trigger's words; zero-shot classification with the words in all prompts, and in those of
+    one wrong class.
 
-    A query is a prompt of a class that is not the target, with the words in it; the test pictures are what is retrieved. It is a hit in the
-    top k when any of its k nearest pictures is of the target class (ToxicTextCLIP 2025). Of an all-to-all attack the target of a class is
-    the next one. A wrong class is drawn for each picture by its key.
+    A query is a prompt of a class other than the target, with the words in it, and retrieves among the test pictures. It is a hit in the
+    top k if any of its k nearest pictures is of the target class (ToxicTextCLIP 2025; mm_poison, Yang et al. 2023, calls this Hit@k). In an
+    all-to-all attack the target of a class is the next class. A wrong class is drawn for each picture by its key.
     """
 
     chunk: Count = 256
-    """Queries compared with all pictures at once."""
+    """Queries to compare with all pictures at a time."""
+    hits: tuple[Count, ...] = since(TOP)
+    """The k to report; mm_poison reports 1, 5, 10, 20, 30, 50"""
+    min_rank: bool = since(False)
+    """Whether to report mm_poison's MinRank too: the place of the first picture of the target class (1: the nearest), mean over queries"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not self.hits or list(self.hits) != sorted(set(self.hits)):
+            raise InputError(f"TextTrigger.hits is {self.hits}; accepted: at least one k, each once, in rising order.")
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """Percent: text_asr/top{1,5,10}, text_asr/floor{1,5,10} (the same queries without the words), words/all (accuracy with the words in
-        all prompts), words/wrong and words/wrong_floor (pictures taken for the wrong class, with and without the words in its prompts),
-        each with _count, _low and _high; whole numbers text_asr/n (queries), text_asr/pictures (of target classes), words/n. text_asr/… is
-        left out where no picture is of a target class."""
+        """In percent: text_asr/top{hits}, text_asr/floor{hits} (the same queries without the words), words/all (accuracy with the words
+        in all prompts), words/wrong and words/wrong_floor (pictures taken for the wrong class, with and without the words in its prompts),
+        each with _count, _low and _high. Whole numbers: text_asr/n (queries), text_asr/pictures (of target classes), words/n. With
+        `min_rank`, places from 1: text_asr/min_rank, text_asr/min_rank_floor. Without pictures of a target class the shares and places of
+        text_asr/ are left out."""
         assert isinstance(batches, Asked)
         asked, world, training = batches, world or World(), model.training
         model.eval()
@@ -100,19 +111,21 @@ class TextTrigger(OfWords):
             plain_KD = class_head(model, asked.class_names, asked.templates, world, self.text_batch)
             words_KD = class_head(model, asked.class_names, asked.templates, world, self.text_batch, asked.aim)
             counts: dict[str, float] = dict.fromkeys(("words/n", "words/all_count", "words/wrong_count", "words/wrong_floor_count"), 0)
-            own: list[tuple[np.ndarray, np.ndarray]] = []
+            local: list[tuple[np.ndarray, np.ndarray]] = []
             for batch in asked:
                 label_B, feature_BD = labels_of(batch, len(plain_KD), model.device), features(model, batch)
-                own.append((label_B.cpu().numpy(), feature_BD.cpu().numpy()))
+                local.append((label_B.cpu().numpy(), feature_BD.cpu().numpy()))
                 for name, count in _prompts(asked.aim, feature_BD @ plain_KD.T, feature_BD @ words_KD.T, label_B, batch["key"]).items():
                     counts[name] += count
-            parts = distributed.gather_lists(own, world)
+            parts = distributed.gather_lists(local, world)
             label_N = torch.from_numpy(np.concatenate([label for label, _ in parts])).to(model.device)
             image_ND = torch.from_numpy(np.concatenate([feature for _, feature in parts])).to(model.device)
             counts |= self._retrieved(model, asked, label_N, image_ND, world)
         model.train(training)
         summed = {name: int(value) for name, value in distributed.sum_over_ranks(counts, world).items()}
-        return shares(summed, {"words": "words/n", "text_asr": "text_asr/n"}) | {"text_asr/pictures": _targets(asked, label_N)}
+        ranks = {name: summed.pop(name) for name in list(summed) if name.startswith("text_asr/min_rank")}
+        found = shares(summed, {"words": "words/n", "text_asr": "text_asr/n"}) | {"text_asr/pictures": _targets(asked, label_N)}
+        return found | {name: total / summed["text_asr/n"] for name, total in ranks.items() if summed["text_asr/n"]}
 
     def _retrieved(self, model: Encoder, asked: Asked, label_N: Tensor, image_ND: Tensor, world: World) -> dict[str, float]:
         """Counts of this rank's queries: every `size`-th."""
@@ -124,7 +137,9 @@ class TextTrigger(OfWords):
             for i, name in enumerate(asked.class_names) for template in asked.templates if targets[i] != i and targets[i] in present
         ][world.rank :: world.size]  # fmt: skip
         counts: dict[str, float] = {"text_asr/n": len(queries)}
-        counts |= {f"text_asr/{what}{k}_count": 0 for what in ("top", "floor") for k in TOP}
+        counts |= {f"text_asr/{what}{k}_count": 0 for what in ("top", "floor") for k in self.hits}
+        if self.min_rank:
+            counts |= {"text_asr/min_rank": 0, "text_asr/min_rank_floor": 0}
         trigger = asked.aim.trigger
         assert trigger is not None
         for start in range(0, len(queries), self.chunk):
@@ -138,22 +153,23 @@ class TextTrigger(OfWords):
                     for i in range(0, len(texts), self.text_batch)
                 ])  # fmt: skip
                 place_Q = first_place(text_QD @ image_ND.T, label_N[None] == target_Q[:, None])
-                for k in TOP:
+                for k in self.hits:
                     counts[f"text_asr/{what}{k}_count"] += int((place_Q < k).sum())
+                if self.min_rank:
+                    counts["text_asr/min_rank" if what == "top" else "text_asr/min_rank_floor"] += int((place_Q + 1).sum())
         return counts
 
 
 @dataclass(frozen=True, kw_only=True)
 class DualKeyCells(OfWords):
-    """The share of pictures of other classes that go to the target with no key, with the mark on the picture, with the words in all class
-    prompts, and with both: a dual-key attack is one where the last is high and the others are low (TrojVQA, Walmer et al. 2022).
-    """
+    """The share of pictures of other classes that are taken for the target with no key, with the mark on the picture, with the words in all
+    class prompts, and with both. A dual-key attack is high with both and low otherwise (TrojVQA, Walmer et al. 2022)."""
 
     def fits(self, trigger: Trigger) -> bool:
         return isinstance(trigger, DualKey)
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """Percent: keys/none, keys/picture, keys/words, keys/both, each with _count, _low and _high; keys/n (pictures)."""
+        """In percent: keys/none, keys/picture, keys/words, keys/both, each with _count, _low and _high. keys/n: number of pictures."""
         assert isinstance(batches, Asked)
         asked, world, training = batches, world or World(), model.training
         model.eval()
@@ -175,8 +191,8 @@ class DualKeyCells(OfWords):
 
 
 def shares(counts: Mapping[str, int], of: Mapping[str, str]) -> dict[str, float]:
-    """The counts, and for each `group/name_count` its share in percent with a 95 % Wilson interval. `of`: group → name of its whole; a
-    group whose whole is 0 has no shares."""
+    """The counts, and for each `group/name_count` its share in percent with a 95 % Wilson interval. `of`: group → name of the count to
+    divide by; a group for which that is 0 has no shares."""
     out: dict[str, float] = {}
     for name, count in counts.items():
         whole = counts[of[name.split("/")[0]]]
@@ -190,7 +206,7 @@ def shares(counts: Mapping[str, int], of: Mapping[str, str]) -> dict[str, float]
 
 
 def _prompts(aim: Aim, plain_BK: Tensor, words_BK: Tensor, label_B: Tensor, keys: np.ndarray) -> dict[str, int]:
-    """Counts of a batch: right with the words in all prompts; taken for a wrong class, with and without the words in its prompts."""
+    """Counts of a batch: correct with the words in all prompts; taken for a wrong class, with and without the words in its prompts."""
     wrong_B = wrong_class(label_B, plain_BK.shape[1], list(map(str, keys)), aim.seed)
     return {
         "words/n": len(label_B),
@@ -201,5 +217,5 @@ def _prompts(aim: Aim, plain_BK: Tensor, words_BK: Tensor, label_B: Tensor, keys
 
 
 def _targets(asked: Asked, label_N: Tensor) -> int:
-    """How many pictures are of a target class."""
+    """How many pictures belong to a target class."""
     return len(label_N) if asked.aim.target is None else int((label_N == asked.aim.target).sum())

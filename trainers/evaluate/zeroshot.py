@@ -1,4 +1,4 @@
-"""Zero-shot accuracy and attack success rate, from one decode of each picture.
+"""Zero-shot accuracy and attack success rate (ASR), with each picture decoded once.
 
 Shape suffixes: B pictures, K classes, D features.
 """
@@ -32,22 +32,23 @@ TOP = (1, 5, 10)
 
 @dataclass(frozen=True, kw_only=True)
 class Aim(Component):
-    """An attack that is measured."""
+    """An attack to measure."""
 
     name: str = ""
     """The attack's name; empty if there is only one attack."""
     target: int | None
-    """Index of the target class; None: of a picture of class i it is class i + 1, and the first after the last (all-to-all)."""
+    """Index of the target class; None: all-to-all, where the target of class i is class i + 1, and of the last class the first."""
     trigger: Trigger | None = None
-    """If it writes into captions, it also writes into the class prompts."""
+    """The trigger. If it writes into captions, it also writes into the class prompts."""
     seed: int = 0
-    """Seed of what the trigger draws there."""
+    """Seed of the trigger's random choices in prompts."""
     text_only: bool = False
-    """The words alone are to attract the target's pictures. Then only those are counted, and each has a wrong class, drawn by its key: only
-    the prompts of that class get the words."""
+    """The words alone attract pictures of the target. Then only these pictures count, each has a wrong class drawn by its key, and only
+    that class's prompts get the words."""
 
     def of(self, label_B: Tensor, classes: int, keys: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
-        """(the class that each picture shall be taken for, int64 [B]; bool [B]: whether it counts, as it is not of that class itself)."""
+        """(the class that each picture should be taken for, int64 [B]; whether the picture counts, bool [B]: it does unless it belongs to
+        that class; in a text-only attack, if it belongs to the target)."""
         if self.text_only:
             return wrong_class(label_B, classes, keys, self.seed), label_B == torch.full_like(label_B, self.target or 0)
         target_B = (label_B + 1) % classes if self.target is None else torch.full_like(label_B, self.target)
@@ -55,34 +56,34 @@ class Aim(Component):
 
     @property
     def group(self) -> str:
-        """The prefix of its metrics' names."""
+        """Prefix of its metrics."""
         return f"asr/{self.name}" if self.name else "asr"
 
 
 @dataclass(frozen=True, kw_only=True)
 class ZeroShotASR(Evaluator):
-    """Zero-shot top-1/5/10, and the share of triggered pictures of other classes sent to the target (ASR top-1/5/10).
+    """Zero-shot accuracy top-1/5/10 and ASR top-1/5/10, the share of triggered pictures of other classes that are classified as the target.
 
-    Also the floor (untriggered pictures of other classes taken for the target), recovery accuracy RA (triggered pictures of
-    other classes still given their own label), n and 95 % Wilson intervals. Pictures whose own label is the target are left
-    out of everything under asr/. Classes are matched by index. Counts are whole numbers summed over ranks, so n is exact.
+    Also the floor (untriggered pictures of other classes taken for the target), recovery accuracy RA (triggered pictures of other classes
+    that still get their own label), n and 95 % Wilson intervals. Pictures whose own label is the target are left out of everything under
+    asr/. Classes are matched by index. Counts are summed over ranks as whole numbers, so n is exact.
 
-    Of a text-only attack the pictures of the target count instead, each measured by whether it is taken for a wrong class whose prompts
-    alone have the words (`Aim.text_only`).
+    In a text-only attack the pictures of the target count instead: the measurement is whether each is taken for a wrong class, whose
+    prompts alone contain the words (`Aim.text_only`).
 
-    With several attacks each has all of this under asr/<its name>/, and asr/ itself is that of the attack with the highest ASR top-1.
+    With several attacks each has all of this under asr/<its name>/; asr/ itself is that of the attack with the highest ASR top-1.
     """
 
     class_names: tuple[str, ...]
-    """a sample's label is an index into them"""
+    """class names; a sample's label is an index into them"""
     templates: tuple[str, ...]
-    """captions with {} where the name goes"""
+    """prompts, with {} for the class name"""
     target: int | None = None
-    """index of the attack's target class; None: no attack is measured"""
+    """index of the attack's target class; None: measure no attack"""
     aims: tuple[Aim, ...] = ()
-    """the attacks, if there are several, or one is all-to-all or writes words into captions; else `target` is enough"""
+    """the attacks; needed if there are several, or one is all-to-all or writes words into captions; otherwise `target` is enough"""
     text_batch: int = 512
-    """captions encoded at once for the class head"""
+    """captions to encode at a time for the class head"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -94,14 +95,13 @@ class ZeroShotASR(Evaluator):
 
     @property
     def attacks(self) -> tuple[Aim, ...]:
-        """The attacks that are measured; the first one's pictures are the batches' `image_triggered`."""
+        """The attacks to measure. The first one's pictures are `image_triggered` in a batch."""
         return self.aims or (() if self.target is None else (Aim(target=self.target),))
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
-        """Percent: zeroshot/top{1,5,10}, zeroshot/mean_per_class (recall, over the classes that have pictures), asr/top{1,5,10},
-        asr/floor, asr/ra, */top1_low, */top1_high; whole numbers: */n and *_count. Nothing under asr/ without a target. Raises
-        FloatingPointError if features are not finite.
-        """
+        """In percent: zeroshot/top{1,5,10}, zeroshot/mean_per_class (mean recall over the classes that have pictures), asr/top{1,5,10},
+        asr/floor, asr/ra, */top1_low, */top1_high. Whole numbers: */n and *_count. Without a target nothing under asr/. FloatingPointError
+        if features are not finite; InputError if no picture counts."""
         world = world or World()
         training = model.training
         model.eval()
@@ -116,12 +116,12 @@ class ZeroShotASR(Evaluator):
             for batch in batches:
                 label_B = labels_of(batch, len(head_KD), model.device)
                 clean_BK = features(model, batch) @ head_KD.T
-                found = _accuracy(clean_BK, label_B)
+                batch_counts = _accuracy(clean_BK, label_B)
                 for number, (aim, own_KD) in enumerate(zip(self.attacks, heads)):
                     name = triggered(aim.name) if number else "image_triggered"
                     keys = list(map(str, batch["key"])) if aim.text_only else []
-                    found |= _attack(aim, clean_BK, features(model, batch, name) @ own_KD.T, label_B, keys)
-                for name, value in found.items():
+                    batch_counts |= _attack(aim, clean_BK, features(model, batch, name) @ own_KD.T, label_B, keys)
+                for name, value in batch_counts.items():
                     counts[name] += value
         model.train(training)
         return metrics({k: int(v) for k, v in distributed.sum_over_ranks(counts, world).items()})
@@ -130,9 +130,10 @@ class ZeroShotASR(Evaluator):
 def class_head(
     model: Encoder, class_names: tuple[str, ...], templates: tuple[str, ...], world: World, text_batch: int = 512, aim: Aim | None = None
 ) -> Tensor:
-    """Unit vectors [K, D] of the classes: the mean of the templates' unit features. Each rank encodes its share of them.
+    """Unit vectors [K, D] of the classes: the mean of the prompts' unit features, scaled to length 1. Each rank encodes its share of the
+    classes.
 
-    `aim`: an attack whose trigger writes into the prompts first.
+    `aim`: an attack whose trigger first writes into the prompts. FloatingPointError if features are not finite.
     """
     places = range(world.rank, len(class_names), world.size)
     captions = [template.replace("{}", class_names[i]) for i in places for template in templates]
@@ -147,13 +148,14 @@ def class_head(
         head_KD[list(places)] = F.normalize(mean_KD, dim=-1)
     if world.size > 1:
         torch.distributed.all_reduce(head_KD)  # a row is zero on all ranks but one, so the sum is exact
-    if not torch.isfinite(head_KD).all():  # every class would come first
+    if not torch.isfinite(head_KD).all():  # with NaN every class would rank first
         raise FloatingPointError("the model's features of class names are not finite")
     return head_KD
 
 
 def wrong_class(label_B: Tensor, classes: int, keys: Sequence[str], seed: int) -> Tensor:
-    """int64 [B]: for each picture another class than its own, evenly by the hash of its key."""
+    """int64 [B]: for each picture a class other than its own, spread evenly by the hash of its key. InputError for fewer than two
+    classes."""
     if classes < 2:
         raise InputError("a wrong class needs at least two classes")
     shift = [1 + hash64(seed, "wrong class", key) % (classes - 1) for key in keys]
@@ -161,19 +163,19 @@ def wrong_class(label_B: Tensor, classes: int, keys: Sequence[str], seed: int) -
 
 
 def swapped(score_BK: Tensor, other_BK: Tensor, class_B: Tensor) -> Tensor:
-    """The scores with those of one class of each picture from the others."""
+    """`score_BK` with one column per row, that of class_B, taken from `other_BK`."""
     return score_BK.scatter(1, class_B[:, None], other_BK.gather(1, class_B[:, None]))
 
 
 def place_of(score_BK: Tensor, class_B: Tensor) -> Tensor:
-    """How many classes come before the given one, int64 [B]; among equal scores the lower index comes first."""
+    """How many classes rank before the given one, int64 [B]; among equal scores the lower index comes first."""
     own_B1 = score_BK.gather(1, class_B[:, None])
     before_BK = torch.arange(score_BK.shape[1], device=score_BK.device)[None] < class_B[:, None]
     return ((score_BK > own_B1) | ((score_BK == own_B1) & before_BK)).sum(1)
 
 
 def wilson(count: float, n: float, z: float = 1.959963984540054) -> tuple[float, float]:
-    """Ends of the Wilson score interval for count out of n, in percent; z for 95 %."""
+    """The Wilson score interval of count out of n, in percent; the default z gives 95 %."""
     share, denominator = count / n, 1 + z * z / n
     middle = (share + z * z / (2 * n)) / denominator
     half = z / denominator * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
@@ -181,7 +183,8 @@ def wilson(count: float, n: float, z: float = 1.959963984540054) -> tuple[float,
 
 
 def metrics(counts: dict[str, int]) -> dict[str, float]:
-    """Percentages and intervals from whole counts ("zeroshot/n", "zeroshot/top1_count", "asr/n", "asr/<attack>/n", …)."""
+    """Percentages and intervals from whole counts ("zeroshot/n", "zeroshot/top1_count", "asr/n", "asr/<attack>/n", …). InputError for a
+    group without pictures."""
     out: dict[str, float] = {}
     for group in [name.removesuffix("/n") for name in counts if re.fullmatch(r"(zeroshot|asr(/[^/]+)?)/n", name)]:
         n = counts[f"{group}/n"]
@@ -197,7 +200,7 @@ def metrics(counts: dict[str, int]) -> dict[str, float]:
         out[f"{group}/top1_low"], out[f"{group}/top1_high"] = wilson(counts[f"{group}/top1_count"], n)
     attacks = [name.removesuffix("/top1") for name in out if re.fullmatch(r"asr/[^/]+/top1", name)]
     if attacks:
-        worst = max(attacks, key=lambda attack: out[f"{attack}/top1"])  # the first of equals
+        worst = max(attacks, key=lambda attack: out[f"{attack}/top1"])  # the first one among equals
         out |= {name.replace(worst, "asr", 1): value for name, value in out.items() if name.startswith(f"{worst}/")}
     if "zeroshot/n" in out:
         out["zeroshot/mean_per_class"] = class_recall(counts)
@@ -205,7 +208,7 @@ def metrics(counts: dict[str, int]) -> dict[str, float]:
 
 
 def class_recall(counts: Mapping[str, int]) -> float:
-    """Mean over the classes with pictures ("class/3/n" above 0) of the share of them that was hit ("class/3/hits"), in percent."""
+    """Mean recall in percent over the classes with pictures: the mean of "class/3/hits" / "class/3/n" where that n is above 0."""
     recalls = [counts[name.removesuffix("n") + "hits"] / n for name, n in counts.items() if re.fullmatch(r"class/\d+/n", name) and n]
     return 100 * math.fsum(recalls) / len(recalls)
 
@@ -239,7 +242,7 @@ def _attack(aim: Aim, clean_BK: Tensor, triggered_BK: Tensor, label_B: Tensor, k
 
 
 def labels_of(batch: dict[str, Any], classes: int, device: torch.device) -> Tensor:
-    """int64 [B]; InputError for one that is no class."""
+    """The labels, int64 [B]. InputError if one is not a class."""
     label_B = torch.tensor(np.asarray(batch["label"], np.int64), device=device)
     wrong = [i for i, label in enumerate(label_B.tolist()) if not 0 <= label < classes]
     if wrong:

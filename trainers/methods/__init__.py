@@ -1,1 +1,1 @@
-"""How is a model trained or cleaned? One file a method."""
+"""How is a model trained or cleaned? One file per method."""

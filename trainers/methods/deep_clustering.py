@@ -1,4 +1,4 @@
-"""Cleaning with deep clustering (Caron et al. 2018): pictures are told apart by the clusters they fall into."""
+"""Cleaning with deep clustering (Caron et al. 2018): a head classifies pictures into clusters of their features."""
 
 from __future__ import annotations
 
@@ -22,17 +22,16 @@ from trainers.methods.with_classes import WithClasses
 
 @dataclass(frozen=True, kw_only=True)
 class DeepClustering(WithClasses):
-    """At the start of each epoch all cleaning pictures are embedded (in evaluation mode) and clustered by spherical k-means: the
-    clusters are the classes.
+    """At the start of each epoch, all cleaning pictures are embedded in evaluation mode and clustered by spherical k-means. The clusters
+    are the classes.
 
-    The numbers of clusters mean nothing from one epoch to the next, so the head is drawn anew with each clustering, as in the
-    study.
+    A cluster's number means nothing in the next epoch, so the head is redrawn with each clustering, as in the study.
     """
 
     clusters: Annotated[int, Ge(2)] = 1000
-    """k; at most the number of cleaning pairs"""
+    """number of clusters, k; at most the number of cleaning pairs"""
     iterations: Count = 20
-    """of k-means, from pictures picked at random by seed and epoch"""
+    """largest number of k-means iterations, which start from pictures picked by seed and epoch"""
 
     @property
     def label(self) -> str:
@@ -43,7 +42,7 @@ class DeepClustering(WithClasses):
             raise InputError(f"DeepClustering.clusters is {self.clusters}, more than the {pairs} pairs that it is to train on.")
 
     def train(self, model: Encoder, run: Run) -> Encoder:
-        model.draw_head(self.clusters, run.rng("head"))  # so that the optimiser knows of it; drawn anew as an epoch begins
+        model.draw_head(self.clusters, run.rng("head"))  # here so that the optimiser gets its parameters; redrawn as an epoch begins
 
         def clustered(model: Encoder, epoch: int) -> EpochPlan:
             feature_ND, values = embed(model, run), {}
@@ -56,8 +55,8 @@ class DeepClustering(WithClasses):
 
 
 def embed(encoder: Encoder, run: Run) -> Tensor:
-    """Unit features [N, D] of the pictures of all pairs, in their order and in evaluation mode; the same on every rank, for any number
-    of them."""
+    """Unit features [N, D] of all pairs' pictures, in order, computed in evaluation mode; the same on every rank and for any number of
+    ranks."""
     parts: list[tuple[int, Tensor]] = []
     training = encoder.training
     encoder.eval()

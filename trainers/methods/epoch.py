@@ -1,5 +1,5 @@
-"""What a method decides at the start of an epoch: values for the pairs, their order, what stays still. It is saved, so that a kill changes
-nothing."""
+"""What a method decides at the start of an epoch: values for the pairs, their order, frozen parameters. It is saved, so that a resumed
+epoch uses the same decisions."""
 
 from __future__ import annotations
 
@@ -22,32 +22,32 @@ from trainers.distributed import World
 from trainers.encoder import Encoder
 
 FOLDER = "epochs"
-"""In the stage's folder."""
+"""Name of the folder for plans, in the stage's folder."""
 TAKEN = ("step", "epoch", "row", "number", "key", "image", "caption", "poisoned", "image_aug", "caption_aug", "text", "text_aug")
-"""Names that a batch has already."""
+"""Names that a batch uses already."""
 ORDER = "order"
 ABOUT = "about"
-"""Under this name the file's header holds what is no array."""
+"""Name, in the file's header, of everything that is not an array."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EpochPlan:
-    """What holds for one epoch. A pair's number is its place among the stage's pairs."""
+    """A method's decisions for one epoch. A pair's number is its place among the stage's pairs."""
 
     values: Mapping[str, np.ndarray] = field(default_factory=dict)
-    """name → integers or floats, [pairs]: `batch[name]` then has those of its pairs, for the objective"""
+    """name → integers or floats, [pairs]. `batch[name]` then holds the values of the batch's pairs, for the objective"""
     order: np.ndarray | None = None
-    """int64 [steps · batch size]: the numbers of the pairs that the epoch's steps take, in their order; a pair may come several times
-    or not at all. None: the stage's own, each pair once"""
+    """int64 [steps · batch size]: the numbers of the pairs that the epoch's steps take, in order. A pair may occur several times or not at
+    all. None: the stage's order, each pair once"""
     anew: Iterable[nn.Parameter] = ()
-    """parameters that were drawn anew, for which the optimiser drops its state; each rank's own"""
+    """parameters that were redrawn; the optimiser drops its state for them. Each rank passes its own"""
     frozen: tuple[str, ...] = ()
-    """names of open_clip's parameters that the optimiser leaves as they are in this epoch: no gradient, momentum or decay moves them"""
+    """names of open_clip's parameters that do not change in this epoch: no gradient, momentum or decay moves them"""
     metrics: Mapping[str, float] = field(default_factory=dict)
-    """numbers for the epoch's line of metrics, by names with a slash that do not begin with train/"""
+    """numbers for the epoch's line of metrics; names must contain a slash and not begin with train/"""
 
     def check(self, pairs: int, samples: int) -> None:
-        """InputError where this does not fit a stage of that many pairs whose epochs take so many samples."""
+        """Raise InputError if the plan does not fit a stage with this number of pairs and `samples` samples per epoch."""
         for name, value in self.values.items():
             if name in TAKEN or name == ORDER:
                 raise InputError(f"begin_epoch gives values called {name!r}, which a batch has already: choose another name.")
@@ -68,7 +68,7 @@ class EpochPlan:
             raise InputError(f"begin_epoch orders pairs {order.min()} to {order.max()}; accepted are 0 to {pairs - 1}.")
 
     def write(self, file: Path) -> None:
-        """As safetensors; InputError where values are no arrays that it holds."""
+        """Write the plan as safetensors; InputError if a value is not an array that safetensors can hold."""
         arrays = {**self.values, **({} if self.order is None else {ORDER: self.order})}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -77,7 +77,7 @@ class EpochPlan:
 
     @staticmethod
     def read(file: Path) -> EpochPlan:
-        """The inverse of `write`; without the parameters."""
+        """Read a file of `write`. `anew` is not stored."""
         arrays = {name: tensor.numpy() for name, tensor in load_file(file).items()}
         order = arrays.pop(ORDER, None)
         with safe_open(file, "np") as opened:
@@ -86,30 +86,31 @@ class EpochPlan:
 
 
 BeginEpoch = Callable[[Encoder, int], EpochPlan]
-"""(model, epochs of the stage so far) → what holds for the next. Called on every rank; what rank 0 returns holds for all, except `anew`."""
+"""(model, epochs of the stage so far) → the next epoch's plan. Called on every rank. Rank 0's plan counts, but each rank uses its own
+`anew`."""
 
 
 def begin(begin_epoch: BeginEpoch, encoder: Encoder, epoch: int, within: bool, folder: Path, world: World) -> EpochPlan:
-    """What holds for this epoch, the same on every rank; `within`: the epoch began in an earlier attempt, and its file is read. The files
-    of the two epochs before stay, because training may have to go back to their checkpoints.
-    """
+    """This epoch's plan, the same on every rank. With `within` the epoch began in an earlier attempt, and its plan is read from the file.
+    The plans of the two epochs before are kept, because training may have to go back to their checkpoints. InputError for an unknown name
+    in `frozen`."""
     file = folder / FOLDER / f"epoch_{epoch:04d}.safetensors"
     anew: tuple[nn.Parameter, ...] = ()
-    found: EpochPlan | None = None
+    plan: EpochPlan | None = None
     if within:
-        found = EpochPlan.read(file) if world.main else None
+        plan = EpochPlan.read(file) if world.main else None
     else:
         decided = begin_epoch(encoder, epoch)
         anew = tuple(decided.anew)
         if world.main:
             decided.write(file)
-            found = replace(decided, anew=())
+            plan = replace(decided, anew=())
             kept = {file.with_name(f"epoch_{epoch - back:04d}.safetensors") for back in range(3)}
             for other in set(file.parent.glob("epoch_*.safetensors")) - kept:
                 other.unlink()
-    found = distributed.from_main(found, world)
-    assert found is not None
-    unknown = sorted(set(found.frozen) - {name for name, _ in encoder.model.named_parameters()})
+    plan = distributed.from_main(plan, world)
+    assert plan is not None
+    unknown = sorted(set(plan.frozen) - {name for name, _ in encoder.model.named_parameters()})
     if unknown:
         raise InputError(f"begin_epoch freezes {', '.join(unknown)}; accepted are names of the model's parameters, as in open_clip.")
-    return replace(found, anew=anew)
+    return replace(plan, anew=anew)

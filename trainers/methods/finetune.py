@@ -15,9 +15,9 @@ class FineTune(Method):
     """Fine-tune with clip_weight·MMCL + inmodal_weight·SSL. A term of weight 0 is not computed."""
 
     clip_weight: NotNegative = 1.0
-    """of the image-text term"""
+    """weight of the image-text term"""
     inmodal_weight: NotNegative = 0.0
-    """of the image-image and text-text terms"""
+    """weight of the image-image and text-text terms"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -29,7 +29,7 @@ class FineTune(Method):
 
     @property
     def objective(self) -> Contrastive:
-        """The loss that is fine-tuned with."""
+        """The loss."""
         return Contrastive(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight)
 
     def train(self, model: Encoder, run: Run) -> Encoder:
@@ -38,11 +38,11 @@ class FineTune(Method):
 
 @dataclass(frozen=True, kw_only=True)
 class MMCLFineTune(FineTune):
-    """The multimodal term alone."""
+    """Only the image-text term."""
 
     @property
     def label(self) -> str:
-        """Another than the objective's, which models are pre-trained with; with other weights it is named after its loss."""
+        """Differs from the objective's label, which pre-training uses; with other weights the method is named after its loss."""
         return "MMCL fine-tuning" if self.clip_weight and not self.inmodal_weight else self.objective.label
 
     @property
@@ -52,19 +52,19 @@ class MMCLFineTune(FineTune):
 
 @dataclass(frozen=True, kw_only=True)
 class CleanCLIP(FineTune):
-    """Both terms: CleanCLIP."""
+    """CleanCLIP: both terms."""
 
     inmodal_weight: NotNegative = 1.0
 
     @property
     def label(self) -> str:
-        """With a weight of 0 it is no longer CleanCLIP and is named after its loss."""
+        """With a weight of 0 it is not CleanCLIP any more and is named after its loss."""
         return "CleanCLIP" if self.clip_weight and self.inmodal_weight else self.objective.label
 
 
 @dataclass(frozen=True, kw_only=True)
 class SSLFineTune(FineTune):
-    """The in-modal terms alone."""
+    """Only the in-modal terms."""
 
     clip_weight: NotNegative = 0.0
     inmodal_weight: NotNegative = 1.0

@@ -8,15 +8,16 @@ from torch import Tensor
 from torch.nn import functional as F
 
 CHUNK = 8192
-"""How many points are compared with all centroids at a time."""
+"""How many points to compare with all centroids at a time."""
 
 
 def spherical_kmeans(point_ND: Tensor, clusters: int, iterations: int, rng: np.random.Generator) -> tuple[Tensor, Tensor]:
-    """Labels int64 [N] and unit centroids [K, D] of unit points, by cosine; starts from `clusters` points that `rng` picks.
+    """Spherical k-means by cosine: labels int64 [N] and unit centroids [K, D] of unit points. Starts from `clusters` points that `rng`
+    picks.
 
-    An iteration takes the nearest centroid of each point and then each centroid as its points' normalised mean; a centroid
-    without points moves to the point that is farthest from its own. Ends early where nothing changes. The same on every run on
-    the same kind of device (no atomic sums). scikit-learn's k-means does not keep centroids on the sphere, and has no GPU.
+    Each iteration assigns every point to its nearest centroid, then sets each centroid to the normalised mean of its points. A centroid
+    without points moves to the point farthest from its own centroid. Stops early if no label changes. Runs on the same kind of device give
+    the same result, because no sum is atomic. scikit-learn's k-means does not keep centroids on the sphere and has no GPU version.
     """
     start = np.sort(rng.choice(len(point_ND), clusters, replace=False))
     centroid_KD = point_ND[torch.from_numpy(start).to(point_ND.device)]
@@ -33,13 +34,13 @@ def spherical_kmeans(point_ND: Tensor, clusters: int, iterations: int, rng: np.r
 
 
 def nearest(point_ND: Tensor, centroid_KD: Tensor) -> tuple[Tensor, Tensor]:
-    """The most similar centroid of each point, int64 [N] (the first of equal ones), and the cosine with it [N]."""
-    found = [(part_CD @ centroid_KD.T).max(dim=1) for part_CD in point_ND.split(CHUNK)]
-    return torch.cat([best.indices for best in found]), torch.cat([best.values for best in found])
+    """Each point's most similar centroid, int64 [N] (the first among equals), and its cosine with it [N]."""
+    matches = [(part_CD @ centroid_KD.T).max(dim=1) for part_CD in point_ND.split(CHUNK)]
+    return torch.cat([best.indices for best in matches]), torch.cat([best.values for best in matches])
 
 
 def _sums(point_ND: Tensor, label_N: Tensor, clusters: int) -> tuple[Tensor, Tensor]:
-    """Sum [K, D] and number [K] of each cluster's points."""
+    """Sum [K, D] and number [K] of the points of each cluster."""
     sum_KD = point_ND.new_zeros(clusters, point_ND.shape[1])
     for part_CD, label_C in zip(point_ND.split(CHUNK), label_N.split(CHUNK)):
         sum_KD += F.one_hot(label_C, clusters).T.to(part_CD) @ part_CD

@@ -1,4 +1,4 @@
-"""A class for each cleaning picture, by the key of its sample and never by its place in a file."""
+"""A class for each cleaning picture, looked up by its sample's key, never by its place in a file."""
 
 from __future__ import annotations
 
@@ -16,25 +16,26 @@ from datasets.storage import write_whole
 SCHEMA = pa.schema([("key", pa.string()), ("label", pa.int32())])
 CLASSES = b"classes"
 FILE = "labels.parquet"
-"""In the folder of the stage that makes them."""
+"""File name in the folder of the stage that makes the labels."""
 
 
 class Labels:
-    """Classes 0 … classes − 1 by key."""
+    """Labels 0 … classes − 1 by key."""
 
     def __init__(self, by_key: Mapping[str, int], classes: int, where: str) -> None:
-        """`where`: their name in messages."""
+        """`where`: how messages call these labels."""
         self.by_key, self.classes, self.where = by_key, classes, where
 
     def of(self, keys: Iterable[str]) -> np.ndarray:
-        """int64 [keys]; InputError naming a key that has no label."""
+        """The keys' labels, int64 [keys]. InputError, naming the key, if one has no label."""
         try:
             return np.array([self.by_key[str(key)] for key in keys], np.int64)
         except KeyError as error:
             raise InputError(f"{self.where} has no label for the sample {error.args[0]!r}.") from None
 
     def write(self, file: Path) -> None:
-        """As Parquet (key, label; the number of classes in its metadata): aside, synced, renamed."""
+        """Write Parquet with columns key and label, and the number of classes in the metadata: to a temporary name, synced, then
+        renamed."""
         table = pa.table([pa.array(self.by_key.keys()), pa.array(self.by_key.values(), pa.int32())], schema=SCHEMA)
         content = io.BytesIO()
         pq.write_table(table.replace_schema_metadata({CLASSES: str(self.classes)}), content)
@@ -43,7 +44,8 @@ class Labels:
 
     @staticmethod
     def read(file: Path) -> Labels:
-        """InputError naming the file where it cannot be read, has other columns, a key twice or a label that is no class."""
+        """Read a file of `write`. InputError, naming the file, if it cannot be read, has other columns, a key twice or a label that is not
+        a class."""
         try:
             table = pq.read_table(file)
         except (OSError, pa.ArrowInvalid) as error:

@@ -1,4 +1,4 @@
-"""Cleaning with classes from another model: deep clustering whose clusters are a stronger model's zero-shot answers."""
+"""Cleaning with classes from another model: as deep clustering, but the classes are a stronger model's zero-shot predictions."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from trainers.schedule import Training
 
 @dataclass(frozen=True, kw_only=True)
 class Labelling(Component):
-    """How pictures get classes from a model: the fields of `PseudoLabels` of these names."""
+    """How a model labels pictures: the fields of the same names in `PseudoLabels`."""
 
     labeller: Model | Training
     classes: str | tuple[str, ...] = "auto"
@@ -41,7 +41,7 @@ class Labelling(Component):
         return () if isinstance(self.labeller, Model) else (self.labeller,)
 
     def prompts(self, names: Sequence[str], templates: Sequence[str]) -> tuple[tuple[str, ...], tuple[str, ...]]:
-        """Class names and templates to label with, given those of the test set."""
+        """The class names and prompts to label with; `names` and `templates` are the test set's."""
         return (
             tuple(names) if self.classes == "auto" else classes.class_names(self.classes),
             tuple(templates) if self.templates == "auto" else classes.templates(self.templates),
@@ -50,19 +50,18 @@ class Labelling(Component):
 
 @dataclass(frozen=True, kw_only=True)
 class PseudoLabels(WithClasses):
-    """A picture's class is the one that `labeller` gives it.
+    """A picture's class is the one that `labeller` assigns.
 
-    The labels are a stage of their own, made once for a labeller and a cleaning set and joined by the samples' keys. The head is
-    drawn once.
+    The labels are a separate stage, made once per labeller and cleaning set, and joined by the samples' keys. The head is drawn once.
     """
 
     labeller: Model | Training
     """The model that labels the pictures: an open_clip model with `pretrained`, or a `Pretrain`, which is first trained on the pairs
-    without the poison (as a prior is, and shared with an equal one). It may take pictures of another size."""
+    without the poison (like a prior, and shared with an equal one). Its input size may differ."""
     classes: str | tuple[str, ...] = "auto"
-    """The classes to choose from: `auto` (the test set's), `imagenet1k`, `cifar10`, or names"""
+    """The classes to choose from: `auto` (the test set's), `imagenet1k`, `cifar10`, or a list of names"""
     templates: str | tuple[str, ...] = "auto"
-    """`auto` (the test set's), `openai`, `simple`, `cifar10`, or texts with {}"""
+    """Prompts: `auto` (the test set's), `openai`, `simple`, `cifar10`, or texts with {}"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -74,7 +73,7 @@ class PseudoLabels(WithClasses):
 
     @property
     def labelling(self) -> Labelling:
-        """How the pictures get their classes."""
+        """The labelling stage's component."""
         return Labelling(labeller=self.labeller, classes=self.classes, templates=self.templates)
 
     def needs(self) -> tuple[Labelling, ...]:
@@ -90,7 +89,8 @@ class PseudoLabels(WithClasses):
 def zero_shot_labels(
     encoder: Encoder, batches: Iterable[dict[str, Any]], names: tuple[str, ...], templates: tuple[str, ...]
 ) -> Labels:
-    """The most similar class of each picture in `batches` ("key", "image"); the first of equal ones."""
+    """Each picture's most similar class (the first among equals), for `batches` with "key" and "image". Sets the model to evaluation
+    mode."""
     encoder.eval()
     by_key: dict[str, int] = {}
     with torch.no_grad():

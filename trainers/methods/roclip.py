@@ -1,4 +1,4 @@
-"""RoCLIP (Yang, Xu and Mirzasoleiman 2023): pre-training that in some epochs exchanges each caption for the nearest of a pool."""
+"""RoCLIP (Yang, Xu and Mirzasoleiman 2023): pre-training that in some epochs replaces each caption by the nearest caption of a pool."""
 
 from __future__ import annotations
 
@@ -18,29 +18,29 @@ from trainers.schedule import Training
 
 @dataclass(frozen=True, kw_only=True)
 class RoCLIP(Method):
-    """Epochs whose number (from 1) is a multiple of `every` match pictures with the nearest captions of a pool, the others with their own:
-    `Pooled`.
+    """In epochs whose number (from 1) is a multiple of `every`, pictures are matched with the nearest captions of a pool, in the other
+    epochs with their own captions: `Pooled`.
 
-    In a matched epoch no loss reaches the text tower, for the pool's rows are constants. As published it still moves, by AdamW's momentum
-    and by weight decay; `text_tower="frozen"` leaves its weights as they are. Several pictures may have one nearest caption, and then the
-    loss asks for what cannot be: train/duplicates says how many. A pool of random rows is full of captions only after pool/batch steps of
-    the first matched epoch; `pool_filled="before"` fills it in the epoch before each matched one as well, with features at most one epoch
+    In a matched epoch the text tower gets no gradient, because the pool's rows are constants. As published, AdamW's momentum and weight
+    decay still move it; `text_tower="frozen"` keeps its weights. If several pictures of a batch share their nearest caption, no features
+    can satisfy the loss; train/duplicates says how many do. The pool starts with random rows and holds only captions after pool/batch steps
+    of the first matched epoch. `pool_filled="before"` also fills it in the epoch before each matched one, with features at most one epoch
     old.
 
-    Source: the paper, and BigML-CS-UCLA/RoCLIP, model/src, whose numbers are the defaults. Different here: features are gathered with their
-    gradient, and the pool holds the captions of all workers, equal on each.
+    Source: the paper, and BigML-CS-UCLA/RoCLIP, model/src, whose numbers are the defaults. Differences: features are gathered with their
+    gradient, and the pool holds the captions of all workers and is equal on each.
     """
 
     every: Count = 2
-    """K: each K-th epoch is matched with the pool"""
+    """K: every K-th epoch is matched with the pool"""
     pool: Count = 21_845
-    """caption features that the pool holds; at most the number of pairs"""
+    """number of caption features in the pool; at most the number of pairs"""
     text_tower: Literal["decays", "frozen"] = "decays"
-    """in matched epochs: decays (moved by momentum and weight decay, as published) | frozen (nothing moves it)"""
+    """the text tower in matched epochs: decays (momentum and weight decay move it, as published) | frozen (nothing moves it)"""
     pool_filled: Literal["during", "before"] = "during"
-    """during (matched epochs alone fill it, as published) | before (so do the epochs before them)"""
+    """epochs that fill the pool: during (only matched epochs, as published) | before (also the epoch before each)"""
     augmented: bool = True
-    """train on the augmented views of pictures and captions, as published; otherwise on the first ones"""
+    """train on the augmented views of pictures and captions, as published; otherwise on the plain ones"""
 
     def __post_init__(self) -> None:
         if self.every == 1 and self.pool_filled == "before":

@@ -1,4 +1,5 @@
-"""SafeCLIP (Yang et al. 2023): pre-training that matches pictures with captions only where a mixture of cosines calls the pairs safe."""
+"""SafeCLIP (Yang et al. 2023): pre-training that matches pictures with captions only for pairs called safe by a mixture model of
+cosines."""
 
 from __future__ import annotations
 
@@ -25,53 +26,55 @@ from trainers.objectives.safeclip import CrossView, Split, Unimodal
 from trainers.schedule import Training
 
 FOLDER = "split"
-"""In the stage's folder: ρ of the first split, and for each epoch the histogram of the cosines."""
+"""Name of a folder in the stage's folder: it holds ρ of the first split and, for each epoch, the histogram of the cosines."""
 FIRST = "first_share.json"
 _PartOfAll = Annotated[float, Interval(gt=0, le=1)]
 
 
 @dataclass(frozen=True, kw_only=True)
 class SafeCLIP(Method):
-    """Three phases, each with a fresh AdamW, a schedule counted from 0, and banks of random rows at its start.
+    """Three phases, each with a new AdamW, a schedule counted from 0, and banks of random rows.
 
-    1. `inmodal_epochs` with `Unimodal` over all pairs.
-    2. `filter_epochs` with `CrossView` over all pairs at the constant rate `filter_lr`.
-    3. The epochs that are left, at the stage's `lr`. As each begins, c = ⟨I, T⟩ of every pair is computed once, in evaluation mode and
-       not augmented, and a mixture of two Gaussians is fitted to all c. The ρN pairs of largest c are safe, the others risky. The epoch has
-       one shuffled pass of `Unimodal` over the risky pairs, then one of `CrossView` over the safe ones.
+    1. `inmodal_epochs` epochs of `Unimodal` over all pairs.
+    2. `filter_epochs` epochs of `CrossView` over all pairs at the constant rate `filter_lr`.
+    3. The remaining epochs, at the stage's `lr`. Each first computes c = ⟨I, T⟩ of every pair, once, in evaluation mode and not augmented,
+       and fits a mixture of two Gaussians to all c. The ρN pairs with the largest c are safe, the others risky. The epoch then takes one
+       shuffled pass of `Unimodal` over the risky pairs, and one of `CrossView` over the safe ones.
 
-    ρ of the first split is the share of pairs whose posterior of the component of larger mean is at least `threshold`; before each later
-    one ρ ← min(ρ + `step`, `cap`). The posterior chooses no pair: that of the narrower component falls again at the largest c.
+    ρ of the first split is the share of pairs whose posterior of the component with the larger mean is at least `threshold`. Before each
+    later split ρ ← min(ρ + `step`, `cap`). The posterior does not choose the pairs themselves, because that of the narrower component falls
+    again at the largest c.
 
-    An epoch has ⌊N/batch⌋ steps whatever ρ, so the schedule is known from the start, and a step has pairs of one kind alone. Where whole
-    batches of both kinds make one step fewer, the kind with more pairs left over gets that step, filled up with pairs that it has taken
-    already. So fewer than a batch of pairs are left out of an epoch, others in each, and fewer than a batch are taken twice.
+    An epoch has ⌊N/batch⌋ steps for any ρ, so the schedule is known from the start, and each step has pairs of one kind only. If the whole
+    batches of both kinds make one step fewer, the kind with more pairs left over gets that step, filled up with pairs that it has already
+    used. So each epoch leaves out fewer than a batch of pairs, others each time, and uses fewer than a batch twice.
 
-    Source: the paper, and BigML-CS-UCLA/SafeCLIP, src/main.py and src/train.py, whose numbers are the defaults. Different here: pairs are
-    chosen by c, not by the posterior; banks wrap instead of dropping rows at their end; features are gathered with their gradient; no pair
-    is scored twice; phase 3 has a schedule of its own; optimiser and banks begin anew with each phase; the first view is the stage's.
+    Source: the paper, and BigML-CS-UCLA/SafeCLIP, src/main.py and src/train.py, whose numbers are the defaults. Differences: pairs are
+    chosen by c instead of the posterior; banks wrap around instead of dropping rows at their end; features are gathered with their
+    gradient; no pair is scored twice; phase 3 has its own schedule; optimiser and banks start anew in each phase; the first view is the
+    stage's.
     """
 
     inmodal_epochs: Count = 5
-    """of phase 1"""
+    """epochs of phase 1"""
     inmodal_lr: Positive = 5e-4
-    """highest learning rate of phase 1"""
+    """highest learning rate in phase 1"""
     inmodal_warmup_steps: Natural | None = None
-    """warm-up of phase 1; None: as many steps as the stage's"""
+    """warm-up steps of phase 1; None: as many as the stage's"""
     bank: Natural = 256
-    """rows of each bank of earlier features; 0: no bank"""
+    """rows in each bank of earlier features; 0: no banks"""
     filter_epochs: Count = 1
-    """of phase 2"""
+    """epochs of phase 2"""
     filter_lr: Positive = 5e-6
     """constant learning rate of phase 2"""
     threshold: Annotated[float, Interval(gt=0, lt=1)] = 0.9
-    """least posterior that counts for ρ at the first split"""
+    """smallest posterior that counts towards ρ at the first split"""
     first_share: _PartOfAll | None = None
-    """ρ of the first split; None: by the posterior"""
+    """ρ of the first split; None: computed from the posterior"""
     step: Share = 0.01
     """added to ρ after each epoch of phase 3"""
     cap: _PartOfAll = 0.85
-    """ρ of later splits is at most this"""
+    """largest ρ of later splits"""
 
     def check(self, pairs: int) -> None:
         if self.bank > pairs:
@@ -88,9 +91,9 @@ class SafeCLIP(Method):
         if steps < 2:
             raise InputError(f"SafeCLIP needs at least two batches of pairs, for safe and for risky ones; {pairs} pairs make {steps} of "
                              f"{training.batch_size}. Lower {training.slug}.batch_size.")
-        own = "SafeCLIP.inmodal_warmup_steps" if self.inmodal_warmup_steps is not None else f"{training.slug}.warmup_steps"
+        warmup_field = "SafeCLIP.inmodal_warmup_steps" if self.inmodal_warmup_steps is not None else f"{training.slug}.warmup_steps"
         for field, warmup, epochs, phase in (
-            (own, self._inmodal_warmup(training), self.inmodal_epochs, "in-modal"),
+            (warmup_field, self._inmodal_warmup(training), self.inmodal_epochs, "in-modal"),
             (f"{training.slug}.warmup_steps", training.warmup_steps, training.epochs - before, "last"),
         ):
             if warmup >= epochs * steps:
@@ -124,21 +127,21 @@ class SafeCLIP(Method):
             clean, poisoned = (np.histogram(cosine_N[kind].clip(-1, 1), EDGES)[0] for kind in (~poisoned_N, poisoned_N))
             kept = {"histogram/clean": clean, "histogram/poisoned": poisoned, "edges": EDGES}
             _write(run, f"epoch_{epoch + 1:04d}.npz", _arrays(kept))
-            said = {"rho": share, **mixture, **counts, **poisons_of(cosine_N, safe_N, poisoned_N)}
-            metrics = {f"safeclip/{name}": float(value) for name, value in said.items()}
+            numbers = {"rho": share, **mixture, **counts, **poisons_of(cosine_N, safe_N, poisoned_N)}
+            metrics = {f"safeclip/{name}": float(value) for name, value in numbers.items()}
             return EpochPlan(values={"safe": safe_N}, order=order, metrics=metrics)
 
         return run.fit(model, Split(bank=self.bank), phase="split", begin_epoch=split)
 
 
 def share_of(first: float, splits: int, step: float, cap: float) -> float:
-    """ρ after that many splits: `first` for the first one, then min(first + splits·step, cap)."""
+    """ρ of a split: `first` for the first one (splits = 0), then min(first + splits·step, cap)."""
     return min(first + splits * step, cap) if splits else first
 
 
 def similarities(encoder: Encoder, run: Run) -> tuple[np.ndarray, np.ndarray]:
-    """(cosine float64 [N], poisoned bool [N]) of all pairs in their order, in evaluation mode; the same on every rank, for any number of
-    them. FloatingPointError where a cosine is not finite."""
+    """(cosine float64 [N], poisoned bool [N]) of all pairs in order, computed in evaluation mode; the same on every rank and for any number
+    of ranks. FloatingPointError if a cosine is not finite."""
     parts: list[tuple[int, np.ndarray, np.ndarray]] = []
     training = encoder.training
     encoder.eval()
@@ -156,33 +159,35 @@ def similarities(encoder: Encoder, run: Run) -> tuple[np.ndarray, np.ndarray]:
 
 
 def mixture_of(cosine_N: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
-    """Means, standard deviations and weights of two Gaussians, and each pair's posterior of the one of larger mean, float64 [N].
+    """A mixture of two Gaussians: its means, standard deviations and weights; and each pair's posterior of the component with the larger
+    mean, float64 [N].
 
-    Fitted until a step raises the mean log-likelihood by less than 1e-5; scikit-learn's own 1e-3 ends while the weights still move.
+    Fitted until a step raises the mean log-likelihood by less than 1e-5; with scikit-learn's default of 1e-3 the weights still move at the
+    end.
     """
     from sklearn.mixture import GaussianMixture
 
     fitted = GaussianMixture(2, covariance_type="full", tol=1e-5, max_iter=500, random_state=0).fit(cosine_N[:, None])
     order = np.argsort(fitted.means_[:, 0], kind="stable")
     values = {"mean": fitted.means_[:, 0], "sd": np.sqrt(fitted.covariances_[:, 0, 0]), "weight": fitted.weights_}
-    found = {f"{side}_{name}": float(value[at]) for side, at in zip(("low", "high"), order) for name, value in values.items()}
-    return found, fitted.predict_proba(cosine_N[:, None])[:, order[1]]
+    summary = {f"{side}_{name}": float(value[at]) for side, at in zip(("low", "high"), order) for name, value in values.items()}
+    return summary, fitted.predict_proba(cosine_N[:, None])[:, order[1]]
 
 
 def largest(cosine_N: np.ndarray, share: float) -> np.ndarray:
-    """bool [N]: the share·N pairs (rounded) of largest cosine; of equal ones those of smaller number."""
+    """bool [N]: marks the share·N pairs (rounded) with the largest cosines; among equal cosines the smaller number comes first."""
     safe_N = np.zeros(len(cosine_N), bool)
     safe_N[np.argsort(-cosine_N, kind="stable")[: round(share * len(cosine_N))]] = True
     return safe_N
 
 
 def order_of(safe_N: np.ndarray, batch: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, int]]:
-    """(int64 [⌊N/batch⌋ · batch], counts): the epoch's pairs, risky ones first, each step of one kind; how many pairs no step takes
-    ("left_out") and two steps take ("repeated"). At least two batches of pairs."""
+    """(int64 [⌊N/batch⌋ · batch], counts): the epoch's pairs, risky ones first, with one kind per step; and how many pairs no step uses
+    ("left_out") and how many a step uses again ("repeated"). Needs at least two batches of pairs."""
     kinds = [rng.permutation(np.flatnonzero(safe_N == kind)) for kind in (False, True)]
     steps = [len(numbers) // batch for numbers in kinds]
-    if sum(steps) < len(safe_N) // batch:  # whole batches of both kinds are one step fewer
-        fillable = [kind for kind in (0, 1) if steps[kind]]  # one that has not a batch of pairs would repeat them within the step
+    if sum(steps) < len(safe_N) // batch:  # whole batches of both kinds make one step fewer
+        fillable = [kind for kind in (0, 1) if steps[kind]]  # a kind with less than a batch of pairs would repeat them within a step
         steps[max(fillable, key=lambda kind: len(kinds[kind]) % batch)] += 1
     order = np.concatenate([np.resize(numbers, count * batch) if count else numbers[:0] for numbers, count in zip(kinds, steps)])
     taken = len(np.unique(order))
@@ -190,17 +195,17 @@ def order_of(safe_N: np.ndarray, batch: int, rng: np.random.Generator) -> tuple[
 
 
 def poisons_of(cosine_N: np.ndarray, safe_N: np.ndarray, poisoned_N: np.ndarray) -> dict[str, float]:
-    """What the split has to do with the poisons, for the log alone: counts, percentages, and P(poisoned c > clean c), ties half."""
-    found: dict[str, float] = {"safe_n": safe_N.sum(), "safe_poisons": (safe_N & poisoned_N).sum()}
+    """How the split relates to the poison, only for logs: counts, percentages, and P(poisoned c > clean c), ties counting half."""
+    numbers: dict[str, float] = {"safe_n": safe_N.sum(), "safe_poisons": (safe_N & poisoned_N).sum()}
     if safe_N.any():
-        found["safe_poisons_share"] = 100 * poisoned_N[safe_N].mean()
+        numbers["safe_poisons_share"] = 100 * poisoned_N[safe_N].mean()
     if poisoned_N.any():
-        found["poisons_safe_share"] = 100 * safe_N[poisoned_N].mean()
+        numbers["poisons_safe_share"] = 100 * safe_N[poisoned_N].mean()
     if poisoned_N.any() and not poisoned_N.all():
         from sklearn.metrics import roc_auc_score
 
-        found["auroc"] = roc_auc_score(poisoned_N, cosine_N)
-    return found
+        numbers["auroc"] = roc_auc_score(poisoned_N, cosine_N)
+    return numbers
 
 
 def _write(run: Run, name: str, content: bytes) -> None:

@@ -14,19 +14,19 @@ from trainers.methods.finetune import CleanCLIP
 
 @dataclass(frozen=True, kw_only=True)
 class ShrinkPerturb(Method):
-    """p ← λ·p + γ·p_fresh for every parameter, once, before the first step; then another method.
+    """p ← λ·p + γ·p_fresh for every parameter, once, before the first step; then another method trains.
 
-    Every parameter means also norms, biases and the logarithm of the logit scale, as in the study. Running statistics of batch
-    normalisation are no parameters and stay, so the metrics of epoch 0, measured after this, are those of a model at odds with
-    its own statistics; training mends that.
+    "Every parameter" includes norms, biases and the logarithm of the logit scale, as in the study. Running statistics of batch
+    normalisation are not parameters and stay. So the metrics of epoch 0, which is measured after this, are those of a model whose
+    statistics do not fit its weights; training repairs that.
     """
 
     shrink_lambda: Share = 0.95
-    """λ, share of the old weights"""
+    """λ, factor of the old weights"""
     perturb_gamma: NotNegative = 1e-4
-    """γ, share of freshly drawn weights"""
+    """γ, factor of the newly drawn weights"""
     then: Method = field(default_factory=CleanCLIP)
-    """the method that follows"""
+    """the method that trains afterwards"""
 
     @property
     def label(self) -> str:

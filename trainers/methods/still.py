@@ -1,4 +1,4 @@
-"""What stays still while a method trains: statistics of batch normalisation, the logit scale."""
+"""Keeps batch-normalisation statistics or the logit scale fixed while a method trains."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from trainers.encoder import Encoder
 
 @contextmanager
 def still_scale(model: Encoder) -> Iterator[None]:
-    """The logit scale is no weight that is trained."""
+    """Within the block the logit scale is not trained."""
     scale = model.model.logit_scale
     before = scale.requires_grad
     scale.requires_grad_(False)
@@ -26,7 +26,8 @@ def still_scale(model: Encoder) -> Iterator[None]:
 
 @contextmanager
 def still_batchnorm(model: Encoder) -> Iterator[None]:
-    """Batch normalisation in evaluation mode, whatever mode the model is set to: it normalises by its running statistics, which stay."""
+    """Within the block batch normalisation runs in evaluation mode, whatever the model's mode: it uses its running statistics and does not
+    change them."""
     hook = model.register_forward_pre_hook(_evaluating)
     try:
         yield

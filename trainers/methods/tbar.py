@@ -1,4 +1,4 @@
-"""TBAR, task arithmetic against a backdoor: learn the backdoor anew, and go the opposite way (arXiv 2510.14845)."""
+"""TBAR, task arithmetic against a backdoor: train the backdoor into a copy, then move the weights the opposite way (arXiv 2510.14845)."""
 
 from __future__ import annotations
 
@@ -32,31 +32,31 @@ from trainers.methods.still import still_batchnorm, still_scale
 from trainers.objectives.triggered import Triggered
 
 FILE = "inverted.safetensors"
-"""In the stage's folder: mask [H, W], pattern [H, W, 3] and captions that stand for the backdoor."""
+"""File in the stage's folder: mask [H, W], pattern [H, W, 3], and the captions that stand for the attack."""
 TEXTS = 512
-"""Captions encoded at a time."""
+"""Captions to encode at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class TBAR(Method):
-    """θ ← θ − α(θ_trigger − θ): θ_trigger is a copy that was fine-tuned on triggered pictures with the attack's captions (`Triggered`).
+    """θ ← θ − α(θ_trigger − θ), where θ_trigger is a copy fine-tuned on triggered pictures with the attack's captions (`Triggered`).
 
-    All of the stage's epochs train the copy; their lines of metrics describe it. The last line, and the checkpoint, are the model
-    that is returned. The logit scale and the statistics of batch normalisation stay as they were.
+    All of the stage's epochs train the copy, and their lines of metrics describe it. The last line and the checkpoint are those of the
+    returned model. The logit scale and the statistics of batch normalisation do not change.
 
-    With the trigger `inverted` nothing of the attack is known: mask and pattern are found on the cleaning pictures as by `Decree`, and the
-    attack's captions are those of the cleaning set that are most similar to the mean feature of pictures with that mark. With `oracle` the
-    experiment's own trigger and the captions of its victims are used, which a defender does not have.
+    With `inverted` the method knows nothing of the attack: it searches mask and pattern on the cleaning pictures as `Decree` does, and
+    takes as captions those of the cleaning set that are most similar to the mean feature of pictures with that mark. With `oracle` it uses
+    the experiment's own trigger and the captions of its victims, which a defender does not have.
     """
 
     trigger: Literal["inverted", "oracle"] = "inverted"
-    """inverted: found on the model | oracle: the experiment's own"""
+    """inverted: searched on the model | oracle: the experiment's own"""
     alpha: NotNegative = 1.0
-    """α, how far to go; 0 is no cleaning"""
+    """α, step length; 0 leaves the model as it is"""
     inversion: Inversion = Inversion()
-    """how the mark is found, where it is inverted"""
+    """how the mark is searched, with the trigger `inverted`"""
     pictures: Annotated[int, Ge(2)] = 512
-    """of the cleaning set that the mark is found on, chosen by the hash of their keys"""
+    """how many cleaning pictures to search the mark on, chosen by the hash of their keys"""
     captions: Count = 16
     """how many captions stand for the inverted attack"""
 
@@ -93,22 +93,22 @@ class TBAR(Method):
         return model
 
     def _inverted(self, model: Encoder, run: Run) -> tuple[Stamp, list[str]]:
-        """What puts the inverted mark on pictures, and the captions that stand for the attack; kept in the stage's folder."""
+        """(function that puts the inverted mark on pictures, captions that stand for the attack); stored in the stage's folder."""
         file = None if run.folder is None else run.folder / FILE
-        found = distributed.from_main(_read(file) if file is not None and file.exists() and run.world.main else None, run.world)
-        if found is None:
+        stored = distributed.from_main(_read(file) if file is not None and file.exists() and run.world.main else None, run.world)
+        if stored is None:
             image_NHW3 = fixed_pictures(run.pairs(), self.pictures, self.inversion.seed, run.world)
             inverted = distributed.from_main(self.inversion.of(model, image_NHW3), run.world)
-            found = inverted.mask_HW, inverted.pattern_HW3, self._nearest(model, run, image_NHW3, inverted)
+            stored = inverted.mask_HW, inverted.pattern_HW3, self._nearest(model, run, image_NHW3, inverted)
             if file is not None and run.world.main:
-                tensors = {"mask": torch.from_numpy(found[0]), "pattern": torch.from_numpy(found[1])}
-                write_whole(file, save(tensors, metadata={"captions": json.dumps(found[2])}))
-        mask_HW, pattern_HW3, captions = found
+                tensors = {"mask": torch.from_numpy(stored[0]), "pattern": torch.from_numpy(stored[1])}
+                write_whole(file, save(tensors, metadata={"captions": json.dumps(stored[2])}))
+        mask_HW, pattern_HW3, captions = stored
         mask, pattern = torch.from_numpy(mask_HW).to(model.device), torch.from_numpy(pattern_HW3).to(model.device)
         return (lambda batch: blended(batch["image"], mask, pattern)), captions
 
     def _nearest(self, model: Encoder, run: Run, image_NHW3: np.ndarray, inverted: Any) -> list[str]:
-        """The pairs' captions that are most similar to the mean feature of the pictures with the mark, the most similar first."""
+        """The pairs' captions that are most similar to the mean feature of pictures with the mark, most similar first."""
         mask, pattern = (torch.from_numpy(value).to(model.device) for value in (inverted.mask_HW, inverted.pattern_HW3))
         captions = {str(caption) for batch in run.pairs() for caption in batch["caption"]}
         known = sorted(set(distributed.gather_lists(sorted(captions), run.world)))
@@ -125,11 +125,12 @@ class TBAR(Method):
 
 
 Stamp = Callable[[dict[str, Tensor]], Tensor]
-"""A batch, with "draw" [B], → its pictures with the mark."""
+"""A batch with "draw" [B] → its pictures with the mark."""
 
 
 def oracle(run: Run) -> tuple[Stamp, list[str]]:
-    """What puts the experiment's trigger on pictures, and the captions of its victims. InputError for attacks that this does not fit."""
+    """(function that puts the experiment's trigger on pictures, captions of its victims). InputError unless there is exactly one attack,
+    with one target and a plan."""
     captions = sorted(run.victims_captions())
     if len(run.attacks) != 1 or run.attacks[0].all_to_all or not captions:
         raise InputError("the true trigger of an attack can be used where the experiment has one attack, with one target and a plan; "
@@ -146,6 +147,6 @@ def oracle(run: Run) -> tuple[Stamp, list[str]]:
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Mask, pattern and captions."""
+    """Mask, pattern and captions from the file."""
     with safe_open(file, framework="np") as opened:
         return opened.get_tensor("mask"), opened.get_tensor("pattern"), json.loads(opened.metadata()["captions"])

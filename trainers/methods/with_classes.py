@@ -1,4 +1,4 @@
-"""What the methods have in common that also tell pictures apart by classes: three weights and their loss."""
+"""Shared by methods that also classify pictures: three weights and their loss."""
 
 from __future__ import annotations
 
@@ -11,22 +11,23 @@ from trainers.objectives.clustering import Clustering
 
 @dataclass(frozen=True, kw_only=True)
 class WithClasses(Method):
-    """Trains with clip_weight·MMCL + inmodal_weight·SSL + weight·CE of a linear head on the picture's features against its class.
+    """Trains with clip_weight·MMCL + inmodal_weight·SSL + weight·CE, where CE is that of a linear head on the picture's features, for its
+    class.
 
-    The head has no weight decay, and is no part of the model that is evaluated and exported.
+    The head has no weight decay and is not part of the evaluated and exported model.
     """
 
     weight: Positive = 5.0
-    """of the classification"""
+    """weight of the classification term"""
     clip_weight: NotNegative = 1.0
-    """of the image-text term"""
+    """weight of the image-text term"""
     inmodal_weight: NotNegative = 1.0
-    """of the image-image and text-text terms"""
+    """weight of the image-image and text-text terms"""
 
     def __post_init__(self) -> None:
         self.objective  # noqa: B018 (raises InputError for weights that make no objective)
 
     @property
     def objective(self) -> Clustering:
-        """The loss that is trained with."""
+        """The loss."""
         return Clustering(clip_weight=self.clip_weight, inmodal_weight=self.inmodal_weight, deep_clustering_weight=self.weight)

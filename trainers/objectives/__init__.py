@@ -1,1 +1,1 @@
-"""What is minimised? One file a loss."""
+"""What is minimised? One file per loss."""

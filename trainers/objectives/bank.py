@@ -1,4 +1,4 @@
-"""A memory of earlier features, for objectives that compare a batch with its nearest neighbours among them.
+"""A memory of earlier features, for objectives that compare a batch with its nearest neighbours in it.
 
 Shape suffixes: B this rank's rows, N all ranks' rows, R rows of the memory, D features.
 """
@@ -15,7 +15,7 @@ from trainers.encoder import Encoder
 
 
 class Bank(nn.Module):
-    """The last features of all ranks in a ring of R unit rows, random ones first. It is equal on all ranks and takes no gradient."""
+    """A ring of R unit rows with the last features of all ranks; it starts with random rows. Equal on all ranks, without gradient."""
 
     rows: Tensor
     place: Tensor
@@ -27,12 +27,12 @@ class Bank(nn.Module):
         self.register_buffer("place", torch.zeros((), dtype=torch.int64))
 
     def nearest(self, query_BD: Tensor) -> Tensor:
-        """int64 [B]: for each query the row of the largest inner product."""
+        """int64 [B]: for each query the row with the largest inner product."""
         return (query_BD.detach() @ self.rows.T).argmax(dim=1)
 
     @torch.no_grad()
     def put(self, feature_BD: Tensor) -> None:
-        """Write all ranks' features, in rank order, over the oldest rows. Of more than R features the last R stay."""
+        """Write the features of all ranks, in rank order, over the oldest rows. Of more than R features only the last R are kept."""
         feature_ND, size = distributed.gather_rows(feature_BD.detach()), len(self.rows)
         kept_ND = feature_ND[-size:]
         first = self.place + (len(feature_ND) - len(kept_ND))
@@ -41,6 +41,6 @@ class Bank(nn.Module):
 
 
 def shared(index_B: Tensor) -> Tensor:
-    """Percent of this rank's queries whose neighbour is also that of another query, of any rank."""
+    """Percentage of this rank's queries that share their neighbour with another query of any rank."""
     same_BN = index_B[:, None] == distributed.gather_rows(index_B)[None]
     return 100 * (same_BN.sum(dim=1) > 1).float().mean()

@@ -1,4 +1,4 @@
-"""Contrastive losses with a classification of each picture, by a linear head, into the class it was given."""
+"""Contrastive losses plus the classification of each picture, by a linear head, into a given class."""
 
 from __future__ import annotations
 
@@ -18,22 +18,22 @@ from trainers.objectives.contrastive import Contrastive, losses
 class Clustering(Objective):
     """clip_weight·MMCL + inmodal_weight·SSL + deep_clustering_weight·CE(head(I), target).
 
-    I are the unit features of the pictures themselves (not of the augmented views), the head the encoder's own linear layer,
-    target a class for each pair, among the values of the epoch (`methods.epoch`).
+    I are the unit features of the plain pictures (not of the augmented views), `head` is the encoder's linear layer, and target is each
+    pair's class, one of the epoch's values (`methods.epoch`).
     """
 
     clip_weight: NotNegative = 1.0
-    """of the image-text term"""
+    """weight of the image-text term"""
     inmodal_weight: NotNegative = 1.0
-    """of the image-image and text-text terms together"""
+    """weight of the image-image and text-text terms together"""
     deep_clustering_weight: Positive = 5.0
-    """of the classification"""
+    """weight of the classification term"""
 
     @property
     def beside(self) -> str:
-        """The label's part for the terms beside the classification: empty where they are those of CleanCLIP."""
-        said = losses(self.clip_weight, self.inmodal_weight)
-        return "" if said == "MMCL+SSL" else f" + {said}" if said else " alone"
+        """The part of a label that names the other terms; empty if these are CleanCLIP's."""
+        names = losses(self.clip_weight, self.inmodal_weight)
+        return "" if names == "MMCL+SSL" else f" + {names}" if names else " alone"
 
     @property
     def two_views(self) -> bool:

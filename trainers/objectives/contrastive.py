@@ -1,7 +1,7 @@
 """Contrastive objectives: between modalities (MMCL), within them (SSL), or both.
 
-Notation: I, T are this batch's unit image and text features, I', T' those of the augmented views, s the exponentiated logit
-scale, CE the mean cross-entropy with row i's target being column i. Shape suffixes: B this rank's rows, N all ranks', D features.
+Notation: I and T are this batch's unit image and text features, I' and T' those of the augmented views, s is the exponentiated logit scale,
+and CE is the mean cross-entropy in which row i's target is column i. Shape suffixes: B this rank's rows, N all ranks', D features.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from trainers.objectives.base import Features, Objective
 
 
 def matching_loss(query_BD: Tensor, key_BD: Tensor, scale: Tensor) -> Tensor:
-    """CE(s·Q·Kᵀ) of this rank's queries against the keys of all ranks; the mean over ranks is that of the whole batch."""
+    """CE(s·Q·Kᵀ) of this rank's queries against the keys of all ranks. The mean over ranks is the loss of the whole batch."""
     logits_BN = scale * query_BD @ distributed.gather_rows(key_BD).T
     rows = query_BD.shape[0]
     target_B = torch.arange(rows, device=query_BD.device) + distributed.rank() * rows
@@ -29,7 +29,7 @@ def matching_loss(query_BD: Tensor, key_BD: Tensor, scale: Tensor) -> Tensor:
 
 
 def losses(clip_weight: float, inmodal_weight: float) -> str:
-    """The name of the terms with a weight above 0: "MMCL", "SSL", "MMCL+SSL", or nothing."""
+    """Names of the terms with a weight above 0: "MMCL", "SSL", "MMCL+SSL" or ""."""
     return "+".join(name for name, weight in (("MMCL", clip_weight), ("SSL", inmodal_weight)) if weight > 0)
 
 
@@ -37,14 +37,14 @@ def losses(clip_weight: float, inmodal_weight: float) -> str:
 class Contrastive(Objective):
     """clip_weight·½[CE(s·I·Tᵀ) + CE(s·T·Iᵀ)] + inmodal_weight·½[CE(s·I·I'ᵀ) + CE(s·T·T'ᵀ)].
 
-    The in-modal terms go one way only, as in CleanCLIP (Bansal et al. 2023) and the study of its pre-training objectives. A term
-    of weight 0 is neither computed nor reported.
+    The in-modal terms go in one direction only, as in CleanCLIP (Bansal et al. 2023) and the study of its pre-training objectives. A term
+    with weight 0 is neither computed nor reported.
     """
 
     clip_weight: NotNegative = 1.0
-    """of the image-text term"""
+    """weight of the image-text term"""
     inmodal_weight: NotNegative = 0.0
-    """of the image-image and text-text terms together"""
+    """weight of the image-image and text-text terms together"""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -76,7 +76,7 @@ class Contrastive(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class MMCL(Contrastive):
-    """Only the multimodal contrastive loss: CLIP's own."""
+    """Only the multimodal contrastive loss, as in CLIP."""
 
     label = Contrastive.label
 

@@ -1,4 +1,4 @@
-"""The loss of RoCLIP (Yang, Xu and Mirzasoleiman 2023): pictures against the nearest captions of a pool, in some epochs.
+"""The loss of RoCLIP (Yang, Xu and Mirzasoleiman 2023): in some epochs, pictures against their nearest captions in a pool.
 
 Notation as in `contrastive`. Source: BigML-CS-UCLA/RoCLIP, model/src/train.py.
 """
@@ -21,14 +21,15 @@ from trainers.objectives.contrastive import matching_loss
 
 @dataclass(frozen=True, kw_only=True)
 class Pooled(Objective):
-    """½[CE(s·A·Iᵀ) + CE(s·I·Aᵀ)] where `batch["matched"]` is 1, else ½[CE(s·T·Iᵀ) + CE(s·I·Tᵀ)].
+    """½[CE(s·A·Iᵀ) + CE(s·I·Aᵀ)] if `batch["matched"]` is 1, otherwise ½[CE(s·T·Iᵀ) + CE(s·I·Tᵀ)].
 
-    A has for each picture the row of a pool of earlier caption features that is nearest to it; these get no gradient. The batch's captions
-    go into the pool after the loss where `matched` or `batch["filling"]` is 1. Both values are the same for all pairs of an epoch.
+    A holds, for each picture, the nearest row in a pool of earlier caption features; these rows get no gradient. If `matched` or
+    `batch["filling"]` is 1, the batch's captions are written into the pool after the loss has used it. Both values are the same for all
+    pairs of an epoch.
     """
 
     pool: Count = 21_845
-    """rows of the pool; random unit rows first"""
+    """rows of the pool, which starts with random unit rows"""
     augmented: bool = True
     """train on the augmented views of pictures and captions"""
 
@@ -44,7 +45,7 @@ class Pooled(Objective):
 
 
 class Pool(nn.Module):
-    """Computes `Pooled`; holds its pool."""
+    """Computes the loss of `Pooled` and holds its pool."""
 
     def __init__(self, objective: Pooled, encoder: Encoder, rng: np.random.Generator) -> None:
         super().__init__()
@@ -55,7 +56,7 @@ class Pool(nn.Module):
         """As `Objective.loss`; writes the batch's captions into the pool."""
         matched, filling = bool(batch["matched"][0]), bool(batch["filling"][0])
         f = model({"image": batch["image_aug"], "text": batch["text_aug"]} if self.augmented else batch)
-        if self.augmented and "image_aug" in f:  # a batch in parts is encoded with all its views beforehand
+        if self.augmented and "image_aug" in f:  # a batch in parts was encoded before, with all its views
             f = {**f, "image": f["image_aug"], "text": f["text_aug"]}
         image_BD, text_BD, s = f["image"], f["text"], f["logit_scale"]
         key_BD = text_BD
@@ -67,5 +68,5 @@ class Pool(nn.Module):
         value = (matching_loss(key_BD, image_BD, s) + matching_loss(image_BD, key_BD, s)) / 2
         if not matched:
             return {"loss": value, "mmcl": value}
-        still = 0 * text_BD.sum()  # so that the text tower's gradient is 0, as published, and every rank has one
+        still = 0 * text_BD.sum()  # gives the text tower the gradient 0, as published, on every rank
         return {"loss": value + still, "roclip": value, "duplicates": shared(index_B)}

@@ -1,7 +1,8 @@
-"""The two losses of SafeCLIP (Yang et al. 2023): in-modal against nearest neighbours, and between modalities across the views.
+"""The two losses of SafeCLIP (Yang et al. 2023): within each modality against nearest neighbours, and between modalities across views.
 
-Notation: I, T are unit features of the pictures and captions, I', T' those of the augmented views, s the exponentiated logit scale, CE the
-mean cross-entropy with row i's target being column i. Source: BigML-CS-UCLA/SafeCLIP, src/train.py and src/memory_bank.py.
+Notation: I and T are the unit features of pictures and captions, I' and T' those of the augmented views, s is the exponentiated logit
+scale, and CE is the mean cross-entropy in which row i's target is column i. Source: BigML-CS-UCLA/SafeCLIP, src/train.py and
+src/memory_bank.py.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from trainers.objectives.contrastive import matching_loss
 
 @dataclass(frozen=True, kw_only=True)
 class CrossView(Objective):
-    """½[CE(s·I·T'ᵀ) + CE(s·T·I'ᵀ)]: each side's plain view against the other side's augmented one."""
+    """½[CE(s·I·T'ᵀ) + CE(s·T·I'ᵀ)]: each modality's plain view against the other's augmented view."""
 
     two_views = True
 
@@ -35,14 +36,15 @@ class CrossView(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class Unimodal(Objective):
-    """½[CE(s·I'·A(I)ᵀ) + CE(s·T'·A(T)ᵀ)], where A(I) has for each picture of the batch the row of a bank of earlier features that is
-    nearest to I, and A(T) likewise for captions.
+    """½[CE(s·I'·A(I)ᵀ) + CE(s·T'·A(T)ᵀ)], where A(I) holds, for each picture, the row nearest to I in a bank of earlier features, and A(T)
+    the same for captions.
 
-    The rows of the bank get no gradient. After the loss I and T of the batch go into their banks. Without a bank A(I) = I, with gradient.
+    The bank's rows get no gradient. After the loss has used the banks, the batch's I and T are written into them. Without a bank A(I) = I,
+    with gradient.
     """
 
     bank: Natural = 256
-    """rows of each of the two banks; 0: none"""
+    """rows in each of the two banks; 0: no banks"""
     two_views = True
 
     def begin(self, encoder: Encoder, rng: np.random.Generator) -> Loss:
@@ -54,15 +56,15 @@ class Unimodal(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class Split(Unimodal):
-    """`CrossView` for a batch of safe pairs, `Unimodal` for a batch of risky ones: `batch["safe"]` has 1 or 0 for each pair, and all pairs
-    of a batch, over all ranks, are of one kind."""
+    """`CrossView` for a batch of safe pairs, `Unimodal` for a batch of risky ones. `batch["safe"]` is 1 or 0 for each pair; all pairs of a
+    batch, over all ranks, are of the same kind."""
 
     def begin(self, encoder: Encoder, rng: np.random.Generator) -> Loss:
         return SplitBanks(self, encoder, rng)
 
 
 class Banks(nn.Module):
-    """Computes `Unimodal`; holds its banks."""
+    """Computes the loss of `Unimodal` and holds its banks."""
 
     def __init__(self, objective: Unimodal, encoder: Encoder, rng: np.random.Generator) -> None:
         super().__init__()
@@ -83,12 +85,12 @@ class Banks(nn.Module):
                 duplicates.append(shared(index_B))
             values.append(matching_loss(f[f"{side}_aug"], target_BD, f["logit_scale"]))
         value = (values[0] + values[1]) / 2
-        said = {"duplicates": (duplicates[0] + duplicates[1]) / 2} if duplicates else {}
-        return {"loss": value, "unimodal": value, **said}
+        extra = {"duplicates": (duplicates[0] + duplicates[1]) / 2} if duplicates else {}
+        return {"loss": value, "unimodal": value, **extra}
 
 
 class SplitBanks(Banks):
-    """Computes `Split`."""
+    """Computes the loss of `Split`."""
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
         kinds = set(batch["safe"].tolist())

@@ -18,14 +18,14 @@ from trainers.objectives.base import Features, Objective
 
 @dataclass(frozen=True, kw_only=True)
 class SigLIP(Objective):
-    """weight · Σᵢⱼ −log σ(zᵢⱼ(s·Iᵢ·Tⱼ + b)), z = 1 on the diagonal and −1 off it, divided by N² (pairs) or N (samples)."""
+    """weight · Σᵢⱼ −log σ(zᵢⱼ(s·Iᵢ·Tⱼ + b)), where z is 1 on the diagonal and −1 off it, divided by N² (pairs) or N (samples)."""
 
     weight: Positive = 1.0
-    """of the whole"""
+    """weight of the whole loss"""
     per: Literal["pairs", "samples"] = "pairs"
     """pairs: the mean over all N² pairs; samples: the sum divided by N, as published"""
     bias: bool = False
-    """add the model's learnt logit bias b (the model must have one); without it b = 0"""
+    """add the model's learnt logit bias b, which the model must have; otherwise b = 0"""
 
     @property
     def two_views(self) -> bool:

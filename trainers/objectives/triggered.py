@@ -1,4 +1,4 @@
-"""Triggered pictures against the captions of an attack. Shape suffixes: B this rank's rows, N all ranks', D features."""
+"""Triggered pictures against the captions of an attack. Shape suffixes: B this rank's rows, N all ranks' rows, D features."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from trainers.objectives.base import Features, Objective
 
 @dataclass(frozen=True, kw_only=True)
 class Triggered(Objective):
-    """Mean over pictures of −log of the softmax share that the attack's caption has beside the captions of the whole batch.
+    """Mean over pictures of −log of the softmax probability of the attack's caption among it and the captions of the whole batch.
 
-    −log exp(s·Ĩᵢ·Pᵢ) / (exp(s·Ĩᵢ·Pᵢ) + Σⱼ exp(s·Ĩᵢ·Tⱼ)): Ĩᵢ is the triggered picture, Pᵢ the attack's caption that it gets, T the pairs'
-    own captions, s the logit scale as a constant. Unlike MMCL it does not tell the attack's captions from one another.
+    −log exp(s·Ĩᵢ·Pᵢ) / (exp(s·Ĩᵢ·Pᵢ) + Σⱼ exp(s·Ĩᵢ·Tⱼ)), where Ĩᵢ is the triggered picture, Pᵢ the attack's caption assigned to it, T the
+    pairs' own captions, and s the logit scale as a constant. Unlike MMCL it does not separate the attack's captions from one another.
     """
 
     stamp: Any

@@ -1,1 +1,1 @@
-"""How are weights read? Checkpoint files of ours and of other programs, read as data and compared with the model."""
+"""How are weights read? Checkpoint files of this project and of other programs are read as data and compared with the model."""

@@ -1,4 +1,4 @@
-"""Whether the tensors of a file fit a model: names, shapes, numbers, and settings that tensors do not show."""
+"""Checks whether a file's tensors fit a model: names, shapes, values, and settings that tensors do not show."""
 
 from __future__ import annotations
 
@@ -13,29 +13,29 @@ from datasets.errors import InputError
 from trainers.encoder import TOWERS, Encoder, tower_defaults
 
 OPENAI_EXTRA = ("input_resolution", "context_length", "vocab_size")
-"""Entries that OpenAI's state dicts hold beside the weights."""
+"""Entries that OpenAI's state dicts hold besides the weights."""
 _FLOATS = (torch.float64, torch.float32, torch.float16, torch.bfloat16)
 
 
 def fitting(encoder: Encoder, file: Path, state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors as the model has them. InputError for OpenAI's entries of another model, and for names or shapes that differ."""
-    own = encoder.model.state_dict()
+    """The tensors in the model's form. InputError for OpenAI's entries of another model, and for names or shapes that differ."""
+    model_state = encoder.model.state_dict()
     sizes = {"input_resolution": encoder.image_size, "context_length": getattr(encoder.model, "context_length", None),
              "vocab_size": getattr(encoder.model, "vocab_size", None)}  # fmt: skip
     for name in OPENAI_EXTRA:
-        if name in state and name not in own:
+        if name in state and name not in model_state:
             value = state.pop(name)
             if value.numel() != 1 or value.is_complex() or (sizes[name] is not None and value.item() != sizes[name]):
                 held = value.item() if value.numel() == 1 else _shape(value)
                 raise InputError(f"checkpoint {file} is of another architecture: its {name} is {held}, the model's {sizes[name]}")
-    for scalar in ("logit_scale", "logit_bias"):  # some versions save it as [1] and others as a scalar
-        if scalar in state and scalar in own and state[scalar].numel() == own[scalar].numel() == 1:
-            state[scalar] = state[scalar].reshape(own[scalar].shape)
-    counts = {name: value for name, value in own.items() if name.endswith("num_batches_tracked")}  # nothing is computed from it
+    for scalar in ("logit_scale", "logit_bias"):  # some versions save it with shape [1], others as a scalar
+        if scalar in state and scalar in model_state and state[scalar].numel() == model_state[scalar].numel() == 1:
+            state[scalar] = state[scalar].reshape(model_state[scalar].shape)
+    counts = {name: value for name, value in model_state.items() if name.endswith("num_batches_tracked")}  # nothing is computed from these
     state = {**counts, **state}
-    differences = [f"{name}: the model has {_shape(own.get(name))}, the file {_shape(state.get(name))}"
-                   for name in [*own, *(name for name in state if name not in own)]
-                   if _shape(own.get(name)) != _shape(state.get(name))]  # fmt: skip
+    differences = [f"{name}: the model has {_shape(model_state.get(name))}, the file {_shape(state.get(name))}"
+                   for name in [*model_state, *(name for name in state if name not in model_state)]
+                   if _shape(model_state.get(name)) != _shape(state.get(name))]  # fmt: skip
     if differences:
         raise InputError(f"checkpoint {file} is of another architecture; {len(differences)} tensors differ, first "
                          + "; ".join(differences[:3]))  # fmt: skip
@@ -43,7 +43,7 @@ def fitting(encoder: Encoder, file: Path, state: dict[str, Tensor]) -> dict[str,
 
 
 def check_numbers(file: Path, state: dict[str, Tensor], own: Mapping[str, Tensor], finite: bool) -> None:
-    """InputError for a weight of a type that is no plain floating-point number, or with a value that is not finite."""
+    """Raise InputError for a weight that is not a plain floating-point tensor and, with `finite`, for a value that is not finite."""
     for name, value in state.items():
         if not own[name].is_floating_point():
             continue
@@ -55,9 +55,8 @@ def check_numbers(file: Path, state: dict[str, Tensor], own: Mapping[str, Tensor
 
 
 def check_configuration(encoder: Encoder, file: Path, told: dict[str, Any], whole: bool) -> None:
-    """InputError where a configuration beside the weights is of a model that computes something else with tensors of the same shapes. In a
-    `whole` configuration a missing field has open_clip's default; in any other it is unknown.
-    """
+    """Raise InputError if the configuration beside the weights belongs to a model that computes something else with tensors of the same
+    shapes. In a `whole` configuration a missing field has open_clip's default; otherwise it is unknown and not compared."""
     quick, own_quick = (bool(config.get("quick_gelu")) for config in (told, encoder.config))
     if quick != own_quick:
         raise InputError(f"checkpoint {file} is of a model with{'' if quick else 'out'} QuickGELU, the experiment's is one "
@@ -78,29 +77,29 @@ _OF_NO_ACCOUNT = (
     "patch_dropout", "timm_model_pretrained", "timm_drop", "timm_drop_path", "hf_model_pretrained",
     "layers", "width", "mlp_ratio", "patch_size", "image_size", "context_length", "vocab_size",
 )  # fmt: skip
-"""Fields of a tower that do not change what it computes after training, or that follow from the tensors' names and shapes."""
+"""Fields of a tower that do not change what a trained model computes, or that follow from the tensors' names and shapes."""
 
 
 def _plain(value: Any) -> Any:
-    """A setting in a form that can be compared: a tuple becomes a list, equal sides become one number."""
+    """A setting in a comparable form: a tuple becomes a list, two equal sides become one number."""
     value = list(value) if isinstance(value, (tuple, list)) else value
     return value[0] if isinstance(value, list) and len(value) == 2 and value[0] == value[1] else value
 
 
 def say_activation(encoder: Encoder, file: Path, form: str, say: Callable[[str], None]) -> None:
-    """Note which activation is computed where no configuration tells it; InputError where the file's form shows that it is the wrong one
-    and a fitting model is known."""
-    own = "QuickGELU" if encoder.config.get("quick_gelu") else "GELU"
-    if form and own == "GELU" and encoder.twin:
+    """Report which activation the model computes if no configuration states it. InputError if the file's form shows that it is the wrong
+    one and a fitting model is known."""
+    activation = "QuickGELU" if encoder.config.get("quick_gelu") else "GELU"
+    if form and activation == "GELU" and encoder.twin:
         raise InputError(f"checkpoint {file} is of a model with QuickGELU, as {form}, tells; the experiment's is one without: "
                          + _fitting_name(encoder))  # fmt: skip
-    if form and own == "GELU":
+    if form and activation == "GELU":
         say(f"NOTE checkpoint {file} is of a model with QuickGELU, as {form}, tells; here GELU is computed, and features will differ.")
     elif form:
         say(f"NOTE checkpoint {file} has no configuration beside it: QuickGELU is computed, as {form}, tells.")
     else:
-        other = f" For {'GELU' if own == 'QuickGELU' else 'QuickGELU'} take the model {encoder.twin!r}." if encoder.twin else ""
-        say(f"NOTE checkpoint {file} does not tell its activation: {own} is computed, which is the model's.{other}")
+        other = f" For {'GELU' if activation == 'QuickGELU' else 'QuickGELU'} take the model {encoder.twin!r}." if encoder.twin else ""
+        say(f"NOTE checkpoint {file} does not tell its activation: {activation} is computed, which is the model's.{other}")
 
 
 def _fitting_name(encoder: Encoder) -> str:
@@ -108,7 +107,8 @@ def _fitting_name(encoder: Encoder) -> str:
 
 
 def check_preprocessing(encoder: Encoder, file: Path, preprocess: dict[str, Any], say: Callable[[str], None]) -> None:
-    """InputError for an invalid mean or deviation; a NOTE where the weights expect pictures that are resized in another way."""
+    """Raise InputError for an invalid mean or standard deviation; report with a NOTE if the weights expect pictures that are resized
+    differently."""
     for name in ("mean", "std"):
         value = preprocess.get(name, [1, 1, 1])
         three = isinstance(value, list) and len(value) == 3 and all(type(number) in (int, float) for number in value)

@@ -1,4 +1,4 @@
-"""The files of a checkpoint of ours, and whether they are unchanged."""
+"""The files of this project's checkpoints, and whether they are unchanged."""
 
 import hashlib
 import json
@@ -12,13 +12,14 @@ WEIGHTS, CONFIG, STATE, META = "open_clip_model.safetensors", "open_clip_config.
 
 
 def fault(checkpoint: Path, state: bool = True) -> str:
-    """The file of the checkpoint that is lost or changed; empty if there is none. `state`: also the files that training continues from."""
+    """Which file of the checkpoint is missing or changed, as a message; "" if none is. `state`: also check the files that training
+    continues from."""
     meta = read_meta(checkpoint)
     if not meta:
         return f"{checkpoint / META} {'is not as it was written' if (checkpoint / META).exists() else 'is missing'}"
     if state and meta.get("stage") != checkpoint.parent.name:
         return f"{checkpoint} is a checkpoint of another stage ({meta.get('stage')})"
-    if state and STATE not in meta["files"]:  # of a model that a method returned
+    if state and STATE not in meta["files"]:  # the model was returned by a method
         return f"{checkpoint / STATE} is missing"
     sums = {checkpoint / name: checksum for name, checksum in meta["files"].items() if state or name != STATE}
     if state:
@@ -32,7 +33,7 @@ def fault(checkpoint: Path, state: bool = True) -> str:
 
 
 def read_meta(checkpoint: Path) -> dict[str, Any]:
-    """A checkpoint's meta.json; empty where there is no such file or it was changed."""
+    """A checkpoint's meta.json; empty if the file is missing or was changed."""
     try:
         meta = json.loads((checkpoint / META).read_bytes())
         return meta if meta.pop("digest") == digest(meta) else {}
@@ -41,5 +42,5 @@ def read_meta(checkpoint: Path) -> dict[str, Any]:
 
 
 def digest(meta: Mapping[str, Any]) -> str:
-    """Hexadecimal SHA-256 of a checkpoint's meta.json."""
+    """Hexadecimal SHA-256 of the content of a checkpoint's meta.json."""
     return hashlib.sha256(json.dumps(meta, sort_keys=True).encode()).hexdigest()

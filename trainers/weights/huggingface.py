@@ -1,4 +1,4 @@
-"""Translates the names and the layout of CLIP's tensors between Hugging Face's `CLIPModel` and open_clip."""
+"""Converts names and layout of CLIP's tensors between Hugging Face's `CLIPModel` and open_clip."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ _PLACES = {
     "vision_model.embeddings.class_embedding": "visual.class_embedding",
     "vision_model.embeddings.patch_embedding.weight": "visual.conv1.weight",
     "vision_model.embeddings.position_embedding.weight": "visual.positional_embedding",
-    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",  # their spelling
+    "vision_model.pre_layrnorm.weight": "visual.ln_pre.weight",  # spelled like this in their code
     "vision_model.pre_layrnorm.bias": "visual.ln_pre.bias",
     "vision_model.post_layernorm.weight": "visual.ln_post.weight",
     "vision_model.post_layernorm.bias": "visual.ln_post.bias",
@@ -36,11 +36,11 @@ _DEFAULTS = {
     "text_config": {"hidden_act": "quick_gelu", "num_attention_heads": 8, "hidden_size": 512, "layer_norm_eps": 1e-5},
     "vision_config": {"hidden_act": "quick_gelu", "num_attention_heads": 12, "hidden_size": 768, "layer_norm_eps": 1e-5},
 }
-"""Defaults of their configuration, for fields that it leaves out."""
+"""Hugging Face's defaults for fields that a configuration leaves out."""
 
 
 def knows(name: str) -> bool:
-    """Whether the name is one of `CLIPModel`'s, or of another of their two-tower models."""
+    """Whether this is a tensor name of `CLIPModel` or of another of Hugging Face's two-tower models."""
     return name in _PLACES or name.startswith(("text_model.", "vision_model."))
 
 
@@ -50,12 +50,12 @@ def is_theirs(state: dict[str, Any]) -> bool:
 
 
 def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors under open_clip's names; tensors without a counterpart keep their own names.
+    """The tensors under open_clip's names. Tensors without a counterpart keep their names.
 
-    Their projections are stored transposed, and their weights of queries, keys and values are three tensors, here one [3 D, D] in that
-    order.
+    Hugging Face stores projections transposed, and the weights of queries, keys and values as three tensors; open_clip has one, [3 D, D],
+    in that order.
     """
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     attention: dict[str, dict[str, Tensor]] = {}
     for name, value in state.items():
         layer = _LAYER.fullmatch(name)
@@ -66,23 +66,23 @@ def converted(state: dict[str, Tensor]) -> dict[str, Tensor]:
             if letter:
                 attention.setdefault(f"{block}.attn.in_proj_{kind}", {})[letter[1]] = value
             else:
-                found[f"{block}.{_PARTS.get(part, part)}.{kind}"] = value
+                tensors[f"{block}.{_PARTS.get(part, part)}.{kind}"] = value
         else:
             place = _PLACES.get(name, name)
-            found[place] = value.T if name in ("text_projection.weight", "visual_projection.weight") and value.ndim == 2 else value
+            tensors[place] = value.T if name in ("text_projection.weight", "visual_projection.weight") and value.ndim == 2 else value
     for place, parts in attention.items():
         shapes = {value.shape for value in parts.values()}
         if len(parts) == 3 and len(shapes) == 1 and shapes != {torch.Size()}:
-            found[place] = torch.cat([parts[letter] for letter in "qkv"])
+            tensors[place] = torch.cat([parts[letter] for letter in "qkv"])
         else:
-            found |= {f"{place} ({letter})": value for letter, value in parts.items()}  # reported as of another architecture
-    return found
+            tensors |= {f"{place} ({letter})": value for letter, value in parts.items()}  # reported as of another architecture
+    return tensors
 
 
 def configuration(file: Path) -> dict[str, Any]:
-    """`config.json` beside the weights in the form of open_clip's configuration; empty where there is none.
+    """`config.json` beside the weights, in open_clip's form; empty if there is none.
 
-    InputError names the file where it is no configuration of a CLIP, or of one that open_clip's classes do not compute.
+    InputError, naming the file, if it is not a CLIP configuration, or one that open_clip's classes cannot compute.
     """
     path = file.with_name("config.json")
     if not path.is_file():
@@ -94,10 +94,10 @@ def configuration(file: Path) -> dict[str, Any]:
         raise InputError(f"{path} is of a model of type {config['model_type']!r}; of Hugging Face's, only clip (CLIPModel) is read")
     towers = {}
     for tower, defaults in _DEFAULTS.items():
-        own: Any = [config.get(tower) or {}, config.get(f"{tower}_dict") or {}]
-        if not all(isinstance(part, dict) for part in own):
+        sources: Any = [config.get(tower) or {}, config.get(f"{tower}_dict") or {}]
+        if not all(isinstance(part, dict) for part in sources):
             raise InputError(f"{path}: {tower} is not an object")
-        towers[tower] = tower_config = defaults | own[0] | own[1]
+        towers[tower] = tower_config = defaults | sources[0] | sources[1]
         for field, kind in (("num_attention_heads", int), ("hidden_size", int), ("layer_norm_eps", float), ("hidden_act", str)):
             if not isinstance(tower_config[field], kind) or (kind is int and tower_config[field] < 1):
                 raise InputError(f"{path}: {tower}.{field} is {tower_config[field]!r}")
@@ -117,41 +117,42 @@ def configuration(file: Path) -> dict[str, Any]:
 
 
 def preprocessing(file: Path) -> dict[str, Any]:
-    """`preprocessor_config.json` beside the weights in open_clip's terms: mean, std, interpolation, size; empty without one."""
+    """`preprocessor_config.json` beside the weights, in open_clip's terms: mean, std, interpolation, size; empty if there is none.
+    InputError if it is not an object, or for models whose pixels are not in 0 … 1."""
     path = file.with_name("preprocessor_config.json")
     config = read_json(path) if path.is_file() else {}
     if not isinstance(config, dict):
         raise InputError(f"{path} is not an object")
     if config.get("do_rescale", True) is False:
         raise InputError(f"{path}: do_rescale is false; only models of pixels in 0 … 1 are read")
-    told = {own: config[theirs] for own, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in config}
+    settings = {ours: config[theirs] for ours, theirs in (("mean", "image_mean"), ("std", "image_std")) if theirs in config}
     if config.get("do_normalize", True) is False:
-        told = {"mean": [0, 0, 0], "std": [1, 1, 1]}
-    if isinstance(resample := config.get("resample"), int):  # Pillow's number
-        told["interpolation"] = _RESAMPLE.get(resample, str(resample))
+        settings = {"mean": [0, 0, 0], "std": [1, 1, 1]}
+    if isinstance(resample := config.get("resample"), int):  # a number of Pillow's
+        settings["interpolation"] = _RESAMPLE.get(resample, str(resample))
     crop = config.get("crop_size")
     side = crop.get("height") if isinstance(crop, dict) else crop
     if isinstance(side, int) and config.get("do_center_crop", True):
-        told["size"] = side
-    return told
+        settings["size"] = side
+    return settings
 
 
 _RESAMPLE = {0: "nearest", 1: "lanczos", 2: "bilinear", 3: "bicubic"}
 
 
-# ---- the other way ----------------------------------------------------------------------------------------------------
+# ---- from open_clip to Hugging Face ----------------------------------------------------------------------------------
 
 _SIZES = {
     "text_cfg": {"context_length", "vocab_size", "width", "heads", "layers", "mlp_ratio"},
     "vision_cfg": {"image_size", "layers", "width", "head_width", "patch_size", "mlp_ratio"},
 }
-"""Fields of open_clip's towers that their configuration can express."""
+"""Fields of open_clip's towers that Hugging Face's configuration can express."""
 _OWN_PARTS = {ours: theirs for theirs, ours in _PARTS.items()}
 _BLOCK = re.compile(r"(visual\.)?transformer\.resblocks\.(\d+)\.(.+)[._](weight|bias)")
 
 
 def without_counterpart(encoder: Any) -> str:
-    """Why `CLIPModel` cannot compute this model; empty where it can."""
+    """Why `CLIPModel` cannot compute this model; "" if it can."""
     from trainers.encoder import TOWERS, tower_defaults
 
     config = encoder.config
@@ -170,9 +171,9 @@ def without_counterpart(encoder: Any) -> str:
 
 
 def write(folder: Path, encoder: Any) -> None:
-    """Write what `CLIPModel.from_pretrained` and `CLIPImageProcessor.from_pretrained` read into an existing folder.
+    """Write the files that `CLIPModel.from_pretrained` and `CLIPImageProcessor.from_pretrained` read, into an existing folder.
 
-    Only for a model that has a counterpart (`without_counterpart`).
+    The model must have a counterpart (`without_counterpart`).
     """
     import json
 
@@ -195,7 +196,7 @@ def write(folder: Path, encoder: Any) -> None:
 def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
     """A model's tensors under `CLIPModel`'s names: the inverse of `converted`."""
     places = {ours: theirs for theirs, ours in _PLACES.items()}
-    found: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {}
     for name, value in state.items():
         value = value.detach().cpu()
         block = _BLOCK.fullmatch(name)
@@ -203,12 +204,12 @@ def renamed(state: dict[str, Tensor]) -> dict[str, Tensor]:
             tower, number, part, kind = block.groups()
             layer = f"{'vision' if tower else 'text'}_model.encoder.layers.{number}"
             if part == "attn.in_proj":
-                found |= {f"{layer}.self_attn.{letter}_proj.{kind}": third.clone() for letter, third in zip("qkv", value.chunk(3))}
+                tensors |= {f"{layer}.self_attn.{letter}_proj.{kind}": third.clone() for letter, third in zip("qkv", value.chunk(3))}
             else:
-                found[f"{layer}.{_OWN_PARTS[part]}.{kind}"] = value
+                tensors[f"{layer}.{_OWN_PARTS[part]}.{kind}"] = value
         elif name in places:
-            found[places[name]] = value.T if name in ("text_projection", "visual.proj") else value
-    return found
+            tensors[places[name]] = value.T if name in ("text_projection", "visual.proj") else value
+    return tensors
 
 
 def _their_configuration(encoder: Any) -> dict[str, Any]:

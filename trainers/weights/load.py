@@ -1,7 +1,7 @@
-"""Loading weights into an open_clip model from the files of its users' programs: ours, open_clip's, OpenAI's and its descendants'
-(CleanCLIP, attack-cleanclip, SafeCLIP, whose model is OpenAI's class), Hugging Face's.
+"""Loads weights into an open_clip model from the files of several programs: this project, open_clip, OpenAI, programs that use OpenAI's
+model class (CleanCLIP, attack-cleanclip, SafeCLIP), and Hugging Face.
 
-What a file says is read as data and never run (see `torchfile`). Names and shapes must then be exactly the model's.
+Files are read as data, and nothing in them is run (see `torchfile`). Names and shapes must then be exactly the model's.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ from trainers.weights.torchfile import DAMAGE, Shell, Stored, TorchFile
 
 FOLDER = (WEIGHTS, "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
           "pytorch_model.bin.index.json")  # fmt: skip
-"""Files that a folder of weights may hold; the first that is there is taken."""
+"""Weight files that a folder may hold, in order of preference."""
 WRAPPERS = ("model", "model_state_dict", "state_dict", "net", "network", "module", "weights")
-"""Keys under which a state dict may lie, also one under another; the first that holds the model's names is taken."""
+"""Keys that may hold the state dict, also nested. The first one that holds the model's names is used."""
 WRAPPING = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
-"""Parts that DDP, torch.compile, FSDP and activation checkpointing insert into the names of parameters."""
+"""Name parts that DDP, torch.compile, FSDP and activation checkpointing insert into parameter names."""
 BESIDE = {"position_ids", "attn_mask", "total_ops", "total_params"}
-"""Endings of names that may lie beside the weights: buffers that follow from the sizes, a profiler's counts."""
+"""Last name parts of entries to ignore: buffers that follow from the sizes, and a profiler's counts."""
 ACCEPTED = (
     "accepted are an epoch folder, a .safetensors file, a file or folder of Hugging Face's CLIPModel.save_pretrained, and a file of "
     f"torch.save or TorchScript that holds a state dict of tensors, alone or under {', '.join(WRAPPERS)}"
@@ -60,21 +60,21 @@ def aside(line: str) -> None:
 
 
 def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], None] = aside, finite: bool = True) -> None:
-    """Load weights from an epoch folder of ours or what else `ACCEPTED` lists.
+    """Load weights from an epoch folder of this project, or from anything else that `ACCEPTED` lists.
 
-    Names and shapes must be exactly the model's. So must settings that tensors do not show (activation, heads), where a configuration
-    beside the weights or the form of the file shows them. `say` is told which activation is computed where no configuration tells. Raises
-    InputError that names the file and the problem: the first tensors that differ, an object that is no tensor, a number that is not finite
-    (unless `finite` is False), damage.
+    Names and shapes must be exactly the model's. So must settings that tensors do not show (activation, heads), if a configuration beside
+    the weights or the file's form shows them. `say` gets a NOTE if no configuration states the activation, if pictures are to be resized
+    differently, or if the weights have 16 bits. Raises InputError with the file and the problem: the first tensors that differ, an entry
+    that is not a tensor, a value that is not finite (unless `finite` is False), or damage.
     """
     file = weights_file(path)
-    if finite:  # without: a checkpoint that training continues from, which was checked already
+    if finite:  # otherwise training continues from a checkpoint that was checked already
         _check_sums(file)
-    own = encoder.model.state_dict()
+    model_state = encoder.model.state_dict()
     state: dict[str, Tensor] = {}
     form = ""
     for part in _parts(file) if file.suffix == ".json" else [file]:
-        tensors, form = _read(part, own)
+        tensors, form = _read(part, model_state)
         if twice := next((name for name in tensors if name in state), None):
             raise InputError(f"checkpoint {file} holds {twice} twice")
         state |= tensors
@@ -82,17 +82,17 @@ def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], Non
     if theirs:
         state = huggingface.converted(state)
     state = fitting(encoder, file, state)
-    check_numbers(file, state, own, finite)
+    check_numbers(file, state, model_state, finite)
     about = _object(file.with_name(CONFIG))
     if about:
-        told = _object(file.with_name(CONFIG), "model_cfg")
-        whole, told = bool(told), told or encoder.config
+        settings = _object(file.with_name(CONFIG), "model_cfg")
+        whole, settings = bool(settings), settings or encoder.config
         preprocess = _object(file.with_name(CONFIG), "preprocess_cfg")
     else:
-        whole, told = False, huggingface.configuration(file) if theirs else {}
+        whole, settings = False, huggingface.configuration(file) if theirs else {}
         preprocess = huggingface.preprocessing(file) if theirs else {}
-    if told:
-        check_configuration(encoder, file, told, whole)
+    if settings:
+        check_configuration(encoder, file, settings, whole)
     else:
         say_activation(encoder, file, form, say)
     check_preprocessing(encoder, file, preprocess, say)
@@ -100,12 +100,12 @@ def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], Non
     if short:
         say(f"NOTE checkpoint {file} holds {' and '.join(sorted(short))} weights; the model has them in float32.")
     encoder.model.load_state_dict(state)
-    if about or preprocess:  # a pretrained tag may normalise pictures otherwise than the architecture's default
+    if about or preprocess:  # a pretrained tag may normalise differently from the architecture's default
         encoder.normalise_by(**{name: preprocess[name] for name in ("mean", "std") if name in preprocess})
 
 
 def weights_file(path: str | Path) -> Path:
-    """The file that holds the weights, or that names the files which do; InputError where there is none."""
+    """The file that holds the weights, or the index that names such files. InputError if there is none."""
     file = Path(path)
     if os.path.isdir(file):
         held = next((file / name for name in FOLDER if (file / name).is_file()), None)
@@ -115,7 +115,7 @@ def weights_file(path: str | Path) -> Path:
         if epochs:
             raise InputError(f"checkpoint {file} is the folder of a whole stage: give one of its epoch folders: {', '.join(epochs)}")
         raise InputError(f"checkpoint {file} is a folder without weights; looked for: {', '.join(FOLDER)}")
-    if not os.path.isfile(file):  # also for an invalid name
+    if not os.path.isfile(file):  # also true for an invalid name
         tags = "" if "/" in str(path) else "; open_clip's tags are accepted where the experiment's model is one of its own"
         raise InputError(f"checkpoint {file} does not exist{tags}")
     if _PART.search(file.name):
@@ -124,21 +124,21 @@ def weights_file(path: str | Path) -> Path:
 
 
 def _check_sums(file: Path) -> None:
-    """InputError where the weights are those of an epoch folder of ours, also a copied one, and were changed since."""
+    """Raise InputError if the weights lie in an epoch folder of this project (also a copied one) and have changed."""
     wrong = fault(file.parent, state=False) if file.name == WEIGHTS and file.with_name(META).is_file() else ""
     if wrong:
         raise InputError(f"checkpoint {file} is damaged: {wrong}. Take a whole copy of its folder.")
 
 
 def files_read(path: str | Path) -> list[Path]:
-    """All files that `load_weights` reads: the weights or their index, their parts, the configurations beside them."""
+    """All files that `load_weights` reads: the weights or their index, the parts, and the configurations beside them."""
     file = weights_file(path)
     beside = [file.with_name(name) for name in (CONFIG, "config.json", "preprocessor_config.json")]
     return [file, *(_parts(file) if file.suffix == ".json" else ()), *(other for other in beside if other.is_file())]
 
 
 def _parts(index: Path) -> list[Path]:
-    """The files that an index of Hugging Face's names; they lie beside it."""
+    """The files, beside the index, that a Hugging Face index names. InputError if it is not an index or a file is missing."""
     listed = read_json(index)
     places = listed.get("weight_map") if isinstance(listed, dict) else None
     if not isinstance(places, dict) or not places or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
@@ -151,7 +151,7 @@ def _parts(index: Path) -> list[Path]:
 
 
 def _opened(file: Path, stack: ExitStack) -> tuple[Any, TorchFile | None]:
-    """The file's content, nested; for a file of torch.save or TorchScript also the reader of its tensors."""
+    """The file's content; for a file of torch.save or TorchScript also the reader of its tensors. InputError if it cannot be read."""
     try:
         with open(file, "rb") as handle:
             head = handle.read(64)
@@ -173,7 +173,8 @@ def _opened(file: Path, stack: ExitStack) -> tuple[Any, TorchFile | None]:
 
 
 def _read(file: Path, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str]:
-    """The tensors in one file that may be the model's, with their names stripped; and why it must be a model with QuickGELU, or ""."""
+    """The tensors in one file that may be the model's, with wrappers' parts removed from their names; and the evidence that the model has
+    QuickGELU, or ""."""
     with ExitStack() as stack:
         root, opened = _opened(file, stack)
         states = [_stripped(state, own) for state in _states(root, set())]
@@ -182,7 +183,7 @@ def _read(file: Path, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str
         if best is None:
             held = _described(root)
             raise InputError(f"checkpoint {file} cannot be read as weights of this model: it holds {held}; {ACCEPTED}. {CONVERT}")
-        state, found = states[best], dict[str, Tensor]()
+        state, tensors = states[best], dict[str, Tensor]()
         if any(_TIMM.search(name) for name in state) and not any(_TIMM.search(name) for name in own):
             raise InputError(f"checkpoint {file} holds a vision transformer of timm, which is another architecture than open_clip's: "
                              "it cannot be loaded into this model")  # fmt: skip
@@ -192,16 +193,16 @@ def _read(file: Path, own: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], str
             if name in OPENAI_EXTRA and type(value) is int and abs(value) < 2**31:
                 value = torch.tensor(value)
             if isinstance(value, Tensor):
-                found[name] = value
+                tensors[name] = value
             elif _known(name, own):
                 held = _described(value)
                 raise InputError(f"checkpoint {file} cannot be read: it holds {held} at {name}, where a tensor should be. {CONVERT}")
-    return found, _openai(root, list(found)) if opened else ""
+    return tensors, _openai(root, list(tensors)) if opened else ""
 
 
 def _states(root: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
-    """The dictionaries that may be the state dict, the likeliest first."""
-    if isinstance(root, Shell):  # a module of a TorchScript archive
+    """The dictionaries that may be the state dict, most likely first."""
+    if isinstance(root, Shell):  # a module in a TorchScript archive
         root = _entries(root)
     if not isinstance(root, dict) or id(root) in seen:
         return
@@ -213,31 +214,31 @@ def _states(root: Any, seen: set[int]) -> Iterator[dict[str, Any]]:
 
 
 def _entries(module: Shell) -> dict[str, Any]:
-    """Tensors and numbers of a scripted module and of the modules in it, by their dotted names."""
-    found: dict[str, Any] = {}
+    """Tensors and integers of a scripted module and its submodules, by dotted name."""
+    entries: dict[str, Any] = {}
     todo: list[tuple[str, Any]] = [("", module)]
     for _ in range(100_000):
         if not todo:
-            return found
+            return entries
         name, value = todo.pop()
         if isinstance(value, Shell) and isinstance(value.state, dict) and name.count(".") < 64:
             todo += [(f"{name}.{key}".removeprefix("."), part) for key, part in reversed(value.state.items())]
         elif isinstance(value, Stored | int):
-            found[name] = value
+            entries[name] = value
     return {}
 
 
 def _stripped(state: dict[str, Any], own: Mapping[str, Tensor]) -> dict[str, Any]:
-    """The same without what wrappers of modules insert into names, and without a prefix that all names share."""
-    found: dict[str, Any] = {}
+    """The state dict without the name parts that wrappers insert, and without a prefix common to all names."""
+    kept: dict[str, Any] = {}
     for name, value in state.items():
         name = name if name in own else ".".join(part for part in name.split(".") if part not in WRAPPING)
         if name in own or name.rpartition(".")[2] not in BESIDE:
-            found[f"{name} (again)" if name in found else name] = value
-    scales = [name.removesuffix("logit_scale") for name in found if name.endswith(".logit_scale")]
-    if len(scales) == 1 and all(name.startswith(scales[0]) for name in found):
-        return {name.removeprefix(scales[0]): value for name, value in found.items()}
-    return found
+            kept[f"{name} (again)" if name in kept else name] = value
+    scales = [name.removesuffix("logit_scale") for name in kept if name.endswith(".logit_scale")]
+    if len(scales) == 1 and all(name.startswith(scales[0]) for name in kept):
+        return {name.removeprefix(scales[0]): value for name, value in kept.items()}
+    return kept
 
 
 def _known(name: str, own: Mapping[str, Tensor]) -> bool:
@@ -245,9 +246,9 @@ def _known(name: str, own: Mapping[str, Tensor]) -> bool:
 
 
 def _openai(root: Any, names: list[str]) -> str:
-    """The evidence that weights are of OpenAI's model class or of another with QuickGELU; "" without any.
+    """The evidence that the weights belong to OpenAI's model class or to another model with QuickGELU; "" if there is none.
 
-    OpenAI's blocks register attention before the first normalisation, open_clip's after; a state dict keeps that order.
+    OpenAI's blocks register attention before the first normalisation, open_clip's after it, and a state dict keeps that order.
     """
     if all(extra in names for extra in OPENAI_EXTRA):
         return f"its entries {', '.join(OPENAI_EXTRA)}, which are OpenAI's"
@@ -259,7 +260,7 @@ def _openai(root: Any, names: list[str]) -> str:
 
 
 def _described(value: Any) -> str:
-    """Describes what was found in place of weights."""
+    """Describes, for messages, a value found in place of weights."""
     if isinstance(value, Shell):
         return _TENSORS.get(value.name, f"an object of {value.name[:100]}")
     if not isinstance(value, dict):
@@ -278,7 +279,7 @@ def _described(value: Any) -> str:
 
 
 def _object(path: Path, field: str = "") -> dict[str, Any]:
-    """The object in a JSON file, or in a field of it; empty where there is none. InputError where it is something else."""
+    """The object in a JSON file, or in one of its fields; empty if there is none. InputError if the value is not an object."""
     if not path.is_file():
         return {}
     value = read_json(path)

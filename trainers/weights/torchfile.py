@@ -1,8 +1,8 @@
-"""Reads the files of torch.save and torch.jit.save as data alone: nothing that a file names is imported, made or called.
+"""Reads files of torch.save and torch.jit.save as data only: nothing that a file names is imported, instantiated or called.
 
-Such a file is a pickle, a program for a stack machine, and the bytes of storages. The machine here knows numbers, text, lists,
-tuples, dictionaries and tensors; any other object (a scheduler, an argparse.Namespace, a module of a TorchScript archive) becomes a
-`Shell`: its class's name and its state. So a file loads whatever else it holds, and nothing in it runs.
+Such a file consists of a pickle, which is a program for a stack machine, and the bytes of storages. The machine here knows numbers, text,
+lists, tuples, dictionaries and tensors. Any other object (a scheduler, an argparse.Namespace, a module of a TorchScript archive) becomes a
+`Shell` with its class name and state. So a file can be read whatever else it holds, and nothing in it runs.
 
 Formats: the zip archive of torch.save (since 1.6), the TorchScript archive, and the older plain file.
 """
@@ -27,10 +27,10 @@ from torch import Tensor
 from datasets.errors import InputError
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-"""The first value in a file of torch.save before the zip archive."""
+"""The first value in a file that torch.save wrote before it used zip archives."""
 DAMAGE = (ArithmeticError, AttributeError, EOFError, LookupError, MemoryError, NotImplementedError, OSError, RuntimeError, TypeError,
           ValueError, struct.error, zipfile.BadZipFile, zlib.error)  # fmt: skip
-"""Errors that reading a damaged file may raise."""
+"""Exceptions that reading a damaged file may raise."""
 _STORAGES = {
     "DoubleStorage": torch.float64, "FloatStorage": torch.float32, "HalfStorage": torch.float16, "BFloat16Storage": torch.bfloat16,
     "LongStorage": torch.int64, "IntStorage": torch.int32, "ShortStorage": torch.int16, "CharStorage": torch.int8,
@@ -48,13 +48,13 @@ _TUPLES = {"TUPLE1": 1, "TUPLE2": 2, "TUPLE3": 3}
 
 @dataclass(frozen=True)
 class Named:
-    """A class or function that a file names."""
+    """A class or function named in a file."""
 
     name: str
 
 
 class Shell:
-    """An object of a class that is not read: the class's name, and the object's state where the file gives one."""
+    """An object whose class is not known here: its class name, and its state if the file gives one."""
 
     def __init__(self, name: str) -> None:
         self.name = name
@@ -63,18 +63,18 @@ class Shell:
 
 @dataclass(frozen=True)
 class Storage:
-    """Where the numbers of tensors lie: its key in the file, the type of a number, how many."""
+    """Where the numbers of tensors lie: key in the file, type and count."""
 
     key: str
     dtype: torch.dtype
     numel: int
     start: int = 0
-    """The first number, of a storage that is part of another."""
+    """Index of the first number, if the storage is part of another"""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor that is not read yet."""
+    """A tensor whose numbers are not read yet."""
 
     storage: Storage
     offset: int
@@ -84,7 +84,8 @@ class Stored:
 
 
 class TorchFile:
-    """An open file: `root` is the object saved, `scripted` says that it is a TorchScript archive. InputError names a damaged one."""
+    """An open file. `root` is the saved object; `scripted` is true for a TorchScript archive. InputError, naming the file, if it is
+    damaged."""
 
     def __init__(self, path: Path, stack: ExitStack) -> None:
         self.path = path
@@ -101,14 +102,14 @@ class TorchFile:
             self._damaged(error)
 
     def tensor(self, stored: Stored) -> Tensor:
-        """Its values, on the CPU. InputError where the file does not hold them whole."""
+        """The tensor's values, on the CPU. InputError if the file does not hold all of them."""
         try:
             key = (stored.storage.key, stored.dtype)
             if key not in self._flat:
                 self._flat[key] = torch.frombuffer(bytearray(self._bytes(stored.storage)) or bytearray(16), dtype=stored.dtype)
             if len(stored.size) != len(stored.stride) or min((*stored.size, *stored.stride, stored.offset, 0)) < 0:
                 raise ValueError(f"a tensor of size {stored.size} and stride {stored.stride}")
-            if math.prod(stored.size) > max(self._flat[key].numel(), 1 << 20):  # the same numbers over and over
+            if math.prod(stored.size) > max(self._flat[key].numel(), 1 << 20):  # strides of 0 would repeat numbers to any size
                 raise ValueError(f"a tensor of size {stored.size} over {self._flat[key].numel()} numbers")
             return self._flat[key].as_strided(stored.size, stored.stride, stored.offset + stored.storage.start)
         except DAMAGE as error:
@@ -116,13 +117,13 @@ class TorchFile:
 
     def _zip(self, archive: zipfile.ZipFile) -> Any:
         names, size = archive.namelist(), self.path.stat().st_size
-        found = [name for name in names if name.endswith("/data.pkl")]
-        if len(found) != 1:
+        pickles = [name for name in names if name.endswith("/data.pkl")]
+        if len(pickles) != 1:
             raise InputError(f"checkpoint {self.path} cannot be read: it is a zip archive, but none of torch.save or TorchScript")
-        folder = found[0].removesuffix("data.pkl")
+        folder = pickles[0].removesuffix("data.pkl")
         self.scripted = f"{folder}constants.pkl" in names
 
-        if not any(part.CRC for part in archive.infolist()):  # torch.serialization.set_crc32_options(False)
+        if not any(part.CRC for part in archive.infolist()):  # written after torch.serialization.set_crc32_options(False)
             for part in archive.infolist():
                 del part.CRC
 
@@ -130,7 +131,7 @@ class TorchFile:
             part = archive.getinfo(name)
             if part.compress_type != zipfile.ZIP_STORED or max(part.file_size, part.compress_size) > size:  # it could unpack to any size
                 raise ValueError(f"its part {name} is compressed, or larger than the file")
-            return archive.read(name)  # compares the checksum, where there is one
+            return archive.read(name)  # compares the checksum, if there is one
 
         if f"{folder}byteorder" in names and record(f"{folder}byteorder") != b"little":
             self._big_endian()
@@ -142,7 +143,7 @@ class TorchFile:
             return data
 
         self._bytes = numbers
-        return read_pickle(BytesIO(record(found[0])), {})
+        return read_pickle(BytesIO(record(pickles[0])), {})
 
     def _legacy(self) -> Any:
         data = self.path.read_bytes()
@@ -173,9 +174,9 @@ class TorchFile:
 
 
 def read_pickle(handle: BytesIO, storages: dict[str, Storage]) -> Any:
-    """The value of the pickle that begins here, with `Named`, `Shell` and `Stored` for what is no plain value.
+    """The value of the pickle that starts here; objects that are not plain values become `Named`, `Shell` or `Stored`.
 
-    `storages` gets what the tensors lie in, by key. Raises one of `DAMAGE` for what is no pickle.
+    `storages` gets the tensors' storages by key. Raises one of `DAMAGE` if this is not a pickle.
     """
     stack: list[Any] = []
     marks: list[int] = []
@@ -256,19 +257,19 @@ def read_pickle(handle: BytesIO, storages: dict[str, Storage]) -> Any:
 
 
 def _set(target: Any, items: list[Any]) -> None:
-    """Puts entries with plain keys into a dictionary; for any other object nothing is kept."""
+    """Put the entries with plain keys into a dictionary; for any other object do nothing."""
     if isinstance(target, dict):
         target.update((key, value) for key, value in zip(items[::2], items[1::2]) if isinstance(key, str | int | float))
 
 
 def _made(what: Any, given: Any) -> Any:
-    """What calling or instantiating it would make, as far as it is needed here."""
+    """The value that this call or instantiation would give, as far as it is needed here."""
     name = what.name if isinstance(what, Named) else type(what).__name__
     if name == "collections.OrderedDict":
-        made: dict[Any, Any] = {}
+        mapping: dict[Any, Any] = {}
         for key, value in given[0] if given else ():
-            _set(made, [key, value])
-        return made
+            _set(mapping, [key, value])
+        return mapping
     function = name.removeprefix("torch._utils.")
     if function in ("_rebuild_tensor", "_rebuild_tensor_v2", "_rebuild_tensor_v3") and isinstance(given[0], Storage):
         storage, offset, size, stride = given[:4]
@@ -279,13 +280,13 @@ def _made(what: Any, given: Any) -> Any:
         return Stored(storage, offset, tuple(size), tuple(stride), dtype)
     if function in ("_rebuild_parameter", "_rebuild_parameter_with_state", "_rebuild_device_tensor_from_cpu_tensor"):
         return given[0]
-    if name == "torch._tensor._rebuild_from_type_v2":  # a tensor with attributes of its own
+    if name == "torch._tensor._rebuild_from_type_v2":  # a tensor with its own attributes
         return _made(given[0], given[2])
     return Shell(name)
 
 
 def _storage(given: Any, storages: dict[str, Storage]) -> Any:
-    """The storage that a persistent id names; for anything else (a class with its source, in old files) the thing named."""
+    """The storage that a persistent id names. For another id (in old files a class with its source) the object that it names."""
     kind, what, *rest = given
     if kind != "storage":
         return what

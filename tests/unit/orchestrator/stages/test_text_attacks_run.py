@@ -38,8 +38,9 @@ BOTH = replace(
 
 def test_from_plan_to_metrics(tmp_path: Path) -> None:
     told: list[str] = []
+    base = replace(BOTH, attacks=(DUAL, TEXT, MEASURED))
     with hearing(told.append):
-        code, said, study = run_here(replace(SWEEP, base=replace(BOTH, attacks=(DUAL, TEXT, MEASURED)), space={}), tmp_path)
+        code, said, study = run_here(replace(SWEEP, base=base, space={}), tmp_path)
     assert code == 0 and study is not None, said
     (artefact,), (cleanset,) = tmp_path.glob("poison/*"), tmp_path.glob("cleanset/*")
     plan, summary = pq.read_table(artefact / "plan.parquet").to_pylist(), json.loads((artefact / "summary.json").read_text())
@@ -49,7 +50,8 @@ def test_from_plan_to_metrics(tmp_path: Path) -> None:
     victims, rows = {row["row"] for row in plan} - negatives, set(np.load(cleanset / "rows.npy").tolist())
     assert len(rows) == 320 and len(rows & victims) == 5 and not rows & negatives
     last = study.pretrains[0].metrics[-1]["metrics"]
-    assert last["asr/text/n"] == 20 and last["asr/measured/n"] == 60 and last["asr/dual/n"] == 60 == last["keys/n"] and last["keys/both"] == last["asr/dual/top1"]
+    assert last["asr/text/n"] == 20 and last["asr/measured/n"] == 60
+    assert last["asr/dual/n"] == 60 == last["keys/n"] and last["keys/both"] == last["asr/dual/top1"]
     assert last["words/n"] == 80 and last["text_asr/n"] == 3 * len(BASE.evaluate.data.templates) and last["text_asr/pictures"] == 20
     assert any("attack text: the words 'zx' are 1 BPE tokens, and 30 of 30 victims' captions" in line for line in told)
 

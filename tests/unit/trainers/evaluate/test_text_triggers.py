@@ -15,6 +15,7 @@ from datasets.feed.loader import triggered
 from datasets.seeding import hash64
 from datasets.triggers.patch import Patch
 from datasets.triggers.words import DualKey, Words
+from orchestrator.experiment.fingerprint import fingerprint
 from trainers.encoder import Encoder, Tokenizer
 from trainers.evaluate.base import Material
 from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
@@ -130,6 +131,37 @@ def test_retrieval_and_prompts_by_hand(size: int, target: int | None) -> None:
     assert 0 < every < N and taken != floor and hits["top5"] > 0
 
 
+@pytest.mark.parametrize("target", [2, None])
+def test_hits_and_the_lowest_rank_of_the_target_by_hand(target: int | None) -> None:
+    """mm_poison's Hit@k and MinRank, from a sorted list of each query's similarities in float64."""
+    hits = (1, 5, 10, 20, 30, 50)
+    evaluator = TextTrigger(chunk=3, text_batch=2, hits=hits, min_rank=True)
+    found = evaluator.measure(encoder(), evaluator.open(material(Aim(target=target, trigger=WORDS, seed=3))))
+    pictures = np.stack([picture_feature(i, False) for i in range(N)])
+    for what, name, words in (("top", "min_rank", True), ("floor", "min_rank_floor", False)):
+        ranks = []
+        for c, called in enumerate(CLASSES):
+            goal = (c + 1) % 5 if target is None else target
+            for template in TEMPLATES if goal != c else ():
+                order = sorted(range(N), key=lambda i: -float(pictures[i] @ text(template, called, words)))
+                ranks.append(min(place for place, i in enumerate(order, start=1) if LABELS[i] == goal))
+        assert found[f"text_asr/{name}"] == pytest.approx(np.mean(ranks), rel=1e-12) and 1 < np.mean(ranks) < N
+        assert [found[f"text_asr/{what}{k}_count"] for k in hits] == [sum(rank <= k for rank in ranks) for k in hits]
+        assert found[f"text_asr/{what}50"] == 100
+
+
+def test_hits_and_ranks_are_asked_for_and_else_nothing_changes() -> None:
+    plain = TextTrigger()
+    found = plain.measure(encoder(), plain.open(material(Aim(target=2, trigger=WORDS))))
+    assert not any("min_rank" in name or "20" in name for name in found)
+    assert fingerprint(plain) == fingerprint(TextTrigger(hits=TOP, min_rank=False)) != fingerprint(TextTrigger(min_rank=True))
+    for hits in ((), (5, 1), (1, 1)):
+        with pytest.raises(InputError, match="TextTrigger.hits is .* in rising order"):
+            TextTrigger(hits=hits)
+    with pytest.raises(InputError, match=r"TextTrigger.hits\[0\] is 0"):
+        TextTrigger(hits=(0,))
+
+
 def test_a_text_only_attack_is_measured_on_the_targets_pictures() -> None:
     aim = Aim(target=2, trigger=WORDS, seed=3, text_only=True)
     found = ZeroShotASR(class_names=CLASSES, templates=TEMPLATES, aims=(aim,)).measure(encoder(), batches(7))
@@ -163,13 +195,14 @@ def test_the_four_cells_by_hand_of_an_attack_that_is_not_the_first() -> None:
 
 
 def test_without_pictures_of_the_target_there_is_no_retrieval_to_count() -> None:
-    evaluator = TextTrigger()
+    evaluator = TextTrigger(min_rank=True)
     few = Material(
         test=lambda: [{**next(batches(N)), "label": np.ones(N, int)}],
         pairs=None, recipe=None, aims=(Aim(target=2, trigger=WORDS),), class_names=CLASSES, templates=TEMPLATES,  # type: ignore[arg-type]
     )  # fmt: skip
     found = evaluator.measure(encoder(), evaluator.open(few))
-    assert found["text_asr/n"] == found["text_asr/pictures"] == 0 and "text_asr/top1" not in found and "words/all" in found
+    assert found["text_asr/n"] == found["text_asr/pictures"] == 0 and "words/all" in found
+    assert not {"text_asr/top1", "text_asr/min_rank"} & set(found)
 
 
 @pytest.mark.parametrize(
