@@ -118,9 +118,9 @@ def _audits(world: World, size: int) -> list[dict]:
         batch |= {**known, "image_triggered": total["image_aug"][chunks[number]], "target": 2}
     own = tuple((word, (f"a {word} thing",)) for word in WORDS[:4])
     return [
-        Decree(pictures=11, inversion=Inversion(epochs=3, batch_size=4, alike=0.5)).measure(resnet(), batches, world),
+        Decree(pictures=11, inversion=Inversion(epochs=3, batch_size=4, alike=0.5)).measure(resnet().double(), batches, world),
         BDetCLIP(descriptions=own, fprs=(20.0,)).measure(resnet().double(), batches, world),
-        MMBD(starts=2, steps=3).measure(resnet(), [known], world),
+        MMBD(starts=2, steps=3).measure(resnet().double(), [known], world),
     ]
 
 
