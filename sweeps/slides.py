@@ -14,6 +14,10 @@ The lines, each with both objectives:
 About 230 GPU-hours at the rates of `sweeps/_study.py`: 8 for 500 k pairs and 32 epochs of the contrastive loss, 12 with SafeCLIP.
 
 The miniature, with three seeds, has the first line alone: its pictures are square and as large as the model's view, so nothing is cut off.
+2 % of the pairs are poisoned, forty times the lecture's share. SafeCLIP's rates and first safe share are not the published ones, and
+pictures have no augmented view; all this was chosen by accuracy and ASR of seed 0. It shows that SafeCLIP can keep a patch out that the
+contrastive loss takes, at a cost in accuracy (88.6 / 1.6 against 100.0 / 99.0, means; MINIATURES.md). It does not show that the published
+numbers do, nor that its in-modal epochs are what does it: its cosines tell poisons from clean pairs only after the filter's epochs.
 """
 
 from dataclasses import replace
@@ -67,13 +71,16 @@ MINIATURE = Sweep(
     name="slides-miniature",
     base=replace(
         SMALL,
-        poison=Poison(trigger=Patch(pattern="white", size=6, location="bottom_right"), target="banana", count=120, captions="existing"),
-        pretrain=replace(SMALL.training, epochs=16),
+        views=Views(size=32, augment="none"),
+        poison=Poison(trigger=Patch(pattern="white", size=6, location="bottom_right"), target="banana", count=80, captions="existing"),
         clean=None,
     ),
     space={
         "pretrain.seed": SEEDS,
-        "pretrain.objective": tune.grid_search([MMCL(), SafeCLIP(inmodal_epochs=2, inmodal_lr=1e-3, filter_lr=3e-4)]),
+        "pretrain.objective": tune.grid_search([
+            MMCL(),
+            SafeCLIP(inmodal_epochs=1, inmodal_lr=1e-3, filter_epochs=2, filter_lr=1e-3, bank=1024, first_share=0.6, step=0.05),
+        ]),
     },
     gate=WARN,
     compute=TWO_CORES,
