@@ -5,8 +5,9 @@ that none is tuned harder than another: pre-training with another objective, tra
 a core, one for the rest. At full size 166 pre-trainings and 354 cleanings, some 19 500 GPU-hours at the rates of `sweeps/_study.py`;
 whoever wants less takes lines out. `cleansweep matrix sweeps.matrix` fills it.
 
-The miniature: the world of the quick start, 32-pixel pictures, the same rows. It leaves out SafeCLIP and RoCLIP, which do not learn where
-there are few captions (`sweeps.slides` judges them), and SLOF, whose scores are inverted there (`sweeps.detection`).
+The miniature: the world of the quick start, 32-pixel pictures, the same rows. It leaves out SafeCLIP and RoCLIP, whose published numbers
+do not learn in so small a world (`sweeps.slides` judges SafeCLIP with others), and SLOF, whose scores are inverted there
+(`sweeps.detection`).
 """
 
 from datasets.attack.poison import Poison

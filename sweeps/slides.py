@@ -15,9 +15,8 @@ About 230 GPU-hours at the rates of `sweeps/_study.py`: 8 for 500 k pairs and 32
 
 The miniature, with three seeds, has the first line alone: its pictures are square and as large as the model's view, so nothing is cut off.
 2 % of the pairs are poisoned, forty times the lecture's share. SafeCLIP's rates and first safe share are not the published ones, and
-pictures have no augmented view; all this was chosen by accuracy and ASR of seed 0. It shows that SafeCLIP can keep a patch out that the
-contrastive loss takes, at a cost in accuracy (88.6 / 1.6 against 100.0 / 99.0, means; MINIATURES.md). It does not show that the published
-numbers do, nor that its in-modal epochs are what does it: its cosines tell poisons from clean pairs only after the filter's epochs.
+pictures have no augmented view; all this was chosen by accuracy and ASR of seed 0. MINIATURES.md tells what was seen. It cannot show that
+the published numbers do the same, nor that the in-modal epochs are what does it.
 """
 
 from dataclasses import replace

@@ -219,11 +219,13 @@ def headline(study: Study) -> list[str]:
         candidates = [r for (label, _, key), r in rows.items() if label == panel.label and key == "acc_at_asr_le_5"]
         full = [row for row in candidates if row.reached and len(row.reached) == len(row.choices)]
         gates = [study.gates.get(stage.fingerprint) for stage in panel.pretrains]
-        if any(gate is not None and not gate.get("passed") for gate in gates):
-            text += "the attack did not take, so cleaning shows nothing here."
-        elif not plans_cleaning(study):
+        took = not any(gate is not None and not gate.get("passed") for gate in gates)
+        if not plans_cleaning(study):
             epochs = max(s.epoch for s in starts)
-            text = f"{panel.label} pre-training: accuracy {percent(accuracy)}, ASR {shown} after {epochs} epochs{averaged}."
+            text = f"{panel.label} pre-training: accuracy {percent(accuracy)}, ASR {shown} after {epochs} epochs{averaged}"
+            text += "." if took else "; the attack did not take."
+        elif not took:
+            text += "the attack did not take, so cleaning shows nothing here."
         elif not candidates:
             text += "no cleaning was measured."
         elif not full:

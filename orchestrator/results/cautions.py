@@ -9,7 +9,7 @@ from typing import Any
 from orchestrator.failures import DIVERGED, SAID
 from orchestrator.results.names import called, hyperparameters, is_number, is_seed, short_paths, value_at, value_text
 from orchestrator.results.outcome import StageResult, Study, TrialResult
-from orchestrator.results.points import GIVEN, cleaned_points, panels, points_of, repetitions
+from orchestrator.results.points import GIVEN, cleaned_points, panels, plans_cleaning, points_of, repetitions
 from orchestrator.results.selection import Choice, Row, table
 
 MARGIN = 0.1
@@ -136,6 +136,7 @@ def _several(study: Study) -> Iterator[Caution]:
 
 
 def _gates(study: Study) -> Iterator[Caution]:
+    so = "so its cleanings show nothing of a defence" if plans_cleaning(study) else "or the pre-training is a defence that kept it out"
     for panel in panels(study):
         for stage in panel.pretrains:
             gate = study.gates.get(stage.fingerprint)
@@ -143,7 +144,7 @@ def _gates(study: Study) -> Iterator[Caution]:
                 yield Caution(text=f"{called(stage)}: the attack gate was not evaluated.", panels=(panel.label,), gate=True)
             elif gate and not gate.get("passed"):
                 reasons = "; ".join(str(reason).rstrip(".") for reason in gate.get("reasons", [])) or "no reason was given"
-                text = f"{called(stage)}: the attack did not take, so its cleanings show nothing of a defence. {reasons}."
+                text = f"{called(stage)}: the attack did not take, {so}. {reasons}."
                 yield Caution(text=text, panels=(panel.label,), gate=True)
 
 

@@ -87,6 +87,10 @@ def test_the_headline_says_the_numbers_and_no_more(written):
     bad = {study.pretrains[0].fingerprint: {"passed": False}}
     failed = replace(study, gates=bad)
     assert headline(failed)[0].endswith("the attack did not take, so cleaning shows nothing here.")
+    alone = replace(failed, trials=[], config={"base": {"clean": None}})
+    assert headline(alone)[0].endswith(" epochs; the attack did not take.")
+    said = [caution.text for caution in cautions(alone) if caution.gate]
+    assert "did not take, or the pre-training is a defence that kept it out." in said[0]
 
 
 def test_a_failed_gate_is_loud_and_comes_before_the_figures(written):
