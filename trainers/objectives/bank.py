@@ -40,7 +40,12 @@ class Bank(nn.Module):
         self.place.add_(len(feature_ND)).remainder_(size)
 
 
-def shared(index_B: Tensor) -> Tensor:
-    """Percentage of this rank's queries that share their neighbour with another query of any rank."""
-    same_BN = index_B[:, None] == distributed.gather_rows(index_B)[None]
+EQUAL = 1 - 1e-5
+"""Unit rows with a larger inner product are the same but for rounding."""
+
+
+def shared(neighbour_BD: Tensor) -> Tensor:
+    """Percentage of this rank's queries whose neighbour, a unit row, is also that of another query of any rank. The rows of equal captions
+    count as one neighbour: which of them is nearest is a matter of rounding."""
+    same_BN = neighbour_BD @ distributed.gather_rows(neighbour_BD).T > EQUAL
     return 100 * (same_BN.sum(dim=1) > 1).float().mean()

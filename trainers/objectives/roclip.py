@@ -61,12 +61,11 @@ class Pool(nn.Module):
         image_BD, text_BD, s = f["image"], f["text"], f["logit_scale"]
         key_BD = text_BD
         if matched:
-            index_B = self.captions.nearest(image_BD)
-            key_BD = self.captions.rows[index_B]
+            key_BD = self.captions.rows[self.captions.nearest(image_BD)]
         if matched or filling:
             self.captions.put(text_BD)
         value = (matching_loss(key_BD, image_BD, s) + matching_loss(image_BD, key_BD, s)) / 2
         if not matched:
             return {"loss": value, "mmcl": value}
         still = 0 * text_BD.sum()  # gives the text tower the gradient 0, as published, on every rank
-        return {"loss": value + still, "roclip": value, "duplicates": shared(index_B)}
+        return {"loss": value + still, "roclip": value, "duplicates": shared(key_BD)}

@@ -79,10 +79,9 @@ class Banks(nn.Module):
             if side in self.sides:
                 bank = self.sides[side]
                 assert isinstance(bank, Bank)
-                index_B = bank.nearest(f[side])
-                target_BD = bank.rows[index_B]
+                target_BD = bank.rows[bank.nearest(f[side])]
                 bank.put(f[side])
-                duplicates.append(shared(index_B))
+                duplicates.append(shared(target_BD))
             values.append(matching_loss(f[f"{side}_aug"], target_BD, f["logit_scale"]))
         value = (values[0] + values[1]) / 2
         extra = {"duplicates": (duplicates[0] + duplicates[1]) / 2} if duplicates else {}

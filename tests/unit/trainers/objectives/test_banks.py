@@ -6,7 +6,7 @@ import torch
 
 from datasets.seeding import rng
 from tests.parity.toys import vit
-from trainers.objectives.bank import Bank
+from trainers.objectives.bank import Bank, shared
 from trainers.objectives.roclip import Pooled
 from trainers.objectives.safeclip import CrossView, Split, Unimodal
 
@@ -47,6 +47,13 @@ def closest(query: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, float]:
 
 def check(found: torch.Tensor, expected: np.ndarray) -> None:
     np.testing.assert_allclose(found.detach().numpy(), expected, rtol=1e-10, atol=1e-14)
+
+
+def test_neighbours_that_are_equal_but_for_rounding_are_one():
+    rows = torch.from_numpy(unit(4, "neighbours")).float()
+    assert shared(rows).item() == 0
+    assert shared(torch.stack([rows[0], rows[1], rows[0] + 1e-7, rows[2], rows[1], rows[3]])).item() == pytest.approx(100 * 4 / 6)
+    assert shared(torch.nn.functional.normalize(torch.stack([rows[0], rows[0] + 0.05]), dim=1)).item() == 0
 
 
 def test_unimodal_goes_from_the_augmented_view_to_the_nearest_row_and_no_further():
