@@ -10,7 +10,7 @@ from orchestrator.report.claims_table import by_claim
 from orchestrator.report.figures import Gallery
 from orchestrator.report.rendering import render
 from orchestrator.report.series import series_csv
-from orchestrator.report.shown import Values, along, before_first_step, best_ways, curves, image, scatters, similarities
+from orchestrator.report.shown import Values, along, also_measured, before_first_step, best_ways, curves, image, scatters, similarities
 from orchestrator.report.tables import (
     dropped_table,
     headline,
@@ -87,6 +87,7 @@ def html(study: Study, drawn: Gallery | None = None) -> str:
         along=along(study, drawn, all_cautions),
         curves=curves(study, drawn, all_cautions),
         before=before_first_step(study),
+        also=also_measured(study),
         similarities=similarities(study, drawn),
         samples=[_sample(sample) for sample in study.samples[:MAX_SAMPLES]],
         poison=_poison(study),

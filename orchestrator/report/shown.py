@@ -23,6 +23,10 @@ BEFORE = (
     ("before/inmodal_grad_norm", "its gradient norm"),
 )
 """Metrics of a cleaning's epoch 0, measured on the cleaning set before the first step."""
+ELSEWHERE = ("zeroshot", "asr", "train", "before", "pairs")
+"""First parts of the names of metrics that other sections show."""
+PARTS = ("_count", "_low", "_high")
+"""Endings of metrics that belong to another one."""
 HOVER = ("scatter_", "enlarged_")
 """Prefixes of figures whose marks have tooltips."""
 Values = dict[str, Any]
@@ -138,6 +142,22 @@ def before_first_step(study: Study) -> Table | None:
         lines.append((labels.get(pretrain, pretrain[:8]), "–" if seed is None else str(seed), *extra, *numbers))
     heads = ("pre-training", "seed", *(["cleaning set"] if len(sets) > 1 else []), *(text for _, text in BEFORE))
     return (heads, lines) if lines else None
+
+
+def also_measured(study: Study) -> Table | None:
+    """What methods and evaluators say of the pre-trained models beside accuracy and ASR, the newest value of each metric, as means over
+    seeds; None if there is nothing."""
+    columns: dict[str, list[Values]] = {}
+    for panel in panels(study):
+        newest = [{name: value for point in points_of(stage) for name, value in point.metrics.items()} for stage in panel.pretrains]
+        columns[panel.label] = [values for values in newest if values]
+    names = {name: None for models in columns.values() for values in models for name in values}
+    wanted = [name for name in names if name.partition("/")[0] not in ELSEWHERE and not name.endswith(PARTS)]
+    lines = []
+    for name in wanted:
+        means = [mean_interval([values[name] for values in models if name in values]) for models in columns.values()]
+        lines.append((name, *(_short(mean[0]) if mean else "–" for mean in means)))
+    return (("metric", *columns), lines) if lines else None
 
 
 def _short(value: Any) -> str:

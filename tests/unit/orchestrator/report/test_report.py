@@ -17,6 +17,7 @@ from orchestrator.report.drawing import look
 from orchestrator.report.figures import figures
 from orchestrator.report.page import html, write_report
 from orchestrator.report.scatter import best_three, scatter
+from orchestrator.report.shown import also_measured
 from orchestrator.report.tables import headline, points_csv, summary_text
 from orchestrator.results.cautions import cautions
 from orchestrator.results.names import method_of
@@ -91,6 +92,18 @@ def test_the_headline_says_the_numbers_and_no_more(written):
     assert headline(alone)[0].endswith(" epochs; the attack did not take.")
     said = [caution.text for caution in cautions(alone) if caution.gate]
     assert "did not take, or the pre-training is a defence that kept it out." in said[0]
+
+
+def test_what_methods_and_evaluators_say_beside_is_a_table_of_the_newest_values(written):
+    study, _ = written
+    assert also_measured(study) is None and "What else was measured" not in html(study)
+    first, second = study.pretrains
+    lines = [line | {"metrics": line["metrics"] | {"safeclip/rho": 0.1 * line["epoch"]}} for line in first.metrics]
+    end = lines[-1]["metrics"] | {"decree/mask": 0.25, "decree/mask_low": 0.1, "pairs/clean_cosine": 0.5}
+    lines[-1] = lines[-1] | {"metrics": end}
+    told = replace(study, pretrains=[replace(first, metrics=lines), second])
+    assert also_measured(told) == (("metric", "MMCL", "MMCL+SSL"), [("safeclip/rho", "1.00", "–"), ("decree/mask", "0.250", "–")])
+    assert html(told).count("2 metrics of the pre-trained models") == 1
 
 
 def test_a_failed_gate_is_loud_and_comes_before_the_figures(written):
