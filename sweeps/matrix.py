@@ -1,8 +1,8 @@
-"""Which defence stands against which attack?   10 rows, 16 columns; the miniature has 13 columns.
+"""Which defence stands against which attack?   10 rows, 17 columns; the miniature has 14.
 
-RN50 on CC3M. Nine attacks with banana as their target, and the clean model; fifteen defences beside none, each with three settings, so
+RN50 on CC3M. Nine attacks with banana as their target, and the clean model; sixteen defences beside none, each with three settings, so
 that none is tuned harder than another: pre-training with another objective, training anew without suspects, and cleaning. Three seeds for
-a core, one for the rest. At full size 166 pre-trainings and 354 cleanings, some 19 500 GPU-hours at the rates of `sweeps/_study.py`;
+a core, one for the rest. At full size 166 pre-trainings and 384 cleanings, some 19 500 GPU-hours at the rates of `sweeps/_study.py`;
 whoever wants less takes lines out. `cleansweep matrix sweeps.matrix` fills it.
 
 The miniature: the world of the quick start, 32-pixel pictures, the same rows. It leaves out SafeCLIP and RoCLIP, whose published numbers
@@ -69,6 +69,7 @@ def cleanings(rates: list[float], small_rates: list[float], clusters: int) -> di
         "shrink-perturb": ShrinkPerturb(shrink_lambda=0.8),
         "deep clustering": DeepClustering(clusters=clusters),
         "PAR": PAR(),
+        "PAR, batch norm trained": PAR(batch_norm="train"),
         "TBAR": TBAR(),
     }
     lr = {"clean.lr": small_rates}
