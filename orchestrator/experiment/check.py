@@ -13,8 +13,11 @@ from orchestrator.experiment.spec import Experiment, Given, Keep, Pretrain
 from trainers.detect.cosine import CosineByReference
 from trainers.detect.early_loss import EarlyLoss
 from trainers.evaluate.analysis import Analysis
+from trainers.evaluate.bdetclip import BDetCLIP
+from trainers.evaluate.decree import Decree
 from trainers.evaluate.detection import Detection
 from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.mmbd import MMBD
 from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.targeted import TargetedSuccess
@@ -24,7 +27,7 @@ from trainers.methods.base import Method
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
-ONE_EACH = (ZeroShotASR, Analysis, Detection, LinearProbe, Retrieval, TextTrigger, DualKeyCells, TargetedSuccess)
+ONE_EACH = (ZeroShotASR, Analysis, Detection, LinearProbe, Retrieval, TextTrigger, DualKeyCells, TargetedSuccess, Decree, MMBD, BDetCLIP)
 """Evaluators that may be given once only, because their metrics have the same names whatever their fields."""
 
 
@@ -116,7 +119,8 @@ def check(experiment: Experiment) -> None:
         if keep is not None:
             _check_keep(experiment, keep, where)
     first = experiment.poisons[0]
-    looking = [type(one).__name__ for one in experiment.evaluate.evaluators if isinstance(one, (Analysis, LinearProbe, Retrieval))]
+    by_marks = (Analysis, LinearProbe, Retrieval, BDetCLIP)
+    looking = [type(one).__name__ for one in experiment.evaluate.evaluators if isinstance(one, by_marks)]
     if looking and not first.trigger.marks:
         raise InputError(
             f"evaluate.evaluators: {looking[0]} looks at pictures with the first attack's trigger, {type(first.trigger).__name__}, which "
@@ -140,6 +144,16 @@ def check(experiment: Experiment) -> None:
         attacked = [attack.target for attack in experiment.poisons if not attack.all_to_all]
         for target in (*attacked, *(one.target for one in others if one.target is not None)):
             target_index(experiment.evaluate.data.class_names, target)
+
+
+def check_methods(experiment: Experiment, pairs: int) -> None:
+    """InputError where a pre-training's method does not fit the number of pairs, which is known once they are indexed."""
+    keep = experiment.keep
+    for training, count in ((experiment.prior, pairs), (experiment.pretrain, pairs if keep is None else keep.kept(pairs))):
+        if isinstance(training, Pretrain) and isinstance(training.objective, Method):
+            for part in training.objective.parts():
+                part.check(count)
+                part.check_training(training, count)
 
 
 def _check_keep(experiment: Experiment, keep: Keep, where: str) -> None:

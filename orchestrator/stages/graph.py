@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from datasets.component import needs_of
 from datasets.synthetic import World
-from orchestrator.experiment.check import check
+from orchestrator.experiment.check import check, check_methods
 from orchestrator.experiment.identity import IDENTITIES
 from orchestrator.experiment.spec import Experiment, Given
 from orchestrator.stages.attack import AttackPlan
@@ -111,6 +111,7 @@ def make_data(experiment: Experiment, at: At) -> Inputs:
     at.known[stage.attack.fingerprint] = pairs = stage.attack.read(at)
     stage.attack.require_words(experiment.pretrain.model, at)
     check_scores(experiment, pairs.pairs())
+    check_methods(experiment, len(pairs.pairs()))
     if stage.kept is not None:
         return stage.measured_on(pairs, at)  # what is kept is not known yet
     at.known[stage.fingerprint] = inputs = stage.read(at)
