@@ -84,6 +84,10 @@ def check(experiment: Experiment) -> None:
             raise InputError(f"clean.poisons is {clean.poisons}; accepted are 0 to {most}, of {pairs} pairs to clean with.")
         if clean.keep is not None:
             clean.keep.score.check(pairs, "clean.keep.score")
+            trusted = clean.keep.score.trusts
+            if isinstance(trusted, int) and trusted > pairs - clean.poisons:
+                raise InputError(f"clean.keep.score.trusted is {trusted}, but only {pairs - clean.poisons} of the {pairs} pairs to clean "
+                                 "with are no victims.")  # fmt: skip
             pairs, whole = clean.keep.kept(pairs), pairs
             if pairs < clean.batch_size:
                 raise InputError(f"clean.keep.share is {clean.keep.share}, which leaves {pairs} of {whole} pairs: fewer than one batch of "
@@ -119,8 +123,7 @@ def check(experiment: Experiment) -> None:
         if keep is not None:
             _check_keep(experiment, keep, where)
     first = experiment.poisons[0]
-    by_marks = (Analysis, LinearProbe, Retrieval, BDetCLIP)
-    looking = [type(one).__name__ for one in experiment.evaluate.evaluators if isinstance(one, by_marks)]
+    looking = [type(one).__name__ for one in experiment.evaluate.evaluators if isinstance(one, (Analysis, LinearProbe, Retrieval))]
     if looking and not first.trigger.marks:
         raise InputError(
             f"evaluate.evaluators: {looking[0]} looks at pictures with the first attack's trigger, {type(first.trigger).__name__}, which "

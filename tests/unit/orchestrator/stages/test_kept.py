@@ -88,6 +88,7 @@ def test_the_lowest_scores_are_kept_and_the_scores_are_those_of_the_undefended_m
     scores = pq.read_table(artefact(made, KEPT, "scores") / "scores.parquet").to_pydict()
     dropped = pq.read_table(artefact(made, KEPT, "kept") / "dropped.parquet").to_pydict()
     assert scores["key"] == dropped["key"] and scores["victim"] == dropped["victim"]
+    assert set(scores["sign"]) == {1}
     values, gone = np.array(scores["score"]), np.array(dropped["dropped"])
     assert values[gone].min() >= values[~gone].max()
     told = json.loads((artefact(made, KEPT, "scores") / "summary.json").read_text())
@@ -169,6 +170,7 @@ def test_a_given_or_another_model_and_early_epochs_may_score(made):
                            / "scores.parquet")  # fmt: skip
     own = pq.read_table(artefact(made, replace(BASE, keep=Keep(score=EarlyLoss(m=50, first=1), share=0.9)), "scores") / "scores.parquet")
     assert scored["key"].equals(own["key"]) and np.ptp(scored["score"].to_numpy()) > 0.1
+    assert set(scored["sign"].to_pylist()) == {-1} == set(own["sign"].to_pylist())
 
 
 def test_of_equal_scores_the_same_pairs_are_kept_in_any_order():
@@ -188,6 +190,7 @@ def bad() -> list[tuple[str, Callable[[], object], str]]:
         ("reference", lambda: stages(replace(BASE, keep=Keep(score=CosineByReference(), share=0.9))), "keep.score is CosineByReference"),
         ("early", lambda: stages(replace(BASE, keep=Keep(score=EarlyLoss(m=9), share=0.9, model=given))), "keep.score is EarlyLoss"),
         ("set", lambda: stages(override_all(KEPT, {"clean.keep.score": SLOF(m=97)})), "clean.keep.score.m is 97, but .* 96 pairs"),
+        ("trusted", lambda: stages(override_all(KEPT, {"clean.keep.score": LoREx(m=50, trusted=91)})), "is 91, but only 90 of the 96"),
         ("few", lambda: stages(override_all(KEPT, {"clean.keep.share": 0.3})), "clean.keep.share is 0.3, which leaves 29 of 96 pairs"),
         ("none", lambda: Detection(scores=()), "Detection.scores is empty"),
         ("twice", lambda: Detection(scores=(SLOF(), SLOF())), "'slof_m2048_k16' 2 times"),
