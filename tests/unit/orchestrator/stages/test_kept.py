@@ -36,6 +36,7 @@ from trainers.detect.lorex import LoREx
 from trainers.detect.merit import figures
 from trainers.detect.slof import SLOF
 from trainers.evaluate.detection import Detection
+from trainers.evaluate.mmbd import MMBD
 from trainers.methods.roclip import RoCLIP
 
 KEEP = Keep(score=SLOF(k=24, m=80), share=0.8)
@@ -209,6 +210,7 @@ def test_what_cannot_be_kept_is_refused_at_once(what, make, said):
     ({"keep.score": SLOF(m=401)}, "keep.score.m is 401, but there are only 400 pairs"),
     ({"keep.score": LoREx(m=50, trusted=("nobody", "else"))}, "LoREx.trusted names 'nobody'"),
     ({"evaluate.evaluators": (Detection(scores=(SLOF(m=321),)),)}, "Detection.scores: SLOF.m is 321, but there are only 320 pairs"),
+    ({"evaluate.evaluators": (MMBD(at_risk=("pear",)),)}, "MMBD.at_risk names 'pear', which is not among the 4 classes"),
     ({"pretrain.objective": RoCLIP(pool=321, every=1)}, "RoCLIP.pool is 321, more than the 320 pairs"),
 ])  # fmt: skip
 def test_too_few_pairs_are_told_before_anything_is_trained(fields, said, tmp_path):
