@@ -21,7 +21,7 @@ from orchestrator.experiment.spec import Compute, Experiment, Given, Keep
 from orchestrator.report.page import html
 from orchestrator.report.tables import dropped_table
 from orchestrator.stages.base import At, ensure
-from orchestrator.stages.graph import stages
+from orchestrator.stages.graph import make_data, stages
 from orchestrator.stages.kept import lowest
 from orchestrator.store import Store
 from orchestrator.sweep.plan import make_plan
@@ -38,6 +38,7 @@ from trainers.detect.slof import SLOF
 from trainers.evaluate.detection import Detection
 from trainers.evaluate.mmbd import MMBD
 from trainers.methods.roclip import RoCLIP
+from trainers.methods.ubt import UBT
 
 KEEP = Keep(score=SLOF(k=24, m=80), share=0.8)
 assert BASE.clean is not None
@@ -241,6 +242,10 @@ def test_detection_measures_a_checkpoint_as_the_stage_does(made, tmp_path):
 
 def test_the_rule_is_said_before_anything_is_trained(tmp_path, said):
     crowding = override_all(KEPT, {"keep.score": SLOF(k=8, m=100), "clean": None, "pretrain.epochs": 1})
+    for changes in ({"clean.keep.score": SLOF(k=4, m=48)}, {"clean.keep": None, "clean.method": UBT(share=0.1, score=SLOF(k=4, m=48))}):
+        with without_ray():
+            make_data(override_all(KEPT, {"clean.epochs": 2, "clean.poisons": 8, **changes}), At(store=Store(str(tmp_path))))
+        assert "cleaning set: 8 of 96 pairs are poisoned" in said[-1] and "SLOF with k = 4, m = 48 (n / k = 1)" in said[-1]
     code, told, _ = run_here(replace(SWEEP, base=crowding, space={}), tmp_path)
     assert code == 0, told
     texts = ("SLOF with k = 8, m = 100 (n / k = 0.62)", "dropped 80")
