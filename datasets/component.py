@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import inspect
 import math
 import operator
 import types
@@ -46,6 +47,12 @@ class NamedFields:
     """Base of dataclasses whose fields are given by name. An unknown name raises InputError with the list of known ones."""
 
     def __new__(cls, *values: Any, **fields: Any) -> Any:
+        if "__dataclass_fields__" not in cls.__dict__:  # then the fields it adds would be no part of its identity
+            added = [name for name, hint in inspect.get_annotations(cls).items() if "ClassVar" not in str(hint)]
+            if added:
+                raise InputError(
+                    f"{cls.__name__} has the field {added[0]!r} but is no dataclass: write @dataclass(frozen=True, kw_only=True) above it."
+                )
         accepted = [f.name for f in dataclasses.fields(cls) if f.init]  # type: ignore[arg-type]
         if values:
             raise InputError(f"{cls.__name__}({shown(values[0])}, …): fields are given by name; accepted: {', '.join(accepted) or 'none'}.")

@@ -144,5 +144,6 @@ def damage(path: Path, what: str = "") -> InputError:
     """The error for a lost or damaged file of an artefact."""
     what = what or ("is not as its stage wrote it" if path.exists() else "is missing")
     return InputError(
-        f"{path} {what}: this finished stage is damaged. `cleansweep show --verify` lists all damage; delete the folder to make it anew."
+        f"{path} {what}: this finished stage is damaged. `cleansweep show --verify --store …` lists all damage; delete the folder to make "
+        "it anew."
     )

@@ -13,7 +13,7 @@ from ray import tune
 
 from datasets.attack.poison import Poison
 from datasets.triggers.blended import Blended
-from orchestrator.experiment.spec import Compute, Keep, Sweep
+from orchestrator.experiment.spec import Compute, Gate, Keep, Sweep
 from sweeps.quickstart import BASE as QUICKSTART
 from trainers.detect.cosine import CosineByModel
 from trainers.detect.dao import DAO
@@ -48,5 +48,6 @@ SWEEP = Sweep(
     name="detection",
     base=BASE,
     space={"poison.rate": tune.grid_search(list(RATES)), "keep": tune.grid_search([None, *KEEPS])},
+    gate=Gate(action="warn"),  # a training without the poison is what a keep is for
     compute=Compute(num_cpus=2),
 )

@@ -53,10 +53,10 @@ def attacks(count: int, *, patch: Trigger, blended: Trigger, sig: Trigger, warpe
         "warped": warped,
         "stripes": stripes,
         "checkerboard": checkerboard,
-        "words": WORDS,
         "dual key": DualKey(picture=patch, words=WORDS),
     }
     rows: dict[str, Poison | None] = {name: Poison(trigger=trigger, target="banana", count=count) for name, trigger in triggers.items()}
+    rows["words"] = Poison(trigger=WORDS, target="banana", count=count, mode="text_only")
     rows["label-consistent"] = Poison(trigger=blended, target="banana", count=count, mode="label_consistent")
     return rows | {"clean model": None}
 

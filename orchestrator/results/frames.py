@@ -109,6 +109,8 @@ def series(frame: pandas.DataFrame, path: str, rule: str = "acc_at_asr_le_5", me
 
 
 def _results(frame: pandas.DataFrame) -> pandas.DataFrame:
+    if frame.empty:
+        raise InputError("the frame has no rows: the store holds nothing of the sweep yet; run it first, or name its store.")
     return frame[(frame["role"] == "result") & frame["accuracy"].notna() & frame["asr"].notna()]
 
 

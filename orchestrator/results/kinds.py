@@ -57,6 +57,13 @@ def component_of(stage: StageResult) -> Node:
     return method_node(stage) if isinstance(stage, TrialResult) else objective_node(stage)
 
 
+def attack_text(stage: StageResult) -> str:
+    """Trigger and target of each attack that a training's data have: "Blended → banana"; empty where nobody is poisoned."""
+    several = stage.config.get("attacks") or ()
+    attacks = [attack for attack in (stage.config.get("poison"), *several) if isinstance(attack, dict) and attack.get("count") != 0]
+    return ", ".join(f"{label_of(_node(attack, 'trigger'))} → {attack.get('target')}" for attack in attacks)
+
+
 def label_of(node: Node) -> str:
     """The component's label; if it was not stored, the one that its class would give, or the class's name."""
     if isinstance(node.get(LABEL), str):

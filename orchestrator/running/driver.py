@@ -24,7 +24,6 @@ from orchestrator.running.follow import Follower, Mirror
 from orchestrator.running.stages_on_ray import ensure_all, measure_all, train_all
 from orchestrator.running.tuning import clean_sweep
 from orchestrator.stages.base import At, Stage, ensure, walk
-from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.graph import cleaned_by, knowing_made, make_data, stages, trained_by
 from orchestrator.stages.measured import lacking
 from orchestrator.stages.swept import FILE
@@ -208,14 +207,17 @@ def _values(trial: Trial) -> str:
 
 
 def _recorded(plan: Plan, store: Store) -> list[Trial] | None:
-    """The trials of a sweep that ran to its end; None if something is left to do."""
-    found = store.find(plan.stage.kind, plan.fingerprint)
-    if found is None:
+    """The trials of a sweep that ran to its end; None if something is left to do, also because an artefact was removed."""
+    record = store.find(plan.stage.kind, plan.fingerprint)
+    if record is None:
         return None
-    entries = json.loads(part(found, FILE))
-    if any(e["status"] == "finished" and store.find(Cleaned.kind, e["fingerprint"]) is None for e in entries):
-        return None  # somebody removed an artefact
-    return [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None, e.get("failure", "")) for e in entries]
+    entries = json.loads(part(record, FILE))
+    trials = [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None, e.get("failure", "")) for e in entries]
+    finished = [trial_experiment(plan.sweep, trial.overrides) for trial in trials if trial.status == "finished"]
+    made = [*(trained_by(experiment) for _, experiment in plan.upstream), *map(cleaned_by, finished)]
+    if any(store.find(stage.kind, stage.fingerprint) is None or lacking(store, stage) for stage in dict.fromkeys(made)):
+        return None
+    return trials
 
 
 def _record(plan: Plan, store: Store, trials: list[Trial]) -> None:

@@ -60,7 +60,10 @@ def make_plan(sweep: Sweep) -> Plan:
                 )
             if not (hasattr(space, "lower") or hasattr(space, "categories")):
                 raise InputError(f"space {path!r}: {type(space).__name__} has no bounds; accepted: uniform, randint, choice and their kin.")
-            for value in getattr(space, "categories", None) or [space.sample()]:
+            categories = getattr(space, "categories", None)
+            if categories is not None and not categories:
+                raise InputError(f"space {path!r}: the choice is empty; give at least one value.")
+            for value in categories or [space.sample()]:
                 override(sweep.base, path, value)
         else:
             if not values:

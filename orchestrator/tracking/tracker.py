@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.errors import InputError
-from orchestrator.results.kinds import component_of
+from orchestrator.results.kinds import attack_text, component_of
 from orchestrator.results.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
 from orchestrator.results.outcome import StageResult, Study, TrialResult
 from orchestrator.results.points import Point, points_of, start_of, uncleaned
@@ -117,6 +117,8 @@ class Tracker:
                 name = title or " ".join(filter(None, (method_of(result), settings(result, [result]), f"on {source}")))
             else:
                 self._objectives[result.fingerprint] = objective_of(result)
+                if attack := attack_text(result):
+                    stage_tags["attack"] = attack[:MAX_TAG]
             run_id = self._run(
                 fingerprint=result.fingerprint,
                 complete=_whole(result),

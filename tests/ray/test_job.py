@@ -69,4 +69,5 @@ def test_submitted_job(tiny_store: Path, tmp_path: Path):
     [experiment] = [e for e in client.search_experiments() if e.name == "tiny"]
     runs = client.search_runs([experiment.experiment_id])
     assert sorted(run.data.tags["role"] for run in runs) == ["clean"] * 4 + ["pretrain", "sweep"]
+    assert [run.data.tags["attack"] for run in runs if "attack" in run.data.tags] == ["Patch → banana"]
     assert all(run.info.status == "FINISHED" for run in runs)

@@ -1,8 +1,12 @@
 """Dotted paths: what they change, and what a wrong one says."""
 
+from typing import ClassVar
+
 import pytest
 
 from datasets.errors import InputError
+from datasets.triggers.base import Trigger
+from datasets.triggers.patch import Patch
 from orchestrator.experiment.override import from_text, get, override, override_all
 from sweeps.quickstart import BASE
 from trainers.objectives.contrastive import MMCLSSL
@@ -68,3 +72,16 @@ def test_mistakes_name_the_path_and_what_is_accepted(path, value, said):
     with pytest.raises(InputError) as error:
         override(BASE, path, value)
     assert path in str(error.value) and said in str(error.value)
+
+
+def test_a_component_that_is_no_dataclass_is_refused_for_its_fields_would_be_no_part_of_it() -> None:
+    class Forgotten(Trigger):
+        strength: int = 1
+        unit: ClassVar[str] = "pixels"
+
+    class Nothing(Patch):
+        unit: ClassVar[str] = "pixels"
+
+    with pytest.raises(InputError, match=r"Forgotten has the field 'strength' but is no dataclass: write @dataclass\(frozen=True"):
+        Forgotten()
+    assert Nothing(size=4).unit == "pixels"

@@ -6,6 +6,7 @@ import csv
 import io
 import math
 
+import pandas
 import pytest
 
 from datasets.errors import InputError
@@ -68,3 +69,9 @@ def test_a_series_has_means_over_repetitions(study):
         frames.series(study.frame(), "clean.nothing")
     with pytest.raises(InputError, match="rule is 'best'; accepted: acc_at_asr_le_5"):
         frames.choose(study.frame(), "best")
+
+
+def test_a_frame_without_rows_is_one_sentence() -> None:
+    for of in (frames.choose, frames.front):
+        with pytest.raises(InputError, match="the store holds nothing of the sweep yet"):
+            of(pandas.DataFrame([]))

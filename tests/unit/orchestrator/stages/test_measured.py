@@ -81,6 +81,20 @@ def test_one_more_evaluator_trains_nothing_and_measures_what_is_stored(finished:
     assert not any("norm/text" in line["metrics"] for line in run_here(SMALL, finished)[2].pretrains[0].metrics)
 
 
+def test_what_is_removed_of_a_finished_sweep_is_made_again(finished: Path, tmp_path: Path) -> None:
+    store, sweep = tmp_path / "store", with_evaluators(Norm())
+    shutil.copytree(finished, store)
+    assert run_here(sweep, store)[0] == 0
+    before = {kind: set(artefacts(store, kind)) for kind in ("measure", "pretrain", "clean")}
+    for kind in before:
+        [*_, gone] = artefacts(store, kind).values()
+        shutil.rmtree(gone)
+        code, said, study = run_here(sweep, store)
+        assert code == 0 and len(study.pretrains) == len(study.trials) == 1, said
+        assert set(artefacts(store, kind)) == before[kind]
+        assert all("norm/text" in stage.metrics[-1]["metrics"] for stage in (*study.pretrains, *study.trials))
+
+
 def test_it_is_what_is_measured_while_it_trains(finished: Path, tmp_path: Path) -> None:
     sweep = with_evaluators(Norm(power=1.0))
     code, said, along = run_here(sweep, tmp_path / "store")

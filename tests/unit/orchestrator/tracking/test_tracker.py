@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from datasets.errors import InputError
-from orchestrator.results.outcome import Study
+from orchestrator.results.kinds import attack_text
+from orchestrator.results.outcome import StageResult, Study
 from orchestrator.running.follow import Mirror
 from orchestrator.tracking.server import absolute_uri, redacted, serve, ui_command, views
 from orchestrator.tracking.tracker import DRIVER, ERROR, MAX_PARAM, NONFINITE, Tracker, TrackingError
@@ -68,6 +69,16 @@ def test_a_stage_whose_pairs_were_analysed_has_a_picture_of_them(uri: str, tmp_p
     pictured = [run for run in found if "analysis.png" in {file.path for file in client.list_artifacts(run.info.run_id)}]
     assert [run.data.tags["cleansweep.fingerprint"] for run in pictured] == [study.pretrains[0].fingerprint]
     assert pictured[0].data.metrics["pairs/clean_cosine"] == 0.5 and pictured[0].data.tags["mlflow.parentRunId"] == parent
+
+
+def test_a_pretraining_names_its_attacks():
+    def told(**config: object) -> str:
+        return attack_text(StageResult(stage="pretrain", name="", fingerprint="", folder=Path(), config=config))
+
+    patch = {"trigger": {"class": "datasets.triggers.patch.Patch"}, "target": "banana"}
+    words = {"trigger": {"class": "lab.Mark", "label": "a mark"}, "target": "cat", "count": 5}
+    assert told(poison=patch) == "Patch → banana" and told(poison=None, attacks=()) == told() == ""
+    assert told(poison=None, attacks=[patch, words, patch | {"count": 0}]) == "Patch → banana, a mark → cat"
 
 
 def test_every_stage_is_a_run_once_with_every_epoch_once(uri: str, tmp_path: Path):
