@@ -36,7 +36,9 @@ from trainers.methods.safeclip import SafeCLIP
 from trainers.objectives.contrastive import MMCL
 
 SQUARE = Patch(pattern="white", size=50, location="bottom_right")
-SETTING: dict[str, Any] = {"poison.trigger": SQUARE, "data.subset": 500_000, "pretrain.epochs": 32, "pretrain.batch_size": 128}
+SETTING: dict[str, Any] = {
+    "poison.trigger": SQUARE, "data.subset": 500_000, "pretrain.epochs": 32, "pretrain.batch_size": 128, "pretrain.warmup_steps": 10_000,
+}  # fmt: skip
 STUDY = full("cc3m", 1500)
 
 SWEEP = Sweep(
@@ -57,7 +59,7 @@ SWEEP = Sweep(
         SETTING | {"poison.trigger": Native(trigger=SQUARE)},
         SETTING | {"data.subset": None},
         SETTING | {"pretrain.epochs": 64},
-        SETTING | {"pretrain.batch_size": 1024},
+        SETTING | {"pretrain.batch_size": 1024, "pretrain.warmup_steps": 1250},  # warmed up over as many pairs
     ),
     space={"pretrain.objective": tune.grid_search([MMCL(), SafeCLIP()])},
     gate=WARN,

@@ -13,8 +13,11 @@ from orchestrator.experiment.spec import Experiment, Given, Keep, Pretrain
 from trainers.detect.cosine import CosineByReference
 from trainers.detect.early_loss import EarlyLoss
 from trainers.evaluate.analysis import Analysis
+from trainers.evaluate.bdetclip import BDetCLIP
+from trainers.evaluate.decree import Decree
 from trainers.evaluate.detection import Detection
 from trainers.evaluate.linear_probe import LinearProbe
+from trainers.evaluate.mmbd import MMBD
 from trainers.evaluate.other_trigger import OtherTrigger
 from trainers.evaluate.retrieval import Retrieval
 from trainers.evaluate.targeted import TargetedSuccess
@@ -24,7 +27,7 @@ from trainers.methods.base import Method
 from trainers.methods.pseudo_labels import PseudoLabels
 from trainers.model import Model, TinyCLIP
 
-ONE_EACH = (ZeroShotASR, Analysis, Detection, LinearProbe, Retrieval, TextTrigger, DualKeyCells, TargetedSuccess)
+ONE_EACH = (ZeroShotASR, Analysis, Detection, LinearProbe, Retrieval, TextTrigger, DualKeyCells, TargetedSuccess, Decree, MMBD, BDetCLIP)
 """Evaluators that may be given once only, because their metrics have the same names whatever their fields."""
 
 
@@ -81,6 +84,10 @@ def check(experiment: Experiment) -> None:
             raise InputError(f"clean.poisons is {clean.poisons}; accepted are 0 to {most}, of {pairs} pairs to clean with.")
         if clean.keep is not None:
             clean.keep.score.check(pairs, "clean.keep.score")
+            trusted = clean.keep.score.trusts
+            if isinstance(trusted, int) and trusted > pairs - clean.poisons:
+                raise InputError(f"clean.keep.score.trusted is {trusted}, but only {pairs - clean.poisons} of the {pairs} pairs to clean "
+                                 "with are no victims.")  # fmt: skip
             pairs, whole = clean.keep.kept(pairs), pairs
             if pairs < clean.batch_size:
                 raise InputError(f"clean.keep.share is {clean.keep.share}, which leaves {pairs} of {whole} pairs: fewer than one batch of "
@@ -140,6 +147,16 @@ def check(experiment: Experiment) -> None:
         attacked = [attack.target for attack in experiment.poisons if not attack.all_to_all]
         for target in (*attacked, *(one.target for one in others if one.target is not None)):
             target_index(experiment.evaluate.data.class_names, target)
+
+
+def check_methods(experiment: Experiment, pairs: int) -> None:
+    """InputError where a pre-training's method does not fit the number of pairs, which is known once they are indexed."""
+    keep = experiment.keep
+    for training, count in ((experiment.prior, pairs), (experiment.pretrain, pairs if keep is None else keep.kept(pairs))):
+        if isinstance(training, Pretrain) and isinstance(training.objective, Method):
+            for part in training.objective.parts():
+                part.check(count)
+                part.check_training(training, count)
 
 
 def _check_keep(experiment: Experiment, keep: Keep, where: str) -> None:

@@ -21,6 +21,11 @@ from trainers.evaluate.choice import RULE
 NONE = "none"
 """The column of the undefended models; always there, and the first."""
 SEED = "pretrain.seed"
+LONGEST = 80
+"""Characters of a row's or column's name, as in the schema of result files."""
+SAME = ("poison", "attacks", "data", "evaluate.data", "evaluate.seed", SEED)
+"""What no defence may change, with all that is below it."""
+BELOW = tuple(f"{path}." for path in SAME)
 UNJUDGED = Gate(min_asr=0.0, action="warn")
 """Of a defence that is a pre-training: where it works the attack does not take, which is no reason to stop."""
 Model = tuple[str, int]
@@ -130,8 +135,8 @@ class Matrix(NamedFields):
         if list(self.attacks.values()).count(None) > 1:
             raise InputError("Matrix.attacks has more than one None; there is one clean model.")
         for names, where in ((list(self.attacks), "attacks"), (list(self.defences), "defences")):
-            if bad := [name for name in names if not isinstance(name, str) or not name.strip() or "\n" in name]:
-                raise InputError(f"Matrix.{where} has the name {bad[0]!r}; accepted: one line of text.")
+            if bad := [name for name in names if not isinstance(name, str) or not name.strip() or "\n" in name or len(name) > LONGEST]:
+                raise InputError(f"Matrix.{where} has the name {bad[0]!r}; accepted: one line of up to {LONGEST} characters.")
         metrics = [metric_name(name) for name, attack in self.attacks.items() if attack]
         if twice := next((name for name in metrics if metrics.count(name) > 1), ""):
             raise InputError(f"Matrix.attacks: two rows are called {twice!r} in metrics; give them names that differ in letters or digits.")
@@ -144,8 +149,8 @@ class Matrix(NamedFields):
                 raise InputError(f"Matrix.defences[{name!r}] is a {type(defence).__name__}; accepted: a Defence.")
             if not (defence.changes or defence.space):
                 raise InputError(f"Matrix.defences[{name!r}] changes nothing; give it changes or a space.")
-            if fixed := {"poison", "attacks", "evaluate", "data", SEED} & {*defence.changes, *defence.space}:
-                raise InputError(f"Matrix.defences[{name!r}] changes {fixed.pop()}, which is the same for all defences.")
+            if fixed := [path for path in (*defence.changes, *defence.space) if path == "evaluate" or f"{path}.".startswith(BELOW)]:
+                raise InputError(f"Matrix.defences[{name!r}] changes {fixed[0]}, which is the same for all defences.")
         for where, names, known in (
             ("attacks", self.core.attacks if self.core else (), self.attacks),
             ("defences", self.core.defences if self.core else (), self.defences),

@@ -193,7 +193,7 @@ class Experiment(Component):
             if called.count(name) > 1:
                 raise InputError(f"attacks: {called.count(name)} have the name {name!r}; give each a name of its own (Poison(name=…)).")
         planted = [attack for attack in self.poisons if attack.planted]
-        keys = [attack.trigger.text if isinstance(attack.trigger, Words) else attack.trigger for attack in planted]
+        keys = [attack.trigger.text.casefold() if isinstance(attack.trigger, Words) else attack.trigger for attack in planted]
         for attack, key in zip(planted, keys):
             if keys.count(key) > 1:
                 raise InputError(f"attacks: {keys.count(key)} have the trigger of {attack.name}, {shown(key)}; give each its own.")

@@ -75,7 +75,7 @@ def _gates(board: Board) -> list[str]:
         gate = cell["gate"]
         if gate and not all(one is None or one for one in gate["took"]) and attack not in sentences:
             failed = [(seed, asr) for seed, asr, ok in zip(cell["seeds"], gate["asr"], gate["took"]) if ok is False]
-            seeds = ", ".join(f"seed {seed}: ASR {asr:.1f} %" for seed, asr in failed)
+            seeds = ", ".join(f"seed {seed}: ASR {'not known' if asr is None else f'{asr:.1f} %'}" for seed, asr in failed)
             wanted = f"at least {gate['threshold']:g} %, twice the floor, and an accuracy above chance"
             sentences[attack] = f"{attack}: the attack did not take ({seeds}; the gate wants {wanted})."
     return list(sentences.values())

@@ -41,6 +41,7 @@ def read_cell(path: Path) -> Cell:
     """The cell in a file; InputError naming the file and the field that does not fit."""
     try:
         cell = json.loads(decode_text(path.read_bytes(), f"result file {path}"), parse_constant=_no_number)
+        json.dumps(cell, ensure_ascii=False).encode()  # half of a surrogate pair is no text
     except OSError as error:
         raise InputError(f"result file {path} cannot be read: {error.strerror}.") from error
     except (ValueError, RecursionError) as error:

@@ -67,7 +67,9 @@ def _column(matrix: Matrix, defence: str, models: Collection[Model], compute: Co
         plan = make_plan(matrix.sweep(defence, models))
         _, _, code = run_sweep(plan, compute)
         failures += [f"column {defence}: some of it failed, as said above"] if code else []
-    except StageError as error:
+    except (StageError, InputError) as error:
+        if defence == NONE and isinstance(error, InputError):
+            raise  # it concerns every column
         failures.append(f"column {defence}: {error}")
         log.error("%s", failures[-1])
     write_cells(matrix, [defence], compute, out)

@@ -7,7 +7,7 @@ from functools import lru_cache
 
 from datasets.component import needs_of
 from datasets.synthetic import World
-from orchestrator.experiment.check import check
+from orchestrator.experiment.check import check, check_methods
 from orchestrator.experiment.identity import IDENTITIES
 from orchestrator.experiment.spec import Experiment, Given
 from orchestrator.stages.attack import AttackPlan
@@ -24,6 +24,7 @@ from orchestrator.stages.testset import TestSet
 from orchestrator.stages.trained import Trained, Unpoisoned
 from orchestrator.stages.world import Drawn
 from orchestrator.training.inputs import Inputs
+from trainers.evaluate.mmbd import MMBD
 
 
 @lru_cache(maxsize=4096)
@@ -111,6 +112,10 @@ def make_data(experiment: Experiment, at: At) -> Inputs:
     at.known[stage.attack.fingerprint] = pairs = stage.attack.read(at)
     stage.attack.require_words(experiment.pretrain.model, at)
     check_scores(experiment, pairs.pairs())
+    check_methods(experiment, len(pairs.pairs()))
+    for audit in experiment.evaluate.evaluators:
+        if isinstance(audit, MMBD):
+            audit.audited(stage.testset.read(at).class_names)  # an unknown class is told now: it measures after the last epoch
     if stage.kept is not None:
         return stage.measured_on(pairs, at)  # what is kept is not known yet
     at.known[stage.fingerprint] = inputs = stage.read(at)

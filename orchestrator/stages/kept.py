@@ -14,6 +14,7 @@ from datasets.errors import InputError
 from datasets.index.pairs import Pairs
 from datasets.seeding import hash64
 from orchestrator.console.log import log
+from orchestrator.experiment.identity import clean_pairs
 from orchestrator.experiment.spec import Experiment, Given, Keep
 from orchestrator.stages.base import At, Stage
 from orchestrator.stages.cleanset import FILE, CleaningSet
@@ -24,6 +25,7 @@ from orchestrator.store import write_json
 from trainers.detect.base import Score, crowded
 from trainers.detect.scoring import first_positions
 from trainers.evaluate.detection import Detection, victims
+from trainers.methods.ubt import UBT
 
 DROPPED = "dropped.parquet"
 """key, dropped, victim; in the order of the index."""
@@ -112,7 +114,7 @@ def kept_of(experiment: Experiment, keep: Keep, own: Trained, cleanset: Cleaning
 
 def check_scores(experiment: Experiment, pairs: Pairs) -> None:
     """InputError where a keep or an evaluator cannot score these pairs, or leaves fewer than a batch; a warning where the reference is
-    expected to hold too many victims."""
+    expected to hold too many victims, also that of a score of the cleaning set."""
     keep, scores, left = experiment.keep, list[Score](), len(pairs)
     if keep is not None:
         keep.score.check(left, "keep.score")
@@ -130,3 +132,8 @@ def check_scores(experiment: Experiment, pairs: Pairs) -> None:
         first_positions([score for score in scores if score.trusts], pairs, victim_N)
         if warning := crowded(scores, len(pairs), int(victim_N.sum())):
             log.warning("%s", warning)
+    clean = experiment.clean
+    if clean is not None:
+        inside = [part.score for part in clean.method.parts() if isinstance(part, UBT)] + ([clean.keep.score] if clean.keep else [])
+        if warning := crowded(inside, clean_pairs(clean), clean.poisons):
+            log.warning("cleaning set: %s", warning)

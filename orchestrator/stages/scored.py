@@ -26,7 +26,7 @@ from trainers.distributed import World
 from trainers.evaluate.detection import Scores, score_pairs, scored_batches
 
 FILE = "scores.parquet"
-"""key, score (float64, high is suspect), victim; in the order of the index."""
+"""key, score (float64, high is suspect), sign (score · sign is the value as its paper defines it), victim; in the order of the index."""
 CAUGHT_AT = (1.0, 2.0, 5.0, 10.0, 20.0)
 """Percent of the pairs, the most suspect ones, among which victims are counted."""
 
@@ -82,7 +82,8 @@ class Scored(Stage):
             made.append(score_pairs(encoder, scored_batches(pairs, [score], recipe, WHOLE), [score], World()))
         mean_N = np.mean([one.suspicion[score] for one in made], axis=0)
         last = replace(made[-1], suspicion={score: mean_N})
-        pq.write_table(pa.table({"key": pairs.keys(), "score": mean_N, "victim": last.victim_N}), at.folder / FILE)
+        sign_N = np.full(len(mean_N), score.sign, np.int8)
+        pq.write_table(pa.table({"key": pairs.keys(), "score": mean_N, "sign": sign_N, "victim": last.victim_N}), at.folder / FILE)
         warning = crowded([score], len(pairs), int(last.victim_N.sum()))
         if warning:
             log.warning("%s", warning)

@@ -20,7 +20,7 @@ from orchestrator.results.outcome import StageResult, TrialResult
 from orchestrator.results.points import ASR, Point, points_of
 from orchestrator.stages.base import Stage, walk
 from orchestrator.stages.graph import cleaned_by, stages, trained_by
-from orchestrator.store import Artefact, Store
+from orchestrator.store import Artefact, Store, read_failure
 from orchestrator.sweep.loading import module_of
 from orchestrator.sweep.plan import Plan, make_plan
 from orchestrator.sweep.stored import judge, read_stage
@@ -105,18 +105,20 @@ def _read(matrix: Matrix, defence: str, model: Model, store: Store) -> _Read:
     found = store.find(source.kind, source.fingerprint)
     if defence == NONE:
         return _Read(Repetition(start=point, undefended=True), (), found)
-    trials, told, added = [], [], []
+    trials, told, added, failed = [], [], [], False
     shared = {stage.fingerprint for stage in walk(*stages(undefended).values())}
     for experiment, values in zip(matrix.experiments(defence, model), matrix.settings(defence)):
         cleaned = experiment.clean is not None
         stage = cleaned_by(experiment) if cleaned else trained_by(experiment)
         trial = read_stage(store, stage, described(experiment), TrialResult if cleaned else StageResult)
         if trial is None or trial.status != "finished":
+            failed |= trial is not None and read_failure(trial.folder) is not None
             continue
         trials.append(trial)
         told.append(", ".join(f"{path.rpartition('.')[2]} {_value(value)}" for path, value in values.items()))
         added.append(tuple(_artefacts(stages(experiment), shared, store)))
-    return _Read(Repetition(start=point, trials=trials, told=told), tuple(added), found)
+    compared = point if trials or failed else None  # a model that is not defended yet must not count as one that no setting defends
+    return _Read(Repetition(start=compared, trials=trials, told=told), tuple(added), found)
 
 
 def _value(value: Any) -> str:

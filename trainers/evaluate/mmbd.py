@@ -53,6 +53,11 @@ class MMBD(Evaluator):
     """seed of the starts and of the choice of classes"""
     every: int = since(0)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(set(self.at_risk)) > self.classes:
+            raise InputError(f"MMBD.at_risk names {len(set(self.at_risk))} classes, but MMBD.classes is {self.classes}: raise it.")
+
     def open(self, material: Material) -> Iterable[Batch]:
         """One batch with class names and prompts; no pictures."""
         yield {"class_names": material.class_names, "templates": material.templates}

@@ -7,11 +7,13 @@ from dataclasses import replace
 import pytest
 
 from datasets.errors import InputError
+from orchestrator.experiment.check import check_methods
 from orchestrator.experiment.matrix import NONE, Core, Defence, Matrix, metric_name
 from orchestrator.stages.graph import stages
 from orchestrator.sweep.matrix import load_matrix, plans
 from orchestrator.sweep.plan import make_plan
 from sweeps.matrix import MINIATURE
+from sweeps.slides import SWEEP as SLIDES
 from tests.tiny_matrix import MATRIX
 from tests.tiny_sweep import BASE
 from trainers.methods.finetune import CleanCLIP
@@ -79,6 +81,9 @@ def test_an_override_that_does_not_fit_is_told(path: str, text: str, said: str):
         ({"defences": {"none": Defence(changes={"clean.lr": 1.0})}}, "leave it out"),
         ({"defences": {"x": Defence()}}, "changes nothing"),
         ({"defences": {"x": Defence(changes={"evaluate": BASE.evaluate})}}, "the same for all defences"),
+        *(({"defences": {"x": Defence(changes={path: 1})}}, f"changes {path}, which is the same for all")
+          for path in ("poison.count", "data.subset", "evaluate.data", "evaluate.seed", "pretrain.seed")),
+        ({"defences": {"x" * 81: Defence(changes={"clean.lr": 1.0})}}, "one line of up to 80 characters"),
         ({"defences": {"x": CleanCLIP()}}, "accepted: a Defence"),
         ({"core": Core(attacks=("patch",), defences=("x",), seeds=(1,))}, "Matrix.core.defences has 'x'"),
         ({"seeds": ()}, "Matrix.seeds"),
@@ -100,6 +105,11 @@ def test_a_change_that_does_not_fit_names_the_defence():
         Defence(space={"clean.lr": 1.0})
 
 
+def test_the_slides_methods_fit_their_numbers_of_pairs():
+    for _, experiment in make_plan(SLIDES).upstream:
+        check_methods(experiment, experiment.data.subset or 2_300_000)
+
+
 def test_the_shipped_matrix_is_large_enough_and_tunes_all_defences_alike():
     assert len([attack for attack in MINIATURE.attacks.values() if attack]) >= 6 and len(MINIATURE.columns) >= 9
     assert {defence.trials for defence in MINIATURE.defences.values()} == {3}
@@ -107,6 +117,9 @@ def test_the_shipped_matrix_is_large_enough_and_tunes_all_defences_alike():
     for name in (NONE, *MINIATURE.defences):
         assert make_plan(MINIATURE.sweep(name)).upstream
     full = load_matrix("sweeps.matrix")
+    for name in ("SafeCLIP", "RoCLIP"):
+        for experiment in full.experiments(name, ("patch", 0)):
+            check_methods(experiment, 2_300_000)  # CC3M as it can be downloaded today
     left_out = {"SafeCLIP", "RoCLIP", "SLOF, then anew"}  # the docstring says why
     assert list(full.attacks) == list(MINIATURE.attacks)
     assert [name for name in full.defences if name not in left_out] == list(MINIATURE.defences) and left_out < set(full.defences)

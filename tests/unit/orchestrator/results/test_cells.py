@@ -88,6 +88,8 @@ BROKEN = [
     (lambda c: c.update(reported=[{"accuracy": 1.0}]), r"reported\[0\].asr is missing"),
     (lambda c: c.update(measured=None, gate=None), "measured is null and reported is empty"),
     (lambda c: c["cost"].update(seconds=-1), "cost.seconds is -1"),
+    (lambda c: c["cost"].update(seconds=10**400), "cost.seconds is 1000"),
+    (lambda c: c["attack"].update(name="half \ud800"), "is no JSON: .*surrogates not allowed"),
 ]
 
 

@@ -15,14 +15,17 @@ import pytest
 
 from datasets.errors import InputError
 from orchestrator.commands import cli
-from orchestrator.experiment.matrix import NONE, Matrix
+from orchestrator.experiment.matrix import NONE, Defence, Matrix
 from orchestrator.experiment.spec import Compute, Gate
+from orchestrator.results.board import boards, ratings
+from orchestrator.results.cells import read_cells
 from orchestrator.running.matrix import plan_text, run_matrix, write_matrix
 from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import lines_of
 from orchestrator.store import Store
 from tests.inprocess import without_ray
 from tests.tiny_matrix import MATRIX
+from trainers.methods.roclip import RoCLIP
 
 ALL = replace(MATRIX, core=None, attacks={row: MATRIX.attacks[row] for row in ("patch", "clean model")})
 
@@ -89,6 +92,29 @@ def test_an_attack_that_did_not_take_is_said_and_not_defended(made, tmp_path: Pa
     assert failures == [] and refused["gate"]["took"] == [False] and refused["measured"] is None
     assert cells["patch", "none"]["measured"] and cells["clean model", "CleanCLIP"]["measured"]
     assert "did not take" in (tmp_path / "out" / "index.html").read_text()
+
+
+def test_a_model_that_is_not_defended_yet_is_no_failure_of_the_defence(made, tmp_path: Path):
+    shutil.copytree(made[0] / "store", tmp_path / "store")
+    more = replace(ALL, seeds=(0, 1))
+    fill(replace(more, defences={}), tmp_path)
+    write_matrix(more, Compute(store=str(tmp_path / "store")), tmp_path / "out")
+    cells = read_cells(tmp_path / "out" / "cells")
+    for cell in cells:  # so short a training learns nothing; only attacks that took are rated
+        cell["gate"] = cell["gate"] and cell["gate"] | {"took": [True, True]}
+    (board,) = boards(cells)
+    choice = board.choice("patch", "CleanCLIP", "blind")
+    assert choice and choice["accuracy"]["values"][1] is None and choice["start_asr"]["values"][1] is None
+    assert None not in board.cells["patch", "CleanCLIP"]["gate"]["asr"], "the undefended model is there"
+    assert len(ratings(board, "patch", "CleanCLIP", "blind")) == 1 and len(ratings(board, "patch", "none", "blind")) == 2
+
+
+def test_a_defence_that_does_not_fit_leaves_the_others_to_be_run(made, tmp_path: Path):
+    shutil.copytree(made[0] / "store", tmp_path / "store")
+    wrong = {"RoCLIP": Defence(changes={"pretrain.objective": RoCLIP(every=1)})}
+    cells, failures = fill(replace(ALL, defences=wrong | ALL.defences), tmp_path)
+    (told,) = failures
+    assert told.startswith("column RoCLIP: RoCLIP.pool is 21845, more than the ") and ("patch", "CleanCLIP") in cells
 
 
 def test_cells_of_rows_that_are_gone_are_removed_and_those_of_others_stay(made, tmp_path: Path):

@@ -21,7 +21,7 @@ from orchestrator.experiment.spec import Compute, Experiment, Given, Keep
 from orchestrator.report.page import html
 from orchestrator.report.tables import dropped_table
 from orchestrator.stages.base import At, ensure
-from orchestrator.stages.graph import stages
+from orchestrator.stages.graph import make_data, stages
 from orchestrator.stages.kept import lowest
 from orchestrator.store import Store
 from orchestrator.sweep.plan import make_plan
@@ -36,6 +36,9 @@ from trainers.detect.lorex import LoREx
 from trainers.detect.merit import figures
 from trainers.detect.slof import SLOF
 from trainers.evaluate.detection import Detection
+from trainers.evaluate.mmbd import MMBD
+from trainers.methods.roclip import RoCLIP
+from trainers.methods.ubt import UBT
 
 KEEP = Keep(score=SLOF(k=24, m=80), share=0.8)
 assert BASE.clean is not None
@@ -87,6 +90,7 @@ def test_the_lowest_scores_are_kept_and_the_scores_are_those_of_the_undefended_m
     scores = pq.read_table(artefact(made, KEPT, "scores") / "scores.parquet").to_pydict()
     dropped = pq.read_table(artefact(made, KEPT, "kept") / "dropped.parquet").to_pydict()
     assert scores["key"] == dropped["key"] and scores["victim"] == dropped["victim"]
+    assert set(scores["sign"]) == {1}
     values, gone = np.array(scores["score"]), np.array(dropped["dropped"])
     assert values[gone].min() >= values[~gone].max()
     told = json.loads((artefact(made, KEPT, "scores") / "summary.json").read_text())
@@ -168,6 +172,7 @@ def test_a_given_or_another_model_and_early_epochs_may_score(made):
                            / "scores.parquet")  # fmt: skip
     own = pq.read_table(artefact(made, replace(BASE, keep=Keep(score=EarlyLoss(m=50, first=1), share=0.9)), "scores") / "scores.parquet")
     assert scored["key"].equals(own["key"]) and np.ptp(scored["score"].to_numpy()) > 0.1
+    assert set(scored["sign"].to_pylist()) == {-1} == set(own["sign"].to_pylist())
 
 
 def test_of_equal_scores_the_same_pairs_are_kept_in_any_order():
@@ -187,6 +192,7 @@ def bad() -> list[tuple[str, Callable[[], object], str]]:
         ("reference", lambda: stages(replace(BASE, keep=Keep(score=CosineByReference(), share=0.9))), "keep.score is CosineByReference"),
         ("early", lambda: stages(replace(BASE, keep=Keep(score=EarlyLoss(m=9), share=0.9, model=given))), "keep.score is EarlyLoss"),
         ("set", lambda: stages(override_all(KEPT, {"clean.keep.score": SLOF(m=97)})), "clean.keep.score.m is 97, but .* 96 pairs"),
+        ("trusted", lambda: stages(override_all(KEPT, {"clean.keep.score": LoREx(m=50, trusted=91)})), "is 91, but only 90 of the 96"),
         ("few", lambda: stages(override_all(KEPT, {"clean.keep.share": 0.3})), "clean.keep.share is 0.3, which leaves 29 of 96 pairs"),
         ("none", lambda: Detection(scores=()), "Detection.scores is empty"),
         ("twice", lambda: Detection(scores=(SLOF(), SLOF())), "'slof_m2048_k16' 2 times"),
@@ -205,6 +211,8 @@ def test_what_cannot_be_kept_is_refused_at_once(what, make, said):
     ({"keep.score": SLOF(m=401)}, "keep.score.m is 401, but there are only 400 pairs"),
     ({"keep.score": LoREx(m=50, trusted=("nobody", "else"))}, "LoREx.trusted names 'nobody'"),
     ({"evaluate.evaluators": (Detection(scores=(SLOF(m=321),)),)}, "Detection.scores: SLOF.m is 321, but there are only 320 pairs"),
+    ({"evaluate.evaluators": (MMBD(at_risk=("pear",)),)}, "MMBD.at_risk names 'pear', which is not among the 4 classes"),
+    ({"pretrain.objective": RoCLIP(pool=321, every=1)}, "RoCLIP.pool is 321, more than the 320 pairs"),
 ])  # fmt: skip
 def test_too_few_pairs_are_told_before_anything_is_trained(fields, said, tmp_path):
     code, told, _ = run_here(replace(SWEEP, base=override_all(KEPT, fields), space={}), tmp_path)
@@ -234,6 +242,10 @@ def test_detection_measures_a_checkpoint_as_the_stage_does(made, tmp_path):
 
 def test_the_rule_is_said_before_anything_is_trained(tmp_path, said):
     crowding = override_all(KEPT, {"keep.score": SLOF(k=8, m=100), "clean": None, "pretrain.epochs": 1})
+    for changes in ({"clean.keep.score": SLOF(k=4, m=48)}, {"clean.keep": None, "clean.method": UBT(share=0.1, score=SLOF(k=4, m=48))}):
+        with without_ray():
+            make_data(override_all(KEPT, {"clean.epochs": 2, "clean.poisons": 8, **changes}), At(store=Store(str(tmp_path))))
+        assert "cleaning set: 8 of 96 pairs are poisoned" in said[-1] and "SLOF with k = 4, m = 48 (n / k = 1)" in said[-1]
     code, told, _ = run_here(replace(SWEEP, base=crowding, space={}), tmp_path)
     assert code == 0, told
     texts = ("SLOF with k = 8, m = 100 (n / k = 0.62)", "dropped 80")

@@ -19,6 +19,9 @@ from orchestrator.experiment.override import override
 from orchestrator.stages.graph import stages
 from tests.inprocess import run_here
 from tests.tiny_sweep import BASE, SWEEP
+from trainers.evaluate.bdetclip import BDetCLIP
+from trainers.evaluate.decree import Decree
+from trainers.evaluate.mmbd import MMBD
 from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 
 DUAL = Poison(
@@ -67,9 +70,14 @@ def test_equal_keys_and_evaluators_that_do_not_fit_are_refused() -> None:
     same = replace(TEXT, name="other", trigger=Words(text="zx", place="prefix"), target="cross")
     with pytest.raises(InputError, match="attacks: 2 have the trigger of text, 'zx'; give each its own"):
         replace(BOTH, attacks=(TEXT, same))
+    with pytest.raises(InputError, match="attacks: 2 have the trigger of text"):  # CLIP's tokenizer makes all letters small
+        replace(BOTH, attacks=(TEXT, replace(same, trigger=Words(text="ZX"))))
     with pytest.raises(InputError, match="2 have the trigger of dual, DualKey"):
         replace(BOTH, attacks=(DUAL, replace(DUAL, name="again", target="cross")))
     with pytest.raises(InputError, match="DualKeyCells measures an attack with both"):
         stages(replace(BOTH, attacks=(TEXT,)))
     with pytest.raises(InputError, match="TextTrigger would be measured twice"):
         stages(override(BOTH, "evaluate.evaluators", (TextTrigger(), TextTrigger(attack="dual"))))
+    for audit in (Decree(), MMBD(), BDetCLIP()):
+        with pytest.raises(InputError, match=f"{type(audit).__name__} would be measured twice"):
+            stages(override(BOTH, "evaluate.evaluators", (audit, replace(audit, every=1))))

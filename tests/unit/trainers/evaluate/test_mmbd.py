@@ -130,6 +130,8 @@ def test_bad_input_is_named():
         measured(MMBD(), names=NAMES[:2])
     with pytest.raises(InputError, match="at_risk names 'pear', which is not among the 9 classes"):
         measured(MMBD(at_risk=("pear",)))
+    with pytest.raises(InputError, match="MMBD.at_risk names 4 classes, but MMBD.classes is 3: raise it"):
+        MMBD(classes=3, at_risk=NAMES[:4])
     for fields, words in (({"starts": 0}, "starts"), ({"classes": 2}, "at least 3"), ({"lr": 0}, "lr")):
         with pytest.raises(InputError, match=words):
             MMBD(**fields)
