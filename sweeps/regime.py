@@ -13,8 +13,9 @@ The study says that CleanCLIP costs accuracy on a model pre-trained with MMCL+SS
   3. an embedding of 256;
   4. 24 epochs of pre-training;
   5. all of 2 to 4.
-* Each is cleaned twice: with 600 pairs, 5 %, and with 32, fewer than there are classes, so that a rate high enough to forget the trigger
-  forgets classes that it cannot learn again: the same command with `--clean.pairs 32 --clean.batch_size 32 --clean.epochs 30`.
+* Each is cleaned three times: with 600 pairs, 5 %; with 180, 1.5 %; and with 32, fewer than there are classes, so that a rate high enough
+  to forget the trigger forgets classes that it cannot learn again. The latter two are the same command with
+  `--clean.pairs 180 --clean.epochs 20` and with `--clean.pairs 32 --clean.batch_size 32 --clean.epochs 30`.
 * Whatever comes out is written down for every regime, as a map of where it was looked for. Regimes are run in this order.
 
 At full size: one run of 200 000 pairs of such a world, 64 pixels, embedding of 256, batches of 512, 30 epochs, a cleaning set of 2 %.
