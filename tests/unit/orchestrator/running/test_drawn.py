@@ -12,9 +12,11 @@ from orchestrator.running.driver import _record, _recorded
 from orchestrator.running.tuning import Context, Notes, _optuna, clean_sweep
 from orchestrator.stages.base import At, seal
 from orchestrator.stages.graph import stages
+from orchestrator.stages.measured import measurements
 from orchestrator.store import METRICS, Store
 from orchestrator.sweep.plan import make_plan
 from orchestrator.sweep.stored import load_study, recorded_trials, remember_trial
+from orchestrator.training.measuring import MEASURED
 from tests.drawn_sweep import SWEEP
 from tests.unit.fake_study import line
 
@@ -31,8 +33,10 @@ def lines(store, stage, epochs=2):
 
 
 def finished(store, stage):
-    with store.working("clean", stage.fingerprint):
-        (store.work("clean", stage.fingerprint) / METRICS).write_text(json.dumps(line(1, 80.0, 3.0)) + "\n")
+    with store.working(stage.kind, stage.fingerprint):
+        folder, along = store.work(stage.kind, stage.fingerprint), {one.digest: {"from": 0, "names": []} for one in measurements(stage)}
+        (folder / METRICS).write_text(json.dumps(line(1, 80.0, 3.0)) + "\n")
+        (folder / MEASURED).write_text(json.dumps({"measured": along}))
         seal(stage, store, 1.0)
 
 
@@ -74,6 +78,8 @@ def test_what_is_at_its_end_is_not_run_again_and_starts_no_ray(tmp_path):
     assert study.pretrains == [] and study.missing == 0
     assert sorted(trial.status for trial in study.trials) == ["finished", "stopped"], "each cleaning once"
     _record(PLAN, store, trials)
+    assert _recorded(PLAN, store) is None, "the pre-training is not there"
+    finished(store, stages(SWEEP.base)["pretrain"])
     assert _recorded(PLAN, store) == trials and len(trials) == 5
 
 
