@@ -99,10 +99,8 @@ def _says_where(name: str) -> Iterator[None]:
     except InputError as error:
         given = os.environ.get("CLEANSWEEP_DATA")
         folder = Path(given or "data").absolute()
-        hint = ""
-        if name.startswith("sweeps.") and str(folder) in str(error):
-            which = "names it" if given else "is not set"
-            hint = f" At full size it reads data below {folder} (CLEANSWEEP_DATA {which}); --miniature needs none."
+        which, needed = "names it" if given else "is not set", name.startswith("sweeps.") and str(folder) in str(error)
+        hint = f" At full size it reads data below {folder} (CLEANSWEEP_DATA {which}); --miniature needs none." if needed else ""
         raise InputError(f"{name}: {error}{hint}") from error
 
 
@@ -362,9 +360,11 @@ def _fetch(options: argparse.Namespace) -> int:
 
 def _matrix(options: argparse.Namespace) -> int:
     from orchestrator.commands.matrix import fill
+    from orchestrator.sweep.matrix import load_matrix
 
+    matrix = load_matrix(options.sweep, options.overrides, options.miniature, options.seeds)
     with _says_where(options.sweep):
-        return fill(options, _compute)
+        return fill(options, matrix, _compute(options, matrix))
 
 
 def _leaderboard(options: argparse.Namespace) -> int:

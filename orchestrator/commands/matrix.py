@@ -2,25 +2,25 @@
 
 import argparse
 import sys
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 from datasets.errors import InputError
 from datasets.storage import write_whole
 
+if TYPE_CHECKING:
+    from orchestrator.experiment.matrix import Matrix
+    from orchestrator.experiment.spec import Compute
 
-def fill(options: argparse.Namespace, compute_of: Callable[[argparse.Namespace, Any], Any]) -> int:
+
+def fill(options: argparse.Namespace, matrix: "Matrix", compute: "Compute") -> int:
     """`cleansweep matrix`: the exit code is 0 where every cell whose attack took is filled."""
     from orchestrator.report.leaderboard import as_text
     from orchestrator.running.matrix import CELLS, folder_of, plan_text, run_matrix
-    from orchestrator.sweep.matrix import load_matrix
 
-    matrix = load_matrix(options.sweep, options.overrides, options.miniature, options.seeds)
     if options.gate:
         matrix = replace(matrix, gate=replace(matrix.gate, action=options.gate))
-    compute = compute_of(options, matrix)
     if options.dry:
         print(plan_text(matrix, compute))
         return 0

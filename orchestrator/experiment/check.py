@@ -96,10 +96,7 @@ def check(experiment: Experiment) -> None:
         for part in clean.method.parts():
             part.check(pairs)
             part.check_training(clean, pairs)
-    for training in (experiment.pretrain, experiment.prior):
-        if isinstance(training, Pretrain) and isinstance(training.objective, Method):
-            for part in training.objective.parts():
-                part.check_training(training)
+    check_methods(experiment)
     _check_model(experiment.pretrain.model, "pretrain.model")
     method = labelling(experiment)
     if method is not None:
@@ -149,13 +146,14 @@ def check(experiment: Experiment) -> None:
             target_index(experiment.evaluate.data.class_names, target)
 
 
-def check_methods(experiment: Experiment, pairs: int) -> None:
-    """InputError where a pre-training's method does not fit the number of pairs, which is known once they are indexed."""
-    keep = experiment.keep
-    for training, count in ((experiment.prior, pairs), (experiment.pretrain, pairs if keep is None else keep.kept(pairs))):
+def check_methods(experiment: Experiment, pairs: int | None = None) -> None:
+    """InputError if the method of a pre-training does not fit its fields or, once the pairs are indexed, their number."""
+    left = pairs if pairs is None or experiment.keep is None else experiment.keep.kept(pairs)
+    for training, count in ((experiment.pretrain, left), (experiment.prior, pairs)):
         if isinstance(training, Pretrain) and isinstance(training.objective, Method):
             for part in training.objective.parts():
-                part.check(count)
+                if count is not None:
+                    part.check(count)
                 part.check_training(training, count)
 
 

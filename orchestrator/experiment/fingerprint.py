@@ -9,6 +9,7 @@ from typing import Any
 
 from datasets.component import Component
 from datasets.errors import InputError
+from orchestrator.experiment.source_code import path_of
 
 ID = "id"
 """Key of a component's id in a configuration."""
@@ -31,7 +32,7 @@ def encode(value: Any, where: str = "value", neutral: bool = False, every: bool 
             raise InputError(f"{where} is {value}: only finite numbers can be part of an experiment.")
         return value
     if isinstance(value, Component):
-        name = f"{type(value).__module__}.{type(value).__qualname__}"
+        name = path_of(type(value))
         entering = [f for f in dataclasses.fields(value) if every or _enters(f, value) or (neutral and f.metadata.get("neutral"))]
         fields = {f.name: encode(getattr(value, f.name), f"{where}.{f.name}", neutral, every) for f in entering}
         return {"class": name, ID: value.id, **fields}

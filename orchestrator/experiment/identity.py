@@ -13,6 +13,7 @@ from datasets.index.source import Source
 from datasets.synthetic import World
 from orchestrator.experiment.cleanset import read_keys
 from orchestrator.experiment.fingerprint import encode, fingerprint
+from orchestrator.experiment.source_code import path_of
 from orchestrator.experiment.spec import Clean
 from orchestrator.manifest import checked
 from orchestrator.store import sha256
@@ -91,7 +92,7 @@ def file_identity(path: Path) -> Any:
 
 def encode_cleaning(clean: Clean) -> Any:
     """The cleaning's configuration without the fields that determine the stage of labels, which is one of its inputs."""
-    labels = {f"{type(part).__module__}.{type(part).__qualname__}" for part in clean.method.parts() if isinstance(part, PseudoLabels)}
+    labels = {path_of(type(part)) for part in clean.method.parts() if isinstance(part, PseudoLabels)}
     return _without(encode(clean, "clean"), lambda key, owner: owner.get("class") in labels and key in LABELLING)
 
 

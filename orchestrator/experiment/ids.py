@@ -8,17 +8,17 @@ from pathlib import Path
 
 from datasets.component import Component
 from datasets.errors import InputError
-from orchestrator.experiment.source_code import OWN
+from orchestrator.experiment.source_code import OWN, is_ours, path_of
 
 
 def check_ids(classes: Iterable[type[Component]]) -> None:
     """InputError if two of these classes, or one of them and one of the project's, have the same id: they would be confused."""
     known: dict[str, type[Component]] = {}
-    for cls in sorted(classes, key=_path):
-        other = known.setdefault(cls.id, cls if _is_ours(cls) else project_class(cls.id) or cls)
-        if _path(other) != _path(cls):
+    for cls in sorted(classes, key=path_of):
+        other = known.setdefault(cls.id, cls if is_ours(cls) else project_class(cls.id) or cls)
+        if path_of(other) != path_of(cls):
             raise InputError(
-                f"{_path(cls)} has the id {cls.id!r}, as {_path(other)} has, so one would be taken for the other: give it an id of its "
+                f"{path_of(cls)} has the id {cls.id!r}, as {path_of(other)} has, so one would be taken for the other: give it an id of its "
                 f'own, id = "…" in its body.'
             )
 
@@ -30,7 +30,7 @@ def project_class(id: str) -> type[Component] | None:
     for module, text in _sources():
         if mention.search(text):
             importlib.import_module(module)
-    return next((cls for cls in _subclasses(Component) if cls.id == id and _is_ours(cls)), None)
+    return next((cls for cls in _subclasses(Component) if cls.id == id and is_ours(cls)), None)
 
 
 @lru_cache(maxsize=1)
@@ -50,11 +50,3 @@ def _subclasses(cls: type[Component]) -> Iterator[type[Component]]:
     for below in cls.__subclasses__():
         yield below
         yield from _subclasses(below)
-
-
-def _is_ours(cls: type) -> bool:
-    return cls.__module__.partition(".")[0] in OWN
-
-
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"

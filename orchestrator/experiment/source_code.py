@@ -15,9 +15,19 @@ _CARRIED = "_source_digest"
 """Attribute that holds the hash in a worker: there the class arrives by value, without its source."""
 
 
+def path_of(cls: type) -> str:
+    """A class as configurations name it."""
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def is_ours(cls: type) -> bool:
+    """Whether the class comes with the project."""
+    return cls.__module__.partition(".")[0] in OWN
+
+
 def code_of(value: Any) -> tuple[tuple[str, str], ...]:
     """(class, hash of its source and its bases' source) of the user's own components in a value, each once."""
-    return tuple(sorted({(f"{cls.__module__}.{cls.__qualname__}", digest) for cls in _classes(value) if (digest := _digest(cls))}))
+    return tuple(sorted({(path_of(cls), digest) for cls in _classes(value) if (digest := _digest(cls))}))
 
 
 def _classes(value: Any) -> Iterator[type]:

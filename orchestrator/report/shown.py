@@ -151,7 +151,7 @@ def also_measured(study: Study) -> Table | None:
     for panel in panels(study):
         newest = [{name: value for point in points_of(stage) for name, value in point.metrics.items()} for stage in panel.pretrains]
         columns[panel.label] = [values for values in newest if values]
-    names = {name: None for models in columns.values() for values in models for name in values}
+    names = dict.fromkeys(name for models in columns.values() for values in models for name in values)
     wanted = [name for name in names if name.partition("/")[0] not in ELSEWHERE and not name.endswith(PARTS)]
     lines = []
     for name in wanted:

@@ -10,6 +10,7 @@ from typing import Any
 
 from datasets.component import Component
 from orchestrator.experiment.fingerprint import ID, LABEL
+from orchestrator.experiment.source_code import path_of
 from orchestrator.results.outcome import StageResult, TrialResult
 
 Node = dict[str, Any]
@@ -97,11 +98,6 @@ def name_of(node: Node, alike: Collection[Kind] = ()) -> str:
 def is_a(node: Node, *classes: type[Component]) -> bool:
     """Whether a component's class is one of these; a derived class is not."""
     return node.get("class") in [path_of(cls) for cls in classes]
-
-
-def path_of(cls: type) -> str:
-    """A class as configurations name it."""
-    return f"{cls.__module__}.{cls.__qualname__}"
 
 
 def study_objective(stage: StageResult) -> str:

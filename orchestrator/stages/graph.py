@@ -24,7 +24,6 @@ from orchestrator.stages.testset import TestSet
 from orchestrator.stages.trained import Trained, Unpoisoned
 from orchestrator.stages.world import Drawn
 from orchestrator.training.inputs import Inputs
-from trainers.evaluate.mmbd import MMBD
 
 
 @lru_cache(maxsize=4096)
@@ -113,9 +112,6 @@ def make_data(experiment: Experiment, at: At) -> Inputs:
     stage.attack.require_words(experiment.pretrain.model, at)
     check_scores(experiment, pairs.pairs())
     check_methods(experiment, len(pairs.pairs()))
-    for audit in experiment.evaluate.evaluators:
-        if isinstance(audit, MMBD):
-            audit.audited(stage.testset.read(at).class_names)  # an unknown class is told now: it measures after the last epoch
     if stage.kept is not None:
         return stage.measured_on(pairs, at)  # what is kept is not known yet
     at.known[stage.fingerprint] = inputs = stage.read(at)

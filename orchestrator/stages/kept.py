@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from datasets.component import components
 from datasets.errors import InputError
 from datasets.index.pairs import Pairs
 from datasets.seeding import hash64
@@ -25,7 +26,6 @@ from orchestrator.store import write_json
 from trainers.detect.base import Score, crowded
 from trainers.detect.scoring import first_positions
 from trainers.evaluate.detection import Detection, victims
-from trainers.methods.ubt import UBT
 
 DROPPED = "dropped.parquet"
 """key, dropped, victim; in the order of the index."""
@@ -134,6 +134,6 @@ def check_scores(experiment: Experiment, pairs: Pairs) -> None:
             log.warning("%s", warning)
     clean = experiment.clean
     if clean is not None:
-        inside = [part.score for part in clean.method.parts() if isinstance(part, UBT)] + ([clean.keep.score] if clean.keep else [])
+        inside = [part for part in components((clean.method, clean.keep)) if isinstance(part, Score)]
         if warning := crowded(inside, clean_pairs(clean), clean.poisons):
             log.warning("cleaning set: %s", warning)

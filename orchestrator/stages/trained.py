@@ -105,13 +105,16 @@ class Trained(Stage):
         return self.measured_on(pairs if self.kept is None else replace(pairs, rows=rows_of(self.kept, at)), at)
 
     def measured_on(self, pairs: Inputs, at: At) -> Inputs:
-        """The pairs together with the test sets. InputError if the target is not a class, or the classes of two sets differ."""
+        """The pairs together with the test sets. InputError if the target is not a class, the classes of two sets differ, or an evaluator
+        cannot measure on these classes."""
         test = self.testset.read(at)
         made = tuple(one.read(at) for one in self.sets)
         alike = needs_of(tuple(one for one in self.experiment.evaluate.evaluators if not one.own_classes))
         for one, other in zip(self.sets, made):
             if one.tests in alike:
                 require_same_classes(test, one.source(at), other)
+        for evaluator in self.experiment.evaluate.evaluators:
+            evaluator.check_classes(test.class_names)
         targets = tuple(None if attack.all_to_all else target_place(test.class_names, attack.target) for attack in self.experiment.poisons)
         return replace(
             pairs, test_index=test.index, test_urls=test.urls, class_names=test.class_names, templates=test.templates, targets=targets,

@@ -43,6 +43,32 @@ def figures(suspicion_N: np.ndarray, victim_N: np.ndarray, shares: Sequence[floa
     return values
 
 
+def largest(score_N: np.ndarray, share: float) -> np.ndarray:
+    """bool [N]: marks the share·N pairs (rounded) with the largest scores; among equal scores the smaller number comes first."""
+    marked_N = np.zeros(len(score_N), bool)
+    marked_N[np.argsort(-score_N, kind="stable")[: round(share * len(score_N))]] = True
+    return marked_N
+
+
+def poisons_among(word: str, marked_N: np.ndarray, score_N: np.ndarray, victim_N: np.ndarray) -> dict[str, float]:
+    """How the marked pairs relate to the poison, only for logs.
+
+    <word>_poisons: how many marked pairs are victims. <word>_poisons_share: percent of the marked pairs that are victims.
+    poisons_<word>_share: percent of the victims that are marked. auroc: P(victim scores above clean pair), ties counting half. A share of
+    nothing is left out, and so is auroc without victims or without clean pairs.
+    """
+    numbers: dict[str, float] = {f"{word}_poisons": (marked_N & victim_N).sum()}
+    if marked_N.any():
+        numbers[f"{word}_poisons_share"] = 100 * victim_N[marked_N].mean()
+    if victim_N.any():
+        numbers[f"poisons_{word}_share"] = 100 * marked_N[victim_N].mean()
+    if victim_N.any() and not victim_N.all():
+        from sklearn.metrics import roc_auc_score
+
+        numbers["auroc"] = roc_auc_score(victim_N, score_N)
+    return numbers
+
+
 def _curve(victim_T: np.ndarray, clean_T: np.ndarray) -> dict[str, float]:
     """auroc, ap and fpr95 from the numbers of victims and of clean pairs with each value, most suspect value first."""
     found_T, false_T = np.cumsum(victim_T), np.cumsum(clean_T)

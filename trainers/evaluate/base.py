@@ -78,6 +78,9 @@ class Evaluator(Component, ABC):
     def check(self, triggers: Mapping[str, Trigger]) -> None:  # noqa: B027 (most evaluators measure any attack)
         """Raise InputError if it cannot measure an experiment whose attacks have these triggers (by attack name)."""
 
+    def check_classes(self, names: tuple[str, ...]) -> None:  # noqa: B027 (most evaluators measure any classes)
+        """Raise InputError if it cannot measure on a test set with these classes. Called before anything is trained."""
+
     def open(self, material: Material) -> Iterable[Batch]:
         """This rank's batches for one measurement."""
         return material.test()

@@ -58,6 +58,9 @@ class MMBD(Evaluator):
         if len(set(self.at_risk)) > self.classes:
             raise InputError(f"MMBD.at_risk names {len(set(self.at_risk))} classes, but MMBD.classes is {self.classes}: raise it.")
 
+    def check_classes(self, names: tuple[str, ...]) -> None:
+        self.audited(names)
+
     def open(self, material: Material) -> Iterable[Batch]:
         """One batch with class names and prompts; no pictures."""
         yield {"class_names": material.class_names, "templates": material.templates}

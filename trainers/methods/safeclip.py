@@ -18,6 +18,7 @@ from datasets.errors import InputError
 from datasets.storage import write_whole
 from trainers import distributed
 from trainers.batch import image_tensor
+from trainers.detect.merit import largest, poisons_among
 from trainers.encoder import Encoder
 from trainers.evaluate.analysis import EDGES
 from trainers.methods.base import Method, Run
@@ -127,7 +128,8 @@ class SafeCLIP(Method):
             clean, poisoned = (np.histogram(cosine_N[kind].clip(-1, 1), EDGES)[0] for kind in (~poisoned_N, poisoned_N))
             kept = {"histogram/clean": clean, "histogram/poisoned": poisoned, "edges": EDGES}
             _write(run, f"epoch_{epoch + 1:04d}.npz", _arrays(kept))
-            numbers = {"rho": share, **mixture, **counts, **poisons_of(cosine_N, safe_N, poisoned_N)}
+            poisons = poisons_among("safe", safe_N, cosine_N, poisoned_N)
+            numbers = {"rho": share, **mixture, **counts, "safe_n": safe_N.sum(), **poisons}
             metrics = {f"safeclip/{name}": float(value) for name, value in numbers.items()}
             return EpochPlan(values={"safe": safe_N}, order=order, metrics=metrics)
 
@@ -174,13 +176,6 @@ def mixture_of(cosine_N: np.ndarray) -> tuple[dict[str, float], np.ndarray]:
     return summary, fitted.predict_proba(cosine_N[:, None])[:, order[1]]
 
 
-def largest(cosine_N: np.ndarray, share: float) -> np.ndarray:
-    """bool [N]: marks the share·N pairs (rounded) with the largest cosines; among equal cosines the smaller number comes first."""
-    safe_N = np.zeros(len(cosine_N), bool)
-    safe_N[np.argsort(-cosine_N, kind="stable")[: round(share * len(cosine_N))]] = True
-    return safe_N
-
-
 def order_of(safe_N: np.ndarray, batch: int, rng: np.random.Generator) -> tuple[np.ndarray, dict[str, int]]:
     """(int64 [⌊N/batch⌋ · batch], counts): the epoch's pairs, risky ones first, with one kind per step; and how many pairs no step uses
     ("left_out") and how many a step uses again ("repeated"). Needs at least two batches of pairs."""
@@ -192,20 +187,6 @@ def order_of(safe_N: np.ndarray, batch: int, rng: np.random.Generator) -> tuple[
     order = np.concatenate([np.resize(numbers, count * batch) if count else numbers[:0] for numbers, count in zip(kinds, steps)])
     taken = len(np.unique(order))
     return order.astype(np.int64), {"left_out": len(safe_N) - taken, "repeated": len(order) - taken}
-
-
-def poisons_of(cosine_N: np.ndarray, safe_N: np.ndarray, poisoned_N: np.ndarray) -> dict[str, float]:
-    """How the split relates to the poison, only for logs: counts, percentages, and P(poisoned c > clean c), ties counting half."""
-    numbers: dict[str, float] = {"safe_n": safe_N.sum(), "safe_poisons": (safe_N & poisoned_N).sum()}
-    if safe_N.any():
-        numbers["safe_poisons_share"] = 100 * poisoned_N[safe_N].mean()
-    if poisoned_N.any():
-        numbers["poisons_safe_share"] = 100 * safe_N[poisoned_N].mean()
-    if poisoned_N.any() and not poisoned_N.all():
-        from sklearn.metrics import roc_auc_score
-
-        numbers["auroc"] = roc_auc_score(poisoned_N, cosine_N)
-    return numbers
 
 
 def _write(run: Run, name: str, content: bytes) -> None:

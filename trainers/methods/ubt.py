@@ -20,6 +20,7 @@ from datasets.storage import write_whole
 from trainers import distributed
 from trainers.detect.base import Score, smallest
 from trainers.detect.cosine import CosineByModel
+from trainers.detect.merit import largest, poisons_among
 from trainers.detect.scoring import REFERENCE
 from trainers.encoder import Encoder
 from trainers.evaluate.detection import score_pairs
@@ -102,9 +103,7 @@ class UBT(Method):
         if found is None:  # else the copy may not be the overfitted one: the second phase has begun
             scores = score_pairs(overfitted, pairs_to_score(run, self.score), (self.score,), run.world)
             score_N = scores.suspicion[self.score]
-            suspect_N = np.zeros(len(score_N), bool)
-            suspect_N[np.argsort(-score_N, kind="stable")[: round(self.share * len(score_N))]] = True
-            found = distributed.from_main((score_N, suspect_N, scores.victim_N), run.world)
+            found = distributed.from_main((score_N, largest(score_N, self.share), scores.victim_N), run.world)
             if file is not None and run.world.main:
                 _write(file, run.keys(), *found)
         score_N, suspect_N, victim_N = found
@@ -130,18 +129,9 @@ def pairs_to_score(run: Run, score: Score) -> Iterator[dict[str, Any]]:
 
 
 def said(score_N: np.ndarray, suspect_N: np.ndarray, victim_N: np.ndarray) -> dict[str, float]:
-    """What the suspects have to do with the victims, for the log alone: counts, percentages, P(a victim's score > a clean pair's)."""
-    found: dict[str, float] = {
-        "suspects": suspect_N.sum(), "suspect_poisons": (suspect_N & victim_N).sum(),
-        "suspect_poisons_share": 100 * victim_N[suspect_N].mean(),
-    }  # fmt: skip
-    if victim_N.any():
-        found["poisons_suspect_share"] = 100 * suspect_N[victim_N].mean()
-    if victim_N.any() and not victim_N.all():
-        from sklearn.metrics import roc_auc_score
-
-        found["auroc"] = roc_auc_score(victim_N, score_N)
-    return {f"ubt/{name}": float(value) for name, value in found.items()}
+    """Metrics of the suspects: how many they are, and how they relate to the victims (`poisons_among`)."""
+    numbers = {"suspects": suspect_N.sum(), **poisons_among("suspect", suspect_N, score_N, victim_N)}
+    return {f"ubt/{name}": float(value) for name, value in numbers.items()}
 
 
 def _write(file: Path, keys: list[str], score_N: np.ndarray, suspect_N: np.ndarray, victim_N: np.ndarray) -> None:
