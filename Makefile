@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help demo miniatures test exports check bench baselines install clean
+.PHONY: help demo miniatures test exports oracles check bench baselines install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -52,6 +52,12 @@ test: $(STAMP)  ## every test; ARGS="-k poison" picks some
 exports: $(STAMP)  ## Hugging Face transformers loads what `cleansweep export` writes
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,labels]"
 	$(BIN)/python -m pytest tests/unit/orchestrator/commands/test_exports_elsewhere.py $(ARGS)
+
+# adv-lib asks for a plotting server, which no longer installs and which its attacks do without.
+oracles: $(STAMP)  ## the audit's attacks and explanations beside foolbox, adv-lib, captum and lime
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,oracles]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps adv-lib
+	$(BIN)/python -m pytest tests/unit/trainers/audit -k oracle $(ARGS)
 
 check: $(STAMP)  ## ruff and mypy
 	$(BIN)/ruff check .

@@ -1,0 +1,1 @@
+"""Biases of data sets and of answers: one file each."""

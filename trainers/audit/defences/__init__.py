@@ -1,0 +1,1 @@
+"""Defences at test time: one file each, and the ways to attack through them."""

@@ -1,0 +1,1 @@
+"""Explanations of a prediction: one file each."""

@@ -1,0 +1,1 @@
+"""Protection of pictures against inpainting models: one file each."""
