@@ -28,7 +28,8 @@ class FMN(Search):
     picture fools and grows by 1 + γ where it does not.
 
     Before a picture has fooled for the first time, r is 1 + γ times the length of its change plus the distance to the linearised boundary,
-    |margin|/‖gradient‖ in the dual norm (the paper's r ends exactly on the boundary of a linear classifier, and stays there). α and γ fall to their final values along half a cosine. Pixels that the box stops are left out of the gradient (the paper's r never
+    |margin|/‖gradient‖ in the dual norm, or 1 + γ times r, whichever is more (the paper's r has no such factor: it ends exactly on the
+    boundary of a linear classifier and stays there). α and γ fall to their final values along half a cosine. Pixels that the box stops are left out of the gradient (the paper's r never
     gets long enough where the box stops many of them). It draws nothing at random. One query a
     step, and one for the first look.
     """
@@ -87,8 +88,9 @@ class FMN(Search):
     def _radius(self, work: Work, at_b: Tensor, radius_b: Tensor, gamma: float, fooled_b: Tensor, linear_b: Tensor) -> Tensor:
         """The next radius: smaller where the picture fools, larger where it once did, else just beyond the linearised boundary."""
         smallest_b = torch.where(work.fooled_B[at_b], -work.score_B[at_b], torch.inf)
+        first_b = (1 + gamma) * torch.where(radius_b.isinf(), linear_b, torch.maximum(radius_b, linear_b))
         smaller_b = torch.minimum(radius_b * (1 - gamma), smallest_b)
-        return torch.where(fooled_b, smaller_b, torch.where(work.fooled_B[at_b], radius_b * (1 + gamma), linear_b * (1 + gamma)))
+        return torch.where(fooled_b, smaller_b, torch.where(work.fooled_B[at_b], radius_b * (1 + gamma), first_b))
 
     def _dual(self, slope_bCHW: Tensor) -> Tensor:
         """The norm that is dual to `norm`: l1 for linf."""
