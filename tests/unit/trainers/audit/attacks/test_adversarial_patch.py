@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -25,8 +26,9 @@ def channel_means() -> Classifier:
     return Classifier(lambda picture_BCHW, _: 40 * picture_BCHW.mean((2, 3)), 3, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("attack", [AdversarialPatch(area=0.1), AdversarialPatch(area=0.1, shape="disc"), AdversarialPatch(area=0.1, fixed_area=True)])
-def test_pixels_outside_stay_exactly_as_they_are(attack: AdversarialPatch) -> None:
+@pytest.mark.parametrize("settings", [{}, {"shape": "disc"}, {"fixed_area": True}])
+def test_pixels_outside_stay_exactly_as_they_are(settings: dict[str, Any]) -> None:
+    attack = AdversarialPatch(area=0.1, **settings)
     placed, mask = attack.apply(torch.full((3, 7, 7), 2.0), PICTURES, KEYS)
     assert torch.equal(placed.permute(0, 2, 3, 1)[~mask], PICTURES.permute(0, 2, 3, 1)[~mask])
     assert torch.allclose(placed.permute(0, 2, 3, 1)[mask], torch.tensor(2.0, dtype=torch.float64))
