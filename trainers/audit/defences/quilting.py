@@ -51,6 +51,8 @@ class Quilting(Defence):
     def __post_init__(self) -> None:
         if self.overlap >= self.patch:
             raise InputError(f"Quilting.overlap is {self.overlap}; accepted: less than the patch's side, {self.patch}.")
+        if self.size < self.neighbours:
+            raise InputError(f"Quilting.size is {self.size}; accepted: at least as many patches as Quilting.neighbours, {self.neighbours}.")
 
     def with_bank(self, image_NHWC: np.ndarray) -> Quilting:
         """A copy whose bank holds patches of these clean pictures (uint8 [N, H, W, 3]), at places drawn by the seed.
@@ -60,16 +62,16 @@ class Quilting(Defence):
         """
         view = (self.patch, self.patch)
         if not len(image_NHWC) or min(image_NHWC.shape[1:3]) < self.patch:
-            raise InputError(f"Quilting got {len(image_NHWC)} clean pictures of {image_NHWC.shape[1]}×{image_NHWC.shape[2]} pixels; accepted: "
-                             f"at least one, no smaller than a patch of {self.patch}×{self.patch}.")  # fmt: skip
+            raise InputError(f"Quilting got {len(image_NHWC)} clean pictures of {image_NHWC.shape[1]}×{image_NHWC.shape[2]} pixels; "
+                             f"accepted: at least one, no smaller than a patch of {self.patch}×{self.patch}.")  # fmt: skip
         window = sliding_window_view(image_NHWC, view, (1, 2))  # [N, H − p + 1, W − p + 1, 3, p, p]
         places = window.shape[:3]
         count = int(np.prod(places))
         if count < self.neighbours:
-            raise InputError(f"Quilting.neighbours is {self.neighbours}; the clean pictures have {count} patches; accepted: at most as many.")
+            raise InputError(f"Quilting.neighbours is {self.neighbours}; accepted: at most {count}, the patches of the clean pictures.")
         chosen_M = np.arange(count)
         if self.size < count:
-            chosen_M = np.sort(rng(self.seed, type(self).id, "bank").choice(count, max(self.size, self.neighbours), replace=False))
+            chosen_M = np.sort(rng(self.seed, type(self).id, "bank").choice(count, self.size, replace=False))
         patch_M = window[np.unravel_index(chosen_M, places)]
         made = copy.copy(self)
         object.__setattr__(made, "bank_MV", patch_M.transpose(0, 2, 3, 1).reshape(len(chosen_M), -1))
@@ -88,10 +90,9 @@ class Quilting(Defence):
         rows, columns = (places(side, self.patch, self.patch - self.overlap) for side in image_BHWC.shape[1:3])
         window = sliding_window_view(image_BHWC, (self.patch, self.patch), (1, 2))[:, rows][:, :, columns]
         query_BPV = window.transpose(0, 1, 2, 4, 5, 3).reshape(len(image_BHWC), len(rows) * len(columns), -1)
-        chosen_BP = np.stack([
-            near_PK[np.arange(len(near_PK)), draw.integers(self.neighbours, size=len(near_PK))]
-            for near_PK, draw in zip((self._nearest(query_PV, picture_BCHW.device) for query_PV in query_BPV), draws)
-        ])  # fmt: skip
+        near_BPK = self._nearest(query_BPV.reshape(-1, query_BPV.shape[2]), picture_BCHW.device).reshape(*query_BPV.shape[:2], -1)
+        which_BP = np.stack([draw.integers(self.neighbours, size=query_BPV.shape[1]) for draw in draws])
+        chosen_BP = np.take_along_axis(near_BPK, which_BP[..., None], 2)[..., 0]
         patch_BPppC = self.bank_MV[chosen_BP].reshape(*chosen_BP.shape, self.patch, self.patch, 3)
         made_BHWC = quilted(patch_BPppC, rows, columns, image_BHWC.shape[1:3])
         return as_floats(torch.from_numpy(made_BHWC).to(picture_BCHW.device), picture_BCHW.dtype)
