@@ -1,5 +1,7 @@
 """JPEG, bit depth, crops and total variation: each against a formula or another library, and what all defences have in common."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -99,8 +101,8 @@ def test_a_picture_of_one_colour_stays_as_it_is(defence, value):
 
 
 def test_total_variation_without_losses_is_skimages():
-    x = pictures(2).double()
-    found = smoothest(x, torch.ones_like(x), 0.1, 3000)
+    x = pictures(2)[:, :1, :8, :8].double()
+    found = smoothest(x, torch.ones_like(x), 0.1, 6000)
     for picture, own in zip(x, found):
         for channel, own_HW in zip(picture.numpy(), own.numpy()):
             expected = denoise_tv_chambolle(channel, weight=0.1, eps=1e-14, max_num_iter=20000)
@@ -128,9 +130,9 @@ def test_total_variation_finds_the_minimum_that_scipy_finds():
 def test_total_variation_of_three_pixels_is_known():
     x = torch.tensor([0.2, 0.9, 0.6], dtype=torch.float64).reshape(1, 1, 1, 3)
     kept = torch.tensor([1.0, 0.0, 1.0], dtype=torch.float64).reshape(1, 1, 1, 3)
-    left, middle, right = smoothest(x, kept, 0.05, 5000).flatten().tolist()
+    left, middle, right = smoothest(x, kept, 0.05, 2000).flatten().tolist()
     assert left == pytest.approx(0.25, abs=1e-4) and right == pytest.approx(0.55, abs=1e-4) and left - 1e-4 <= middle <= right + 1e-4
-    left, middle, right = smoothest(x, torch.ones_like(x), 0.05, 5000).flatten().tolist()
+    left, middle, right = smoothest(x, torch.ones_like(x), 0.05, 2000).flatten().tolist()
     assert (left, middle, right) == (pytest.approx(0.25, abs=1e-4), pytest.approx(0.8, abs=1e-4), pytest.approx(0.65, abs=1e-4))
 
 
@@ -162,7 +164,7 @@ def test_draws_are_fresh_for_each_call_and_the_same_from_scratch(defence):
     calls = [first(x, KEYS) for _ in range(2)]
     assert torch.equal(calls[0], again(x, KEYS)) and torch.equal(calls[1], again(x, KEYS))
     assert torch.equal(calls[0], calls[1]) is not defence.random
-    other = type(defence)(**{**{f: getattr(defence, f) for f in defence.__dataclass_fields__}, "seed": 1}).ready(bank()).guard(bare)
+    other = replace(defence, seed=1).ready(bank()).guard(bare)
     assert torch.equal(calls[0], other(x, KEYS)) is not defence.random
     assert first.queries == 2 * COUNT
 
