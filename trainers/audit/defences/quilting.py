@@ -7,6 +7,7 @@ K neighbours, p side of a patch.
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, ClassVar
@@ -98,17 +99,21 @@ class Quilting(Defence):
         return as_floats(torch.from_numpy(made_BHWC).to(picture_BCHW.device), picture_BCHW.dtype)
 
     def _nearest(self, query_PV: np.ndarray, device: torch.device) -> np.ndarray:
-        """The K nearest patches of the bank, int64 [P, K], the nearest first, among equals the lowest number. Exact: distances of bytes are
-        whole numbers, and so are the sums that break ties."""
-        bank_MV = torch.from_numpy(self.bank_MV).to(device, torch.float64)
+        """The K nearest patches of the bank, int64 [P, K], the nearest first, among equals the lowest number first. Exact: squared
+        distances of bytes are whole numbers that the type holds."""
+        assert self.bank_MV is not None
+        dtype = torch.float32 if 2 * 255**2 * query_PV.shape[1] < 2**24 else torch.float64
+        bank_MV = torch.from_numpy(self.bank_MV).to(device, dtype)
         own_M = bank_MV.square().sum(1)
-        number_M = torch.arange(len(bank_MV), device=device)
         found = []
-        for part_PV in torch.from_numpy(query_PV).to(device, torch.float64).split(max(1, AT_A_TIME // len(bank_MV))):
-            distance_PM = own_M - 2 * part_PV @ bank_MV.T + part_PV.square().sum(1)[:, None]
-            order_PM = distance_PM * len(bank_MV) + number_M  # below 2^53
-            found.append(order_PM.topk(self.neighbours, largest=False).indices)
-        return torch.cat(found).cpu().numpy()
+        for part_PV in torch.from_numpy(query_PV).to(device, dtype).split(max(1, AT_A_TIME // len(bank_MV))):
+            distance_PM = (part_PV @ bank_MV.T).mul_(-2).add_(own_M).add_(part_PV.square().sum(1)[:, None])
+            farthest_P1 = distance_PM.topk(self.neighbours, largest=False).values[:, -1:]
+            row_n, number_n = (distance_PM <= farthest_P1).nonzero(as_tuple=True)  # at least K of each row
+            order_n = np.lexsort([key.cpu().numpy() for key in (number_n, distance_PM[row_n, number_n], row_n)])
+            first_P = np.searchsorted(row_n.cpu().numpy(), np.arange(len(part_PV)))
+            found.append(number_n.cpu().numpy()[order_n[first_P[:, None] + np.arange(self.neighbours)]])
+        return np.concatenate(found)
 
 
 def places(side: int, patch: int, step: int) -> list[int]:
@@ -118,20 +123,31 @@ def places(side: int, patch: int, step: int) -> list[int]:
 
 
 def quilted(patch_BPppC: np.ndarray, rows: Sequence[int], columns: Sequence[int], size: tuple[int, int]) -> np.ndarray:
-    """Pictures from patches at rows × columns, P in that order, uint8 [B, H, W, C]."""
+    """Pictures from patches at rows × columns, P in that order, uint8 [B, H, W, C].
+
+    The result is that of placing one patch after the other. Patches that do not touch each other, of which none waits for another one, are
+    placed at once: those with the same j + apart·i, where columns that are `apart` numbers from each other share no pixel.
+    """
     batch, _, side, _, channels = patch_BPppC.shape
+    apart = next(s for s in range(1, len(columns) + 1) if all(right - left >= side for left, right in zip(columns, columns[s:])))
+    together: dict[tuple[int, int, int], list[tuple[int, int]]] = {}
+    for i, j in itertools.product(range(len(rows)), range(len(columns))):
+        height, width = (at[n - 1] + side - at[n] if n else 0 for at, n in ((rows, i), (columns, j)))
+        together.setdefault((j + apart * i, height, width), []).append((i, j))
     made_BHWC = np.zeros((batch, *size, channels), np.uint8)
-    for i, top in enumerate(rows):
-        for j, left in enumerate(columns):
-            new_BppC = patch_BPppC[:, i * len(columns) + j]
-            there_BppC = made_BHWC[:, top : top + side, left : left + side]
-            error_Bpp = np.square(there_BppC.astype(np.int64) - new_BppC).sum(-1)
-            new_Bpp = np.ones((batch, side, side), bool)
-            if j and (width := columns[j - 1] + side - left):
-                new_Bpp[:, :, :width] &= behind_cut(error_Bpp[:, :, :width])
-            if i and (height := rows[i - 1] + side - top):
-                new_Bpp[:, :height] &= behind_cut(error_Bpp[:, :height].swapaxes(1, 2)).swapaxes(1, 2)
-            there_BppC[new_Bpp] = new_BppC[new_Bpp]
+    for (_, height, width), places_G in sorted(together.items()):
+        i_G, j_G = np.array(places_G).T
+        y_Gp1 = np.array(rows)[i_G, None, None] + np.arange(side)[:, None]
+        x_G1p = np.array(columns)[j_G, None, None] + np.arange(side)
+        there_BGppC, new_BGppC = made_BHWC[:, y_Gp1, x_G1p], patch_BPppC[:, i_G * len(columns) + j_G]
+        error_npp = np.square(there_BGppC.astype(np.int64) - new_BGppC).sum(-1).reshape(-1, side, side)
+        taken_npp = np.ones(error_npp.shape, bool)
+        if width:
+            taken_npp[:, :, :width] &= behind_cut(error_npp[:, :, :width])
+        if height:
+            taken_npp[:, :height] &= behind_cut(error_npp[:, :height].swapaxes(1, 2)).swapaxes(1, 2)
+        taken_BGpp1 = taken_npp.reshape(*new_BGppC.shape[:4], 1)
+        made_BHWC[:, y_Gp1, x_G1p] = np.where(taken_BGpp1, new_BGppC, there_BGppC)
     return made_BHWC
 
 

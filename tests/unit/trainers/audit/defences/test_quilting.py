@@ -75,6 +75,24 @@ def test_patches_meet_at_the_cut_in_both_directions():
     np.testing.assert_array_equal(made, expected)
 
 
+@pytest.mark.parametrize(("patch", "overlap", "size"), [(5, 2, (17, 15)), (5, 4, (9, 12)), (4, 3, (8, 9)), (3, 0, (7, 8)), (5, 2, (15, 16))])
+def test_patches_placed_at_once_are_as_if_placed_one_after_the_other(patch, overlap, size):
+    rows, columns = (places(side, patch, patch - overlap) for side in size)
+    patches = rng("patches", patch, overlap).integers(0, 256, (2, len(rows) * len(columns), patch, patch, 3), dtype=np.uint8)
+    found = quilted(patches, rows, columns, size)
+    for own, made in zip(patches, found):
+        expected = np.zeros((*size, 3), int)
+        for number, (top, left) in enumerate(itertools.product(rows, columns)):
+            there, new = expected[top : top + patch, left : left + patch], own[number].astype(int)
+            error, keep = ((there - new) ** 2).sum(-1), np.zeros((patch, patch), bool)
+            if left and (width := columns[columns.index(left) - 1] + patch - left):
+                keep[:, :width] |= ~behind_cut(error[None, :, :width])[0]
+            if top and (height := rows[rows.index(top) - 1] + patch - top):
+                keep[:height] |= ~behind_cut(error[None, :height].swapaxes(1, 2))[0].T
+            there[~keep] = new[~keep]
+        np.testing.assert_array_equal(made, expected)
+
+
 @pytest.mark.parametrize(("side", "patch", "step"), [(32, 5, 3), (33, 5, 3), (34, 5, 3), (5, 5, 3), (6, 5, 3), (224, 5, 3), (9, 3, 3)])
 def test_places_cover_the_side_without_gaps(side, patch, step):
     found = places(side, patch, step)
