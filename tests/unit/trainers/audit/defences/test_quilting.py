@@ -75,7 +75,7 @@ def test_patches_meet_at_the_cut_in_both_directions():
     np.testing.assert_array_equal(made, expected)
 
 
-@pytest.mark.parametrize(("patch", "overlap", "size"), [(5, 2, (17, 15)), (5, 4, (9, 12)), (4, 3, (8, 9)), (3, 0, (7, 8)), (5, 2, (15, 16))])
+@pytest.mark.parametrize(("patch", "overlap", "size"), [(5, 2, (17, 15)), (5, 4, (9, 12)), (4, 3, (8, 9)), (3, 0, (7, 8)), (5, 2, (9, 10))])
 def test_patches_placed_at_once_are_as_if_placed_one_after_the_other(patch, overlap, size):
     rows, columns = (places(side, patch, patch - overlap) for side in size)
     patches = rng("patches", patch, overlap).integers(0, 256, (2, len(rows) * len(columns), patch, patch, 3), dtype=np.uint8)
