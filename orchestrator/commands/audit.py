@@ -37,6 +37,7 @@ def audit(plan: Plan, compute: Compute, options: argparse.Namespace) -> int:
     if options.rule not in RULE:
         raise InputError(f"--rule is {options.rule!r}; accepted: {', '.join(RULE)}.")
     radii = radii_of(options.eps)
+    named_audits(_names(options), Asked(eps=radii))  # an unknown name is told before anything is read
     store = Store(compute.store)
     at = At(store=store, compute=compute)
     models = given_models(plan, options.checkpoint, store) if options.checkpoint else chosen_models(plan, store, options)
@@ -92,18 +93,22 @@ def _fitting(models: Sequence[StoredModel], options: argparse.Namespace, radii: 
     classes = source.testset.read(at).class_names
     poisons = source.experiment.poisons
     marks = bool(poisons) and poisons[0].trigger is not None and poisons[0].trigger.marks and poisons[0].mode != "text_only"
-    found, only = [], tuple(filter(None, (options.only or "").split(",")))
-    for audit in named_audits(only, Asked(eps=radii, size=source.experiment.views.size, classes=len(classes))):
+    found = []
+    for audit in named_audits(_names(options), Asked(eps=radii, size=source.experiment.views.size, classes=len(classes))):
         try:
             audit.check(len(classes), marks)
             found.append(audit)
         except InputError as error:
-            if only:
+            if options.only:
                 raise
             note(f"{audit.label} is left out: {error}")
     if not found:
         raise InputError("no audit fits these models; see the notes above.")
     return found
+
+
+def _names(options: argparse.Namespace) -> tuple[str, ...]:
+    return tuple(filter(None, (options.only or "").split(",")))
 
 
 def chosen_models(plan: Plan, store: Store, options: argparse.Namespace) -> list[StoredModel]:

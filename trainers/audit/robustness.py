@@ -151,7 +151,7 @@ class Robustness(Audit):
                 f"{metrics['robust/noise']:.1f} %: the attack does not work."
             )
         if metrics.get("robust/zero_gradient", 0.0) > MASKED:
-            found.append(f"{self.label}: {metrics['robust/zero_gradient']:.0f} % of the gradients are exactly 0, so it saw nothing to follow.")
+            found.append(f"{self.label}: {metrics['robust/zero_gradient']:.0f} % of the gradients are exactly 0: it saw nothing to follow.")
         return found
 
     def _notes(self, metrics: Mapping[str, float]) -> list[str]:
