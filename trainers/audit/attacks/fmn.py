@@ -27,8 +27,8 @@ class FMN(Search):
     """Steps along the gradient of the margin within a radius r of its own for each picture, which shrinks by the factor 1 − γ where the
     picture fools and grows by 1 + γ where it does not.
 
-    Before a picture has fooled for the first time, r is the length of its change plus the distance to the linearised boundary,
-    |margin|/‖gradient‖ in the dual norm. α and γ fall to their final values along half a cosine. It draws nothing at random. One query a
+    Before a picture has fooled for the first time, r is 1 + γ times the length of its change plus the distance to the linearised boundary,
+    |margin|/‖gradient‖ in the dual norm (the paper's r ends exactly on the boundary of a linear classifier, and stays there). α and γ fall to their final values along half a cosine. It draws nothing at random. One query a
     step, and one for the first look.
     """
 
@@ -82,10 +82,10 @@ class FMN(Search):
             change_bCHW = (start_bCHW + change_bCHW).clamp(0, 1) - start_bCHW
 
     def _radius(self, work: Work, at_b: Tensor, radius_b: Tensor, gamma: float, fooled_b: Tensor, linear_b: Tensor) -> Tensor:
-        """The next radius: smaller where the picture fools, larger where it once did, else up to the linearised boundary."""
+        """The next radius: smaller where the picture fools, larger where it once did, else just beyond the linearised boundary."""
         smallest_b = torch.where(work.fooled_B[at_b], -work.score_B[at_b], torch.inf)
         smaller_b = torch.minimum(radius_b * (1 - gamma), smallest_b)
-        return torch.where(fooled_b, smaller_b, torch.where(work.fooled_B[at_b], radius_b * (1 + gamma), linear_b))
+        return torch.where(fooled_b, smaller_b, torch.where(work.fooled_B[at_b], radius_b * (1 + gamma), linear_b * (1 + gamma)))
 
     def _dual(self, slope_bCHW: Tensor) -> Tensor:
         """The norm that is dual to `norm`: l1 for linf."""
