@@ -260,11 +260,12 @@ class _Run:
 
     def by_robustness(self, point_PCHW: Tensor) -> Tensor:
         """The share of random pictures near each point that get the class [P]."""
+        assert self.aim is not None, "only known once there is a start"
         shares = []
         for point_CHW in point_PCHW:
             noise = self.draw.uniform(-1, 1, (self.attack.probes, *point_CHW.shape))
             near_PCHW = (point_CHW + self.attack.probe_radius * self.drawn(noise)).clamp(0, 1)
-            shares.append(torch.eq(self.ask(near_PCHW).argmax(1), self.aim).to(point_CHW.dtype).mean())
+            shares.append((self.ask(near_PCHW).argmax(1) == self.aim).to(point_CHW.dtype).mean())
         return torch.stack(shares)
 
     def seen(self, logit_PK: Tensor) -> Tensor:

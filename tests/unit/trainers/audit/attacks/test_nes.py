@@ -5,14 +5,13 @@ from collections import Counter
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from datasets.errors import InputError
 from datasets.seeding import rng
+from tests.unit.trainers.audit.quarters import CLASSES, SIDE, network, quarters
 from trainers.audit.attacks.nes import NES, estimate
 from trainers.audit.classifier import Classifier
 
-SIDE, CLASSES = 8, 4
 KEYS = [f"k{i}" for i in range(9)]
 
 
@@ -36,31 +35,6 @@ def counted(weight_KCHW: np.ndarray, curve: float = 0.0) -> tuple[Classifier, Co
 
 def pictures(count: int = len(KEYS)) -> torch.Tensor:
     return torch.from_numpy(0.2 + 0.6 * rng("pictures").random((count, 3, SIDE, SIDE)))
-
-
-def network() -> Classifier:
-    """A small convolutional network, trained for a moment on pictures whose class is the brightest quarter."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        net = nn.Sequential(nn.Conv2d(3, 8, 3, padding=1), nn.ReLU(), nn.AvgPool2d(2), nn.Flatten(), nn.Linear(8 * 16, CLASSES)).double()
-    picture, label = quarters(200)
-    adam = torch.optim.Adam(net.parameters(), 0.01)
-    for _ in range(60):
-        adam.zero_grad()
-        nn.functional.cross_entropy(net(picture), label).backward()
-        adam.step()
-    net.requires_grad_(False)
-    return Classifier(lambda picture_BCHW, _: net(picture_BCHW), CLASSES, dtype=torch.float64)
-
-
-def quarters(count: int) -> tuple[torch.Tensor, torch.Tensor]:
-    draw = rng("quarters", count)
-    label = draw.integers(0, CLASSES, count)
-    picture = 0.3 + 0.2 * draw.random((count, 3, SIDE, SIDE))
-    for number, quarter in enumerate(label):
-        row, column = divmod(int(quarter), 2)
-        picture[number, :, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4] += 0.15
-    return torch.from_numpy(picture), torch.from_numpy(label)
 
 
 def plane(truth: torch.Tensor, constant: float):
