@@ -37,6 +37,116 @@ def pictures(count: int = len(KEYS)) -> torch.Tensor:
     return torch.from_numpy(0.2 + 0.6 * rng("pictures").random((count, 3, SIDE, SIDE)))
 
 
+def answers(weight: np.ndarray, curve: float, point: np.ndarray) -> np.ndarray:
+    """Logits of `counted`'s classifier for one picture, in NumPy."""
+    plain = np.array([((point - 0.5) * one).sum() for one in weight])
+    return plain + curve * np.sin(plain)
+
+
+def slope(attack: NES, draw, score, x: np.ndarray) -> tuple[np.ndarray, float]:
+    """(the estimate, the mean score), pair by pair."""
+    total, seen = np.zeros_like(x), []
+    for u in draw.standard_normal((attack.samples // 2, *x.shape)):
+        plus, minus = (score(np.clip(x + sign * attack.sigma * u, 0, 1)) for sign in (1, -1))
+        total += (plus - minus) * u / (attack.sigma * attack.samples)
+        seen += [plus, minus]
+    return total, float(np.mean(seen))
+
+
+def fell(attack: NES, history: list[float]) -> bool:
+    return len(history) >= attack.plateau and history[-1] < history[-attack.plateau]
+
+
+@pytest.mark.parametrize("fields", [{}, {"target": 3}, {"momentum": 0.0, "lr": 0.03}, {"plateau": 2, "min_lr": 0.004, "momentum": 0.5}])
+def test_with_scores_it_is_the_algorithm_written_out(fields):
+    attack, weight, curve = NES(eps=0.04, samples=6, queries=120, **fields), linear(0.7), 3.0
+    classifier, _ = counted(weight, curve)
+    picture = pictures()
+    label = classifier.predict(picture, KEYS)
+    made = attack.perturb(classifier, picture, label, KEYS)
+    halvings = lengthy = 0
+    for number, key in enumerate(KEYS):
+        x = start = picture[number].numpy()
+        y, draw, velocity, lr, history, asked, best = int(label[number]), rng(0, "NES", key), 0.0, attack.lr, [], 0, (-np.inf, start)
+
+        def score(point, y=y):
+            z = answers(weight, curve, point)
+            of = y if attack.target is None else attack.target
+            rival = max(z[k] for k in range(CLASSES) if k != of)
+            return rival - z[of] if attack.target is None else z[of] - rival
+
+        while True:
+            asked += 1
+            got = answers(weight, curve, x).argmax()
+            if got == attack.target or (attack.target is None and got != y):
+                best = (0, x)
+                break
+            best = max(best, (score(x), x), key=lambda pair: pair[0])
+            if asked + 7 > 120:
+                break
+            found, mean = slope(attack, draw, score, x)
+            asked += 6
+            velocity = attack.momentum * velocity + (1 - attack.momentum) * found
+            history.append(mean)
+            if fell(attack, history):
+                lr, history, halvings = max(lr / 2, attack.min_lr), [], halvings + 1
+            x = np.clip(np.clip(x + lr * np.sign(velocity), start - attack.eps, start + attack.eps), 0, 1)
+        assert made.queries_B[number] == asked
+        lengthy += asked > 30
+        np.testing.assert_allclose(made.picture_BCHW[number].numpy(), best[1], rtol=0, atol=1e-9)
+    assert lengthy >= 3 and (halvings or attack.plateau > 2)
+
+
+@pytest.mark.parametrize("k", [1, 2])
+def test_with_top_k_it_is_the_algorithm_written_out(k):
+    attack, weight, curve = NES(eps=0.05, samples=6, queries=250, sees="top_k", k=k, lr=0.02, min_lr=0.004), linear(0.7), 0.3
+    classifier, _ = counted(weight, curve)
+    picture = pictures()
+    label = classifier.predict(picture, KEYS)
+    start = torch.stack([next(other for other, own in zip(picture.flip(0), label.flip(0)) if own != y) for y in label])
+    made = attack.perturb(classifier, picture, label, KEYS, start)
+    cuts = set()
+    for number, key in enumerate(KEYS):
+        origin, x, y, draw = picture[number].numpy(), start[number].numpy(), int(label[number]), rng(0, "NES", key)
+        aim, velocity, lr, history, asked, cut = int(answers(weight, curve, x).argmax()), 0.0, attack.lr, [], 2, 0.5
+        distance, success = np.abs(x - origin).max(), False
+
+        def score(point, aim=aim):
+            z = answers(weight, curve, point)
+            z = z - np.log(np.exp(z).sum())
+            likely = sorted(range(CLASSES), key=lambda c: -z[c])[:k]
+            return z[aim] if aim in likely else z[likely[-1]]
+
+        while asked + 7 <= 250 and not success:
+            found, mean = slope(attack, draw, score, x)
+            asked += 6
+            velocity = 0.9 * velocity + 0.1 * found
+            history.append(mean)
+            if fell(attack, history):
+                lr, history = max(lr / 2, attack.min_lr), []
+            sizes = [lr / 2**j for j in range(9) if j == 0 or lr / 2**j >= attack.min_lr]
+            levels = [cut / 2**j for j in range(20) if j == 0 or cut / 2**j >= 2e-3] + [0]
+            moved = False
+            for cut, size in ((level, size) for level in levels for size in sizes):
+                if asked == 250 or moved:
+                    break
+                nearer = max(distance - cut, attack.eps)
+                trial = np.clip(np.clip(x + size * np.sign(velocity), origin - nearer, origin + nearer), 0, 1)
+                asked += 1
+                z = answers(weight, curve, trial)
+                if aim in np.argsort(-z)[:k]:
+                    x, distance, moved = trial, nearer, True
+                    success = z.argmax() != y and distance <= attack.eps
+                    cuts.add(cut)
+                    cut = min(2 * cut, 0.5)
+                    break
+            cut = max(cut, 2e-3)
+        assert made.queries_B[number] == asked
+        x = np.clip(np.clip(x, origin - attack.eps, origin + attack.eps), 0, 1)
+        np.testing.assert_allclose(made.picture_BCHW[number].numpy(), x, rtol=0, atol=1e-9)
+    assert len(cuts) >= 4
+
+
 def plane(truth: torch.Tensor, constant: float):
     return lambda point_PCHW: constant + (point_PCHW * truth).sum((1, 2, 3))
 
