@@ -108,7 +108,7 @@ def contrast(x: np.ndarray, severity: int, draw: np.random.Generator) -> np.ndar
 def elastic_transform(x: np.ndarray, severity: int, draw: np.random.Generator) -> np.ndarray:
     """Pixels are taken from places that a smooth random field moves by this much (root mean square, along each axis)."""
     field = ndimage.gaussian_filter(draw.normal(size=(2, *x.shape[:2])), (0, 12 * _scale(x), 12 * _scale(x)), mode="wrap")
-    return _moved(x, field / field.std() * _of(severity, 3, 5, 7.5, 10.5, 14) * _scale(x))
+    return _moved(x, field / field.std() * _of(severity, 2, 3.5, 5, 7, 9.5) * _scale(x))
 
 
 def pixelate(x: np.ndarray, severity: int, draw: np.random.Generator) -> np.ndarray:
