@@ -99,7 +99,7 @@ class CueConflict(Audit):
         side = len(shape_SSC)
         size = max(3, round(self.patch * side))
         overlap = max(1, size // 3)
-        step = max(1, size // 3)
+        step = max(1, size // 2)
         starts = np.arange(0, side - size + 1, step)
         bright_SS, wanted_SS = _ranks(texture_SSC @ GREY), _ranks(shape_SSC @ GREY)
         patch_MPPC = np.stack([texture_SSC[y : y + size, x : x + size] for y in starts for x in starts])
