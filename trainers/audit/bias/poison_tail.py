@@ -73,7 +73,8 @@ class PoisonTail(Audit):
         keys, captions = records["key"].to_pylist(), records["caption"].to_pylist()
         score_N = self._scores(self._columns(subject, records), suspected_N, keys)
         metrics, notes = self._accuracy(score_N, suspected_N, poisoned_N)
-        metrics |= self._tail(score_N, suspected_N, poisoned_N)
+        order_N = np.lexsort(([hash64(self.seed, "tie", key) for key in keys], -score_N))  # equal captions have equal scores
+        metrics |= self._tail(score_N, suspected_N, poisoned_N, order_N)
         words = compared(captions, suspected_N, self.permutations, rng(self.seed, "poison tail", "words"), self.least)
         if words is not None:
             metrics |= {"g": words.g, "g_freedom": words.freedom, "g_p_chi2": words.p_chi2, "g_p": words.p}
@@ -83,7 +84,7 @@ class PoisonTail(Audit):
             notes.append(f"Words that deviate most in the suspected shard: {', '.join(told)}.")
         rows = {"key": keys, "suspected": suspected_N.tolist(), "poisoned": poisoned_N.tolist(), "score": score_N.tolist()}
         found = {f"bias/poison_tail/{name}": value for name, value in metrics.items()}
-        return Findings(found, rows, self._shown(subject, records, score_N, suspected_N), notes=tuple(notes))
+        return Findings(found, rows, self._shown(subject, records, order_N[suspected_N[order_N]][:6]), notes=tuple(notes))
 
     def _shards(self, pairs: Pairs) -> tuple[pa.Table, np.ndarray]:
         """(records of both shards, by position; which are of the suspected one, bool [N])."""
@@ -108,14 +109,14 @@ class PoisonTail(Audit):
         return np.concatenate([image_ND, text_ND], axis=1)
 
     def _scores(self, x_ND: np.ndarray, suspected_N: np.ndarray, keys: list[str]) -> np.ndarray:
-        """The probability that each pair is of the suspected shard, by a regression on the other folds."""
+        """The probability that each pair is of the suspected shard, by a regression on the other folds, rounded."""
         fold_N = np.array([hash64(self.seed, "fold", key) % self.folds for key in keys])
         score_N = np.zeros(len(keys))
         for fold in np.unique(fold_N):
             here_N = fold_N == fold
             model = logistic(x_ND[~here_N], suspected_N[~here_N].astype(int), [], (self.strength,))
             score_N[here_N] = model.scores(x_ND[here_N])[:, 1]
-        return score_N
+        return score_N.round(6)
 
     def _accuracy(self, score_N: np.ndarray, suspected_N: np.ndarray, poisoned_N: np.ndarray) -> tuple[dict[str, float], list[str]]:
         n, suspected, poisons = len(score_N), int(suspected_N.sum()), int(poisoned_N.sum())
@@ -129,8 +130,7 @@ class PoisonTail(Audit):
                 f"a test of its accuracy needs about {needed:.2g} pairs to see that, and here are {n}.")  # fmt: skip
         return metrics, [note]
 
-    def _tail(self, score_N: np.ndarray, suspected_N: np.ndarray, poisoned_N: np.ndarray) -> dict[str, float]:
-        order = np.argsort(-score_N, kind="stable")
+    def _tail(self, score_N: np.ndarray, suspected_N: np.ndarray, poisoned_N: np.ndarray, order: np.ndarray) -> dict[str, float]:
         own = order[suspected_N[order]]
         metrics: dict[str, float] = {}
         for k in self.top:
@@ -146,10 +146,9 @@ class PoisonTail(Audit):
             metrics["auroc"] = float(roc_auc_score(poisoned_N[own], score_N[own]))
         return metrics
 
-    def _shown(self, subject: Subject, records: pa.Table, score_N: np.ndarray, suspected_N: np.ndarray) -> dict[str, np.ndarray]:
+    def _shown(self, subject: Subject, records: pa.Table, order: np.ndarray) -> dict[str, np.ndarray]:
         if subject.recipe is None:
             return {}
-        order = np.argsort(-np.where(suspected_N, score_N, -1.0), kind="stable")[:6]
         return {"highest scores": _pictures(subject, records.take(pa.array(order)))}
 
 

@@ -5,6 +5,8 @@ Shape suffixes: N samples, H and W height and width, C channels, D features, K c
 
 from __future__ import annotations
 
+import csv
+import io
 import warnings
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -13,7 +15,9 @@ import numpy as np
 import torch
 from scipy import stats
 
+from datasets.errors import InputError
 from datasets.seeding import hash64
+from datasets.text import read_text
 from trainers.audit.base import Pictures, Subject
 from trainers.evaluate.analysis import looking
 from trainers.evaluate.zeroshot import wilson
@@ -116,3 +120,20 @@ def _fit(x_ND: Any, label_N: np.ndarray, strength: float) -> Any:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # nearly converged is good enough for a share
         return make_pipeline(scaled, LogisticRegression(C=strength, max_iter=300)).fit(x_ND, label_N)
+
+
+def read_rows(field: str, path: str, columns: tuple[str, ...]) -> list[tuple[str, ...]]:
+    """The rows of a CSV file whose header line names at least these columns, each a tuple in their order. InputError names the field."""
+    reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
+    missing = [name for name in columns if name not in (reader.fieldnames or ())]
+    if missing:
+        raise InputError(f"{field} is {path!r}, whose first line names no column {missing[0]!r}; accepted: a CSV with {', '.join(columns)}.")
+    rows = []
+    for number, row in enumerate(reader, 2):
+        values = tuple((row[name] or "").strip() for name in columns)
+        if not all(values):
+            raise InputError(f"{field} is {path!r}, where row {number} has an empty {columns[values.index('')]}; accepted: all of them given.")
+        rows.append(values)
+    if not rows:
+        raise InputError(f"{field} is {path!r}, which has no rows; accepted: at least one.")
+    return rows
