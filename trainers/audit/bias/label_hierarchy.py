@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from datasets.component import since
 from datasets.errors import InputError
 from datasets.evaluation.classes import imagenet_synsets
 from datasets.words import Hypernyms, hypernyms, imagenet_hypernyms
@@ -32,7 +31,7 @@ class LabelHierarchy(Audit):
     tree: Literal["wordnet"] | tuple[tuple[str, str], ...] = "wordnet"
     """wordnet: WordNet's nouns, shipped for the classes of ImageNet-1k and looked up for other classes if WordNet is installed | (class or
     group, the group above it) for each"""
-    several: str = since("")
+    several: str = ""
     """a CSV with the columns key and class: all classes that each picture shows, a row for each; empty: not measured"""
 
     def __post_init__(self) -> None:
