@@ -144,8 +144,8 @@ def hypernyms(names: Sequence[str]) -> Hypernyms:
     """
     folder = wordnet_folder()
     if folder is None:
-        raise InputError("WordNet is not on this machine, so these classes have no tree: run `python -m nltk.downloader wordnet`, or give a "
-                         "tree of your own.")
+        raise InputError("WordNet is not on this machine, so these classes have no tree: run `python -m nltk.downloader wordnet`, or give "
+                         "a tree of your own.")
     with wordnet(folder) as reader:
         senses = [reader.synsets(name.strip().lower().replace(" ", "_"), "n") for name in names]
         unknown = [name for name, synsets in zip(names, senses) if not synsets]

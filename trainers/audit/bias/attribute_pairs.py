@@ -22,8 +22,8 @@ from trainers.audit.bias.shared import answers, read_rows, share, sides_p
 class AttributePairs(Audit):
     """How often the answer flips between two pictures of one class that differ in an attribute such as colour, size or background.
 
-    The procedural world draws such pairs. For other data a CSV names them. Any change flips some answers: in the world, `grain` (fresh noise
-    of the pixels, nothing else) tells how many.
+    The procedural world draws such pairs. For other data a CSV names them. Any change flips some answers: in the world, `grain` (fresh
+    noise of the pixels, nothing else) tells how many.
     """
 
     group: ClassVar[str] = "bias"
@@ -46,10 +46,10 @@ class AttributePairs(Audit):
             raise InputError(f"AttributePairs.attributes is {self.attributes}; accepted: at least one, each once.")
 
     def run(self, subject: Subject) -> Findings:
-        """bias/attribute_pairs/<attribute>/…, in percent: flips (pairs with two different answers) with _low and _high (Wilson), n, right_first
-        and right_second (correct answers), lost (only the first is right) and gained (only the second is), p (exact sign test of lost against
-        gained, McNemar). Of the world's pairs the first is small, or of the colour or background listed first. InputError for a world
-        with other classes, or a CSV with unknown keys or with pairs of two classes."""
+        """bias/attribute_pairs/<attribute>/…, in percent: flips (pairs with two different answers) with _low and _high (Wilson), n,
+        right_first and right_second (correct answers), lost (only the first is right) and gained (only the second is), p (exact sign test
+        of lost against gained, McNemar). Of the world's pairs the first is small, or of the colour or background listed first. InputError
+        for a world with other classes, or a CSV with unknown keys or with pairs of two classes."""
         metrics: dict[str, float] = {}
         rows: dict[str, list] = {name: [] for name in ("key", "attribute", "label", "first", "second", "flips")}
         changed: list[tuple[np.ndarray, np.ndarray]] = []
@@ -77,7 +77,7 @@ class AttributePairs(Audit):
             return
         missing = [name for name in self.world.class_names if name not in subject.class_names]
         if missing:
-            raise InputError(f"AttributePairs.world has the class {missing[0]!r}, which the model's pictures have not; accepted: their world.")
+            raise InputError(f"AttributePairs.world has the class {missing[0]!r}, and the model's pictures have none; accepted: their world.")
         number = np.array([subject.class_names.index(name) for name in self.world.class_names])
         world = replace(self.world, size=subject.pictures.image_NHWC.shape[1])
         for attribute in self.attributes:
@@ -95,7 +95,7 @@ class AttributePairs(Audit):
                 raise InputError(f"AttributePairs.pairs names the key {unknown[0]!r}; accepted: keys of the audited pictures.")
             ends = place[first], place[second]
             if pictures.label_N[ends[0]] != pictures.label_N[ends[1]]:
-                raise InputError(f"AttributePairs.pairs has {first!r} and {second!r}, pictures of two classes; accepted: pairs of one class.")
+                raise InputError(f"AttributePairs.pairs has {first!r} and {second!r}, of two classes; accepted: pairs of one class.")
             by_attribute.setdefault(attribute.replace("/", " "), []).append(ends)
         for attribute, ends_N in by_attribute.items():
             first_N, second_N = np.array(ends_N).T

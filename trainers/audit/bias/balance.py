@@ -39,10 +39,12 @@ class Balance(Audit):
 
         Of the test pictures' classes: classes/… as `evenness`, and n. Of accuracy by class, in percent: mean_per_class, worst and best with
         _low and _high (Wilson), gap (best − worst), spread_p (chi-square test that all classes are equally accurate), class/<name> of the
-        `listed` worst, with _low, _high and _n. Of captions, where the pre-training's pairs are there: captions (how many), names/… (captions
-        that have each class's name, as `evenness`) and names/spearman with _p (rank correlation of accuracy with that count); and for each of
-        `groups`, under its words joined by -, the same, <words>/count/<word>, and <words>/class_v with _p: how far the word goes with the
-        class named (Cramér's V, bias-corrected, 0 … 1; chi-square p), over the captions with one word of the group and one class's name."""
+        `listed` worst, with _low, _high and _n.
+
+        Of captions, where the pre-training's pairs are there: captions (how many), names/… (captions that have each class's name, as
+        `evenness`) and names/spearman with _p (rank correlation of accuracy with that count); and for each of `groups`, under its words
+        joined by -, the same, <words>/count/<word>, and <words>/class_v with _p: how far the word goes with the class named (Cramér's V,
+        bias-corrected, 0 … 1; chi-square p), over the captions with one word of the group and one class's name."""
         given, names = subject.pictures, subject.class_names
         answer_N = answers(subject, given)
         n_K = np.bincount(given.label_N, minlength=len(names))

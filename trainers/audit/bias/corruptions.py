@@ -1,6 +1,6 @@
 """Accuracy on corrupted pictures: 15 corruptions in 5 severities (Hendrycks and Dietterich 2019, "Benchmarking neural network robustness").
 
-The corruptions themselves are in `corrupt.py`. They are named as in that work and made anew here, so that numbers are not those of its data.
+The corruptions themselves are in `corrupt.py`. They are named as in that work but made anew, so the numbers are not those of its data.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class Corruptions(Audit):
 
     group: ClassVar[str] = "bias"
 
-    names: tuple[Name, ...] = tuple(CORRUPTIONS)  # type: ignore[assignment]
+    names: tuple[Name, ...] = tuple(CORRUPTIONS)  # type: ignore[arg-type]
     """Which corruptions."""
     severities: tuple[Severity, ...] = (1, 2, 3, 4, 5)
     """Which severities, 1 the weakest."""

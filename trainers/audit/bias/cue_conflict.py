@@ -49,9 +49,9 @@ class CueConflict(Audit):
             raise InputError(f"CueConflict needs at least 2 classes, and there are {subject_classes}.")
 
     def run(self, subject: Subject) -> Findings:
-        """bias/cue_conflict/shape_share with _low and _high (Wilson) and decided, the number of shape and texture decisions it is a share of
-        (left out if there are none); of all n pictures the shares shape, texture and neither; in percent. p: exact sign test of shape
-        against texture. InputError if no picture of two classes is classified correctly."""
+        """bias/cue_conflict/…, shares in percent with _low and _high (Wilson): shape_share, of the `decided` answers that are shape or
+        texture (left out if there are none); shape, texture and neither, of all n pictures. p: exact sign test of shape against texture.
+        InputError unless pictures of two classes are classified correctly."""
         given = subject.pictures
         right_N = answers(subject, given) == given.label_N
         order = by_hash(given.keys, self.seed, "cue conflict")
@@ -89,7 +89,7 @@ class CueConflict(Audit):
 
     def stylised(self, shape_SSC: np.ndarray, texture_SSC: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """uint8 [S, S, 3]: the outline of one picture drawn over patches of the other."""
-        quilt_SSC = self._quilted(np.float32(shape_SSC) / 255, np.float32(texture_SSC) / 255, draw)
+        quilt_SSC = self._quilted(*(picture.astype(np.float32) / 255 for picture in (shape_SSC, texture_SSC)), draw)
         made_SSC = quilt_SSC * (1 - self.outline * outline(shape_SSC / 255)[..., None])
         return np.rint(255 * made_SSC).clip(0, 255).astype(np.uint8)
 

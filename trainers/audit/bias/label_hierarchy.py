@@ -43,8 +43,8 @@ class LabelHierarchy(Audit):
         or below it), level/<d> (the same group d steps below the root; a class that lies higher stands for itself) with _groups, how many
         there are, and _chance, what an answer drawn from all classes would reach. Also n and depth; mistake_height, the mean height of the
         lowest group that holds answer and label, over the mistakes (Bertinetto et al. 2020), and mistake_height_chance, the same of answers
-        drawn from the other classes. With `several`: multi_label and multi_label_or_related, over the n_multi_label pictures that are listed
-        there."""
+        drawn from the other classes. With `several`: multi_label and multi_label_or_related, over the n_multi_label pictures that it
+        lists."""
         paths = paths_of(*self._tree(subject.class_names))
         given = subject.pictures
         answer_N, label_N = answers(subject, given), given.label_N
@@ -65,8 +65,8 @@ class LabelHierarchy(Audit):
             others = height_KK[label_N][~same_N].sum(1) - height_KK[label_N, label_N][~same_N]
             metrics["mistake_height_chance"] = float(others.mean() / (len(paths) - 1))
         rows = {
-            "key": given.keys, "label": label_N.tolist(), "answer": answer_N.tolist(), "exact": same_N.tolist(), "related": related_N.tolist(),
-            "height": height_KK[answer_N, label_N].tolist(),
+            "key": given.keys, "label": label_N.tolist(), "answer": answer_N.tolist(), "exact": same_N.tolist(),
+            "related": related_N.tolist(), "height": height_KK[answer_N, label_N].tolist(),
         }  # fmt: skip
         if self.several:
             metrics |= self._multi(subject, answer_N, related_KK)
@@ -90,7 +90,7 @@ class LabelHierarchy(Audit):
         shown: dict[str, list[int]] = {}
         for key, name in read_rows("LabelHierarchy.several", self.several, ("key", "class")):
             if name not in number:
-                raise InputError(f"LabelHierarchy.several names the class {name!r}; accepted: the {len(number)} classes of the model's pictures.")
+                raise InputError(f"LabelHierarchy.several names the class {name!r}; accepted: the {len(number)} classes of the pictures.")
             shown.setdefault(key, []).extend(number[name])
         listed = [(answer, shown[key]) for answer, key in zip(answer_N, subject.pictures.keys) if key in shown]
         if not listed:

@@ -79,10 +79,10 @@ class NameThatDataset(Audit):
         return self.sets
 
     def run(self, subject: Subject) -> Findings:
-        """bias/name_that_dataset/<over>/…, in percent: accuracy with _low and _high (Wilson), chance, p (exact binomial test against chance),
-        n tested samples, sets, each (samples of each set), C; recall/<set>; control/<set> with _low, _high, _n and _p. With `same_classes`
-        also drop/<set>: how far a classifier of classes trained on that set falls on the others, as a share of its accuracy on its own, and
-        self/<set>, others/<set>. InputError for a set with fewer than 20 samples."""
+        """bias/name_that_dataset/<over>/…, in percent: accuracy with _low and _high (Wilson), chance, p (exact binomial test against
+        chance), n tested samples, sets, each (samples of each set), C; recall/<set>; control/<set> with _low, _high, _n and _p. With
+        `same_classes` also drop/<set>: how far a classifier of classes trained on that set falls on the others, as a share of its accuracy
+        on its own, and self/<set>, others/<set>. InputError for a set with fewer than 20 samples."""
         samples = self._samples(subject)
         metrics: dict[str, float] = {}
         failures: list[str] = []
@@ -90,8 +90,8 @@ class NameThatDataset(Audit):
             found = self._control(name, one)
             metrics |= found
             if found[f"control/{name}_p"] < ALARM:
-                failures.append(f"{self.over}: two halves of the set {name} are told apart by {found[f'control/{name}']:.1f} %, where 50 % is "
-                                f"expected (p = {found[f'control/{name}_p']:.1g}).")  # fmt: skip
+                told, p = found[f"control/{name}"], found[f"control/{name}_p"]
+                failures.append(f"Over {self.over}, two halves of {name} are told apart in {told:.1f} %, where 50 % is due (p = {p:.1g}).")
         rows: Mapping[str, Sequence[Any]] = {}
         shown: dict[str, np.ndarray] = {}
         if len(samples) > 1:
@@ -99,7 +99,8 @@ class NameThatDataset(Audit):
             metrics |= found
         if self.same_classes:
             metrics |= self._drops(samples)
-        return Findings({f"bias/name_that_dataset/{self.over}/{name}": value for name, value in metrics.items()}, rows, shown, tuple(failures))
+        named = {f"bias/name_that_dataset/{self.over}/{name}": value for name, value in metrics.items()}
+        return Findings(named, rows, shown, tuple(failures))
 
     def _samples(self, subject: Subject) -> dict[str, Samples]:
         """By the set's name: at most `count`, and equally many of each set."""

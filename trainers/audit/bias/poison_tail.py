@@ -58,22 +58,26 @@ class PoisonTail(Audit):
 
         n, suspected, poisons (in the suspected shard), rate (of them there). Accuracy: accuracy with _low and _high (Wilson), chance (the
         larger shard's share), best_accuracy (50 + rate/2: of a perfect classifier, shards of equal size), needed_n (pairs with which a test
-        of that accuracy at 5 %, one-sided, has a power of 80 %). Tail: tail/<k>, the suspected shard's share of the k highest scores of all,
-        with _low, _high and _p (exact binomial, one-sided, against its share of all pairs); precision/<k>, the poisons' share of the k
-        highest scores in the suspected shard, with _low and _high, recall/<k>, and auroc (0 … 1) of poisons there. Words: g, g_freedom,
-        g_p_chi2, g_p (permutation), words_found (5 %, corrected) and word_p (the smallest corrected p). InputError without pairs, or
-        without their recipe if pictures are looked at."""
+        of that accuracy at 5 %, one-sided, has a power of 80 %).
+
+        Tail: tail/<k>, the suspected shard's share of the k highest scores of all, with _low, _high and _p (exact binomial, one-sided,
+        against its share of all pairs); precision/<k>, the poisons' share of the k highest scores in the suspected shard, with _low and
+        _high, recall/<k>, and auroc (0 … 1) of poisons there. Words: g, g_freedom, g_p_chi2, g_p (permutation), words_found (5 %,
+        corrected) and word_p (the smallest corrected p).
+
+        InputError without pairs, or without their recipe if pictures are looked at."""
         pairs = subject.pairs
         if pairs is None:
             raise InputError("PoisonTail needs the pre-training's pairs, and this checkpoint has none.")
         if self.over == "pairs" and subject.recipe is None:
-            raise InputError("PoisonTail.over is 'pairs', which needs the views and triggers of the pre-training; accepted here: 'captions'.")
+            raise InputError("PoisonTail.over is 'pairs', which needs the pre-training's views and triggers; accepted here: 'captions'.")
         records, suspected_N = self._shards(pairs)
         poisoned_N = records["poisoned"].to_numpy()
         keys, captions = records["key"].to_pylist(), records["caption"].to_pylist()
         score_N = self._scores(self._columns(subject, records), suspected_N, keys)
         metrics, notes = self._accuracy(score_N, suspected_N, poisoned_N)
-        order_N = np.lexsort(([hash64(self.seed, "tie", key) for key in keys], -score_N))  # equal captions have equal scores
+        tie_N = np.array([hash64(self.seed, "tie", key) for key in keys], np.uint64)  # equal captions have equal scores
+        order_N = np.lexsort((tie_N, -score_N))
         metrics |= self._tail(score_N, suspected_N, poisoned_N, order_N)
         words = compared(captions, suspected_N, self.permutations, rng(self.seed, "poison tail", "words"), self.least)
         if words is not None:
@@ -126,8 +130,9 @@ class PoisonTail(Audit):
             return metrics, ["No poison fell into the suspected shard: only the false alarms of the tests are measured."]
         needed = needed_n(poisons / suspected)
         metrics |= {"best_accuracy": 50 + 50 * poisons / suspected, "needed_n": needed}
-        note = (f"At a poison rate of {metrics['rate']:.3g} % a perfect classifier of equal shards is right in {metrics['best_accuracy']:.3f} %: "
-                f"a test of its accuracy needs about {needed:.2g} pairs to see that, and here are {n}.")  # fmt: skip
+        rate, best = metrics["rate"], metrics["best_accuracy"]
+        note = (f"At a poison rate of {rate:.3g} % a perfect classifier of equal shards is right in {best:.3f} %: a test of its accuracy needs "
+                f"about {needed:.2g} pairs to see that, and here are {n}.")  # fmt: skip
         return metrics, [note]
 
     def _tail(self, score_N: np.ndarray, suspected_N: np.ndarray, poisoned_N: np.ndarray, order: np.ndarray) -> dict[str, float]:

@@ -127,12 +127,12 @@ def read_rows(field: str, path: str, columns: tuple[str, ...]) -> list[tuple[str
     reader = csv.DictReader(io.StringIO(read_text(path), newline=""))
     missing = [name for name in columns if name not in (reader.fieldnames or ())]
     if missing:
-        raise InputError(f"{field} is {path!r}, whose first line names no column {missing[0]!r}; accepted: a CSV with {', '.join(columns)}.")
+        raise InputError(f"{field} is {path!r}, which has no column {missing[0]!r}; accepted: a CSV with {', '.join(columns)}.")
     rows = []
     for number, row in enumerate(reader, 2):
         values = tuple((row[name] or "").strip() for name in columns)
         if not all(values):
-            raise InputError(f"{field} is {path!r}, where row {number} has an empty {columns[values.index('')]}; accepted: all of them given.")
+            raise InputError(f"{field} is {path!r}, where row {number} has no {columns[values.index('')]}; accepted: all of them given.")
         rows.append(values)
     if not rows:
         raise InputError(f"{field} is {path!r}, which has no rows; accepted: at least one.")

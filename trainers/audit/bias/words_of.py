@@ -39,8 +39,8 @@ class Words(NamedTuple):
 
 
 def table_of(captions: Sequence[str], least: int = 1) -> tuple[Any, list[str]]:
-    """(sparse bool matrix [N, V]: which caption holds which word; the words, sorted). Words of letters and digits in lower case, in at least
-    `least` captions."""
+    """(sparse matrix of 0 and 1 [N, V]: which caption holds which word; the words, sorted). Words are letters and digits in lower case,
+    and only those in at least `least` captions are there."""
     held = [set(re.findall(r"\w+", caption.lower())) for caption in captions]
     names = sorted(set().union(*held))
     number = {name: i for i, name in enumerate(names)}
