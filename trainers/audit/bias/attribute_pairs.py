@@ -77,7 +77,7 @@ class AttributePairs(Audit):
             return
         missing = [name for name in self.world.class_names if name not in subject.class_names]
         if missing:
-            raise InputError(f"AttributePairs.world has the class {missing[0]!r}, and the model's pictures have none; accepted: their world.")
+            raise InputError(f"AttributePairs.world has the class {missing[0]!r}, which the pictures have not; accepted: their world.")
         number = np.array([subject.class_names.index(name) for name in self.world.class_names])
         world = replace(self.world, size=subject.pictures.image_NHWC.shape[1])
         for attribute in self.attributes:

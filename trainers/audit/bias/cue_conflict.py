@@ -89,7 +89,7 @@ class CueConflict(Audit):
 
     def stylised(self, shape_SSC: np.ndarray, texture_SSC: np.ndarray, draw: np.random.Generator) -> np.ndarray:
         """uint8 [S, S, 3]: the outline of one picture drawn over patches of the other."""
-        quilt_SSC = self._quilted(*(picture.astype(np.float32) / 255 for picture in (shape_SSC, texture_SSC)), draw)
+        quilt_SSC = self._quilted(shape_SSC.astype(np.float32) / 255, texture_SSC.astype(np.float32) / 255, draw)
         made_SSC = quilt_SSC * (1 - self.outline * outline(shape_SSC / 255)[..., None])
         return np.rint(255 * made_SSC).clip(0, 255).astype(np.uint8)
 

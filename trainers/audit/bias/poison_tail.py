@@ -40,7 +40,7 @@ class PoisonTail(Audit):
     """Pairs of both shards together, those with the smallest hashes of their keys; all if there are no more."""
     trusted: Annotated[float, Interval(ge=0.1, le=0.9)] = 0.5
     """Share of the pairs dealt to the trusted shard, by the hash of their keys."""
-    strength: Positive = 0.01
+    strength: Positive = 0.1
     """Inverse penalty C of the regression."""
     folds: Annotated[int, Interval(ge=2, le=20)] = 5
     """Parts of the pairs, by the hash of their keys."""
@@ -131,8 +131,8 @@ class PoisonTail(Audit):
         needed = needed_n(poisons / suspected)
         metrics |= {"best_accuracy": 50 + 50 * poisons / suspected, "needed_n": needed}
         rate, best = metrics["rate"], metrics["best_accuracy"]
-        note = (f"At a poison rate of {rate:.3g} % a perfect classifier of equal shards is right in {best:.3f} %: a test of its accuracy needs "
-                f"about {needed:.2g} pairs to see that, and here are {n}.")  # fmt: skip
+        note = (f"At a poison rate of {rate:.3g} % a perfect classifier of equal shards is right in {best:.3f} %: a test of its accuracy "
+                f"needs about {needed:.2g} pairs to see that, and here are {n}.")  # fmt: skip
         return metrics, [note]
 
     def _tail(self, score_N: np.ndarray, suspected_N: np.ndarray, poisoned_N: np.ndarray, order: np.ndarray) -> dict[str, float]:
