@@ -129,8 +129,13 @@ def paths_of(nodes: Sequence[str], parents: Mapping[str, str]) -> list[list[str]
 
 def related(paths: Sequence[Sequence[str]]) -> np.ndarray:
     """bool [K, K]: one of the two classes is the other, or above it."""
-    number = np.array([path[-1] for path in paths], object)
-    above_KK = np.stack([np.isin(number, list(path)) for path in paths])
+    ids = {node: i for i, node in enumerate({node for path in paths for node in path})}
+    number_K = np.array([ids[path[-1]] for path in paths])
+    above_KK = np.zeros((len(paths), len(paths)), bool)
+    for i, path in enumerate(paths):
+        among = np.zeros(len(ids), bool)
+        among[[ids[node] for node in path]] = True
+        above_KK[i] = among[number_K]
     return above_KK | above_KK.T
 
 
@@ -144,12 +149,12 @@ def heights(paths: Sequence[Sequence[str]]) -> np.ndarray:
     depth = max(map(len, paths))
     ids = {node: i for i, node in enumerate(height)}
     padded_KL = np.array([[ids[node] for node in path] + [-1 - i] * (depth - len(path)) for i, path in enumerate(paths)])
-    by_id = np.array(list(height.values()))
+    by_id, number_K = np.array(list(height.values())), np.array([ids[path[-1]] for path in paths])
     found = np.zeros((len(paths), len(paths)), np.int64)
     for i, path in enumerate(paths):
         shared = (padded_KL == padded_KL[i]).cumprod(1).sum(1).clip(max=len(path))  # steps that both ways have in common
         found[i] = by_id[padded_KL[i][shared - 1]]
-        found[i, [other == path for other in paths]] = 0
+        found[i, number_K == number_K[i]] = 0
     return found
 
 

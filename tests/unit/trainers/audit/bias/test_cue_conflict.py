@@ -72,7 +72,8 @@ def test_pictures_depend_on_their_keys_and_not_on_the_batch():
     one, seven = (AUDIT.run(subject(everything, by_colour, NAMES, batch_size=size)) for size in (1, 7))
     assert one.metrics == seven.metrics and one.rows == seven.rows
     assert all((one.gallery[title] == seven.gallery[title]).all() for title in ("shape", "texture", "both"))
-    assert len(one.gallery["both"]) == 8 and one.rows["key"] != CueConflict(count=24, seed=1).run(subject(everything, by_colour, NAMES)).rows["key"]
+    assert len(one.gallery["both"]) == 8
+    assert one.rows["key"] != CueConflict(count=24, seed=1).run(subject(everything, by_colour, NAMES)).rows["key"]
     assert all(label != other for label, other in zip(one.rows["label"], one.rows["texture_label"]))
 
 
@@ -108,5 +109,5 @@ def test_the_surface_is_the_textures_and_the_outline_the_shapes():
     bare = CueConflict(outline=1).stylised(image_NHWC[0], image_NHWC[1], rng("made")).astype(int)
     assert made[..., 1].max() > 140 and (made[..., 0] < 90).all(), "green, and nothing of the red shape's colour"
     lines = outline(image_NHWC[0] / 255)
-    assert (bare[lines == 1] == 0).all() and (bare[lines == 0] == made[lines == 0]).all() and 0.03 < (lines == 1).mean() < 0.3
+    assert (bare[lines == 1] == 0).all() and (bare[lines == 0] == made[lines == 0]).all() and 0.01 < (lines == 1).mean() < 0.3
     assert (outline(np.full((16, 16, 3), 0.4)) == 0).all()
