@@ -6,7 +6,7 @@ Shape suffixes: B pictures, N all pictures.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +21,7 @@ from trainers.audit.base import Audit, Findings, Pictures, Subject
 from trainers.audit.classifier import Classifier, as_bytes
 from trainers.audit.defences.adaptive import EOT, adaptive
 from trainers.audit.defences.base import Defence
+from trainers.audit.defences.halves import halves
 from trainers.evaluate.zeroshot import wilson
 
 MASKED = 50.0
@@ -71,13 +72,15 @@ class Robustness(Audit):
 
     def run(self, subject: Subject) -> Findings:
         bare = subject.classifier
-        judge = bare if self.defence is None else self.defence.guard(bare)
-        seen = adaptive(self.defence, bare, self.eot) if self.defence is not None and self.mode == "adaptive" else bare
         rows: dict[str, list[Any]] = {}
         shown: list[tuple[np.ndarray, np.ndarray]] = []
-        for part in subject.batches():
-            for name, values in self._batch(part, bare, judge, seen, subject, shown).items():
-                rows.setdefault(name, []).extend(values)
+        whole: list[tuple[np.ndarray, Defence | None]] = [(np.arange(len(subject.pictures)), None)]
+        for at_n, defence in whole if self.defence is None else halves(self.defence, subject.pictures):
+            judge = bare if defence is None else defence.guard(bare)
+            seen = adaptive(defence, bare, self.eot) if defence is not None and self.mode == "adaptive" else bare
+            for part in replace(subject, pictures=subject.pictures.part(at_n)).batches():
+                for name, values in self._batch(part, bare, judge, seen, subject, shown).items():
+                    rows.setdefault(name, []).extend(values)
         gallery = {}
         if shown:
             clean_nHWC, adversarial_nHWC = (np.stack(side) for side in zip(*shown))

@@ -12,10 +12,11 @@ import numpy as np
 import torch
 
 from datasets.errors import InputError
-from datasets.seeding import hash64, rng
-from trainers.audit.base import Audit, Findings, Pictures, Subject
+from datasets.seeding import rng
+from trainers.audit.base import Audit, Findings, Subject
 from trainers.audit.classifier import as_bytes
 from trainers.audit.defences.base import Defence
+from trainers.audit.defences.halves import halves
 from trainers.evaluate.zeroshot import Aim, wilson
 
 SHOWN = 6
@@ -34,8 +35,7 @@ class TriggerFilter(Audit):
     ASR is the share of triggered pictures of other classes that are taken for the target; RA (recovery accuracy) the share of the same
     pictures that are taken for their own class. A good filter has low ASR, and RA and accuracy near the accuracy without it.
 
-    A defence that needs clean pictures (`Defence.ready`) gets those of the audited pictures whose keys fall into the other half by their
-    hash, so that no picture is rebuilt from itself.
+    A defence that needs clean pictures gets those of the other half of the audited ones (`halves`).
     """
 
     group: ClassVar[str] = "defences"
@@ -61,8 +61,8 @@ class TriggerFilter(Audit):
         target_N, counts_N = (of_N.numpy() for of_N in Aim(target=subject.target).of(label_N, subject.classifier.classes))
         if not counts_N.any():
             raise InputError(f"{self.label}: every picture is of the target's class; accepted: pictures of other classes too.")
-        halves = self._halves(pictures)
-        taken, queries = self._predictions(subject, halves)
+        defended = halves(self.defence, pictures)
+        taken, queries = self._predictions(subject, defended)
         under, n = f"filter/{self.defence.label}", len(pictures)
         metrics = {f"{under}/n": float(n), f"{under}/asr_n": float(counts_N.sum()), f"{under}/queries": queries}
         for side in ("bare", "filtered"):
@@ -74,14 +74,14 @@ class TriggerFilter(Audit):
             "y": label_N.tolist(), "target": target_N.tolist(), "counts": counts_N.tolist(),
             **{name: taken_N.tolist() for name, taken_N in taken.items()}, "seed": [self.defence.seed] * n,
         }  # fmt: skip
-        return Findings(metrics, rows, self._gallery(subject, halves), notes=self._notes(metrics[f"{under}/bare/asr"]))
+        return Findings(metrics, rows, self._gallery(subject, defended), notes=self._notes(metrics[f"{under}/bare/asr"]))
 
-    def _predictions(self, subject: Subject, halves: Halves) -> tuple[dict[str, np.ndarray], float]:
+    def _predictions(self, subject: Subject, defended: Halves) -> tuple[dict[str, np.ndarray], float]:
         """Classes {clean,triggered}_{bare,filtered}, int64 [N] each; how many pictures the model saw for each filtered one."""
         pictures, bare = subject.pictures, subject.classifier
         taken = {f"{kind}_{side}": np.full(len(pictures), -1) for kind in ("clean", "triggered") for side in ("bare", "filtered")}
         saw = 0
-        for half_n, defence in halves:
+        for half_n, defence in defended:
             for kind in ("clean", "triggered"):
                 filtered = defence.guard(bare)
                 for start in range(0, len(half_n), subject.batch_size):
@@ -95,26 +95,16 @@ class TriggerFilter(Audit):
         return taken, saw / (2 * len(pictures))
 
     @torch.no_grad()
-    def _gallery(self, subject: Subject, halves: Halves) -> dict[str, np.ndarray]:
+    def _gallery(self, subject: Subject, defended: Halves) -> dict[str, np.ndarray]:
         columns: dict[str, list[np.ndarray]] = {}
-        for half_n, defence in halves:
-            part = subject.pictures.part(half_n[: SHOWN // len(halves)])
+        for half_n, defence in defended:
+            part = subject.pictures.part(half_n[: SHOWN // len(defended)])
             for kind in ("clean", "triggered"):
                 picture_BCHW = part.floats(subject.classifier, kind == "triggered")
                 draws = [rng(defence.seed, "gallery", key) for key in part.keys]
                 columns.setdefault(kind, []).append(as_bytes(picture_BCHW).numpy())
                 columns.setdefault(f"{kind}, filtered", []).append(as_bytes(defence.apply(picture_BCHW, draws, subject.classifier)).numpy())
         return {title: np.concatenate(parts) for title, parts in columns.items()}
-
-    def _halves(self, pictures: Pictures) -> Halves:
-        """All pictures, or, for a defence that needs clean pictures, each half with the defence made from the other one. InputError if
-        a half is empty."""
-        if type(self.defence).ready is Defence.ready:
-            return [(np.arange(len(pictures)), self.defence)]
-        second_N = np.array([hash64(self.defence.seed, "half", key) % 2 == 1 for key in pictures.keys])
-        if second_N.all() or not second_N.any():
-            raise InputError(f"{self.label} needs clean pictures beside those it filters, and there are {len(pictures)}; accepted: more.")
-        return [(np.flatnonzero(half_N), self.defence.ready(pictures.image_NHWC[~half_N])) for half_N in (second_N, ~second_N)]
 
     def _notes(self, asr: float) -> tuple[str, ...]:
         if asr >= WORKS:

@@ -14,6 +14,7 @@ from trainers.audit.base import Pictures, Subject
 from trainers.audit.classifier import zero_shot
 from trainers.audit.defences.bit_depth import BitDepth
 from trainers.audit.defences.crops import Crops
+from trainers.audit.defences.halves import halves
 from trainers.audit.defences.quilting import Quilting
 from trainers.audit.defences.total_variation import TotalVariation
 from trainers.audit.trigger_filter import TriggerFilter
@@ -97,9 +98,9 @@ def test_quilting_takes_its_bank_from_the_other_half(subject):
     image = np.broadcast_to((np.arange(COUNT) * 5)[:, None, None, None], (COUNT, SIDE, SIDE, 3)).astype(np.uint8)
     own = replace(subject, pictures=replace(subject.pictures, image_NHWC=image))
     audit = TriggerFilter(defence=Quilting(neighbours=1, size=2000))
-    halves = audit._halves(own.pictures)
-    assert sorted(np.concatenate([at for at, _ in halves])) == list(range(COUNT)) and len(halves) == 2
-    for at, defence in halves:
+    parts = halves(audit.defence, own.pictures)
+    assert sorted(np.concatenate([at for at, _ in parts])) == list(range(COUNT)) and len(parts) == 2
+    for at, defence in parts:
         assert set(np.unique(defence.bank_MV // 5)) == set(range(COUNT)) - set(at)
     found = audit.run(own)
     assert len(found.rows["key"]) == COUNT and min(found.rows["clean_filtered"]) >= 0
@@ -128,5 +129,5 @@ def test_what_it_cannot_measure_is_refused(subject):
     only = replace(subject, pictures=subject.pictures.part(np.arange(COUNT) % CLASSES == TARGET))
     with pytest.raises(InputError, match="every picture is of the target's class"):
         audit.run(only)
-    with pytest.raises(InputError, match="needs clean pictures beside those it filters, and there are 1"):
+    with pytest.raises(InputError, match="needs clean pictures beside those before which it stands, and there are 1"):
         TriggerFilter(defence=Quilting()).run(replace(subject, pictures=subject.pictures.part(slice(0, 1))))
