@@ -30,8 +30,8 @@ class FMN(Search):
     Before a picture has fooled for the first time, r is 1 + γ times the length of its change plus the distance to the linearised boundary,
     |margin|/‖gradient‖ in the dual norm, or 1 + γ times r, whichever is more (the paper's r has no such factor: it ends exactly on the
     boundary of a linear classifier and stays there). Pixels that the box stops are left out of the gradient (the paper's r never gets long
-    enough where the box stops many of them). α and γ fall to their final values along half a cosine. It draws nothing at random. One query a
-    step, and one for the first look.
+    enough where the box stops many of them). α and γ fall to their final values along half a cosine. Nothing is drawn at random. steps + 1
+    queries.
     """
 
     norm: Norm = "l2"  # type: ignore[misc]
