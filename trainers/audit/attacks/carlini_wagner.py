@@ -32,8 +32,10 @@ class Descent:
     first: Tensor
     second: Tensor
     """Adam's running means of the gradient and of its square"""
+    least: Tensor
+    """the smallest loss so far"""
     last: Tensor
-    """the loss when it was last looked at"""
+    """the smallest loss when it was last looked at"""
 
     def only(self, left_b: Tensor) -> Descent:
         """Those pictures alone."""
@@ -45,8 +47,9 @@ class CarliniWagner(Search):
     """‖x' − x‖₂² + c·max(z_y − max of the others, −κ) is made small by Adam over w, with x' = ½(tanh w + 1), for several c.
 
     z are logits. c is multiplied by 10 until the picture fools with a margin of κ, then searched by bisection; the nearest picture that
-    fooled so is the result. A search ends early for a picture whose loss has not fallen by a ten-thousandth over a tenth of the steps. It
-    draws nothing at random. At most searches·steps queries.
+    fooled so is the result. A search ends early for a picture whose smallest loss has not fallen by a ten-thousandth over a tenth of
+    the steps. Adam's first steps change a pixel by lr/2: where the smallest changes are shorter than that, a smaller lr finds shorter ones.
+    It draws nothing at random. At most searches·steps queries.
     """
 
     norm: ClassVar[str] = "l2"
@@ -75,7 +78,7 @@ class CarliniWagner(Search):
         """bool [B]: the picture fooled with this c."""
         free_BCHW = torch.atanh((2 * work.start_BCHW - 1) * min(INSIDE, 1 - torch.finfo(c_B.dtype).eps))
         zero_BCHW = torch.zeros_like(free_BCHW)
-        state = Descent(work.all_B, free_BCHW, zero_BCHW, zero_BCHW, torch.full_like(c_B, torch.inf))
+        state = Descent(work.all_B, free_BCHW, zero_BCHW, zero_BCHW, *2 * (torch.full_like(c_B, torch.inf),))
         found_B = torch.zeros_like(work.fooled_B)
         look = max(1, self.steps // 10)
         for step in range(1, self.steps + 1):
@@ -94,10 +97,10 @@ class CarliniWagner(Search):
             slope_bCHW = 2 * change_bCHW - wide(c_b * (margin_b < self.kappa)) * slope_bCHW
             slope_bCHW = slope_bCHW * 2 * picture_bCHW * (1 - picture_bCHW)  # ∂x'/∂w = ½(1 − tanh²w) = 2x'(1 − x')
             self._adam(state, slope_bCHW, step)
+            state.least = torch.minimum(state.least, square_b + c_b * (self.kappa - margin_b).clamp_min(0))
             if step % look == 0:
-                loss_b = square_b + c_b * (self.kappa - margin_b).clamp_min(0)
-                left_b = loss_b <= 0.9999 * state.last
-                state.last = loss_b
+                left_b = state.least <= 0.9999 * state.last
+                state.last = state.least
                 state = state.only(left_b)
                 if not len(state.at):
                     break

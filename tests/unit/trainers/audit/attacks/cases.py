@@ -22,13 +22,17 @@ class Linear:
     """Logits x·W + b of K classes, the pictures it classifies, and their exact distances, in float64 and without the box of pixels."""
 
     def __init__(
-        self, count: int = 40, classes: int = 6, spread: float = 0.1, scale: float = 1.0, dtype: torch.dtype = torch.float64
+        self, count: int = 40, classes: int = 6, spread: float = 0.1, scale: float = 1, push: float = 0, dtype: torch.dtype = torch.float64
     ) -> None:
+        """`push`: how far each picture is moved into its class, in l2."""
         draw = rng("linear", count, classes, spread)
         pixels = int(np.prod(SHAPE))
         self.weight_MK = scale * draw.standard_normal((pixels, classes))
         self.bias_K = -0.5 * self.weight_MK.sum(0) + 0.2 * scale * draw.standard_normal(classes)
         self.picture_NM = 0.5 + spread * draw.uniform(-1, 1, (count, pixels))
+        way_KM = (self.weight_MK - self.weight_MK.mean(1, keepdims=True)).T
+        way_KM = way_KM / np.linalg.norm(way_KM, axis=1, keepdims=True)
+        self.picture_NM += push * way_KM[(self.picture_NM @ self.weight_MK + self.bias_K).argmax(1)]
         self.logit_NK = self.picture_NM @ self.weight_MK + self.bias_K
         self.label_N = self.logit_NK.argmax(1)
         self.classes, self.dtype = classes, dtype

@@ -25,7 +25,7 @@ from trainers.audit.attacks.square import Square
 from trainers.audit.classifier import Classifier
 
 NORMS: tuple[Norm, ...] = ("linf", "l2")
-CASE = Linear()
+CASE, FEW = Linear(), Linear(count=5)
 each_norm = pytest.mark.parametrize("norm", NORMS)
 
 
@@ -33,7 +33,8 @@ def bounded(eps: float, norm: Norm) -> list[Attack]:
     shared = {"eps": eps, "norm": norm}
     return [
         FGSM(loss="margin", **shared), IFGSM(**shared), PGD(**shared), PGD(loss="margin", restarts=2, stop=False, **shared),
-        APGD(**shared), APGD(loss="dlr", **shared), APGD(loss="targeted_dlr", **shared), AutoAttack(queries=20, **shared),
+        APGD(**shared), APGD(loss="dlr", **shared), APGD(loss="targeted_dlr", steps=40, **shared),
+        AutoAttack(queries=20, steps=30, **shared),
     ]  # fmt: skip
 
 
@@ -52,9 +53,9 @@ def test_robust_accuracy_is_that_of_the_closed_form(norm: Norm) -> None:
 def test_small_and_large_eps(norm: Norm) -> None:
     distance_N = CASE.distances(norm)
     for attack in (*bounded(0.0, norm), Square(eps=0.0, norm=norm, queries=5)):
-        found = attacked(attack, CASE)
-        assert torch.equal(found.picture_BCHW, CASE.pictures) and not fooled(found.picture_BCHW, CASE).any(), attack
-    attack = AutoAttack(eps=1.01 * distance_N.max(), norm=norm)
+        found = attacked(attack, FEW)
+        assert torch.equal(found.picture_BCHW, FEW.pictures) and not fooled(found.picture_BCHW, FEW).any(), attack
+    attack = AutoAttack(eps=1.01 * distance_N.max(), norm=norm, steps=30)
     assert fooled(attacked(attack, CASE).picture_BCHW, CASE).all(), "the cross-entropy alone may climb to another class than the nearest"
 
 
@@ -90,7 +91,7 @@ def test_deepfool_is_1_02_times_the_exact_distance(norm: Norm) -> None:
 @each_norm
 def test_smallest_changes_are_near_the_exact_ones(norm: Norm) -> None:
     exact_N = CASE.distances(norm)
-    for attack in (FMN(norm=norm), FAB(norm=norm)):
+    for attack in (FMN(norm=norm), FAB(norm=norm, steps=40)):
         found = attacked(attack, CASE)
         long_N = changes(found, CASE, norm)
         assert fooled(found.picture_BCHW, CASE).all() and (long_N >= exact_N * (1 - 1e-9)).all(), attack
@@ -99,9 +100,12 @@ def test_smallest_changes_are_near_the_exact_ones(norm: Norm) -> None:
             assert abs(robust_accuracy(long_N, [eps])[0] - (exact_N > eps).mean()) <= 1 / len(exact_N) + 1e-12
 
 
-def test_carlini_wagner_is_near_the_exact_distance() -> None:
-    case = Linear(count=16, spread=0.35)
-    found = attacked(CarliniWagner(), case)
+@pytest.mark.parametrize(("push", "lr"), [(0.5, 0.01), (0.0, 0.001)])
+def test_carlini_wagner_is_near_the_exact_distance(push: float, lr: float) -> None:
+    """Where pixels change by more than Adam's steps; where they do not, with smaller steps."""
+    case = Linear(count=12, push=push)
+    assert (np.median(case.distances("linf")) > 0.02) == (lr == 0.01)
+    found = attacked(CarliniWagner(lr=lr), case)
     ratio_N = changes(found, case, "l2") / case.distances("l2")
     assert fooled(found.picture_BCHW, case).all() and ratio_N.min() >= 1 - 1e-9 and np.median(ratio_N) <= 1.01
 
@@ -179,7 +183,7 @@ def test_where_the_box_binds(norm: Norm) -> None:
         excess = int((~fooled(attacked(attack, case).picture_BCHW, case)).sum()) - int((eps < exact_N).sum())
         # in l2 the gradient's steps spend length on pixels that the box stops; AutoAttack's FAB knows the box
         assert excess in (0, 1) or (norm == "l2" and not isinstance(attack, AutoAttack) and 0 <= excess <= 6), attack
-    for attack in (FMN(norm=norm), FAB(norm=norm)):
+    for attack in (FMN(norm=norm), FAB(norm=norm, steps=40)):
         long_N = changes(attacked(attack, case), case, norm)
         assert (long_N >= exact_N * (1 - 1e-6)).all() and np.median(long_N / exact_N) <= 1.01, attack
 
@@ -187,7 +191,7 @@ def test_where_the_box_binds(norm: Norm) -> None:
 def test_dlr_does_not_see_the_scale_of_logits() -> None:
     small, large = Linear(), Linear(scale=64.0)
     for loss in ("dlr", "targeted_dlr"):
-        attack = APGD(eps=small.middle("linf"), loss=loss)  # type: ignore[arg-type]
+        attack = APGD(eps=small.middle("linf"), loss=loss, steps=40, targets=3)  # type: ignore[arg-type]
         one, other = attacked(attack, small), attacked(attack, large)
         assert torch.allclose(one.picture_BCHW, other.picture_BCHW, rtol=0, atol=1e-12) and torch.equal(one.queries_B, other.queries_B)
 
@@ -210,7 +214,7 @@ def test_apgds_losses_are_undefined_for_few_classes() -> None:
 def test_autoattack_does_what_it_can_with_few_classes(classes: int) -> None:
     case = Linear(classes=classes)
     eps = case.middle("linf")
-    standing = (~fooled(attacked(AutoAttack(eps=eps, queries=10), case).picture_BCHW, case)).sum()
+    standing = (~fooled(attacked(AutoAttack(eps=eps, steps=30, queries=10), case).picture_BCHW, case)).sum()
     assert abs(int(standing) - int((eps < case.distances("linf")).sum())) <= 1
 
 
