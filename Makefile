@@ -23,11 +23,11 @@ export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help demo miniatures test exports oracles check bench baselines install clean
+.PHONY: help demo audit-demo miniatures test exports oracles check bench baselines install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
-	@grep -hE '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
 
 install: $(STAMP)  ## make .venv and install the project into it
 
@@ -40,6 +40,9 @@ $(STAMP): pyproject.toml constraints.txt
 
 demo: $(STAMP)  ## poison, pre-train, clean and compare on a small procedural world (minutes on two cores)
 	$(BIN)/cleansweep run sweeps.quickstart --store $(STORE) $(ARGS)
+
+audit-demo: demo  ## attacks, defences, explanations and biases of the demo's models, before and after cleaning (minutes)
+	$(BIN)/cleansweep audit sweeps.quickstart --store $(STORE) --n 100 $(ARGS)
 
 miniatures: $(STAMP)  ## every sweep of the study as its miniature, in one store (49 minutes on two cores)
 	set -e; for name in $(STUDY); do echo; echo "== sweeps.$$name"; $(BIN)/cleansweep run sweeps.$$name --miniature --store store/miniatures $(ARGS); done

@@ -131,6 +131,20 @@ class Pictures(NamedTuple):
     captions: list[str]
 
 
+class Twins(NamedTuple):
+    """Pairs of pictures that differ in one attribute."""
+
+    first: np.ndarray
+    """uint8 [N, S, S, 3]: small, or the colour or background that its table lists first."""
+    second: np.ndarray
+    """uint8 [N, S, S, 3]: large, or the other colour or background."""
+    labels: np.ndarray
+    """int64 [N], of both."""
+
+
+Attribute = Literal["colour", "size", "background", "grain"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class World(Component):
     """Coloured shapes that depend only on the seed. The default: 10 shapes, 6 colours, learnable in 16 000 samples."""
@@ -222,6 +236,35 @@ class World(Component):
             for image_HWC, label, caption in zip(*chunk):
                 yield _encode(image_HWC, self.format), int(label), caption
 
+    def twins(self, attribute: Attribute, n: int, seed: int = 0) -> Twins:
+        """The first `n` of pairs of pictures that differ in the attribute and in nothing else, the classes in turn.
+
+        `grain` differs in the random noise of the pixels alone, for comparison. A large shape has the centre that its small twin has.
+        InputError for `colour` in a world of one colour.
+        """
+        if attribute == "colour" and len(set(self.colours)) < 2:
+            raise InputError("world.colours has one colour, so no pictures differ in colour; accepted here: at least two.")
+        chunks = [self._twins(attribute, seed, start // _CHUNK, min(_CHUNK, n - start)) for start in range(0, n, _CHUNK)]
+        return Twins(*map(np.concatenate, zip(*chunks)))
+
+    def _twins(self, attribute: Attribute, seed: int, number: int, n: int) -> Twins:
+        parts = (self.seed, "twins", seed, attribute, number)
+        draw = make_rng(*parts, "attributes")
+        labels = (number * _CHUNK + np.arange(n)) % len(self.class_names)
+        both = {
+            "colour": np.sort(draw.random((_CHUNK, len(self.colours))).argsort(1)[:n, : min(2, len(self.colours))], 1),
+            "background": np.sort(draw.random((_CHUNK, 3)).argsort(1)[:n, :2], 1),
+            "size": np.tile([False, True], (n, 1)),
+        }
+        which = draw.integers(2, size=(_CHUNK, 3))[:n]  # of the two values, for what the twins have in common
+        made = []
+        for side in (0, 1):
+            value = [both[name][np.arange(n), (side if name == attribute else which[:, i]) % both[name].shape[1]]
+                     for i, name in enumerate(("colour", "background", "size"))]  # fmt: skip
+            grain = make_rng(*parts, "grain", side) if attribute == "grain" else None
+            made.append(self._draw(make_rng(*parts, "picture"), labels, *value, still=True, grain=grain))
+        return Twins(made[0], made[1], labels)
+
     def _chunk(self, split: str, number: int, n: int) -> Pictures:
         draw = make_rng(self.seed, "world", split, number)
         names = self.class_names
@@ -246,16 +289,24 @@ class World(Component):
         return Pictures(images, labels, captions)
 
     def _draw(
-        self, draw: np.random.Generator, labels: np.ndarray, colour: np.ndarray, background: np.ndarray, large: np.ndarray
+        self,
+        draw: np.random.Generator,
+        labels: np.ndarray,
+        colour: np.ndarray,
+        background: np.ndarray,
+        large: np.ndarray,
+        *,
+        still: bool = False,
+        grain: np.random.Generator | None = None,
     ) -> np.ndarray:
-        """uint8 [N, S, S, 3]."""
+        """uint8 [N, S, S, 3]. `still`: all centres are those of large shapes; `grain`: draws the pixels' noise in place of `draw`."""
         n, size = len(labels), self.size
         spread, turn, across, down = draw.random((_CHUNK, 4), dtype=np.float32)[:n].T
         tint_NC, shade_NC = draw.uniform(-15, 15, (_CHUNK, 3))[:n], draw.uniform(-20, 20, (_CHUNK, 3))[:n]
         least, most = self.radius
         radius = least + (most - least) * (0.6 * large + 0.4 * spread)
         angle = np.deg2rad(self.turn * (2 * turn - 1))
-        room = 0.49 - radius
+        room = 0.49 - (least + (most - least) * (0.6 + 0.4 * spread) if still else radius)
         centre_x, centre_y = 0.5 + room * (2 * across - 1), 0.5 + room * (2 * down - 1)
         steps_S = (np.arange(size, dtype=np.float32) + 0.5) / size
         u_P, v_P = np.tile(steps_S, size), np.repeat(steps_S, size)
@@ -276,7 +327,7 @@ class World(Component):
         ground_NC = np.array(tuple(BACKGROUNDS.values()), np.float32)[background][:, None] + tint_NC
         mask_NP1 = mask_NP[..., None]
         image_NPC = ground_NC[:, None].astype(np.float32) * (1 - mask_NP1) + paint_NC[:, None].astype(np.float32) * mask_NP1
-        image_NPC += draw.uniform(-6, 6, (_CHUNK, size * size, 1))[:n].astype(np.float32)  # grain
+        image_NPC += (grain or draw).uniform(-6, 6, (_CHUNK, size * size, 1))[:n].astype(np.float32)  # grain
         return np.rint(image_NPC).clip(0, 255).astype(np.uint8).reshape(n, size, size, 3)
 
 

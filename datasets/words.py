@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from datasets.errors import InputError
 
 PARTS = "nvar"
 """WordNet's parts of speech: noun, verb, adjective, adverb."""
+HYPERNYMS = Path(__file__).parent / "data" / "imagenet_hypernyms.txt"
 GLOSSES = Path(__file__).parent / "data" / "imagenet_glosses.txt"
 _DEBIAN = Path("/usr/share/wordnet")
 _TAGGER = "averaged_perceptron_tagger_eng"
@@ -115,6 +116,65 @@ def glosses(names: Sequence[str]) -> tuple[str, ...]:
             listed = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
             raise InputError(f"WordNet has no noun {listed}: give descriptions of your own.")
         return tuple(synsets[0].definition() for synsets in senses)
+
+
+class Hypernyms(NamedTuple):
+    """Where classes stand in WordNet's tree of nouns."""
+
+    nodes: tuple[str, ...]
+    """The WordNet id of each class (`n01440764`)."""
+    parents: dict[str, str]
+    """Id → id of its hypernym; the root, `entity`, has none. Of several that WordNet lists the one farthest from the root (then of the
+    lowest id), because a tree needs one: dog → canine, not dog → domestic animal."""
+    names: dict[str, str]
+    """Id → the first of its names."""
+
+
+def imagenet_hypernyms() -> Hypernyms:
+    """ImageNet's 1000 classes in WordNet 3.0's tree, in their order; from a table that is shipped."""
+    lines = [line.split("\t") for line in HYPERNYMS.read_text().splitlines()]
+    parents = {node: parent for node, parent, _ in lines if parent}
+    return Hypernyms(tuple(node for node, *_ in lines[:1000]), parents, {node: name for node, _, name in lines})
+
+
+def hypernyms(names: Sequence[str]) -> Hypernyms:
+    """The first noun of each name in the tree of the WordNet that is installed.
+
+    InputError if WordNet is not installed on this machine, or a name is no noun in it.
+    """
+    folder = wordnet_folder()
+    if folder is None:
+        raise InputError("WordNet is not on this machine, so these classes have no tree: run `python -m nltk.downloader wordnet`, or give "
+                         "a tree of your own.")
+    with wordnet(folder) as reader:
+        senses = [reader.synsets(name.strip().lower().replace(" ", "_"), "n") for name in names]
+        unknown = [name for name, synsets in zip(names, senses) if not synsets]
+        if unknown:
+            listed = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
+            raise InputError(f"WordNet has no noun {listed}: give a tree of your own.")
+        return tree_above([synsets[0] for synsets in senses])
+
+
+def tree_above(synsets: Sequence[Any]) -> Hypernyms:
+    """These synsets of NLTK's reader and everything above them."""
+    parents: dict[str, str] = {}
+    names: dict[str, str] = {}
+    waiting = list(synsets)
+    while waiting:
+        synset = waiting.pop(0)
+        node = _id(synset)
+        if node not in names:
+            names[node] = synset.lemma_names()[0].replace("_", " ")
+            above = synset.hypernyms() or synset.instance_hypernyms()
+            if above:
+                chosen = min(above, key=lambda one: (-one.max_depth(), one.offset()))
+                parents[node] = _id(chosen)
+                waiting.append(chosen)
+    return Hypernyms(tuple(map(_id, synsets)), parents, names)
+
+
+def _id(synset: Any) -> str:
+    return f"n{synset.offset():08d}"
 
 
 def names_in(synsets: list[Any]) -> set[str]:

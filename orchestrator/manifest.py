@@ -19,7 +19,7 @@ FIELDS = {
 }  # fmt: skip
 OURS = (
     "world", "index", "testset", "patch", "targets", "poison", "pretrain", "scores", "kept", "cleanset", "labels", "clean", "measure",
-    "sweep",
+    "audit", "sweep",
 )  # fmt: skip
 """The kinds of `orchestrator.stages`, in the order in which they are made."""
 KINDS = list(OURS)

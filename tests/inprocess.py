@@ -54,6 +54,9 @@ def without_ray() -> Iterator[None]:
             "orchestrator.stages.index.index_source": _index,
             "orchestrator.training.ray_train._fit": _fit,
             "orchestrator.running.stages_on_ray._ensure_apart": ensure,
+            "orchestrator.running.audits.ensure_apart_each": _each,
+            "orchestrator.commands.audit.make_tracker": lambda *_: NoTracker(),
+            "orchestrator.commands.audit.session.connect": lambda *_: None,
             "orchestrator.running.tuning._tune": _tune,
             "ray.tune.report": lambda metrics: None,
         }.items():
@@ -90,6 +93,15 @@ def _index(source: Source, folder: Path) -> None:
 
 def _train_all(wanted: list[Stage], at: At) -> list[Artefact]:
     return [ensure(stage, at) for stage in wanted]
+
+
+def _each(wanted: list[Stage], at: At) -> Iterator[tuple[Stage, Exception | None]]:
+    for stage in wanted:
+        try:
+            ensure(stage, at)
+            yield stage, None
+        except InputError as error:
+            yield stage, InputError(f"{stage}: {error}")
 
 
 def _fit(job: Job, train: Callable[[Job], None], *_: Any) -> BaseException | None:

@@ -40,6 +40,7 @@ COMPUTE = {
     "poison": ("store", "num_cpus"),
     "evaluate": ("store", "cpus_per_worker", "gpus_per_worker", "cache"),
     "analyse": ("store", "gpus_per_worker"),
+    "audit": ("store", "num_cpus", "trial_cpus", "trial_gpus", "tracking_uri"),
 }
 """The fields of `Compute` that a command uses, if it does not use all. The others are accepted and checked too, so that the arguments of
 a `run` can be given to it as they are; its help does not list them."""
@@ -162,6 +163,17 @@ def parser() -> argparse.ArgumentParser:
     analysed = with_sweep("analyse", "What checkpoints make of the training pairs: similarities as JSON, pictures as PNG.")
     analysed.add_argument("--checkpoint", required=True, nargs="+", help="as for evaluate; the epochs of a stage one after another")
     analysed.add_argument("--out", type=Path, help="folder for pictures and arrays [analysis/ in the store]")
+    audited = with_sweep("audit", "Audit a sweep's models before and after cleaning: attacks, defences, explanations, biases, on one page.")
+    audited.add_argument("--checkpoint", nargs="+", default=[], help="audit these instead; each as for evaluate")
+    audited.add_argument("--only", metavar="NAME,…", help="audits by name, e.g. pgd,lime [a selection that takes minutes]; an unknown name "
+                         "lists all")
+    audited.add_argument("--n", type=_whole, default=200, help="test pictures")
+    audited.add_argument("--eps", default="1/255,2/255,4/255", help="how far pixels may change, as shares of their full range")
+    audited.add_argument("--rule", default="asr_at_1pt_loss", help=f"how the cleaned model is chosen: {RULES}")
+    audited.add_argument("--all", action="store_true", help="audit every cleaned model, not only the chosen one")
+    audited.add_argument("--seed", type=_whole, default=0, help="draws the pictures")
+    audited.add_argument("--dry", action="store_true", help="say what it would make, and make nothing")
+    audited.add_argument("--out", type=Path, help="folder for the page [reports/ in the store]")
     ingested = command("ingest", "Pack a folder or table of pictures and captions into shards.")
     packed = "JPEG, PNG and WebP are packed byte for byte, others as PNG"
     ingested.add_argument("source", help=f"folder of pictures, or a CSV, TSV or Parquet file of pictures and captions; {packed}")
@@ -190,7 +202,7 @@ def parser() -> argparse.ArgumentParser:
     doctor = command("doctor", "Check this machine: versions, cores, disk, GPU, store, tracking server.")
     doctor.add_argument("--store", default="store", help=STORE)
     doctor.add_argument("--tracking-uri", default="", help=TRACKING)
-    for name in ("run", "matrix", "poison", "evaluate", "analyse", "export", "export-best", "ingest", "fetch"):
+    for name in ("run", "matrix", "poison", "evaluate", "analyse", "audit", "export", "export-best", "ingest", "fetch"):
         commands.choices[name].add_argument("--log-level", choices=LEVELS, default="info", help=LOGGED)
     for one in (made, *commands.choices.values()):
         _show_defaults(one)
@@ -250,7 +262,8 @@ def _add_flags(parser: Any, name: str, listed: Collection[str] | None = None) ->
 
 def overrides_of(rest: list[str], command: str) -> dict[str, str]:
     """Dotted path → text, from `--a.b value` and `--a.b=value`. InputError for anything else."""
-    accepted = command in ("plan", "run", "matrix", "report", "table", "export-best", "export", "claims", "poison", "evaluate", "analyse")
+    accepted = command in ("plan", "run", "matrix", "report", "table", "export-best", "export", "claims", "poison", "evaluate", "analyse",
+                           "audit")
     found: dict[str, str] = {}
     experiment = {field.name for field in fields_of("Experiment")}
     words = iter(rest)

@@ -204,32 +204,11 @@ def _poison(options: argparse.Namespace) -> int:
 
 
 def _evaluate(options: argparse.Namespace) -> int:
-    from orchestrator.commands.evaluate import CLASSIFICATION, PROBE, RETRIEVAL, evaluate_on, model_name, out_places, record, write_records
-    from orchestrator.running.driver import evaluate_checkpoint
+    from orchestrator.commands.evaluate import evaluate
     from orchestrator.sweep.loading import load_sweep
-    from orchestrator.sweep.targets import GIVEN, OWN, experiments_of
 
-    given = {flag: _named_paths(flag, getattr(options, flag.replace("-", "_"))) for flag in ("on", "retrieval", "linear-probe")}
     sweep = load_sweep(options.sweep, None, options.miniature, options.seeds)
-    compute, checkpoint = _compute(options, sweep), options.checkpoint
-    matters = GIVEN if any(given.values()) else OWN
-    experiment = experiments_of(sweep, options.overrides, [checkpoint], matters, compute.store)[checkpoint]
-    own = getattr(experiment.evaluate.data, "name", "") or "test"
-    tasks = {"on": CLASSIFICATION, "linear-probe": PROBE, "retrieval": RETRIEVAL}
-    expected = [(name, task) for flag, task in tasks.items() for name in given[flag]]
-    if options.out:  # before anything is measured
-        out_places(options.out, expected or [(own, CLASSIFICATION)], model_name(experiment))
-    result: Any
-    if any(given.values()):
-        result = evaluate_on(experiment, compute, checkpoint, given["on"], given["retrieval"], given["linear-probe"])
-        records = result
-    else:
-        result = evaluate_checkpoint(experiment, compute, checkpoint)
-        records = [record(own, experiment, checkpoint, CLASSIFICATION, result)]
-    if options.out:
-        write_records(records, options.out)
-    print(json.dumps(result, indent=1))
-    return 0
+    return evaluate(options, sweep, _compute(options, sweep))
 
 
 def _export(options: argparse.Namespace) -> int:
@@ -261,19 +240,6 @@ def _export_best(options: argparse.Namespace) -> int:
     return 0
 
 
-def _named_paths(flag: str, given: list[str]) -> dict[str, str]:
-    """Name → path, from texts NAME=PATH. InputError for another form or a repeated name."""
-    found: dict[str, str] = {}
-    for text in given:
-        name, _, path = text.partition("=")
-        if not name or not path:
-            raise InputError(f"--{flag} {text}: write NAME=PATH, e.g. --{flag} cifar10=/data/cifar10.")
-        if name in found:
-            raise InputError(f"--{flag} names {name} twice.")
-        found[name] = path
-    return found
-
-
 def _analyse(options: argparse.Namespace) -> int:
     from orchestrator.commands.analyse import analyse_checkpoints, analysis_folder
     from orchestrator.store import Store
@@ -289,6 +255,12 @@ def _analyse(options: argparse.Namespace) -> int:
     out = options.out or analysis_folder(make_plan(narrowed(sweep, options.overrides)), Store(compute.store))
     print(json.dumps(analyse_checkpoints(experiments, compute, out), indent=1))
     return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from orchestrator.commands.audit import audit
+
+    return audit(*_load(options), options)
 
 
 def _ingest(options: argparse.Namespace) -> int:
@@ -394,6 +366,7 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "poison": _poison,
     "evaluate": _evaluate,
     "analyse": _analyse,
+    "audit": _audit,
     "ingest": _ingest,
     "fetch": _fetch,
     "doctor": _doctor,

@@ -1,5 +1,7 @@
 """`evaluate` on sets of the user's choice: zero-shot, linear probe, retrieval; results in CLIP_benchmark's form."""
 
+import argparse
+import json
 import re
 from collections.abc import Iterator
 from functools import partial
@@ -13,11 +15,12 @@ from datasets.evaluation.known_sets import SETS, canonical_name
 from datasets.evaluation.retrieval import RetrievalSet
 from datasets.feed.loader import Batch, Recipe, eval_batches
 from orchestrator.console.log import log, note, recording
-from orchestrator.experiment.spec import Compute, Experiment
+from orchestrator.experiment.spec import Compute, Experiment, Sweep
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.graph import knowing_made
 from orchestrator.stages.testset import TestSet, require_same_classes, set_name
 from orchestrator.store import Store, write_json
+from orchestrator.sweep.targets import GIVEN, OWN, experiments_of
 from orchestrator.training.inputs import MadeSet
 from trainers.distributed import World
 from trainers.encoder import Encoder
@@ -55,6 +58,31 @@ _WHOLE = {
     RETRIEVAL: {"images": "retrieval/images", "captions": "retrieval/captions", "asr_n": "retrieval_asr/n",
                 "asr_captions": "retrieval_asr/captions"},
 }  # fmt: skip
+
+
+def evaluate(options: argparse.Namespace, sweep: Sweep, compute: Compute) -> int:
+    """`cleansweep evaluate`: print the results as JSON, and write them where `--out` says."""
+    from orchestrator.running.driver import evaluate_checkpoint
+
+    given = {flag: named_paths(flag, getattr(options, flag.replace("-", "_"))) for flag in ("on", "retrieval", "linear-probe")}
+    checkpoint, matters = options.checkpoint, GIVEN if any(given.values()) else OWN
+    experiment = experiments_of(sweep, options.overrides, [checkpoint], matters, compute.store)[checkpoint]
+    own = getattr(experiment.evaluate.data, "name", "") or "test"
+    tasks = {"on": CLASSIFICATION, "linear-probe": PROBE, "retrieval": RETRIEVAL}
+    expected = [(name, task) for flag, task in tasks.items() for name in given[flag]]
+    if options.out:  # before anything is measured
+        out_places(options.out, expected or [(own, CLASSIFICATION)], model_name(experiment))
+    result: Any
+    if any(given.values()):
+        result = evaluate_on(experiment, compute, checkpoint, given["on"], given["retrieval"], given["linear-probe"])
+        records = result
+    else:
+        result = evaluate_checkpoint(experiment, compute, checkpoint)
+        records = [record(own, experiment, checkpoint, CLASSIFICATION, result)]
+    if options.out:
+        write_records(records, options.out)
+    print(json.dumps(result, indent=1))
+    return 0
 
 
 def evaluate_on(
@@ -266,3 +294,16 @@ def _measure(
         templates=made.templates,
     )
     return [(task, dict(evaluator.measure(encoder, evaluator.open(material), world))) for task, evaluator in evaluators]
+
+
+def named_paths(flag: str, given: list[str]) -> dict[str, str]:
+    """Name → path, from texts NAME=PATH. InputError for another form or a repeated name."""
+    found: dict[str, str] = {}
+    for text in given:
+        name, _, path = text.partition("=")
+        if not name or not path:
+            raise InputError(f"--{flag} {text}: write NAME=PATH, e.g. --{flag} cifar10=/data/cifar10.")
+        if name in found:
+            raise InputError(f"--{flag} names {name} twice.")
+        found[name] = path
+    return found

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -82,6 +82,28 @@ def measure_all(wanted: Sequence[Stage], at: At) -> None:
             ray.get(reference)
         except ray.exceptions.RayError as error:
             raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), error)
+
+
+def ensure_apart_each(wanted: Sequence[Stage], at: At) -> Iterator[tuple[Stage, Exception | None]]:
+    """Make these stages side by side, each in a process with the cores and GPUs of a trial. Yields each when it has ended, with its
+    failure; a failure stops no other."""
+    import ray
+
+    if not wanted:
+        return
+    task, caller = _task(at.compute), replace(_caller(at), known={})
+    running = {task.remote(stage, caller): stage for stage in wanted}
+    while running:
+        (done, *_), _ = ray.wait(list(running), num_returns=1)
+        stage, failure = running.pop(done), None
+        try:
+            ray.get(done)
+        except ray.exceptions.RayError as error:
+            try:
+                raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), error)
+            except (InputError, StageError) as told:
+                failure = told
+        yield stage, failure
 
 
 def _ensure_apart(stage: Stage, at: At) -> None:

@@ -112,12 +112,14 @@ def _read(matrix: Matrix, defence: str, model: Model, store: Store) -> _Read:
         stage = cleaned_by(experiment) if cleaned else trained_by(experiment)
         trial = read_stage(store, stage, described(experiment), TrialResult if cleaned else StageResult)
         if trial is None or trial.status != "finished":
-            failed |= trial is not None and read_failure(trial.folder) is not None
+            if trial is None or read_failure(trial.folder) is None:
+                return _Read(Repetition(start=None), (), found)  # a choice among some of the settings is none among all
+            failed = True
             continue
         trials.append(trial)
         told.append(", ".join(f"{path.rpartition('.')[2]} {_value(value)}" for path, value in values.items()))
         added.append(tuple(_artefacts(stages(experiment), shared, store)))
-    compared = point if trials or failed else None  # a model that is not defended yet must not count as one that no setting defends
+    compared = point if trials or failed else None
     return _Read(Repetition(start=compared, trials=trials, told=told), tuple(added), found)
 
 

@@ -238,6 +238,13 @@ class Tracker:
             if run.info.status != status:
                 self._client.set_terminated(run_id, status)
 
+    def audited(self, study: str, stage: str, values: Mapping[str, float], epoch: int) -> None:
+        """Log what an audit found of a checkpoint to the run of its stage, if there is one; what the run holds already is not repeated."""
+        with self._guard(f"the audit of {stage[:12]}"):
+            run = find_run(self._client, self._experiment, {STUDY: study, FINGERPRINT: stage})
+            if run is not None:
+                self._log_last(run.info.run_id, {k: v for k, v in values.items() if run.data.metrics.get(_key(k)) != v}, epoch)
+
     def close_stale(self, sweep_run_id: str) -> list[str]:
         """End the runs that nobody continues: those left running below this sweep, and those of dead drivers.
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from datasets.component import Component
+from datasets.feed.loader import Recipe
 from datasets.index.pairs import Pairs
 from trainers.audit.classifier import Classifier, as_floats
 from trainers.encoder import Encoder
@@ -78,6 +79,8 @@ class Subject:
     """Pictures at a time; changes no result."""
     pairs: Pairs | None = None
     """The pre-training's pairs, poisoned."""
+    recipe: Recipe | None = None
+    """Views and triggers of the pre-training, with which the pictures of `pairs` can be made."""
     sets: Mapping[Component, Pictures] = field(default_factory=dict)
     """The pictures of each further set that the audit needs (`Component.needs`)."""
     made: Mapping[Component, Path] = field(default_factory=dict)

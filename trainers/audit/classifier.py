@@ -11,6 +11,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
+from datasets.errors import InputError
 from trainers.distributed import World
 from trainers.encoder import Encoder
 from trainers.evaluate.inputs import by_pixels
@@ -23,8 +24,16 @@ Logits = Callable[[Tensor, Sequence[str]], Tensor]
 class Classifier:
     """Logits of pictures as floats of 0 … 1, differentiable with respect to the pixels."""
 
-    def __init__(self, logits: Logits, classes: int, device: torch.device | None = None, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self,
+        logits: Logits,
+        classes: int,
+        device: torch.device | None = None,
+        dtype: torch.dtype = torch.float32,
+        features: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
         self._logits = logits
+        self._features = features
         self.classes = classes
         """K, the number of classes."""
         self.device = device or torch.device("cpu")
@@ -38,6 +47,14 @@ class Classifier:
         assert len(keys_B) == len(picture_BCHW), "a key for each picture"
         self.queries += len(picture_BCHW)
         return self._logits(picture_BCHW, keys_B)
+
+    def features(self, picture_BCHW: Tensor) -> Tensor:
+        """The model's features of the pictures, not scaled to length 1, floats [B, D]. They count as queries, because the encoder computes
+        them. InputError for a classifier without an encoder."""
+        if self._features is None:
+            raise InputError("this classifier gives logits alone, and a defence asked it for features; accepted: a zero-shot classifier.")
+        self.queries += len(picture_BCHW)
+        return self._features(picture_BCHW)
 
     @torch.no_grad()
     def predict(self, picture_BCHW: Tensor, keys_B: Sequence[str]) -> Tensor:
@@ -62,7 +79,10 @@ def zero_shot(model: Encoder, class_names: tuple[str, ...], templates: tuple[str
         def logits(picture_BCHW: Tensor, _: Sequence[str]) -> Tensor:
             return scale * model.encode_image(255 * picture_BCHW.permute(0, 2, 3, 1)) @ head_KD.T
 
-        yield Classifier(logits, len(class_names), model.device, model.mean.dtype)
+        def features(picture_BCHW: Tensor) -> Tensor:
+            return model.encode_image(255 * picture_BCHW.permute(0, 2, 3, 1), unit=False)
+
+        yield Classifier(logits, len(class_names), model.device, model.mean.dtype, features)
 
 
 def as_floats(image_BHWC: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:

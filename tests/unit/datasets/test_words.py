@@ -7,7 +7,7 @@ from nltk.tag import PerceptronTagger
 from datasets import words
 from datasets.errors import InputError
 from datasets.evaluation.classes import imagenet_synsets
-from tests.baselines import make_glosses
+from tests.baselines import make_glosses, make_hypernyms
 
 SENTENCES = [
     [("The", "DT"), ("dog", "NN"), ("'s", "POS"), ("ball", "NN"), ("is", "VBZ"), ("n't", "RB"), ("red", "JJ"), (".", ".")],
@@ -57,6 +57,8 @@ def test_the_missing_wordnet_is_named(without_data, monkeypatch):
     monkeypatch.setattr(words, "_DEBIAN", without_data)
     with pytest.raises(InputError, match="WordNet is not on this machine.*nltk.downloader wordnet.*descriptions of your own"):
         words.glosses(["banana"])
+    with pytest.raises(InputError, match="WordNet is not on this machine.*tree of your own"):
+        words.hypernyms(["banana"])
 
 
 def test_glosses_are_wordnets():
@@ -68,3 +70,31 @@ def test_glosses_are_wordnets():
         words.glosses(["banana", "qqqq"])
     with words.wordnet(folder) as reader:
         assert [line.split("\t")[1] for line in make_glosses.lines(reader)] == list(words.imagenet_glosses())
+
+
+def test_the_shipped_tree_leads_from_every_class_to_entity():
+    tree = words.imagenet_hypernyms()
+    assert tree.nodes == tuple(imagenet_synsets()) and set(tree.names) == set(tree.nodes) | set(tree.parents) | set(tree.parents.values())
+    for node in tree.nodes:
+        path = [node]
+        while path[-1] in tree.parents:
+            path.append(tree.parents[path[-1]])
+            assert len(path) < 30
+        assert tree.names[path[-1]] == "entity"
+    path, node = [], tree.nodes[207]
+    while node:
+        path.append(tree.names[node])
+        node = tree.parents.get(node)
+    assert path[:8] == ["golden retriever", "retriever", "sporting dog", "hunting dog", "dog", "canine", "carnivore", "placental"]
+
+
+def test_the_tree_is_wordnets():
+    folder = words.wordnet_folder()
+    if folder is None:
+        pytest.skip("no WordNet on this machine (`python -m nltk.downloader wordnet`, or Debian's wordnet-base)")
+    with words.wordnet(folder) as reader:
+        assert "".join(f"{line}\n" for line in make_hypernyms.lines(reader)) == words.HYPERNYMS.read_text()
+    tree = words.hypernyms(["banana", "golden retriever"])
+    assert tree.nodes == ("n12352287", "n02099601") and tree.parents["n02099601"] == words.imagenet_hypernyms().parents["n02099601"]
+    with pytest.raises(InputError, match="WordNet has no noun 'qqqq': give a tree"):
+        words.hypernyms(["banana", "qqqq"])

@@ -53,6 +53,9 @@ class Attack(Component, ABC):
     black_box: ClassVar[bool] = False
     """Whether it only looks at the classifier's answers, not at its gradients."""
 
+    def check(self, classes: int) -> None:  # noqa: B027 (most can attack any classifier)
+        """Raise InputError if it is not defined for a classifier with this many classes."""
+
     @abstractmethod
     def perturb(self, classifier: Classifier, picture_BCHW: Tensor, label_B: Tensor, keys_B: Sequence[str]) -> Attacked:
         """Attack pictures (floats in 0 … 1) of these classes (int64). Pictures that are misclassified already are attacked too."""

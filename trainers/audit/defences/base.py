@@ -38,6 +38,10 @@ class Defence(Component, ABC):
         """The transformed pictures, floats [B, C, H, W] in 0 … 1. `draws`: the random numbers of each picture. `classifier`: the one that
         is defended, for defences that look at it."""
 
+    def ready(self, image_NHWC: np.ndarray) -> Defence:
+        """The defence with what it needs of clean pictures (uint8 [N, H, W, 3]); most need nothing and are returned as they are."""
+        return self
+
     def surrogate(self, picture_BCHW: Tensor) -> Tensor:
         """A differentiable stand-in for `apply`, whose gradient BPDA uses; by default the picture itself."""
         return picture_BCHW

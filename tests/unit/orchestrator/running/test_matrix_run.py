@@ -109,6 +109,16 @@ def test_a_model_that_is_not_defended_yet_is_no_failure_of_the_defence(made, tmp
     assert len(ratings(board, "patch", "CleanCLIP", "blind")) == 1 and len(ratings(board, "patch", "none", "blind")) == 2
 
 
+def test_a_seed_with_a_setting_that_was_not_run_is_not_measured(made, tmp_path: Path):
+    shutil.copytree(made[0] / "store", tmp_path / "store")
+    last = stages(ALL.experiments("CleanCLIP", ("patch", 0))[-1])["clean"]
+    (found,) = (tmp_path / "store" / "clean").glob(f"*-{last.fingerprint[:12]}")
+    shutil.rmtree(found)
+    write_matrix(ALL, Compute(store=str(tmp_path / "store")), tmp_path / "out")
+    cells = {(cell["attack"]["name"], cell["defence"]["name"]): cell for cell in read_cells(tmp_path / "out" / "cells")}
+    assert ("patch", "CleanCLIP") not in cells and cells["clean model", "CleanCLIP"]["measured"]
+
+
 def test_a_defence_that_does_not_fit_leaves_the_others_to_be_run(made, tmp_path: Path):
     shutil.copytree(made[0] / "store", tmp_path / "store")
     wrong = {"RoCLIP": Defence(changes={"pretrain.objective": RoCLIP(every=1)})}

@@ -1,0 +1,78 @@
+"""Audits of stored models: all that are missing are made side by side, each in a process of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from statistics import median
+
+from datasets.errors import InputError
+from orchestrator.console.log import log
+from orchestrator.results.audits import AuditResult, read_audit
+from orchestrator.results.names import duration
+from orchestrator.running.stages_on_ray import ensure_all, ensure_apart_each
+from orchestrator.stages.audited import Audited, audited, newest
+from orchestrator.stages.base import At, Stage, walk
+from trainers.audit.base import Audit
+
+
+@dataclass(frozen=True)
+class StoredModel:
+    """A stored model that is audited, under a name."""
+
+    name: str
+    model: Stage
+    epoch: int | None = None
+    """None: its last."""
+
+
+def wanted_audits(models: Sequence[StoredModel], audits: Sequence[Audit], count: int, seed: int, at: At) -> list[tuple[str, Audited]]:
+    """(name of the model, audit of it) for all models and audits."""
+    found = []
+    for one in models:
+        epoch = newest(one.model, at) if one.epoch is None else one.epoch
+        found += [(one.name, audited(one.model, epoch, audit, count, seed)) for audit in audits]
+    return found
+
+
+def estimate(wanted: Sequence[tuple[str, Audited]], at: At) -> str:
+    """A sentence: how many audits are stored, how many are to be made, and how long that takes by those of the same kind in the store."""
+    missing = [stage for _, stage in wanted if at.find(stage) is None]
+    text = f"{len(wanted)} audits: {len(wanted) - len(missing)} stored, {len(missing)} to make"
+    if not missing:
+        return f"{text}."
+    known: dict[str, list[float]] = {}
+    for artefact in at.store.all():
+        if artefact.manifest["stage"] == Audited.kind:
+            config = artefact.manifest["config"]
+            known.setdefault(config["audit"]["id"], []).append(artefact.manifest["seconds"] / max(1, config["pictures"]))
+    rates = [median(known[stage.audit.id]) * stage.count if stage.audit.id in known else None for stage in missing]
+    seconds, unknown = sum(rate for rate in rates if rate), sum(rate is None for rate in rates)
+    parts = [f"about {duration(seconds)} of one process"] if seconds else []
+    parts += [f"{unknown} of kinds that were never timed here"] if unknown else []
+    return f"{text} ({', '.join(parts)})."
+
+
+def make_audits(wanted: Sequence[tuple[str, Audited]], at: At) -> list[AuditResult]:
+    """Make what is missing; the results in order. An audit that fails is told as a failure of its own and stops no other."""
+    for _, stage in wanted:
+        ensure_all([needed for needed in walk(*stage.needs) if at.find(needed) is None], at)
+    missing = list(dict.fromkeys(stage for _, stage in wanted if at.find(stage) is None))
+    failed: dict[str, str] = {}
+    for number, (stage, failure) in enumerate(ensure_apart_each(missing, at), 1):
+        if failure:
+            failed[stage.fingerprint] = str(failure)
+        log.info(f"audit {number} of {len(missing)}: {stage.name}{' failed' if failure else ''}")
+    results = []
+    for name, stage in wanted:
+        found = at.find(stage)
+        why = failed.get(stage.fingerprint, "it was not made")
+        results.append(read_audit(name, stage.audit, found) if found else AuditResult(name, stage.audit, failures=(f"{name}: {why}",)))
+    return results
+
+
+def require_trained(models: Sequence[StoredModel], at: At) -> None:
+    """InputError for a model that the store does not hold."""
+    for one in models:
+        if at.find(one.model) is None:
+            raise InputError(f"store {at.store.root} does not hold {one.model} ({one.name}) yet: run the sweep first.")

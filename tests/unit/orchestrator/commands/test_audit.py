@@ -1,0 +1,165 @@
+"""`cleansweep audit`: from stored models to the page, with audits of the test's own and Ray taken out."""
+
+from __future__ import annotations
+
+import csv
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from unittest.mock import patch
+
+import pyarrow.parquet as pq
+import pytest
+
+from datasets.errors import InputError
+from orchestrator.commands import cli
+from orchestrator.commands.audit import radii_of
+from orchestrator.stages.audited import audited
+from orchestrator.stages.base import At, ensure
+from orchestrator.stages.graph import trained_by
+from orchestrator.store import Store
+from orchestrator.sweep.plan import make_plan
+from tests.inprocess import run_here, without_ray
+from tests.tiny_sweep import SWEEP
+from trainers.audit.base import Audit, Findings, Subject
+
+SMALL = replace(SWEEP, space={}, base=replace(SWEEP.base, pretrain=replace(SWEEP.base.pretrain, epochs=1)))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Brightness(Audit):
+    """An audit that a user wrote: how bright the pictures are, and how bright the trigger makes them."""
+
+    group = "of their own"
+    wanted: float = 0.0
+
+    def check(self, subject_classes: int, triggered: bool) -> None:
+        if not triggered:
+            raise InputError("Brightness needs a trigger on pictures.")
+
+    def run(self, subject: Subject) -> Findings:
+        if self.wanted > 1:
+            raise InputError("Brightness.wanted is above 1; accepted: 0 to 1.")
+        bright_N = subject.pictures.image_NHWC.mean((1, 2, 3)) / 255
+        triggered = subject.pictures.triggered_NHWC
+        assert triggered is not None
+        failures = ("too dark.",) if bright_N.mean() < self.wanted else ()
+        return Findings(
+            {"bright/mean": float(bright_N.mean()), "bright/mean_low": 0.0, "bright/mean_high": 1.0, "bright/none": float("nan")},
+            {"key": list(subject.pictures.keys), "bright": bright_N.tolist()},
+            {"as they are": subject.pictures.image_NHWC[:3], "with the trigger": triggered[:3]},
+            failures, notes=("<b>of brightness</b>",),
+        )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("audit") / "store"
+    code, said, _ = run_here(SMALL, place)
+    assert code == 0, said
+    return place
+
+
+@contextmanager
+def named(*audits: Audit) -> Iterator[None]:
+    """Within, the command knows these audits alone."""
+    with without_ray(), patch("orchestrator.commands.audit.named_audits", lambda names, asked: list(audits)), patch(
+        "orchestrator.sweep.loading.load_sweep", lambda *_: SMALL
+    ):
+        yield
+
+
+def run(store: Path, out: Path, *words: str) -> int:
+    return cli.run(["audit", "small", "--store", str(store), "--out", str(out), "--n", "10", *words])
+
+
+def test_one_audit_is_a_stage_like_any_other(store: Path):
+    model = trained_by(make_plan(SMALL).upstream[0][1])
+    at = At(store=Store(store))
+    stage = audited(model, 1, Brightness(), 10)
+    found = ensure(stage, at)
+    assert sorted(found.manifest["files"]) == ["findings.json", "gallery.npz", "rows.parquet"]
+    rows = pq.read_table(found.folder / "rows.parquet")
+    assert len(rows) == 10 and rows["key"].to_pylist() == sorted(rows["key"].to_pylist())
+    told = json.loads((found.folder / "findings.json").read_text())
+    assert told["metrics"]["bright/none"] is None and 0 < told["metrics"]["bright/mean"] < 1
+    with patch("orchestrator.stages.base.seal", side_effect=AssertionError("made again")):
+        ensure(audited(model, 1, Brightness(), 10), at)
+    others = [audited(model, 0, Brightness(), 10), audited(model, 1, Brightness(wanted=0.5), 10), audited(model, 1, Brightness(), 11)]
+    assert len({one.fingerprint for one in [stage, *others]}) == 4
+    fewer = pq.read_table(ensure(audited(model, 1, Brightness(), 4), at).folder / "rows.parquet")
+    assert set(fewer["key"].to_pylist()) <= set(rows["key"].to_pylist()), "fewer pictures are some of the same"
+
+
+def test_before_and_after_on_one_page(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with named(Brightness()):
+        assert run(store, tmp_path, "--rule", "blind") == 0
+        assert f"audit: {tmp_path}/index.html" in capsys.readouterr().out
+    page = (tmp_path / "index.html").read_text()
+    assert "before: MMCL" in page and "after: CleanCLIP" in page and page.count("<img") == 2
+    assert "<b>of brightness</b>" not in page and "&lt;b&gt;of brightness" in page, "escaped"
+    lines = list(csv.DictReader((tmp_path / "audit.csv").open()))
+    assert len({line["model"] for line in lines}) == 2 and len(pq.read_table(lines[0]["rows"])) == 10
+
+
+def test_a_check_that_fails_is_told_and_the_exit_code_is_1(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with named(Brightness(wanted=1.0)):
+        assert run(store, tmp_path, "--rule", "blind") == 1
+    assert "Not to be believed" in (tmp_path / "index.html").read_text() and "too dark." in capsys.readouterr().err
+
+
+def test_an_audit_that_fails_stops_no_other(store: Path, tmp_path: Path):
+    with named(Brightness(wanted=2.0), Brightness()):
+        assert run(store, tmp_path, "--rule", "blind") == 1
+    page = (tmp_path / "index.html").read_text()
+    assert "Brightness.wanted is above 1" in page and "bright/mean" in page
+
+
+def test_dry_says_what_would_be_made_and_makes_nothing(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with named(Brightness(wanted=0.25)):
+        assert run(store, tmp_path / "none", "--dry", "--all") == 0
+    said = capsys.readouterr()
+    assert said.out.count("to make  Brightness: ") == 2 and "2 to make" in said.err and not (tmp_path / "none").exists()
+
+
+def test_a_checkpoint_by_its_path(store: Path, tmp_path: Path):
+    (checkpoint,) = (store / "pretrain").glob("*/epoch_0001")
+    elsewhere = tmp_path / "elsewhere.safetensors"
+    elsewhere.write_bytes(next(checkpoint.glob("*.safetensors")).read_bytes())
+    with named(Brightness()):
+        assert run(store, tmp_path / "own", "--checkpoint", str(checkpoint)) == 0
+        assert run(store, tmp_path / "theirs", "--checkpoint", str(elsewhere)) == 0
+    own, theirs = (list(csv.DictReader((tmp_path / name / "audit.csv").open())) for name in ("own", "theirs"))
+    assert [line["value"] for line in own] == [line["value"] for line in theirs] and theirs[0]["model"] == str(elsewhere)
+    assert own[0]["model"].endswith("epoch 1")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--n", "0"], "--n is 0"),
+        (["--eps", "4"], "--eps 4"),
+        (["--eps", "1/0"], "--eps 1/0"),
+        (["--eps=-1/255"], "--eps -1/255"),
+        (["--rule", "best"], "--rule is best"),
+        (["--only", "pdg"], "Did you mean 'pgd'?"),
+        (["--checkpoint", "/nowhere/at/all"], "does not exist"),
+    ],
+)
+def test_mistakes_are_one_sentence(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
+    with without_ray(), patch("orchestrator.sweep.loading.load_sweep", lambda *_: SMALL):
+        assert run(store, tmp_path / "none", *words) == 2
+    text = capsys.readouterr().err
+    assert said in text and "Traceback" not in text and not (tmp_path / "none").exists()
+
+
+def test_a_sweep_that_was_not_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with named(Brightness()):
+        assert run(tmp_path / "empty", tmp_path / "none") == 2
+    assert "holds nothing of the sweep tiny yet: run it first" in capsys.readouterr().err
+
+
+def test_radii():
+    assert radii_of("4/255, 1/255,0.5") == (1 / 255, 4 / 255, 0.5)

@@ -1,0 +1,191 @@
+"""How robust a zero-shot classifier is against an attack, with or without a defence.
+
+Shape suffixes: B pictures, N all pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datasets.component import since
+from datasets.errors import InputError
+from datasets.seeding import rng
+from trainers.audit.attacks.base import Attack, Attacked, lengths
+from trainers.audit.base import Audit, Findings, Pictures, Subject
+from trainers.audit.classifier import Classifier, as_bytes
+from trainers.audit.defences.adaptive import EOT, adaptive
+from trainers.audit.defences.base import Defence
+from trainers.audit.defences.halves import halves
+from trainers.evaluate.zeroshot import wilson
+
+MASKED = 50.0
+"""More pictures than this share (in percent) with a zero gradient, and the attack says nothing."""
+SHOWN = 6
+"""Pictures in the gallery."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Robustness(Audit):
+    """Accuracy under an attack: the share of all pictures that are classified correctly, and still are when attacked.
+
+    Only pictures that are classified correctly are attacked; the others count as fooled. Noise of the same size, drawn uniformly from the
+    sphere (L2) or the corners of the box (L∞), is tried beside the attack.
+    """
+
+    attack: Attack
+    defence: Defence | None = None
+    """What stands before the classifier."""
+    mode: Literal["oblivious", "adaptive"] = "oblivious"
+    """The attacker knows the bare classifier alone, or also the defence (EOT and BPDA). Without a defence both are the same."""
+    eot: EOT = EOT()
+    """How an adaptive attacker averages over what is random."""
+    radii: tuple[float, ...] = since(())
+    """Of a minimal attack: the ε at which robust accuracy is read off."""
+
+    def __post_init__(self) -> None:
+        if self.defence is None and self.mode == "adaptive":
+            raise InputError("Robustness.mode is adaptive, but there is no defence to adapt to; give a defence, or oblivious.")
+        if self.attack.minimal and not self.radii:
+            raise InputError(f"Robustness.radii is empty; {self.attack.label} finds the smallest change: name the ε to read off.")
+
+    @property
+    def group(self) -> str:  # type: ignore[override]
+        """The part of the page."""
+        return "defences" if self.defence is not None else "black box" if self.attack.black_box else "attacks"
+
+    @property
+    def label(self) -> str:
+        return self.attack.label + (f" on {self.defence.label}, {self.mode}" if self.defence is not None else "")
+
+    @property
+    def slug(self) -> str:
+        return "robustness"
+
+    def check(self, subject_classes: int, triggered: bool) -> None:
+        self.attack.check(subject_classes)
+
+    def run(self, subject: Subject) -> Findings:
+        bare = subject.classifier
+        rows: dict[str, list[Any]] = {}
+        shown: list[tuple[np.ndarray, np.ndarray]] = []
+        whole: list[tuple[np.ndarray, Defence | None]] = [(np.arange(len(subject.pictures)), None)]
+        for at_n, defence in whole if self.defence is None else halves(self.defence, subject.pictures):
+            judge = bare if defence is None else defence.guard(bare)
+            seen = adaptive(defence, bare, self.eot) if defence is not None and self.mode == "adaptive" else bare
+            for part in replace(subject, pictures=subject.pictures.part(at_n)).batches():
+                for name, values in self._batch(part, bare, judge, seen, subject, shown).items():
+                    rows.setdefault(name, []).extend(values)
+        gallery = {}
+        if shown:
+            clean_nHWC, adversarial_nHWC = (np.stack(side) for side in zip(*shown))
+            gallery = {"clean": clean_nHWC, "change, magnified": magnified(clean_nHWC, adversarial_nHWC), self.label: adversarial_nHWC}
+        metrics = self._metrics(rows)
+        return Findings(metrics, rows, gallery, failures=tuple(self._failures(metrics)), notes=tuple(self._notes(metrics)))
+
+    def _batch(
+        self, part: Pictures, bare: Classifier, judge: Classifier, seen: Classifier, subject: Subject, shown: list[Any]
+    ) -> Mapping[str, Sequence[Any]]:
+        clean_BCHW, label_B, keys = part.floats(bare), part.labels(bare), part.keys
+        before_B = judge.predict(clean_BCHW, keys)
+        right = (before_B == label_B).nonzero()[:, 0]
+        found_BCHW, after_B, noise_B = clean_BCHW.clone(), before_B.clone(), before_B.clone()
+        queries, zero = torch.zeros(len(part), dtype=torch.int64), torch.full((len(part),), float("nan"))
+        if len(right):
+            own = [keys[i] for i in right.tolist()]
+            attacked: Attacked = self.attack.perturb(seen, clean_BCHW[right], label_B[right], own)
+            found_BCHW[right] = attacked.picture_BCHW.detach().to(found_BCHW)
+            after_B[right] = judge.predict(found_BCHW[right], own)
+            queries[right.cpu()], zero[right.cpu()] = attacked.queries_B.cpu(), attacked.zero_gradient_B.float().cpu()
+            size_B = lengths(found_BCHW[right] - clean_BCHW[right], self.attack.norm) if self.attack.minimal else None
+            noisy_BCHW = noise_of(clean_BCHW[right], own, self.attack, size_B)
+            noise_B[right] = judge.predict(noisy_BCHW, own)
+        change_BCHW = found_BCHW - clean_BCHW
+        l2_B = lengths(change_BCHW, "l2")
+        fooled_B = (before_B == label_B) & (after_B != label_B)
+        for i in fooled_B.nonzero()[:, 0].tolist()[: SHOWN - len(shown)]:
+            shown.append((part.image_NHWC[i], as_bytes(found_BCHW[i : i + 1])[0].numpy()))
+        n = len(part)
+        eps = None if self.attack.minimal else self.attack.eps  # type: ignore[attr-defined]
+        return {
+            "checkpoint": [subject.checkpoint] * n, "key": list(keys), "attack": [self.attack.label] * n, "norm": [self.attack.norm] * n,
+            "eps": [eps] * n, "defence": [self.defence.label if self.defence else ""] * n,
+            "mode": [self.mode if self.defence else ""] * n, "y": label_B.tolist(), "clean_prediction": before_B.tolist(),
+            "prediction": after_B.tolist(), "success": fooled_B.tolist(), "l2": l2_B.tolist(),
+            "linf": lengths(change_BCHW, "linf").tolist(),
+            "relative_l2": (l2_B / lengths(clean_BCHW, "l2").clamp_min(1e-12)).tolist(), "queries": queries.tolist(),
+            "zero_gradient_share": zero.tolist(), "noise_prediction": noise_B.tolist(), "seed": [self.attack.seed] * n,
+        }  # fmt: skip
+
+    def _metrics(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, float]:
+        """robust/…: clean accuracy, robust accuracy, accuracy under noise, each with Wilson's 95 % interval, n, and what it took."""
+        n = len(rows["key"])
+        y, clean, after, noise = (np.array(rows[name]) for name in ("y", "clean_prediction", "prediction", "noise_prediction"))
+        correct_N, fooled_N = clean == y, np.array(rows["success"], bool)
+        found: dict[str, float] = {"robust/n": n, "robust/clean_n": int(correct_N.sum())}
+        found |= share("robust/clean", int(correct_N.sum()), n)
+        if self.attack.minimal:
+            size_N = np.array(rows[self.attack.norm], float)
+            for radius in self.radii:
+                found |= share(f"robust/at_{radius:g}", int((correct_N & ~(fooled_N & (size_N <= radius))).sum()), n)
+            found["robust/median_size"] = float(np.median(size_N[fooled_N])) if fooled_N.any() else float("nan")
+        else:
+            found |= share("robust/accuracy", int((correct_N & (after == y)).sum()), n)
+        found |= share("robust/noise", int((correct_N & (noise == y)).sum()), n)
+        attacked = np.array(rows["queries"])[correct_N]
+        found["robust/queries"] = float(attacked.mean()) if len(attacked) else 0.0
+        zero_N = np.array(rows["zero_gradient_share"], float)[correct_N]
+        known_N = zero_N[~np.isnan(zero_N)]
+        if len(known_N):
+            found["robust/zero_gradient"] = 100 * float(known_N.mean())
+        return found
+
+    def _failures(self, metrics: Mapping[str, float]) -> list[str]:
+        found = []
+        robust = metrics.get("robust/accuracy")
+        if robust is not None and robust > metrics["robust/noise"]:
+            found.append(
+                f"{self.label}: the attack leaves {robust:.1f} % of the pictures right, random noise of the same size "
+                f"{metrics['robust/noise']:.1f} %: the attack does not work."
+            )
+        if metrics.get("robust/zero_gradient", 0.0) > MASKED:
+            found.append(f"{self.label}: {metrics['robust/zero_gradient']:.0f} % of the gradients are exactly 0: it saw nothing to follow.")
+        return found
+
+    def _notes(self, metrics: Mapping[str, float]) -> list[str]:
+        if not metrics["robust/clean_n"]:
+            return [f"{self.label}: no picture is classified correctly, so there was nothing to attack."]
+        return []
+
+
+def share(name: str, count: int, n: int) -> dict[str, float]:
+    """`name` in percent with Wilson's 95 % interval as `name_low` and `name_high`. InputError for n = 0."""
+    if not n:
+        raise InputError("there are no pictures to audit; accepted: at least one.")
+    low, high = wilson(count, n)
+    return {name: 100 * count / n, f"{name}_low": low, f"{name}_high": high}
+
+
+def noise_of(picture_BCHW: Tensor, keys_B: Sequence[str], attack: Attack, size_B: Tensor | None) -> Tensor:
+    """The pictures with random noise as large as the attack's change: ±ε in every pixel (L∞), or of length ε (L2), cut to 0 … 1.
+
+    `size_B`: the size for each picture; None: the attack's ε.
+    """
+    drawn = [rng(attack.seed, "noise", key).standard_normal(picture_BCHW.shape[1:]) for key in keys_B]
+    noise_BCHW = torch.from_numpy(np.stack(drawn)).to(picture_BCHW)
+    if size_B is None:
+        size_B = torch.full((len(picture_BCHW),), float(attack.eps)).to(picture_BCHW)  # type: ignore[attr-defined]
+    unit_BCHW = noise_BCHW.sign() if attack.norm == "linf" else noise_BCHW / lengths(noise_BCHW, "l2")[:, None, None, None]
+    return (picture_BCHW + size_B[:, None, None, None] * unit_BCHW).clamp(0, 1)
+
+
+def magnified(clean_NHWC: np.ndarray, other_NHWC: np.ndarray) -> np.ndarray:
+    """The change of each picture around mid-grey, scaled so that its largest value just fits; uint8."""
+    change_NHWC = other_NHWC.astype(float) - clean_NHWC
+    most_N = np.abs(change_NHWC).reshape(len(change_NHWC), -1).max(1).clip(1)
+    return (127.5 + 127.5 * change_NHWC / most_N[:, None, None, None]).round().astype(np.uint8)
