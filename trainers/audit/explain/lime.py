@@ -72,8 +72,10 @@ class LIME(Explainer):
 
     @property
     def label(self) -> str:
-        """Method and segments."""
-        return f"{'LIME' if self.fit == 'ridge' else f'LIME {self.kept}-LASSO'} {self.segments} {self.across}"
+        """Method, segments, and what is not as usual."""
+        method = "LIME" if self.fit == "ridge" else f"LIME {self.kept}-LASSO"
+        fill = "" if self.fill == "mean" else f" fill {self.fill:g}"
+        return f"{method} {self.segments} {self.across}{fill}{'' if self.answer == 'probability' else ' logit'}"
 
     def explain(self, classifier: Classifier, encoder: Encoder | None, picture_CHW: Tensor, of: int, key: str) -> Explanation:
         """The heat of a pixel is its segment's coefficient: the change of the answer when the segment is seen instead of covered."""

@@ -58,8 +58,8 @@ def tower(encoder: Encoder | None) -> Any:
         raise InputError(f"AttentionRollout: there is no model to look into; {accepted}.")
     visual = encoder.model.visual
     if not (hasattr(visual, "grid_size") and hasattr(getattr(visual, "transformer", None), "resblocks")):
-        raise InputError(f"AttentionRollout: the picture tower is a {type(visual).__name__}, which has no blocks of attention between patches; "
-                         f"{accepted}.")
+        raise InputError(f"AttentionRollout: the picture tower is a {type(visual).__name__}, which has no blocks of attention between "
+                         f"patches; {accepted}.")
     if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
         raise InputError(f"AttentionRollout: the picture tower pools its patches by attention; {accepted}.")
     return visual

@@ -151,6 +151,7 @@ def test_refusals() -> None:
         with pytest.raises(InputError, match=f"LIME.{next(iter(wrong))}"):
             LIME(**wrong)
     assert LIME().label == "LIME grid 8" and LIME(fit="k-lasso", segments="slic").label == "LIME 6-LASSO slic 8"
+    assert LIME(fill=0.5, answer="logit").label == "LIME grid 8 fill 0.5 logit"
 
 
 @pytest.mark.parametrize("fit", ["ridge", "k-lasso"])
