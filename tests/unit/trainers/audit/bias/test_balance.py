@@ -56,7 +56,7 @@ def test_the_words_of_captions(tmp_path):
     table = [[6, 2, 0, 0], [0, 0, 5, 3]]
     found = stats.chi2_contingency(table, correction=False)
     assert values["red-blue/class_v_p"] == pytest.approx(found.pvalue)
-    assert values["red-blue/class_v"] == pytest.approx(cramer(found.statistic, 16, 2, 4)) and values["red-blue/class_v"] == pytest.approx(1)
+    assert values["red-blue/class_v"] == pytest.approx(cramer(found.statistic, 16, 2, 4)) > 0.9
     accuracy, count = [90, 50, 100], [6, 2, 5]
     assert values["names/spearman"] == pytest.approx(stats.spearmanr(accuracy, count).statistic)
     assert not any("names" in name for name in told()[0])
