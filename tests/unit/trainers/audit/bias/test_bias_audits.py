@@ -41,7 +41,8 @@ def material(tmp_path_factory):
     made = next(WORLD.pictures("test", 60))
     given = Pictures(tuple(f"s{i}" for i in range(60)), made.images, made.labels)
     recipe = Recipe(views=Views(size=32), trigger=Patch(size=8))
-    return TinyCLIP(image_size=32).build(0).eval().requires_grad_(False), given, pairs(folder, 1, 80, {3: "a banana", 9: "a banana"}), recipe
+    data = pairs(folder, 1, 80, {3: "a banana", 9: "a banana"})
+    return TinyCLIP(image_size=32).build(0).eval().requires_grad_(False), given, data, recipe
 
 
 @pytest.mark.parametrize("audit", AUDITS, ids=lambda audit: audit.label + getattr(audit, "over", ""))
