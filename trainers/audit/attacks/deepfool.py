@@ -5,6 +5,7 @@ Shape suffixes: b pictures that still need work, n classes that are tried, C cha
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -55,17 +56,17 @@ class DeepFool(Search):
             work.keep(x_bCHW, -lengths(x_bCHW - start_bCHW, self.norm), fooled_b, at_b)
             if step == self.steps or fooled_b.all():
                 return
-            total_bCHW = total_bCHW + self._nearest(lead_bn, list(slopes))
+            total_bCHW = total_bCHW + self._nearest(lead_bn, slopes, torch.zeros_like(x_bCHW))
             left_b = ~fooled_b
             at_b, class_bn, total_bCHW, start_bCHW = at_b[left_b], class_bn[left_b], total_bCHW[left_b], start_bCHW[left_b]
             x_bCHW = (start_bCHW + (1 + self.overshoot) * total_bCHW).clamp(0, 1)
 
-    def _nearest(self, lead_bn: Tensor, slopes: list[Tensor]) -> Tensor:
-        """The smallest of the steps to the linearised boundaries, floats [b, C, H, W]; 0 where no gradient says where to go."""
-        best_b, best_bCHW = torch.full_like(lead_bn[:, 0], torch.inf), torch.zeros_like(slopes[0])
+    def _nearest(self, lead_bn: Tensor, slopes: Iterator[Tensor], best_bCHW: Tensor) -> Tensor:
+        """The smallest of the steps to the linearised boundaries, floats [b, C, H, W]; `best` (zeros) where no gradient says where to go."""
+        best_b = torch.full_like(lead_bn[:, 0], torch.inf)
         for lead_b, slope_bCHW in zip(lead_bn.abs().unbind(1), slopes):
             if self.norm == "l2":
-                dual_b, way_bCHW = lengths(slope_bCHW, "l2"), slope_bCHW
+                dual_b = lengths(slope_bCHW, "l2")
                 way_bCHW = slope_bCHW / wide(dual_b)
             else:
                 dual_b, way_bCHW = slope_bCHW.flatten(1).abs().sum(1), slope_bCHW.sign()

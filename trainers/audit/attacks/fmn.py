@@ -28,8 +28,10 @@ class FMN(Search):
     picture fools and grows by 1 + γ where it does not.
 
     Before a picture has fooled for the first time, r is 1 + γ times the length of its change plus the distance to the linearised boundary,
-    |margin|/‖gradient‖ in the dual norm (the paper's r ends exactly on the boundary of a linear classifier, and stays there). α and γ fall to their final values along half a cosine. It draws nothing at random. One query a
-    step, and one for the first look.
+    |margin|/‖gradient‖ in the dual norm, or 1 + γ times r, whichever is more (the paper's r has no such factor: it ends exactly on the
+    boundary of a linear classifier and stays there). Pixels that the box stops are left out of the gradient (the paper's r never gets long
+    enough where the box stops many of them). α and γ fall to their final values along half a cosine. Nothing is drawn at random. steps + 1
+    queries.
     """
 
     norm: Norm = "l2"  # type: ignore[misc]
@@ -46,14 +48,14 @@ class FMN(Search):
 
     def search(self, work: Work) -> None:
         at_b, start_bCHW = work.all_B, work.start_BCHW
-        change_bCHW = torch.zeros_like(start_bCHW)
+        here_bCHW = start_bCHW
         widest_b = lengths(torch.maximum(start_bCHW, 1 - start_bCHW), self.norm)
         radius_b = torch.full_like(widest_b, torch.inf)
         for step in range(self.steps + 1):
             cosine = (1 + math.cos(math.pi * step / self.steps)) / 2
             alpha = self.alpha * (0.01 + 0.99 * cosine)
             gamma = self.last_gamma + (self.gamma - self.last_gamma) * cosine
-            here_bCHW, label_b = start_bCHW + change_bCHW, work.label_B[at_b]
+            change_bCHW, label_b = here_bCHW - start_bCHW, work.label_B[at_b]
 
             def loss(logit_bK: Tensor, label_b: Tensor = label_b) -> Tensor:
                 return margin(logit_bK, label_b)
@@ -68,10 +70,12 @@ class FMN(Search):
                 return
             if step == 0 and fooled_b.any():  # nothing is smaller than no change
                 left_b = ~fooled_b
-                at_b, start_bCHW, change_bCHW, slope_bCHW = at_b[left_b], start_bCHW[left_b], change_bCHW[left_b], slope_bCHW[left_b]
+                at_b, start_bCHW, here_bCHW = at_b[left_b], start_bCHW[left_b], here_bCHW[left_b]
+                change_bCHW, slope_bCHW = change_bCHW[left_b], slope_bCHW[left_b]
                 margin_b, fooled_b, long_b, widest_b, radius_b = (v[left_b] for v in (margin_b, fooled_b, long_b, widest_b, radius_b))
             if not len(at_b):
                 return
+            slope_bCHW = torch.where(_stopped(here_bCHW, slope_bCHW), 0, slope_bCHW)
             radius_b = self._radius(work, at_b, radius_b, gamma, fooled_b, long_b + margin_b.abs() / _positive(self._dual(slope_bCHW)))
             radius_b = torch.minimum(radius_b, widest_b)
             change_bCHW = change_bCHW + alpha * slope_bCHW / wide(_positive(lengths(slope_bCHW, "l2")))
@@ -79,13 +83,14 @@ class FMN(Search):
                 change_bCHW = change_bCHW.clamp(-wide(radius_b), wide(radius_b))
             else:
                 change_bCHW = change_bCHW * wide((radius_b / _positive(lengths(change_bCHW, "l2"))).clamp_max(1))
-            change_bCHW = (start_bCHW + change_bCHW).clamp(0, 1) - start_bCHW
+            here_bCHW = (start_bCHW + change_bCHW).clamp(0, 1)
 
     def _radius(self, work: Work, at_b: Tensor, radius_b: Tensor, gamma: float, fooled_b: Tensor, linear_b: Tensor) -> Tensor:
         """The next radius: smaller where the picture fools, larger where it once did, else just beyond the linearised boundary."""
         smallest_b = torch.where(work.fooled_B[at_b], -work.score_B[at_b], torch.inf)
+        first_b = (1 + gamma) * torch.where(radius_b.isinf(), linear_b, torch.maximum(radius_b, linear_b))
         smaller_b = torch.minimum(radius_b * (1 - gamma), smallest_b)
-        return torch.where(fooled_b, smaller_b, torch.where(work.fooled_B[at_b], radius_b * (1 + gamma), linear_b * (1 + gamma)))
+        return torch.where(fooled_b, smaller_b, torch.where(work.fooled_B[at_b], radius_b * (1 + gamma), first_b))
 
     def _dual(self, slope_bCHW: Tensor) -> Tensor:
         """The norm that is dual to `norm`: l1 for linf."""
@@ -100,6 +105,11 @@ def robust_accuracy(distance_N: np.ndarray, eps_E: Sequence[float]) -> np.ndarra
     """
     ordered_N = np.sort(np.asarray(distance_N, np.float64))
     return 1 - np.searchsorted(ordered_N, np.asarray(eps_E, np.float64), side="right") / len(ordered_N)
+
+
+def _stopped(picture_bCHW: Tensor, slope_bCHW: Tensor) -> Tensor:
+    """bool [b, C, H, W]: the pixel is at the end to which the gradient pushes it."""
+    return ((picture_bCHW >= 1) & (slope_bCHW > 0)) | ((picture_bCHW <= 0) & (slope_bCHW < 0))
 
 
 def _positive(value_b: Tensor) -> Tensor:

@@ -54,7 +54,7 @@ class Square(Bounded):
             if not len(at_b):
                 return
             side = self._side(step, height, width)
-            random_bn = tensor(block_BLn[at_b.cpu().numpy(), (step - 1) % BLOCK], work)
+            random_bn = torch.from_numpy(block_BLn[at_b.cpu().numpy(), (step - 1) % BLOCK]).to(at_b.device)
             new_bCHW = (self._by_signs if self.norm == "linf" else self._by_pyramids)(work, at_b, side, random_bn)
             self._look(work, new_bCHW, at_b)
 

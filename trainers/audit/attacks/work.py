@@ -86,9 +86,13 @@ class Work:
         return logit_bK.detach(), loss_bn.detach(), each()
 
     def keep(self, picture_bCHW: Tensor, score_b: Tensor, fooled_b: Tensor, at_b: Tensor) -> None:
-        """Take these tries where they are better: they fool and the best so far does not, or they do no worse in that and score more."""
-        was_b = self.fooled_B[at_b]
-        better_b = (fooled_b & ~was_b) | ((fooled_b == was_b) & (score_b > self.score_B[at_b]))
+        """Take these tries where they are better: they fool and the best so far does not, or they do no worse in that and score more.
+
+        Scores that differ by no more than rounding count as equal, so that the first try stays whatever the batch.
+        """
+        was_b, score_was_b = self.fooled_B[at_b], self.score_B[at_b]
+        rounding_b = (16 * torch.finfo(score_b.dtype).eps * score_was_b.abs()).nan_to_num(posinf=0)
+        better_b = (fooled_b & ~was_b) | ((fooled_b == was_b) & (score_b > score_was_b + rounding_b))
         chosen_b = at_b[better_b]
         self.best_BCHW[chosen_b] = picture_bCHW[better_b]
         self.score_B[chosen_b] = score_b[better_b]

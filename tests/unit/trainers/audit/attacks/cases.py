@@ -21,7 +21,9 @@ SHAPE = (3, 6, 6)
 class Linear:
     """Logits x·W + b of K classes, the pictures it classifies, and their exact distances, in float64 and without the box of pixels."""
 
-    def __init__(self, count: int = 40, classes: int = 6, spread: float = 0.1, scale: float = 1.0, dtype: torch.dtype = torch.float64) -> None:
+    def __init__(
+        self, count: int = 40, classes: int = 6, spread: float = 0.1, scale: float = 1.0, dtype: torch.dtype = torch.float64
+    ) -> None:
         draw = rng("linear", count, classes, spread)
         pixels = int(np.prod(SHAPE))
         self.weight_MK = scale * draw.standard_normal((pixels, classes))
