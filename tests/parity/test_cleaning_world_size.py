@@ -52,6 +52,7 @@ ADVERSARIAL: dict[str, Objective] = {
     "lipschitz": Smooth(spectral_weight=0.1),
     "lipschitz l1": Smooth(norm="l1"),
 }
+CASES = (*(f"apart {limit}" for limit in LIMITS), "triggered", "seen", *(f"unlearn {one}" for one in SUSPECTS), *ADVERSARIAL)
 
 
 def moved() -> tuple[Encoder, Encoder]:
@@ -185,7 +186,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     return {size: [torch.load(folder / f"world{size}-rank{rank}.pt", weights_only=False) for rank in range(size)] for size in (1, 2, 4)}
 
 
-@pytest.mark.parametrize("case", [*(f"apart {limit}" for limit in LIMITS), "triggered", "seen", *(f"unlearn {one}" for one in SUSPECTS), *ADVERSARIAL])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", [2, 4])
 def test_gradients_do_not_depend_on_the_number_of_processes(results, size, case):
     one, many = (results[n][0][case] for n in (1, size))

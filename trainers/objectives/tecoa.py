@@ -16,14 +16,14 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from datasets.errors import InputError
-from trainers.distributed import World
 from trainers.encoder import Encoder
-from trainers.evaluate.zeroshot import class_head
 from trainers.objectives.adversary import DRAW, Adversary, evaluating
 from trainers.objectives.base import Features, Loss, Objective
 
 SCALE = 100.0
 """Factor of the cosines, whatever the model's own logit scale."""
+TEXTS = 512
+"""Prompts to encode at a time."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,13 +42,13 @@ class AgainstClasses(Objective):
 
     def begin(self, encoder: Encoder, rng: np.random.Generator) -> Loss:
         """InputError if the model cannot tell two classes' prompts apart, because its context ends before their names do."""
-        names = list(dict.fromkeys(self.class_names))
-        token_KL = encoder.tokenize([self.template.replace("{}", name) for name in names])
-        if len(token_KL.unique(dim=0)) < len(names):
+        token_KL = encoder.tokenize([self.template.replace("{}", name) for name in self.class_names])
+        names = len(set(self.class_names))  # ImageNet has two classes of one name
+        if len(token_KL.unique(dim=0)) < names:
             raise InputError(f"template is {self.template!r}: cut to the model's {token_KL.shape[1]} tokens, the prompts of some of the "
-                             f"{len(names)} classes are the same; give a shorter one.")
+                             f"{names} classes are the same; give a shorter one.")
         with torch.no_grad(), evaluating(encoder):
-            head_KD = class_head(encoder, self.class_names, (self.template,), World(device=encoder.device))
+            head_KD = torch.cat([encoder.encode_text(part.to(encoder.device)) for part in token_KL.split(TEXTS)])
         return ToClasses(self, encoder, self.scale * head_KD)
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
