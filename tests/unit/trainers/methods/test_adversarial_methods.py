@@ -43,8 +43,9 @@ from trainers.schedule import Training
 from trainers.weights.load import load_weights
 
 ATTACK = Adversary(eps=8 / 255, step=4 / 255, steps=2)
-TRAINING = Training(epochs=2, batch_size=8, lr=1e-3, warmup_steps=0, checkpoint_every_steps=4)
-KEYS = [str(key) for key in ToySet().samples["key"]]
+TRAINING = Training(epochs=2, batch_size=8, lr=1e-3, warmup_steps=0, checkpoint_every_steps=3)
+PAIRS = 32
+KEYS = [str(key) for key in ToySet(count=PAIRS).samples["key"]]
 LABELLER = Pretrain(model=TinyCLIP(), objective=MMCL(), epochs=1, batch_size=16, lr=3e-3, warmup_steps=1)
 METHODS: dict[str, Method] = {
     "adversarial": AdversarialTraining(adversary=ATTACK),
@@ -59,13 +60,13 @@ NAMED = Labels({key: i % 3 for i, key in enumerate(KEYS)}, 3, "x", ("banana", "c
 def trained(
     method: Method, folder: Path, stop_at: int | None = None, labels: Labels = NAMED, **fields: Any
 ) -> tuple[Any, dict[int, dict[str, Any]]]:
-    """The model and the lines after two epochs of six steps, killed before the step `stop_at`."""
+    """The model and the lines after two epochs of four steps, killed before the step `stop_at`."""
     lines: dict[int, dict[str, Any]] = {}
     labels.write(folder / FILE)
     training = replace(TRAINING, **fields)
 
     def train(model, objective, phase):
-        fit(model, objective, phase.training, ToySet(stop_at=stop_at), folder, begin_epoch=phase.begin_epoch,
+        fit(model, objective, phase.training, ToySet(count=PAIRS, stop_at=stop_at), folder, begin_epoch=phase.begin_epoch,
             report=lambda line: lines.update({line["epoch"]: line}))  # fmt: skip
 
     made = dict.fromkeys(method.needs(), folder)
@@ -80,7 +81,7 @@ def whole(name: str) -> tuple[dict[str, torch.Tensor], dict[int, dict[str, Any]]
     return model.model.state_dict(), lines
 
 
-@pytest.mark.parametrize("stop_at", [5, 9])
+@pytest.mark.parametrize("stop_at", [3, 7])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_kill_at_any_moment_changes_nothing(tmp_path, name, stop_at):
     expected, lines = whole(name)
@@ -128,7 +129,7 @@ def test_each_epoch_draws_anew_by_seed_and_pair(tmp_path, monkeypatch):
     monkeypatch.setattr(Adversary, "attack", noted)
     trained(METHODS["fare"], tmp_path / "a")
     first = drawn.copy()
-    assert len(first) == 12 and len({one for step in first for one in step}) == 96, "a number for each pair and epoch"
+    assert len(first) == 8 and len({one for step in first for one in step}) == 2 * PAIRS, "a number for each pair and epoch"
     drawn.clear()
     trained(METHODS["fare"], tmp_path / "b")
     assert drawn == first
