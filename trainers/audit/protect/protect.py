@@ -14,7 +14,7 @@ import torch
 from annotated_types import Interval
 from torch import Tensor
 
-from datasets.component import Component, Natural, NotNegative, Positive, Share
+from datasets.component import Component, Natural, NotNegative, Positive
 from datasets.seeding import rng
 from trainers.audit.protect.base import Inpainter, binary, grown, masked_mse, ring, shrunk
 
@@ -47,7 +47,7 @@ class Protect(Component):
     picture is cut to 0 … 1 with the gradient of the identity.
     """
 
-    eps: Share = 0.025
+    eps: Annotated[float, Interval(gt=0, le=1)] = 0.025
     """ε, as a share of a pixel's full range: 6.4/255"""
     steps: Natural = 20
     """of Adam"""

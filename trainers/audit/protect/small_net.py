@@ -40,6 +40,10 @@ class SmallNet(Inpainter):
     blocks: Count = 3
     """blocks, at a quarter of the size"""
 
+    def check(self) -> None:
+        """Raise InputError for a file that cannot be read, is not the one with the hash, or holds other weights."""
+        _loaded(self.weights, self.sha256, self.width, self.blocks, torch.device("cpu"), torch.float32)
+
     def fill(self, hidden_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
         network = _loaded(self.weights, self.sha256, self.width, self.blocks, hidden_BCHW.device, hidden_BCHW.dtype)
         return network(hidden_BCHW, mask_B1HW)
@@ -102,7 +106,7 @@ class SmallNetTraining(Component):
         self, pictures: Sequence[np.ndarray], secrets: Sequence[np.ndarray], draw: np.random.Generator
     ) -> tuple[np.ndarray, np.ndarray]:
         """A random crop, uint8 [crop, crop, 3], and its secret pixels."""
-        which = draw.integers(len(pictures))
+        which = int(draw.integers(len(pictures)))
         picture_HWC, secret_HW = pictures[which], secrets[which]
         top, left = (draw.integers(side - self.crop + 1) for side in secret_HW.shape)
         at = slice(top, top + self.crop), slice(left, left + self.crop)
