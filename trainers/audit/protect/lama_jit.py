@@ -58,9 +58,12 @@ def _loaded(path: str, sha256: str, device: torch.device) -> Any:
     if (found := hashlib.sha256(data).hexdigest()) != sha256:
         raise InputError(f"LamaJit.path {path} has the sha256 {found}, so it is not loaded; accepted: {sha256}.")
     try:
-        return torch.jit.load(io.BytesIO(data), map_location=device).eval().requires_grad_(False)
+        module = torch.jit.load(io.BytesIO(data), map_location=device)
     except RuntimeError:
         raise InputError(f"LamaJit.path {path} is no TorchScript module.") from None
+    for weight in module.parameters():
+        weight.requires_grad_(False)
+    return module.eval()
 
 
 def _mirrored(value_BCHW: Tensor, multiple: int) -> Tensor:
