@@ -100,7 +100,7 @@ class Audited(Stage):
                 subject = Subject(
                     encoder=encoder, classifier=classifier, pictures=pictures, class_names=inputs.class_names,
                     templates=inputs.templates, target=inputs.targets[0], checkpoint=self.model.fingerprint[:12] + f"/{self.epoch}",
-                    pairs=inputs.pairs(), sets=self._sets(experiment, at), made=dict(made_for(self.audit, self.needed, at)),
+                    pairs=inputs.pairs(), recipe=recipe, sets=self._sets(experiment, at), made=dict(made_for(self.audit, self.needed, at)),
                 )  # fmt: skip
                 self._write(self.audit.run(subject), at)
 
