@@ -11,7 +11,7 @@ from ray import tune
 
 from datasets.attack.poison import Poison
 from datasets.triggers.patch import Patch
-from orchestrator.experiment.spec import Gate, Sweep
+from orchestrator.experiment.spec import Gate, Pretrain, Sweep
 from sweeps._study import TWO_CORES
 from sweeps.quickstart import BASE
 from trainers.methods.fare import FARE
@@ -20,11 +20,15 @@ from trainers.methods.tecoa import TeCoA
 
 PATCH = Poison(trigger=Patch(pattern="saturated", size=6, cell=2, location="bottom_right"), target="banana", count=300)
 
+assert isinstance(BASE.pretrain, Pretrain)
+HEALTHY = BASE.pretrain
+"""TeCoA needs a class for each picture: that of a model trained on the same pairs without the poison."""
+
 SWEEP = Sweep(
     name="audit",
     base=replace(BASE, poison=PATCH),
     space={
-        "clean.method": tune.grid_search([CleanCLIP(), FARE(eps=2 / 255), TeCoA(eps=2 / 255)]),
+        "clean.method": tune.grid_search([CleanCLIP(), FARE(), TeCoA(labeller=HEALTHY)]),
         "clean.lr": tune.grid_search([1e-3, 5e-3, 2e-2]),
     },
     gate=Gate(min_asr=75, action="warn"),

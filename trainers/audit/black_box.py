@@ -28,7 +28,8 @@ from trainers.audit.attacks.base import Attack, Attacked, Radius, gradient, is_z
 from trainers.audit.attacks.nes import NES
 from trainers.audit.base import Audit, Findings, Pictures, Subject
 from trainers.audit.classifier import Classifier, zero_shot
-from trainers.audit.tables import NOBODY, Table, predictions, right_ones, share, success
+from trainers.audit.shares import share
+from trainers.audit.tables import NOBODY, Table, predictions, right_ones, success
 from trainers.model import Model, TinyCLIP
 from trainers.weights.load import load_weights, weights_file
 
@@ -38,8 +39,8 @@ class QueryCurve(Audit):
     """How many pictures a black-box attack turns within how many queries; beside it random noise of the same size, which asks nothing.
 
     Metrics are black_box/<name>/…: n; success, the share that was turned; within_<q>, the share turned within q queries; noise, the share
-    that is turned by random noise as large as the attack's change; each in percent with _count, and with _low and _high, its 95 % Wilson
-    interval; median_queries, over the pictures that were turned (left out if there are none).
+    that is turned by random noise as large as the attack's change; each in percent with its 95 % Wilson interval (_low, _high);
+    median_queries, over the pictures that were turned (left out if there are none).
     """
 
     attack: Attack

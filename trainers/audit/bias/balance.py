@@ -18,7 +18,8 @@ from datasets.component import Count, Natural
 from datasets.errors import InputError
 from datasets.index.pairs import Pairs, smallest_hashes
 from trainers.audit.base import Audit, Findings, Subject
-from trainers.audit.bias.shared import answers, share
+from trainers.audit.bias.shared import answers
+from trainers.audit.shares import share
 
 
 @dataclass(frozen=True, kw_only=True)

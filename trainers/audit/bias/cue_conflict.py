@@ -18,7 +18,8 @@ from datasets.component import Count, Share
 from datasets.errors import InputError
 from datasets.seeding import rng
 from trainers.audit.base import Audit, Findings, Pictures, Subject
-from trainers.audit.bias.shared import answers, by_hash, share, sides_p
+from trainers.audit.bias.shared import answers, by_hash, sides_p
+from trainers.audit.shares import share
 
 GREY = np.array([0.299, 0.587, 0.114])
 

@@ -24,7 +24,8 @@ from datasets.index.pairs import smallest_hashes
 from datasets.index.source import Source
 from datasets.seeding import hash64
 from trainers.audit.base import Audit, Findings, Pictures, Subject
-from trainers.audit.bias.shared import Linear, by_hash, chance_p, image_features, logistic, share
+from trainers.audit.bias.shared import Linear, by_hash, chance_p, image_features, logistic
+from trainers.audit.shares import share
 
 ALARM = 0.001
 """The control fails below this p."""

@@ -21,8 +21,9 @@ from datasets.feed.loader import make_batch
 from datasets.index.pairs import Pairs, smallest_hashes
 from datasets.seeding import hash64, rng
 from trainers.audit.base import Audit, Findings, Subject
-from trainers.audit.bias.shared import image_features, logistic, share, text_features
+from trainers.audit.bias.shared import image_features, logistic, text_features
 from trainers.audit.bias.words_of import compared
+from trainers.audit.shares import share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -143,7 +143,7 @@ def test_a_checkpoint_by_its_path(store: Path, tmp_path: Path):
         (["--eps", "4"], "--eps 4"),
         (["--eps", "1/0"], "--eps 1/0"),
         (["--eps=-1/255"], "--eps -1/255"),
-        (["--rule", "best"], "--rule is best"),
+        (["--rule", "best"], "--rule is 'best'"),
         (["--only", "pdg"], "Did you mean 'pgd'?"),
         (["--checkpoint", "/nowhere/at/all"], "does not exist"),
     ],
