@@ -18,7 +18,7 @@ class FARE(WithAdversary):
     """Trains the image tower so that adversarial pictures have the features that the model before cleaning gives to the pictures
     themselves (`NearOriginal`). The text tower and the logit scale stay as they are. It needs neither captions nor labels.
 
-    It asks for the poisoned model's own features, so by itself it has no reason to forget a backdoor whose trigger is larger than ε.
+    What it keeps are the poisoned model's own features of clean pictures. Whether a backdoor survives that has to be measured.
 
     Published settings (chs20/RobustVLM): as for `TeCoA`, with this loss.
     """
