@@ -78,7 +78,7 @@ AUDITS: dict[str, Callable[[Asked], list[Audit]]] = {
     "cw": lambda asked: _minimal(CarliniWagner(), asked),
     "fmn": lambda asked: _minimal(FMN(norm="linf"), asked),
     "fmn-l2": lambda asked: _minimal(FMN(norm="l2"), asked),
-    "square": lambda asked: _at_each(lambda eps: Square(eps=eps, queries=500), asked),
+    "square": lambda asked: [Robustness(attack=Square(eps=asked.eps[len(asked.eps) // 2], queries=500))],
     "nes": lambda asked: [QueryCurve(attack=NES(eps=asked.eps[-1]))],
     "substitute": lambda asked: [Substitute(eps=asked.eps[-1])],
     "jpeg": lambda asked: _defended(JPEG(), asked),
