@@ -62,7 +62,7 @@ class DeepFool(Search):
             x_bCHW = (start_bCHW + (1 + self.overshoot) * total_bCHW).clamp(0, 1)
 
     def _nearest(self, lead_bn: Tensor, slopes: Iterator[Tensor], best_bCHW: Tensor) -> Tensor:
-        """The smallest of the steps to the linearised boundaries, floats [b, C, H, W]; `best` (zeros) where no gradient says where."""
+        """The smallest of the steps to the linearised boundaries, floats [b, C, H, W]; `best` (zeros) where no gradient leads anywhere."""
         best_b = torch.full_like(lead_bn[:, 0], torch.inf)
         for lead_b, slope_bCHW in zip(lead_bn.abs().unbind(1), slopes):
             if self.norm == "l2":
