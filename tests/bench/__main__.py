@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch", "safeclip", "lime", "attacks", "step")
+NAMES = ("poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch", "safeclip", "lime", "attacks", "audits", "step")
 HELP = {
     "poison": "poisoned shards against Ray Data's own read, map and write",
     "memory": "peak memory of poisoning and streaming at two sizes",
@@ -24,6 +24,7 @@ HELP = {
     "safeclip": "an epoch of SafeCLIP against one of MMCL+SSL",
     "lime": "LIME of a picture against the package lime",
     "attacks": "adversarial pictures by PGD and APGD against foolbox's and adv-lib's",
+    "audits": "audits of a checkpoint by two processes against one",
     "step": "the train step against open_clip's, on a GPU",
 }
 
