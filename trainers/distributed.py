@@ -65,7 +65,14 @@ class _Gather(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> Tensor:
-        grad_ND = grads[0].contiguous()
+        return _SumOfRows.apply(grads[0].contiguous())
+
+
+class _SumOfRows(torch.autograd.Function):
+    """[N, D] of each rank -> this rank's rows [B, D] of their sum. A function of its own, so that a loss may hold a gradient."""
+
+    @staticmethod
+    def forward(ctx: Any, grad_ND: Tensor) -> Tensor:
         rows = grad_ND.shape[0] // size()
         if dist.get_backend() == "nccl":
             grad_BD = grad_ND.new_empty((rows, *grad_ND.shape[1:]))
@@ -74,6 +81,10 @@ class _Gather(torch.autograd.Function):
         grad_ND = grad_ND.clone()  # gloo has no reduce_scatter, and autograd's own buffer must not be overwritten
         dist.all_reduce(grad_ND)
         return grad_ND[rank() * rows : (rank() + 1) * rows]
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Tensor:
+        return _Gather.apply(grads[0].contiguous())
 
 
 def gather_rows(local_BD: Tensor) -> Tensor:

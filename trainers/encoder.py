@@ -158,9 +158,9 @@ class Encoder(nn.Module):
             feature_BD = self._text_tower(token_BL)
         return _unit(feature_BD) if unit else feature_BD
 
-    def forward(self, batch: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Features [B, D] of whatever the batch holds among image, text, image_aug and text_aug; the scalars logit_scale (exponentiated)
-        and, if the model has one, logit_bias; with a head also class_logits [B, K] of image.
+    def forward(self, batch: Mapping[str, Tensor], unit: bool = True) -> dict[str, Tensor]:
+        """Features [B, D] of whatever the batch holds among image, text, image_aug and text_aug, of length 1 unless `unit` is false; the
+        scalars logit_scale (exponentiated) and, if the model has one, logit_bias; with a head also class_logits [B, K] of image.
 
         Both views of a modality are encoded as one batch, so batch normalisation uses their joint statistics, as in CleanCLIP.
         """
@@ -168,7 +168,7 @@ class Encoder(nn.Module):
         for name, encode in (("image", self.encode_image), ("text", self.encode_text)):
             views = [view for view in (name, f"{name}_aug") if view in batch]
             if views:
-                feature_BD = encode(torch.cat([batch[view] for view in views]) if len(views) > 1 else batch[views[0]])
+                feature_BD = encode(torch.cat([batch[view] for view in views]) if len(views) > 1 else batch[views[0]], unit)
                 out.update(zip(views, feature_BD.chunk(len(views))))
         if self.head is not None and "image" in out:
             out["class_logits"] = self.head(out["image"])

@@ -72,6 +72,18 @@ def _number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number")
 
 
+def _share(text: str) -> float:
+    """A share of a pixel's range: a number, or two with a slash between."""
+    over, _, under = text.partition("/")
+    divisor = _number(under) if "/" in text else 1.0
+    value = _number(over) / divisor if divisor else math.inf
+    if not 1 <= 255 * value <= 255:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is no share of a pixel's range, of at least one step of 8 bits; accepted: 1/255 to 1, e.g. 6.4/255 or 0.025"
+        )
+    return value
+
+
 def _port(text: str) -> int:
     if not 0 < (port := _whole(text)) < 65536:
         raise argparse.ArgumentTypeError(f"{text!r} is no port; accepted: 1 to 65535")
@@ -199,6 +211,15 @@ def parser() -> argparse.ArgumentParser:
     fetched.add_argument("--retry-failed", action="store_true", help="try again what failed and may have gone by")
     fetched.add_argument("--tasks", type=_whole, help="shards at a time in the cluster [one a core]")
     fetched.add_argument("--num-cpus", type=_whole, help="cores of a Ray started here [all]")
+    guarded = command("protect", "Hide noise in a picture against models that paint over a part of it, and show what they make of it.")
+    guarded.add_argument("picture", help="the picture: RGB, grey or palette, 8 bits a channel, at most 1 048 576 pixels")
+    guarded.add_argument("--mask", required=True, help="picture of the same size, white for what is protected, else black")
+    guarded.add_argument("--inpainter", choices=("harmonic", "linear", "small", "lama"), default="small", help="model to protect against: "
+                         "smooth filling, a linear one (both are controls), a small network trained on the picture's rest, LaMa")
+    guarded.add_argument("--lama", default="", help="the published file big-lama.pt, for `--inpainter lama`")
+    guarded.add_argument("--eps", type=_share, default="6.4/255", help="largest change of a pixel, as a share of its range")
+    guarded.add_argument("--out", type=Path, help="folder for the protected picture, a sheet and all numbers [PICTURE-protected]")
+    guarded.add_argument("--seed", type=_whole, default=0, help="of the random masks and noise")
     doctor = command("doctor", "Check this machine: versions, cores, disk, GPU, store, tracking server.")
     doctor.add_argument("--store", default="store", help=STORE)
     doctor.add_argument("--tracking-uri", default="", help=TRACKING)

@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from trainers.audit.standard import Asked, named_audits
-
 from datasets.errors import InputError
 from orchestrator.cluster import session
 from orchestrator.console.log import log, note, recording
@@ -28,6 +26,7 @@ from orchestrator.sweep.plan import Plan, trial_experiment
 from orchestrator.sweep.targets import OWN, experiments_of, origin
 from orchestrator.sweep.titles import plan_titles
 from trainers.audit.base import Audit
+from trainers.audit.standard import Asked, named_audits
 
 
 def audit(plan: Plan, compute: Compute, options: argparse.Namespace) -> int:
@@ -133,8 +132,8 @@ def chosen_models(plan: Plan, store: Store, options: argparse.Namespace) -> list
                 epoch = choice.point.epoch if choice.checkpoint else None
                 after[choice.trial.pretrain].append(StoredModel(f"after: {title}", stage, epoch))
     found: list[StoredModel] = []
-    for one, stage in sources.items():
-        found += [StoredModel(f"before: {titles.get(one, str(stage))}", stage), *after[one]]
+    for one, source in sources.items():
+        found += [StoredModel(f"before: {titles.get(one, str(source))}", source), *after[one]]
     if plan.sweep.base.clean is not None and study.trials and not any(after.values()):
         note(f"no cleaned model qualifies for the rule {options.rule}: {RULE[options.rule].text}; only the models before are audited.")
     return found

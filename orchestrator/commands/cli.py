@@ -303,27 +303,15 @@ def _fetch(options: argparse.Namespace) -> int:
         raise InputError(f"fetch: {options.out} is no folder; shards are written to a local disk or a shared file system.")
     wanted, manners = Wanted(**_given(options, Wanted)), Manners(**_given(options, Manners))
     out = Path(options.out).absolute()
-    urls = open_list(
-        options.list,
-        block_rows=wanted.shard_size,
-        url_column=options.url_column,
-        caption_column=options.caption_column,
-        delimiter=options.delimiter,
-    )
+    columns = {name: getattr(options, name) for name in ("url_column", "caption_column", "delimiter")}
+    urls = open_list(options.list, block_rows=wanted.shard_size, **columns)
     log.info(f"fetch  {len(urls)} rows of {options.list}: {urls.taken}")
     from orchestrator.cluster import session
     from orchestrator.commands.fetch import fetch_list
 
     try:
-        summary = fetch_list(
-            urls,
-            out,
-            wanted,
-            manners,
-            tasks=options.tasks,
-            num_cpus=options.num_cpus,
-            retry_failed=options.retry_failed,
-        )
+        how = {name: getattr(options, name) for name in ("tasks", "num_cpus", "retry_failed")}
+        summary = fetch_list(urls, out, wanted, manners, **how)
     finally:
         session.shutdown()
     print(json.dumps(summary, indent=1))
@@ -343,6 +331,12 @@ def _leaderboard(options: argparse.Namespace) -> int:
     from orchestrator.commands.matrix import leaderboard
 
     return leaderboard(options.folder, options.format, options.rule, options.out, options.title)
+
+
+def _protect(options: argparse.Namespace) -> int:
+    from orchestrator.commands.protect import protect
+
+    return protect(options)
 
 
 def _doctor(options: argparse.Namespace) -> int:
@@ -369,5 +363,6 @@ HANDLERS: dict[str, Callable[[argparse.Namespace], int]] = {
     "audit": _audit,
     "ingest": _ingest,
     "fetch": _fetch,
+    "protect": _protect,
     "doctor": _doctor,
 }

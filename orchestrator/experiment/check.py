@@ -24,7 +24,7 @@ from trainers.evaluate.targeted import TargetedSuccess
 from trainers.evaluate.text_triggers import DualKeyCells, TextTrigger
 from trainers.evaluate.zeroshot import ZeroShotASR
 from trainers.methods.base import Method
-from trainers.methods.pseudo_labels import PseudoLabels
+from trainers.methods.with_labels import WithLabels
 from trainers.model import Model, TinyCLIP
 
 ONE_EACH = (ZeroShotASR, Analysis, Detection, LinearProbe, Retrieval, TextTrigger, DualKeyCells, TargetedSuccess, Decree, MMBD, BDetCLIP)
@@ -52,10 +52,10 @@ def unpoisoned(experiment: Experiment, spec: Pretrain) -> Experiment:
     )
 
 
-def labelling(experiment: Experiment) -> PseudoLabels | None:
+def labelling(experiment: Experiment) -> WithLabels | None:
     """The part of the cleaning method that needs a stage of labels; None if there is none."""
     parts = experiment.clean.method.parts() if experiment.clean is not None else ()
-    return next((part for part in parts if isinstance(part, PseudoLabels)), None)
+    return next((part for part in parts if isinstance(part, WithLabels)), None)
 
 
 def check(experiment: Experiment) -> None:

@@ -18,7 +18,7 @@ from orchestrator.experiment.spec import Clean
 from orchestrator.manifest import checked
 from orchestrator.store import sha256
 from trainers.evaluate.base import Evaluator
-from trainers.methods.pseudo_labels import PseudoLabels
+from trainers.methods.with_labels import WithLabels
 from trainers.model import Model, TinyCLIP
 from trainers.weights.load import files_read
 
@@ -26,7 +26,7 @@ IDENTITIES: dict[Component | str, Any] = {}
 """Digests of sources and of files of keys that were read so far. A trial gets the driver's, so that it does not read the files again."""
 
 LABELLING = {"labeller", "classes", "templates"}
-"""Fields of `PseudoLabels` that determine its stage of labels."""
+"""Fields of `WithLabels` that determine its stage of labels."""
 
 
 def encode_evaluator(evaluator: Evaluator) -> Any:
@@ -92,7 +92,7 @@ def file_identity(path: Path) -> Any:
 
 def encode_cleaning(clean: Clean) -> Any:
     """The cleaning's configuration without the fields that determine the stage of labels, which is one of its inputs."""
-    labels = {path_of(type(part)) for part in clean.method.parts() if isinstance(part, PseudoLabels)}
+    labels = {path_of(type(part)) for part in clean.method.parts() if isinstance(part, WithLabels)}
     return _without(encode(clean, "clean"), lambda key, owner: owner.get("class") in labels and key in LABELLING)
 
 

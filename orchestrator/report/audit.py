@@ -87,16 +87,13 @@ def robust_curves(results: Sequence[AuditResult]) -> Figure | None:
     attack was tried at two ε."""
     panels: dict[str, list[tuple[str, str, list[tuple[float, float, float, float]]]]] = {}
     for model in dict.fromkeys(one.model for one in results):
-        own = [one for one in results if one.model == model and isinstance(one.audit, Robustness) and one.metrics]
-        keys = dict.fromkeys(without_eps(one.audit) for one in own if not one.audit.attack.minimal)  # type: ignore[union-attr, arg-type]
-        for key in keys:
-            line = [one for one in own if not one.audit.attack.minimal and without_eps(one.audit) == key]  # type: ignore[union-attr, arg-type]
-            points = [(eps_of(one.audit), *_interval(one, "robust/accuracy")) for one in line]  # type: ignore[arg-type]
-            _enter(panels, line[0], model, points)
-        for one in own:
-            if one.audit.attack.minimal:  # type: ignore[union-attr]
-                points = [(size, *_interval(one, f"robust/at_{size:g}")) for size in one.audit.radii]  # type: ignore[union-attr]
-                _enter(panels, one, model, points)
+        own = [(one, one.audit) for one in results if one.model == model and isinstance(one.audit, Robustness) and one.metrics]
+        for key in dict.fromkeys(without_eps(audit) for _, audit in own if not audit.attack.minimal):
+            line = [(one, audit) for one, audit in own if not audit.attack.minimal and without_eps(audit) == key]
+            _enter(panels, line[0][0], model, [(eps_of(audit), *_interval(one, "robust/accuracy")) for one, audit in line])
+        for one, audit in own:
+            if audit.attack.minimal:
+                _enter(panels, one, model, [(size, *_interval(one, f"robust/at_{size:g}")) for size in audit.radii])
     panels = {norm: lines for norm, lines in panels.items() if any(len(points) > 2 for *_, points in lines)}
     if not panels:
         return None
@@ -155,17 +152,24 @@ def metric_table(results: Sequence[AuditResult], models: Sequence[str]) -> Table
     """A row for each metric with its interval where it has one."""
     found = {one.model: one for one in results}
     names = list(dict.fromkeys(name for one in results for name in one.metrics if not name.endswith(("_low", "_high"))))
-    return ("", *models), [[name, *(_text(found[model], name) if model in found else "–" for model in models)] for name in names]
+    common = names[0][: names[0].rfind("/") + 1] if names else ""
+    while common and not all(name.startswith(common) for name in names):
+        common = common[: common.rstrip("/").rfind("/") + 1]
+    rows = [[name.removeprefix(common), *(_text(found[model], name) if model in found else "–" for model in models)] for name in names]
+    return ("", *models), rows
 
 
 def _plain(one: AuditResult, name: str) -> str:
     value = one.metrics.get(name)
-    return "–" if value is None else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+    if value is None:
+        return "–"
+    whole = float(value).is_integer() and f"{name}_low" not in one.metrics  # a count
+    return f"{value:.0f}" if whole else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
 
 
 def _text(one: AuditResult, name: str) -> str:
     low, high = one.metrics.get(f"{name}_low"), one.metrics.get(f"{name}_high")
-    bounds = "" if low is None or high is None else f" [{low:.3g}, {high:.3g}]".replace("-", "−")
+    bounds = "" if low is None or high is None else f"\N{NO-BREAK SPACE}[{low:.3g},\N{NO-BREAK SPACE}{high:.3g}]".replace("-", "−")
     return _plain(one, name) + bounds
 
 

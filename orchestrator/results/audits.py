@@ -9,13 +9,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+from scipy import stats
 
 from orchestrator.experiment.fingerprint import canonical
 from orchestrator.store import Artefact, part, read_arrays
 from trainers.audit.base import Audit
 from trainers.audit.robustness import Robustness
 
-FINDINGS, GALLERY = "findings.json", "gallery.npz"
+FINDINGS, ROWS, GALLERY = "findings.json", "rows.parquet", "gallery.npz"
+LEVEL = 0.05
 
 
 @dataclass(frozen=True)
@@ -32,6 +36,8 @@ class AuditResult:
     folder: Path | None = None
     """Of its artefact; None: it could not be made."""
     seconds: float = 0.0
+    right: frozenset[str] = frozenset()
+    """Keys of the pictures that are still classified correctly under attack, of a `Robustness` with one ε."""
 
     @property
     def gallery(self) -> dict[str, np.ndarray]:
@@ -47,10 +53,13 @@ class AuditResult:
 
 
 def read_audit(model: str, audit: Audit, found: Artefact) -> AuditResult:
-    """The findings of a finished audit; InputError if its file was changed."""
-    told = json.loads(part(found, FINDINGS))
+    """The findings of a finished audit; InputError if a file was changed."""
+    told, right = json.loads(part(found, FINDINGS)), frozenset[str]()
+    if isinstance(audit, Robustness) and not audit.attack.minimal:
+        rows = pq.read_table(pa.BufferReader(part(found, ROWS)), columns=["key", "y", "prediction"]).to_pylist()
+        right = frozenset(row["key"] for row in rows if row["prediction"] == row["y"])
     return AuditResult(
-        model, audit, told["metrics"], tuple(told["failures"]), tuple(told["notes"]), found.folder, found.manifest["seconds"]
+        model, audit, told["metrics"], tuple(told["failures"]), tuple(told["notes"]), found.folder, found.manifest["seconds"], right
     )
 
 
@@ -58,17 +67,24 @@ def not_believable(results: Sequence[AuditResult]) -> list[str]:
     """Sentences: what fails of the audits by themselves, and in comparison with each other.
 
     Robust accuracy must not rise with ε; an attack that sees the gradients must not be weaker than one that only asks; one that knows the
-    defence must not be weaker than one that does not. Otherwise the robustness is that of a bad attack.
+    defence must not be weaker than one that does not. Otherwise the robustness is that of a bad attack. Attacks search, so a few pictures
+    may always fall on the wrong side: what counts is a difference beyond chance (`beyond_chance`).
     """
     found = [sentence for one in results for sentence in one.failures]
     for model in dict.fromkeys(one.model for one in results):
-        own = [(one.audit, one.robust) for one in results if one.model == model and one.robust is not None]
-        measured = [(audit, robust) for audit, robust in own if isinstance(audit, Robustness)]
+        own = [(one.audit, one) for one in results if one.model == model and one.robust is not None]
+        measured = [(audit, one) for audit, one in own if isinstance(audit, Robustness)]
         found += [f"{model}: {sentence}" for rule in (_rising, _blind_is_better, _obliviousness_is_better) for sentence in rule(measured)]
     return found
 
 
-Measured = Sequence[tuple[Robustness, float]]
+def beyond_chance(more: AuditResult, less: AuditResult) -> bool:
+    """Whether more pictures are right in the first than in the second, on the same pictures: one-sided exact sign test at 5 %."""
+    gained, lost = len(more.right - less.right), len(less.right - more.right)
+    return gained > lost and stats.binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue <= LEVEL
+
+
+Measured = Sequence[tuple[Robustness, AuditResult]]
 
 
 def eps_of(audit: Robustness) -> float:
@@ -84,34 +100,39 @@ def without_eps(audit: Robustness) -> str:
 
 def _rising(measured: Measured) -> Iterator[str]:
     for key in dict.fromkeys(without_eps(audit) for audit, _ in measured):
-        line = sorted((eps_of(audit), robust, audit.label) for audit, robust in measured if without_eps(audit) == key)
-        for (small, lower, label), (large, higher, _) in zip(line, line[1:]):
-            if higher > lower:
-                rising = f"{lower:.1f} % right at ε = {radius(small)} and {higher:.1f} % at ε = {radius(large)}"
-                yield f"{label} leaves {rising}; it must not rise."
+        line = sorted((pair for pair in measured if without_eps(pair[0]) == key), key=lambda pair: eps_of(pair[0]))
+        for (small, before), (large, after) in zip(line, line[1:]):
+            if beyond_chance(after, before):
+                rising = f"{_percent(before)} right at ε = {radius(eps_of(small))} and {_percent(after)} at ε = {radius(eps_of(large))}"
+                yield f"{large.label} leaves {rising}; it must not rise."
 
 
 def _blind_is_better(measured: Measured) -> Iterator[str]:
-    bare = [(audit, robust) for audit, robust in measured if audit.defence is None]
-    for size in sorted({(audit.attack.norm, eps_of(audit)) for audit, _ in bare}):
-        same = [(audit, robust) for audit, robust in bare if (audit.attack.norm, eps_of(audit)) == size]
-        white = [robust for audit, robust in same if not audit.attack.black_box]
-        for audit, robust in same:
-            if audit.attack.black_box and white and robust < min(white):
+    bare = [(audit, one) for audit, one in measured if audit.defence is None]
+    for audit, asking in bare:
+        size = (audit.attack.norm, eps_of(audit))
+        white = [one for other, one in bare if (other.attack.norm, eps_of(other)) == size and not other.attack.black_box]
+        if audit.attack.black_box and white:
+            best = min(white, key=lambda one: len(one.right))
+            if beyond_chance(best, asking):
                 yield (
-                    f"{audit.attack.label}, which only asks, leaves {robust:.1f} % right at ε = {radius(size[1])}; the best attack that "
-                    f"sees gradients leaves {min(white):.1f} %."
+                    f"{audit.label}, which only asks, leaves {_percent(asking)} right at ε = {radius(size[1])}; the best attack that "
+                    f"sees gradients leaves {_percent(best)}."
                 )
 
 
 def _obliviousness_is_better(measured: Measured) -> Iterator[str]:
     for audit, adaptive in measured:
         for other, oblivious in measured:
-            if audit.mode == "adaptive" and other == replace(audit, mode="oblivious") and adaptive > oblivious:
+            if audit.mode == "adaptive" and other == replace(audit, mode="oblivious") and beyond_chance(adaptive, oblivious):
                 yield (
-                    f"{other.label} leaves {oblivious:.1f} % right at ε = {radius(eps_of(audit))}, the attack that knows the defence "
-                    f"{adaptive:.1f} %."
+                    f"{other.label} leaves {_percent(oblivious)} right at ε = {radius(eps_of(audit))}, the attack that knows the defence "
+                    f"{_percent(adaptive)}."
                 )
+
+
+def _percent(one: AuditResult) -> str:
+    return f"{one.robust:.1f} %"
 
 
 def radius(eps: float) -> str:

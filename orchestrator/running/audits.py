@@ -59,10 +59,10 @@ def make_audits(wanted: Sequence[tuple[str, Audited]], at: At) -> list[AuditResu
         ensure_all([needed for needed in walk(*stage.needs) if at.find(needed) is None], at)
     missing = list(dict.fromkeys(stage for _, stage in wanted if at.find(stage) is None))
     failed: dict[str, str] = {}
-    for number, (stage, failure) in enumerate(ensure_apart_each(missing, at), 1):
+    for number, (done, failure) in enumerate(ensure_apart_each(missing, at), 1):
         if failure:
-            failed[stage.fingerprint] = str(failure)
-        log.info(f"audit {number} of {len(missing)}: {stage.name}{' failed' if failure else ''}")
+            failed[done.fingerprint] = str(failure)
+        log.info(f"audit {number} of {len(missing)}: {done.name}{' failed' if failure else ''}")
     results = []
     for name, stage in wanted:
         found = at.find(stage)

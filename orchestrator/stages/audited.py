@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -100,7 +101,8 @@ class Audited(Stage):
                 subject = Subject(
                     encoder=encoder, classifier=classifier, pictures=pictures, class_names=inputs.class_names,
                     templates=inputs.templates, target=inputs.targets[0], checkpoint=self.model.fingerprint[:12] + f"/{self.epoch}",
-                    pairs=inputs.pairs(), sets=self._sets(experiment, at), made=dict(made_for(self.audit, self.needed, at)),
+                    pairs=inputs.pairs(), recipe=experiment.recipe(seed=experiment.evaluate.seed), sets=self._sets(experiment, at),
+                    made={need: Path(folder) for need, folder in made_for(self.audit, self.needed, at)},
                 )  # fmt: skip
                 self._write(self.audit.run(subject), at)
 

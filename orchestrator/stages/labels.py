@@ -20,13 +20,14 @@ from orchestrator.store import write_json
 from orchestrator.training.job import load_model, whole_pictures
 from trainers.distributed import World
 from trainers.methods.labels import FILE, Labels
-from trainers.methods.pseudo_labels import Labelling, zero_shot_labels
+from trainers.methods.pseudo_labels import zero_shot_labels
+from trainers.methods.with_labels import Labelling
 from trainers.model import Model
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class Labelled(Stage):
-    """The classes of the cleaning pictures, for a cleaning that needs them (`PseudoLabels`)."""
+    """The classes of the cleaning pictures, for a cleaning that needs them (`WithLabels`)."""
 
     kind = "labels"
     apart = True

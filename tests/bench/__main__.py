@@ -10,7 +10,7 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch", "safeclip", "attacks", "step")
+NAMES = ("poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch", "safeclip", "lime", "attacks", "audits", "step")
 HELP = {
     "poison": "poisoned shards against Ray Data's own read, map and write",
     "memory": "peak memory of poisoning and streaming at two sizes",
@@ -22,7 +22,9 @@ HELP = {
     "trials": "a sweep's trials against no-op Tune trials",
     "fetch": "a list of pictures into shards against plain threads",
     "safeclip": "an epoch of SafeCLIP against one of MMCL+SSL",
+    "lime": "LIME of a picture against the package lime",
     "attacks": "adversarial pictures by PGD and APGD against foolbox's and adv-lib's",
+    "audits": "audits of a checkpoint by two processes against one",
     "step": "the train step against open_clip's, on a GPU",
 }
 
@@ -57,7 +59,7 @@ def main() -> int:
         try:
             module = importlib.import_module(f"tests.bench.{'gpu_step' if name == 'step' else name}")
             rows = module.run("quick" if given.quick else "full", given.rounds or (1 if given.quick else 3))
-        except ImportError as error:  # webdataset, foolbox and adv-lib are not among the project's own requirements
+        except ImportError as error:  # webdataset, lime, foolbox and adv-lib are not among the project's own requirements
             print(f"\n{name}: not measured, {error}", flush=True)
             failed.append(name)
             continue

@@ -1,6 +1,7 @@
 """Cleaning losses and audits do not depend on the number of processes: real gloo processes, gradients in float64."""
 
 import multiprocessing
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -23,9 +24,16 @@ from trainers.evaluate.decree import Decree, Inversion
 from trainers.evaluate.mmbd import MMBD
 from trainers.methods.base import Run
 from trainers.methods.par import seen
-from trainers.methods.still import still_scale
+from trainers.methods.still import still_scale, still_text
 from trainers.methods.ubt import UBT
+from trainers.objectives.adversarial import Adversarial
+from trainers.objectives.adversary import Adversary
 from trainers.objectives.apart import Apart
+from trainers.objectives.base import Objective
+from trainers.objectives.fare import NearOriginal
+from trainers.objectives.lipschitz import Smooth
+from trainers.objectives.tecoa import AgainstClasses
+from trainers.objectives.trades import Trades
 from trainers.objectives.triggered import Triggered
 from trainers.objectives.unlearn import Unlearn
 from trainers.schedule import Training
@@ -34,6 +42,17 @@ BATCH = 16
 LIMITS = (4.0, 1e-9, "between")
 SUSPECTS = ("1111000010010000", "1" * 16, "0" * 15 + "1", "0" * 16)
 """Which of a batch: some ranks have suspects alone, some none."""
+
+ATTACK = Adversary(eps=8 / 255, step=4 / 255, steps=2)
+ADVERSARIAL: dict[str, Objective] = {
+    "adversarial": Adversarial(adversary=ATTACK),
+    "trades": Trades(adversary=ATTACK),
+    "tecoa": AgainstClasses(class_names=WORDS[:4], template="the {}", scale=10, adversary=ATTACK),
+    "fare": NearOriginal(adversary=ATTACK),
+    "lipschitz": Smooth(spectral_weight=0.1),
+    "lipschitz l1": Smooth(norm="l1"),
+}
+CASES = (*(f"apart {limit}" for limit in LIMITS), "triggered", "seen", *(f"unlearn {one}" for one in SUSPECTS), *ADVERSARIAL)
 
 
 def moved() -> tuple[Encoder, Encoder]:
@@ -89,6 +108,16 @@ def _unlearn(world: World, suspects: str) -> dict[str, torch.Tensor]:
     return _gradients(world, encoder, Unlearn(weight=2.0, margin=-0.5), batch)
 
 
+def _adversarial(world: World, name: str) -> dict[str, torch.Tensor]:
+    """Attacks are drawn by the numbers of the pairs; TeCoA and FARE leave the text tower out."""
+    _, encoder = moved()
+    raw = share(world)
+    number_B = torch.from_numpy(raw["number"])
+    batch = to_device(raw, encoder, False) | {"draw": number_B, "target": number_B % 4}
+    with still_text(encoder) if name in ("tecoa", "fare") else nullcontext():
+        return _gradients(world, encoder.train(), ADVERSARIAL[name].begin(encoder, rng(0)), batch)
+
+
 def _suspects(world: World, score: Score) -> tuple[list[int], dict[str, float]]:
     """What UBT decides after a phase that trained nothing; `ToySet` gives each rank its share of the pairs."""
     toys = ToySet(rank=world.rank, world=world.size)
@@ -137,6 +166,7 @@ def _work(world: World, folder: Path) -> None:
         "triggered": _triggered(world),
         "seen": _seen(world),
         **{f"unlearn {suspects}": _unlearn(world, suspects) for suspects in SUSPECTS},
+        **{name: _adversarial(world, name) for name in ADVERSARIAL},
         "suspects": [_suspects(world, score) for score in (CosineByModel(), LID(k=4, m=20))],
         "audits": [_audits(world, size) for size in (3, 100)],
     }
@@ -156,7 +186,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> dict[int, list[dict]]:
     return {size: [torch.load(folder / f"world{size}-rank{rank}.pt", weights_only=False) for rank in range(size)] for size in (1, 2, 4)}
 
 
-@pytest.mark.parametrize("case", [*(f"apart {limit}" for limit in LIMITS), "triggered", "seen", *(f"unlearn {one}" for one in SUSPECTS)])
+@pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("size", [2, 4])
 def test_gradients_do_not_depend_on_the_number_of_processes(results, size, case):
     one, many = (results[n][0][case] for n in (1, size))

@@ -69,13 +69,18 @@ from trainers.methods.roclip import RoCLIP
 from trainers.methods.safeclip import SafeCLIP
 from trainers.methods.ubt import UBT
 from trainers.model import TinyCLIP
+from trainers.objectives.adversarial import Adversarial
 from trainers.objectives.apart import Apart
 from trainers.objectives.base import Objective
 from trainers.objectives.clustering import Clustering
 from trainers.objectives.contrastive import MMCLSSL, Contrastive
+from trainers.objectives.fare import NearOriginal
+from trainers.objectives.lipschitz import Smooth
 from trainers.objectives.roclip import Pooled
 from trainers.objectives.safeclip import CrossView, Unimodal
 from trainers.objectives.siglip import SigLIP
+from trainers.objectives.tecoa import AgainstClasses
+from trainers.objectives.trades import Trades
 from trainers.objectives.triggered import Triggered
 from trainers.objectives.unlearn import Unlearn
 from trainers.schedule import Training
@@ -332,6 +337,9 @@ def measured(examples: dict[str, ModuleType], folder: Path) -> set[str]:
         names |= {f"train/{part}" for part in objective.begin(model, rng("memory")).loss(model, batch)}
     names |= {f"train/{part}" for part in Triggered(stamp=lambda batch: batch).loss(model, batch)}
     names |= {f"train/{part}" for part in Apart().begin(model, rng("start")).loss(model, batch)}
+    attacked = {**batch, "draw": torch.arange(8)}
+    robust = (Adversarial(), Trades(), NearOriginal(), AgainstClasses(class_names=("a", "b"), template="{}"), Smooth(spectral_weight=1))
+    names |= {f"train/{part}" for objective in robust for part in objective.begin(model, rng("start")).loss(model, attacked)}
     names |= metrics_of_methods(folder)
 
     pairs = test_scores.features(60)

@@ -28,7 +28,8 @@ from trainers.audit.attacks.base import Attack, Attacked, Radius, gradient, is_z
 from trainers.audit.attacks.nes import NES
 from trainers.audit.base import Audit, Findings, Pictures, Subject
 from trainers.audit.classifier import Classifier, zero_shot
-from trainers.audit.tables import NOBODY, Table, predictions, right_ones, share, success
+from trainers.audit.shares import share
+from trainers.audit.tables import NOBODY, Table, predictions, right_ones, success
 from trainers.model import Model, TinyCLIP
 from trainers.weights.load import load_weights, weights_file
 
@@ -38,8 +39,8 @@ class QueryCurve(Audit):
     """How many pictures a black-box attack turns within how many queries; beside it random noise of the same size, which asks nothing.
 
     Metrics are black_box/<name>/…: n; success, the share that was turned; within_<q>, the share turned within q queries; noise, the share
-    that is turned by random noise as large as the attack's change; each in percent with _count, and with _low and _high, its 95 % Wilson
-    interval; median_queries, over the pictures that were turned (left out if there are none).
+    that is turned by random noise as large as the attack's change; each in percent with its 95 % Wilson interval (_low, _high);
+    median_queries, over the pictures that were turned (left out if there are none).
     """
 
     attack: Attack
@@ -63,7 +64,7 @@ class QueryCurve(Audit):
         return f"{self.name or self.attack.label} by queries"
 
     def check(self, subject_classes: int, triggered: bool) -> None:
-        _check_target(self, self.attack, subject_classes)
+        self.attack.check(subject_classes)
 
     def run(self, subject: Subject) -> Findings:
         table, classifier, told = Table(self.attack), subject.classifier, 0
@@ -153,7 +154,7 @@ class Transfer(Audit):
         return f"{self.name or self.attack.label} transferred"
 
     def check(self, subject_classes: int, triggered: bool) -> None:
-        _check_target(self, self.attack, subject_classes)
+        self.attack.check(subject_classes)
         if self.source is not None:
             weights_file(self.source.checkpoint)
 
@@ -181,15 +182,15 @@ class Substitute(Audit):
     once more. This takes starts·2^rounds queries. Then every other picture that the model classifies correctly is moved by ε along the sign
     of the gradient of the network's cross-entropy, without a query, and shown to the model.
 
-    Metrics are substitute/…: queries; agreement/<r>, the share of the other pictures that network and model classify alike after r rounds,
-    with interval; agreement_n; and those of `Transfer`, the network being the source. The network is trained in floats: S takes 12·side²
-    bytes a picture.
+    Metrics are substitute/…: queries; starts, the pictures in S₀; agreement/<r>, the share of the other pictures that network and model
+    classify alike after r rounds, with interval; agreement_n; and those of `Transfer`, the network being the source. The network is trained
+    in floats: S takes 12·side² bytes a picture.
     """
 
     eps: Radius = 4 / 255
     """largest change of a pixel"""
     starts: Count = 64
-    """pictures in S₀, chosen by the hash of their keys; the others are attacked"""
+    """pictures in S₀, at most half of all, chosen by the hash of their keys; the others are attacked"""
     rounds: Natural = 5
     """how often S is doubled"""
     lam: Annotated[float, Interval(gt=0, le=1)] = 0.1
@@ -209,16 +210,18 @@ class Substitute(Audit):
 
     def run(self, subject: Subject) -> Findings:
         pictures, victim = subject.pictures, subject.classifier
-        if len(pictures) <= self.starts:
-            raise InputError(f"Substitute.starts is {self.starts}, and {len(pictures)} pictures are audited; accepted: fewer than these.")
+        if len(pictures) < 2:
+            raise InputError("Substitute needs at least 2 pictures: some to learn from and others to attack.")
+        starts = min(self.starts, len(pictures) // 2)
         order = sorted(range(len(pictures)), key=lambda number: hash64(self.seed, "substitute", pictures.keys[number]))
-        first, rest = pictures.part(np.array(order[: self.starts])), pictures.part(np.sort(order[self.starts :]))
+        first, rest = pictures.part(np.array(order[:starts])), pictures.part(np.sort(order[starts:]))
         others = replace(subject, pictures=rest)
         theirs_N = predictions(victim, others)
         n, before, alike = len(theirs_N), victim.queries, list[int]()
         for ours in self.imitations(victim, first, subject.batch_size):  # noqa: B007 (the last one is used below)
             alike.append(int((predictions(ours, others) == theirs_N).sum()))
-        metrics = {"substitute/queries": float(victim.queries - before), "substitute/agreement_n": float(n)}
+        whole = {"queries": victim.queries - before, "starts": starts, "agreement_n": n}
+        metrics = {f"substitute/{name}": float(count) for name, count in whole.items()}
         for number, count in enumerate(alike):
             metrics |= share(f"substitute/agreement/{number}", count, n)
         table, turned = Table(self), list[bool]()
@@ -231,7 +234,10 @@ class Substitute(Audit):
         if 100 * alike[-1] / n < metrics["substitute/agreement/0_low"]:
             failures.append(f"The substitute agrees with the model less after {self.rounds} rounds ({alike[-1]} of {n} pictures) than "
                             f"before the first ({alike[0]}): its training failed, so its attack says nothing about the model.")  # fmt: skip
-        return replace(found, metrics={**metrics, **found.metrics}, failures=tuple(failures))
+        notes = list(found.notes)
+        if starts < self.starts:
+            notes.append(f"The substitute starts from {starts} pictures, not {self.starts}: the other half of them is attacked.")
+        return replace(found, metrics={**metrics, **found.metrics}, failures=tuple(failures), notes=tuple(notes))
 
     def imitations(self, victim: Classifier, first: Pictures, at_a_time: int) -> Iterator[Classifier]:
         """The network after 0, 1, … `rounds` rounds. The victim is asked for each picture of S once."""
@@ -279,12 +285,6 @@ class _Bank:
             self.without += not fitting
             chosen.append(fitting[rng(self.seed, "start", key).integers(len(fitting))] if fitting else own[key])
         return self.pictures.part(np.array(chosen)).floats(self.classifier)
-
-
-def _check_target(audit: Component, attack: Attack, classes: int) -> None:
-    target = getattr(attack, "target", None)
-    if isinstance(target, int) and target >= classes:
-        raise InputError(f"{type(audit).__name__}.attack has target {target}; accepted: a class, 0 to {classes - 1}.")
 
 
 def _transferred(prefix: str, table: Table, turned: Sequence[bool]) -> Findings:

@@ -36,7 +36,7 @@ class Planted(Audit):
     """
 
     group: ClassVar[str] = "backdoor"
-    patch: AdversarialPatch = field(default_factory=lambda: AdversarialPatch(area=0.03, fixed_area=True, steps=100))
+    patch: AdversarialPatch = field(default_factory=lambda: AdversarialPatch(area=0.03, fixed_area=True, steps=60))
 
     @property
     def label(self) -> str:

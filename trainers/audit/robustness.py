@@ -22,7 +22,7 @@ from trainers.audit.classifier import Classifier, as_bytes
 from trainers.audit.defences.adaptive import EOT, adaptive
 from trainers.audit.defences.base import Defence
 from trainers.audit.defences.halves import halves
-from trainers.evaluate.zeroshot import wilson
+from trainers.audit.shares import share
 
 MASKED = 50.0
 """More pictures than this share (in percent) with a zero gradient, and the attack says nothing."""
@@ -61,7 +61,8 @@ class Robustness(Audit):
 
     @property
     def label(self) -> str:
-        return self.attack.label + (f" on {self.defence.label}, {self.mode}" if self.defence is not None else "")
+        norm = " L2" if self.attack.norm == "l2" else ""
+        return self.attack.label + norm + (f" on {self.defence.label}, {self.mode}" if self.defence is not None else "")
 
     @property
     def slug(self) -> str:
@@ -86,7 +87,8 @@ class Robustness(Audit):
             clean_nHWC, adversarial_nHWC = (np.stack(side) for side in zip(*shown))
             gallery = {"clean": clean_nHWC, "change, magnified": magnified(clean_nHWC, adversarial_nHWC), self.label: adversarial_nHWC}
         metrics = self._metrics(rows)
-        return Findings(metrics, rows, gallery, failures=tuple(self._failures(metrics)), notes=tuple(self._notes(metrics)))
+        notes = [*self._notes(metrics), *(f"{self.label}: {text}" for text in self._warnings(subject))]
+        return Findings(metrics, rows, gallery, failures=tuple(self._failures(metrics)), notes=tuple(notes))
 
     def _batch(
         self, part: Pictures, bare: Classifier, judge: Classifier, seen: Classifier, subject: Subject, shown: list[Any]
@@ -125,6 +127,8 @@ class Robustness(Audit):
     def _metrics(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         """robust/…: clean accuracy, robust accuracy, accuracy under noise, each with Wilson's 95 % interval, n, and what it took."""
         n = len(rows["key"])
+        if not n:
+            raise InputError("there are no pictures to audit; accepted: at least one.")
         y, clean, after, noise = (np.array(rows[name]) for name in ("y", "clean_prediction", "prediction", "noise_prediction"))
         correct_N, fooled_N = clean == y, np.array(rows["success"], bool)
         found: dict[str, float] = {"robust/n": n, "robust/clean_n": int(correct_N.sum())}
@@ -157,18 +161,15 @@ class Robustness(Audit):
             found.append(f"{self.label}: {metrics['robust/zero_gradient']:.0f} % of the gradients are exactly 0: it saw nothing to follow.")
         return found
 
+    def _warnings(self, subject: Subject) -> Sequence[str]:
+        """What the attack itself says against its result on this classifier."""
+        part = subject.batches()[0]
+        return self.attack.warnings(subject.classifier, part.floats(subject.classifier), part.keys)
+
     def _notes(self, metrics: Mapping[str, float]) -> list[str]:
         if not metrics["robust/clean_n"]:
             return [f"{self.label}: no picture is classified correctly, so there was nothing to attack."]
         return []
-
-
-def share(name: str, count: int, n: int) -> dict[str, float]:
-    """`name` in percent with Wilson's 95 % interval as `name_low` and `name_high`. InputError for n = 0."""
-    if not n:
-        raise InputError("there are no pictures to audit; accepted: at least one.")
-    low, high = wilson(count, n)
-    return {name: 100 * count / n, f"{name}_low": low, f"{name}_high": high}
 
 
 def noise_of(picture_BCHW: Tensor, keys_B: Sequence[str], attack: Attack, size_B: Tensor | None) -> Tensor:

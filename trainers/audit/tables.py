@@ -16,7 +16,6 @@ from datasets.seeding import rng
 from trainers.audit.attacks.base import Attacked, lengths, steepest
 from trainers.audit.base import Pictures, Subject
 from trainers.audit.classifier import Classifier, as_bytes
-from trainers.evaluate.zeroshot import wilson
 
 COLUMNS = ("key", "attack", "norm", "eps", "y", "clean_prediction", "prediction", "success", "l2", "linf", "relative_l2", "queries",
            "zero_gradient_share", "seed")  # fmt: skip
@@ -105,9 +104,3 @@ def noisy(picture_BCHW: Tensor, moved_BCHW: Tensor, norm: str, draws: Sequence[n
     size_B = lengths(moved_BCHW - picture_BCHW, norm)
     noise_BCHW = torch.stack([torch.from_numpy(draw.standard_normal(picture_BCHW.shape[1:])) for draw in draws]).to(picture_BCHW)
     return (picture_BCHW + size_B[:, None, None, None] * steepest(noise_BCHW, norm)).clamp(0, 1)
-
-
-def share(name: str, count: int, n: int) -> dict[str, float]:
-    """A share in percent, its count, and its 95 % Wilson interval."""
-    low, high = wilson(count, n)
-    return {name: 100 * count / n, f"{name}_count": float(count), f"{name}_low": low, f"{name}_high": high}

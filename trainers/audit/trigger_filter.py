@@ -17,7 +17,8 @@ from trainers.audit.base import Audit, Findings, Subject
 from trainers.audit.classifier import as_bytes
 from trainers.audit.defences.base import Defence
 from trainers.audit.defences.halves import halves
-from trainers.evaluate.zeroshot import Aim, wilson
+from trainers.audit.shares import share
+from trainers.evaluate.zeroshot import Aim
 
 SHOWN = 6
 """Pictures in the gallery."""
@@ -66,9 +67,10 @@ class TriggerFilter(Audit):
         under, n = f"filter/{self.defence.label}", len(pictures)
         metrics = {f"{under}/n": float(n), f"{under}/asr_n": float(counts_N.sum()), f"{under}/queries": queries}
         for side in ("bare", "filtered"):
-            metrics |= _share(f"{under}/{side}/accuracy", taken[f"clean_{side}"] == pictures.label_N)
-            metrics |= _share(f"{under}/{side}/asr", (taken[f"triggered_{side}"] == target_N)[counts_N])
-            metrics |= _share(f"{under}/{side}/ra", (taken[f"triggered_{side}"] == pictures.label_N)[counts_N])
+            right_N, triggered_n = taken[f"clean_{side}"] == pictures.label_N, taken[f"triggered_{side}"][counts_N]
+            metrics |= share(f"{under}/{side}/accuracy", int(right_N.sum()), n)
+            metrics |= share(f"{under}/{side}/asr", int((triggered_n == target_N[counts_N]).sum()), len(triggered_n))
+            metrics |= share(f"{under}/{side}/ra", int((triggered_n == pictures.label_N[counts_N]).sum()), len(triggered_n))
         rows = {
             "checkpoint": [subject.checkpoint] * n, "key": list(pictures.keys), "defence": [self.defence.label] * n,
             "y": label_N.tolist(), "target": target_N.tolist(), "counts": counts_N.tolist(),
@@ -110,9 +112,3 @@ class TriggerFilter(Audit):
         if asr >= WORKS:
             return ()
         return (f"{self.label}: without a filter the trigger works on {asr:.1f} % of the pictures, too few to judge a filter by.",)
-
-
-def _share(name: str, is_so_N: np.ndarray) -> dict[str, float]:
-    count, n = int(is_so_N.sum()), len(is_so_N)
-    low, high = wilson(count, n)
-    return {name: 100 * count / n, f"{name}_low": low, f"{name}_high": high}

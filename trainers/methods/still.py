@@ -1,4 +1,4 @@
-"""Keeps batch-normalisation statistics or the logit scale fixed while a method trains."""
+"""Keeps batch-normalisation statistics, the logit scale or the text tower fixed while a method trains."""
 
 from __future__ import annotations
 
@@ -22,6 +22,19 @@ def still_scale(model: Encoder) -> Iterator[None]:
         yield
     finally:
         scale.requires_grad_(before)
+
+
+@contextmanager
+def still_text(model: Encoder) -> Iterator[None]:
+    """Within the block only the image tower is trained: not the text tower, nor the logit scale and bias."""
+    still = [weight for name, weight in model.model.named_parameters() if not name.startswith("visual.") and weight.requires_grad]
+    for weight in still:
+        weight.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for weight in still:
+            weight.requires_grad_(True)
 
 
 @contextmanager

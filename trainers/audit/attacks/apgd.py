@@ -82,6 +82,10 @@ class APGD(Bounded):
     momentum: Share = 0.75
     """a, the share of the new step; 1: no momentum"""
 
+    @property
+    def label(self) -> str:
+        return {"ce": "APGD-CE", "dlr": "APGD-DLR", "targeted_dlr": "APGD-T"}[self.loss]
+
     def check(self, classes: int) -> None:
         """Raises InputError if the loss is not defined for that many classes."""
         super().check(classes)

@@ -56,6 +56,10 @@ class Attack(Component, ABC):
     def check(self, classes: int) -> None:  # noqa: B027 (most can attack any classifier)
         """Raise InputError if it is not defined for a classifier with this many classes."""
 
+    def warnings(self, classifier: Classifier, picture_BCHW: Tensor, keys_B: Sequence[str]) -> tuple[str, ...]:
+        """Sentences: why its result says too little of this classifier; most attacks do not look."""
+        return ()
+
     @abstractmethod
     def perturb(self, classifier: Classifier, picture_BCHW: Tensor, label_B: Tensor, keys_B: Sequence[str]) -> Attacked:
         """Attack pictures (floats in 0 … 1) of these classes (int64). Pictures that are misclassified already are attacked too."""

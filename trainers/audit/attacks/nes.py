@@ -98,6 +98,13 @@ class NES(Attack):
         """Whether it starts from pictures of other classes."""
         return self.sees != "scores"
 
+    def check(self, classes: int) -> None:
+        """InputError for fewer than two classes, or a target that is none of them."""
+        if classes < 2:
+            raise InputError(f"NES needs another class that a picture can be taken for, and there are {classes} classes.")
+        if self.target is not None and self.target >= classes:
+            raise InputError(f"NES.target is {self.target}; accepted: a class, 0 to {classes - 1}.")
+
     def perturb(
         self,
         classifier: Classifier,
@@ -108,8 +115,7 @@ class NES(Attack):
     ) -> Attacked:
         """As for every attack. `start`: for each picture one of the target class, or without a target of any other class than its own;
         only top_k and labels use it. InputError if there is none and a target, or a target that is no class."""
-        if self.target is not None and self.target >= classifier.classes:
-            raise InputError(f"NES.target is {self.target}; accepted: a class, 0 to {classifier.classes - 1}.")
+        self.check(classifier.classes)
         if self.from_others and self.target is not None and start_BCHW is None:
             raise InputError(f"NES.sees is {self.sees!r} and NES.target a class: it must be given a picture of that class to start from.")
         found, queries, zero = list[Tensor](), list[int](), list[float]()

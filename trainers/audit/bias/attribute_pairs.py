@@ -15,7 +15,8 @@ from datasets.component import Count
 from datasets.errors import InputError
 from datasets.synthetic import Attribute, World
 from trainers.audit.base import Audit, Findings, Pictures, Subject
-from trainers.audit.bias.shared import answers, read_rows, share, sides_p
+from trainers.audit.bias.shared import answers, read_rows, sides_p
+from trainers.audit.shares import share
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,16 +6,20 @@ Shape suffixes: N pictures, K classes, G groups.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
-from scipy import stats
+import pyarrow as pa
+from scipy import sparse, stats
 
-from datasets.component import Natural
+from datasets.component import Count, Natural
 from datasets.errors import InputError
+from datasets.index.pairs import Pairs, smallest_hashes
 from trainers.audit.base import Audit, Findings, Subject
-from trainers.audit.bias.shared import answers, share
+from trainers.audit.bias.shared import answers
+from trainers.audit.shares import share
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,12 +30,14 @@ class Balance(Audit):
 
     groups: tuple[tuple[str, ...], ...] = ()
     """Sets of words, such as (("man", "woman"), ("red", "green", "blue")): how many captions of the pre-training have each."""
+    captions: Count = 100_000
+    """Captions to look at, those of the pairs with the smallest hashes of their keys; all if there are no more."""
     listed: Natural = 20
     """How many classes, the least accurate first, get metrics of their own."""
 
     def __post_init__(self) -> None:
         for words in self.groups:
-            if len(words) < 2 or len(set(words)) < len(words) or not all(word.strip() for word in words):
+            if len(words) < 2 or len(set(words)) < len(words) or not all(map(_words, words)):
                 raise InputError(f"Balance.groups holds {words}; accepted: at least two different words, none empty.")
 
     def run(self, subject: Subject) -> Findings:
@@ -54,15 +60,20 @@ class Balance(Audit):
         if metrics["spread_p"] >= 0.05:
             notes.append("The classes' accuracies differ no more than chance allows; the worst and the best class say little.")
         if subject.pairs is not None:
-            captions = [caption.lower() for caption in subject.pairs.captions().to_pylist()]
-            metrics |= {"captions": len(captions), **self._names(names, captions, n_K, right_K)}
+            captions = self._captions(subject.pairs)
+            named_NK = holding(names, captions)
+            metrics |= {"captions": len(captions), **self._names(named_NK, n_K, right_K)}
             for words in self.groups:
-                metrics |= self._group(words, names, captions)
+                metrics |= self._group(words, holding(words, captions), named_NK[:, [names.index(name) for name in dict.fromkeys(names)]])
         elif self.groups:
             notes.append("There are no pre-training captions here, so the groups are not counted.")
         rows = {"key": given.keys, "label": given.label_N.tolist(), "answer": answer_N.tolist(),
                 "right": (answer_N == given.label_N).tolist()}  # fmt: skip
         return Findings({f"bias/balance/{name}": value for name, value in metrics.items()}, rows, notes=tuple(notes))
+
+    def _captions(self, pairs: Pairs) -> list[str]:
+        chosen = smallest_hashes(pa.chunked_array([pairs.keys()]), np.arange(len(pairs)), self.captions, "balance")
+        return pairs.captions(chosen).to_pylist()
 
     def _by_class(self, names: tuple[str, ...], n_K: np.ndarray, right_K: np.ndarray) -> dict[str, float]:
         present = np.flatnonzero(n_K)
@@ -79,8 +90,8 @@ class Balance(Audit):
             metrics |= share(f"class/{name}", int(right_K[k]), int(n_K[k])) | {f"class/{name}_n": int(n_K[k])}
         return metrics
 
-    def _names(self, names: tuple[str, ...], captions: list[str], n_K: np.ndarray, right_K: np.ndarray) -> dict[str, float]:
-        count_K = np.array([_having(name, captions).sum() for name in names])
+    def _names(self, named_NK: Any, n_K: np.ndarray, right_K: np.ndarray) -> dict[str, float]:
+        count_K = np.asarray(named_NK.sum(0), np.int64)[0]
         metrics = _under("names", evenness(count_K))
         present = np.flatnonzero(n_K)
         share_K = right_K[present] / n_K[present]
@@ -89,14 +100,13 @@ class Balance(Audit):
             metrics |= {"names/spearman": float(found.statistic), "names/spearman_p": float(found.pvalue)}
         return metrics
 
-    def _group(self, words: tuple[str, ...], names: tuple[str, ...], captions: list[str]) -> dict[str, float]:
-        held_GN = np.stack([_having(word, captions) for word in words])
+    def _group(self, words: tuple[str, ...], held_NG: Any, named_NK: Any) -> dict[str, float]:
         prefix = "-".join(words).replace("/", " ")
-        metrics = _under(prefix, evenness(held_GN.sum(1)))
-        metrics |= {f"{prefix}/count/{word}": int(count) for word, count in zip(words, held_GN.sum(1))}
-        named_KN = np.stack([_having(name, captions) for name in dict.fromkeys(names)])
-        one_N = (held_GN.sum(0) == 1) & (named_KN.sum(0) == 1)
-        table = held_GN[:, one_N].astype(int) @ named_KN[:, one_N].astype(int).T
+        count_G = np.asarray(held_NG.sum(0), np.int64)[0]
+        metrics = _under(prefix, evenness(count_G))
+        metrics |= {f"{prefix}/count/{word}": int(count) for word, count in zip(words, count_G)}
+        one_N = np.asarray((held_NG.sum(1) == 1) & (named_NK.sum(1) == 1))[:, 0]
+        table = (held_NG[one_N].T @ named_NK[one_N]).toarray()
         table = table[table.sum(1) > 0][:, table.sum(0) > 0]
         if min(table.shape) > 1:
             found, n = stats.chi2_contingency(table, correction=False), int(table.sum())
@@ -128,10 +138,24 @@ def cramer(chi2: float, n: int, rows: int, columns: int) -> float:
     return float(np.sqrt(phi / least)) if least > 0 else 0.0
 
 
-def _having(word: str, captions: list[str]) -> np.ndarray:
-    """bool [N]: which captions (lower case) have the word, as whole words."""
-    of_word = re.compile(rf"(?<!\w){re.escape(word.strip().lower())}(?!\w)")
-    return np.fromiter((of_word.search(caption) is not None for caption in captions), bool, len(captions))
+def holding(terms: Sequence[str], captions: Sequence[str]) -> Any:
+    """Sparse matrix of 0 and 1 [N, terms]: which caption has which term, its words one after the other; case and signs do not count."""
+    number: dict[tuple[str, ...], list[int]] = {}
+    for i, term in enumerate(terms):
+        number.setdefault(tuple(_words(term)), []).append(i)
+    lengths = sorted({len(words) for words in number})
+    rows, columns = [], []
+    for row, caption in enumerate(captions):
+        words = _words(caption)
+        runs = {tuple(words[start : start + length]) for length in lengths for start in range(len(words) - length + 1)}
+        found = sorted({i for run in runs for i in number.get(run, ())})
+        rows += [row] * len(found)
+        columns += found
+    return sparse.csr_matrix((np.ones(len(rows)), (rows, columns)), shape=(len(captions), len(terms)))
+
+
+def _words(text: str) -> list[str]:
+    return re.findall(r"\w+", text.lower())
 
 
 def _under(prefix: str, values: dict[str, float]) -> dict[str, float]:

@@ -16,7 +16,8 @@ from datasets.errors import InputError
 from datasets.seeding import rng
 from trainers.audit.base import Audit, Findings, Pictures, Subject
 from trainers.audit.bias.corrupt import CORRUPTIONS
-from trainers.audit.bias.shared import answers, by_hash, share
+from trainers.audit.bias.shared import answers, by_hash
+from trainers.audit.shares import share
 
 Name = Literal[
     "gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow", "frost", "fog",

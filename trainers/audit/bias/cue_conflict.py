@@ -18,7 +18,8 @@ from datasets.component import Count, Share
 from datasets.errors import InputError
 from datasets.seeding import rng
 from trainers.audit.base import Audit, Findings, Pictures, Subject
-from trainers.audit.bias.shared import answers, by_hash, share, sides_p
+from trainers.audit.bias.shared import answers, by_hash, sides_p
+from trainers.audit.shares import share
 
 GREY = np.array([0.299, 0.587, 0.114])
 
@@ -51,13 +52,14 @@ class CueConflict(Audit):
     def run(self, subject: Subject) -> Findings:
         """bias/cue_conflict/…, shares in percent with _low and _high (Wilson): shape_share, of the `decided` answers that are shape or
         texture (left out if there are none); shape, texture and neither, of all n pictures. p: exact sign test of shape against texture.
-        InputError unless pictures of two classes are classified correctly."""
+        Only n, 0, where pictures of fewer than two classes are classified correctly."""
         given = subject.pictures
         right_N = answers(subject, given) == given.label_N
         order = by_hash(given.keys, self.seed, "cue conflict")
         right = given.part(order[right_N[order]])
         if len(np.unique(right.label_N)) < 2:
-            raise InputError("CueConflict needs pictures of at least 2 classes that the model classifies correctly; there are none.")
+            note = "The model classifies no pictures of two different classes correctly, so there is no cue conflict to make."
+            return Findings({"bias/cue_conflict/n": 0}, notes=(note,))
         shapes, textures = right.part(slice(self.count)), self._textures(right)
         made_NHWC = np.stack([
             self.stylised(shape, texture, rng(self.seed, "cue conflict", "patches", key))

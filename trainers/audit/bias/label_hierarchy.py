@@ -15,7 +15,8 @@ from datasets.errors import InputError
 from datasets.evaluation.classes import imagenet_synsets
 from datasets.words import Hypernyms, hypernyms, imagenet_hypernyms
 from trainers.audit.base import Audit, Findings, Subject
-from trainers.audit.bias.shared import answers, read_rows, share
+from trainers.audit.bias.shared import answers, read_rows
+from trainers.audit.shares import share
 
 
 @dataclass(frozen=True, kw_only=True)

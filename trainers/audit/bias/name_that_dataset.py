@@ -13,16 +13,19 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
+import pyarrow as pa
 from annotated_types import Ge, Interval
 from PIL import Image
 
 from datasets.component import Component, Positive
 from datasets.errors import InputError
 from datasets.evaluation.evalset import EvalSet
+from datasets.index.pairs import smallest_hashes
 from datasets.index.source import Source
 from datasets.seeding import hash64
 from trainers.audit.base import Audit, Findings, Pictures, Subject
-from trainers.audit.bias.shared import Linear, by_hash, chance_p, image_features, logistic, share
+from trainers.audit.bias.shared import Linear, by_hash, chance_p, image_features, logistic
+from trainers.audit.shares import share
 
 ALARM = 0.001
 """The control fails below this p."""
@@ -107,7 +110,9 @@ class NameThatDataset(Audit):
         if self.over == "captions":
             if subject.pairs is None:
                 raise InputError("NameThatDataset.over is captions, which needs the pre-training's pairs, and this checkpoint has none.")
-            texts = [("pretraining", subject.pairs.keys().to_pylist(), subject.pairs.captions().to_pylist())]
+            all_keys = pa.chunked_array([subject.pairs.keys()])
+            first = smallest_hashes(all_keys, np.arange(len(all_keys)), self.count, self.seed, "name that data set")
+            texts = [("pretraining", all_keys.take(pa.array(first)).to_pylist(), subject.pairs.captions(first).to_pylist())]
             for source in self.sources:
                 table = source.index()[0]
                 kept = table.filter([drop == "" for drop in table["drop"].to_pylist()])

@@ -1,7 +1,8 @@
 """Telling a poisoned shard from a clean one: by the accuracy of a classifier, by the tail of its scores, and by the words of captions.
 
 A classifier that names the shard ("name that data set", Torralba and Efros 2011) can gain at most half the poison rate in accuracy, which
-takes millions of pairs to see. The highest scores and the words show it in thousands. Shape suffixes: N pairs, D features.
+takes millions of pairs to see. The highest scores can show it in thousands, and so can the words where the poisons' are rare otherwise.
+Shape suffixes: N pairs, D features.
 """
 
 from __future__ import annotations
@@ -20,8 +21,9 @@ from datasets.feed.loader import make_batch
 from datasets.index.pairs import Pairs, smallest_hashes
 from datasets.seeding import hash64, rng
 from trainers.audit.base import Audit, Findings, Subject
-from trainers.audit.bias.shared import image_features, logistic, share, text_features
+from trainers.audit.bias.shared import image_features, logistic, text_features
 from trainers.audit.bias.words_of import compared
+from trainers.audit.shares import share
 
 
 @dataclass(frozen=True, kw_only=True)

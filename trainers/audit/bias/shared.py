@@ -20,7 +20,6 @@ from datasets.seeding import hash64
 from datasets.text import read_text
 from trainers.audit.base import Pictures, Subject
 from trainers.evaluate.analysis import looking
-from trainers.evaluate.zeroshot import wilson
 
 
 def answers(subject: Subject, pictures: Pictures) -> np.ndarray:
@@ -59,14 +58,6 @@ def _finite(parts: list[np.ndarray]) -> np.ndarray:
     if not np.isfinite(feature_ND).all():
         raise FloatingPointError("the model's features of audited samples are not finite")
     return feature_ND
-
-
-def share(name: str, count: int, n: int) -> dict[str, float]:
-    """A share in percent and its 95 % interval (Wilson 1927): `name`, `name`_low, `name`_high. Empty if n is 0."""
-    if not n:
-        return {}
-    low, high = wilson(count, n)
-    return {name: 100 * count / n, f"{name}_low": low, f"{name}_high": high}
 
 
 def by_hash(keys: Sequence[str], *salt: object) -> np.ndarray:

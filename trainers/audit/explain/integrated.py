@@ -43,8 +43,8 @@ class IntegratedGradients(Explainer):
 
     @property
     def label(self) -> str:
-        """Method and baseline."""
-        return f"integrated gradients {self.baseline}"
+        """Method, baseline, and what is not as usual."""
+        return f"integrated gradients {self.baseline}{'' if self.answer == 'logit' else ' probability'}"
 
     def explain(self, classifier: Classifier, encoder: Encoder | None, picture_CHW: Tensor, of: int, key: str) -> Explanation:
         """By pixels. FloatingPointError if a gradient is not finite."""

@@ -1,6 +1,6 @@
 """LIME (Ribeiro et al. 2016): a linear model of how a class's probability changes as parts of the picture are covered.
 
-Shape suffixes: N samples, B of a batch, S segments, C channels, H and W height and width, P pixels.
+Shape suffixes: N samples, B of a batch, S segments, C channels, H and W height and width, M values of a picture.
 """
 
 from __future__ import annotations
@@ -67,13 +67,15 @@ class LIME(Explainer):
     """K: at most so many segments are chosen by k-lasso"""
     answer: Literal["probability", "logit"] = "probability"
     """what is explained: the class's softmax probability or its logit"""
-    batch_size: Count = dataclasses.field(default=128, metadata=NEUTRAL)
-    """covered pictures at a time; changes no result"""
+    batch_size: Count | None = dataclasses.field(default=None, metadata=NEUTRAL)
+    """covered pictures at a time, which changes no result; None: 128, on a CPU fewer if they are large"""
 
     @property
     def label(self) -> str:
-        """Method and segments."""
-        return f"{'LIME' if self.fit == 'ridge' else f'LIME {self.kept}-LASSO'} {self.segments} {self.across}"
+        """Method, segments, and what is not as usual."""
+        method = "LIME" if self.fit == "ridge" else f"LIME {self.kept}-LASSO"
+        fill = "" if self.fill == "mean" else f" fill {self.fill:g}"
+        return f"{method} {self.segments} {self.across}{fill}{'' if self.answer == 'probability' else ' logit'}"
 
     def explain(self, classifier: Classifier, encoder: Encoder | None, picture_CHW: Tensor, of: int, key: str) -> Explanation:
         """The heat of a pixel is its segment's coefficient: the change of the answer when the segment is seen instead of covered."""
@@ -107,10 +109,10 @@ class LIME(Explainer):
             fill_HWC = fill_CHW.to(picture_HWC).permute(1, 2, 0).contiguous()
         else:
             fill_HWC = torch.full_like(picture_HWC, self.fill)
-        segment_HW_there, on_there_NS = torch.from_numpy(segment_HW).to(classifier.device), torch.from_numpy(on_NS).to(classifier.device)
+        at_M = torch.from_numpy(segment_HW.repeat(len(picture_CHW), 1).ravel()).to(classifier.device)
         found = []
-        for on_BS in on_there_NS.split(self.batch_size):
-            covered_BHWC = covered(picture_HWC, fill_HWC, segment_HW_there, on_BS)
+        for on_BS in torch.from_numpy(on_NS).to(classifier.device).split(self.batch_size or fitting(picture_HWC)):
+            covered_BHWC = covered(picture_HWC, fill_HWC, at_M, on_BS)
             logit_BK = classifier(covered_BHWC.permute(0, 3, 1, 2), [key] * len(on_BS)).double()
             found.append(logit_BK[:, of] if self.answer == "logit" else logit_BK.softmax(1)[:, of])
         answer_N = torch.cat(found).cpu().numpy()
@@ -128,10 +130,17 @@ class LIME(Explainer):
         return k_lasso(x_NS, answer_N, weight_N, self.kept)
 
 
-def covered(picture_HWC: Tensor, fill_HWC: Tensor, segment_HW: Tensor, on_BS: Tensor) -> Tensor:
-    """[B, H, W, C]: the picture where its segment is on, `fill` elsewhere."""
-    on_BHW1 = on_BS.bool()[:, segment_HW, None]
-    return torch.where(on_BHW1, picture_HWC, fill_HWC)
+def fitting(picture_HWC: Tensor) -> int:
+    """How many such pictures to classify at a time: 128, but on a CPU at least 8 and no more than half a million pixels, which its cache
+    holds."""
+    height, width, _ = picture_HWC.shape
+    return 128 if picture_HWC.is_cuda else min(128, max(8, 2**19 // (height * width)))
+
+
+def covered(picture_HWC: Tensor, fill_HWC: Tensor, at_M: Tensor, on_BS: Tensor) -> Tensor:
+    """[B, H, W, C]: the picture where its segment is on, `fill` elsewhere. `at_M`: the segment of each of the M = H·W·C values in turn."""
+    on_BM = on_BS.gather(1, at_M.expand(len(on_BS), -1)).bool()  # on a CPU far faster than an index over pixels
+    return torch.where(on_BM, picture_HWC.flatten(), fill_HWC.flatten()).view(-1, *picture_HWC.shape)
 
 
 def kernel(on_NS: np.ndarray, width: float) -> np.ndarray:

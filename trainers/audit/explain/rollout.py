@@ -53,13 +53,13 @@ class AttentionRollout(Explainer):
 
 def tower(encoder: Encoder | None) -> Any:
     """The encoder's vision transformer. InputError if it has none of the accepted kind."""
-    from open_clip.transformer import VisionTransformer
-
     accepted = "accepted: open_clip's vision transformers (ViT-…, TinyViT) whose feature is the class token or the mean of the patches"
-    visual = encoder.model.visual if encoder is not None else None
-    if not isinstance(visual, VisionTransformer):
-        what = "no model at all" if encoder is None else f"a {type(visual).__name__}, which has no attention between patches in blocks"
-        raise InputError(f"AttentionRollout: the picture tower is {what}; {accepted}.")
+    if encoder is None:
+        raise InputError(f"AttentionRollout: there is no model to look into; {accepted}.")
+    visual = encoder.model.visual
+    if not (hasattr(visual, "grid_size") and hasattr(getattr(visual, "transformer", None), "resblocks")):
+        raise InputError(f"AttentionRollout: the picture tower is a {type(visual).__name__}, which has no blocks of attention between "
+                         f"patches; {accepted}.")
     if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
         raise InputError(f"AttentionRollout: the picture tower pools its patches by attention; {accepted}.")
     return visual

@@ -114,7 +114,7 @@ def test_an_audit_that_fails_stops_no_other(store: Path, tmp_path: Path):
     with named(Brightness(wanted=2.0), Brightness()):
         assert run(store, tmp_path, "--rule", "blind") == 1
     page = (tmp_path / "index.html").read_text()
-    assert "Brightness.wanted is above 1" in page and "bright/mean" in page
+    assert "Brightness.wanted is above 1" in page and "<td>mean</td>" in page
 
 
 def test_dry_says_what_would_be_made_and_makes_nothing(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -143,7 +143,7 @@ def test_a_checkpoint_by_its_path(store: Path, tmp_path: Path):
         (["--eps", "4"], "--eps 4"),
         (["--eps", "1/0"], "--eps 1/0"),
         (["--eps=-1/255"], "--eps -1/255"),
-        (["--rule", "best"], "--rule is best"),
+        (["--rule", "best"], "--rule is 'best'"),
         (["--only", "pdg"], "Did you mean 'pgd'?"),
         (["--checkpoint", "/nowhere/at/all"], "does not exist"),
     ],

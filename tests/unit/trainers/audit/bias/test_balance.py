@@ -48,7 +48,8 @@ def test_accuracy_by_class():
 
 
 def test_the_words_of_captions(tmp_path):
-    texts = ["a red cat"] * 6 + ["a Red dog, red"] * 2 + ["blue owls and a blue owl."] * 3 + ["the fire truck is blue"] * 5 + ["catalogue"] * 4
+    texts = ["a red cat"] * 6 + ["a Red dog, red"] * 2 + ["blue owls and a blue owl."] * 3
+    texts += ["the fire truck is blue"] * 5 + ["catalogue"] * 4
     given = pairs(tmp_path, 1, 20, dict(enumerate(texts)))
     values, _ = told(Balance(groups=(("red", "blue"),)), pairs=given)
     assert values["captions"] == 20 and values["names/most"] == 6 and values["names/least"] == 2
@@ -56,7 +57,7 @@ def test_the_words_of_captions(tmp_path):
     table = [[6, 2, 0, 0], [0, 0, 5, 3]]
     found = stats.chi2_contingency(table, correction=False)
     assert values["red-blue/class_v_p"] == pytest.approx(found.pvalue)
-    assert values["red-blue/class_v"] == pytest.approx(cramer(found.statistic, 16, 2, 4)) and values["red-blue/class_v"] == pytest.approx(1)
+    assert values["red-blue/class_v"] == pytest.approx(cramer(found.statistic, 16, 2, 4)) and values["red-blue/class_v"] > 0.9
     accuracy, count = [90, 50, 100], [6, 2, 5]
     assert values["names/spearman"] == pytest.approx(stats.spearmanr(accuracy, count).statistic)
     assert not any("names" in name for name in told()[0])

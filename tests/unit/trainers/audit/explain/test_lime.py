@@ -77,7 +77,8 @@ def test_covered_pictures_pixel_by_pixel() -> None:
     on_NS = lime.masks(9, "a")
     fill_CHW = means(picture_CHW.numpy(), segment_HW)
     seen_HWC, fill_HWC = picture_CHW.permute(1, 2, 0), torch.from_numpy(fill_CHW).permute(1, 2, 0)
-    found = covered(seen_HWC, fill_HWC, torch.from_numpy(segment_HW), torch.from_numpy(on_NS)).permute(0, 3, 1, 2)
+    at_M = torch.from_numpy(segment_HW).flatten()[:, None].expand(-1, 3).flatten()
+    found = covered(seen_HWC, fill_HWC, at_M, torch.from_numpy(on_NS)).permute(0, 3, 1, 2)
     for n, h, w in itertools.product(range(7), range(0, 32, 5), range(0, 32, 3)):
         segment = segment_HW[h, w]
         known_C = picture_CHW[:, h, w] if on_NS[n, segment] else picture_CHW[:, segment_HW == segment].mean(1)
@@ -107,11 +108,11 @@ def test_segments() -> None:
 
 @pytest.mark.parametrize("answer", ["probability", "logit"])
 def test_the_answers_are_those_of_the_class_whatever_the_batch(answer: str) -> None:
-    lime = LIME(samples=50, answer=answer, across=4)
+    lime = LIME(samples=50, answer=answer, across=4, batch_size=50)
     classifier, picture_CHW = toys.backdoored(), picture()
     found = lime.explain(classifier, None, picture_CHW, 2, "a")
     assert classifier.queries == 50
-    for batch in (1, 7, 50):
+    for batch in (1, 7, None):
         again = replace(lime, batch_size=batch).explain(classifier, None, picture_CHW, 2, "a")
         np.testing.assert_allclose(again.heat_HW, found.heat_HW, rtol=1e-9, atol=1e-12)
     segment_HW = lime.segment(picture_CHW)
@@ -150,6 +151,7 @@ def test_refusals() -> None:
         with pytest.raises(InputError, match=f"LIME.{next(iter(wrong))}"):
             LIME(**wrong)
     assert LIME().label == "LIME grid 8" and LIME(fit="k-lasso", segments="slic").label == "LIME 6-LASSO slic 8"
+    assert LIME(fill=0.5, answer="logit").label == "LIME grid 8 fill 0.5 logit"
 
 
 @pytest.mark.parametrize("fit", ["ridge", "k-lasso"])

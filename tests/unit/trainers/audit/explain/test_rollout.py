@@ -110,6 +110,7 @@ def test_pixels_beyond_the_last_patch_have_no_heat() -> None:
 
 def test_towers_without_such_attention_are_refused() -> None:
     pooled = encoder(attentional_pool=True, attn_pooler_heads=2)
-    for model, words in ((None, "no model at all"), (TinyCLIP().build(0), "ModifiedResNet"), (pooled, "pools its patches by attention")):
+    cases = (None, "no model to look into"), (TinyCLIP().build(0), "ModifiedResNet"), (pooled, "pools its patches by attention")
+    for model, words in cases:
         with pytest.raises(InputError, match=f"AttentionRollout.*{words}.*accepted"):
             AttentionRollout().explain(classifier(), model, picture(), 1, "a")
