@@ -10,7 +10,10 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = ("poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch", "safeclip", "lime", "attacks", "audits", "step")
+NAMES = (
+    "poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch",
+    "safeclip", "lime", "attacks", "audits", "step",
+)  # fmt: skip
 HELP = {
     "poison": "poisoned shards against Ray Data's own read, map and write",
     "memory": "peak memory of poisoning and streaming at two sizes",
