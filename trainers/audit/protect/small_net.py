@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
@@ -24,6 +25,9 @@ from datasets.errors import InputError, said
 from datasets.seeding import rng
 from datasets.storage import write_whole
 from trainers.audit.protect.base import Inpainter
+
+LONGEST = 1.0
+"""Gradients of the training that are longer are shortened to this."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,12 +50,13 @@ class SmallNet(Inpainter):
 
     def fill(self, hidden_BCHW: Tensor, mask_B1HW: Tensor) -> Tensor:
         network = _loaded(self.weights, self.sha256, self.width, self.blocks, hidden_BCHW.device, hidden_BCHW.dtype)
-        return network(hidden_BCHW, mask_B1HW)
+        return network(hidden_BCHW, mask_B1HW).clamp(0, 1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SmallNetTraining(Component):
-    """How a `SmallNet` is trained: Adam on the mean absolute error under random masks of random square crops, some of them mirrored."""
+    """How a `SmallNet` is trained: Adam on the mean absolute error under random masks of random square crops, some of them mirrored.
+    RuntimeError if a gradient is not finite."""
 
     width: Count = 16
     """as in SmallNet"""
@@ -64,7 +69,7 @@ class SmallNetTraining(Component):
     steps: Count = 300
     """steps of Adam"""
     lr: Positive = 2e-3
-    """largest learning rate; it falls to 0 along half a cosine"""
+    """largest learning rate; it rises over the first tenth of the steps, then falls to 0 along half a cosine"""
     seed: int = 0
     """of the initial weights, the crops and the masks"""
 
@@ -85,7 +90,7 @@ class SmallNetTraining(Component):
             torch.manual_seed(self.seed % 2**63)
             network = _Network(self.width, self.blocks)
         draw, adam = rng(self.seed, type(self).id), torch.optim.Adam(network.parameters(), lr=self.lr)
-        schedule = torch.optim.lr_scheduler.CosineAnnealingLR(adam, self.steps)
+        schedule = torch.optim.lr_scheduler.LambdaLR(adam, self._rate)
         squares = [_padded(picture, self.crop) for picture in pictures]
         secrets = [_padded(one.astype(bool), self.crop) for one in secret] or [np.zeros(one.shape[:2], bool) for one in squares]
         for _ in range(self.steps):
@@ -98,9 +103,13 @@ class SmallNetTraining(Component):
             loss = (judged_B1HW * (painted_BCHW - picture_BCHW).abs()).sum() / (3 * judged_B1HW.sum()).clamp_min(1)
             adam.zero_grad()
             loss.backward()
+            nn.utils.clip_grad_norm_(network.parameters(), LONGEST, error_if_nonfinite=True)
             adam.step()
             schedule.step()
         return save({name: value.contiguous() for name, value in network.state_dict().items()})
+
+    def _rate(self, step: int) -> float:
+        return min(1, (step + 1) / max(1, self.steps // 10)) * (1 + math.cos(math.pi * step / self.steps)) / 2
 
     def _crop(
         self, pictures: Sequence[np.ndarray], secrets: Sequence[np.ndarray], draw: np.random.Generator
@@ -115,7 +124,8 @@ class SmallNetTraining(Component):
 
 
 class _Network(nn.Module):
-    """(pictures [B, 3, H, W], 0 under the mask; masks [B, 1, H, W]) -> paintings [B, 3, H, W] of 0 … 1."""
+    """(pictures [B, 3, H, W], 0 under the mask; masks [B, 1, H, W]) -> paintings [B, 3, H, W], not cut to 0 … 1: a network that ends in a
+    sigmoid may get stuck where this is flat."""
 
     def __init__(self, width: int, blocks: int) -> None:
         super().__init__()
@@ -129,14 +139,14 @@ class _Network(nn.Module):
         height, width = hidden_BCHW.shape[2:]
         seen = torch.cat([hidden_BCHW - 0.5 * (1 - mask_B1HW), mask_B1HW], 1)
         seen = F.pad(seen, (0, -width % 4, 0, -height % 4), mode="replicate")
-        value = F.relu(self.begin(seen))
+        value = _bent(self.begin(seen))
         for down in self.down:
-            value = F.relu(down(value))
+            value = _bent(down(value))
         for block in self.blocks:
             value = block(value)
         for up in self.up:
-            value = F.relu(up(F.interpolate(value, scale_factor=2)))
-        return torch.sigmoid(self.end(value))[:, :, :height, :width]
+            value = _bent(up(F.interpolate(value, scale_factor=2)))
+        return 0.5 + self.end(value)[:, :, :height, :width]
 
 
 class _Block(nn.Module):
@@ -150,9 +160,9 @@ class _Block(nn.Module):
 
     def forward(self, value_BCHW: Tensor) -> Tensor:
         waves = torch.fft.rfft2(value_BCHW, norm="ortho")
-        real, imaginary = F.relu(self.far(torch.cat([waves.real, waves.imag], 1))).chunk(2, 1)
+        real, imaginary = _bent(self.far(torch.cat([waves.real, waves.imag], 1))).chunk(2, 1)
         far_BCHW = torch.fft.irfft2(torch.complex(real, imaginary), s=value_BCHW.shape[2:], norm="ortho")
-        return value_BCHW + self.out(F.relu(self.near(value_BCHW) + far_BCHW))
+        return value_BCHW + self.out(_bent(self.near(value_BCHW) + far_BCHW))
 
 
 @lru_cache(maxsize=4)
@@ -173,6 +183,11 @@ def _loaded(path: str, sha256: str, width: int, blocks: int, device: torch.devic
         raise InputError(f"SmallNet.weights {path} holds no weights of a network with width {width} and {blocks} blocks: "
                          f"{str(error).splitlines()[0]}.") from None
     return network.to(device, dtype).eval().requires_grad_(False)
+
+
+def _bent(value: Tensor) -> Tensor:
+    """ReLU with a slope below 0 too: a unit without one may die in the first steps, and with it the network's answer to its input."""
+    return F.leaky_relu(value, 0.1)
 
 
 def _padded(picture: np.ndarray, least: int) -> np.ndarray:

@@ -115,7 +115,7 @@ def test_on_a_trained_network_it_beats_random_noise_and_every_loss_matters(netwo
     full = gains(network, photos, CLOSE.run(network, photos, mask, KEYS).picture_BCHW)
     without_hide = Protect(**{**vars(CLOSE), "hide": 0}).run(network, photos, mask, KEYS)
     without_incomplete = Protect(**{**vars(CLOSE), "incomplete": 0}).run(network, photos, mask, KEYS)
-    assert full["malicious"] >= 4 * random["malicious"]
+    assert full["malicious"] >= 4 * random["malicious"] > 0
     assert gains(network, photos, without_hide.picture_BCHW)["ring"] >= 1.5 * full["ring"]
     assert full["grown"] >= 1.3 * gains(network, photos, without_incomplete.picture_BCHW)["grown"]
     assert max(full["ring"], full["benign"]) <= full["malicious"] / 2, "who paints beside it gets nearly what he would get"
