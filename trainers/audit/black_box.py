@@ -103,7 +103,7 @@ class QueryCurve(Audit):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Source(Component):
+class SourceModel(Component):
     """Another model with the same classes. Unlike a given model's in an experiment its checkpoint is identified by its path alone."""
 
     model: Model | TinyCLIP
@@ -112,15 +112,15 @@ class Source(Component):
 
     def __post_init__(self) -> None:
         if getattr(self.model, "pretrained", None):
-            raise InputError("Source.model.pretrained is set: the source starts from Source.checkpoint alone, so leave it out.")
+            raise InputError("SourceModel.model.pretrained is set: the source starts from SourceModel.checkpoint alone, so leave it out.")
         if not os.path.isabs(self.checkpoint):
-            raise InputError(f"Source.checkpoint is {self.checkpoint!r}: give the absolute path, workers have other working folders.")
+            raise InputError(f"SourceModel.checkpoint is {self.checkpoint!r}: give the absolute path, workers have other working folders.")
 
     @contextmanager
     def opened(self, subject: Subject) -> Iterator[Classifier]:
         """Within the block: its zero-shot classifier of the subject's classes. InputError if its pictures have another size."""
         if self.model.image_size != subject.encoder.image_size:
-            raise InputError(f"Source.model takes pictures of {self.model.image_size} pixels; accepted: {subject.encoder.image_size}, as "
+            raise InputError(f"SourceModel.model takes pictures of {self.model.image_size} pixels; accepted: {subject.encoder.image_size}, as "
                              "the model that is audited.")  # fmt: skip
         encoder = self.model.build(0)
         load_weights(encoder, self.checkpoint)
@@ -141,7 +141,7 @@ class Transfer(Audit):
 
     attack: Attack
     """any attack; it sees the source alone"""
-    source: Source | None = None
+    source: SourceModel | None = None
     """the model that the pictures are made for; None: the audited model itself, which gives the white-box rate"""
     name: str = ""
     """name in the metrics; empty: the attack's label"""

@@ -17,7 +17,7 @@ from trainers.audit import substitute
 from trainers.audit.attacks.base import Attack, Attacked, gradient, margin, project
 from trainers.audit.attacks.nes import NES
 from trainers.audit.base import Pictures, Subject
-from trainers.audit.black_box import QueryCurve, Source, Substitute, Transfer
+from trainers.audit.black_box import QueryCurve, SourceModel, Substitute, Transfer
 from trainers.audit.classifier import Classifier, zero_shot
 from trainers.evaluate.zeroshot import wilson
 from trainers.model import TinyCLIP
@@ -203,7 +203,7 @@ def test_transfer_from_a_model_to_itself_is_the_white_box_rate(checkpoints):
         turned = classifier.predict(made.picture_BCHW, whole.pictures.keys) != label
         assert 0 < turned.sum() < 24
         white = Transfer(attack=attack).run(whole)
-        audits = [Transfer(attack=attack, source=Source(model=model, checkpoint=path)) for path in checkpoints]
+        audits = [Transfer(attack=attack, source=SourceModel(model=model, checkpoint=path)) for path in checkpoints]
         for audit in audits:
             audit.check(4, False)
         same, other = (audit.run(whole) for audit in audits)
@@ -328,18 +328,18 @@ def test_bad_input_is_named(tmp_path):
     for make, words in (
         (lambda: QueryCurve(attack=Sign()), "QueryCurve.attack is Sign, which uses gradients"),
         (lambda: QueryCurve(attack=NES(), at=(10, 5)), "rising numbers of queries"),
-        (lambda: Source(model=TinyCLIP(), checkpoint="weights.pt"), "give the absolute path"),
+        (lambda: SourceModel(model=TinyCLIP(), checkpoint="weights.pt"), "give the absolute path"),
         (lambda: QueryCurve(attack=NES(target=4)).check(4, False), "NES.target is 4; accepted: a class, 0 to 3"),
         (lambda: Transfer(attack=NES(target=7)).check(4, False), "NES.target is 7"),
         (lambda: QueryCurve(attack=NES()).check(1, False), "there are 1 classes"),
         (lambda: Substitute().run(subject(1)), "at least 2 pictures"),
         (lambda: Substitute(lam=0), "lam"),
-        (lambda: Transfer(attack=Sign(), source=Source(model=TinyCLIP(), checkpoint=str(tmp_path / "none.pt"))).check(4, False), "none.pt"),
+        (lambda: Transfer(attack=Sign(), source=SourceModel(model=TinyCLIP(), checkpoint=str(tmp_path / "none.pt"))).check(4, False), "none.pt"),
     ):
         with pytest.raises(InputError, match=words):
             make()
     model, encoder = tiny(0)
-    large = Source(model=replace(model, image_size=64), checkpoint="/nowhere")
+    large = SourceModel(model=replace(model, image_size=64), checkpoint="/nowhere")
     with zero_shot(encoder, NAMES, ("{}",)) as classifier, pytest.raises(InputError, match="takes pictures of 64 pixels; accepted: 32"):
         Transfer(attack=Sign(), source=large).run(clip_subject(classifier, encoder))
     assert QueryCurve(attack=NES()).label == "NES by queries" and Transfer(attack=Sign(), name="x").label == "x transferred"
