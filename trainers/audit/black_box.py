@@ -120,8 +120,8 @@ class SourceModel(Component):
     def opened(self, subject: Subject) -> Iterator[Classifier]:
         """Within the block: its zero-shot classifier of the subject's classes. InputError if its pictures have another size."""
         if self.model.image_size != subject.encoder.image_size:
-            raise InputError(f"SourceModel.model takes pictures of {self.model.image_size} pixels; accepted: {subject.encoder.image_size}, as "
-                             "the model that is audited.")  # fmt: skip
+            raise InputError(f"SourceModel.model takes pictures of {self.model.image_size} pixels; accepted: {subject.encoder.image_size}, "
+                             "as the model that is audited.")  # fmt: skip
         encoder = self.model.build(0)
         load_weights(encoder, self.checkpoint)
         encoder.to(subject.encoder.device).eval().requires_grad_(False)

@@ -163,3 +163,17 @@ def test_a_sweep_that_was_not_run_is_told(tmp_path: Path, capsys: pytest.Capture
 
 def test_radii():
     assert radii_of("4/255, 1/255,0.5") == (1 / 255, 4 / 255, 0.5)
+
+
+def test_what_a_killed_audit_left_is_made_again(store: Path):
+    model, at = trained_by(make_plan(SMALL).upstream[0][1]), At(store=Store(store))
+    stage = audited(model, 1, Brightness(), 9)
+    whole = ensure(stage, at)
+    before = {name: (whole.folder / name).read_bytes() for name in whole.manifest["files"]}
+    work = Store(store).work(stage.kind, stage.fingerprint)
+    whole.folder.rename(work)
+    (work / "manifest.json").unlink()
+    (work / "rows.parquet").write_bytes(b"half")
+    (work / ".rows.parquet").write_bytes(b"half")
+    again = ensure(stage, at)
+    assert {name: (again.folder / name).read_bytes() for name in again.manifest["files"]} == before

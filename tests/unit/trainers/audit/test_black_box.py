@@ -334,7 +334,8 @@ def test_bad_input_is_named(tmp_path):
         (lambda: QueryCurve(attack=NES()).check(1, False), "there are 1 classes"),
         (lambda: Substitute().run(subject(1)), "at least 2 pictures"),
         (lambda: Substitute(lam=0), "lam"),
-        (lambda: Transfer(attack=Sign(), source=SourceModel(model=TinyCLIP(), checkpoint=str(tmp_path / "none.pt"))).check(4, False), "none.pt"),
+        (lambda: Transfer(attack=Sign(), source=SourceModel(model=TinyCLIP(), checkpoint=str(tmp_path / "none.pt"))).check(4, False),
+         "none.pt"),
     ):
         with pytest.raises(InputError, match=words):
             make()
