@@ -7,6 +7,7 @@ import io
 import json
 import struct
 import zlib
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,12 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     colours().save("picture.png")
     square().save("mask.png")
     return tmp_path
+
+
+@pytest.fixture
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Measures little, for tests that run the command several times."""
+    monkeypatch.setattr(command, "Evaluation", partial(command.Evaluation, kinds=("malicious",), treatments=("8bit",)))
 
 
 def colours() -> Image.Image:
@@ -70,7 +77,7 @@ def test_it_writes_the_picture_a_sheet_and_numbers(capsys):
     assert sheet.format == "PNG" and sheet.size[0] > 4 * 256 and sheet.size[1] > 2 * 256
 
 
-def test_it_is_the_same_to_the_bit(capsys):
+def test_it_is_the_same_to_the_bit(capsys, quick):
     contents = []
     for out in ("one", "two"):
         assert run("--out", out) == 0
@@ -92,7 +99,7 @@ def test_the_folder_is_beside_the_picture_unless_one_is_named(capsys):
     assert (Path("picture-protected") / "protected.png").exists()
 
 
-def test_transparency_grey_palette_and_bilevel_are_kept_or_become_rgb(capsys):
+def test_transparency_grey_palette_and_bilevel_are_kept_or_become_rgb(capsys, quick):
     picture, alpha = colours(), Image.fromarray(np.arange(SIDE * SIDE, dtype=np.uint16).reshape(SIDE, SIDE).astype(np.uint8))
     rgba, grey_alpha = picture.copy(), picture.convert("L")
     rgba.putalpha(alpha)
@@ -191,7 +198,7 @@ def test_masks_that_cannot_be_used(name, capsys):
     assert said in refused(capsys, mask="none.png" if mask is None else "one.png")
 
 
-def test_masks_of_zeros_and_ones_of_one_bit_and_with_a_palette_are_taken(capsys):
+def test_masks_of_zeros_and_ones_of_one_bit_and_with_a_palette_are_taken(capsys, quick):
     made = []
     for one in (square(), square().point(lambda value: value // 255), *(square().convert(mode) for mode in ("1", "P", "RGB"))):
         one.save("one.png")
@@ -208,7 +215,7 @@ def test_an_epsilon_without_a_sensible_unit_is_refused(text, capsys):
         assert "accepted: 1/255 to 1, e.g. 6.4/255 or 0.025" in said
 
 
-def test_both_ways_to_write_epsilon_are_taken(capsys):
+def test_both_ways_to_write_epsilon_are_taken(capsys, quick):
     for text, value in (("6.4/255", 6.4 / 255), ("0.025", 0.025), ("1/255", 1 / 255)):
         assert run("--eps", text) == 0
         assert json.loads(Path("out/numbers.json").read_text())["protect"]["eps"] == value
