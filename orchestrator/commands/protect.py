@@ -75,6 +75,8 @@ def protect(options: argparse.Namespace) -> int:
         if path and Path(path).resolve() in [(out / name).resolve() for name in (PICTURE, SHEET, NUMBERS, EXIF, WEIGHTS)]:
             raise InputError(f"--out {out}: {path} would be overwritten; name another folder.")
     new = _writable(out)
+    if "OMP_NUM_THREADS" not in os.environ:  # a thread more than free cores costs tenfold
+        torch.set_num_threads(max(1, (os.cpu_count() or 2) // 2))
     try:
         files, told = _made(options, given, mask_HW)
         _write(out, files)
