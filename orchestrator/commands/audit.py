@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from datasets.component import shown
 from datasets.errors import InputError
 from orchestrator.cluster import session
 from orchestrator.console.log import log, note, recording
@@ -22,11 +23,16 @@ from orchestrator.stages.audited import Audited
 from orchestrator.stages.base import At, ensure, walk
 from orchestrator.stages.graph import cleaned_by, make_data, stages, trained_by
 from orchestrator.store import Store, slug
+from orchestrator.sweep.loading import loaded
 from orchestrator.sweep.plan import Plan, trial_experiment
-from orchestrator.sweep.targets import OWN, experiments_of, origin
+from orchestrator.sweep.targets import OWN as MEASURED_BY
+from orchestrator.sweep.targets import experiments_of, origin
 from orchestrator.sweep.titles import plan_titles
 from trainers.audit.base import Audit
 from trainers.audit.standard import Asked, named_audits
+
+OWN, OWN_AUDITS = "own", "AUDITS"
+"""The name for --only of the audits that a sweep's file has under the second name."""
 
 
 def audit(plan: Plan, compute: Compute, options: argparse.Namespace) -> int:
@@ -36,7 +42,7 @@ def audit(plan: Plan, compute: Compute, options: argparse.Namespace) -> int:
     if options.rule not in RULE:
         raise InputError(f"--rule is {options.rule!r}; accepted: {', '.join(RULE)}.")
     radii = radii_of(options.eps)
-    named_audits(_names(options), Asked(eps=radii))  # an unknown name is told before anything is read
+    _audits(options, Asked(eps=radii))  # an unknown name is told before anything is read
     store = Store(compute.store)
     at = At(store=store, compute=compute)
     models = given_models(plan, options.checkpoint, store) if options.checkpoint else chosen_models(plan, store, options)
@@ -93,7 +99,7 @@ def _fitting(models: Sequence[StoredModel], options: argparse.Namespace, radii: 
     poisons = source.experiment.poisons
     marks = bool(poisons) and poisons[0].trigger is not None and poisons[0].trigger.marks and poisons[0].mode != "text_only"
     found = []
-    for audit in named_audits(_names(options), Asked(eps=radii, size=source.experiment.views.size, classes=len(classes))):
+    for audit in _audits(options, Asked(eps=radii, size=source.experiment.views.size, classes=len(classes))):
         try:
             audit.check(len(classes), marks)
             found.append(audit)
@@ -106,8 +112,19 @@ def _fitting(models: Sequence[StoredModel], options: argparse.Namespace, radii: 
     return found
 
 
-def _names(options: argparse.Namespace) -> tuple[str, ...]:
-    return tuple(filter(None, (options.only or "").split(",")))
+def _audits(options: argparse.Namespace, asked: Asked) -> list[Audit]:
+    """The audits that were named, or the usual ones; `own`, or nothing named: those that the sweep's file has as AUDITS too."""
+    names = tuple(filter(None, (options.only or "").split(",")))
+    own = getattr(loaded(options.sweep), OWN_AUDITS, ())
+    strange = own if not isinstance(own, (tuple, list)) else next((one for one in own if not isinstance(one, Audit)), None)
+    if strange is not None:
+        raise InputError(f"{options.sweep}: {OWN_AUDITS} holds {shown(strange)}; accepted: a tuple of audits.")
+    if OWN not in names:
+        return [*named_audits(names, asked), *(() if names else own)]
+    if not own:
+        raise InputError(f"--only names {OWN!r}, but {options.sweep} has no {OWN_AUDITS} = (…,).")
+    others = [name for name in names if name != OWN]
+    return [*(named_audits(others, asked) if others else ()), *own]
 
 
 def chosen_models(plan: Plan, store: Store, options: argparse.Namespace) -> list[StoredModel]:
@@ -141,7 +158,7 @@ def chosen_models(plan: Plan, store: Store, options: argparse.Namespace) -> list
 
 def given_models(plan: Plan, checkpoints: Sequence[str], store: Store) -> list[StoredModel]:
     """The models of checkpoints: of stages of the sweep, or made elsewhere."""
-    experiments = experiments_of(plan.sweep, {}, checkpoints, OWN, str(store.root))
+    experiments = experiments_of(plan.sweep, {}, checkpoints, MEASURED_BY, str(store.root))
     found = []
     for checkpoint, experiment in experiments.items():
         path, digits = Path(checkpoint).resolve(), origin(checkpoint)

@@ -27,6 +27,7 @@ from torch import Tensor
 from datasets.errors import InputError, said
 from datasets.images.view import DecodeError, pillow_errors
 from datasets.storage import write_whole
+from orchestrator import failures
 from orchestrator.experiment.fingerprint import encode
 from trainers.audit.classifier import as_bytes, as_floats
 from trainers.audit.protect.base import Inpainter, grown
@@ -84,7 +85,7 @@ def protect(options: argparse.Namespace) -> int:
         if new:
             with suppress(OSError):  # it holds something now
                 out.rmdir()
-        if isinstance(error, MemoryError) or (isinstance(error, RuntimeError) and "alloc" in str(error)):
+        if failures.kind_of(error) == failures.OUT_OF_MEMORY:
             raise InputError(f"{options.picture}: there is not enough memory for a picture of this size; shrink it first.") from error
         raise
     print(json.dumps({name: str(out / name) for name in files} | told, indent=1))

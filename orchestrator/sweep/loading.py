@@ -162,6 +162,11 @@ def _repeated(sweep: Sweep, seeds: Sequence[int]) -> Sweep:
     return replace(sweep, space=sweep.space | {"pretrain": {"grid_search": list(again)}})
 
 
+def loaded(name: str) -> Any:
+    """The module of a sweep that was loaded by this name."""
+    return sys.modules[f"cleansweep_sweep_{Path(name).stem}" if name.endswith(".py") or "/" in name else name]
+
+
 def module_of(name: str) -> Any:
     """The module or file of that name; InputError where it cannot be read."""
     if not name.strip():

@@ -65,8 +65,15 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @contextmanager
 def named(*audits: Audit) -> Iterator[None]:
     """Within, the command knows these audits alone."""
-    with without_ray(), patch("orchestrator.commands.audit.named_audits", lambda names, asked: list(audits)), patch(
-        "orchestrator.sweep.loading.load_sweep", lambda *_: SMALL
+    with small(), patch("orchestrator.commands.audit.named_audits", lambda names, asked: list(audits)):
+        yield
+
+
+@contextmanager
+def small() -> Iterator[None]:
+    """Within, the command audits the small sweep, whatever it is called."""
+    with without_ray(), patch("orchestrator.sweep.loading.load_sweep", lambda *_: SMALL), patch(
+        "orchestrator.commands.audit.loaded", lambda _: None
     ):
         yield
 
@@ -149,7 +156,7 @@ def test_a_checkpoint_by_its_path(store: Path, tmp_path: Path):
     ],
 )
 def test_mistakes_are_one_sentence(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
-    with without_ray(), patch("orchestrator.sweep.loading.load_sweep", lambda *_: SMALL):
+    with small():
         assert run(store, tmp_path / "none", *words) == 2
     text = capsys.readouterr().err
     assert said in text and "Traceback" not in text and not (tmp_path / "none").exists()
@@ -177,3 +184,22 @@ def test_what_a_killed_audit_left_is_made_again(store: Path):
     (work / ".rows.parquet").write_bytes(b"half")
     again = ensure(stage, at)
     assert {name: (again.folder / name).read_bytes() for name in again.manifest["files"]} == before
+
+
+SWEEP_FILE = """
+from tests.unit.orchestrator.commands.test_audit import SMALL as SWEEP, Brightness
+AUDITS = {audits}
+"""
+
+
+def test_a_sweeps_file_may_have_audits_of_its_own(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    file = tmp_path / "mine.py"
+    words = ["audit", str(file), "--store", str(store), "--n", "5", "--rule", "blind", "--out", str(tmp_path / "page")]
+    with without_ray():
+        file.write_text(SWEEP_FILE.format(audits="(Brightness(wanted=0.01),)"))
+        assert cli.run([*words, "--only", "own"]) == 0
+        assert "<td>mean</td>" in (tmp_path / "page" / "index.html").read_text()
+        for audits, said in (("()", "has no AUDITS"), ("(3,)", "AUDITS holds 3"), ("7", "AUDITS holds 7")):
+            file.write_text(SWEEP_FILE.format(audits=audits))
+            assert cli.run([*words, "--only", "own"]) == 2
+            assert said in capsys.readouterr().err
