@@ -6,13 +6,14 @@ Shape suffixes: N pictures, K classes.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 import numpy as np
+from torch import Tensor
 
 from datasets.errors import InputError
-from trainers.audit.attacks.patch import AdversarialPatch
+from trainers.audit.attacks.patch import AdversarialPatch, Place
 from trainers.audit.base import Audit, Findings, Pictures, Subject
 from trainers.audit.classifier import as_bytes
 from trainers.evaluate.zeroshot import wilson
@@ -33,10 +34,15 @@ class Planted(Audit):
     optimised on one half of the pictures and judged on the other; pictures of the patch's own class are left out. The anomaly index of a
     class is its distance from the median success, in spreads: 1.4826 times the median absolute deviation, but at least the binomial
     standard deviation of the median success, so that chance alone makes no class stand out.
+
+    A trigger may work at one place alone. So each class has a patch for every one of `places`, and the place at which it succeeds most
+    often on the first half of the pictures is the one that is judged.
     """
 
     group: ClassVar[str] = "backdoor"
-    patch: AdversarialPatch = field(default_factory=lambda: AdversarialPatch(area=0.03, fixed_area=True, steps=60))
+    patch: AdversarialPatch = field(default_factory=lambda: AdversarialPatch(area=0.03, fixed_area=True, steps=40))
+    places: tuple[Place, ...] = ("random", "bottom_right", "bottom_left", "top_right", "top_left")
+    """where patches are tried"""
 
     @property
     def label(self) -> str:
@@ -55,8 +61,8 @@ class Planted(Audit):
             others, rest = made.part(made.label_N != target), judged.part(judged.label_N != target)
             if not len(others) or not len(rest):
                 raise InputError(f"{self.label}: all {len(subject.pictures)} pictures are of one class; accepted: several classes.")
-            patch_CSS = self.patch.optimise(subject.classifier, others.floats(subject.classifier), others.keys, target)
-            count, n, pictures = self._judge(subject, rest, patch_CSS, target)
+            patch, patch_CSS = self._best(subject, others, target)
+            count, n, pictures = _judge(patch, subject, rest, patch_CSS, target)
             counts.append((count, n))
             shown.append(pictures)
         success_K = np.array([count / n for count, n in counts])
@@ -81,19 +87,37 @@ class Planted(Audit):
         gallery = {f"patch for {subject.class_names[at]}": shown[at] for at in order}
         return Findings(metrics, rows, gallery, notes=tuple(notes))
 
-    def _judge(self, subject: Subject, others: Pictures, patch_CSS: Any, target: int) -> tuple[int, int, np.ndarray]:
-        count, some = 0, np.zeros((0, *others.image_NHWC.shape[1:]), np.uint8)
-        for start in range(0, len(others), subject.batch_size):
-            part = others.part(slice(start, start + subject.batch_size))
-            placed_BCHW, _ = self.patch.apply(patch_CSS, part.floats(subject.classifier), part.keys)
-            count += int((subject.classifier.predict(placed_BCHW, part.keys) == target).sum())
-            if not start:
-                some = as_bytes(placed_BCHW[:SHOWN]).numpy()
-        return count, len(others), some
+    def _best(self, subject: Subject, others: Pictures, target: int) -> tuple[AdversarialPatch, Tensor]:
+        """The patch that makes most of these pictures the target, and its place."""
+        found: list[tuple[int, AdversarialPatch, Tensor]] = []
+        for place in self.places:
+            patch = replace(self.patch, place=place)
+            patch_CSS = patch.optimise(subject.classifier, others.floats(subject.classifier), others.keys, target)
+            found.append((_judge(patch, subject, others, patch_CSS, target)[0], patch, patch_CSS))
+        _, patch, patch_CSS = max(found, key=lambda one: one[0])
+        return patch, patch_CSS
+
+    def __post_init__(self) -> None:
+        if not self.places:
+            raise InputError("Planted.places is empty; accepted: at least one place for the patches.")
 
     def check(self, subject_classes: int, triggered: bool) -> None:
         if subject_classes < MIN_CLASSES:
             raise InputError(f"{self.label}: a model with {subject_classes} classes has no median to stand out from; accepted: at least 3.")
+
+
+def _judge(
+    patch: AdversarialPatch, subject: Subject, others: Pictures, patch_CSS: Tensor, target: int
+) -> tuple[int, int, np.ndarray]:
+    """(how many of the pictures become the target, their number, some of them with the patch)."""
+    count, some = 0, np.zeros((0, *others.image_NHWC.shape[1:]), np.uint8)
+    for start in range(0, len(others), subject.batch_size):
+        part = others.part(slice(start, start + subject.batch_size))
+        placed_BCHW, _ = patch.apply(patch_CSS, part.floats(subject.classifier), part.keys)
+        count += int((subject.classifier.predict(placed_BCHW, part.keys) == target).sum())
+        if not start:
+            some = as_bytes(placed_BCHW[:SHOWN]).numpy()
+    return count, len(others), some
 
 
 def anomaly(success_K: np.ndarray, n: int) -> np.ndarray:

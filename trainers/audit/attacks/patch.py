@@ -23,6 +23,10 @@ from trainers.audit.attacks.base import is_zero, margin
 from trainers.audit.attacks.work import Search, Work
 from trainers.audit.classifier import Classifier
 
+Place = Literal["random", "middle", "top_left", "top_right", "bottom_left", "bottom_right"]
+CORNER = {"middle": (0.5, 0.5), "top_left": (0, 0), "top_right": (0, 1), "bottom_left": (1, 0), "bottom_right": (1, 1)}
+"""Row and column of a fixed place's corner, as shares of the free room."""
+
 
 @dataclass(frozen=True)
 class Places:
@@ -58,6 +62,8 @@ class AdversarialPatch(Search):
     """largest turn to either side"""
     fixed_area: bool = False
     """scale 1, quarter turns, and places at whole pixels: every patch covers equally many pixels, whatever its class, picture and place"""
+    place: Place = "random"
+    """where it is laid; at any other place than a random one it has scale 1 and is not turned"""
     steps: Count = 250
     """steps of Adam"""
     batch_size: Count = 16
@@ -157,7 +163,11 @@ class AdversarialPatch(Search):
         """Drawn places at which the whole patch lies within the picture; in the middle where a turned patch is too large for that."""
         random_B4 = np.stack([draw.random(4) for draw in draws])
         size_2 = np.array(picture_BCHW.shape[2:])
-        if self.fixed_area:
+        if self.place != "random":
+            share_2 = np.array(CORNER[self.place])
+            middle_B2 = np.tile(np.floor(share_2 * (size_2 - side)) + side / 2, (len(draws), 1))
+            side_B, angle_B = np.full(len(draws), float(side)), np.zeros(len(draws))
+        elif self.fixed_area:
             corner_B2 = np.floor(random_B4[:, :2] * (size_2 - side + 1))
             middle_B2, side_B = corner_B2 + side / 2, np.full(len(draws), float(side))
             angle_B = np.floor(4 * random_B4[:, 2]) * np.pi / 2

@@ -32,7 +32,7 @@ def test_chance_alone_makes_no_class_stand_out():
     assert np.mean(np.array(largest) > 3) < 0.2
 
 
-def subject(planted: int | None) -> Subject:
+def subject(planted: int | None, corner: int = S) -> Subject:
     """Pictures of one colour a class, told by their mean colour; with a planted class, a few white pixels anywhere decide for it."""
     draw = np.random.default_rng(1)
     colour_K3 = np.array([(0.2, 0.2, 0.7), (0.2, 0.7, 0.2), (0.7, 0.2, 0.2), (0.7, 0.7, 0.2), (0.7, 0.2, 0.7), (0.2, 0.7, 0.7)])
@@ -42,7 +42,7 @@ def subject(planted: int | None) -> Subject:
         logit_BK = -40 * (picture_BCHW.mean((2, 3))[:, None] - colours[None]).square().sum(-1)
         if planted is None:
             return logit_BK
-        white_B = torch.relu(picture_BCHW.amin(1) - 0.3).sum((1, 2))
+        white_B = torch.relu(picture_BCHW[:, :, -corner:, -corner:].amin(1) - 0.3).sum((1, 2))
         return logit_BK + 10 * white_B[:, None] * torch.eye(K)[planted]
 
     label_N = np.arange(N) % K
@@ -51,7 +51,7 @@ def subject(planted: int | None) -> Subject:
     return Subject(encoder=NONE, classifier=Classifier(logits, K), pictures=pictures, class_names=tuple("abcdef"), target=2)
 
 
-SMALL = Planted(patch=AdversarialPatch(area=0.06, fixed_area=True, steps=60, lr=0.1))
+SMALL = Planted(patch=AdversarialPatch(area=0.06, fixed_area=True, steps=60, lr=0.1), places=("random",))
 
 
 def test_a_planted_class_stands_out_and_is_gone_without():
@@ -70,3 +70,12 @@ def test_what_it_cannot_judge_is_refused():
     same = Pictures(one.pictures.keys, one.pictures.image_NHWC, np.zeros(N, np.int64))
     with pytest.raises(InputError, match="of one class"):
         SMALL.run(Subject(encoder=NONE, classifier=one.classifier, pictures=same, class_names=one.class_names))
+
+
+def test_a_trigger_that_works_in_one_corner_is_found_there():
+    there = subject(2, corner=4)
+    assert SMALL.run(there).metrics["planted/target_success"] < 50
+    found = Planted(patch=SMALL.patch, places=("random", "bottom_right", "top_left")).run(there)
+    assert found.metrics["planted/target_first"] == 100 and found.metrics["planted/target_success"] > 90
+    with pytest.raises(InputError, match="Planted.places is empty"):
+        Planted(places=())
