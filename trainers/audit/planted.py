@@ -40,7 +40,7 @@ class Planted(Audit):
     """
 
     group: ClassVar[str] = "backdoor"
-    patch: AdversarialPatch = field(default_factory=lambda: AdversarialPatch(area=0.03, fixed_area=True, steps=40))
+    patch: AdversarialPatch = field(default_factory=lambda: AdversarialPatch(area=0.03, fixed_area=True, steps=25, lr=0.1))
     places: tuple[Place, ...] = ("random", "bottom_right", "bottom_left", "top_right", "top_left")
     """where patches are tried"""
 
