@@ -67,7 +67,8 @@ check: $(STAMP)  ## ruff and mypy
 	$(BIN)/mypy
 
 bench: $(STAMP)  ## speed and memory, both sides of each ratio in one run (see BENCHMARKS.md)
-	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,bench]"
+	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,bench,oracles]"
+	$(BIN)/python -m pip install -q -c constraints.txt --no-deps adv-lib
 	$(BIN)/python -m tests.bench $(ARGS)
 
 baselines: $(STAMP)  ## write the golden files anew, after a change that is meant to move them
