@@ -108,10 +108,11 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
 
 @contextlib.contextmanager
 def pillow_errors() -> Iterator[None]:
-    """Turns Pillow's errors about a picture's bytes into `DecodeError`; errors of the machine (no memory, no more files) pass through."""
+    """Turns Pillow's errors about a picture's bytes into `DecodeError`. Errors of the machine (no memory, no more files) pass through, and
+    so does what the caller itself says of the picture (`InputError`)."""
     try:
         yield
-    except DecodeError:
+    except (DecodeError, InputError):
         raise
     except Image.DecompressionBombError as error:
         raise TooLarge(str(error)) from None

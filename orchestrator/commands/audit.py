@@ -13,7 +13,7 @@ from orchestrator.cluster import session
 from orchestrator.console.log import log, note, recording
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.spec import Compute, Given
-from orchestrator.report.audit import write_audit
+from orchestrator.report.audit import at_eps, write_audit
 from orchestrator.results.audits import AuditResult, not_believable
 from orchestrator.results.selection import RULE, table
 from orchestrator.running.audits import StoredModel, estimate, make_audits, require_trained, wanted_audits
@@ -21,12 +21,12 @@ from orchestrator.running.driver import make_tracker, read_study
 from orchestrator.running.stages_on_ray import ensure_all
 from orchestrator.stages.audited import Audited
 from orchestrator.stages.base import At, ensure, walk
-from orchestrator.stages.graph import cleaned_by, make_data, stages, trained_by
+from orchestrator.stages.graph import cleaned_by, make_data, trained_by
 from orchestrator.store import Store, slug
 from orchestrator.sweep.loading import loaded
 from orchestrator.sweep.plan import Plan, trial_experiment
 from orchestrator.sweep.targets import OWN as MEASURED_BY
-from orchestrator.sweep.targets import experiments_of, origin
+from orchestrator.sweep.targets import experiments_of, own_stage
 from orchestrator.sweep.titles import plan_titles
 from trainers.audit.base import Audit
 from trainers.audit.standard import Asked, named_audits
@@ -61,6 +61,9 @@ def _audit(
 ) -> int:
     for one in walk(*(model.model for model in models)):
         if at.find(one) is None:  # of a checkpoint that was made elsewhere
+            if options.dry:
+                print(f"to make  {one}")
+                continue
             session.connect(compute.num_cpus or None)
             assert one.pretrained is not None or not one.apart
             if one.pretrained is one:
@@ -71,7 +74,7 @@ def _audit(
     log.info(estimate(wanted, at))
     if options.dry:
         for name, stage in wanted:
-            print(f"{'stored ' if at.find(stage) else 'to make'}  {stage.audit.label}: {name}")
+            print(f"{'stored ' if at.find(stage) else 'to make'}  {stage.audit.label}{at_eps(stage.audit)}: {name}")
         return 0
     if any(at.find(stage) is None for _, stage in wanted):
         session.connect(compute.num_cpus or None)
@@ -94,6 +97,8 @@ def _fitting(models: Sequence[StoredModel], options: argparse.Namespace, radii: 
     """The audits that were asked for; of those that nobody named, the ones that fit the models."""
     source = models[0].model.pretrained
     assert source is not None
+    if options.dry and at.find(source.testset) is None:  # its classes are not known yet
+        return _audits(options, Asked(eps=radii, size=source.experiment.views.size))
     ensure(source.testset, at)
     classes = source.testset.read(at).class_names
     poisons = source.experiment.poisons
@@ -114,7 +119,7 @@ def _fitting(models: Sequence[StoredModel], options: argparse.Namespace, radii: 
 
 def _audits(options: argparse.Namespace, asked: Asked) -> list[Audit]:
     """The audits that were named, or the usual ones; `own`, or nothing named: those that the sweep's file has as AUDITS too."""
-    names = tuple(filter(None, (options.only or "").split(",")))
+    names = tuple(filter(None, map(str.strip, (options.only or "").split(","))))
     own = getattr(loaded(options.sweep), OWN_AUDITS, ())
     strange = own if not isinstance(own, (tuple, list)) else next((one for one in own if not isinstance(one, Audit)), None)
     if strange is not None:
@@ -158,17 +163,17 @@ def chosen_models(plan: Plan, store: Store, options: argparse.Namespace) -> list
 
 def given_models(plan: Plan, checkpoints: Sequence[str], store: Store) -> list[StoredModel]:
     """The models of checkpoints: of stages of the sweep, or made elsewhere."""
-    experiments = experiments_of(plan.sweep, {}, checkpoints, MEASURED_BY, str(store.root))
+    experiments, titles = experiments_of(plan.sweep, {}, checkpoints, MEASURED_BY, str(store.root)), plan_titles(plan)
     found = []
     for checkpoint, experiment in experiments.items():
-        path, digits = Path(checkpoint).resolve(), origin(checkpoint)
-        own = [one for one in stages(experiment).values() if digits and one.fingerprint == digits[0] and one.pretrained is not None]
-        if own and path.name.startswith("epoch_") and store.root in path.parents:
-            found.append(StoredModel(f"{own[0].name}, epoch {int(path.name[6:])}", own[0], int(path.name[6:])))
+        path = Path(checkpoint).resolve()
+        own = own_stage(plan, store, checkpoint) if store.root.resolve() in path.parents and path.name.startswith("epoch_") else None
+        if own is not None:
+            found.append(StoredModel(f"{titles.get(own.fingerprint, str(own))}, epoch {int(path.name[6:])}", own, int(path.name[6:])))
             continue
         given = Given(checkpoint=str(path) if path.exists() else checkpoint, model=experiment.pretrain.model)
         bare = replace(experiment, pretrain=given, clean=None, keep=None, prior=None)
-        found.append(StoredModel(checkpoint, trained_by(bare)))
+        found.append(StoredModel(checkpoint, trained_by(bare), 0))  # brought into the store as epoch 0
     return found
 
 
@@ -206,6 +211,4 @@ def _track(
 
 
 def _key(result: AuditResult) -> str:
-    from orchestrator.report.audit import at_eps
-
     return f"audit/{result.audit.label}{at_eps(result.audit)}"

@@ -106,7 +106,7 @@ def read_picture(path: str) -> Given:
         with pillow_errors(), Image.open(io.BytesIO(data), formats=FORMATS) as picture:
             return _read(path, picture)
     except DecodeError as error:
-        raise InputError(f"{path} cannot be read as a picture: {error}.") from None
+        raise InputError(f"{path} cannot be read as a picture: {str(error).rstrip('.')}.") from None
 
 
 def _read(path: str, picture: Any) -> Given:

@@ -19,7 +19,7 @@ from orchestrator.report.drawing import COLOURS, DASHES, MARKERS, STYLE, legend,
 from orchestrator.report.inline import svg
 from orchestrator.report.rendering import render
 from orchestrator.report.shown import image
-from orchestrator.results.audits import AuditResult, eps_of, not_believable, radius, without_eps
+from orchestrator.results.audits import AuditResult, eps_of, not_believable, radius, radius_of, without_eps
 from trainers.audit.base import Audit
 from trainers.audit.robustness import Robustness
 
@@ -66,8 +66,8 @@ def _section(group: str, results: Sequence[AuditResult], models: Sequence[str], 
     robust = [one for one in results if isinstance(one.audit, Robustness)]
     tables = [("", robust_table(robust, models))] if robust else []
     others = [one for one in results if not isinstance(one.audit, Robustness)]
-    for label in dict.fromkeys(one.audit.label for one in others):
-        tables.append((label, metric_table([one for one in others if one.audit.label == label], models)))
+    for label in dict.fromkeys(one.audit.label + at_eps(one.audit) for one in others):
+        tables.append((label, metric_table([one for one in others if one.audit.label + at_eps(one.audit) == label], models)))
     galleries = [
         {"title": f"{one.audit.label}{at_eps(one.audit)}: {one.model}", "rows": list(found), "image": image(sheet(found), one.audit.label)}
         for one in results if (found := one.gallery)
@@ -77,9 +77,8 @@ def _section(group: str, results: Sequence[AuditResult], models: Sequence[str], 
 
 def at_eps(audit: Audit) -> str:
     """`, ε = 4/255` of an attack within ε; else nothing."""
-    if not isinstance(audit, Robustness) or audit.attack.minimal:
-        return ""
-    return f", ε = {radius(eps_of(audit))}"
+    eps = radius_of(audit)
+    return "" if eps is None else f", ε = {radius(eps)}"
 
 
 def robust_curves(results: Sequence[AuditResult]) -> Figure | None:
@@ -195,7 +194,8 @@ def _csv(results: Sequence[AuditResult]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("model", "group", "audit", "eps", "metric", "value", "rows"))
     for one in results:
-        eps = eps_of(one.audit) if isinstance(one.audit, Robustness) and not one.audit.attack.minimal else ""
+        found = radius_of(one.audit)
+        eps = "" if found is None else found
         for name, value in one.metrics.items():
             place = str(one.folder / "rows.parquet") if one.folder and (one.folder / "rows.parquet").exists() else ""
             writer.writerow((one.model, one.audit.group, one.audit.label, eps, name, "" if value is None else value, place))

@@ -70,7 +70,7 @@ def not_believable(results: Sequence[AuditResult]) -> list[str]:
     defence must not be weaker than one that does not. Otherwise the robustness is that of a bad attack. Attacks search, so a few pictures
     may always fall on the wrong side: what counts is a difference beyond chance (`beyond_chance`).
     """
-    found = [sentence for one in results for sentence in one.failures]
+    found = [f"{one.model}: {sentence.removeprefix(f'{one.model}: ')}" for one in results for sentence in one.failures]
     for model in dict.fromkeys(one.model for one in results):
         own = [(one.audit, one) for one in results if one.model == model and one.robust is not None]
         measured = [(audit, one) for audit, one in own if isinstance(audit, Robustness)]
@@ -90,6 +90,13 @@ Measured = Sequence[tuple[Robustness, AuditResult]]
 def eps_of(audit: Robustness) -> float:
     """The attack's ε."""
     return audit.attack.eps  # type: ignore[attr-defined, no-any-return]
+
+
+def radius_of(audit: Audit) -> float | None:
+    """The ε within which an audit attacks; None: it attacks nothing, or looks for the smallest change."""
+    attack: Any = getattr(audit, "attack", audit)
+    eps = None if getattr(attack, "minimal", False) else getattr(attack, "eps", None)
+    return float(eps) if isinstance(eps, (int, float)) else None
 
 
 def without_eps(audit: Robustness) -> str:

@@ -36,7 +36,8 @@ def wanted_audits(models: Sequence[StoredModel], audits: Sequence[Audit], count:
 
 
 def estimate(wanted: Sequence[tuple[str, Audited]], at: At) -> str:
-    """A sentence: how many audits are stored, how many are to be made, and how long that takes by those of the same kind in the store."""
+    """A sentence: how many audits are stored, how many are to be made, and how long that takes by those with the same label in the
+    store."""
     missing = [stage for _, stage in wanted if at.find(stage) is None]
     text = f"{len(wanted)} audits: {len(wanted) - len(missing)} stored, {len(missing)} to make"
     if not missing:
@@ -45,8 +46,8 @@ def estimate(wanted: Sequence[tuple[str, Audited]], at: At) -> str:
     for artefact in at.store.all():
         if artefact.manifest["stage"] == Audited.kind:
             config = artefact.manifest["config"]
-            known.setdefault(config["audit"]["id"], []).append(artefact.manifest["seconds"] / max(1, config["pictures"]))
-    rates = [median(known[stage.audit.id]) * stage.count if stage.audit.id in known else None for stage in missing]
+            known.setdefault(config["audit"]["label"], []).append(artefact.manifest["seconds"] / max(1, config["pictures"]))
+    rates = [median(known[label]) * stage.count if (label := stage.audit.label) in known else None for stage in missing]
     seconds, unknown = sum(rate for rate in rates if rate), sum(rate is None for rate in rates)
     parts = [f"about {duration(seconds)} of one process"] if seconds else []
     parts += [f"{unknown} of kinds that were never timed here"] if unknown else []

@@ -19,6 +19,7 @@ from orchestrator.experiment.fingerprint import canonical, encode
 from orchestrator.experiment.override import get, override_all
 from orchestrator.experiment.spec import Experiment, Sweep
 from orchestrator.manifest import read_manifest
+from orchestrator.stages.base import Stage
 from orchestrator.stages.graph import stages
 from orchestrator.store import MANIFEST, Store, read_json
 from orchestrator.sweep.loading import narrowed, overridden
@@ -108,6 +109,16 @@ def origin(checkpoint: str) -> tuple[str, ...]:
         if work and folder.parent.name in ("pretrain", "clean"):
             return (work[1],)
     return ()
+
+
+def own_stage(plan: Plan, store: Store, checkpoint: str) -> Stage | None:
+    """The stage of the sweep in whose folder the checkpoint lies; None: another one made it."""
+    made = origin(checkpoint)
+    for experiment in _experiments(plan, store) if made else ():
+        for role, stage in stages(experiment).items():
+            if role in MADE and stage.fingerprint == made[0]:
+                return stage
+    return None
 
 
 def _experiment(

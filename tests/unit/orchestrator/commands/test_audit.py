@@ -12,10 +12,12 @@ from unittest.mock import patch
 
 import pyarrow.parquet as pq
 import pytest
+from ray import tune
 
 from datasets.errors import InputError
 from orchestrator.commands import cli
-from orchestrator.commands.audit import radii_of
+from orchestrator.commands.audit import given_models, radii_of
+from orchestrator.running.audits import estimate
 from orchestrator.stages.audited import audited
 from orchestrator.stages.base import At, ensure
 from orchestrator.stages.graph import trained_by
@@ -23,7 +25,10 @@ from orchestrator.store import Store
 from orchestrator.sweep.plan import make_plan
 from tests.inprocess import run_here, without_ray
 from tests.tiny_sweep import SWEEP
+from trainers.audit.attacks.fgsm import FGSM
+from trainers.audit.attacks.pgd import PGD
 from trainers.audit.base import Audit, Findings, Subject
+from trainers.audit.robustness import Robustness
 
 SMALL = replace(SWEEP, space={}, base=replace(SWEEP.base, pretrain=replace(SWEEP.base.pretrain, epochs=1)))
 
@@ -131,10 +136,34 @@ def test_dry_says_what_would_be_made_and_makes_nothing(store: Path, tmp_path: Pa
     assert said.out.count("to make  Brightness: ") == 2 and "2 to make" in said.err and not (tmp_path / "none").exists()
 
 
-def test_a_checkpoint_by_its_path(store: Path, tmp_path: Path):
+def test_a_checkpoint_of_any_cleaning_of_the_sweep_is_the_sweeps_own(store: Path):
+    base = SMALL.base
+    assert base.clean is not None
+    varied = replace(SMALL, space={"clean.lr": tune.grid_search([base.clean.lr / 2, base.clean.lr])})
+    cleaned = next((store / "clean").glob("*/epoch_0001"))
+    (model,) = given_models(make_plan(varied), [str(cleaned)], Store(store))
+    assert model.model.fingerprint == json.loads((cleaned.parent / "manifest.json").read_text())["fingerprint"]
+    assert model.epoch == 1 and model.name.startswith("CleanCLIP, lr ")
+
+
+def test_the_time_is_estimated_by_audits_of_the_same_name(store: Path):
+    model = trained_by(make_plan(SMALL).upstream[0][1])
+    at = At(store=Store(store))
+    ensure(audited(model, 1, Robustness(attack=FGSM()), 3), at)
+    other = audited(model, 1, Robustness(attack=PGD()), 3)
+    assert estimate([("m", other)], at) == "1 audits: 0 stored, 1 to make (1 of kinds that were never timed here)."
+    assert "about" in estimate([("m", audited(model, 1, Robustness(attack=FGSM()), 4))], at)
+
+
+def test_a_checkpoint_by_its_path(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     (checkpoint,) = (store / "pretrain").glob("*/epoch_0001")
     elsewhere = tmp_path / "elsewhere.safetensors"
     elsewhere.write_bytes(next(checkpoint.glob("*.safetensors")).read_bytes())
+    before = sorted(store.glob("*/*"))
+    with named(Brightness()):
+        assert run(store, tmp_path / "none", "--checkpoint", str(elsewhere), "--dry") == 0
+    assert "to make  Brightness: " in capsys.readouterr().out
+    assert sorted(path for path in store.glob("*/*") if path.parts[-2] != "logs") == [p for p in before if p.parts[-2] != "logs"]
     with named(Brightness()):
         assert run(store, tmp_path / "own", "--checkpoint", str(checkpoint)) == 0
         assert run(store, tmp_path / "theirs", "--checkpoint", str(elsewhere)) == 0

@@ -6,8 +6,14 @@ from dataclasses import dataclass, replace
 
 import pytest
 
+from orchestrator.report.audit import at_eps
 from orchestrator.results.audits import AuditResult, beyond_chance, not_believable, radius
 from trainers.audit.attacks.base import Attack, Attacked, Radius
+from trainers.audit.attacks.fmn import FMN
+from trainers.audit.attacks.nes import NES
+from trainers.audit.attacks.pgd import PGD
+from trainers.audit.bias.corruptions import Corruptions
+from trainers.audit.black_box import QueryCurve, Substitute
 from trainers.audit.defences.jpeg import JPEG
 from trainers.audit.robustness import Robustness
 
@@ -70,7 +76,15 @@ def test_what_counts_is_a_difference_beyond_chance():
 
 
 def test_failures_of_an_audit_itself_are_told():
-    assert not_believable([replace(found(AT[0], 5.0), failures=("it does not work.",))]) == ["it does not work."]
+    assert not_believable([replace(found(AT[0], 5.0), failures=("it does not work.",))]) == ["m: it does not work."]
+    assert not_believable([replace(found(AT[0], 5.0), failures=("m: it was not made",))]) == ["m: it was not made"], "named once"
+
+
+def test_audits_at_two_eps_have_two_names():
+    for audit in (Robustness(attack=PGD(eps=2 / 255)), QueryCurve(attack=NES(eps=2 / 255)), Substitute(eps=2 / 255)):
+        assert at_eps(audit) == ", ε = 2/255"
+    for audit in (Robustness(attack=FMN(), radii=(0.1,)), Corruptions()):
+        assert at_eps(audit) == "", "no ε of its own"
 
 
 @pytest.mark.parametrize(("eps", "text"), [(4 / 255, "4/255"), (0.5 / 255, "0.5/255"), (0.016, "0.016"), (3.0, "3"), (1.0, "255/255")])
