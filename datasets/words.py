@@ -105,17 +105,24 @@ def glosses(names: Sequence[str]) -> tuple[str, ...]:
 
     InputError if WordNet is not installed on this machine, or a name is no noun in it.
     """
+    with _first_nouns(names, "descriptions", "give descriptions of your own") as nouns:
+        return tuple(noun.definition() for noun in nouns)
+
+
+@contextmanager
+def _first_nouns(names: Sequence[str], wanted: str, instead: str) -> Iterator[list[Any]]:
+    """Within the block: the synset of the first noun of each name. InputErrors say what these classes lack, and what to do instead."""
     folder = wordnet_folder()
     if folder is None:
-        raise InputError("WordNet is not on this machine, so these classes have no descriptions: run `python -m nltk.downloader wordnet`, "
-                         "or give descriptions of your own.")
+        raise InputError(f"WordNet is not on this machine, so these classes have no {wanted}: run `python -m nltk.downloader wordnet`, or "
+                         f"{instead}.")
     with wordnet(folder) as reader:
         senses = [reader.synsets(name.strip().lower().replace(" ", "_"), "n") for name in names]
         unknown = [name for name, synsets in zip(names, senses) if not synsets]
         if unknown:
             listed = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
-            raise InputError(f"WordNet has no noun {listed}: give descriptions of your own.")
-        return tuple(synsets[0].definition() for synsets in senses)
+            raise InputError(f"WordNet has no noun {listed}: {instead}.")
+        yield [synsets[0] for synsets in senses]
 
 
 class Hypernyms(NamedTuple):
@@ -142,17 +149,8 @@ def hypernyms(names: Sequence[str]) -> Hypernyms:
 
     InputError if WordNet is not installed on this machine, or a name is no noun in it.
     """
-    folder = wordnet_folder()
-    if folder is None:
-        raise InputError("WordNet is not on this machine, so these classes have no tree: run `python -m nltk.downloader wordnet`, or give "
-                         "a tree of your own.")
-    with wordnet(folder) as reader:
-        senses = [reader.synsets(name.strip().lower().replace(" ", "_"), "n") for name in names]
-        unknown = [name for name, synsets in zip(names, senses) if not synsets]
-        if unknown:
-            listed = ", ".join(map(repr, unknown[:5])) + (" …" if len(unknown) > 5 else "")
-            raise InputError(f"WordNet has no noun {listed}: give a tree of your own.")
-        return tree_above([synsets[0] for synsets in senses])
+    with _first_nouns(names, "tree", "give a tree of your own") as nouns:
+        return tree_above(nouns)
 
 
 def tree_above(synsets: Sequence[Any]) -> Hypernyms:

@@ -186,6 +186,11 @@ class Encoder(nn.Module):
         return torch.autocast(self.device.type, dtype=self.autocast) if self.autocast else nullcontext()
 
 
+def wide(feature_BD: Tensor) -> Tensor:
+    """In fp32, unless it is that or wider."""
+    return feature_BD.float() if feature_BD.dtype in (torch.float16, torch.bfloat16) else feature_BD
+
+
 def _unit(feature_BD: Tensor) -> Tensor:
     """Scale each row to length 1, in fp32 or better."""
-    return F.normalize(feature_BD.float() if feature_BD.dtype in (torch.float16, torch.bfloat16) else feature_BD, dim=-1)
+    return F.normalize(wide(feature_BD), dim=-1)

@@ -72,11 +72,18 @@ def _number(text: str) -> float:
     raise argparse.ArgumentTypeError(f"{text!r} is no number")
 
 
+def ratio(text: str) -> float:
+    """A number, or two with a slash between: 0.025, 6.4/255. Not a number for any other text, and for a division by 0."""
+    above, slash, below = text.strip().partition("/")
+    try:
+        return float(above) / (float(below) if slash else 1)
+    except (ValueError, ZeroDivisionError):
+        return math.nan
+
+
 def _share(text: str) -> float:
-    """A share of a pixel's range: a number, or two with a slash between."""
-    over, _, under = text.partition("/")
-    divisor = _number(under) if "/" in text else 1.0
-    value = _number(over) / divisor if divisor else math.inf
+    """A share of a pixel's range."""
+    value = ratio(text)
     if not 1 <= 255 * value <= 255:
         raise argparse.ArgumentTypeError(
             f"{text!r} is no share of a pixel's range, of at least one step of 8 bits; accepted: 1/255 to 1, e.g. 6.4/255 or 0.025"

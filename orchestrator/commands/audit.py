@@ -10,6 +10,7 @@ from pathlib import Path
 from datasets.component import shown
 from datasets.errors import InputError
 from orchestrator.cluster import session
+from orchestrator.commands.arguments import ratio
 from orchestrator.console.log import log, note, recording
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.spec import Compute, Given
@@ -19,7 +20,7 @@ from orchestrator.results.selection import RULE, table
 from orchestrator.running.audits import StoredModel, estimate, make_audits, require_trained, wanted_audits
 from orchestrator.running.driver import make_tracker, read_study
 from orchestrator.running.stages_on_ray import ensure_all
-from orchestrator.stages.audited import Audited
+from orchestrator.stages.audited import Audited, marked
 from orchestrator.stages.base import At, ensure, walk
 from orchestrator.stages.graph import cleaned_by, make_data, trained_by
 from orchestrator.store import Store, slug
@@ -65,7 +66,6 @@ def _audit(
                 print(f"to make  {one}")
                 continue
             session.connect(compute.num_cpus or None)
-            assert one.pretrained is not None or not one.apart
             if one.pretrained is one:
                 make_data(one.pretrained.experiment, at)
             ensure_all([one], at)
@@ -101,12 +101,10 @@ def _fitting(models: Sequence[StoredModel], options: argparse.Namespace, radii: 
         return _audits(options, Asked(eps=radii, size=source.experiment.views.size))
     ensure(source.testset, at)
     classes = source.testset.read(at).class_names
-    poisons = source.experiment.poisons
-    marks = bool(poisons) and poisons[0].trigger is not None and poisons[0].trigger.marks and poisons[0].mode != "text_only"
     found = []
     for audit in _audits(options, Asked(eps=radii, size=source.experiment.views.size, classes=len(classes))):
         try:
-            audit.check(len(classes), marks)
+            audit.check(len(classes), marked(source.experiment))
             found.append(audit)
         except InputError as error:
             if options.only:
@@ -181,11 +179,7 @@ def radii_of(text: str) -> tuple[float, ...]:
     """The ε of `--eps 1/255,0.01`, rising. InputError for anything but shares of the full range above 0 and at most 1."""
     found = []
     for part in text.split(","):
-        above, _, below = part.strip().partition("/")
-        try:
-            value = float(above) / float(below or 1)
-        except (ValueError, ZeroDivisionError):
-            value = float("nan")
+        value = ratio(part)
         if not 0 < value <= 1:
             raise InputError(
                 f"--eps {part.strip()}: ε is a share of a pixel's full range, above 0 and at most 1; write e.g. 4/255 or 0.016."

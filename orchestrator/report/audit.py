@@ -20,6 +20,7 @@ from orchestrator.report.inline import svg
 from orchestrator.report.rendering import render
 from orchestrator.report.shown import image
 from orchestrator.results.audits import AuditResult, eps_of, not_believable, radius, radius_of, without_eps
+from orchestrator.stages.audited import ROWS
 from trainers.audit.base import Audit
 from trainers.audit.robustness import Robustness
 
@@ -197,6 +198,6 @@ def _csv(results: Sequence[AuditResult]) -> str:
         found = radius_of(one.audit)
         eps = "" if found is None else found
         for name, value in one.metrics.items():
-            place = str(one.folder / "rows.parquet") if one.folder and (one.folder / "rows.parquet").exists() else ""
+            place = str(one.folder / ROWS) if one.folder and (one.folder / ROWS).exists() else ""
             writer.writerow((one.model, one.audit.group, one.audit.label, eps, name, "" if value is None else value, place))
     return out.getvalue()

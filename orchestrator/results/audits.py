@@ -14,11 +14,11 @@ import pyarrow.parquet as pq
 from scipy import stats
 
 from orchestrator.experiment.fingerprint import canonical
+from orchestrator.stages.audited import FINDINGS, GALLERY, ROWS
 from orchestrator.store import Artefact, part, read_arrays
 from trainers.audit.base import Audit
 from trainers.audit.robustness import Robustness
 
-FINDINGS, ROWS, GALLERY = "findings.json", "rows.parquet", "gallery.npz"
 LEVEL = 0.05
 
 

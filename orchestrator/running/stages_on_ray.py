@@ -70,18 +70,11 @@ def ensure_all(wanted: Iterable[Stage], at: At) -> None:
 
 def measure_all(wanted: Sequence[Stage], at: At) -> None:
     """Make these measurements side by side, each in a process with the cores and GPUs of a trial. Raises the first failure."""
-    import ray
-
-    if not wanted:
-        return
-    log.info(f"measuring what is stored: {len(wanted)} to do")
-    task, caller = _task(at.compute), replace(_caller(at), known={})
-    running = {task.remote(stage, caller): stage for stage in wanted}
-    for reference, stage in running.items():
-        try:
-            ray.get(reference)
-        except ray.exceptions.RayError as error:
-            raise_failure(stage, at.store.work(stage.kind, stage.fingerprint), error)
+    if wanted:
+        log.info(f"measuring what is stored: {len(wanted)} to do")
+    for _, failure in ensure_apart_each(wanted, at):
+        if failure is not None:
+            raise failure
 
 
 def ensure_apart_each(wanted: Sequence[Stage], at: At) -> Iterator[tuple[Stage, Exception | None]]:

@@ -21,11 +21,11 @@ from datasets.index.pairs import Pairs, smallest_hashes
 from orchestrator.console.log import log
 from orchestrator.experiment.fingerprint import encode, labelled
 from orchestrator.experiment.spec import Experiment
-from orchestrator.stages.base import Around, At, Stage, by_role
+from orchestrator.stages.base import Around, At, Stage
 from orchestrator.stages.graph import stages
 from orchestrator.stages.index import read_index
 from orchestrator.stages.testset import TestSet
-from orchestrator.stages.trained import Trained, digest, made_for, stored_epochs
+from orchestrator.stages.trained import OfCheckpoints, digest, made_for, stored_epochs
 from orchestrator.store import checked, write_arrays, write_json
 from orchestrator.training.inputs import Inputs, MadeSet
 from orchestrator.training.job import Job, load_model, making, measured_as, start
@@ -37,27 +37,16 @@ FINDINGS, ROWS, GALLERY = "findings.json", "rows.parquet", "gallery.npz"
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Audited(Stage):
+class Audited(OfCheckpoints):
     """`findings.json` with metrics and sentences, `rows.parquet` with a row for each sample, and `gallery.npz` with a few pictures."""
 
     kind = "audit"
-    apart = True
-    model: Stage
-    """The stage that made the checkpoint."""
     epoch: int
     """Of the checkpoint."""
     audit: Audit
     count: int
     """How many test pictures are audited: those with the smallest hashes of (seed, key)."""
     seed: int = 0
-    needed: tuple[Stage, ...] = ()
-    """The stages that the audit needs, in the order of `needs_of`."""
-
-    @property
-    def source(self) -> Trained:
-        """The pre-training behind the model, or the model if it is one."""
-        assert self.model.pretrained is not None
-        return self.model.pretrained
 
     @property
     def name(self) -> str:
@@ -73,10 +62,6 @@ class Audited(Stage):
     @property
     def shown(self) -> Any:
         return {**self.config, "audit": labelled(self.audit, self.config["audit"])}
-
-    @property
-    def inputs(self) -> dict[str, Stage]:
-        return {self.model.kind: self.model, "testset": self.source.testset, **by_role(self.needed)}
 
     @property
     def components(self) -> Any:
@@ -95,7 +80,7 @@ class Audited(Stage):
         world = start(job.cpus, job.gpus)
         with making(job, world), measured_as(weights):
             encoder = load_model(experiment, weights).place(world.device, precision="fp32").eval()
-            pictures = self.pictures(experiment, inputs, at)
+            pictures = self._tested(experiment, inputs)
             with zero_shot(encoder, inputs.class_names, inputs.templates) as classifier:
                 self.audit.check(classifier.classes, pictures.triggered_NHWC is not None)
                 subject = Subject(
@@ -106,12 +91,10 @@ class Audited(Stage):
                 )  # fmt: skip
                 self._write(self.audit.run(subject), at)
 
-    def pictures(self, experiment: Experiment, inputs: Inputs, at: At) -> Pictures:
+    def _tested(self, experiment: Experiment, inputs: Inputs) -> Pictures:
         """The test pictures that are audited, and how the first attack's trigger changes them."""
-        seed = experiment.evaluate.seed
-        recipe = experiment.recipe(seed=seed)
-        marks = recipe.trigger is not None and recipe.trigger.marks and experiment.poisons[0].mode != "text_only"
-        recipe = replace(recipe, others=(), trigger=recipe.trigger if marks else None)
+        recipe = experiment.recipe(seed=experiment.evaluate.seed)
+        recipe = replace(recipe, others=(), trigger=recipe.trigger if marked(experiment) else None)
         return _pictures(inputs.test_index, inputs.test_urls, recipe, self.count, self.seed)
 
     def _sets(self, experiment: Experiment, at: At) -> dict[Component, Pictures]:
@@ -140,6 +123,11 @@ class Audited(Stage):
         told = {"metrics": metrics, "failures": list(findings.failures), "notes": list(findings.notes)}
         write_json(at.folder / FINDINGS, told)
         log.debug("%s: %s", self, json.dumps(told))
+
+
+def marked(experiment: Experiment) -> bool:
+    """Whether the first attack's trigger is on pictures, not in words alone."""
+    return experiment.poisons[0].trigger.marks
 
 
 def audited(model: Stage, epoch: int, audit: Audit, count: int, seed: int = 0) -> Audited:

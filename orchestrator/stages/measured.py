@@ -10,8 +10,8 @@ from typing import Any
 
 from datasets.component import needs_of
 from orchestrator.experiment.identity import encode_evaluator
-from orchestrator.stages.base import At, Stage, by_role
-from orchestrator.stages.trained import Trained, lines_so_far, made_for, stored_epochs
+from orchestrator.stages.base import At, Stage
+from orchestrator.stages.trained import OfCheckpoints, lines_so_far, made_for, stored_epochs
 from orchestrator.store import Artefact, Store, metrics_of, part
 from orchestrator.training.job import Job
 from orchestrator.training.measuring import MEASURED, measure_stored, read_measured
@@ -20,25 +20,14 @@ from trainers.evaluate.base import Evaluator
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Measured(Stage):
+class Measured(OfCheckpoints):
     """An evaluator's metrics of every stored checkpoint of a pre-training or a cleaning."""
 
     kind = "measure"
-    apart = True
-    model: Stage
-    """The stage that made the checkpoints."""
     evaluator: Evaluator | None
     """None: zero-shot accuracy and attack success."""
     digest: str
     """Identifies the measurement, independent of the model."""
-    needed: tuple[Stage, ...] = ()
-    """The stages that the evaluator needs, in the order of `needs_of`."""
-
-    @property
-    def source(self) -> Trained:
-        """The pre-training behind the model, or the model if it is one."""
-        assert self.model.pretrained is not None
-        return self.model.pretrained
 
     @property
     def name(self) -> str:
@@ -47,10 +36,6 @@ class Measured(Stage):
     @property
     def config(self) -> Any:
         return {"measurement": self.digest, "evaluator": None if self.evaluator is None else encode_evaluator(self.evaluator)}
-
-    @property
-    def inputs(self) -> dict[str, Stage]:
-        return {self.model.kind: self.model, "testset": self.source.testset, **by_role(self.needed)}
 
     @property
     def components(self) -> Any:

@@ -19,7 +19,7 @@ from orchestrator.experiment.fingerprint import encode, fingerprint, labelled
 from orchestrator.experiment.identity import encode_evaluator, weights_identity
 from orchestrator.experiment.spec import Compute, Experiment, Pretrain
 from orchestrator.stages.attack import AttackPlan
-from orchestrator.stages.base import Around, At, Stage
+from orchestrator.stages.base import Around, At, Stage, by_role
 from orchestrator.stages.cleanset import FILE as ROWS
 from orchestrator.stages.testset import TestSet, require_same_classes
 from orchestrator.store import METRICS, Artefact, Store, checked, read_lines
@@ -149,6 +149,27 @@ class Trained(Stage):
 
     def seconds(self, folder: Path, since: float) -> float:
         return spent(folder)
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class OfCheckpoints(Stage):
+    """What is found out about the checkpoints of a pre-training or a cleaning, on its test set."""
+
+    apart = True
+    model: Stage
+    """The stage that made the checkpoints."""
+    needed: tuple[Stage, ...] = ()
+    """The stages that the component which looks at them needs, in the order of `needs_of`."""
+
+    @property
+    def source(self) -> Trained:
+        """The pre-training behind the model, or the model if it is one."""
+        assert self.model.pretrained is not None
+        return self.model.pretrained
+
+    @property
+    def inputs(self) -> dict[str, Stage]:
+        return {self.model.kind: self.model, "testset": self.source.testset, **by_role(self.needed)}
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)

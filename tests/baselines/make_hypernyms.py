@@ -9,12 +9,11 @@ root), a tab, and the first of its names.
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
 from typing import Any
 
 from datasets.evaluation.classes import imagenet_synsets
-from datasets.words import HYPERNYMS, tree_above, wordnet, wordnet_folder
+from datasets.words import HYPERNYMS, tree_above
+from tests.baselines.make_glosses import write
 
 
 def lines(reader: Any) -> list[str]:
@@ -23,13 +22,5 @@ def lines(reader: Any) -> list[str]:
     return [f"{node}\t{tree.parents.get(node, '')}\t{tree.names[node]}" for node in (*tree.nodes, *above)]
 
 
-def main() -> None:
-    folder = Path(sys.argv[1]) if len(sys.argv) > 1 else wordnet_folder()
-    if folder is None:
-        sys.exit("no WordNet found: give the folder with its data.noun, or run `python -m nltk.downloader wordnet`")
-    with wordnet(folder) as reader:
-        HYPERNYMS.write_text("".join(line + "\n" for line in lines(reader)))
-
-
 if __name__ == "__main__":
-    main()
+    write(HYPERNYMS, lines)

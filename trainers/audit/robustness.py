@@ -11,11 +11,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from datasets.component import since
 from datasets.errors import InputError
-from datasets.seeding import rng
 from trainers.audit.attacks.base import Attack, Attacked, lengths
 from trainers.audit.base import Audit, Findings, Pictures, Subject
 from trainers.audit.classifier import Classifier, as_bytes
@@ -23,6 +21,7 @@ from trainers.audit.defences.adaptive import EOT, adaptive
 from trainers.audit.defences.base import Defence
 from trainers.audit.defences.halves import halves
 from trainers.audit.shares import share
+from trainers.audit.tables import noisy
 
 MASKED = 50.0
 """More pictures than this share (in percent) with a zero gradient, and the attack says nothing."""
@@ -104,8 +103,10 @@ class Robustness(Audit):
             found_BCHW[right] = attacked.picture_BCHW.detach().to(found_BCHW)
             after_B[right] = judge.predict(found_BCHW[right], own)
             queries[right.cpu()], zero[right.cpu()] = attacked.queries_B.cpu(), attacked.zero_gradient_B.float().cpu()
-            size_B = lengths(found_BCHW[right] - clean_BCHW[right], self.attack.norm) if self.attack.minimal else None
-            noisy_BCHW = noise_of(clean_BCHW[right], own, self.attack, size_B)
+            change_bCHW = found_BCHW[right] - clean_BCHW[right]
+            eps_b = torch.full((len(right),), float(getattr(self.attack, "eps", 0.0))).to(clean_BCHW)
+            size_b = lengths(change_bCHW, self.attack.norm) if self.attack.minimal else eps_b
+            noisy_BCHW = noisy(clean_BCHW[right], size_b, self.attack.norm, self.attack.seed, own)
             noise_B[right] = judge.predict(noisy_BCHW, own)
         change_BCHW = found_BCHW - clean_BCHW
         l2_B = lengths(change_BCHW, "l2")
@@ -170,19 +171,6 @@ class Robustness(Audit):
         if not metrics["robust/clean_n"]:
             return [f"{self.label}: no picture is classified correctly, so there was nothing to attack."]
         return []
-
-
-def noise_of(picture_BCHW: Tensor, keys_B: Sequence[str], attack: Attack, size_B: Tensor | None) -> Tensor:
-    """The pictures with random noise as large as the attack's change: ±ε in every pixel (L∞), or of length ε (L2), cut to 0 … 1.
-
-    `size_B`: the size for each picture; None: the attack's ε.
-    """
-    drawn = [rng(attack.seed, "noise", key).standard_normal(picture_BCHW.shape[1:]) for key in keys_B]
-    noise_BCHW = torch.from_numpy(np.stack(drawn)).to(picture_BCHW)
-    if size_B is None:
-        size_B = torch.full((len(picture_BCHW),), float(attack.eps)).to(picture_BCHW)  # type: ignore[attr-defined]
-    unit_BCHW = noise_BCHW.sign() if attack.norm == "linf" else noise_BCHW / lengths(noise_BCHW, "l2")[:, None, None, None]
-    return (picture_BCHW + size_B[:, None, None, None] * unit_BCHW).clamp(0, 1)
 
 
 def magnified(clean_NHWC: np.ndarray, other_NHWC: np.ndarray) -> np.ndarray:

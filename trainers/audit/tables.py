@@ -39,7 +39,8 @@ class Table:
         moved_BCHW = made.picture_BCHW.to(picture_BCHW)
         got_B = classifier.predict(moved_BCHW, right.keys)
         success_B = success(got_B, label_B, of)
-        noisy_BCHW = noisy(picture_BCHW, moved_BCHW, of.norm, [rng(of.seed if seed is None else seed, "noise", key) for key in right.keys])
+        size_B = lengths(moved_BCHW - picture_BCHW, of.norm)
+        noisy_BCHW = noisy(picture_BCHW, size_B, of.norm, of.seed if seed is None else seed, right.keys)
         self.by_noise += int(success(classifier.predict(noisy_BCHW, right.keys), label_B, of).sum())
         change_BCHW = moved_BCHW - picture_BCHW
         l2_B = lengths(change_BCHW, "l2")
@@ -99,8 +100,9 @@ def success(got_B: Tensor, label_B: Tensor, of: Any) -> Tensor:
     return got_B != label_B if target is None else got_B == target
 
 
-def noisy(picture_BCHW: Tensor, moved_BCHW: Tensor, norm: str, draws: Sequence[np.random.Generator]) -> Tensor:
-    """The pictures with random noise as large as the change: in linf random signs times its largest value, in l2 a normal direction."""
-    size_B = lengths(moved_BCHW - picture_BCHW, norm)
-    noise_BCHW = torch.stack([torch.from_numpy(draw.standard_normal(picture_BCHW.shape[1:])) for draw in draws]).to(picture_BCHW)
+def noisy(picture_BCHW: Tensor, size_B: Tensor, norm: str, seed: int, keys_B: Sequence[str]) -> Tensor:
+    """The pictures with random noise of these sizes, cut to 0 … 1: in linf the size with a random sign in every pixel, in l2 a random
+    direction of that length."""
+    drawn = [torch.from_numpy(rng(seed, "noise", key).standard_normal(picture_BCHW.shape[1:])) for key in keys_B]
+    noise_BCHW = torch.stack(drawn).to(picture_BCHW)
     return (picture_BCHW + size_B[:, None, None, None] * steepest(noise_BCHW, norm)).clamp(0, 1)

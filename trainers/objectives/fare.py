@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainers.encoder import Encoder
+from trainers.encoder import Encoder, wide
 from trainers.objectives.adversary import DRAW, Adversary
 from trainers.objectives.base import Features, Loss, Objective
 
@@ -63,8 +63,3 @@ class ToOriginal:
 def distance(feature_BD: Tensor, original_BD: Tensor) -> Tensor:
     """Mean over rows of ‖φ − φ₀‖², in fp32 or better."""
     return (wide(feature_BD) - original_BD).square().sum(dim=1).mean()
-
-
-def wide(feature_BD: Tensor) -> Tensor:
-    """In fp32, unless it is that or wider."""
-    return feature_BD.float() if feature_BD.dtype in (torch.float16, torch.bfloat16) else feature_BD
