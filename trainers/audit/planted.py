@@ -56,8 +56,8 @@ class Planted(Audit):
         """planted/: success of the best class and of the median, the indices of the most anomalous class and of the target, whether the
         target comes first (100 or 0), n (pictures that judge a patch, at least). Rows: one for each class, under its name."""
         self.check(subject.classifier.classes, False)
-        order = by_hash(subject.pictures.keys, self.seed, "planted")
-        made, judged = (subject.pictures.part(half) for half in np.split(order, [len(order) // 2]))
+        hashed_N = by_hash(subject.pictures.keys, self.seed, "planted")
+        made, judged = (subject.pictures.part(half_n) for half_n in np.split(hashed_N, [len(hashed_N) // 2]))
         rows: dict[str, list[Any]] = {name: [] for name in ("key", "success", "low", "high", "n", "index")}
         shown: list[np.ndarray] = []
         counts = []

@@ -87,7 +87,7 @@ AUDITS: dict[str, Callable[[Asked], list[Audit]]] = {
     "tv": lambda asked: _defended(TotalVariation(), asked),
     "quilting": lambda asked: _defended(Quilting(), asked),
     "ttc": lambda asked: _defended(TTC(), asked),
-    "filters": lambda asked: [TriggerFilter(defence=one) for one in (JPEG(), BitDepth(), Crops(), TTC())],
+    "filters": lambda asked: [TriggerFilter(defence=one) for one in (JPEG(), BitDepth(), Crops(), TotalVariation(), Quilting(), TTC())],
     "lime": lambda asked: [Localisation(explainer=LIME())],
     "gradients": lambda asked: [Localisation(explainer=IntegratedGradients())],
     "rollout": lambda asked: [Localisation(explainer=AttentionRollout())],
