@@ -9,11 +9,14 @@ from pathlib import Path
 
 from datasets.component import shown
 from datasets.errors import InputError
+from datasets.evaluation.evalset import EvalSet
+from datasets.synthetic import World
 from orchestrator.cluster import session
 from orchestrator.commands.arguments import ratio
 from orchestrator.console.log import log, note, recording
+from orchestrator.experiment.check import further_sets
 from orchestrator.experiment.fingerprint import fingerprint
-from orchestrator.experiment.spec import Compute, Given
+from orchestrator.experiment.spec import Compute, Experiment, Given
 from orchestrator.report.audit import at_eps, write_audit
 from orchestrator.results.audits import AuditResult, not_believable
 from orchestrator.results.selection import RULE, table
@@ -43,7 +46,7 @@ def audit(plan: Plan, compute: Compute, options: argparse.Namespace) -> int:
     if options.rule not in RULE:
         raise InputError(f"--rule is {options.rule!r}; accepted: {', '.join(RULE)}.")
     radii = radii_of(options.eps)
-    _audits(options, Asked(eps=radii))  # an unknown name is told before anything is read
+    _audits(options, _asked(plan.sweep.base, radii))  # an unknown name is told before anything is read
     store = Store(compute.store)
     at = At(store=store, compute=compute)
     models = given_models(plan, options.checkpoint, store) if options.checkpoint else chosen_models(plan, store, options)
@@ -98,11 +101,11 @@ def _fitting(models: Sequence[StoredModel], options: argparse.Namespace, radii: 
     source = models[0].model.pretrained
     assert source is not None
     if options.dry and at.find(source.testset) is None:  # its classes are not known yet
-        return _audits(options, Asked(eps=radii, size=source.experiment.views.size))
+        return _audits(options, _asked(source.experiment, radii))
     ensure(source.testset, at)
     classes = source.testset.read(at).class_names
     found = []
-    for audit in _audits(options, Asked(eps=radii, size=source.experiment.views.size, classes=len(classes))):
+    for audit in _audits(options, replace(_asked(source.experiment, radii), classes=len(classes))):
         try:
             audit.check(len(classes), marked(source.experiment))
             found.append(audit)
@@ -113,6 +116,13 @@ def _fitting(models: Sequence[StoredModel], options: argparse.Namespace, radii: 
     if not found:
         raise InputError("no audit fits these models; see the notes above.")
     return found
+
+
+def _asked(experiment: Experiment, radii: tuple[float, ...]) -> Asked:
+    """What audits of the experiment's models depend on, as far as it is known before its test set is made."""
+    tests = experiment.evaluate.data
+    further = tuple(one for one in further_sets(experiment) if isinstance(one, EvalSet))
+    return Asked(eps=radii, size=experiment.views.size, world=tests if isinstance(tests, World) else None, sets=further)
 
 
 def _audits(options: argparse.Namespace, asked: Asked) -> list[Audit]:

@@ -228,6 +228,10 @@ def test_a_sweeps_file_may_have_audits_of_its_own(store: Path, tmp_path: Path, c
         file.write_text(SWEEP_FILE.format(audits="(Brightness(wanted=0.01),)"))
         assert cli.run([*words, "--only", "own"]) == 0
         assert "<td>mean</td>" in (tmp_path / "page" / "index.html").read_text()
+        assert cli.run([*words, "--only", "attributes", "--dry"]) == 0, "the sweep's test pictures are of the procedural world"
+        assert "to make  AttributePairs: " in capsys.readouterr().out
+        assert cli.run([*words, "--only", "datasets", "--dry"]) == 2
+        assert "it has one alone" in capsys.readouterr().err
         for audits, said in (("()", "has no AUDITS"), ("(3,)", "AUDITS holds 3"), ("7", "AUDITS holds 7")):
             file.write_text(SWEEP_FILE.format(audits=audits))
             assert cli.run([*words, "--only", "own"]) == 2
