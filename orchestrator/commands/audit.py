@@ -14,7 +14,8 @@ from orchestrator.commands.arguments import ratio
 from orchestrator.console.log import log, note, recording
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.spec import Compute, Given
-from orchestrator.report.audit import at_eps, write_audit
+from orchestrator.report.audit import write_audit
+from orchestrator.results.audit_names import at_eps, audit_names
 from orchestrator.results.audits import AuditResult, not_believable
 from orchestrator.results.selection import RULE, table
 from orchestrator.running.audits import StoredModel, estimate, make_audits, require_trained, wanted_audits
@@ -73,8 +74,9 @@ def _audit(
     wanted = wanted_audits(models, audits, options.n, options.seed, at)
     log.info(estimate(wanted, at))
     if options.dry:
+        called = audit_names(stage.audit for _, stage in wanted)
         for name, stage in wanted:
-            print(f"{'stored ' if at.find(stage) else 'to make'}  {stage.audit.label}{at_eps(stage.audit)}: {name}")
+            print(f"{'stored ' if at.find(stage) else 'to make'}  {called[stage.audit]}{at_eps(stage.audit)}: {name}")
         return 0
     if any(at.find(stage) is None for _, stage in wanted):
         session.connect(compute.num_cpus or None)
@@ -200,9 +202,5 @@ def _track(
     """Log the numbers to the runs of the checkpoints, where the sweep has them in MLflow."""
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     for (_, stage), result in zip(wanted, results):
-        values = {f"{_key(result)}/{name}": value for name, value in result.metrics.items() if value is not None}
+        values = {f"audit/{result.title}/{name}": value for name, value in result.metrics.items() if value is not None}
         tracker.audited(plan.fingerprint, stage.model.fingerprint, values, stage.epoch)
-
-
-def _key(result: AuditResult) -> str:
-    return f"audit/{result.audit.label}{at_eps(result.audit)}"
