@@ -72,8 +72,8 @@ def test_every_pair_of_attacks_with_and_without_gradients_is_compared_where_both
     nes = AuditResult("m", QueryCurve(attack=NES(eps=4 / 255)), right={EPS[2]: right(20)})
     (sentence,) = not_believable([fmn, nes])
     assert sentence == (
-        "m: NES by queries, which sees no gradients, leaves 20.0 % right at ε = 4/255; the best attack that sees gradients leaves 30.0 % of "
-        "the same pictures."
+        "m: NES by queries, which sees no gradients, leaves 20.0 % right at ε = 4/255; the best attack that sees gradients leaves 30.0 % "
+        "of the same pictures."
     )
     assert not_believable([fmn, replace(nes, right={EPS[2]: right(26)})]) == [], "4 pictures may be chance"
     assert not_believable([fmn, nes, found(AT[2], 10.0)]) == [], "the best one counts"
