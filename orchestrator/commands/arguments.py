@@ -183,7 +183,7 @@ def parser() -> argparse.ArgumentParser:
     analysed.add_argument("--checkpoint", required=True, nargs="+", help="as for evaluate; the epochs of a stage one after another")
     analysed.add_argument("--out", type=Path, help="folder for pictures and arrays [analysis/ in the store]")
     audited = with_sweep("audit", "Audit a sweep's models before and after cleaning: attacks, defences, explanations, biases, on one page.")
-    audited.add_argument("--checkpoint", nargs="+", default=[], help="audit these instead; each as for evaluate")
+    audited.add_argument("--checkpoint", nargs="+", default=[], help="audit these instead: epoch folders, .safetensors or .pt files")
     audited.add_argument("--only", metavar="NAME,…", help="audits by name, e.g. pgd,lime [a selection that takes minutes]; an unknown name "
                          "lists all")
     audited.add_argument("--n", type=_whole, default=200, help="test pictures")

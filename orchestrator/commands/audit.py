@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -162,7 +163,13 @@ def chosen_models(plan: Plan, store: Store, options: argparse.Namespace) -> list
 
 
 def given_models(plan: Plan, checkpoints: Sequence[str], store: Store) -> list[StoredModel]:
-    """The models of checkpoints: of stages of the sweep, or made elsewhere."""
+    """The models of checkpoints: of stages of the sweep, or made elsewhere. InputError for one that does not exist."""
+    for checkpoint in checkpoints:
+        if not os.path.exists(checkpoint):
+            raise InputError(
+                f"--checkpoint {checkpoint} does not exist; accepted: an epoch folder such as …/epoch_0010, or a file of weights "
+                "(.safetensors, .pt), but no tag of open_clip's."
+            )
     experiments, titles = experiments_of(plan.sweep, {}, checkpoints, MEASURED_BY, str(store.root)), plan_titles(plan)
     found = []
     for checkpoint, experiment in experiments.items():
@@ -171,7 +178,7 @@ def given_models(plan: Plan, checkpoints: Sequence[str], store: Store) -> list[S
         if own is not None:
             found.append(StoredModel(f"{titles.get(own.fingerprint, str(own))}, epoch {int(path.name[6:])}", own, int(path.name[6:])))
             continue
-        given = Given(checkpoint=str(path) if path.exists() else checkpoint, model=experiment.pretrain.model)
+        given = Given(checkpoint=str(path), model=experiment.pretrain.model)
         bare = replace(experiment, pretrain=given, clean=None, keep=None, prior=None)
         found.append(StoredModel(checkpoint, trained_by(bare), 0))  # brought into the store as epoch 0
     return found

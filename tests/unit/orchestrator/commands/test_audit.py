@@ -254,7 +254,8 @@ def test_a_checkpoint_by_its_path(store: Path, tmp_path: Path, capsys: pytest.Ca
         (["--eps=-1/255"], "--eps -1/255"),
         (["--rule", "best"], "--rule is 'best'"),
         (["--only", "pdg"], "Did you mean 'pgd'?"),
-        (["--checkpoint", "/nowhere/at/all"], "does not exist"),
+        (["--checkpoint", "/nowhere/at/all"], "--checkpoint /nowhere/at/all does not exist; accepted: an epoch folder"),
+        (["--checkpoint", "nonsense"], "--checkpoint nonsense does not exist; accepted: an epoch folder"),
     ],
 )
 def test_mistakes_are_one_sentence(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
@@ -262,6 +263,14 @@ def test_mistakes_are_one_sentence(store: Path, tmp_path: Path, capsys: pytest.C
         assert run(store, tmp_path / "none", *words) == 2
     text = capsys.readouterr().err
     assert said in text and "Traceback" not in text and not (tmp_path / "none").exists()
+
+
+def test_a_checkpoint_in_place_of_the_sweep_is_told(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (folder,) = (store / "pretrain").glob("*/epoch_0001")
+    for place in (folder, next(folder.glob("*.safetensors"))):
+        assert cli.run(["audit", str(place), "--store", str(store), "--out", str(tmp_path / "none")]) == 2
+        said = capsys.readouterr().err
+        assert f"{place} is a checkpoint, which does not tell its sweep: name the sweep, and beside it --checkpoint {place}," in said
 
 
 def test_a_sweep_that_was_not_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
