@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from orchestrator.report.drawing import COLOURS, DASHES, MARKERS, STYLE, legend
-from orchestrator.results.audits import AuditResult, eps_of, without_eps
+from orchestrator.results.audits import AuditResult, asks, eps_of, without_eps
 from trainers.audit.robustness import Robustness
 from trainers.evaluate.zeroshot import wilson
 
@@ -65,16 +65,15 @@ def _interval(one: AuditResult, name: str) -> tuple[float, float, float]:
 def query_curves(results: Sequence[AuditResult]) -> Figure | None:
     """Share of the attacked pictures that attacks which only ask had turned after so many queries, with Wilson's intervals: a colour for
     each model, a dash for each attack; None if no such attack turned a picture."""
-    asking = [one for one in results if one.attacked and one.asked]
-    if not asking:
+    asking = [one for one in results if one.attacked and asks(one.audit)]
+    if not any(one.asked for one in asking):
         return None
     models, titles = (list(dict.fromkeys(getattr(one, name) for one in asking)) for name in ("model", "title"))
-    most = max(max(one.asked) for one in asking)
     with matplotlib.rc_context(STYLE):
         figure = Figure(figsize=(7, 4.4), layout="constrained")
         axes = figure.subplots()
         for one in asking:
-            queries, share, low, high = (np.array(column) for column in zip(*query_steps(one, most)))
+            queries, share, low, high = (np.array(column) for column in zip(*query_steps(one)))
             colour, dash = COLOURS[models.index(one.model) % len(COLOURS)], DASHES[titles.index(one.title) % len(DASHES)]
             axes.step(queries, share, where="post", color=colour, linestyle=dash, label=f"{one.title}: {one.model}")
             axes.fill_between(queries, low, high, step="post", color=colour, alpha=0.12, linewidth=0)
@@ -83,9 +82,10 @@ def query_curves(results: Sequence[AuditResult]) -> Figure | None:
     return figure
 
 
-def query_steps(one: AuditResult, most: int) -> list[tuple[int, float, float, float]]:
-    """(queries, percent of the attacked pictures that were turned by then, and its interval) wherever that changes, from 1 to `most`."""
-    found = []
+def query_steps(one: AuditResult) -> list[tuple[int, float, float, float]]:
+    """(queries, percent of the attacked pictures that were turned by then, and its interval) wherever that changes, from 1 to the number
+    of queries that the attack may ask."""
+    found, most = [], getattr(getattr(one.audit, "attack", None), "queries", 1)
     for queries in sorted({1, *one.asked, most}):
         turned = sum(count <= queries for count in one.asked)
         found.append((queries, 100 * turned / one.attacked, *wilson(turned, one.attacked)))

@@ -69,17 +69,19 @@ def test_metrics_keep_their_order():
 
 def test_the_curve_over_queries_counts_what_was_turned_by_then():
     asking = [
-        AuditResult("m", Robustness(attack=Square()), asked=(5, 20, 20), attacked=4),
-        AuditResult("m", QueryCurve(attack=NES()), asked=(100,), attacked=4),
+        AuditResult("m", Robustness(attack=Square(queries=100)), asked=(5, 20, 20), attacked=4),
+        AuditResult("m", QueryCurve(attack=NES(queries=60)), asked=(), attacked=4),
     ]
-    steps = query_steps(asking[0], 100)
+    steps = query_steps(asking[0])
     assert [step[:2] for step in steps] == [(1, 0.0), (5, 25.0), (20, 75.0), (100, 75.0)]
     assert steps[2][2:] == pytest.approx(wilson(3, 4))
     figure = query_curves([*asking, robust(Robustness(attack=PGD()), 5)])
     assert figure is not None
     lines = figure.axes[0].get_lines()
-    assert [line.get_label().split(",")[0] for line in lines] == ["Square", "NES by queries"]
-    assert lines[0].get_ydata().tolist() == [0, 25, 75, 75] and lines[0].get_drawstyle() == "steps-post"
+    assert [str(line.get_label()).split(",")[0] for line in lines] == ["Square", "NES by queries"]
+    assert list(lines[0].get_ydata()) == [0, 25, 75, 75] and lines[0].get_drawstyle() == "steps-post"  # type: ignore[arg-type]
+    assert list(lines[1].get_xdata()) == [1, 60] and list(lines[1].get_ydata()) == [0, 0], "it turned none"  # type: ignore[arg-type]
+    assert query_curves(asking[1:]) is None
     assert query_curves([robust(Robustness(attack=PGD()), 5)]) is None
 
 
