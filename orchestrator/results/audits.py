@@ -151,9 +151,10 @@ def _rising(measured: Measured) -> Iterator[str]:
 
 
 def _blind_is_better(own: Sequence[AuditResult]) -> Iterator[str]:
-    """At every ε at which both were tried on the bare model."""
+    """At every ε at which both were tried on the bare model. That an attack cannot reach one class says nothing of the others."""
     bare = [(one.audit, one) for one in own if getattr(one.audit, "defence", None) is None]
     seeing = [(audit, one) for audit, one in bare if isinstance(audit, Robustness) and not audit.attack.black_box]
+    seeing = [(audit, one) for audit, one in seeing if getattr(audit.attack, "target", None) is None]
     for asking in (one for audit, one in bare if _is_blind(audit)):
         for eps, left in asking.right.items():
             white = [one.right[eps] for audit, one in seeing if audit.attack.norm == _norm(asking.audit) and eps in one.right]

@@ -38,6 +38,12 @@ class Asking(Stand):
     black_box = True
 
 
+@dataclass(frozen=True, kw_only=True)
+class Aiming(Stand):
+    id = "AimingStandIn"
+    target: int | None = None
+
+
 def right(count: int, first: int = 0, of: int = 100) -> dict[str, bool]:
     """Of so many pictures this count is right, from the one with this number on."""
     return {str(number): first <= number < first + count for number in range(of)}
@@ -81,6 +87,8 @@ def test_every_pair_of_attacks_with_and_without_gradients_is_compared_where_both
     half = AuditResult("m", Substitute(eps=4 / 255), right={EPS[2]: right(15, of=40)})
     (sentence,) = not_believable([fmn, half])
     assert "Substitute, which sees no gradients, leaves 37.5 % right" in sentence and "leaves 75.0 % of the same" in sentence
+    aims = [Robustness(attack=Aiming(eps=4 / 255, target=target)) for target in (None, 1)]
+    assert [len(not_believable([found(one, 30.0), nes])) for one in aims] == [1, 0], "one class may be out of reach"
     white = AuditResult("m", Transfer(attack=Stand(eps=4 / 255)), right={EPS[2]: right(15)})
     assert not_believable([fmn, white]) == [], "it transfers from the model itself, so it sees gradients"
 
