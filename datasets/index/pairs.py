@@ -83,6 +83,9 @@ def smallest_hashes(keys: pa.ChunkedArray, rows: np.ndarray, count: int, *salt: 
     for start in range(0, len(rows), 65536):  # in parts, so that few keys are Python strings at a time
         part = take(keys, rows[start : start + 65536]).to_pylist()
         hashes[start : start + len(part)] = [hashed(key) for key in part]
+    if 0 < count < len(rows):  # those that may be among the smallest, found in linear time
+        near = np.flatnonzero(hashes <= np.partition(hashes, count - 1)[count - 1])
+        rows, hashes = rows[near], hashes[near]
     return np.sort(rows[np.argsort(hashes, kind="stable")[:count]])
 
 

@@ -74,7 +74,7 @@ def test_a_formula_is_as_random_as_a_draw(n: int) -> None:
 def test_a_huge_set_needs_no_memory_of_its_size() -> None:
     n = 400_000_000
     got = Formula().positions(np.array([0, n]), 0, 5, n - 2048, n)
-    assert len(np.unique(got)) == 2048 and 0 <= got.min() and got.max() < n
+    assert len(np.unique(got)) == 2048 and got.min() >= 0 and got.max() < n
     assert abs(got.mean() / n - 0.5) < 0.03  # six standard errors are 0.038
 
 
