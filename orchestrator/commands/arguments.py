@@ -124,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
 
     planned = with_sweep("plan", "Show the stages of a sweep: what is stored, what would run, what it would cost.")
     planned.add_argument("--samples-per-second", type=_number, help="training rate to estimate with [that of a like stage in the store]")
+    planned.add_argument("--machine", metavar="8xH200", help="estimate hours, cores and reads on these GPUs, from measured figures")
     planned.add_argument("--json", action="store_true", help="print the plan as JSON")
     ran = with_sweep("run", "Run a sweep to its end. What exists is not made again; an interrupted run continues.")
     ran.add_argument("--gate", choices=("stop", "warn"), help="what to do when the attack did not take [the sweep's own]")
