@@ -51,6 +51,10 @@ def _filesystem(scheme: str, host: str) -> Any:
         import pyarrow.fs
         from fsspec.implementations.arrow import ArrowFSWrapper
 
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if scheme in ("s3", "s3a") and endpoint:  # pyarrow does not read these by itself
+            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+            return ArrowFSWrapper(pyarrow.fs.S3FileSystem(endpoint_override=endpoint, region=region))
         try:
             return ArrowFSWrapper(pyarrow.fs.FileSystem.from_uri(f"{scheme}://{host}")[0])
         except (pyarrow.ArrowInvalid, OSError):

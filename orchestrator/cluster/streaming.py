@@ -334,7 +334,7 @@ class _Window:
             with plain_errors():
                 raise got
         epoch, positions = self._expected.pop(step)
-        rows = self._feed.pairs.rows[positions]
+        rows = self._feed.pairs.rows_at(positions)
         assert np.array_equal(got["row"], rows), f"Ray Data gave other rows than the plan's for step {step}"
         return {**got, "step": step, "epoch": epoch, "number": positions}
 

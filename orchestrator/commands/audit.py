@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -17,7 +18,8 @@ from orchestrator.console.log import log, note, recording
 from orchestrator.experiment.check import further_sets
 from orchestrator.experiment.fingerprint import fingerprint
 from orchestrator.experiment.spec import Compute, Experiment, Given
-from orchestrator.report.audit import at_eps, write_audit
+from orchestrator.report.audit import write_audit
+from orchestrator.results.audit_names import at_eps, audit_names
 from orchestrator.results.audits import AuditResult, not_believable
 from orchestrator.results.selection import RULE, table
 from orchestrator.running.audits import StoredModel, estimate, make_audits, require_trained, wanted_audits
@@ -76,8 +78,9 @@ def _audit(
     wanted = wanted_audits(models, audits, options.n, options.seed, at)
     log.info(estimate(wanted, at))
     if options.dry:
+        called = audit_names(stage.audit for _, stage in wanted)
         for name, stage in wanted:
-            print(f"{'stored ' if at.find(stage) else 'to make'}  {stage.audit.label}{at_eps(stage.audit)}: {name}")
+            print(f"{'stored ' if at.find(stage) else 'to make'}  {called[stage.audit]}{at_eps(stage.audit)}: {name}")
         return 0
     if any(at.find(stage) is None for _, stage in wanted):
         session.connect(compute.num_cpus or None)
@@ -170,7 +173,13 @@ def chosen_models(plan: Plan, store: Store, options: argparse.Namespace) -> list
 
 
 def given_models(plan: Plan, checkpoints: Sequence[str], store: Store) -> list[StoredModel]:
-    """The models of checkpoints: of stages of the sweep, or made elsewhere."""
+    """The models of checkpoints: of stages of the sweep, or made elsewhere. InputError for one that does not exist."""
+    for checkpoint in checkpoints:
+        if not os.path.exists(checkpoint):
+            raise InputError(
+                f"--checkpoint {checkpoint} does not exist; accepted: an epoch folder such as …/epoch_0010, or a file of weights "
+                "(.safetensors, .pt), but no tag of open_clip's."
+            )
     experiments, titles = experiments_of(plan.sweep, {}, checkpoints, MEASURED_BY, str(store.root)), plan_titles(plan)
     found = []
     for checkpoint, experiment in experiments.items():
@@ -179,7 +188,7 @@ def given_models(plan: Plan, checkpoints: Sequence[str], store: Store) -> list[S
         if own is not None:
             found.append(StoredModel(f"{titles.get(own.fingerprint, str(own))}, epoch {int(path.name[6:])}", own, int(path.name[6:])))
             continue
-        given = Given(checkpoint=str(path) if path.exists() else checkpoint, model=experiment.pretrain.model)
+        given = Given(checkpoint=str(path), model=experiment.pretrain.model)
         bare = replace(experiment, pretrain=given, clean=None, keep=None, prior=None)
         found.append(StoredModel(checkpoint, trained_by(bare), 0))  # brought into the store as epoch 0
     return found
@@ -210,9 +219,5 @@ def _track(
     """Log the numbers to the runs of the checkpoints, where the sweep has them in MLflow."""
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     for (_, stage), result in zip(wanted, results):
-        values = {f"{_key(result)}/{name}": value for name, value in result.metrics.items() if value is not None}
+        values = {f"audit/{result.title}/{name}": value for name, value in result.metrics.items() if value is not None}
         tracker.audited(plan.fingerprint, stage.model.fingerprint, values, stage.epoch)
-
-
-def _key(result: AuditResult) -> str:
-    return f"audit/{result.audit.label}{at_eps(result.audit)}"

@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 NAMES = (
-    "poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch",
+    "poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch", "scale",
     "safeclip", "lime", "attacks", "audits", "step",
 )  # fmt: skip
 HELP = {
@@ -24,6 +24,7 @@ HELP = {
     "train": "two-worker Ray Train against torchrun",
     "trials": "a sweep's trials against no-op Tune trials",
     "fetch": "a list of pictures into shards against plain threads",
+    "scale": "index, plan, cleaning set and first batch at 1 and 10 million fabricated rows",
     "safeclip": "an epoch of SafeCLIP against one of MMCL+SSL",
     "lime": "LIME of a picture against the package lime",
     "attacks": "adversarial pictures by PGD and APGD against foolbox's and adv-lib's",

@@ -18,7 +18,7 @@ from scipy import stats
 from datasets.component import Count, Positive
 from datasets.errors import InputError
 from datasets.feed.loader import make_batch
-from datasets.index.pairs import Pairs, smallest_hashes
+from datasets.index.pairs import Pairs
 from datasets.seeding import hash64, rng
 from trainers.audit.base import Audit, Findings, Subject
 from trainers.audit.bias.shared import image_features, logistic, text_features
@@ -94,8 +94,7 @@ class PoisonTail(Audit):
 
     def _shards(self, pairs: Pairs) -> tuple[pa.Table, np.ndarray]:
         """(records of both shards, by position; which are of the suspected one, bool [N])."""
-        all_keys = pa.chunked_array([pairs.keys()])
-        records = pairs.records(smallest_hashes(all_keys, np.arange(len(pairs)), self.count, self.seed, "poison tail"))
+        records = pairs.records(pairs.smallest(self.count, self.seed, "poison tail"))
         dealt_N = np.array([hash64(self.seed, "trusted", key) / 2**64 for key in records["key"].to_pylist()])
         suspected_N = dealt_N >= self.trusted
         kept_N = suspected_N | ~records["poisoned"].to_numpy()
