@@ -16,6 +16,7 @@ from datasets.component import since
 from datasets.errors import InputError
 from trainers.audit.attacks.base import Attack, Attacked, lengths
 from trainers.audit.base import Audit, Findings, Pictures, Subject
+from trainers.audit.bias.shared import by_hash
 from trainers.audit.classifier import Classifier, as_bytes
 from trainers.audit.defences.adaptive import EOT, adaptive
 from trainers.audit.defences.base import Defence
@@ -25,6 +26,8 @@ from trainers.audit.tables import attack_rows, noisy
 
 MASKED = 50.0
 """More pictures than this share (in percent) with a zero gradient, and the attack says nothing."""
+LOOKED_AT = 64
+"""Pictures, at most, on which an attack looks for reasons against its result; chosen by the hashes of their keys."""
 SHOWN = 6
 """Pictures in the gallery."""
 
@@ -184,7 +187,7 @@ class Robustness(Audit):
 
     def _warnings(self, subject: Subject) -> Sequence[str]:
         """What the attack itself says against its result on this classifier."""
-        part = subject.batches()[0]
+        part = subject.pictures.part(by_hash(subject.pictures.keys, self.attack.seed, "warnings")[:LOOKED_AT])
         return self.attack.warnings(subject.classifier, part.floats(subject.classifier), part.keys)
 
     def _notes(self, metrics: Mapping[str, float]) -> list[str]:

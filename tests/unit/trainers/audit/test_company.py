@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from tests.unit.trainers.audit.quarters import CLASSES, network, quarters
 from trainers.audit.attacks.apgd import APGD
@@ -129,6 +130,17 @@ def test_neither_batches_nor_order_change_a_row(audit: Audit) -> None:
         assert again.keys() == whole.keys()
         for key, row in whole.items():
             same(again[key], row)
+
+
+def test_neither_batches_nor_order_change_what_an_attack_says_against_its_result() -> None:
+    """A third of the pictures have no gradient, and the sentence counts them."""
+    plain, one = bare(), subject()
+    flat = Classifier(lambda x, keys: plain(x, keys).where(torch.tensor([int(key[8:]) % 3 > 0 for key in keys])[:, None], torch.zeros(4)),
+                      CLASSES, dtype=plain.dtype)  # fmt: skip
+    audit = Robustness(attack=AutoAttack(eps=EPS, steps=2, queries=2))
+    cases = [replace(one, classifier=flat, batch_size=1), replace(one, classifier=flat, pictures=one.pictures.part(ORDER))]
+    said = [audit.run(case).notes for case in cases]
+    assert said[0] == said[1] and "5 of 13 pictures" in " ".join(said[0])
 
 
 @pytest.mark.parametrize("audit", BY_THEMSELVES, ids=name)
