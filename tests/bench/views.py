@@ -1,8 +1,8 @@
 """Views of 224 pixels: the whole feed against bare decoding and resizing by the same libraries, and two views against one.
 
 The bare side has the pictures' bytes in memory and does nothing but decode them, resize the shorter side and cut out the centre. It has no
-index, no keys or captions, no batches, no checks of a picture's size. Both sides run in this process, with one thread; pictures are JPEGs of
-256 to 400 pixels. Two views are those of the in-modal loss: AutoAugment of the picture and EDA of the caption beside them.
+index, no keys or captions, no batches, no checks of a picture's size. Both sides run in this process, with one thread;
+pictures are JPEGs of 256 to 400 pixels. Two views are those of the in-modal loss: AutoAugment of the picture and EDA of the caption beside them.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def fed(pairs: Pairs, two_views: bool = False) -> dict[str, float]:
     """Samples a CPU-second of one epoch."""
     steps = len(pairs) // BATCH
     feed = LocalFeed(pairs, Recipe(views=Views(size=SIZE), two_views=two_views), batch_size=BATCH, steps=steps)
-    with Meter() as used, contextlib.closing(feed.batches()) as batches:
+    with Meter() as used, contextlib.closing(feed.batches()) as batches:  # type: ignore[type-var]
         for _ in batches:
             pass
     return {"per_cpu": steps * BATCH / used.cpu}

@@ -16,7 +16,7 @@ from datasets.acquire.fetch import Wanted, picture
 from datasets.acquire.ingest import ingest
 from datasets.acquire.manners import Failed
 from datasets.evaluation.evalset import EvalSet
-from datasets.images.view import MAX_BYTES, DecodeError, TooLarge, _to_rgb, decode
+from datasets.images.view import MAX_BYTES, DecodeError, TooLarge, _to_rgb, decode, scans
 from datasets.index.source import Source
 from tests.experiments import ROOT
 from tests.unit.making import tar
@@ -172,3 +172,13 @@ def test_strips_are_converted_as_the_whole_is(mode, monkeypatch):
     assert np.array_equal(_to_rgb(image), whole) and whole.std() > 10
     if mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV"):
         assert np.array_equal(whole, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("size", [2, 3, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, (1 << 19) + 2])
+def test_scans_are_counted_wherever_they_lie(size):
+    """Also across the edge of two parts that are searched one after the other."""
+    draw = np.random.default_rng(size)
+    data = bytearray(draw.choice(np.array([0xFF, 0xDA, 0x00], np.uint8), size).tobytes())
+    for edge in range(1 << 18, size - 1, 1 << 18):
+        data[edge - 1 : edge + 1] = b"\xff\xda"
+    assert scans(bytes(data)) == bytes(data).count(b"\xff\xda")
