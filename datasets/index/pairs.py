@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 
 from datasets.errors import InputError
 from datasets.index.source import INDEX_SCHEMA
-from datasets.seeding import hash64, rng
+from datasets.seeding import hashes64, rng
 
 BATCH_ROWS = 1 << 20
 """Rows of a record batch in an index file. Few large batches make random access fast; a single one would have to fit in memory."""
@@ -81,7 +81,7 @@ def smallest_hashes(keys: pa.ChunkedArray, rows: np.ndarray, count: int, *salt: 
     hashes = np.empty(len(rows), np.uint64)
     for start in range(0, len(rows), 65536):  # in parts, so that few keys are Python strings at a time
         part = keys.take(pa.array(rows[start : start + 65536])).to_pylist()
-        hashes[start : start + len(part)] = [hash64(*salt, key) for key in part]
+        hashes[start : start + len(part)] = hashes64(*salt, keys=part)
     return np.sort(rows[np.argsort(hashes, kind="stable")[:count]])
 
 

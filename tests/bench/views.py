@@ -1,8 +1,8 @@
 """Views of 224 pixels: the whole feed against bare decoding and resizing by the same libraries, and two views against one.
 
 The bare side has the pictures' bytes in memory and does nothing but decode them, resize the shorter side and cut out the centre. It has no
-index, no keys or captions, no batches, no checks of a picture's size. Both sides run in this process, with one thread;
-pictures are JPEGs of 256 to 400 pixels. Two views are those of the in-modal loss: AutoAugment of the picture and EDA of the caption beside them.
+index, no keys or captions, no batches, no checks of a picture's size. Both sides run in this process, with one thread; pictures are
+JPEGs of 256 to 400 pixels. Two views are those of the in-modal loss: AutoAugment of the picture and EDA of the caption beside them.
 """
 
 from __future__ import annotations
