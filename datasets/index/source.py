@@ -25,7 +25,7 @@ from PIL import Image
 from datasets.captions import NO_CAPTION, NOT_TEXT, Caption, as_caption, chosen
 from datasets.component import Component
 from datasets.errors import InputError, said
-from datasets.images.view import DecodeError, check_size, decode, pillow_errors
+from datasets.images.view import DecodeError, check_decodes, check_size, pillow_errors
 from datasets.index import parquet, tables
 from datasets.index.addresses import PARQUET_CELL, file_place, folder_of, member_of, read_file
 from datasets.index.keys import mark_duplicates, shard_names, shard_stem
@@ -335,7 +335,7 @@ def fault(read: Callable[[], bytes], verify: str, where: str) -> str:
     """Why the picture cannot be used, as far as `verify` checks, or "". Raises `InputError` naming `where` if its bytes cannot be read."""
     try:
         if verify == "decode":
-            decode(read())
+            check_decodes(read())
         elif verify == "header":
             data = read()
             with pillow_errors(), Image.open(io.BytesIO(data)) as picture:
