@@ -15,7 +15,7 @@ from datasets.errors import InputError
 from datasets.images.resize import canonical_part
 from datasets.images.view import DecodeError, canonical, decode
 from datasets.index.addresses import read_bytes
-from datasets.triggers.base import Trigger, put_on
+from datasets.triggers.base import Pasted, Trigger, put_on
 
 T = TypeVar("T")
 
@@ -44,6 +44,12 @@ def stamped_views(trigger: Trigger, records: pa.Table, view_BHWC: np.ndarray, *d
     `view_BHWC` are the clean views. Only a trigger that is put on pictures as stored reads the pictures again.
     """
     size, keys = view_BHWC.shape[1], records["key"].to_pylist()
+    if isinstance(trigger, Pasted) and trigger.pastes and not trigger.native:
+        pasted_BHWC = view_BHWC.copy()
+        for i, key in enumerate(keys):
+            for draw in draws:
+                trigger.paste(pasted_BHWC[i], draw(key))
+        return pasted_BHWC
     stamped_BHWC = np.empty_like(view_BHWC)
     for i, (key, picture) in enumerate(zip(keys, pictures(records) if trigger.native else view_BHWC)):
         for draw in draws:
