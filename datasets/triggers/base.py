@@ -71,7 +71,7 @@ class Pasted(Trigger):
 
     def paste(self, image_HWC: np.ndarray, rng: np.random.Generator) -> None:
         """`stamp` on the picture itself."""
-        for top, left, piece_HWC in self.pieces(*image_HWC.shape[:2], rng):
+        for top, left, piece_HWC in self.pieces(image_HWC.shape[0], image_HWC.shape[1], rng):
             image_HWC[top : top + piece_HWC.shape[0], left : left + piece_HWC.shape[1]] = piece_HWC
 
     @property
