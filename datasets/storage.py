@@ -77,6 +77,7 @@ class Reader:
     def __init__(self, url: str) -> None:
         self.url = url
         self._fd, self._file = -1, None
+        self._near = (0, b"")
         try:
             if is_remote(url):
                 system, path = filesystem(url)
@@ -102,6 +103,19 @@ class Reader:
             return data
         except OSError as error:
             raise InputError(f"{self.url} cannot be read at byte {offset}: {error.strerror or error}.") from error
+
+    def window(self, offset: int, length: int) -> bytes:
+        """The same as `read`, and kept until the next call, for `read_near`. For a reader that one thread has for itself."""
+        data = self.read(offset, length)
+        self._near = (offset, data)
+        return data
+
+    def read_near(self, offset: int, length: int) -> bytes:
+        """The same as `read`, without a call of the system if the last `window` holds the bytes."""
+        start, near = self._near
+        if start <= offset and offset + length <= start + len(near):
+            return near[offset - start : offset - start + length]
+        return self.read(offset, length)
 
     def readinto(self, offset: int, view: memoryview) -> int:
         """Fill `view` from `offset`; returns how many bytes were read."""

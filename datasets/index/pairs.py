@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from datasets.errors import InputError
 from datasets.index.columns import take
 from datasets.index.source import INDEX_SCHEMA
-from datasets.seeding import hasher
+from datasets.seeding import hashes64
 
 BATCH_ROWS = 1 << 20
 """Rows of a record batch in an index file. Few large batches make random access fast; a single one would have to fit in memory."""
@@ -79,10 +79,9 @@ def smallest_hashes(keys: pa.ChunkedArray, rows: np.ndarray, count: int, *salt: 
     """int64, rising: the `count` of `rows` whose keys have the smallest hashes under the salt. Independent of the order of rows; a larger
     `count` includes a smaller one."""
     hashes = np.empty(len(rows), np.uint64)
-    hashed = hasher(*salt)
     for start in range(0, len(rows), 65536):  # in parts, so that few keys are Python strings at a time
         part = take(keys, rows[start : start + 65536]).to_pylist()
-        hashes[start : start + len(part)] = [hashed(key) for key in part]
+        hashes[start : start + len(part)] = hashes64(*salt, keys=part)
     if 0 < count < len(rows):  # those that may be among the smallest, found in linear time
         near = np.flatnonzero(hashes <= np.partition(hashes, count - 1)[count - 1])
         rows, hashes = rows[near], hashes[near]

@@ -11,12 +11,14 @@ import time
 from pathlib import Path
 
 NAMES = (
-    "poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch", "scale",
+    "poison", "memory", "index", "views", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch", "scale",
     "safeclip", "lime", "attacks", "audits", "step",
 )  # fmt: skip
 HELP = {
     "poison": "poisoned shards against Ray Data's own read, map and write",
     "memory": "peak memory of poisoning and streaming at two sizes",
+    "index": "the index of tars against tarfile and json",
+    "views": "decoded 224-pixel views against decoding and resizing alone, and two views against one",
     "feed": "decoded 224-pixel views against open_clip's webdataset loader",
     "cache": "cleaning epochs from decoded pictures against decoding in each epoch",
     "evaluate": "zero-shot accuracy and ASR against decoding and encoding the prompts once a pass",
