@@ -56,6 +56,9 @@ class Robustness(Audit):
             raise InputError("Robustness.mode is adaptive, but there is no defence to adapt to; give a defence, or oblivious.")
         if self.attack.minimal and not self.radii:
             raise InputError(f"Robustness.radii is empty; {self.attack.label} finds the smallest change: name the ε to read off.")
+        if not self.attack.minimal and not hasattr(self.attack, "eps"):
+            raise InputError(f"Robustness.attack is {self.attack.label}, which no ε bounds; accepted: attacks within ε, and minimal ones. "
+                             "A patch is audited by Planted.")
 
     @property
     def group(self) -> str:  # type: ignore[override]

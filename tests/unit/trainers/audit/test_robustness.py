@@ -10,7 +10,9 @@ import pytest
 import torch
 from scipy import stats
 
+from datasets.errors import InputError
 from trainers.audit.attacks.base import Attack, Attacked, Distance
+from trainers.audit.attacks.patch import AdversarialPatch
 from trainers.audit.base import Pictures, Subject
 from trainers.audit.black_box import QueryCurve, Transfer
 from trainers.audit.classifier import Classifier
@@ -86,3 +88,8 @@ def test_all_attacks_have_the_same_columns(audit):
     defended = getattr(audit, "defence", None) is not None
     assert set(zip(rows["defence"], rows["mode"])) == {("BitDepth3", "oblivious") if defended else (None, None)}
     assert rows["eps"] == [None if audit.attack.minimal else 0.1] * 3
+
+
+def test_a_patch_has_no_radius():
+    with pytest.raises(InputError, match=r"Robustness\.attack is AdversarialPatch, which no ε bounds; .* A patch is audited by Planted"):
+        Robustness(attack=AdversarialPatch())
