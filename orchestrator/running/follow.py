@@ -108,17 +108,21 @@ class Follower:
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_S):
+            self.look()
+
+    def look(self) -> None:
+        """Read the store once, and report what is new since the last time."""
+        try:
+            study = load_study(self._plan, self._store, live=True)
+        except (InputError, OSError):  # an artefact was damaged meanwhile: the end of the run reports it
+            return
+        self._tell(study)
+        if self._mirror is not None:
             try:
-                study = load_study(self._plan, self._store, live=True)
-            except (InputError, OSError):  # an artefact was damaged meanwhile: the end of the run reports it
-                continue
-            self._tell(study)
-            if self._mirror is not None:
-                try:
-                    self._mirror.sync(study)
-                except TrackingError as error:  # training continues; the end of the run logs everything, or fails
-                    self._mirror = None
-                    log.warning("%s", error)
+                self._mirror.sync(study)
+            except TrackingError as error:  # training continues; the end of the run logs everything, or fails
+                self._mirror = None
+                log.warning("%s", error)
 
     def _tell_notes(self) -> None:
         """Log the notes of the plan's stages that run, or have ended since this run began."""
