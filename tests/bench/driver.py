@@ -17,6 +17,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,6 @@ from datasets.images.view import Views
 from datasets.seeding import rng
 from datasets.synthetic import tiny
 from datasets.triggers.patch import Patch
-from orchestrator.experiment.fingerprint import described
 from orchestrator.experiment.spec import Clean, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
 from orchestrator.report.page import write_report
 from orchestrator.running.follow import POLL_S, Follower, Mirror
@@ -86,9 +86,8 @@ def line(stage: Stage, number: int, epoch: int, seconds: float) -> dict[str, Any
     asr = float(min(100.0, max(0.0, 99 * math.exp(-0.02 * (number % 25) * epoch) + noise.normal(0, 0.8))))
     if stage.kind == "pretrain":
         accuracy, asr = 62 * (1 - math.exp(-epoch / 4)), 99 * (1 - math.exp(-epoch / 3))
-    metrics: dict[str, float] = {"train/loss": float(noise.uniform(1, 3)), "train/mmcl": float(noise.uniform(1, 3)),
-                                 "train/inmodal": float(noise.uniform(1, 3)), "train/lr": 1e-3 / (1 + epoch),
-                                 "train/logit_scale": float(noise.uniform(13, 15)), "train/samples_per_second": float(noise.uniform(90, 200))}
+    metrics: dict[str, float] = {f"train/{name}": float(noise.uniform(1, 3)) for name in ("loss", "mmcl", "inmodal", "lr", "logit_scale")}
+    metrics["train/samples_per_second"] = float(noise.uniform(90, 200))
     for name, top in (("zeroshot", accuracy), ("asr", asr)):
         low, high = wilson(round(top * 100), 10_000)
         metrics |= {f"{name}/n": 10_000, f"{name}/top1": top, f"{name}/top1_count": round(top * 100), f"{name}/top1_low": low,
@@ -206,7 +205,8 @@ def planned(sweep: str, store: Path, *flags: str) -> float:
 
 def shipped_sweeps(size: str) -> dict[str, list[str]]:
     """Sweeps of the project → flags; the miniatures, which need no data."""
-    names = [path.stem for path in sorted((ROOT / "sweeps").glob("[a-z]*.py")) if "\nMINIATURE" in (text := path.read_text()) and "\nMATRIX" not in text]
+    texts = {path.stem: path.read_text() for path in sorted((ROOT / "sweeps").glob("[a-z]*.py"))}
+    names = [name for name, text in texts.items() if "\nMINIATURE = " in text and "\nSWEEP = " in text]
     return {"quickstart": [], **{name: ["--miniature"] for name in (names if size == "full" else names[:1])}}
 
 
@@ -216,45 +216,58 @@ def within(what: str, unit: str, values: list[float], limit: float, note: str = 
 
 def growth(what: str, large: list[float], small: list[float], sizes: tuple[int, int]) -> Row:
     exponent = math.log(statistics.median(large) / statistics.median(small)) / math.log(sizes[1] / sizes[0])
-    row = Row(f"{what}, {sizes[1]} trials against {sizes[0]}", "CPU-s", large, small, note=f"exponent {exponent:.2f}")
-    return row
+    return Row(f"{what}, {sizes[1]} trials against {sizes[0]}", "CPU-s", large, small, note=f"exponent {exponent:.2f}")
+
+
+def measured(made: Made, folder: Path, rounds: int) -> dict[str, list[float]]:
+    """What each kind of work costs for this sweep, round by round."""
+    trials = len(made.cleanings)
+    figures = {"follow": list(polls(made, max(3, rounds)))}
+    made.ended()
+    study, out = load_study(made.plan, made.store), folder / f"report-{trials}"
+    assert [trial.status for trial in study.trials] == ["finished"] * trials
+    figures["report"] = [cpu(lambda: write_report(study, out)) for _ in range(rounds)]
+    figures["page"] = [(out / "report.html").stat().st_size / 1e6]
+    figures["mlflow"] = []
+    for number in range(rounds):
+        Tracker(uri := f"sqlite:///{folder}/{trials}-{number}.db", "bench").check()
+        figures["mlflow"].append(cpu(partial(mirrored, made, uri)))
+    figures["plan"] = [planned(sweep_file(folder, trials), made.store.root) for _ in range(rounds)]
+    for name, values in figures.items():
+        print(f"  {trials} trials, {name}: {', '.join(f'{value:.3g}' for value in values)}", flush=True)
+    return figures
+
+
+def sweep_file(folder: Path, trials: int) -> str:
+    path = folder / f"sweep_{trials}.py"
+    path.write_text(SWEEP_FILE.format(trials=trials))
+    return str(path)
 
 
 def run(size: str, rounds: int) -> list[Row]:
     few, many, others = SIZES[size]
-    rows: list[Row] = []
-    found: dict[str, dict[int, list[float]]] = {}
     with scratch() as folder:
-        for trials in (few, many):
-            made = make(folder, trials)
-            figures = {"follow": list(polls(made, max(3, rounds)))}
-            made.ended()
-            study, out = load_study(made.plan, made.store), folder / f"report-{trials}"
-            assert [trial.status for trial in study.trials] == ["finished"] * trials
-            figures["report"] = [cpu(lambda: write_report(study, out)) for _ in range(rounds)]
-            figures["page"] = [(out / "report.html").stat().st_size / 1e6]
-            uris = [f"sqlite:///{folder}/{trials}-{number}.db" for number in range(rounds)]
-            for uri in uris:
-                Tracker(uri, "bench").check()
-            figures["mlflow"] = [cpu(lambda uri=uri: mirrored(made, uri)) for uri in uris]  # type: ignore[misc]
-            (file := folder / f"sweep_{trials}.py").write_text(SWEEP_FILE.format(trials=trials))
-            figures["plan"] = [planned(str(file), made.store.root) for _ in range(rounds)]
-            for name, values in figures.items():
-                found.setdefault(name, {})[trials] = values
-                print(f"  {trials} trials, {name}: {', '.join(f'{value:.3g}' for value in values)}", flush=True)
+        small = measured(make(folder, few), folder, rounds)
+        large = measured(made := make(folder, many), folder, rounds)
         crowd(made.store, others)
-        crowded = [planned(str(file), made.store.root) for _ in range(rounds)]
+        crowded = [planned(sweep_file(folder, many), made.store.root) for _ in range(rounds)]
         shipped = {name: planned(f"sweeps.{name}", folder / "none", *flags) for name, flags in shipped_sweeps(size).items()}
     print("  plan of shipped sweeps: " + ", ".join(f"{name} {value:.2f}" for name, value in shipped.items()), flush=True)
-    share = [value / (POLL_S + value) for value in found["follow"][many]]
-    rows.append(within(f"following {many} trials", "of a core", share, POLL_SHARE, "a look every 2 s; `theirs` is the limit"))
-    rows.append(growth("a look", found["follow"][many], found["follow"][few], (few, many)))
-    rows.append(within(f"report of {many} trials × {EPOCHS} epochs", "CPU-s", found["report"][many], REPORT_S))
-    rows.append(growth("report", found["report"][many], found["report"][few], (few, many)))
-    rows.append(within("its page", "MB", found["page"][many], PAGE_MB))
-    rows.append(within(f"MLflow, {many} trials into a new database", "CPU-s", found["mlflow"][many], MLFLOW_S))
-    rows.append(growth("MLflow", found["mlflow"][many], found["mlflow"][few], (few, many)))
-    rows.append(within(f"plan of {many} trials beside {others:,} other cleanings", "CPU-s", crowded, PLAN_S, "imports included"))
-    rows.append(growth("plan", found["plan"][many], found["plan"][few], (few, many)))
-    rows.append(within("plan of a shipped sweep, the dearest", "CPU-s", [max(shipped.values())], PLAN_S, max(shipped, key=shipped.__getitem__)))
-    return rows
+    share = [value / (POLL_S + value) for value in large["follow"]]
+    dearest = max(shipped, key=shipped.__getitem__)
+
+    def grown(name: str, what: str) -> Row:
+        return growth(what, large[name], small[name], (few, many))
+
+    return [
+        within(f"following {many} trials", "of a core", share, POLL_SHARE, "a look every 2 s, at one epoch that is new"),
+        grown("follow", "a look"),
+        within(f"report of {many} trials × {EPOCHS} epochs", "CPU-s", large["report"], REPORT_S),
+        grown("report", "the report"),
+        within("its page", "MB", large["page"], PAGE_MB),
+        within(f"MLflow, {many} trials × {EPOCHS} epochs into a new database", "CPU-s", large["mlflow"], MLFLOW_S),
+        grown("mlflow", "MLflow"),
+        within(f"plan of {many} trials beside {others:,} other cleanings", "CPU-s", crowded, PLAN_S, "imports included"),
+        grown("plan", "plan"),
+        within("plan of the dearest shipped sweep", "CPU-s", [shipped[dearest]], PLAN_S, dearest),
+    ]
