@@ -11,8 +11,7 @@ import time
 from pathlib import Path
 
 NAMES = (
-    "poison", "memory", "index", "views", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch", "scale",
-    "safeclip", "lime", "attacks", "audits", "step",
+    "poison", "memory", "index", "views", "feed", "cache", "evaluate", "detect", "train", "trials", "driver", "fetch", "scale",
 )  # fmt: skip
 HELP = {
     "poison": "poisoned shards against Ray Data's own read, map and write",
@@ -31,6 +30,7 @@ HELP = {
     "lime": "LIME of a picture against the package lime",
     "attacks": "adversarial pictures by PGD and APGD against foolbox's and adv-lib's",
     "audits": "audits of a checkpoint by two processes against one",
+    "driver": "what following, report, MLflow and plan of 500 trials cost the driver, against 100 trials",
     "step": "the train step against open_clip's, on a GPU",
 }
 
