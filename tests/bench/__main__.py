@@ -10,9 +10,6 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = (
-    "poison", "memory", "index", "views", "feed", "cache", "evaluate", "detect", "train", "trials", "driver", "fetch", "scale",
-)  # fmt: skip
 HELP = {
     "poison": "poisoned shards against Ray Data's own read, map and write",
     "memory": "peak memory of poisoning and streaming at two sizes",
@@ -33,6 +30,7 @@ HELP = {
     "driver": "what following, report, MLflow and plan of 500 trials cost the driver, against 100 trials",
     "step": "the train step against open_clip's, on a GPU",
 }
+NAMES = tuple(HELP)
 
 
 def main() -> int:
