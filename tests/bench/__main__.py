@@ -36,7 +36,7 @@ NAMES = tuple(HELP)
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:8}{HELP[name]}" for name in NAMES),
+        epilog="\n".join(f"{name:10}{HELP[name]}" for name in NAMES),
     )
     parser.add_argument("names", nargs="*", metavar="name", help=f"which of {', '.join(NAMES)}; all without one")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, and measures nothing")
