@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scipy.special import stdtrit
-
 from orchestrator.results.kinds import names, study_method, study_objective
 from orchestrator.results.names import (
     hyperparameters,
@@ -107,6 +105,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
     n, mean = len(values), math.fsum(values) / len(values)
     if n == 1:
         return mean, math.nan, math.nan
+    from scipy.special import stdtrit  # here, for a plan needs no interval
+
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     t = float(stdtrit(n - 1, 0.975))
     return mean, mean - t * sd / math.sqrt(n), mean + t * sd / math.sqrt(n)

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,7 +15,7 @@ from typing import Any
 
 from datasets.errors import InputError
 from orchestrator.results.kinds import attack_text, component_of
-from orchestrator.results.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
+from orchestrator.results.names import flatten, hyperparameters, method_of, objective_of, settings
 from orchestrator.results.outcome import StageResult, Study, TrialResult
 from orchestrator.results.points import Point, points_of, start_of, uncleaned
 from orchestrator.results.selection import best_metrics
@@ -24,13 +23,16 @@ from orchestrator.tracking.file import making, mlflow_uri, relocate, why
 from orchestrator.tracking.runs import (
     COMPLETE,
     FINGERPRINT,
+    MAX_KEY,
+    MAX_TAG,
     SENTINEL,
     STUDY,
     Held,
-    batches,
+    Line,
     create_run,
     find_experiment,
     find_run,
+    key_of,
     one_of,
     runs_of,
     search_runs,
@@ -39,8 +41,6 @@ from orchestrator.tracking.server import VIEW, absolute_uri, artifact_location, 
 from orchestrator.tracking.view import saved_view
 
 PARENT, DRIVER, ERROR, NONFINITE = "mlflow.parentRunId", "cleansweep.driver", "cleansweep.error", "cleansweep.nonfinite"
-MAX_PARAM, MAX_TAG, MAX_KEY, MAX_PARAMS = 500, 5000, 250, 100
-"""Characters of a value, of a tag and of a key, and parameters in one request, that every MLflow server takes."""
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
 
 
@@ -99,7 +99,7 @@ class Tracker:
                     "mlflow.note.content": study.doc,
                 },
             )
-            self._params(run_id, {"study": study.name, **_flat(study.config), **_flat({"poison": study.poison})})
+            self._hold(run_id).log_params({"study": study.name, **_flat(study.config), **_flat({"poison": study.poison})})
             self._json(run_id, study.config, "config.json")
             if study.poison:
                 self._json(run_id, study.poison, "poison.json")
@@ -143,56 +143,56 @@ class Tracker:
             if self._complete.get(run_id) == _whole(result):
                 return run_id
             tried = hyperparameters(result) if isinstance(result, TrialResult) else {}
-            self._params(run_id, {**_flat(result.config), **tried})
+            self._hold(run_id).log_params({**_flat(result.config), **tried})
             self._json(run_id, result.config, "config.json")
             return run_id
 
     def sync(self, result: StageResult) -> None:
         """Log the epochs that the run does not hold yet, as many in a request as fit, step = epoch."""
         run_id = self._by_stage[result.fingerprint]
-        if self._complete.get(run_id) == _whole(result):
-            return
-        with self._guard(f"metrics of {result.stage} {result.fingerprint[:12]}"):
-            held = self._hold(run_id)
-            self._add_later_ones(run_id, result)
-            fresh: list[tuple[int, dict[str, float]]] = []
-            tags: dict[str, str] = {}
-            for line in result.metrics:
-                epoch = int(line["epoch"])
-                if epoch in held.epochs:
-                    continue
-                values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
-                if isinstance(result, TrialResult):
-                    so_far = [known for known in result.metrics if known["epoch"] <= epoch]
-                    values |= best_metrics(so_far, self._uncleaned(result))
-                values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-                finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
-                fresh.append((epoch, finite))
-                held.epochs.add(epoch)
-                if lost := [f"{k} = {values[k]} at epoch {epoch}" for k in sorted(values.keys() - finite.keys())]:
-                    tags[NONFINITE] = "; ".join(lost)[:MAX_TAG]
-            for batch in batches(fresh):
-                self._log(run_id, batch)
-            if tags:
-                self._log(run_id, tags=tags)
+        if self._complete.get(run_id) != _whole(result):
+            with self._guard(f"metrics of {result.stage} {result.fingerprint[:12]}"):
+                held = self._hold(run_id)
+                lines, tags = self._fresh(held, result)
+                held.log(lines, tags)
+                held.epochs |= {epoch for epoch, _ in lines}
 
-    def _add_later_ones(self, run_id: str, result: StageResult) -> None:
+    def _fresh(self, held: Held, result: StageResult) -> tuple[list[Line], dict[str, str]]:
+        """The epochs that the run does not hold yet, and the tag about values that are not finite. Logs metrics that were measured after
+        their epochs were logged.
+        """
+        lines, tags = list[Line](), dict[str, str]()
+        self._add_later_ones(held, result)
+        for line in result.metrics:
+            epoch = int(line["epoch"])
+            if epoch in held.epochs or epoch in dict(lines):
+                continue
+            values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
+            if isinstance(result, TrialResult):
+                so_far = [known for known in result.metrics if known["epoch"] <= epoch]
+                values |= best_metrics(so_far, self._uncleaned(result))
+            values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
+            lines.append((epoch, finite))
+            if lost := [f"{k} = {values[k]} at epoch {epoch}" for k in sorted(values.keys() - finite.keys())]:
+                tags[NONFINITE] = "; ".join(lost)[:MAX_TAG]
+        return lines, tags
+
+    def _add_later_ones(self, held: Held, result: StageResult) -> None:
         """Log metrics that were measured after their epochs were logged: all epochs of a metric in one request."""
-        held = self._hold(run_id)
-        later: dict[str, list[tuple[int, dict[str, float]]]] = {}
+        later: dict[str, list[Line]] = {}
         for line in result.metrics if held.epochs else ():
             for name, value in line.get("metrics", {}).items() if int(line["epoch"]) in held.epochs else ():
-                if _key(name) not in held.metrics and isinstance(value, (int, float)) and math.isfinite(value):
-                    later.setdefault(_key(name), []).append((int(line["epoch"]), {name: float(value)}))
+                if key_of(name) not in held.metrics and isinstance(value, (int, float)) and math.isfinite(value):
+                    later.setdefault(key_of(name), []).append((int(line["epoch"]), {name: float(value)}))
         for values in later.values():
-            self._log(run_id, values)
+            held.log(values)
 
     def finish(self, result: StageResult, status: str | None = None) -> None:
         """Log everything that is still missing, `best/…` and `final/…`, the checkpoint's place, and end the run.
 
         `status` is MLflow's (FINISHED, FAILED, KILLED); None takes it from the result.
         """
-        self.sync(result)
         run_id = self._by_stage[result.fingerprint]
         if points_of(result) and not isinstance(result, TrialResult):
             self._sources[result.fingerprint] = points_of(result)
@@ -201,10 +201,10 @@ class Tracker:
         status = status or STATUS[result.status]
         with self._guard(f"the end of {result.stage} {result.fingerprint[:12]}"):
             held, points = self._hold(run_id), points_of(result)
+            lines, tags = self._fresh(held, result)
             last: dict[str, float] = {}
             if points and result.status in ("finished", "stopped"):  # a failed stage may be continued and then end differently
                 last |= {"final/accuracy": points[-1].accuracy, "final/asr": points[-1].asr}
-            tags: dict[str, str] = {}
             if isinstance(result, TrialResult):
                 last |= best_metrics(result.metrics, self._uncleaned(result))
                 if points and "best/acc_at_asr_le_5" not in last:
@@ -218,14 +218,12 @@ class Tracker:
                 tags["cleansweep.stopped"] = "early, by the scheduler"
             self._json(run_id, _checkpoint(result), "checkpoint.json")
             self._portrait(run_id, result)
-            if status == "RUNNING":
-                self._log_last(run_id, last, points[-1].epoch if points else 0, tags)
-                self._set_status(run_id, status)
-                return
-            complete = {COMPLETE: _whole(result)}  # counts once the run has ended
-            self._log_last(run_id, last, points[-1].epoch if points else 0, tags | complete)
-            self._set_status(run_id, status)
-            self._complete[run_id] = _whole(result)
+            complete = {} if status == "RUNNING" else {COMPLETE: _whole(result)}  # counts once the run has ended
+            held.log([*lines, (points[-1].epoch if points else 0, held.unlike(last, lines))], tags | complete)
+            held.epochs |= {epoch for epoch, _ in lines}
+            held.set_status(status)
+            if complete:
+                self._complete[run_id] = _whole(result)
 
     def _uncleaned(self, trial: TrialResult) -> float | None:
         """The accuracy of the model that the trial cleans, in percent."""
@@ -241,19 +239,19 @@ class Tracker:
                 for key, value in best_metrics(trial.metrics, start.accuracy if start else None).items():
                     better = min if key.startswith("best/asr") else max
                     best[key] = better(value, best.get(key, value))
-            self._log_last(run_id, best, 0)
+            held = self._hold(run_id)
+            held.log([(0, held.unlike(best))])
             for path in files or []:
                 self._client.log_artifact(run_id, str(path))
-            self._set_status(run_id, status)
+            held.set_status(status)
 
     def audited(self, study: str, stage: str, values: Mapping[str, float], epoch: int) -> None:
         """Log what an audit found of a checkpoint to the run of its stage, if there is one; what the run holds already is not repeated."""
         with self._guard(f"the audit of {stage[:12]}"):
             run = find_run(self._client, self._experiment, {STUDY: study, FINGERPRINT: stage})
             if run is not None:
-                self._held[run.info.run_id] = Held.of(run, set())
-                self._log_last(run.info.run_id, values, epoch)
-                del self._held[run.info.run_id]  # its epochs were not looked at
+                held = Held.of(self._client, run)
+                held.log([(epoch, held.unlike(values))])
 
     def close_stale(self, sweep_run_id: str) -> list[str]:
         """End the runs that nobody continues: those left running below this sweep, and those of dead drivers.
@@ -305,9 +303,9 @@ class Tracker:
         tags = {k: str(v)[:MAX_TAG] for k, v in tags.items() if v} | {DRIVER: f"{socket.gethostname()}:{os.getpid()}"}
         if key in self.runs:
             return self.runs[key]
-        tags[FINGERPRINT] = fingerprint
         from mlflow.entities import RunTag
 
+        tags[FINGERPRINT] = fingerprint
         run = self._known(key)
         made = run is None
         if run is None:
@@ -315,15 +313,12 @@ class Tracker:
         run_id = run.info.run_id
         if run.info.lifecycle_stage == "deleted":
             self._client.restore_run(run_id)
-        whole = bool(complete) and run.data.tags.get(COMPLETE) == complete and run.info.status != "RUNNING"
-        if made and not run.data.metrics:
-            self._held[run_id] = Held.of(run, set())
-        elif not whole:
-            self._held[run_id] = Held.of(run, self._epochs(run_id))
+        whole = bool(complete) and run.data.tags.get(COMPLETE) == complete and run.info.status not in ("RUNNING", "KILLED")
         if whole:
             self._complete[run_id] = complete
         else:
-            self._set_status(run_id, "RUNNING")
+            self._held[run_id] = Held.of(self._client, run, made=made and not run.data.metrics)
+            self._held[run_id].set_status("RUNNING")
         self.runs[key] = run_id
         late = {tag: value for tag, value in tags.items() if run.data.tags.get(tag) != value and (not whole or tag == PARENT)}
         if late:
@@ -340,45 +335,8 @@ class Tracker:
     def _hold(self, run_id: str) -> Held:
         """What the run holds."""
         if run_id not in self._held:
-            self._held[run_id] = Held.of(self._client.get_run(run_id), self._epochs(run_id))
+            self._held[run_id] = Held.of(self._client, self._client.get_run(run_id))
         return self._held[run_id]
-
-    def _epochs(self, run_id: str) -> set[int]:
-        return {metric.step for metric in self._client.get_metric_history(run_id, SENTINEL)}
-
-    def _log(
-        self, run_id: str, lines: list[tuple[int, dict[str, float]]] | None = None, tags: Mapping[str, str] | None = None
-    ) -> None:
-        """Write values, (epoch, them), and tags in one request."""
-        from mlflow.entities import Metric, RunTag
-
-        now, held = int(time.time() * 1000), self._hold(run_id)
-        metrics = [Metric(_key(name), value, now, epoch) for epoch, values in lines or () for name, value in values.items()]
-        self._client.log_batch(run_id, metrics=metrics, tags=[RunTag(tag, value) for tag, value in (tags or {}).items()])
-        held.metrics |= {metric.key: metric.value for metric in metrics}
-        held.tags |= tags or {}
-
-    def _set_status(self, run_id: str, status: str) -> None:
-        """Write the run's status unless it has it."""
-        held = self._hold(run_id)
-        if held.status == status:
-            return
-        if status == "RUNNING":
-            self._client.update_run(run_id, status=status)
-        else:
-            self._client.set_terminated(run_id, status)
-        held.status = status
-
-    def _params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Log the parameters that the run lacks; MLflow refuses to change existing ones."""
-        from mlflow.entities import Param
-
-        held = self._hold(run_id)
-        texts = {_key(k): value_text(v)[:MAX_PARAM] for k, v in params.items()}
-        missing = [Param(k, v) for k, v in texts.items() if k not in held.params and v != ""]
-        for start in range(0, len(missing), MAX_PARAMS):
-            self._client.log_batch(run_id, params=missing[start : start + MAX_PARAMS])
-        held.params |= {param.key for param in missing}
 
     def _json(self, run_id: str, value: Any, name: str) -> None:
         text = json.dumps(value, indent=1, sort_keys=True, default=str, ensure_ascii=False)
@@ -391,13 +349,6 @@ class Tracker:
         figure = portrait(result, near=not isinstance(result, TrialResult))  # t-SNE takes seconds, and there are hundreds of trials
         if figure is not None:
             self._client.log_figure(run_id, figure, "analysis.png")
-
-    def _log_last(self, run_id: str, values: Mapping[str, float], step: int, tags: Mapping[str, str] | None = None) -> None:
-        """Write the values that the run does not have already, and the tags."""
-        known = self._hold(run_id).metrics
-        fresh = {name: value for name, value in values.items() if known.get(_key(name)) != value}
-        if fresh or tags:
-            self._log(run_id, [(step, fresh)], tags)
 
     @contextmanager
     def _guard(self, what: str) -> Iterator[None]:
@@ -417,11 +368,6 @@ class Tracker:
 
 def _flat(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flatten(config) if value is not None and key}
-
-
-def _key(text: str) -> str:
-    """A name that MLflow accepts for a parameter or metric."""
-    return "".join(c if c.isalnum() or c in "_-./ :" else "_" for c in text)[:MAX_KEY]
 
 
 def _whole(result: StageResult) -> str:
