@@ -16,10 +16,12 @@ import numpy as np
 
 from tests.chaos.flip import Flip
 from tests.chaos.full_disk import FullDisk
+from tests.chaos.hosts import Hosts
+from tests.chaos.kill import Kill
 from tests.chaos.kill_here import KillHere
 from tests.chaos.tried import Count, Kind, Tried, table
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (KillHere, FullDisk, Flip)}
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Kill, KillHere, FullDisk, Flip, Hosts)}
 
 
 def main() -> int:

@@ -92,7 +92,7 @@ def noticed(store: Store, damaged: Path) -> bool:
 
 
 def pick(store: Path, draw: np.random.Generator) -> Path | None:
-    """A random file of a stage, finished or not; half of the time any file, else of a random folder, so that many pictures do not count more."""
+    """A random file of a stage, finished or not; half of the time one of a random folder, so that many pictures do not count more."""
     files = [path for path in sorted(store.glob("*/*/**/*")) if path.is_file() and path.relative_to(store).parts[0] not in UNCOMPARED]
     if not files:
         return None

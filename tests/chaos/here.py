@@ -1,4 +1,4 @@
-"""The product's own `run` in a process of its own and without Ray, so that a try takes seconds: what it says, how it ends, how it is killed.
+"""The product's own `run` without Ray, in a process that can be killed: a try takes seconds.
 
 Every command is a fork of one process that has imported everything. Nothing that trains has run in that process.
 """

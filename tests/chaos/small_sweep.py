@@ -1,4 +1,4 @@
-"""A sweep of seconds, for `python -m tests.chaos`: 2 pre-training epochs of 6 steps with a checkpoint every 2 steps, 2 cleanings of 2 epochs."""
+"""A sweep of seconds, for `python -m tests.chaos`: a pre-training of 12 steps with a checkpoint every 2 steps, 2 cleanings of 2 epochs."""
 
 from ray import tune
 

@@ -38,11 +38,13 @@ def _content(path: Path) -> bytes:
             return json.dumps([_line(json.loads(line)) for line in data.splitlines()]).encode()
         if path.name == "meta.json":
             meta = json.loads(data)
-            return _json({**_timeless(meta), "line": meta.get("line") and _line(meta["line"]), "before": [*map(_line, meta.get("before", ()))]})
+            lines = [_line(line) for line in (*meta.get("before", ()), meta.get("line")) if line]
+            return _json({**_timeless(meta), "line": None, "before": lines})
         if path.name == "manifest.json":
             manifest = json.loads(data)
-            files = {name: digest for name, digest in manifest["files"].items() if Path(name).name not in ("metrics.jsonl", "meta.json")}
-            return _json([manifest[name] for name in ("stage", "name", "fingerprint", "inputs", "config")] + [files, sorted(manifest["files"])])
+            timed = ("metrics.jsonl", "meta.json")
+            files = {name: "" if Path(name).name in timed else digest for name, digest in manifest["files"].items()}
+            return _json([manifest[name] for name in ("stage", "name", "fingerprint", "inputs", "config")] + [files])
     except (ValueError, KeyError, TypeError, AttributeError):
         pass  # damaged: compared as it is
     return data
@@ -79,8 +81,7 @@ def leftovers(store: Path) -> list[str]:
     """What may not remain in a store when a command has ended well: locks, working folders, unfinished files, Ray's folders."""
     found = [path for path in store.rglob("*") if path.name.startswith(".") or path.name.endswith((".tmp", ".partial"))]
     found += list(store.glob("ray/*"))
-    lasting = [path for path in found if path.name != ".lock-mlflow"]
-    return [str(path.relative_to(store)) for path in sorted(lasting)]
+    return [str(path.relative_to(store)) for path in sorted(found)]
 
 
 def tracked(store: Path) -> list[str]:
@@ -94,7 +95,7 @@ def tracked(store: Path) -> list[str]:
             params = sorted(database.execute("SELECT key, value FROM params WHERE run_uuid = ?", (run,)).fetchall())
             metrics = database.execute("SELECT key, step, value FROM metrics WHERE run_uuid = ?", (run,)).fetchall()
             kept = sorted(metric for metric in metrics if "seconds" not in metric[0] and not metric[0].startswith(("system/", RATE)))
-            told.append(str((experiment, name, status, params, kept)))
+            told.append(str((experiment, name, status, params, kept)).replace(str(store), "STORE"))
         return sorted(told)
     finally:
         database.close()
