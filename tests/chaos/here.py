@@ -12,8 +12,11 @@ import sys
 import tempfile
 import time
 from dataclasses import dataclass
+from functools import cache
+from multiprocessing.forkserver import ensure_running
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 ROOT = Path(__file__).resolve().parents[2]
 SWEEP = str(ROOT / "tests" / "chaos" / "small_sweep.py")
@@ -61,19 +64,19 @@ class Ended:
 
 
 HUNG = 99
-_CONTEXT: list[Any] = []
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "CLEANSWEEP_LEDGER": "1",
+}  # fmt: skip
 
 
+@cache
 def context() -> Any:
-    """The process that commands are forked from is started with the first command."""
-    if not _CONTEXT:
-        for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-            os.environ[name] = "1"
-        os.environ |= {"TOKENIZERS_PARALLELISM": "false", "CLEANSWEEP_LEDGER": "1"}
-        made = multiprocessing.get_context("forkserver")
-        made.set_forkserver_preload(["tests.chaos.preload"])
-        _CONTEXT.append(made)
-    return _CONTEXT[0]
+    """Starts the process that commands are forked from, which has this environment, with the first command."""
+    made = multiprocessing.get_context("forkserver")
+    made.set_forkserver_preload(["tests.chaos.preload"])
+    with patch.dict(os.environ, ENVIRONMENT):
+        ensure_running()
+    return made
 
 
 def command(store: Path, death: Death = NEVER) -> Ended:

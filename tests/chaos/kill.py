@@ -159,7 +159,9 @@ class Kill:
             shutil.rmtree(self.folder / "t", ignore_errors=True)
 
     def kill(self, store: Path, kills: list[str], draw: np.random.Generator) -> Tried:
-        done, wrong, commands, code = [], [], 0, -1
+        done: list[str] = []
+        wrong: list[str] = []
+        commands, code = 0, -1
         while code and commands < len(kills) + COMMANDS and not wrong:
             command = Command(self.folder, store)
             try:
