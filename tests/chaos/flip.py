@@ -92,15 +92,17 @@ def noticed(store: Store, damaged: Path) -> bool:
 
 
 def pick(store: Path, draw: np.random.Generator) -> Path | None:
-    """A random file of a stage, finished or not; half of the time one of a random folder, so that many pictures do not count more."""
+    """A random file of a stage, or None. Every other time it is one of an unfinished stage, if there is any; every other time it is one of
+    a random folder, so that a folder of many pictures does not count more.
+    """
     files = [path for path in sorted(store.glob("*/*/**/*")) if path.is_file() and path.relative_to(store).parts[0] not in UNCOMPARED]
-    if not files:
-        return None
     if draw.random() < 0.5:
+        files = [path for path in files if path.relative_to(store).parts[1].startswith(".work-")] or files
+    if draw.random() < 0.5 and files:
         folders = sorted({path.parent for path in files})
         chosen = folders[int(draw.integers(len(folders)))]
         files = [path for path in files if path.parent == chosen]
-    return files[int(draw.integers(len(files)))]
+    return files[int(draw.integers(len(files)))] if files else None
 
 
 def damage(path: Path, way: str, draw: np.random.Generator) -> str:
