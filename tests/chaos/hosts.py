@@ -51,27 +51,30 @@ class Hosts:
         store.mkdir()
         furnish(store, self.alone.store, *DATA, *(("poison", "cleanset", "pretrain") if "trials" in way else ()))
         try:
-            with cluster(count, self.folder) as hosts:
+            with cluster(count, self.folder, head_cpus=0 if "trials" in way else 1) as hosts:  # so that a trial is on another
                 return self.cut(store, hosts, way, draw)
         finally:
             shutil.rmtree(store, ignore_errors=True)
 
     def cut(self, store: Path, hosts: list[Host], way: str, draw: np.random.Generator) -> Tried:
-        said, host = self.folder / f"{store.name}.said", hosts[-1]
+        said = self.folder / f"{store.name}.said"
         process = command(hosts[0], store, said)
-        what, wrong, commands = f"{len(hosts)} hosts: {way}", [], 1
+        what, commands = f"{len(hosts)} hosts: {way}", 1
+        wrong: list[str] = []
+        host = None
         try:
-            met = self.strike(process, host, way, draw)
-            if met:
+            host = self.strike(process, hosts[1:], way, draw)
+            if host is not None:
                 spoke = heard(process, said)
                 what += ", " + (f"said after {spoke:.0f} s" if spoke >= 0 else "it ended before it said anything")
                 if spoke > SAID_S:
                     wrong.append(f"for {SAID_S:.0f} s nothing says what is waited for")
-            host.up()
+                host.up()
             while process.wait(600) and commands < 5:
                 if "Traceback (most recent" in said.read_text():
                     wrong.append(f"prints a traceback: {said.read_text()[-1500:]}")
-                host.up()
+                for one in hosts[1:]:
+                    one.up()
                 process, commands = command(hosts[0], store, said), commands + 1
         except subprocess.TimeoutExpired:
             wrong.append(f"hangs: {said.read_text()[-500:]}")
@@ -79,31 +82,32 @@ class Hosts:
             process.kill()
         if process.wait():
             wrong.append(f"the same command ends with code {process.returncode}: {said.read_text()[-500:]}")
-        return Tried(what, met, wrong or self.alone.compare(store), commands)
+        return Tried(what, host is not None, wrong or self.alone.compare(store), commands)
 
-    def strike(self, process: subprocess.Popen[bytes], host: Host, way: str, draw: np.random.Generator) -> bool:
-        """Wait until the host works for the command, then for a random time, and lose it or cut its link; False where it came too late."""
+    def strike(self, process: subprocess.Popen[bytes], hosts: list[Host], way: str, draw: np.random.Generator) -> Host | None:
+        """Wait until one of the hosts works for the command, then for a random time, and lose it or cut its link; None where it came too
+        late."""
         victim = "ray::ImplicitFunc" if "trials" in way else "ray::RayTrainWorker"
-        while not host.runs(victim):
+        while (host := next((one for one in hosts if one.runs(victim)), None)) is None:
             if process.poll() is not None:
-                return False
+                return None
             time.sleep(POLL_S)
         time.sleep(log_uniform(draw, 0.05, LIFE_S[victim]))
         if not host.runs(victim):
-            return False
+            return None
         if "link" in way:
             host.link("down")
         else:
             host.kill()
-        return True
+        return host
 
 
 class Host:
     """A namespace with an address of its own and a node of the cluster."""
 
-    def __init__(self, number: int, folder: Path) -> None:
+    def __init__(self, number: int, folder: Path, cpus: int) -> None:
         self.name, self.address, self.folder = f"{BRIDGE}{number}", f"{NET}.{number + 1}", folder
-        self.head = number == 0
+        self.head, self.cpus = number == 0, cpus
         self.node: subprocess.Popen[bytes] | None = None
         sh("ip", "netns", "add", self.name)
         sh("ip", "link", "add", f"{self.name}v", "type", "veth", "peer", "name", "eth0", "netns", self.name)
@@ -114,7 +118,7 @@ class Host:
 
     def environment(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        own = {"RAY_AUTH_MODE": "disabled", "GLOO_SOCKET_IFNAME": "eth0", "OMP_NUM_THREADS": "1", "CLEANSWEEP_LEDGER": "1"}
+        own = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "CLEANSWEEP_LEDGER": "1"}
         return {**clean, **own, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self.folder / "t")}
 
     def link(self, state: str) -> None:
@@ -124,7 +128,7 @@ class Host:
         """Start the node, which ends with the cluster or when it is cut off for long."""
         ray = str(Path(sys.executable).with_name("ray"))
         role = ["--head", f"--port={PORT}", "--include-dashboard=true"] if self.head else [f"--address={NET}.1:{PORT}"]
-        words = [ray, "start", *role, f"--node-ip-address={self.address}", "--num-cpus=1", "--object-store-memory=200000000", "--block"]
+        words = [ray, "start", *role, f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}", "--object-store-memory=200000000", "--block"]
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.node = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *words], env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
@@ -184,14 +188,14 @@ def heard(process: subprocess.Popen[bytes], said: Path) -> float:
 
 
 @contextmanager
-def cluster(count: int, folder: Path) -> Iterator[list[Host]]:
+def cluster(count: int, folder: Path, head_cpus: int) -> Iterator[list[Host]]:
     """Hosts on one bridge with a Ray cluster, the head on the first."""
     hosts: list[Host] = []
     sh("ip", "link", "add", BRIDGE, "type", "bridge")
     try:
         sh("ip", "link", "set", BRIDGE, "up")
         for number in range(count):
-            hosts.append(Host(number, folder))
+            hosts.append(Host(number, folder, 1 if number else head_cpus))
         hosts[0].start()
         began = time.monotonic()
         for host in hosts[1:]:
