@@ -116,7 +116,8 @@ def _make(
     wants: Callable[[Wanted | None], None] = lambda wanted: None,
 ) -> tuple[list[Trial], list[str]]:
     """Make what is missing; `wants` is called with the resources that the cluster must have for it."""
-    session.require_resources(compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, "pre-training")
+    if _pretraining(plan, store, compute) is not None:  # else a cluster that has lost a node can still run the trials
+        session.require_resources(compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, "pre-training")
     if plan.sweep.base.clean is not None:
         session.require_resources(compute.trial_workers * compute.trial_cpus, compute.trial_workers * compute.trial_gpus, "a trial")
     if session.has_gpu() and not (compute.gpus_per_worker or compute.trial_gpus):

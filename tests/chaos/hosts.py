@@ -73,6 +73,7 @@ class Hosts:
             while process.wait(600) and commands < 5:
                 if "Traceback (most recent" in said.read_text():
                     wrong.append(f"prints a traceback: {said.read_text()[-1500:]}")
+                what += f"; code {process.returncode}: {said.read_text().strip()[-200:]}"
                 for one in hosts[1:]:
                     one.up()
                 process, commands = command(hosts[0], store, said), commands + 1
@@ -128,7 +129,8 @@ class Host:
         """Start the node, which ends with the cluster or when it is cut off for long."""
         ray = str(Path(sys.executable).with_name("ray"))
         role = ["--head", f"--port={PORT}", "--include-dashboard=true"] if self.head else [f"--address={NET}.1:{PORT}"]
-        words = [ray, "start", *role, f"--node-ip-address={self.address}", f"--num-cpus={self.cpus}", "--object-store-memory=200000000", "--block"]
+        size = [f"--num-cpus={self.cpus}", "--object-store-memory=200000000"]
+        words = [ray, "start", *role, f"--node-ip-address={self.address}", *size, "--block"]
         with (self.folder / f"{self.name}.log").open("ab") as log:
             self.node = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *words], env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
