@@ -23,7 +23,7 @@ export PYTHONDONTWRITEBYTECODE :=
 export RAY_USAGE_STATS_ENABLED ?= 0
 export MLFLOW_DISABLE_TELEMETRY ?= true
 
-.PHONY: help demo audit-demo miniatures test exports oracles check bench baselines install clean
+.PHONY: help demo audit-demo miniatures test exports oracles check bench chaos baselines install clean
 .DEFAULT_GOAL := help
 
 help:  ## list the targets
@@ -70,6 +70,9 @@ bench: $(STAMP)  ## speed and memory, both sides of each ratio in one run (see B
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev,bench,oracles]"
 	$(BIN)/python -m pip install -q -c constraints.txt --no-deps adv-lib
 	$(BIN)/python -m tests.bench $(ARGS)
+
+chaos: $(STAMP)  ## kills, damage and full disks at random; ARGS="--minutes 30 kill flip" (see docs/chaos.md)
+	$(BIN)/python -m tests.chaos $(ARGS)
 
 baselines: $(STAMP)  ## write the golden files anew, after a change that is meant to move them
 	set -e; for name in $(BASELINES); do echo $$name; $(BIN)/python -m tests.baselines.$$name; done

@@ -74,9 +74,9 @@ class Store:
         """Create the store; InputError if it cannot be written."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / f".probe-{os.getpid()}"
+            probe = self.root / ".probe"  # one name, so that the next command removes what a killed one left
             probe.write_text("x")
-            probe.unlink()
+            probe.unlink(missing_ok=True)
         except OSError as error:
             raise InputError(
                 f"store {self.root} cannot be written: {error.strerror}. Give another with --store."
@@ -218,6 +218,17 @@ class Store:
             (final / path.relative_to(folder)).unlink(missing_ok=True)
         sync(final.parent)
         return Artefact(final, manifest)
+
+    def finish_sealing(self, spent: Mapping[str, str]) -> None:
+        """Complete what processes were killed in just after an artefact had its name: remove the files that only an unfinished stage needs,
+        and the lock that such a process left. spent: {stage: pattern of these files}.
+        """
+        for lock in self.root.glob("*/.lock-*"):
+            stage, digits = lock.parent.name, lock.name.removeprefix(".lock-")
+            for folder in self.folders(stage, digits):
+                with suppress(InputError, OSError), self.locked(lock, str(folder), wait_s=0):  # else its maker is at work
+                    for path in list(folder.glob(spent[stage])) if spent.get(stage) else []:
+                        path.unlink(missing_ok=True)
 
     def discard(self, stage: str, fingerprint: str) -> None:
         """Remove the working folder of a stage."""

@@ -16,7 +16,6 @@ bit for bit.
 
 from __future__ import annotations
 
-import errno
 import json
 import re
 import shutil
@@ -36,8 +35,8 @@ from trainers.encoder import Encoder
 from trainers.weights.epoch_folder import CONFIG, META, STATE, WEIGHTS, digest, fault, read_meta
 from trainers.weights.load import load_weights
 
-FULL = 1 << 20
-"""Bytes. If writing a file fails and less than this is free, the disk counts as full."""
+PART = 1 << 20
+"""Bytes that are written at once where it is tried why a file cannot be written."""
 MEMORY = "memory."
 """Prefix, in STATE, of the names of an objective's buffers."""
 NAME = re.compile(r"(epoch|step)_(\d{4,})")
@@ -198,11 +197,8 @@ def _write(
             remove(final)
         aside.rename(final)
         sync(final.parent)
-    except BaseException as error:
-        full = shutil.disk_usage(final.parent).free < FULL
+    except BaseException:
         shutil.rmtree(aside, ignore_errors=True)  # an incomplete file would take space on a full disk
-        if isinstance(error, SafetensorError) and full:
-            raise OSError(errno.ENOSPC, "No space left on device", str(aside)) from error
         raise
 
 
@@ -260,8 +256,25 @@ def clear(folder: Path) -> None:
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
-    save_file(tensors, path)
+    try:
+        save_file(tensors, path)
+    except SafetensorError:
+        _reserve(path, sum(tensor.nbytes for tensor in tensors.values()))
+        raise
     path.chmod(0o644)  # safetensors makes files readable by their owner only; the store may be shared
+
+
+def _reserve(path: Path, size: int) -> None:
+    """Raise the OSError that names why a file of this many bytes cannot be written: a full disk, no inode left, a read-only file system.
+
+    safetensors tells it in the words of its error only.
+    """
+    try:
+        with path.open("wb") as file:
+            for start in range(0, size, PART):
+                file.write(bytes(min(PART, size - start)))
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(path)) from error
 
 
 def _optimizer_tensors(encoder: Encoder, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:

@@ -23,7 +23,7 @@ from orchestrator.results.points import CLEANING_SET
 from orchestrator.running.follow import Follower, Mirror
 from orchestrator.running.stages_on_ray import ensure_all, measure_all, train_all
 from orchestrator.running.tuning import clean_sweep
-from orchestrator.stages.base import At, Stage, ensure, walk
+from orchestrator.stages.base import KINDS, At, Stage, ensure, walk
 from orchestrator.stages.graph import cleaned_by, knowing_made, make_data, stages, trained_by
 from orchestrator.stages.measured import lacking
 from orchestrator.stages.swept import FILE
@@ -66,6 +66,7 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
     tracker.check()
     lock = store.root / "sweep" / f".lock-run-{plan.fingerprint[:12]}"
     with store.locked(lock, f"sweep {plan.sweep.name}", wait_s=30), recording(store.root, plan.sweep.name):
+        store.finish_sealing({name: kind.not_kept for name, kind in KINDS.items()})
         trials = _recorded(plan, store)
         load_study(plan, store, trials)  # reports damage before anything is computed
         _tell_of_other_code(plan, store)
@@ -118,7 +119,8 @@ def _make(
     wants: Callable[[Wanted | None], None] = lambda wanted: None,
 ) -> tuple[list[Trial], list[str]]:
     """Make what is missing; `wants` is called with the resources that the cluster must have for it."""
-    session.require_resources(compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, "pre-training")
+    if _pretraining(plan, store, compute) is not None:  # else a cluster that has lost a node can still run the trials
+        session.require_resources(compute.workers * compute.cpus_per_worker, compute.workers * compute.gpus_per_worker, "pre-training")
     if plan.sweep.base.clean is not None:
         session.require_resources(compute.trial_workers * compute.trial_cpus, compute.trial_workers * compute.trial_gpus, "a trial")
     if session.has_gpu() and not (compute.gpus_per_worker or compute.trial_gpus):

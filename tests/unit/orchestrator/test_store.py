@@ -56,6 +56,30 @@ def test_what_only_an_unfinished_stage_needs_goes_when_it_is_sealed(tmp_path, mo
     assert not (sealed.folder / "epoch_0002" / "state").exists()
 
 
+def test_a_sealing_whose_process_was_killed_is_finished_and_one_at_work_is_left_alone(tmp_path):
+    store, pattern = Store(tmp_path), {"clean": "epoch_*/state"}
+    make(store)
+    folder = store.find("clean", FP).folder
+    left = [folder / "epoch_0002" / "state", store.lock("clean", FP)]
+    unfinished = store.lock("clean", "cd" * 32)  # that a stage was killed in which is not finished: the next attempt takes it
+    kept = [folder / "epoch_0002" / "weights", folder / "weights", unfinished]
+    left[0].parent.mkdir()
+    for path in (*left, *kept):
+        path.write_text("x")
+    with store.locked(store.lock("clean", FP), "x", 0):
+        store.finish_sealing(pattern)
+        assert all(path.exists() for path in left + kept)
+    left[1].write_text("x")
+    store.finish_sealing(pattern)
+    assert not any(path.exists() for path in left) and all(path.exists() for path in kept)
+
+
+def test_what_a_killed_command_left_of_trying_the_store_goes(tmp_path):
+    (tmp_path / ".probe").write_text("x")
+    Store(tmp_path).prepare()
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_another_fingerprint_with_the_same_start_is_not_taken_for_it(tmp_path):
     store = Store(tmp_path)
     make(store)

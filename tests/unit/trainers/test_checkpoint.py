@@ -1,7 +1,9 @@
 """Checkpoints are complete or absent, and put everything back."""
 
+import errno
 import functools
 import json
+import resource
 
 import pytest
 import torch
@@ -86,6 +88,20 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monk
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path, encoder, optimizer, Progress(step=4, epoch=2))
     assert [p.name for p in tmp_path.iterdir()] == ["epoch_0001"]
+
+
+def test_why_tensors_cannot_be_written_is_told_as_an_error_of_the_system(tmp_path):
+    """safetensors has an error of its own for a full disk; here a file may not grow, which meets it in the same way."""
+    encoder, optimizer = stepped(1)
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 14, hard))
+    try:
+        with pytest.raises(OSError, match="File too large") as caught:
+            checkpoint.save(tmp_path, encoder, optimizer, Progress(step=2, epoch=1))
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert caught.value.errno == errno.EFBIG and caught.value.filename.endswith("open_clip_model.safetensors")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_half_written_one_is_not_found(tmp_path):

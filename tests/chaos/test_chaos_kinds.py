@@ -1,0 +1,93 @@
+"""A few tries of `python -m tests.chaos`, without Ray, with fixed moments and bytes; and that its comparison sees what it is there for."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tests.chaos import here
+from tests.chaos.flip import Flip, damage
+from tests.chaos.here import Death
+from tests.chaos.kill_here import KillHere, Undisturbed
+from tests.chaos.state import differences, leftovers, state
+from tests.chaos.tried import Count, Tried, table
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("chaos")
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> Undisturbed:
+    return Undisturbed.of(folder)
+
+
+def test_two_kills_in_a_row(folder: Path, undisturbed: Undisturbed) -> None:
+    kind = KillHere()
+    kind.folder, kind.undisturbed = folder, undisturbed
+    tried = kind.kill(folder / "killed", [Death(before_change=undisturbed.changes // 2), Death(before_change=undisturbed.changes // 3)])
+    assert tried.met and tried.commands == 3 and not tried.wrong, tried
+    ledger, expected = (next(store.glob("pretrain/*/ledger.jsonl")) for store in (folder / "killed", undisturbed.store))
+    assert ledger.read_text() == expected.read_text()
+    steps = [json.loads(line) for line in ledger.read_text().splitlines()]
+    assert [one["step"] for one in steps] == list(range(12))
+    for epoch in range(2):
+        keys = [key for one in steps[6 * epoch : 6 * epoch + 6] for key in one["keys"]]
+        assert len(keys) == len(set(keys)) == 96, "an epoch has every key once"
+
+
+@pytest.mark.parametrize(("name", "way", "refused"), [
+    ("pretrain/*/epoch_0002/open_clip_model.safetensors", "flipped", True),
+    ("world/*/train/00000.tar", "cut", True),
+])  # fmt: skip
+def test_a_damaged_file_that_is_needed(folder: Path, undisturbed: Undisturbed, name: str, way: str, refused: bool) -> None:
+    kind, store = Flip(), folder / way
+    kind.folder, kind.undisturbed = folder, undisturbed
+    shutil.copytree(undisturbed.store, store)
+    for stage in ("clean", "sweep"):
+        shutil.rmtree(store / stage)
+    [damaged] = store.glob(name)
+    damage(damaged, way, np.random.default_rng(0))
+    tried = kind.judge(store, damaged, way)
+    assert tried.refused == refused and not tried.wrong, tried
+
+
+def test_the_comparison_sees_a_bit_a_lost_file_and_what_is_left_over(folder: Path, undisturbed: Undisturbed) -> None:
+    store = folder / "changed"
+    shutil.copytree(undisturbed.store, store)
+    assert undisturbed.compare(store) == []
+    [weights] = store.glob("pretrain/*/epoch_0002/open_clip_model.safetensors")
+    damage(weights, "flipped", np.random.default_rng(0))
+    ledger = next(store.glob("clean/*/ledger.jsonl"))
+    ledger.unlink()
+    line = next(store.glob("pretrain/*/metrics.jsonl"))
+    line.write_text(line.read_text().replace('"step": 12', '"step": 13'))
+    (store / "clean" / ".work-0").mkdir()
+    (store / "ray").mkdir()
+    (store / "ray" / "x").mkdir()
+    assert sorted(undisturbed.compare(store)) == sorted([
+        f"{weights.relative_to(store)} differs", f"{ledger.relative_to(store)} is missing", f"{line.relative_to(store)} differs",
+        "clean/.work-0 is left over", "ray/x is left over",
+    ])  # fmt: skip
+    assert leftovers(undisturbed.store) == [] and differences(state(undisturbed.store), undisturbed.state) == []
+
+
+@pytest.mark.parametrize(("code", "said", "fault"), [
+    (0, "done", ""), (2, "cleansweep: x is damaged", ""), (1, "Traceback (most recent call last):\nKeyError", "prints a traceback"),
+    (-7, "", "ended by SIGBUS"), (here.HUNG, "", "hangs"),
+])  # fmt: skip
+def test_what_counts_as_a_fault_of_the_command(code: int, said: str, fault: str) -> None:
+    found = here.Ended(code, said, 1.0).fault
+    assert found.startswith(fault) and bool(found) == bool(fault)
+
+
+def test_the_table() -> None:
+    tries = [Tried("a", True, commands=2), Tried("b", True, ["x differs"], commands=4), Tried("c", False), Tried("d", True, refused=True)]
+    rows = table({"kill": Count(tries=tries, seconds=3.2), "hosts": Count(skipped="no root")}).splitlines()
+    assert [cell.strip() for cell in rows[2].strip("|").split("|")] == ["kill", "4", "3", "2", "1", "1", "2.3", "3"]
+    assert rows[3] == "hosts was not tried: no root."
