@@ -8,7 +8,6 @@ on the machine. A worker needs some 30 MB and a third of a second for the table;
 from __future__ import annotations
 
 import gzip
-import hashlib
 import re
 from collections.abc import Sequence
 from functools import lru_cache
@@ -18,6 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from datasets.seeding import hash64
+from datasets.storage import known_sha256
 from datasets.text import NotText, decode_text
 
 TABLE = Path(__file__).parent / "data" / "synonyms.txt.gz"
@@ -202,4 +202,4 @@ def synonyms(word: str) -> tuple[str, ...]:
 
 def synonym_digest() -> str:
     """sha256 of the synonym table, for the fingerprints of stages that depend on it."""
-    return hashlib.sha256(TABLE.read_bytes()).hexdigest()
+    return known_sha256(TABLE)

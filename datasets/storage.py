@@ -51,6 +51,10 @@ def _filesystem(scheme: str, host: str) -> Any:
         import pyarrow.fs
         from fsspec.implementations.arrow import ArrowFSWrapper
 
+        endpoint = os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL")
+        if scheme in ("s3", "s3a") and endpoint:  # pyarrow does not read these by itself
+            region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1"
+            return ArrowFSWrapper(pyarrow.fs.S3FileSystem(endpoint_override=endpoint, region=region))
         try:
             return ArrowFSWrapper(pyarrow.fs.FileSystem.from_uri(f"{scheme}://{host}")[0])
         except (pyarrow.ArrowInvalid, OSError):
@@ -73,6 +77,7 @@ class Reader:
     def __init__(self, url: str) -> None:
         self.url = url
         self._fd, self._file = -1, None
+        self._near = (0, b"")
         try:
             if is_remote(url):
                 system, path = filesystem(url)
@@ -98,6 +103,19 @@ class Reader:
             return data
         except OSError as error:
             raise InputError(f"{self.url} cannot be read at byte {offset}: {error.strerror or error}.") from error
+
+    def window(self, offset: int, length: int) -> bytes:
+        """The same as `read`, and kept until the next call, for `read_near`. For a reader that one thread has for itself."""
+        data = self.read(offset, length)
+        self._near = (offset, data)
+        return data
+
+    def read_near(self, offset: int, length: int) -> bytes:
+        """The same as `read`, without a call of the system if the last `window` holds the bytes."""
+        start, near = self._near
+        if start <= offset and offset + length <= start + len(near):
+            return near[offset - start : offset - start + length]
+        return self.read(offset, length)
 
     def readinto(self, offset: int, view: memoryview) -> int:
         """Fill `view` from `offset`; returns how many bytes were read."""

@@ -16,6 +16,8 @@ from typing import Any
 from datasets.errors import InputError
 
 _BOMS = ((codecs.BOM_UTF8, "utf-8"), (codecs.BOM_UTF16_LE, "utf-16-le"), (codecs.BOM_UTF16_BE, "utf-16-be"))
+_SHALLOW = 100
+"""A JSON text of fewer brackets is nested less deep than any limit."""
 _LINE_END = re.compile(r"\r\n|\r|\n")
 
 
@@ -26,9 +28,10 @@ class NotText(InputError):
 def decode_text(data: bytes, where: str) -> str:
     """The bytes as text without a byte order mark. `NotText` names `where`, the line and the byte that is not text."""
     encoding = "utf-8"
-    for mark, name in _BOMS:
-        if data.startswith(mark):
-            encoding, data = name, data[len(mark) :]
+    if data[:1] >= b"\xef":  # as every mark begins
+        for mark, name in _BOMS:
+            if data.startswith(mark):
+                encoding, data = name, data[len(mark) :]
     try:
         text = data.decode(encoding)
     except UnicodeDecodeError as error:
@@ -84,7 +87,10 @@ def parse_json(data: bytes | str, where: str) -> Any:
     """
     text = decode_text(data, where) if isinstance(data, bytes) else data
     try:
-        return _whole_characters(json.loads(text))
+        value = json.loads(text)
+        if "\\ud" not in text and "\\uD" not in text and text.count("[") + text.count("{") < _SHALLOW:
+            return value  # it holds no surrogate
+        return _whole_characters(value)
     except json.JSONDecodeError as error:
         raise NotText(f"{where} is not JSON: line {error.lineno}, column {error.colno}: {error.msg}.") from None
     except RecursionError:

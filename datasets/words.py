@@ -21,6 +21,8 @@ PARTS = "nvar"
 """WordNet's parts of speech: noun, verb, adjective, adverb."""
 HYPERNYMS = Path(__file__).parent / "data" / "imagenet_hypernyms.txt"
 GLOSSES = Path(__file__).parent / "data" / "imagenet_glosses.txt"
+NO_TREE = ("tree", "give a tree of your own")
+"""For messages: what classes lack without WordNet, and what to do instead."""
 _DEBIAN = Path("/usr/share/wordnet")
 _TAGGER = "averaged_perceptron_tagger_eng"
 
@@ -109,14 +111,19 @@ def glosses(names: Sequence[str]) -> tuple[str, ...]:
         return tuple(noun.definition() for noun in nouns)
 
 
-@contextmanager
-def _first_nouns(names: Sequence[str], wanted: str, instead: str) -> Iterator[list[Any]]:
-    """Within the block: the synset of the first noun of each name. InputErrors say what these classes lack, and what to do instead."""
+def required_wordnet(wanted: str, instead: str) -> Path:
+    """The `wordnet_folder`; InputError if there is none, with what classes lack without it and what to do instead."""
     folder = wordnet_folder()
     if folder is None:
         raise InputError(f"WordNet is not on this machine, so these classes have no {wanted}: run `python -m nltk.downloader wordnet`, or "
                          f"{instead}.")
-    with wordnet(folder) as reader:
+    return folder
+
+
+@contextmanager
+def _first_nouns(names: Sequence[str], wanted: str, instead: str) -> Iterator[list[Any]]:
+    """Within the block: the synset of the first noun of each name. InputErrors say what these classes lack, and what to do instead."""
+    with wordnet(required_wordnet(wanted, instead)) as reader:
         senses = [reader.synsets(name.strip().lower().replace(" ", "_"), "n") for name in names]
         unknown = [name for name, synsets in zip(names, senses) if not synsets]
         if unknown:
@@ -149,7 +156,7 @@ def hypernyms(names: Sequence[str]) -> Hypernyms:
 
     InputError if WordNet is not installed on this machine, or a name is no noun in it.
     """
-    with _first_nouns(names, "tree", "give a tree of your own") as nouns:
+    with _first_nouns(names, *NO_TREE) as nouns:
         return tree_above(nouns)
 
 

@@ -4,6 +4,9 @@ import hashlib
 import json
 import os
 import re
+import subprocess
+from functools import cache
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -147,3 +150,24 @@ def damage(path: Path, what: str = "") -> InputError:
         f"{path} {what}: this finished stage is damaged. `cleansweep show --verify --store …` lists all damage; delete the folder to make "
         "it anew."
     )
+
+
+@cache
+def commit() -> str:
+    """The project's git commit, with a + when the tree has changes; outside a checkout CLEANSWEEP_COMMIT, or nothing."""
+    here = Path(__file__).parent
+
+    def git(*args: str) -> str:
+        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
+
+    try:
+        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
+    except (OSError, subprocess.SubprocessError):
+        return os.environ.get("CLEANSWEEP_COMMIT", "")
+
+
+@cache
+def versions() -> dict[str, str]:
+    """Versions of the packages that can change a result."""
+    names = ("torch", "torchvision", "open_clip_torch", "ray", "mlflow", "numpy", "pyarrow", "pillow", "simplejpeg")
+    return {name: metadata.version(name) for name in names}

@@ -11,15 +11,12 @@ import os
 import re
 import shutil
 import socket
-import subprocess
 import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
-from functools import cache
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +26,7 @@ from filelock import FileLock, Timeout
 from datasets.errors import InputError
 from datasets.storage import sha256 as hash_of
 from datasets.storage import sync, write_whole
-from orchestrator.manifest import MANIFEST, checked, damage, digest_of, holds_artefacts, read_manifest, write_manifest
+from orchestrator.manifest import MANIFEST, checked, commit, damage, digest_of, holds_artefacts, read_manifest, versions, write_manifest
 
 METRICS = "metrics.jsonl"
 NOTES = "notes.txt"
@@ -87,34 +84,54 @@ class Store:
 
     def find(self, stage: str, fingerprint: str) -> Artefact | None:
         """The finished artefact, or None. InputError if its manifest is damaged."""
-        for folder in self._folders(stage, fingerprint[:12]):
-            manifest = read_manifest(folder)
-            if manifest["fingerprint"] == fingerprint:
-                return Artefact(folder, manifest)
+        for folder in self.folders(stage, fingerprint[:12]):
+            artefact = self._read(folder)
+            if artefact.fingerprint == fingerprint:
+                return artefact
         return None
+
+    def listed(self) -> "Listed":
+        """The store as it is now, for many questions in a row."""
+        return Listed(self.root)
 
     def all(self) -> list[Artefact]:
         """Every finished artefact whose manifest is intact, oldest first."""
         found = []
-        for folder in self._folders():
+        for folder in self._all_folders():
             with suppress(InputError):
-                found.append(Artefact(folder, read_manifest(folder)))
+                found.append(self._read(folder))
         return sorted(found, key=lambda artefact: artefact.manifest["created"])
 
     def damaged(self) -> list[tuple[Path, str]]:
         """(folder, message) of finished artefacts whose manifest is lost or damaged."""
         found = []
-        for folder in self._folders():
+        for folder in self._all_folders():
             try:
-                read_manifest(folder)
+                self._read(folder)
             except InputError as error:
                 found.append((folder, str(error)))
         return found
 
-    def _folders(self, stage: str = "*", digits: str = "*") -> list[Path]:
+    def folders(self, stage: str, digits: str) -> list[Path]:
+        """Folders of the finished artefacts of a kind whose fingerprint starts with these 12 digits: one at most, but for chance."""
+        kind = self.root / stage
+        named = [name for name in self.ending(stage, digits) if name.endswith(f"-{digits}") and not name.startswith(".")]
+        return [kind / name for name in named if (kind / name).is_dir() and holds_artefacts(kind)]
+
+    def ending(self, stage: str, digits: str) -> list[str]:
+        """The names in the folder of a kind that end with these 12 digits, hidden ones too; none where there is no folder."""
+        try:
+            return sorted(name for name in os.listdir(self.root / stage) if name.endswith(digits))
+        except OSError:
+            return []
+
+    def _all_folders(self) -> list[Path]:
         """Folders of finished artefacts."""
-        found = [path for path in self.root.glob(f"{stage}/*-{digits}") if path.is_dir() and holds_artefacts(path.parent)]
+        found = [path for path in self.root.glob("*/*-*") if path.is_dir() and holds_artefacts(path.parent)]
         return sorted(path for path in found if not path.name.startswith("."))
+
+    def _read(self, folder: Path) -> Artefact:
+        return Artefact(folder, read_manifest(folder))
 
     def work(self, stage: str, fingerprint: str) -> Path:
         """The folder in which an unfinished stage works."""
@@ -208,7 +225,7 @@ class Store:
         """
         for lock in self.root.glob("*/.lock-*"):
             stage, digits = lock.parent.name, lock.name.removeprefix(".lock-")
-            for folder in self._folders(stage, digits):
+            for folder in self.folders(stage, digits):
                 with suppress(InputError, OSError), self.locked(lock, str(folder), wait_s=0):  # else its maker is at work
                     for path in list(folder.glob(spent[stage])) if spent.get(stage) else []:
                         path.unlink(missing_ok=True)
@@ -216,6 +233,35 @@ class Store:
     def discard(self, stage: str, fingerprint: str) -> None:
         """Remove the working folder of a stage."""
         shutil.rmtree(self.work(stage, fingerprint), ignore_errors=True)
+
+
+class Listed(Store):
+    """A store as it was when it was first asked about each kind: a folder is listed once and a manifest read once, whatever is asked.
+
+    For reading only: what is made afterwards is not found.
+    """
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._names: dict[str, dict[str, list[str]]] = {}
+        """Kind → the last 12 characters of a name → the names that end so."""
+        self._artefacts: dict[Path, Artefact] = {}
+
+    def ending(self, stage: str, digits: str) -> list[str]:
+        if stage not in self._names:
+            names = self._names[stage] = {}
+            for name in super().ending(stage, ""):
+                names.setdefault(name[-12:], []).append(name)
+        return self._names[stage].get(digits, [])
+
+    def has(self, path: Path) -> bool:
+        """Whether such a file or folder lies in the folder of a kind."""
+        return path.name in self.ending(path.parent.name, path.name[-12:])
+
+    def _read(self, folder: Path) -> Artefact:
+        if folder not in self._artefacts:
+            self._artefacts[folder] = super()._read(folder)
+        return self._artefacts[folder]
 
 
 def is_text(text: str) -> bool:
@@ -351,24 +397,3 @@ def sha256(path: Path) -> str:
 def slug(name: str) -> str:
     """The name in a form that is safe in a folder's name."""
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")[:40] or "stage"
-
-
-@cache
-def commit() -> str:
-    """The project's git commit, with a + when the tree has changes; outside a checkout CLEANSWEEP_COMMIT, or nothing."""
-    here = Path(__file__).parent
-
-    def git(*args: str) -> str:
-        return subprocess.run(["git", *args], cwd=here, capture_output=True, text=True, timeout=10, check=True).stdout
-
-    try:
-        return git("rev-parse", "HEAD").strip() + ("+" if git("status", "--porcelain").strip() else "")
-    except (OSError, subprocess.SubprocessError):
-        return os.environ.get("CLEANSWEEP_COMMIT", "")
-
-
-@cache
-def versions() -> dict[str, str]:
-    """Versions of the packages that can change a result."""
-    names = ("torch", "torchvision", "open_clip_torch", "ray", "mlflow", "numpy", "pyarrow", "pillow", "simplejpeg")
-    return {name: metadata.version(name) for name in names}

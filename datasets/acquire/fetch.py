@@ -32,7 +32,7 @@ from datasets.acquire.urllist import Row
 from datasets.captions import clean_drop_reason
 from datasets.component import Component
 from datasets.errors import InputError
-from datasets.images.view import MAX_PIXELS, MAX_SCANS, TooLarge
+from datasets.images.view import MAX_PIXELS, MAX_SCANS, TooLarge, scans
 from datasets.index.tar import samples
 from datasets.index.write import write_tar
 from datasets.storage import Reader, known_sha256, sync
@@ -115,7 +115,7 @@ def picture(data: bytes, wanted: Wanted) -> Picture:
         raise _undecodable(error) from None
     if width * height > wanted.max_pixels:
         raise Failed("bomb", f"{width}×{height} pixels")
-    if kind == "JPEG" and data.count(b"\xff\xda") > MAX_SCANS:
+    if kind == "JPEG" and scans(data) > MAX_SCANS:
         raise Failed("bomb", "more than a hundred scans")
     if min(width, height) < wanted.min_size:
         raise Failed("too_small", f"{width}×{height} pixels")

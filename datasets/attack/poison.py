@@ -20,6 +20,7 @@ from datasets.component import Component, since
 from datasets.errors import InputError
 from datasets.evaluation.classes import class_name, fill, known_prompts, target_index
 from datasets.evaluation.classes import templates as check_texts
+from datasets.index.columns import take, without
 from datasets.index.pairs import smallest_hashes
 from datasets.seeding import hash64
 from datasets.seeding import rng as make_rng
@@ -156,8 +157,8 @@ def make_plan(
             + (f" and are no victims of another attack ({taken} are)." if taken else ".")
         )
     rows = smallest_hashes(index["key"], rows, count, poison.seed)
-    keys = index["key"].take(rows).to_pylist()
-    before = index["caption"].take(rows).to_pylist()
+    keys = take(index["key"], rows).to_pylist()
+    before = take(index["caption"], rows).to_pylist()
     names = [class_names[(i + 1) % len(class_names)] for i in of[rows]] if poison.all_to_all else [name] * count
     if poison.mode == "text_only":
         after = _captions_of_others(poison, index, pc.and_not(kept, named), keys)
@@ -194,7 +195,7 @@ def _captions_of_others(poison: Poison, index: pa.Table, donors: pa.ChunkedArray
     rows = smallest_hashes(index["key"], rows, min(len(rows), len(keys)), poison.seed, "donor")
     pool = sorted(
         (hash64(poison.seed, "donor", key), caption)
-        for key, caption in zip(index["key"].take(rows).to_pylist(), index["caption"].take(rows).to_pylist())
+        for key, caption in zip(take(index["key"], rows).to_pylist(), take(index["caption"], rows).to_pylist())
     )
     order = sorted(range(len(keys)), key=lambda i: hash64(poison.seed, keys[i]))
     place = {victim: rank for rank, victim in enumerate(order)}
@@ -210,8 +211,8 @@ def _negatives(poison: Poison, index: pa.Table, free: np.ndarray, count: int, tr
     tables = []
     for kind in ("picture", "words"):
         rows = smallest_hashes(index["key"], free, each, poison.seed, "negative", kind)
-        free = np.setdiff1d(free, rows)
-        keys, captions = (index[name].take(rows).to_pylist() for name in ("key", "caption"))
+        free = without(free, rows)
+        keys, captions = (take(index[name], rows).to_pylist() for name in ("key", "caption"))
         written = [write_in(poison.trigger, caption, make_rng(trigger_seed, "caption", key)) for caption, key in zip(captions, keys)]
         picture = kind == "picture"
         seeds = [trigger_seed if picture else UNMARKED] * each

@@ -6,27 +6,36 @@ import itertools
 from collections import deque
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import numpy as np
 import pyarrow as pa
 
 from datasets.errors import InputError
+from datasets.images.resize import canonical_part
 from datasets.images.view import DecodeError, canonical, decode
 from datasets.index.addresses import read_bytes
-from datasets.triggers.base import Trigger, put_on
+from datasets.triggers.base import Pasted, Trigger, put_on
 
 T = TypeVar("T")
 
 
 def pictures(records: pa.Table) -> Iterator[np.ndarray]:
     """uint8 [H, W, 3]: each record's picture as stored; errors as `canonical_views`."""
-    columns = [records[name].to_pylist() for name in ("key", "url", "offset", "length", "member")]
-    for key, url, offset, length, member in zip(*columns):
-        try:
-            yield decode(read_bytes(url, offset, length, member))
-        except (DecodeError, OSError, InputError) as error:
-            raise InputError(f"the picture of sample {key!r} ({member} in {url}) is unusable: {error}") from None
+    for place in _places(records):
+        yield _picture(*place)
+
+
+def _places(records: pa.Table) -> Iterator[tuple[Any, ...]]:
+    """For each record the arguments of `_picture`."""
+    return zip(*(records[name].to_pylist() for name in ("key", "url", "offset", "length", "member")))
+
+
+def _picture(key: str, url: str, offset: int, length: int, member: str) -> np.ndarray:
+    try:
+        return decode(read_bytes(url, offset, length, member))
+    except (DecodeError, OSError, InputError) as error:
+        raise InputError(f"the picture of sample {key!r} ({member} in {url}) is unusable: {error}") from None
 
 
 def stamped_views(trigger: Trigger, records: pa.Table, view_BHWC: np.ndarray, *draws: Callable[[str], np.random.Generator]) -> np.ndarray:
@@ -35,6 +44,12 @@ def stamped_views(trigger: Trigger, records: pa.Table, view_BHWC: np.ndarray, *d
     `view_BHWC` are the clean views. Only a trigger that is put on pictures as stored reads the pictures again.
     """
     size, keys = view_BHWC.shape[1], records["key"].to_pylist()
+    if isinstance(trigger, Pasted) and trigger.pastes and not trigger.native:
+        pasted_BHWC = view_BHWC.copy()
+        for i, key in enumerate(keys):
+            for draw in draws:
+                trigger.paste(pasted_BHWC[i], draw(key))
+        return pasted_BHWC
     stamped_BHWC = np.empty_like(view_BHWC)
     for i, (key, picture) in enumerate(zip(keys, pictures(records) if trigger.native else view_BHWC)):
         for draw in draws:
@@ -49,8 +64,8 @@ def canonical_views(records: pa.Table, size: int) -> np.ndarray:
     Raises `InputError` naming key and shard for a picture that cannot be read or decoded.
     """
     view_BHWC = np.empty((len(records), size, size, 3), np.uint8)
-    for i, picture_HWC in enumerate(pictures(records)):
-        view_BHWC[i] = canonical(picture_HWC, size)
+    for i, place in enumerate(_places(records)):  # no name holds a picture, so the next one takes its memory, which is in the caches still
+        view_BHWC[i] = canonical_part(_picture(*place), size)
     return view_BHWC
 
 

@@ -19,12 +19,13 @@ import pyarrow as pa
 
 from datasets.attack.poison import UNMARKED, Poison, trigger_of
 from datasets.captions import eda
-from datasets.component import Component
+from datasets.component import Component, since
 from datasets.errors import InputError
 from datasets.feed.cache import Decoded
 from datasets.feed.decode import ahead, canonical_views, stamped_views
 from datasets.images.view import Views, as_jpeg, decode, first_view, second_view
-from datasets.index.pairs import Pairs, rank_slice, step_positions
+from datasets.index.order import Drawn, Order, rank_slice, step_positions
+from datasets.index.pairs import Pairs
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
 
@@ -51,6 +52,8 @@ class Recipe(Component):
     """Whether to make the second picture and caption of the in-modal loss too."""
     eda: str = "once"
     """Augmentation of captions: `once` per caption, the same in all epochs, or anew `per_epoch`."""
+    order: Order = since(Drawn())
+    """How each epoch is shuffled."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -135,13 +138,14 @@ class StepFeed:
         self.batch_size, self.steps = batch_size, steps
         self.rank, self.world = rank, world
         self.order: np.ndarray | None = None
+        self.starts = pairs.shard_starts() if recipe.order.by_shard else np.array([0, len(pairs)])
         self.share(0)
 
     def share(self, step: int) -> tuple[int, np.ndarray]:
         """(epoch, int64 [batch_size // world]): this rank's positions of a global step."""
-        epoch, positions = step_positions(len(self.pairs), self.batch_size, self.recipe.seed, step)
+        epoch, positions = step_positions(self.starts, self.batch_size, self.recipe.seed, step, self.recipe.order)
         if self.order is not None:
-            within = step % (len(self.pairs) // self.batch_size)
+            within = step % (int(self.starts[-1]) // self.batch_size)
             positions = self.order[within * self.batch_size : (within + 1) * self.batch_size]
         return epoch, rank_slice(positions, self.rank, self.world)
 

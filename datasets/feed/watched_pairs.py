@@ -23,7 +23,7 @@ from datasets.feed.decode import stamped_views
 from datasets.feed.loader import Batch, Recipe, make_batch
 from datasets.images.augment import apply, crop_and_flip
 from datasets.index.pairs import Pairs
-from datasets.seeding import hash64, rng
+from datasets.seeding import hashes64, rng
 
 ROLES = ("clean", "poisoned", "target", "other")
 CHUNK = 1 << 16
@@ -75,7 +75,7 @@ def positions(pairs: Pairs, sample: Sample, others: tuple[str, ...] = ()) -> dic
         target = targets.pop() if len(targets) == 1 else None
     for start in range(0, n, CHUNK):
         part = np.arange(start, min(n, start + CHUNK))
-        hash_N[part] = [hash64(sample.seed, "sample", key) for key in pairs.keys(part).to_pylist()]
+        hash_N[part] = hashes64(sample.seed, "sample", keys=pairs.keys(part).to_pylist())
         if sample.group and target is not None:
             names_N[part] = names_class(pairs.captions(part), target).to_numpy(zero_copy_only=False)
     group = sample.group if target is not None else 0

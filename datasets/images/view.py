@@ -43,6 +43,10 @@ _STORED_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16L": 2, "I;16B": 2, "I;1
 """Of a decoded pixel, by Pillow's mode; four in all others but RGB."""
 _STRIP_PIXELS = 1 << 20
 """Converted to RGB at once."""
+_SAMPLINGS = {"444", "422", "420", "440", "411", "Gray"}
+"""Resolutions of a JPEG's chroma, in simplejpeg's words, that libjpeg enlarges at any scale."""
+_COUNTED = 1 << 18
+"""Bytes that are searched at once for marks of scans."""
 
 
 class DecodeError(ValueError):
@@ -88,7 +92,7 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
         MemoryError, OSError: they could not be decoded on this machine now.
     """
     if data[:2] == b"\xff\xd8":
-        if data.count(b"\xff\xda") > MAX_SCANS:
+        if scans(data) > MAX_SCANS:
             raise DecodeError(f"a JPEG of more than {MAX_SCANS} scans")
         try:
             height, width, colourspace, _ = simplejpeg.decode_jpeg_header(data)
@@ -104,6 +108,34 @@ def decode(data: bytes, max_bytes: int = MAX_BYTES) -> np.ndarray:
         picture.load()
         check_size(*picture.size, picture.mode, max_bytes)  # before it is converted: some headers tell another mode
         return _to_rgb(picture)
+
+
+def check_decodes(data: bytes) -> None:
+    """Raise what `decode` raises for these bytes, in two thirds of its time for most JPEGs.
+
+    They are decoded at an eighth of their sides. That reads every bit of the file, as decoding them whole does, and spares the rest of the
+    work, in which nothing can be found wrong any more. Whatever is unusual in a file is left to `decode`.
+    """
+    if data[:2] == b"\xff\xd8" and scans(data) <= MAX_SCANS:
+        with contextlib.suppress(ValueError, RuntimeError):
+            height, width, colourspace, sampling = simplejpeg.decode_jpeg_header(data)
+            if colourspace in ("YCbCr", "Gray", "RGB") and sampling in _SAMPLINGS:
+                check_size(width, height, "RGB")
+                simplejpeg.decode_jpeg(data, colorspace="RGB", min_height=1, min_width=1, min_factor=8)
+                return
+    decode(data)
+
+
+def scans(data: bytes) -> int:
+    """How often a JPEG's bytes hold the mark of a scan: `data.count(b"\\xff\\xda")`, in a third of its time."""
+    byte_N = np.frombuffer(data, np.uint8)
+    found = 0
+    for start in range(0, len(byte_N) - 1, _COUNTED):
+        next_N = byte_N[start + 1 : start + 1 + _COUNTED]
+        mark_N = byte_N[start : start + len(next_N)] == 0xFF
+        mark_N &= next_N == 0xDA
+        found += int(np.count_nonzero(mark_N))
+    return found
 
 
 @contextlib.contextmanager

@@ -10,6 +10,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.errors import InputError
+from datasets.index.columns import take
+
+ROWS = 1 << 18
+"""Keys that are hashed at a time."""
 
 
 def shard_files(urls: Sequence[str]) -> list[str]:
@@ -44,27 +48,53 @@ def mark_duplicates(table: pa.Table, urls: Sequence[str] = ()) -> pa.Table:
     """
     if not len(table):
         raise InputError(f"none of the {len(urls)} shards holds a sample: {', '.join(urls[:3])}{' …' if len(urls) > 3 else ''}.")
-    kept = pc.equal(table["drop"], "")
-    keys = table["key"].filter(kept)
-    if pc.count_distinct(keys).as_py() == len(keys):
-        return table
-    counts = pc.value_counts(keys)
-    repeated = counts.field("values").filter(pc.greater(counts.field("counts"), 1))
-    among = np.flatnonzero(pc.and_(kept, pc.is_in(table["key"], value_set=repeated)).to_numpy())
+    among = _alike(key_hashes(table["key"]), pc.equal(table["drop"], "").to_numpy())
     first: dict[str, int] = {}
-    drops = table["drop"].to_pylist()
-    for row, key, shard in zip(among, table["key"].take(among).to_pylist(), table["shard"].take(among).to_pylist()):
+    again_N = np.zeros(len(table), bool)
+    for row, key, shard in zip(among, take(table["key"], among).to_pylist(), take(table["shard"], among).to_pylist()):
         if key not in first:
             first[key] = shard
         elif first[key] == shard:
-            drops[row] = "duplicate_key"
+            again_N[row] = True
         else:
             names = [urls[n] if n < len(urls) else f"shard {n}" for n in (first[key], shard)]
             raise InputError(
                 f"the key {key!r} is in {names[0]} and in {names[1]}; set source.key_prefix to put the shard's name "
                 "before each key."
             )
-    return table.set_column(table.schema.get_field_index("drop"), "drop", pa.array(drops, pa.string()))
+    if not again_N.any():
+        return table
+    drop = pc.if_else(pa.array(again_N), "duplicate_key", table["drop"])
+    return table.set_column(table.schema.get_field_index("drop"), "drop", drop)
+
+
+def _alike(hash_N: np.ndarray, kept_N: np.ndarray) -> np.ndarray:
+    """The kept rows, rising, whose hash another kept row has too."""
+    order = np.flatnonzero(kept_N)
+    order = order[np.argsort(hash_N[order], kind="stable")]
+    same = hash_N[order[1:]] == hash_N[order[:-1]]
+    return np.sort(order[np.concatenate([same, [False]]) | np.concatenate([[False], same])] if len(order) else order)
+
+
+def key_hashes(keys: pa.ChunkedArray) -> np.ndarray:
+    """uint64 [N]: equal for equal keys, and hardly ever for different ones: a polynomial in the key's bytes modulo 2⁶⁴."""
+    found = [np.zeros(0, np.uint64)]
+    for chunk in keys.chunks:
+        for start in range(0, len(chunk), ROWS):
+            found.append(_hashes(chunk.slice(start, ROWS)))
+    return np.concatenate(found)
+
+
+def _hashes(keys: pa.StringArray) -> np.ndarray:
+    _, offsets, data = keys.buffers()
+    end_N = np.frombuffer(offsets, np.int32)[keys.offset : keys.offset + len(keys) + 1].astype(np.int64)
+    byte_B = np.frombuffer(data or b"", np.uint8)[end_N[0] : end_N[-1]].astype(np.uint64)
+    end_N = end_N - end_N[0]
+    length_N = np.diff(end_N)
+    power_P = np.cumprod(np.full(int(length_N.max(initial=0)) + 1, 0x9E3779B97F4A7C15 | 1, np.uint64))
+    place_B = np.arange(len(byte_B)) - np.repeat(end_N[:-1], length_N)
+    sum_B = np.concatenate([np.zeros(1, np.uint64), np.cumsum((byte_B + np.uint64(1)) * power_P[place_B])])
+    return sum_B[end_N[1:]] - sum_B[end_N[:-1]]
 
 
 def shard_stem(url: str) -> str:

@@ -1,7 +1,6 @@
 """The data set as training sees it: rows of a memory-mapped index, with a poison plan laid over them.
 
-The order is a matter of row numbers alone: an epoch is a permutation drawn from (seed, epoch), a step is a slice of it, and a rank's share
-a slice of the step. So training can begin at any step, and any feed can look up the same samples.
+What grows with the number of rows stays in the mapped file, which all processes of a machine share; a process keeps the dropped rows alone.
 """
 
 from __future__ import annotations
@@ -17,8 +16,9 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from datasets.errors import InputError
+from datasets.index.columns import take
 from datasets.index.source import INDEX_SCHEMA
-from datasets.seeding import hash64, rng
+from datasets.seeding import hashes64
 
 BATCH_ROWS = 1 << 20
 """Rows of a record batch in an index file. Few large batches make random access fast; a single one would have to fit in memory."""
@@ -80,8 +80,11 @@ def smallest_hashes(keys: pa.ChunkedArray, rows: np.ndarray, count: int, *salt: 
     `count` includes a smaller one."""
     hashes = np.empty(len(rows), np.uint64)
     for start in range(0, len(rows), 65536):  # in parts, so that few keys are Python strings at a time
-        part = keys.take(pa.array(rows[start : start + 65536])).to_pylist()
-        hashes[start : start + len(part)] = [hash64(*salt, key) for key in part]
+        part = take(keys, rows[start : start + 65536]).to_pylist()
+        hashes[start : start + len(part)] = hashes64(*salt, keys=part)
+    if 0 < count < len(rows):  # those that may be among the smallest, found in linear time
+        near = np.flatnonzero(hashes <= np.partition(hashes, count - 1)[count - 1])
+        rows, hashes = rows[near], hashes[near]
     return np.sort(rows[np.argsort(hashes, kind="stable")[:count]])
 
 
@@ -93,27 +96,41 @@ class Pairs:
         index: str | Path,
         urls: Sequence[str],
         plan: str | Path | None = None,
-        rows: np.ndarray | None = None,
+        rows: np.ndarray | str | Path | None = None,
     ) -> None:
         """`index`: an Arrow IPC file of `INDEX_SCHEMA`; `urls`: the shards that its `shard` column numbers; `plan`: a Parquet file of
-        poisoned rows (key, row, target, trigger_seed, caption_before, caption_after; sorted by row); `rows`: int64 row numbers, rising;
-        None selects all rows without a drop reason."""
+        poisoned rows (key, row, target, trigger_seed, caption_before, caption_after; sorted by row); `rows`: int64 row numbers, rising,
+        or an .npy file of them, which is mapped; None selects all rows without a drop reason."""
         self.index = str(index)
         self.urls = list(urls)
         self.plan = None if plan is None else str(plan)
-        self._chosen = None if rows is None else np.asarray(rows, np.int64)
+        self._chosen = rows if rows is None or isinstance(rows, np.ndarray) else str(rows)
         self._open: _Mapped | None = None
 
     def __getstate__(self) -> dict:
         return self.__dict__ | {"_open": None}
 
     def __len__(self) -> int:
-        return len(self.rows)
+        return len(self._mapped().rows)
 
     @property
     def rows(self) -> np.ndarray:
-        """int64 [N]: the rows of the index that this data set has, rising."""
-        return self._mapped().rows
+        """int64 [N]: the rows of the index that this data set has, rising. 8 bytes a row: `rows_at` gives those of a batch."""
+        return self.rows_at(np.arange(len(self)))
+
+    def rows_at(self, positions: np.ndarray) -> np.ndarray:
+        """int64: the rows of the index at `positions` (0 … N − 1)."""
+        return self._mapped().rows[np.asarray(positions, np.int64)]
+
+    def shard_starts(self) -> np.ndarray:
+        """int64, rising: the position at which each shard that has rows begins, and at the end the number of positions."""
+        return self._mapped().shard_starts
+
+    def smallest(self, count: int, *salt: object, among: np.ndarray | None = None) -> np.ndarray:
+        """int64, rising: the `count` positions, of all or of those `among`, whose keys have the smallest hashes under the salt."""
+        mapped = self._mapped()
+        keys = pa.chunked_array([batch["key"] for batch in mapped.batches], pa.string())
+        return mapped.rows.index(smallest_hashes(keys, self.rows if among is None else self.rows_at(among), count, *salt))
 
     def records(self, positions: np.ndarray) -> pa.Table:
         """`RECORD_SCHEMA`: the samples at `positions` (0…N−1 into `rows`), in that order, with the plan applied.
@@ -122,7 +139,7 @@ class Pairs:
         empty attack.
         """
         mapped = self._mapped()
-        rows = mapped.rows[np.asarray(positions, np.int64)]
+        rows = self.rows_at(positions)
         samples = mapped.take(rows)
         captions, poisoned = samples["caption"], np.zeros(len(rows), bool)
         attacks = pa.nulls(len(rows), pa.string()).fill_null("")
@@ -144,7 +161,7 @@ class Pairs:
 
     def keys(self, positions: np.ndarray | None = None) -> pa.Array:
         """Keys (string), of all samples or of those at `positions`."""
-        return self._mapped().take(self._rows_at(positions), ["key"])["key"].combine_chunks()
+        return self._mapped().take(self._all_or(positions), ["key"])["key"].combine_chunks()
 
     def captions(self, positions: np.ndarray | None = None) -> pa.Array:
         """Captions as trained on (the plan's for victims), of all samples or of those at `positions`."""
@@ -158,10 +175,10 @@ class Pairs:
 
     def labels(self, positions: np.ndarray | None = None) -> np.ndarray:
         """int32 class numbers of all samples or of those at `positions`; −1 where there is none."""
-        return self._mapped().take(self._rows_at(positions), ["label"])["label"].to_numpy()
+        return self._mapped().take(self._all_or(positions), ["label"])["label"].to_numpy()
 
-    def _rows_at(self, positions: np.ndarray | None) -> np.ndarray:
-        return self.rows if positions is None else self.rows[np.asarray(positions, np.int64)]
+    def _all_or(self, positions: np.ndarray | None) -> np.ndarray:
+        return self.rows if positions is None else self.rows_at(positions)
 
     def _mapped(self) -> _Mapped:
         if self._open is None:
@@ -169,10 +186,52 @@ class Pairs:
         return self._open
 
 
+class _AllBut:
+    """0 … n − 1 without the dropped numbers, as a sequence that keeps the dropped ones alone."""
+
+    def __init__(self, dropped: np.ndarray, n: int) -> None:
+        self.dropped, self.n = dropped, n
+        self.before = dropped - np.arange(len(dropped))  # how many remain before each
+
+    def __len__(self) -> int:
+        return self.n - len(self.dropped)
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        if len(positions) and not 0 <= positions.min() <= positions.max() < len(self):
+            raise IndexError(f"positions {positions.min()} … {positions.max()} of {len(self)}")
+        return positions + np.searchsorted(self.before, positions, "right")
+
+    def index(self, rows: np.ndarray) -> np.ndarray:
+        """Positions of the rows; of a dropped row, that of the next one."""
+        return rows - np.searchsorted(self.dropped, rows, "left")
+
+
+class _Chosen:
+    """Given rows as a sequence."""
+
+    def __init__(self, rows: np.ndarray) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, positions: np.ndarray) -> np.ndarray:
+        return np.asarray(self.rows[positions])
+
+    def index(self, rows: np.ndarray) -> np.ndarray:
+        """Positions of the rows; of a row that is not among them, that of the next one."""
+        return np.searchsorted(self.rows, rows)
+
+    def check(self, index: str, n: int) -> None:
+        """InputError unless the rows rise and lie in an index of n rows."""
+        if len(self.rows) and not (self.rows[0] >= 0 and self.rows[-1] < n):
+            raise InputError(f"rows: {self.rows[0]} … {self.rows[-1]} do not all lie in {index}, of {n} rows.")
+
+
 class _Mapped:
     """The opened files of a `Pairs`."""
 
-    def __init__(self, index: str, plan: str | None, chosen: np.ndarray | None) -> None:
+    def __init__(self, index: str, plan: str | None, chosen: np.ndarray | str | None) -> None:
         try:
             reader = pa.ipc.open_file(pa.memory_map(index))
         except FileNotFoundError:
@@ -183,12 +242,16 @@ class _Mapped:
             raise InputError(f"the index {index} has other columns than {', '.join(INDEX_SCHEMA.names)}.")
         self.batches = [reader.get_batch(i) for i in range(reader.num_record_batches)]
         self.starts = np.cumsum([0, *(len(batch) for batch in self.batches)])
+        self.rows: _AllBut | _Chosen
         if chosen is None:
-            kept = [pc.equal(batch["drop"], "").to_numpy(zero_copy_only=False) for batch in self.batches]
-            chosen = np.flatnonzero(np.concatenate([*kept, np.zeros(0, bool)]))
-        elif len(chosen) and not (chosen.min() >= 0 and chosen.max() < self.starts[-1]):
-            raise InputError(f"rows: {chosen.min()} … {chosen.max()} do not all lie in {index}, of {self.starts[-1]} rows.")
-        self.rows = chosen
+            dropped = [
+                start + np.flatnonzero(pc.not_equal(batch["drop"], "").to_numpy(zero_copy_only=False))
+                for start, batch in zip(self.starts, self.batches)
+            ]
+            self.rows = _AllBut(np.concatenate([*dropped, np.zeros(0, np.int64)]), int(self.starts[-1]))
+        else:
+            self.rows = _Chosen(np.load(chosen, mmap_mode="r") if isinstance(chosen, str) else np.asarray(chosen, np.int64))
+            self.rows.check(index, int(self.starts[-1]))
         self.victims: pa.Table | None = None
         self.victim_rows = np.zeros(0, np.int64)
         if plan is not None:
@@ -197,6 +260,17 @@ class _Mapped:
             if np.any(np.diff(self.victim_rows) <= 0):
                 raise InputError(f"the plan {plan} is not sorted by row, or names a row twice.")
             self._check_keys(plan)
+
+    @functools.cached_property
+    def shard_starts(self) -> np.ndarray:
+        firsts, last = [np.zeros(0, np.int64)], None
+        for start, batch in zip(self.starts, self.batches):
+            shard_R = batch["shard"].to_numpy()
+            if len(shard_R):
+                changes = np.flatnonzero(np.diff(shard_R, prepend=shard_R[0] if last is None else last))
+                firsts.append(start + changes if last is not None else np.concatenate([[start], start + changes]))
+                last = shard_R[-1]
+        return np.concatenate([self.rows.index(np.concatenate(firsts)), [len(self.rows)]]).astype(np.int64)
 
     def _check_keys(self, plan: str) -> None:
         """Raise InputError unless the plan's keys stand at its rows: a plan made for another index would poison the wrong rows."""
@@ -225,28 +299,3 @@ class _Mapped:
 def _replace(values: pa.Array | pa.ChunkedArray, where: np.ndarray, replacements: pa.ChunkedArray) -> pa.Array:
     whole = values.combine_chunks() if isinstance(values, pa.ChunkedArray) else values
     return pc.replace_with_mask(whole, pa.array(where), replacements.combine_chunks())
-
-
-@functools.lru_cache(maxsize=2)
-def epoch_order(n: int, seed: int, epoch: int) -> np.ndarray:
-    """int64 [n]: the epoch's order of positions; read-only, because it is cached."""
-    order = rng(seed, "order", epoch).permutation(n)
-    order.flags.writeable = False
-    return order
-
-
-def step_positions(n: int, batch_size: int, seed: int, step: int) -> tuple[int, np.ndarray]:
-    """(epoch, int64 [batch_size] positions) of a global step. An epoch has n // batch_size steps; the samples left over have their chance
-    in other epochs, whose order differs. Raises `InputError` if there are fewer samples than one batch."""
-    if not 0 < batch_size <= n:
-        raise InputError(f"batch_size is {batch_size}, but the data set has {n} samples; accepted are 1 … {n}.")
-    epoch, within = divmod(step, n // batch_size)
-    return epoch, epoch_order(n, seed, epoch)[within * batch_size : (within + 1) * batch_size]
-
-
-def rank_slice(positions: np.ndarray, rank: int, world: int) -> np.ndarray:
-    """The part of a global batch that one of `world` ranks takes: equal, adjacent parts. Raises `InputError` if they cannot be equal."""
-    if len(positions) % world:
-        raise InputError(f"batch_size is {len(positions)}, which {world} workers cannot share equally.")
-    share = len(positions) // world
-    return positions[rank * share : (rank + 1) * share]

@@ -25,7 +25,7 @@ from PIL import Image
 from datasets.captions import NO_CAPTION, NOT_TEXT, Caption, as_caption, chosen
 from datasets.component import Component
 from datasets.errors import InputError, said
-from datasets.images.view import DecodeError, check_size, decode, pillow_errors
+from datasets.images.view import DecodeError, check_decodes, check_size, pillow_errors
 from datasets.index import parquet, tables
 from datasets.index.addresses import PARQUET_CELL, file_place, folder_of, member_of, read_file
 from datasets.index.keys import mark_duplicates, shard_names, shard_stem
@@ -182,10 +182,11 @@ class Source(Component):
 
     def _index_tar(self, url: str, rows: _Rows) -> None:
         seen: dict[str, Sample] = {}
+        json_field, label_key = self.json_field, self.label_key
         with Reader(url) as reader:
             for sample in samples(reader, rows.passed_over):
                 image = sample.image()
-                caption, label, broken = tar_texts(reader, sample, self.json_field, self.label_key)
+                caption, label, broken = tar_texts(reader, sample, json_field, label_key)
                 rows.json_broken += broken
                 if label is None:
                     rows.label_not_number, label = rows.label_not_number + 1, -1
@@ -277,7 +278,7 @@ class _Rows:
         """Append a row for each caption, with the keys `key`, `key#2`, …"""
         if not drop and place.read is None:
             drop = "no_image"
-        if not drop and place.read is not None:
+        if not drop and place.read is not None and self.source.verify != "none":
             drop = fault(place.read, self.source.verify, f"{self.url}: the picture {place.member[:200]!r}")
         for n, caption in enumerate(captions, 1):
             one = f"{key}#{n}" if n > 1 else key
@@ -311,20 +312,21 @@ def tar_texts(reader: Reader, sample: Sample, caption_key: str, label_key: str) 
     label: int | None = -1
     caption = NO_CAPTION
     if (txt := sample.members.get("txt")) is not None:
-        caption = as_caption(reader.read(txt.offset, txt.size))
+        caption = as_caption(reader.read_near(txt.offset, txt.size))
     if (cls := sample.members.get("cls")) is not None:
-        label_text = as_caption(reader.read(cls.offset, cls.size))
+        label_text = as_caption(reader.read_near(cls.offset, cls.size))
         label = None if label_text.fault else tables.label(label_text.text)
-    if (member := sample.members.get("json")) is not None and (caption is NO_CAPTION or label in (None, -1)):
+    label_wanted = label_key and label in (None, -1)
+    if (member := sample.members.get("json")) is not None and (caption is NO_CAPTION or label_wanted):
         try:
-            fields = tables.json_object(decode_text(reader.read(member.offset, member.size), member.name))
+            fields = tables.json_object(decode_text(reader.read_near(member.offset, member.size), member.name))
         except NotText:
             return Texts(NOT_TEXT if caption is NO_CAPTION else caption, label, broken=True)
         if fields is None:
             return Texts(caption, label, broken=True)
         if caption is NO_CAPTION:
             caption = as_caption(fields.get(caption_key))
-        if label in (None, -1) and fields.get(label_key) is not None:
+        if label_wanted and fields.get(label_key) is not None:
             label = tables.label(fields[label_key])
     return Texts(caption, label)
 
@@ -333,7 +335,7 @@ def fault(read: Callable[[], bytes], verify: str, where: str) -> str:
     """Why the picture cannot be used, as far as `verify` checks, or "". Raises `InputError` naming `where` if its bytes cannot be read."""
     try:
         if verify == "decode":
-            decode(read())
+            check_decodes(read())
         elif verify == "header":
             data = read()
             with pillow_errors(), Image.open(io.BytesIO(data)) as picture:

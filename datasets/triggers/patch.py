@@ -8,14 +8,14 @@ import numpy as np
 
 from datasets.errors import InputError
 from datasets.seeding import rng as make_rng
-from datasets.triggers.base import Trigger
+from datasets.triggers.base import Pasted
 
 PATTERNS = ("random", "fixed", "saturated", "white", "yellow", "checkerboard")
 LOCATIONS = ("random", "top_left", "top_right", "bottom_left", "bottom_right", "centre", "four_corners")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Patch(Trigger):
+class Patch(Pasted):
     """BadNets-like patch (Gu et al. 2017). The default is the one of the CleanCLIP study: 16 × 16 noise at a random place."""
 
     pattern: str = "random"
@@ -49,13 +49,10 @@ class Patch(Trigger):
                 f"the view has {size}."
             )
 
-    def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-        height, width = image_HWC.shape[:2]
+    def pieces(self, height: int, width: int, rng: np.random.Generator) -> list[tuple[int, int, np.ndarray]]:
         self.check(min(height, width))
-        out_HWC, patch_HWC = image_HWC.copy(), self._patch(rng)
-        for top, left in self._places(height - self.size, width - self.size, rng):
-            out_HWC[top : top + self.size, left : left + self.size] = patch_HWC
-        return out_HWC
+        patch_HWC = self._patch(rng)
+        return [(top, left, patch_HWC) for top, left in self._places(height - self.size, width - self.size, rng)]
 
     def _patch(self, rng: np.random.Generator) -> np.ndarray:
         """uint8 [size, size, 3]."""

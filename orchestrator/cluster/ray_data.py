@@ -1,4 +1,4 @@
-"""The project's use of Ray Data: its settings, one task for each shard, and batches as blocks in the object store.
+"""The project's use of Ray Data: its settings, tasks of a few shards, and batches as blocks in the object store.
 
 The functions that its workers run are at the top level, because Ray sends them by name.
 """
@@ -29,6 +29,9 @@ BLOCK_BYTES = 16 << 20
 
 Progress = Callable[[int, int], None]
 """Called with (shards done, shards in all)."""
+AT_MOST, AT_LEAST = 8, 4
+"""Shards in a task at most, and tasks for each CPU at least (as far as there are shards): a task costs Ray some 30 ms of CPU, as much as
+copying a shard."""
 
 
 def configure(cpus: int, store_bytes: float = float("inf"), ordered: bool = False) -> None:
@@ -62,7 +65,8 @@ def plain_errors() -> Iterator[None]:
 def over_shards(
     task: Callable[..., dict], items: list[dict], constants: dict, cpus: int | None, progress: Progress | None, total: int
 ) -> None:
-    """Run `task(item, **constants)` for each item, as a Ray Data task of its own, or in threads of this process if no Ray runs.
+    """Run `task(item, **constants)` for each item, a few of them (`tasks`) in one Ray Data task, or in threads of this process if no Ray
+    runs. If a worker dies, all items of its task are run again.
 
     `total` counts the items that were done before, too.
     """
@@ -73,7 +77,7 @@ def over_shards(
         return
     cpus = min(cpus or max(1, int(ray.cluster_resources().get("CPU", 1))), len(items))
     configure(cpus)
-    shards = ray.data.from_items(items, override_num_blocks=len(items))
+    shards = ray.data.from_items(items, override_num_blocks=tasks(len(items), cpus))
     arguments = {"task": task, "constants": constants, "to": folder(), "stage": stage()}
     pool = ray.data.TaskPoolStrategy(size=cpus)
     done = shards.map(_logged, fn_kwargs=arguments, num_cpus=1, compute=pool)  # type: ignore[arg-type]
@@ -81,6 +85,11 @@ def over_shards(
         for finished, _ in enumerate(done.iter_rows(), start=total - len(items) + 1):
             if progress is not None:
                 progress(finished, total)
+
+
+def tasks(count: int, cpus: int) -> int:
+    """How many Ray Data tasks so many items become."""
+    return min(count, max(AT_LEAST * cpus, -(-count // AT_MOST)))
 
 
 def _logged(item: dict, task: Callable[..., dict], constants: dict, to: str, stage: str) -> dict:

@@ -49,7 +49,7 @@ would finish them in a few seconds."""
 
 
 def index_shards(source: Source, out: Path, *, cpus: int | None = None, progress: Progress | None = None) -> dict[str, Any]:
-    """Write `out/index.arrow`, the rows of all shards in their order, by one Ray Data task per shard, or by threads if no Ray runs.
+    """Write `out/index.arrow`, the rows of all shards in their order, by Ray Data tasks of a few shards, or by threads if no Ray runs.
 
     At most `cpus` tasks run at a time; None: as many as the cluster, or this machine, has. The shards' own tables are kept in `out/parts`
     until all are there, so an interrupted run continues from them; damaged ones are made again, with a message. The driver holds the keys
@@ -99,6 +99,8 @@ def index_shards(source: Source, out: Path, *, cpus: int | None = None, progress
 
 def _index_shard(item: dict, source: Source) -> dict:
     path = Path(item["path"])
+    if _note_of(path) is not None:  # made by the same task, before its worker died
+        return {"number": item["number"]}
     with _private(path.parent) as folder:
         table = source.index_shard(item["number"], item["url"], item["name"])
         write_index([table], folder / path.name)
@@ -138,7 +140,7 @@ def poison_shards(
     cpus: int | None = None,
     progress: Progress | None = None,
 ) -> dict[str, Any]:
-    """Write the tar shards of `source` with the plan's victims stamped: one Ray Data task for each shard.
+    """Write the tar shards of `source` with the plan's victims stamped, a few shards in one Ray Data task.
 
     `plan` (Parquet, PLAN_SCHEMA) refers to rows of `index`, which was made from `source`; `size` is the canonical view's side in pixels;
     `jpeg_quality` and `others` as in `poisoned_shards.poison_shard`. A shard with a marker, which is written last, is not made again.
@@ -178,9 +180,11 @@ def poison_shards(
 def _poison_shard(
     item: dict, plan: str, trigger: Trigger, size: int, json_field: str, jpeg_quality: int | None, others: Sequence[Poison]
 ) -> dict:
-    from datasets.attack.poisoned_shards import poison_shard
+    from datasets.attack.poisoned_shards import committed, poison_shard
 
     path = Path(item["path"])
+    if committed(path) is not None:  # by the same task, before its worker died
+        return {"path": item["path"]}
     victims = pq.read_table(plan, filters=[("row", ">=", item["start"]), ("row", "<", item["stop"])])
     with _private(path.parent) as folder:
         out = folder / path.name
@@ -334,7 +338,7 @@ class _Window:
             with plain_errors():
                 raise got
         epoch, positions = self._expected.pop(step)
-        rows = self._feed.pairs.rows[positions]
+        rows = self._feed.pairs.rows_at(positions)
         assert np.array_equal(got["row"], rows), f"Ray Data gave other rows than the plan's for step {step}"
         return {**got, "step": step, "epoch": epoch, "number": positions}
 

@@ -124,6 +124,7 @@ def parser() -> argparse.ArgumentParser:
 
     planned = with_sweep("plan", "Show the stages of a sweep: what is stored, what would run, what it would cost.")
     planned.add_argument("--samples-per-second", type=_number, help="training rate to estimate with [that of a like stage in the store]")
+    planned.add_argument("--machine", metavar="8xH200", help="estimate hours, cores and reads on these GPUs, from measured figures")
     planned.add_argument("--json", action="store_true", help="print the plan as JSON")
     ran = with_sweep("run", "Run a sweep to its end. What exists is not made again; an interrupted run continues.")
     ran.add_argument("--gate", choices=("stop", "warn"), help="what to do when the attack did not take [the sweep's own]")
@@ -183,7 +184,7 @@ def parser() -> argparse.ArgumentParser:
     analysed.add_argument("--checkpoint", required=True, nargs="+", help="as for evaluate; the epochs of a stage one after another")
     analysed.add_argument("--out", type=Path, help="folder for pictures and arrays [analysis/ in the store]")
     audited = with_sweep("audit", "Audit a sweep's models before and after cleaning: attacks, defences, explanations, biases, on one page.")
-    audited.add_argument("--checkpoint", nargs="+", default=[], help="audit these instead; each as for evaluate")
+    audited.add_argument("--checkpoint", nargs="+", default=[], help="audit these instead: epoch folders, .safetensors or .pt files")
     audited.add_argument("--only", metavar="NAME,…", help="audits by name, e.g. pgd,lime [a selection that takes minutes]; an unknown name "
                          "lists all")
     audited.add_argument("--n", type=_whole, default=200, help="test pictures")

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from datasets.component import shown
 from datasets.errors import InputError
+from datasets.evaluation.evalset import EvalSet
+from datasets.synthetic import World
 from orchestrator.cluster import session
 from orchestrator.commands.arguments import ratio
 from orchestrator.console.log import log, note, recording
+from orchestrator.experiment.check import further_sets
 from orchestrator.experiment.fingerprint import fingerprint
-from orchestrator.experiment.spec import Compute, Given
-from orchestrator.report.audit import at_eps, write_audit
+from orchestrator.experiment.spec import Compute, Experiment, Given
+from orchestrator.report.audit import write_audit
+from orchestrator.results.audit_names import at_eps, audit_names
 from orchestrator.results.audits import AuditResult, not_believable
 from orchestrator.results.selection import RULE, table
 from orchestrator.running.audits import StoredModel, estimate, make_audits, require_trained, wanted_audits
@@ -43,7 +48,7 @@ def audit(plan: Plan, compute: Compute, options: argparse.Namespace) -> int:
     if options.rule not in RULE:
         raise InputError(f"--rule is {options.rule!r}; accepted: {', '.join(RULE)}.")
     radii = radii_of(options.eps)
-    _audits(options, Asked(eps=radii))  # an unknown name is told before anything is read
+    _audits(options, _asked(plan.sweep.base, radii))  # an unknown name is told before anything is read
     store = Store(compute.store)
     at = At(store=store, compute=compute)
     models = given_models(plan, options.checkpoint, store) if options.checkpoint else chosen_models(plan, store, options)
@@ -73,8 +78,9 @@ def _audit(
     wanted = wanted_audits(models, audits, options.n, options.seed, at)
     log.info(estimate(wanted, at))
     if options.dry:
+        called = audit_names(stage.audit for _, stage in wanted)
         for name, stage in wanted:
-            print(f"{'stored ' if at.find(stage) else 'to make'}  {stage.audit.label}{at_eps(stage.audit)}: {name}")
+            print(f"{'stored ' if at.find(stage) else 'to make'}  {called[stage.audit]}{at_eps(stage.audit)}: {name}")
         return 0
     if any(at.find(stage) is None for _, stage in wanted):
         session.connect(compute.num_cpus or None)
@@ -98,11 +104,11 @@ def _fitting(models: Sequence[StoredModel], options: argparse.Namespace, radii: 
     source = models[0].model.pretrained
     assert source is not None
     if options.dry and at.find(source.testset) is None:  # its classes are not known yet
-        return _audits(options, Asked(eps=radii, size=source.experiment.views.size))
+        return _audits(options, _asked(source.experiment, radii))
     ensure(source.testset, at)
     classes = source.testset.read(at).class_names
     found = []
-    for audit in _audits(options, Asked(eps=radii, size=source.experiment.views.size, classes=len(classes))):
+    for audit in _audits(options, replace(_asked(source.experiment, radii), classes=len(classes))):
         try:
             audit.check(len(classes), marked(source.experiment))
             found.append(audit)
@@ -113,6 +119,13 @@ def _fitting(models: Sequence[StoredModel], options: argparse.Namespace, radii: 
     if not found:
         raise InputError("no audit fits these models; see the notes above.")
     return found
+
+
+def _asked(experiment: Experiment, radii: tuple[float, ...]) -> Asked:
+    """What audits of the experiment's models depend on, as far as it is known before its test set is made."""
+    tests = experiment.evaluate.data
+    further = tuple(one for one in further_sets(experiment) if isinstance(one, EvalSet))
+    return Asked(eps=radii, size=experiment.views.size, world=tests if isinstance(tests, World) else None, sets=further)
 
 
 def _audits(options: argparse.Namespace, asked: Asked) -> list[Audit]:
@@ -160,7 +173,13 @@ def chosen_models(plan: Plan, store: Store, options: argparse.Namespace) -> list
 
 
 def given_models(plan: Plan, checkpoints: Sequence[str], store: Store) -> list[StoredModel]:
-    """The models of checkpoints: of stages of the sweep, or made elsewhere."""
+    """The models of checkpoints: of stages of the sweep, or made elsewhere. InputError for one that does not exist."""
+    for checkpoint in checkpoints:
+        if not os.path.exists(checkpoint):
+            raise InputError(
+                f"--checkpoint {checkpoint} does not exist; accepted: an epoch folder such as …/epoch_0010, or a file of weights "
+                "(.safetensors, .pt), but no tag of open_clip's."
+            )
     experiments, titles = experiments_of(plan.sweep, {}, checkpoints, MEASURED_BY, str(store.root)), plan_titles(plan)
     found = []
     for checkpoint, experiment in experiments.items():
@@ -169,7 +188,7 @@ def given_models(plan: Plan, checkpoints: Sequence[str], store: Store) -> list[S
         if own is not None:
             found.append(StoredModel(f"{titles.get(own.fingerprint, str(own))}, epoch {int(path.name[6:])}", own, int(path.name[6:])))
             continue
-        given = Given(checkpoint=str(path) if path.exists() else checkpoint, model=experiment.pretrain.model)
+        given = Given(checkpoint=str(path), model=experiment.pretrain.model)
         bare = replace(experiment, pretrain=given, clean=None, keep=None, prior=None)
         found.append(StoredModel(checkpoint, trained_by(bare), 0))  # brought into the store as epoch 0
     return found
@@ -200,9 +219,5 @@ def _track(
     """Log the numbers to the runs of the checkpoints, where the sweep has them in MLflow."""
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     for (_, stage), result in zip(wanted, results):
-        values = {f"{_key(result)}/{name}": value for name, value in result.metrics.items() if value is not None}
+        values = {f"audit/{result.title}/{name}": value for name, value in result.metrics.items() if value is not None}
         tracker.audited(plan.fingerprint, stage.model.fingerprint, values, stage.epoch)
-
-
-def _key(result: AuditResult) -> str:
-    return f"audit/{result.audit.label}{at_eps(result.audit)}"

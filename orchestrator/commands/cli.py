@@ -119,13 +119,22 @@ def _given(options: argparse.Namespace, cls: type) -> dict[str, Any]:
 
 def _plan(options: argparse.Namespace) -> int:
     from orchestrator.commands.show import plan_rows, plan_text
+    from orchestrator.store import Store
 
     rate = options.samples_per_second
     if rate is not None and not 0 < rate < float("inf"):
         raise InputError(f"--samples-per-second is {rate:g}; accepted: a number above 0.")
+    machine = None
+    if options.machine:  # imports torch, which a plan without it does not need
+        from orchestrator.commands.machine import Machine, machine_text
+
+        machine = Machine.of(options.machine)
     plan, compute = _load(options)
-    rows = plan_rows(plan, compute, options.samples_per_second)
-    print(json.dumps(rows, indent=1) if options.json else plan_text(plan, compute, rows))
+    store = Store(compute.store).listed()
+    rows = plan_rows(plan, compute, options.samples_per_second, store)
+    print(json.dumps(rows, indent=1) if options.json else plan_text(plan, compute, rows, store))
+    if machine is not None and not options.json:
+        print("\n" + machine_text(plan, store, machine))
     return 0
 
 

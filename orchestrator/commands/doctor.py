@@ -56,7 +56,7 @@ def doctor(root: str, tracking_uri: str) -> int:
 
 def version_text() -> str:
     """One line: cleansweep and its commit, Python, and the packages that can change a number."""
-    from orchestrator.store import commit
+    from orchestrator.manifest import commit
 
     def of(name: str) -> str:
         try:

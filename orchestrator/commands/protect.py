@@ -47,7 +47,9 @@ ORIENTATION = 274
 """EXIF's number of the field that says how the picture is turned."""
 TILE, COLUMNS, TITLE = 256, 4, 22
 """Side of a picture on the sheet, pictures in a row, height of a title, in pixels."""
-ACCEPTED = "black and white alone, white for what is protected"
+ACCEPTED = "black (0) and white (255) alone, white for what is protected, with sharp edges and not as JPEG, which blurs them"
+PAIRS = ({0, 255}, {0, 1})
+"""What values black and white have in masks."""
 TRAINING = SmallNetTraining(width=8, crop=48, lr=5e-3)
 
 
@@ -139,10 +141,8 @@ def read_mask(path: str, size: tuple[int, ...]) -> np.ndarray:
         raise InputError(f"--mask {path} has {found[1]}×{found[0]} pixels; accepted: those of the picture, {width}×{height}.")
     if given.alpha_HW is not None:
         raise InputError(f"--mask {path} is transparent in places; accepted: {ACCEPTED}.")
-    colours = np.unique(given.image_HW3.reshape(-1, 3), axis=0)
-    levels = set(colours[:, 0].tolist())
-    if (colours != colours[:, :1]).any() or not (levels <= {0, 255} or levels <= {0, 1}):
-        raise InputError(f"--mask {path} has {len(colours)} different colours; accepted: {ACCEPTED}.")
+    if (strange := _neither(given.image_HW3)) is not None:
+        raise InputError(f"--mask {path} {strange}; accepted: {ACCEPTED}.")
     mask_HW = given.image_HW3[..., 0] > 0
     if not mask_HW.any():
         raise InputError(f"--mask {path} is black all over, so nothing would be protected; accepted: white for what is protected.")
@@ -151,6 +151,20 @@ def read_mask(path: str, size: tuple[int, ...]) -> np.ndarray:
         grows = "" if mask_HW.all() else " when it is grown by 8 pixels"
         raise InputError(f"--mask {path} covers the whole picture{grows}; accepted: masks that leave a part of it to paint from.")
     return mask_HW
+
+
+def _neither(mask_HW3: np.ndarray) -> str | None:
+    """What is neither black nor white in a mask, uint8; None: nothing."""
+    coloured_HW = (mask_HW3 != mask_HW3[..., :1]).any(-1)
+    if coloured_HW.any():
+        return f"has colours in {coloured_HW.sum()} of its {coloured_HW.size} pixels"
+    value_HW = mask_HW3[..., 0]
+    if any(set(np.unique(value_HW).tolist()) <= pair for pair in PAIRS):
+        return None
+    grey_HW = (value_HW != 0) & (value_HW != 255)
+    row, column = (int(at[0]) for at in grey_HW.nonzero())
+    where = f"row {row + 1}, column {column + 1} with the value {value_HW[row, column]}"
+    return f"is grey in {grey_HW.sum()} of its {grey_HW.size} pixels, the first in {where}"
 
 
 def _made(options: argparse.Namespace, given: Given, mask_HW: np.ndarray) -> tuple[dict[str, bytes], dict[str, Any]]:

@@ -21,19 +21,19 @@ from orchestrator.sweep.plan import Plan, check_measurements
 from orchestrator.sweep.titles import plan_titles, titles
 
 
-def plan_rows(plan: Plan, compute: Compute, rate: float | None) -> list[dict[str, Any]]:
+def plan_rows(plan: Plan, compute: Compute, rate: float | None, store: Store | None = None) -> list[dict[str, Any]]:
     """One row for each stage: kind, name, fingerprint, whether it is stored, pairs to train on, hours if a rate is known, and the reason if
-    `run` would refuse to make it.
+    `run` would refuse to make it. `store`: that of `compute`, if it was listed already.
     """
     check_measurements(plan)
-    store = Store(compute.store)
-    stored = store.all()
+    store = store or Store(compute.store).listed()
+    rates = Rates(store, rate)
     named = plan_titles(plan)
     rows: list[tuple[float, dict[str, Any]]] = []
     for stage in plan.known().values():
-        row = _row(stage, store, stored, rate)
+        row = _row(stage, store, rates)
         rows.append((place(stage), {**row, "name": named.get(stage.fingerprint, stage.name)}))
-        rows += [(place(later), _row(later, store, stored, rate)) for later in afterwards(store, stage)]
+        rows += [(place(later), _row(later, store, rates)) for later in afterwards(store, stage)]
     if plan.grid is None and plan.sweep.base.clean is not None:
         draws, stage = _draws(plan), cleaned_by(plan.sweep.base)
         row = {
@@ -48,10 +48,10 @@ def _draws(plan: Plan) -> int:
     return plan.sweep.num_samples * max(1, len(plan.upstream))
 
 
-def _row(stage: Stage, store: Store, stored: list[Artefact], rate: float | None) -> dict[str, Any]:
+def _row(stage: Stage, store: Store, rates: "Rates") -> dict[str, Any]:
     done = store.find(stage.kind, stage.fingerprint) is not None
     pairs = stage.pairs(store)
-    speed, source = (rate, "given") if rate else _measured_rate(stage, stored) if pairs and not done else (None, "")
+    speed, source = rates.of(stage) if pairs and not done else (None, "")
     hours = pairs / speed / 3600 if pairs and speed and not done else None
     return {
         "stage": stage.kind, "name": stage.name, "fingerprint": stage.fingerprint, "stored": done,
@@ -70,15 +70,35 @@ def _refused(stage: Stage, at: At) -> str:
     return ""
 
 
-def _measured_rate(stage: Stage, stored: list[Artefact]) -> tuple[float | None, str]:
-    """Samples a second of the newest stored stage of the same kind, name and model; None without one."""
-    for artefact in reversed(stored):
-        manifest = artefact.manifest
-        if (manifest["stage"], manifest["name"], _model(manifest["config"])) == (stage.kind, stage.name, _model(stage.config)):
-            rates = [line["metrics"].get("train/samples_per_second") for line in _metrics(artefact)[1:]]
-            if rates and rates[-1]:
-                return rates[-1], f"{artefact.folder.name}"
-    return None, ""
+class Rates:
+    """Samples a second of trainings: the given number or, for each kind, name and model, that of the newest stored stage."""
+
+    def __init__(self, store: Store, given: float | None):
+        self._store, self._given = store, given
+        self._stored: dict[tuple[str, str], list[Artefact]] | None = None
+        """Kind and name → the artefacts, the newest first."""
+        self._known: dict[tuple[str, str, str], tuple[float | None, str]] = {}
+
+    def of(self, stage: Stage) -> tuple[float | None, str]:
+        """The rate, and where it comes from; None without one."""
+        if self._given:
+            return self._given, "given"
+        key = stage.kind, stage.name, _model(stage.config)
+        if key not in self._known:
+            self._known[key] = self._measured(*key)
+        return self._known[key]
+
+    def _measured(self, kind: str, name: str, model: str) -> tuple[float | None, str]:
+        if self._stored is None:
+            self._stored = {}
+            for artefact in reversed(self._store.all()):
+                self._stored.setdefault((artefact.manifest["stage"], artefact.manifest["name"]), []).append(artefact)
+        for artefact in self._stored.get((kind, name), ()):
+            if _model(artefact.manifest["config"]) == model:
+                rates = [line["metrics"].get("train/samples_per_second") for line in _metrics(artefact)[1:]]
+                if rates and rates[-1]:
+                    return rates[-1], f"{artefact.folder.name}"
+        return None, ""
 
 
 def _model(config: Any) -> str:
@@ -87,10 +107,10 @@ def _model(config: Any) -> str:
     return canonical(trained.get("model")) if isinstance(trained, dict) else ""
 
 
-def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]]) -> str:
-    """The plan as a table."""
+def plan_text(plan: Plan, compute: Compute, rows: list[dict[str, Any]], store: Store | None = None) -> str:
+    """The plan as a table. `store`: as in `plan_rows`."""
     sweep = plan.sweep
-    store = Store(compute.store)
+    store = store or Store(compute.store)
     lines = [f"sweep {sweep.name}-{plan.fingerprint[:12]}  (store {store.root})", ""]
     wide = max(38, *(len(row["name"]) for row in rows))
     lines.append(f"{'stage':10} {'name':{wide}} {'fingerprint':13} {'state':8} {'pairs':>13} {'time':>9}")

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from datasets.errors import InputError
+from datasets.index.columns import take, without
 from datasets.index.pairs import smallest_hashes
 from datasets.text import decode_text, lines_of
 from orchestrator.experiment.spec import Clean
@@ -44,7 +45,7 @@ def choose_rows(
     """
     if clean.keys:
         return _rows_of(clean, index, kept, victims)
-    free, victims = np.setdiff1d(kept, victims), np.setdiff1d(victims, negatives)
+    free, victims = without(kept, victims), np.setdiff1d(victims, negatives)
     wanted = clean.pairs - clean.poisons
     if clean.poisons > len(victims):
         raise InputError(f"clean.poisons is {clean.poisons}, but the poison plan has only {len(victims)} victims.")
@@ -62,7 +63,7 @@ def require(rows: np.ndarray, index: pa.Table, victims: np.ndarray, clean: Clean
     """The rows, sorted; InputError unless exactly `clean.poisons` of them are victims of the poison plan."""
     found = np.intersect1d(rows, victims)
     if len(found) != clean.poisons:
-        keys = index["key"].take(pa.array(found)).to_pylist()
+        keys = take(index["key"], found).to_pylist()
         holds = f"victims of the poison plan ({_named(keys)})" if keys else "no victim of the poison plan"
         raise InputError(
             f"{where} holds {f'{len(found)} ' if keys else ''}{holds}, but clean.poisons is {clean.poisons}; a cleaning set may hold "
@@ -77,9 +78,9 @@ def _rows_of(clean: Clean, index: pa.Table, kept: np.ndarray, victims: np.ndarra
     named = np.flatnonzero(pc.is_in(index["key"], value_set=pa.array(keys, pa.string())).to_numpy())
     rows = np.intersect1d(named, kept)
     if len(rows) < len(keys):
-        usable = set(index["key"].take(pa.array(rows)).to_pylist())
+        usable = set(take(index["key"], rows).to_pylist())
         missing = [key for key in keys if key not in usable]
-        reasons = dict(zip(*(index[name].take(pa.array(named)).to_pylist() for name in ("key", "drop"))))
+        reasons = dict(zip(*(take(index[name], named).to_pylist() for name in ("key", "drop"))))
         why = {key: "unknown" if key not in reasons else reasons[key] or "not in data.subset" for key in missing}
         told = ", ".join(f"{key!r} ({why[key]})" for key in missing[:NAMED])
         raise InputError(

@@ -29,6 +29,7 @@ from datasets.errors import InputError
 from datasets.evaluation.evalset import EvalSet
 from datasets.feed.loader import Recipe
 from datasets.images.view import Views
+from datasets.index.order import Drawn, Order
 from datasets.index.source import Source
 from datasets.synthetic import World
 from datasets.triggers.words import Words
@@ -61,6 +62,8 @@ class Pretrain(Training):
     model: Model | TinyCLIP
     objective: Objective | Method
     """A loss for the whole training, or a method with phases."""
+    order: Order = since(Drawn())
+    """How each epoch is shuffled: `Drawn()`, for very large sets `Formula()`, for storage that is slow in small pieces `Windows()`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

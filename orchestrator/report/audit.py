@@ -9,19 +9,18 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image
 
 from datasets.storage import write_whole
-from orchestrator.report.drawing import COLOURS, DASHES, MARKERS, STYLE, legend, pdf, png
+from orchestrator.report.audit_curves import query_curves, robust_curves
+from orchestrator.report.drawing import pdf, png
 from orchestrator.report.inline import svg
 from orchestrator.report.rendering import render
 from orchestrator.report.shown import image
-from orchestrator.results.audits import AuditResult, eps_of, not_believable, radius, radius_of, without_eps
+from orchestrator.results.audit_names import names, radius, radius_of
+from orchestrator.results.audits import AuditResult, eps_of, not_believable
 from orchestrator.stages.audited import ROWS
-from trainers.audit.base import Audit
 from trainers.audit.robustness import Robustness
 
 GROUPS = {
@@ -50,7 +49,7 @@ def write_audit(results: Sequence[AuditResult], out: Path, title: str, facts: Se
             sections.append(_section(group, own, models, out))
     values = {
         "title": title, "facts": list(facts), "said": list(said), "wrong": not_believable(results), "sections": sections,
-        "notes": list(dict.fromkeys(note for one in results for note in one.notes)),
+        "notes": list(dict.fromkeys(one.telling(note) for one in results for note in one.notes)),
     }  # fmt: skip
     write_whole(out / "audit.csv", _csv(results).encode())
     write_whole(out / "index.html", render("audit", **values).encode())
@@ -58,90 +57,37 @@ def write_audit(results: Sequence[AuditResult], out: Path, title: str, facts: Se
 
 
 def _section(group: str, results: Sequence[AuditResult], models: Sequence[str], out: Path) -> dict[str, Any]:
-    slug = group.replace(" ", "-")
-    curves, figures = robust_curves(results), []
-    if curves is not None:
-        for ending, content in (("png", png(curves)), ("pdf", pdf(curves))):
-            write_whole(out / f"{slug}.{ending}", content)
-        figures.append(svg(curves, f"curves-{slug}", f"{GROUPS.get(group, group)}: accuracy under attack over ε"))
+    slug, figures = group.replace(" ", "-"), []
+    kinds = (("", robust_curves, "accuracy under attack over ε"), ("-queries", query_curves, "turned pictures over queries"))
+    for end, drawn, what in kinds:
+        if (curves := drawn(results)) is not None:
+            for ending, content in (("png", png(curves)), ("pdf", pdf(curves))):
+                write_whole(out / f"{slug}{end}.{ending}", content)
+            figures.append(svg(curves, f"curves-{slug}{end}", f"{GROUPS.get(group, group)}: {what}"))
     robust = [one for one in results if isinstance(one.audit, Robustness)]
     tables = [("", robust_table(robust, models))] if robust else []
     others = [one for one in results if not isinstance(one.audit, Robustness)]
-    for label in dict.fromkeys(one.audit.label + at_eps(one.audit) for one in others):
-        tables.append((label, metric_table([one for one in others if one.audit.label + at_eps(one.audit) == label], models)))
+    for title in dict.fromkeys(one.title for one in others):
+        tables.append((title, metric_table([one for one in others if one.title == title], models)))
     galleries = [
-        {"title": f"{one.audit.label}{at_eps(one.audit)}: {one.model}", "rows": list(found), "image": image(sheet(found), one.audit.label)}
+        {"title": f"{one.title}: {one.model}", "rows": list(found), "image": image(sheet(found), one.label)}
         for one in results if (found := one.gallery)
     ]  # fmt: skip
     return {"title": GROUPS.get(group, group), "figures": figures, "tables": tables, "galleries": galleries}
 
 
-def at_eps(audit: Audit) -> str:
-    """`, ε = 4/255` of an attack within ε; else nothing."""
-    eps = radius_of(audit)
-    return "" if eps is None else f", ε = {radius(eps)}"
-
-
-def robust_curves(results: Sequence[AuditResult]) -> Figure | None:
-    """Robust accuracy over ε with Wilson's intervals, a panel for each norm: a colour for each model, a dash for each attack; None if no
-    attack was tried at two ε."""
-    panels: dict[str, list[tuple[str, str, list[tuple[float, float, float, float]]]]] = {}
-    for model in dict.fromkeys(one.model for one in results):
-        own = [(one, one.audit) for one in results if one.model == model and isinstance(one.audit, Robustness) and one.metrics]
-        for key in dict.fromkeys(without_eps(audit) for _, audit in own if not audit.attack.minimal):
-            line = [(one, audit) for one, audit in own if not audit.attack.minimal and without_eps(audit) == key]
-            _enter(panels, line[0][0], model, [(eps_of(audit), *_interval(one, "robust/accuracy")) for one, audit in line])
-        for one, audit in own:
-            if audit.attack.minimal:
-                _enter(panels, one, model, [(size, *_interval(one, f"robust/at_{size:g}")) for size in audit.radii])
-    panels = {norm: lines for norm, lines in panels.items() if any(len(points) > 2 for *_, points in lines)}
-    if not panels:
-        return None
-    models = list(dict.fromkeys(model for lines in panels.values() for model, *_ in lines))
-    attacks = list(dict.fromkeys(label for lines in panels.values() for _, label, _ in lines))
-    with matplotlib.rc_context(STYLE):
-        figure = Figure(figsize=(1 + 4.6 * len(panels), 4.4), layout="constrained")
-        for axes, (norm, lines) in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels.items()):
-            for model, label, points in lines:
-                eps, middle, low, high = (np.array(column) for column in zip(*sorted(points)))
-                scale = 255 if norm == "linf" else 1
-                colour = COLOURS[models.index(model) % len(COLOURS)]
-                number = attacks.index(label)
-                look: dict[str, Any] = {"marker": MARKERS[number % len(MARKERS)], "linestyle": DASHES[number % len(DASHES)]}
-                axes.plot(eps * scale, middle, color=colour, markersize=4.5, label=f"{label}: {model}", **look)
-                axes.fill_between(eps * scale, low, high, color=colour, alpha=0.12, linewidth=0)
-            axes.set_xlabel("ε, /255 (L∞)" if norm == "linf" else "ε (L2, pixels of 0 … 1)")
-            axes.set(ylabel="accuracy under attack, %", ylim=(-2, 102))
-        handles = {line.get_label(): line for axes in figure.axes for line in axes.get_lines()}
-        legend(figure, list(handles.values()))
-    return figure
-
-
-def _enter(panels: dict[str, Any], one: AuditResult, model: str, points: list[tuple[float, float, float, float]]) -> None:
-    clean = _interval(one, "robust/clean")
-    if points:
-        panels.setdefault(one.audit.attack.norm, []).append((model, one.audit.label, [(0.0, *clean), *points]))  # type: ignore[attr-defined]
-
-
-def _interval(one: AuditResult, name: str) -> tuple[float, float, float]:
-    values = [one.metrics.get(f"{name}{end}") for end in ("", "_low", "_high")]
-    return tuple(math.nan if value is None else value for value in values)  # type: ignore[return-value]
-
-
 def robust_table(results: Sequence[AuditResult], models: Sequence[str]) -> Table:
-    """A row for each attack, defence and ε; accuracy under attack of each model with its interval, and what it is to be compared with."""
+    """A row for each attack, defence and ε; accuracy under attack of each model with its interval, and under noise of the same size."""
     lines: dict[tuple[str, str], dict[str, str]] = {}
+    defences = names(one.audit.defence for one in results if isinstance(one.audit, Robustness) and one.audit.defence)
     for one in results:
         audit = one.audit
         assert isinstance(audit, Robustness)
-        lines.setdefault((audit.label, ""), {})[one.model] = ""
-        if audit.attack.minimal:
-            for size in audit.radii:
-                lines.setdefault((audit.label, radius(size)), {})[one.model] = _text(one, f"robust/at_{size:g}")
-        else:
-            noise = _plain(one, "robust/noise")
-            lines.setdefault((audit.label, radius(eps_of(audit))), {})[one.model] = f"{_text(one, 'robust/accuracy')}; noise {noise}"
-        unattacked = "not attacked" + (f", {audit.defence.label}" if audit.defence else "")
+        lines.setdefault((one.label, ""), {})[one.model] = ""
+        radii = [(size, f"robust/at_{size:g}", f"robust/noise_at_{size:g}") for size in audit.radii]
+        for size, under, noise in radii if audit.attack.minimal else [(eps_of(audit), "robust/accuracy", "robust/noise")]:
+            lines.setdefault((one.label, radius(size)), {})[one.model] = f"{_text(one, under)}; noise {_plain(one, noise)}"
+        unattacked = "not attacked" + (f", {defences[audit.defence]}" if audit.defence else "")
         lines.setdefault((unattacked, ""), {})[one.model] = _text(one, "robust/clean")
     lines = {key: cells for key, cells in lines.items() if any(cells.values())}
     first = sorted(lines, key=lambda key: not key[0].startswith("not attacked"))
@@ -164,13 +110,21 @@ def _plain(one: AuditResult, name: str) -> str:
     if value is None:
         return "–"
     whole = float(value).is_integer() and f"{name}_low" not in one.metrics  # a count
-    return f"{value:.0f}" if whole else f"{value:.1f}" if abs(value) >= 10 else f"{value:.3g}"
+    return f"{value:.0f}" if whole else f"{value:.1f}" if 10 <= abs(value) < 1000 else short(value)
 
 
 def _text(one: AuditResult, name: str) -> str:
     low, high = one.metrics.get(f"{name}_low"), one.metrics.get(f"{name}_high")
-    bounds = "" if low is None or high is None else f"\N{NO-BREAK SPACE}[{low:.3g},\N{NO-BREAK SPACE}{high:.3g}]".replace("-", "−")
-    return _plain(one, name) + bounds
+    if low is None or high is None:
+        return _plain(one, name)
+    return f"{_plain(one, name)}\N{NO-BREAK SPACE}[{short(low, high)},\N{NO-BREAK SPACE}{short(high, low)}]"
+
+
+def short(value: float, beside: float | None = None) -> str:
+    """Three digits of a number, all of a large one, and 0 for what rounding left of it beside another number."""
+    if beside is not None and abs(value) <= 1e-12 * max(1.0, abs(beside)):
+        return "0"
+    return (f"{value:.0f}" if abs(value) >= 1000 else f"{value:.3g}").replace("-", "−")
 
 
 def sheet(gallery: dict[str, np.ndarray]) -> bytes:
@@ -195,9 +149,8 @@ def _csv(results: Sequence[AuditResult]) -> str:
     writer = csv.writer(out, lineterminator="\n")
     writer.writerow(("model", "group", "audit", "eps", "metric", "value", "rows"))
     for one in results:
-        found = radius_of(one.audit)
-        eps = "" if found is None else found
+        eps = "" if (found := radius_of(one.audit)) is None else found
         for name, value in one.metrics.items():
             place = str(one.folder / ROWS) if one.folder and (one.folder / ROWS).exists() else ""
-            writer.writerow((one.model, one.audit.group, one.audit.label, eps, name, "" if value is None else value, place))
+            writer.writerow((one.model, one.audit.group, one.label, eps, name, "" if value is None else value, place))
     return out.getvalue()

@@ -28,6 +28,9 @@ from orchestrator.results.outcome import Study
 from orchestrator.results.points import Panel, arms, cleaned_points, panels, points_of, published_starts, start_of, starts_of
 from orchestrator.results.published import Start
 
+MARKED = 100
+"""With more trials than this the curves have no marks, which would cover them."""
+
 
 def pretrain_curves(study: Study) -> Figure:
     """Zero-shot accuracy and ASR after each epoch of pre-training, one line per pre-training; published values are hollow."""
@@ -103,7 +106,8 @@ def trial_curves(study: Study, only: Panel | None = None) -> Figure:
                     x = ([0] if start else []) + [p.epoch for p in points]
                     y = ([getattr(start, value)] if start else []) + [getattr(p, value) for p in points]
                     alpha = 0.8 if len(trials) <= 24 else 0.35
-                    axes.plot(x, y, color=colour, marker=marker, markersize=3.5, linewidth=1.2, alpha=alpha, clip_on=False)
+                    mark: dict[str, Any] = {"marker": marker, "markersize": 3.5} if len(trials) <= MARKED else {}
+                    axes.plot(x, y, color=colour, linewidth=1.2 if mark else 0.8, alpha=alpha, clip_on=False, **mark)
                 for start in starts_of(study, panel):
                     axes.plot([0], [getattr(start, value)], markersize=15, zorder=4, clip_on=False, **START)
                 epoch_axes(axes, study.trials)  # the panels share this axis

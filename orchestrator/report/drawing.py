@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
+from PIL import Image
 
 from orchestrator.results.kinds import study_method
 from orchestrator.results.outcome import StageResult, Study
@@ -186,6 +187,20 @@ def png(figure: Figure, dpi: int = 150) -> bytes:
     """The figure as PNG, without a date or a version in it."""
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=dpi, metadata={"Software": None})
+    return buffer.getvalue()
+
+
+LARGE = 400_000
+"""Bytes above which a picture has 256 colours on the page."""
+
+
+def lighter(content: bytes) -> bytes:
+    """A large PNG with 256 colours: hundreds of half-transparent lines have thousands, and a page that holds them loads slowly."""
+    if len(content) <= LARGE:
+        return content
+    buffer = io.BytesIO()
+    with Image.open(io.BytesIO(content)) as picture:
+        picture.convert("RGB").quantize(256, method=Image.Quantize.MEDIANCUT, dither=Image.Dither.NONE).save(buffer, "PNG", optimize=True)
     return buffer.getvalue()
 
 

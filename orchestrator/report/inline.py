@@ -12,8 +12,9 @@ from matplotlib.lines import Line2D
 
 from orchestrator.report.drawing import STYLE
 
-SVG, XLINK = "http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"
-HREF = f"{{{XLINK}}}href"
+SVG = "http://www.w3.org/2000/svg"
+HREF = "{http://www.w3.org/1999/xlink}href"
+"""How Matplotlib writes a reference; the page has plain `href`, as browsers understand it since 2018."""
 CONTROL = re.compile(r"[\x00-\x08\x0b\x0c\x0e-\x1f]")
 """Characters that may be in a name but not in XML."""
 REFERENCE = re.compile(r"url\(#(.*?)\)")
@@ -43,7 +44,6 @@ def svg(figure: Figure, name: str, alt: str) -> Markup:
     _rename(root, name)
     root.attrib = {"viewBox": root.get("viewBox", ""), "role": "img", "aria-label": alt}
     ElementTree.register_namespace("", SVG)
-    ElementTree.register_namespace("xlink", XLINK)
     return Markup(ElementTree.tostring(root, encoding="unicode"))
 
 
@@ -55,8 +55,9 @@ def _tell(group: ElementTree.Element, texts: Sequence[str]) -> None:
         marks = [child for child in around if child.tag == f"{{{SVG}}}use"]
         if marks:
             around.set("style", marks[0].attrib.pop("style"))
+            around.set("class", "says")
         for mark, text in zip(marks, texts, strict=True) if marks else ():
-            mark.attrib = {"class": "says", HREF: mark.attrib[HREF], **{side: f"{float(mark.attrib[side]):.2f}" for side in "xy"}}
+            mark.attrib = {HREF: mark.attrib[HREF], **{side: f"{float(mark.attrib[side]):.2f}" for side in "xy"}}
             ElementTree.SubElement(mark, f"{{{SVG}}}title").text = text
 
 
@@ -68,8 +69,9 @@ def _rename(root: ElementTree.Element, name: str) -> None:
     for element in root.iter():
         if (old := element.attrib.pop("id", "")) in short:
             element.set("id", short[old])
-        for key, value in element.attrib.items():
+        for key, value in list(element.attrib.items()):
             if key == HREF:
-                element.set(key, f"#{short[value[1:]]}")
+                element.attrib.pop(key)
+                element.set("href", f"#{short[value[1:]]}")
             elif "url(#" in value:
                 element.set(key, REFERENCE.sub(lambda match: f"url(#{short[match[1]]})", value))

@@ -25,6 +25,7 @@ from orchestrator.report.tables import (
 from orchestrator.results.cautions import cautions
 from orchestrator.results.claims import judged
 from orchestrator.results.names import called, duration, flatten, percent
+from orchestrator.results.once import unchanging
 from orchestrator.results.outcome import Study
 from orchestrator.results.points import attacks_of, panels, plans_cleaning, points_of
 
@@ -51,7 +52,11 @@ def write_report(study: Study, out: Path) -> Path:
 
     Files are written aside and renamed, the page last, so that a reader never sees an incomplete one.
     """
-    out = Path(out)
+    with unchanging():
+        return _write(study, Path(out))
+
+
+def _write(study: Study, out: Path) -> Path:
     drawn = Gallery(study)
     drawn.write(out)
     files = {"points.csv": points_csv(study)}

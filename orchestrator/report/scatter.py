@@ -1,6 +1,7 @@
 """Accuracy against ASR: every point, the crowded corner, published points, and the paths of the best trials."""
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import matplotlib
@@ -28,7 +29,7 @@ from orchestrator.report.drawing import (
     wrapped,
 )
 from orchestrator.report.inline import say
-from orchestrator.results.names import percent, settings, value_at
+from orchestrator.results.names import percent, settings, settings_among, value_at
 from orchestrator.results.outcome import StageResult, Study, TrialResult
 from orchestrator.results.points import (
     Panel,
@@ -167,13 +168,13 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
     named, styles = arms(study), look(study)
     trials = [trial for trial in study.trials if panel.holds(trial)]
     few, clip, texts = few_trials(study, panel), inside is not None, told_at(study, panel)
-    for trial in trials:
-        colour, marker = styles[named[trial.fingerprint]]
-        points = cleaned_points(trial)
+    for arm, mine in _in_turn(trials, named, 1 if few else len(trials)):
+        colour, marker = styles[arm]
+        points = [point for trial in mine for point in cleaned_points(trial)]
         if not points:
             continue
         if few:
-            start = start_of(study, trial.pretrain, trial)
+            start = start_of(study, mine[0].pretrain, mine[0])
             way = [*([(start.asr, start.accuracy)] if start else []), *((p.asr, p.accuracy) for p in points)]
             axes.plot(*zip(*way), color=colour, linewidth=0.8, alpha=0.35, zorder=2)
         shown = [p for p in points if inside is None or _within(p, inside)]
@@ -198,6 +199,13 @@ def draw_points(axes: Axes, study: Study, panel: Panel, inside: Any = None) -> N
         axes.text(0.5, 0.5, "no cleaning was measured", transform=axes.transAxes, ha="center", color="#777777")
 
 
+def _in_turn(trials: Sequence[TrialResult], named: dict[str, str], most: int) -> Iterator[tuple[str, list[TrialResult]]]:
+    """(arm, trials): at most so many trials that follow one another and are of the same arm."""
+    for arm, alike in itertools.groupby(trials, key=lambda trial: named[trial.fingerprint]):
+        while mine := list(itertools.islice(alike, most)):
+            yield arm, mine
+
+
 def told_at(study: Study, panel: Panel) -> dict[tuple[float, float], str]:
     """(ASR, accuracy) → all that lies there, one per line, because the mark on top hides the others."""
     named, attacks = arms(study), list(attacks_of(study))
@@ -205,8 +213,14 @@ def told_at(study: Study, panel: Panel) -> dict[tuple[float, float], str]:
     for start in starts_of(study, panel):
         text = f"before cleaning{_seed(panel, start.stage)}, epoch {start.epoch}, {_numbers(start, attacks)}"
         texts_at.setdefault((start.asr, start.accuracy), []).append(text)
+    groups: dict[str, list[TrialResult]] = {}
     for trial in study.trials:
-        name = _name(study, panel, trial, named) if panel.holds(trial) else ""
+        if panel.holds(trial):
+            groups.setdefault(named[trial.fingerprint], []).append(trial)
+    told = {arm: settings_among(trials) for arm, trials in groups.items()}
+    for trial in study.trials:
+        arm = named[trial.fingerprint]
+        name = _name(panel, trial, arm, told[arm](trial)) if panel.holds(trial) else ""
         for p in cleaned_points(trial) if name else ():
             texts_at.setdefault((p.asr, p.accuracy), []).append(f"{name}, epoch {p.epoch}, {_numbers(p, attacks)}")
     for texts in texts_at.values():
@@ -269,7 +283,9 @@ def best_three(study: Study, panel: Panel) -> Figure:
             _number_epochs(axes, points, grey, above=number % 2 == 0)
             if start:
                 axes.plot([start.asr], [start.accuracy], markersize=16, zorder=4, clip_on=False, **START)
-            label = f"{number + 1}. {_name(study, panel, trial, named)}" + ("" if point else " (never at ASR ≤ 5 %)")
+            arm = named[trial.fingerprint]
+            alike = [t for t in study.trials if panel.holds(t) and named[t.fingerprint] == arm]
+            label = f"{number + 1}. {_name(panel, trial, arm, settings(trial, alike))}" + ("" if point else " (never at ASR ≤ 5 %)")
             handles.append(Line2D([], [], label=label, **style))
         axes.set_xlim(-3, 103)
         axes.set_ylim(*limits(seen))
@@ -296,10 +312,9 @@ def best(study: Study, panel: Panel) -> list[tuple[TrialResult, Point | None]]:
     return [(trial, point) for _, _, trial, point in ranked[:3]]
 
 
-def _name(study: Study, panel: Panel, trial: TrialResult, named: dict[str, str]) -> str:
+def _name(panel: Panel, trial: TrialResult, arm: str, settings: str) -> str:
     """A trial's name: its arm, and how it differs from the arm's other trials: "CleanCLIP: lr 0.001, seed 2"."""
-    arm = named[trial.fingerprint]
-    name = f"{arm}: {settings(trial, [t for t in study.trials if panel.holds(t) and named[t.fingerprint] == arm]) or 'as given'}"
+    name = f"{arm}: {settings or 'as given'}"
     source = next((stage for stage in panel.pretrains if stage.fingerprint == trial.pretrain), None)
     return name if source is None or "seed" in name else name + _seed(panel, source)
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from orchestrator.report import analysis
-from orchestrator.report.drawing import same_scale
+from orchestrator.report.drawing import lighter, same_scale
 from orchestrator.report.figures import Gallery
 from orchestrator.report.scatter import best, few_trials
 from orchestrator.report.series import shows_published
@@ -39,7 +39,7 @@ def image(content: bytes, alt: str) -> Values:
 
 def figure(drawn: Gallery, name: str, alt: str, said: Sequence[str] = (), full: bool = False) -> Values:
     """A figure with its cautions beside it."""
-    picture = {"svg": drawn.svg(name, alt)} if name.startswith(HOVER) else {"svg": "", **image(drawn.png(name), alt)}
+    picture = {"svg": drawn.svg(name, alt)} if name.startswith(HOVER) else {"svg": "", **image(lighter(drawn.png(name)), alt)}
     return {**picture, "said": said, "full": full}
 
 

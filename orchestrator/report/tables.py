@@ -16,7 +16,7 @@ from orchestrator.results.names import (
     hyperparameters,
     number_of,
     percent,
-    settings,
+    settings_among,
     signed,
     value_at,
 )
@@ -260,16 +260,19 @@ def trials_table(study: Study) -> Table:
     """Every trial with its settings, last epoch, time and state."""
     sources, methods = pretrain_names(study), methods_of(study)
     lines: list[tuple[str, ...]] = []
+    groups: dict[tuple[str, str], list[TrialResult]] = {}
+    for trial in study.trials:
+        groups.setdefault((trial.pretrain, methods[trial.fingerprint]), []).append(trial)
+    told = {group: settings_among(trials) for group, trials in groups.items()}
     for trial in study.trials:
         points = points_of(trial)
         last = points[-1] if points and points[-1].epoch > 0 else None
-        among = [t for t in study.trials if t.pretrain == trial.pretrain and methods[t.fingerprint] == methods[trial.fingerprint]]
         status = SAID.get(trial.failure, trial.status)
         state = status if not trial.error else f"{status}: {trial.error.strip().splitlines()[0]}"
         cells = (
             methods[trial.fingerprint],
             sources.get(trial.pretrain, trial.pretrain[:8]),
-            settings(trial, among) or "as given",
+            told[trial.pretrain, methods[trial.fingerprint]](trial) or "as given",
             str(last.epoch) if last else "–",
             percent(last.accuracy if last else None),
             percent(last.asr if last else None),

@@ -11,15 +11,18 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-from scipy import stats
 
 from orchestrator.experiment.fingerprint import canonical
+from orchestrator.results.audit_names import at_eps, audit_names, radius, radius_of
 from orchestrator.stages.audited import FINDINGS, GALLERY, ROWS
 from orchestrator.store import Artefact, part, read_arrays
 from trainers.audit.base import Audit
+from trainers.audit.black_box import QueryCurve, Substitute, Transfer
 from trainers.audit.robustness import Robustness
+from trainers.audit.shares import beyond_chance
 
-LEVEL = 0.05
+Right = Mapping[str, bool]
+"""Key of a picture that was attacked, or was wrong anyhow → whether it is classified correctly under attack."""
 
 
 @dataclass(frozen=True)
@@ -36,8 +39,29 @@ class AuditResult:
     folder: Path | None = None
     """Of its artefact; None: it could not be made."""
     seconds: float = 0.0
-    right: frozenset[str] = frozenset()
-    """Keys of the pictures that are still classified correctly under attack, of a `Robustness` with one ε."""
+    right: Mapping[float, Right] = field(default_factory=dict)
+    """Of an attack: ε → what it left right; for a minimal attack at each of its radii."""
+    asked: tuple[int, ...] = ()
+    """Of an attack that only asks: after how many queries it turned each picture that it turned."""
+    attacked: int = 0
+    """How many pictures that attack was tried on."""
+    name: str = ""
+    """What the audit is called among others; empty: its label."""
+
+    @property
+    def label(self) -> str:
+        """The name of the audit, without its ε."""
+        return self.name or self.audit.label
+
+    @property
+    def title(self) -> str:
+        """The name of the audit, with its ε."""
+        return self.label + at_eps(self.audit)
+
+    def telling(self, sentence: str) -> str:
+        """A sentence of the audit under the name that tells it apart from others."""
+        own = f"{self.audit.label}: "
+        return f"{self.title}: {sentence.removeprefix(own)}" if sentence.startswith(own) else sentence
 
     @property
     def gallery(self) -> dict[str, np.ndarray]:
@@ -46,21 +70,34 @@ class AuditResult:
             return {}
         return {name.partition(" ")[2]: pictures for name, pictures in sorted(read_arrays(self.folder / GALLERY).items())}
 
-    @property
-    def robust(self) -> float | None:
-        """Accuracy under attack in percent, of a `Robustness` with one ε."""
-        return self.metrics.get("robust/accuracy") if isinstance(self.audit, Robustness) else None
-
 
 def read_audit(model: str, audit: Audit, found: Artefact) -> AuditResult:
     """The findings of a finished audit; InputError if a file was changed."""
-    told, right = json.loads(part(found, FINDINGS)), frozenset[str]()
-    if isinstance(audit, Robustness) and not audit.attack.minimal:
-        rows = pq.read_table(pa.BufferReader(part(found, ROWS)), columns=["key", "y", "prediction"]).to_pylist()
-        right = frozenset(row["key"] for row in rows if row["prediction"] == row["y"])
-    return AuditResult(
-        model, audit, told["metrics"], tuple(told["failures"]), tuple(told["notes"]), found.folder, found.manifest["seconds"], right
+    told = json.loads(part(found, FINDINGS))
+    result = AuditResult(
+        model, audit, told["metrics"], tuple(told["failures"]), tuple(told["notes"]), found.folder, found.manifest["seconds"]
     )
+    if not isinstance(audit, (Robustness, QueryCurve, Substitute, Transfer)) or ROWS not in found.manifest["files"]:
+        return result
+    rows = pq.read_table(pa.BufferReader(part(found, ROWS))).to_pydict()
+    asked = tuple(queries for queries, turned in zip(rows["queries"], rows["success"]) if turned) if asks(audit) else ()
+    attacked = sum(clean == y for clean, y in zip(rows["clean_prediction"], rows["y"]))
+    return replace(result, right=_right(audit, rows), asked=asked, attacked=attacked)
+
+
+def _right(audit: Audit, rows: Mapping[str, Sequence[Any]]) -> dict[float, Right]:
+    if isinstance(audit, Robustness):
+        return {_rounded(eps): dict(zip(rows["key"], still_N.tolist())) for eps, still_N in audit.right_under_attack(rows).items()}
+    eps = radius_of(audit)
+    if eps is None:
+        return {}
+    return {_rounded(eps): {key: got == y for key, got, y in zip(rows["key"], rows["prediction"], rows["y"])}}
+
+
+def named(results: Sequence[AuditResult]) -> list[AuditResult]:
+    """The results, each under a name that no other audit of them has."""
+    called = audit_names(one.audit for one in results)
+    return [replace(one, name=called[one.audit]) for one in results]
 
 
 def not_believable(results: Sequence[AuditResult]) -> list[str]:
@@ -68,20 +105,26 @@ def not_believable(results: Sequence[AuditResult]) -> list[str]:
 
     Robust accuracy must not rise with ε; an attack that sees the gradients must not be weaker than one that only asks; one that knows the
     defence must not be weaker than one that does not. Otherwise the robustness is that of a bad attack. Attacks search, so a few pictures
-    may always fall on the wrong side: what counts is a difference beyond chance (`beyond_chance`).
+    may always fall on the wrong side: what counts is a difference beyond chance on the pictures that both attacked (`surely_more`).
     """
-    found = [f"{one.model}: {sentence.removeprefix(f'{one.model}: ')}" for one in results for sentence in one.failures]
+    found = [f"{one.model}: {one.telling(sentence.removeprefix(f'{one.model}: '))}" for one in results for sentence in one.failures]
     for model in dict.fromkeys(one.model for one in results):
-        own = [(one.audit, one) for one in results if one.model == model and one.robust is not None]
-        measured = [(audit, one) for audit, one in own if isinstance(audit, Robustness)]
-        found += [f"{model}: {sentence}" for rule in (_rising, _blind_is_better, _obliviousness_is_better) for sentence in rule(measured)]
+        own = [one for one in results if one.model == model and one.right]
+        measured = [(one.audit, one) for one in own if isinstance(one.audit, Robustness) and not one.audit.attack.minimal]
+        found += [f"{model}: {sentence}" for rule in (_rising, _obliviousness_is_better) for sentence in rule(measured)]
+        found += [f"{model}: {sentence}" for sentence in _blind_is_better(own)]
     return found
 
 
-def beyond_chance(more: AuditResult, less: AuditResult) -> bool:
-    """Whether more pictures are right in the first than in the second, on the same pictures: one-sided exact sign test at 5 %."""
-    gained, lost = len(more.right - less.right), len(less.right - more.right)
-    return gained > lost and stats.binomtest(gained, gained + lost, 0.5, alternative="greater").pvalue <= LEVEL
+def surely_more(more: Right, less: Right) -> bool:
+    """Whether the first leaves more of the pictures right that both attacked, beyond chance: one-sided exact sign test at 5 %."""
+    both = more.keys() & less.keys()
+    return beyond_chance(sum(more[key] and not less[key] for key in both), sum(less[key] and not more[key] for key in both))
+
+
+def asks(audit: Audit) -> bool:
+    """Whether it attacks the model by questions to it alone."""
+    return isinstance(audit, QueryCurve) or (isinstance(audit, Robustness) and audit.attack.black_box)
 
 
 Measured = Sequence[tuple[Robustness, AuditResult]]
@@ -90,13 +133,6 @@ Measured = Sequence[tuple[Robustness, AuditResult]]
 def eps_of(audit: Robustness) -> float:
     """The attack's ε."""
     return audit.attack.eps  # type: ignore[attr-defined, no-any-return]
-
-
-def radius_of(audit: Audit) -> float | None:
-    """The ε within which an audit attacks; None: it attacks nothing, or looks for the smallest change."""
-    attack: Any = getattr(audit, "attack", audit)
-    eps = None if getattr(attack, "minimal", False) else getattr(attack, "eps", None)
-    return float(eps) if isinstance(eps, (int, float)) else None
 
 
 def without_eps(audit: Robustness) -> str:
@@ -109,40 +145,64 @@ def _rising(measured: Measured) -> Iterator[str]:
     for key in dict.fromkeys(without_eps(audit) for audit, _ in measured):
         line = sorted((pair for pair in measured if without_eps(pair[0]) == key), key=lambda pair: eps_of(pair[0]))
         for (small, before), (large, after) in zip(line, line[1:]):
-            if beyond_chance(after, before):
+            if surely_more(_only(after), _only(before)):
                 rising = f"{_percent(before)} right at ε = {radius(eps_of(small))} and {_percent(after)} at ε = {radius(eps_of(large))}"
-                yield f"{large.label} leaves {rising}; it must not rise."
+                yield f"{after.label} leaves {rising}; it must not rise."
 
 
-def _blind_is_better(measured: Measured) -> Iterator[str]:
-    bare = [(audit, one) for audit, one in measured if audit.defence is None]
-    for audit, asking in bare:
-        size = (audit.attack.norm, eps_of(audit))
-        white = [one for other, one in bare if (other.attack.norm, eps_of(other)) == size and not other.attack.black_box]
-        if audit.attack.black_box and white:
-            best = min(white, key=lambda one: len(one.right))
-            if beyond_chance(best, asking):
+def _blind_is_better(own: Sequence[AuditResult]) -> Iterator[str]:
+    """At every ε at which both were tried on the bare model. That an attack cannot reach one class says nothing of the others."""
+    bare = [(one.audit, one) for one in own if getattr(one.audit, "defence", None) is None]
+    seeing = [(audit, one) for audit, one in bare if isinstance(audit, Robustness) and not audit.attack.black_box]
+    seeing = [(audit, one) for audit, one in seeing if getattr(audit.attack, "target", None) is None]
+    for asking in (one for audit, one in bare if _is_blind(audit)):
+        for eps, left in asking.right.items():
+            white = [one.right[eps] for audit, one in seeing if audit.attack.norm == _norm(asking.audit) and eps in one.right]
+            white = [one for one in white if one.keys() & left.keys()]
+            if not white:
+                continue
+            best = min(white, key=lambda one: _share(one, left))
+            if surely_more(best, left):
                 yield (
-                    f"{audit.label}, which only asks, leaves {_percent(asking)} right at ε = {radius(size[1])}; the best attack that "
-                    f"sees gradients leaves {_percent(best)}."
+                    f"{asking.label}, which sees no gradients, leaves {_share(left, best):.1f} % right at ε = {radius(eps)}; the best "
+                    f"attack that sees gradients leaves {_share(best, left):.1f} % of the same pictures."
                 )
 
 
 def _obliviousness_is_better(measured: Measured) -> Iterator[str]:
     for audit, adaptive in measured:
         for other, oblivious in measured:
-            if audit.mode == "adaptive" and other == replace(audit, mode="oblivious") and beyond_chance(adaptive, oblivious):
+            if audit.mode == "adaptive" and other == replace(audit, mode="oblivious") and surely_more(_only(adaptive), _only(oblivious)):
                 yield (
-                    f"{other.label} leaves {_percent(oblivious)} right at ε = {radius(eps_of(audit))}, the attack that knows the defence "
-                    f"{_percent(adaptive)}."
+                    f"{oblivious.label} leaves {_percent(oblivious)} right at ε = {radius(eps_of(audit))}, the attack that knows the "
+                    f"defence {_percent(adaptive)}."
                 )
 
 
+def _is_blind(audit: Audit) -> bool:
+    return asks(audit) or isinstance(audit, Substitute) or (isinstance(audit, Transfer) and audit.source is not None)
+
+
+def _norm(audit: Audit) -> str:
+    attack: Any = getattr(audit, "attack", audit)
+    return str(attack.norm)
+
+
+def _only(one: AuditResult) -> Right:
+    (right,) = one.right.values()
+    return right
+
+
+def _share(left: Right, among: Right) -> float:
+    """What an attack left right of the pictures that another one attacked too, in percent."""
+    both = left.keys() & among.keys()
+    return 100 * sum(left[key] for key in both) / len(both)
+
+
 def _percent(one: AuditResult) -> str:
-    return f"{one.robust:.1f} %"
+    return f"{_share(_only(one), _only(one)):.1f} %"
 
 
-def radius(eps: float) -> str:
-    """ε as people write it: 4/255 where that is exact, else the number."""
-    steps = eps * 255
-    return f"{steps:.4g}/255" if eps <= 1 and abs(steps * 4 - round(steps * 4)) < 1e-6 and steps > 0 else f"{eps:g}"
+def _rounded(eps: float) -> float:
+    """Equal for two ε that differ by the rounding of a product alone."""
+    return round(eps, 12)

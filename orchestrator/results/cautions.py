@@ -8,6 +8,7 @@ from typing import Any
 
 from orchestrator.failures import DIVERGED, SAID
 from orchestrator.results.names import called, hyperparameters, is_number, is_seed, short_paths, value_at, value_text
+from orchestrator.results.once import once
 from orchestrator.results.outcome import StageResult, Study, TrialResult
 from orchestrator.results.points import GIVEN, cleaned_points, panels, plans_cleaning, points_of, repetitions
 from orchestrator.results.selection import Choice, Row, table
@@ -52,6 +53,7 @@ def beside(panel: str, found: list[Caution]) -> list[str]:
     return [caution.told(panel) for caution in found if panel in caution.panels and not caution.gate]
 
 
+@once
 def cautions(study: Study) -> list[Caution]:
     """Failed gates, broken trials, empty choices, ends of grids, unequal evaluations, too few seeds."""
     rows = table(study)

@@ -3,12 +3,14 @@
 import json
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import cache, lru_cache
 from typing import Any
 
 from datasets.component import Component
 from orchestrator.experiment.fingerprint import ID, LABEL, described, encode
 from orchestrator.results import kinds
+from orchestrator.results.once import once
 from orchestrator.results.outcome import StageResult, TrialResult
 
 
@@ -28,6 +30,7 @@ def called(stage: StageResult) -> str:
     return f"{name} ({stage.fingerprint[:6]})"
 
 
+@once
 def hyperparameters(trial: TrialResult) -> dict[str, Any]:
     """Dotted path → value of each hyper-parameter of this trial; the fields of a component have a path each."""
     result: dict[str, Any] = {}
@@ -139,14 +142,31 @@ def settings(trial: TrialResult, among: list[TrialResult], seeds: bool = True) -
     Trials of several sweeps are compared by all their values, whether their own sweep varied them or not. If a trial is the only one of its
     method, all its numbers are named.
     """
-    mine = hyperparameters(trial)
-    names = short_paths(list(mine))
-    if len(among) > 1:
-        first = {path: str(value_at(among[0], path)) for path in mine if path != "clean"}
-        shown = [path for path, value in first.items() if any(str(value_at(other, path)) != value for other in among)]
-    else:
-        shown = [p for p, v in trial.overrides.items() if isinstance(v, (bool, int, float, str))]
-    return ", ".join(f"{names[path]} {value_text(mine[path])}" for path in shown if seeds or not is_seed(path))
+    return settings_among(among, seeds)(trial)
+
+
+def settings_among(among: list[TrialResult], seeds: bool = True) -> Callable[[TrialResult], str]:
+    """`settings` of any trial among these."""
+
+    @cache
+    def varies(path: str) -> bool:
+        return len({str(value_at(other, path)) for other in among}) > 1
+
+    def told(trial: TrialResult) -> str:
+        mine = hyperparameters(trial)
+        names = _shortened(tuple(mine))
+        if len(among) > 1:
+            shown = [path for path in mine if path != "clean" and varies(path)]
+        else:
+            shown = [p for p, v in trial.overrides.items() if isinstance(v, (bool, int, float, str))]
+        return ", ".join(f"{names[path]} {value_text(mine[path])}" for path in shown if seeds or not is_seed(path))
+
+    return told
+
+
+@lru_cache(maxsize=256)
+def _shortened(paths: tuple[str, ...]) -> dict[str, str]:
+    return short_paths(list(paths))
 
 
 def value_text(value: Any) -> str:

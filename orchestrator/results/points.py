@@ -9,8 +9,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from scipy.special import stdtrit
-
 from orchestrator.results.kinds import names, study_method, study_objective
 from orchestrator.results.names import (
     hyperparameters,
@@ -22,6 +20,7 @@ from orchestrator.results.names import (
     value_at,
     value_text,
 )
+from orchestrator.results.once import once
 from orchestrator.results.outcome import StageResult, Study, TrialResult
 from orchestrator.results.published import Cleaned, Start
 from trainers.checkpoint import epoch_folder
@@ -106,6 +105,8 @@ def mean_interval(values: Sequence[float]) -> tuple[float, float, float] | None:
     n, mean = len(values), math.fsum(values) / len(values)
     if n == 1:
         return mean, math.nan, math.nan
+    from scipy.special import stdtrit  # here, for a plan needs no interval
+
     sd = math.sqrt(math.fsum((v - mean) ** 2 for v in values) / (n - 1))
     t = float(stdtrit(n - 1, 0.975))
     return mean, mean - t * sd / math.sqrt(n), mean + t * sd / math.sqrt(n)
@@ -123,12 +124,14 @@ def asr_of(points: Sequence[Point], attack: str) -> tuple[float, float, float] |
     return interval_of(values, points, metric) if len(values) == len(points) else None
 
 
+@once
 def points_of(stage: StageResult) -> list[Point]:
     """Every epoch with a finite accuracy and ASR, in order. If a line was written twice, the last one counts."""
     measurements = measured(stage.metrics)
     return [Point(stage=stage, epoch=p.epoch, accuracy=p.accuracy, asr=p.asr, returned=p.returned, metrics=p.metrics) for p in measurements]
 
 
+@once
 def cleaned_points(trial: TrialResult) -> list[Point]:
     """The points of a trial that are its method's results (`choice.results`); epoch 0 is the model before cleaning.
 
@@ -152,6 +155,7 @@ def checkpoint_of(study: Study, point: Point) -> str:
     return str(folder.relative_to(stage.folder.parent.parent)) if (folder / WEIGHTS).is_file() else ""
 
 
+@once
 def start_of(study: Study, pretrain: str, trial: TrialResult | None = None) -> Point | None:
     """The uncleaned model: the last epoch of the pre-training, or the epoch at which a trial starts (`Clean.start`).
 
@@ -229,6 +233,7 @@ def front(points: Sequence[M]) -> list[M]:
     return kept
 
 
+@once
 def panels(study: Study, ignoring: str = "") -> list[Panel]:
     """The study's pre-trainings, with repetitions that differ only in seeds together, in the order in which they were declared.
 
@@ -265,6 +270,7 @@ def before_cleaning(value: Any, ignoring: str, path: str = "") -> Any:
     }
 
 
+@once
 def arms(study: Study, ignoring: str = "") -> dict[str, str]:
     """Fingerprint of a trial → its arm: the method, with the cleaning set, the start and the series' value if a method has several of them.
 
@@ -290,6 +296,7 @@ def arms(study: Study, ignoring: str = "") -> dict[str, str]:
     return names
 
 
+@once
 def methods_of(study: Study) -> dict[str, str]:
     """Fingerprint of a trial → name of its method within the study; no two classes share a name."""
     return names(study.trials)

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestrator.results.names import settings
+from orchestrator.results.once import once
 from orchestrator.results.outcome import StageResult, Study, TrialResult
 from orchestrator.results.points import (
     Panel,
@@ -126,6 +127,7 @@ def choices(study: Study, trials: Sequence[TrialResult], rule: Rule) -> tuple[Ch
     return tuple(result)
 
 
+@once
 def table(study: Study, ignoring: str = "") -> list[Row]:
     """Every pre-training × cleaning method × rule, including rules that no model fits. `ignoring`: a dotted path whose values share a row
     (that of a series).

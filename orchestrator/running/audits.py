@@ -8,7 +8,8 @@ from statistics import median
 
 from datasets.errors import InputError
 from orchestrator.console.log import log
-from orchestrator.results.audits import AuditResult, read_audit
+from orchestrator.results.audit_names import at_eps, audit_names
+from orchestrator.results.audits import AuditResult, named, read_audit
 from orchestrator.results.names import duration
 from orchestrator.running.stages_on_ray import ensure_all, ensure_apart_each
 from orchestrator.stages.audited import Audited, audited, newest
@@ -27,12 +28,12 @@ class StoredModel:
 
 
 def wanted_audits(models: Sequence[StoredModel], audits: Sequence[Audit], count: int, seed: int, at: At) -> list[tuple[str, Audited]]:
-    """(name of the model, audit of it) for all models and audits."""
+    """(name of the model, audit of it) for all models and audits, each once."""
     found = []
     for one in models:
         epoch = newest(one.model, at) if one.epoch is None else one.epoch
         found += [(one.name, audited(one.model, epoch, audit, count, seed)) for audit in audits]
-    return found
+    return list({(name, stage.fingerprint): (name, stage) for name, stage in found}.values())
 
 
 def estimate(wanted: Sequence[tuple[str, Audited]], at: At) -> str:
@@ -59,17 +60,19 @@ def make_audits(wanted: Sequence[tuple[str, Audited]], at: At) -> list[AuditResu
     for _, stage in wanted:
         ensure_all([needed for needed in walk(*stage.needs) if at.find(needed) is None], at)
     missing = list(dict.fromkeys(stage for _, stage in wanted if at.find(stage) is None))
+    names = audit_names(stage.audit for _, stage in wanted)
+    called: dict[Stage, str] = {stage: f"{names[stage.audit]}{at_eps(stage.audit)} of {stage.model.name}" for _, stage in wanted}
     failed: dict[str, str] = {}
     for number, (done, failure) in enumerate(ensure_apart_each(missing, at), 1):
         if failure:
             failed[done.fingerprint] = str(failure)
-        log.info(f"audit {number} of {len(missing)}: {done.name}{' failed' if failure else ''}")
+        log.info(f"audit {number} of {len(missing)}: {called[done]}{' failed' if failure else ''}")
     results = []
     for name, stage in wanted:
         found = at.find(stage)
         why = failed.get(stage.fingerprint, "it was not made")
         results.append(read_audit(name, stage.audit, found) if found else AuditResult(name, stage.audit, failures=(f"{name}: {why}",)))
-    return results
+    return named(results)
 
 
 def require_trained(models: Sequence[StoredModel], at: At) -> None:

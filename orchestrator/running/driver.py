@@ -30,7 +30,8 @@ from orchestrator.stages.swept import FILE
 from orchestrator.stages.trained import Trained
 from orchestrator.store import Store, part, slug
 from orchestrator.sweep.plan import Plan, check_measurements, trial_experiment
-from orchestrator.sweep.stored import Trial, decode_overrides, judge, load_study
+from orchestrator.sweep.records import decode_overrides
+from orchestrator.sweep.stored import Trial, judge, load_study
 from orchestrator.sweep.titles import plan_titles
 from orchestrator.tracking.tracker import Tracker, TrackingError
 
@@ -56,8 +57,9 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
     store = Store(compute.store)
     plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
     check_measurements(plan)
+    now = store.listed()
     for stage in dict.fromkeys(stage for _, experiment in plan.grid or plan.upstream for stage in stages(experiment).values()):
-        if store.find(stage.kind, stage.fingerprint) is None:
+        if now.find(stage.kind, stage.fingerprint) is None:
             stage.check(compute)
     store.prepare()
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
@@ -95,8 +97,9 @@ def _tell_of_other_code(plan: Plan, store: Store) -> None:
     for _, experiment in plan.upstream if plan.grid is None else plan.grid:
         made |= {stage.fingerprint: stage for stage in stages(experiment).values() if stage.code}
     changed: dict[str, list[str]] = {}
+    now = store.listed()
     for stage in made.values():
-        found = store.find(stage.kind, stage.fingerprint)
+        found = now.find(stage.kind, stage.fingerprint)
         then = found.manifest.get("code", {}) if found else {}
         for name, digest in stage.code:
             if then.get(name, digest) != digest:
@@ -146,7 +149,8 @@ def _make(
     wants(Wanted("a trial", compute.trial_workers, compute.trial_cpus, compute.trial_gpus))
     trials = clean_sweep(plan, models, at)
     cleaned = [cleaned_by(trial_experiment(plan.sweep, trial.overrides)) for trial in trials if trial.status == "finished"]
-    measure_all([one for stage in dict.fromkeys(cleaned) for one in lacking(store, stage)], at)
+    now = store.listed()
+    measure_all([one for stage in dict.fromkeys(cleaned) for one in lacking(now, stage)], at)
     return trials, failures
 
 
@@ -217,7 +221,8 @@ def _recorded(plan: Plan, store: Store) -> list[Trial] | None:
     trials = [Trial(decode_overrides(plan, e["overrides"]), e["fingerprint"], e["status"], None, e.get("failure", "")) for e in entries]
     finished = [trial_experiment(plan.sweep, trial.overrides) for trial in trials if trial.status == "finished"]
     made = [*(trained_by(experiment) for _, experiment in plan.upstream), *map(cleaned_by, finished)]
-    if any(store.find(stage.kind, stage.fingerprint) is None or lacking(store, stage) for stage in dict.fromkeys(made)):
+    now = store.listed()
+    if any(now.find(stage.kind, stage.fingerprint) is None or lacking(now, stage) for stage in dict.fromkeys(made)):
         return None
     return trials
 

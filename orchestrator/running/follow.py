@@ -15,10 +15,12 @@ from orchestrator.console.log import log, say
 from orchestrator.console.progress import clock, left, smoothed, tell
 from orchestrator.failures import CERTAIN
 from orchestrator.results.outcome import StageResult, Study, TrialResult
+from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.graph import cleaned_by, stages
-from orchestrator.store import FAILED, NOTES, Store, read_failure
+from orchestrator.store import FAILED, NOTES, Listed, Store, read_failure
 from orchestrator.sweep.plan import Plan
-from orchestrator.sweep.stored import load_study, recorded_trials
+from orchestrator.sweep.records import Records
+from orchestrator.sweep.stored import Reader
 from orchestrator.sweep.titles import plan_titles, titles
 from orchestrator.tracking.tracker import Tracker, TrackingError, values
 
@@ -74,7 +76,7 @@ class Follower:
     """A thread that reads the store while stages run and reports what is new."""
 
     def __init__(self, plan: Plan, store: Store, mirror: Mirror):
-        self._plan, self._store = plan, store
+        self._plan, self._store, self._reader = plan, store, Reader(plan, store)
         self._mirror: Mirror | None = mirror
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._follow, daemon=True)
@@ -90,9 +92,16 @@ class Follower:
         """Notes of stages that earlier runs finished; those runs have shown them."""
         self._ended = {path.name[-12:] for path in store.root.glob("*/*-*") if not path.name.startswith(".")}
         """First digits of the stages whose end was logged, or that were finished before."""
-        made = [stage for _, experiment in [*plan.upstream, *(plan.grid or ())] for stage in stages(experiment).values()]
-        self._digits = {stage.fingerprint[:12] for stage in made}
-        self._trainings = dict.fromkeys(stage for stage in made if stage.followed)
+        self._dropped = set[str]()
+        """Fingerprints of the stages that have ended and are no longer drawn."""
+        known = [experiment for _, experiment in [*plan.upstream, *(plan.grid or ())]]
+        made = dict.fromkeys(stage for experiment in known for stage in stages(experiment).values())
+        self._digits = {(stage.kind, stage.fingerprint[:12]) for stage in made}
+        self._read_notes = set[tuple[str, str]]()
+        """Kind and folder of the finished stages whose notes were said."""
+        self._records = Records(plan, store)
+        self._trainings = [stage for stage in made if stage.followed]
+        self._cleanings = {cleaned_by(experiment).fingerprint for _, experiment in plan.grid or ()}
 
     def __enter__(self) -> "Follower":
         self._thread.start()
@@ -103,42 +112,54 @@ class Follower:
         self._thread.join()  # MLflow's requests give up by themselves; two writers at once would log an epoch twice
         live.drop()
         with suppress(InputError, OSError):  # for what has ended since the last read
-            self._tell_notes()
-            self._tell_ends(load_study(self._plan, self._store, live=True))
+            self._tell_notes(self._store.listed())
+            self._tell_ends(self._reader.read(live=True))
 
     def _follow(self) -> None:
         while not self._stop.wait(POLL_S):
-            try:
-                study = load_study(self._plan, self._store, live=True)
-            except (InputError, OSError):  # an artefact was damaged meanwhile: the end of the run reports it
-                continue
-            self._tell(study)
-            if self._mirror is not None:
-                try:
-                    self._mirror.sync(study)
-                except TrackingError as error:  # training continues; the end of the run logs everything, or fails
-                    self._mirror = None
-                    log.warning("%s", error)
+            self.look()
 
-    def _tell_notes(self) -> None:
+    def look(self) -> None:
+        """Read the store once, and report what is new since the last time."""
+        try:
+            study = self._reader.read(live=True)
+        except (InputError, OSError):  # an artefact was damaged meanwhile: the end of the run reports it
+            return
+        self._tell(study)
+        if self._mirror is not None:
+            try:
+                self._mirror.sync(study)
+            except TrackingError as error:  # training continues; the end of the run logs everything, or fails
+                self._mirror = None
+                log.warning("%s", error)
+
+    def _tell_notes(self, listed: Listed) -> None:
         """Log the notes of the plan's stages that run, or have ended since this run began."""
-        drawn = recorded_trials(self._plan, self._store) if self._plan.grid is None else []
-        digits = self._digits | {record.trial[:12] for record in drawn}
-        for path in sorted(self._store.root.glob(f"*/*-*/{NOTES}")):
-            with suppress(FileNotFoundError):  # sealed meanwhile: the next read finds it
-                text = path.read_bytes()
-                if path.parent.name[-12:] not in digits or text == self._earlier.get(path):
+        drawn = self._records.read() if self._plan.grid is None else []
+        for kind, digits in sorted(self._digits | {(Cleaned.kind, record.trial[:12]) for record in drawn}):
+            for name in listed.ending(kind, digits):
+                if name.startswith(".lock") or (kind, name) in self._read_notes:
                     continue
-                for line in text.decode(errors="replace").splitlines():
-                    if line not in self._noted:  # the same note of many trials is logged once
-                        say(line)
-                        self._noted.add(line)
+                path = listed.root / kind / name / NOTES
+                with suppress(FileNotFoundError, NotADirectoryError):  # none; or sealed meanwhile: the next read finds it
+                    text = path.read_bytes()
+                    if text != self._earlier.get(path):
+                        self._say_notes(text)
+                if not name.startswith("."):
+                    self._read_notes.add((kind, name))
+
+    def _say_notes(self, text: bytes) -> None:
+        for line in text.decode(errors="replace").splitlines():
+            if line not in self._noted:  # the same note of many trials is logged once
+                say(line)
+                self._noted.add(line)
 
     def _tell(self, study: Study) -> None:
         """Log what is new: notes, stages that have ended, and the progress of the others."""
-        self._tell_notes()
+        listed = self._store.listed()
+        self._tell_notes(listed)
         self._tell_ends(study)
-        self._tell_begun(study)
+        self._tell_begun(study, listed)
         for result in followed(study):
             if result.status != "running" or result.fingerprint in self._failed:
                 continue
@@ -162,14 +183,16 @@ class Follower:
                 self._told[result.fingerprint] = (now, len(result.metrics))
                 tell(progress, stage=_stage(result))
 
-    def _tell_begun(self, study: Study) -> None:
+    def _tell_begun(self, study: Study, listed: Listed) -> None:
         """Show the trainings of the plan that have begun but have measured nothing yet."""
         known, begun = {result.fingerprint for result in followed(study)}, set()
         for stage in self._trainings:
-            folder = self._store.work(stage.kind, stage.fingerprint)
+            lock = listed.lock(stage.kind, stage.fingerprint)
+            if stage.fingerprint in known or not listed.has(lock):
+                continue
             with suppress(OSError):
-                held_since = self._store.lock(stage.kind, stage.fingerprint).stat().st_mtime
-                if stage.fingerprint in known or held_since < self._began or (folder / FAILED).exists():
+                failed = (listed.work(stage.kind, stage.fingerprint) / FAILED).exists()
+                if failed or lock.stat().st_mtime < self._began:
                     continue
                 begun.add(stage.fingerprint)
                 named = self._title(stage.kind, stage.fingerprint, lambda own=stage: own.name)  # type: ignore[misc]
@@ -192,7 +215,10 @@ class Follower:
         """Log what has ended since the last read, and how many cleanings are finished."""
         for result in followed(study):
             if result.status == "running":
+                self._dropped.discard(result.fingerprint)
+            if result.status == "running" or result.fingerprint in self._dropped:
                 continue
+            self._dropped.add(result.fingerprint)
             live.drop(result.fingerprint)
             if result.status == "finished" and result.fingerprint[:12] not in self._ended:
                 self._ended.add(result.fingerprint[:12])
@@ -203,7 +229,7 @@ class Follower:
         done = sum(trial.status == "finished" for trial in study.trials)
         if done and self._told.get("trials", (0.0, -1))[1] != done:
             self._told["trials"] = (time.monotonic(), done)
-            known = {cleaned_by(experiment).fingerprint for _, experiment in self._plan.grid or ()}
+            known = self._cleanings
             total = f" of {len(known)}" if known else ""
             tell(Progress(title=f"cleanings finished: {done}{total}"))
             if known and not self._stop.is_set():

@@ -26,7 +26,8 @@ from orchestrator.stages.measured import lacking, lines_of
 from orchestrator.stages.swept import grid_values
 from orchestrator.store import FAILED, Store, read_failure, write_json
 from orchestrator.sweep.plan import Plan, trial_experiment
-from orchestrator.sweep.stored import Trial, recorded_trials, remember_trial
+from orchestrator.sweep.records import recorded_trials, remember_trial
+from orchestrator.sweep.stored import Trial
 from trainers.evaluate.choice import LIMITS, measured, most_accurate, results
 
 NUMBER = "trial"

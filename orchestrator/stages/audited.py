@@ -18,6 +18,7 @@ from datasets.component import Component, needs_of
 from datasets.errors import InputError
 from datasets.feed.loader import Recipe, eval_batches
 from datasets.index.pairs import Pairs, smallest_hashes
+from datasets.storage import write_whole
 from orchestrator.console.log import log
 from orchestrator.experiment.fingerprint import encode, labelled
 from orchestrator.experiment.spec import Experiment
@@ -26,11 +27,12 @@ from orchestrator.stages.graph import stages
 from orchestrator.stages.index import read_index
 from orchestrator.stages.testset import TestSet
 from orchestrator.stages.trained import OfCheckpoints, digest, made_for, stored_epochs
-from orchestrator.store import checked, write_arrays, write_json
+from orchestrator.store import checked, write_arrays
 from orchestrator.training.inputs import Inputs, MadeSet
 from orchestrator.training.job import Job, load_model, making, measured_as, start
 from trainers.audit.base import Audit, Findings, Pictures, Subject
 from trainers.audit.classifier import zero_shot
+from trainers.audit.tables import COLUMNS
 from trainers.checkpoint import epoch_folder
 
 FINDINGS, ROWS, GALLERY = "findings.json", "rows.parquet", "gallery.npz"
@@ -114,14 +116,14 @@ class Audited(OfCheckpoints):
             raise InputError(f"audit {self.audit.label} gave {strange[0]!r}, which is no number; accepted: metrics that are numbers.")
         if rows:
             aside = at.folder / f".{ROWS}"
-            pq.write_table(pa.table(rows), aside)
+            pq.write_table(_typed(rows), aside)
             aside.rename(at.folder / ROWS)
         if findings.gallery:
             write_arrays(at.folder / GALLERY, {f"{number:02d} {title}": np.asarray(pictures, np.uint8)
                                                for number, (title, pictures) in enumerate(findings.gallery.items())})  # fmt: skip
         metrics = {name: float(value) if math.isfinite(value) else None for name, value in findings.metrics.items()}
         told = {"metrics": metrics, "failures": list(findings.failures), "notes": list(findings.notes)}
-        write_json(at.folder / FINDINGS, told)
+        write_whole(at.folder / FINDINGS, json.dumps(told, indent=1).encode())  # in the audit's order
         log.debug("%s: %s", self, json.dumps(told))
 
 
@@ -143,6 +145,16 @@ def audited(model: Stage, epoch: int, audit: Audit, count: int, seed: int = 0) -
 def newest(model: Stage, at: At) -> int:
     """The last epoch whose weights a finished training holds."""
     return stored_epochs(at.of(model))[-1]
+
+
+def _typed(rows: Mapping[str, Sequence[Any]]) -> pa.Table:
+    """As a table in which a column without a value has the type that it has in the rows of other attacks."""
+    table = pa.table(rows)
+    for number, column in enumerate(table.schema):
+        if pa.types.is_null(column.type) and column.name in COLUMNS:
+            kind = {str: pa.string(), float: pa.float64(), int: pa.int64(), bool: pa.bool_()}[COLUMNS[column.name]]
+            table = table.set_column(number, column.name, table[number].cast(kind))
+    return table
 
 
 def _pictures(index: str, urls: Sequence[str], recipe: Recipe, count: int, seed: int) -> Pictures:

@@ -100,6 +100,11 @@ class Stage(ABC):
         """The pre-training behind its checkpoints, or itself. Its evaluators measure them. None for a stage without checkpoints."""
         return None
 
+    @property
+    def trained_by(self) -> Component | None:
+        """The loss or method that it trains by; None for a stage that trains nothing."""
+        return None
+
     def pairs(self, store: Store) -> int | None:
         """How many pairs it trains on, over all epochs; None until that is known."""
         return 0

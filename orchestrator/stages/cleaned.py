@@ -8,6 +8,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+from datasets.component import Component
 from orchestrator import failures
 from orchestrator.experiment.fingerprint import labelled
 from orchestrator.experiment.identity import clean_pairs, cleanset_fields, encode_cleaning
@@ -50,6 +51,10 @@ class Cleaned(Stage):
     @property
     def name(self) -> str:
         return self.cleaning.method.slug
+
+    @property
+    def trained_by(self) -> Component | None:
+        return self.cleaning.method
 
     @cached_property
     def config(self) -> Any:

@@ -24,6 +24,8 @@ class Brought(Trained):
 
     apart = True
 
+    trained_by = None
+
     @property
     def given(self) -> Given:
         assert isinstance(self.experiment.pretrain, Given)

@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from datasets.component import components
 from datasets.errors import InputError
 from datasets.index.pairs import Pairs
-from datasets.seeding import hash64
+from datasets.seeding import hashes64
 from orchestrator.console.log import log
 from orchestrator.experiment.identity import clean_pairs
 from orchestrator.experiment.spec import Experiment, Given, Keep
@@ -84,7 +84,7 @@ def told_of(told: dict[str, int]) -> str:
 
 def lowest(score_N: np.ndarray, keys: list[str], count: int) -> np.ndarray:
     """int64: the places of the `count` lowest scores, whatever the order of the pairs."""
-    tie_N = np.array([hash64("keep", key) for key in keys], np.uint64)
+    tie_N = hashes64("keep", keys=keys)
     return np.lexsort((tie_N, score_N))[:count]
 
 

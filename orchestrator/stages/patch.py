@@ -17,6 +17,7 @@ from datasets.errors import InputError
 from datasets.evaluation.classes import class_name
 from datasets.feed.loader import Recipe, make_batch
 from datasets.images.view import Views
+from datasets.index.columns import take
 from datasets.index.pairs import Pairs, smallest_hashes
 from datasets.storage import sha256
 from datasets.triggers.optimised import FILE, OptimisedPatch
@@ -113,7 +114,7 @@ class PatchMade(Stage):
         named = names_class(index["caption"], class_name(need.target)).to_numpy()[kept]
         others = smallest_hashes(index["key"], kept[~named], min(need.pictures, int((~named).sum())), need.seed, "patch")
         targets = smallest_hashes(index["key"], kept[named], min(MOST_TARGETS, int(named.sum())), need.seed, "patch")
-        captions = index["caption"].take(targets).to_pylist()
+        captions = take(index["caption"], targets).to_pylist()
         encoder = self._encoder(at).place(World.current().device if at.compute.trial_gpus else torch.device("cpu"), precision="fp32")
         size = self.experiment.views.size
         patch_PPC, losses = optimise(

@@ -53,6 +53,10 @@ class Trained(Stage):
     def name(self) -> str:
         return self.experiment.training.objective.slug
 
+    @property
+    def trained_by(self) -> Component | None:
+        return self.experiment.training.objective
+
     @cached_property
     def config(self) -> Any:
         return {

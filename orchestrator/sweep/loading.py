@@ -17,8 +17,11 @@ from orchestrator import ROOT
 from orchestrator.experiment.override import from_text, get, has, override, override_all, parse
 from orchestrator.experiment.spec import Experiment, Given, Sweep
 from orchestrator.stages.swept import grid_values
+from trainers.weights.load import FOLDER
 
 SEED = "pretrain.seed"
+WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")
+"""How files of weights end."""
 
 
 def load_sweep(
@@ -179,6 +182,11 @@ def module_of(name: str) -> Any:
             is_file, is_folder = path.is_file(), path.is_dir()
         except (OSError, RuntimeError) as error:  # too long, links in circles, a home of nobody
             raise InputError(f"{shown(name)}: no such sweep file ({getattr(error, 'strerror', None) or error}).") from None
+        if is_folder and any((path / weights).is_file() for weights in FOLDER) or is_file and path.suffix in WEIGHTS:
+            raise InputError(
+                f"{path} is a checkpoint, which does not tell its sweep: name the sweep, and beside it --checkpoint {name}, which audit, "
+                "analyse, evaluate and export take."
+            )
         if not is_file:
             raise InputError(f"{path} is a folder; accepted: a .py file." if is_folder else f"{path}: no such sweep file.")
         if path.suffix != ".py":

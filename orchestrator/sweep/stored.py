@@ -1,85 +1,129 @@
 """Reading a sweep back from the store."""
 
 import json
-import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from datasets.errors import InputError
 from datasets.evaluation.classes import target_index
-from orchestrator.experiment.fingerprint import canonical, described, encode
+from orchestrator.experiment.fingerprint import described, encode
 from orchestrator.experiment.spec import Experiment, Gate
+from orchestrator.manifest import commit
 from orchestrator.results.kinds import names
 from orchestrator.results.outcome import StageResult, StageState, Study, TrialResult
 from orchestrator.results.published import load_published
 from orchestrator.stages.base import Stage, place
+from orchestrator.stages.cleaned import Cleaned
 from orchestrator.stages.graph import cleaned_by, stages, trained_by
-from orchestrator.stages.measured import afterwards, arrays_of, lines_of
-from orchestrator.stages.swept import grid_values
+from orchestrator.stages.measured import afterwards, arrays_of, lines_of, measurements
 from orchestrator.stages.trained import Trained, Unpoisoned
-from orchestrator.store import (
-    Store,
-    commit,
-    digest_of,
-    part,
-    read_failure,
-    read_json,
-    write_json,
-)
+from orchestrator.store import Store, part, read_failure
 from orchestrator.sweep.plan import Plan, claims_of, trial_experiment
+from orchestrator.sweep.records import Records
 from trainers.evaluate.choice import measured
 
 
 def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *, live: bool = False) -> Study:
-    """Everything the store holds of the sweep: finished stages, and the lines of those that are not.
+    """As `Reader.read`, once."""
+    return Reader(plan, store).read(trials, live=live)
 
-    `trials` are those that Tune ran; without them the sweep's grid or draws are used, or Optuna's recorded draws. `live`: the sweep is
-    under way, so a trial that failed may be tried again and counts as running.
-    """
-    sweep = plan.sweep
-    study = Study(
-        name=sweep.name, doc=sweep.doc, fingerprint=plan.fingerprint, config=encode_sweep(plan), commit=commit(),
-        series=sweep.series, published=load_published(sweep.reference), claims=claims_of(sweep),
-    )  # fmt: skip
-    for _, experiment in plan.upstream:
-        trained = trained_by(experiment)
-        _read_unpoisoned(study, experiment, store)
-        _read_dropped(study, trained.kept, store, "pre-training")
-        if not study.poison:
-            _read_poison(study, trained, store)
-        result = read_stage(store, trained, described(experiment), StageResult)
-        if result is None:
-            continue
-        if result.status != "finished" and not live and (failed := _failed(result.folder)):
-            result.status, result.error, result.failure = "failed", *failed
-        study.pretrains.append(result)
-        verdict = judge(store, trained, sweep.gate)
-        if verdict is not None:
-            study.gates[result.fingerprint] = verdict
-    if not live:
-        study.stages = _stages(plan, store)
-    known: set[str] = set()
-    for trial in _trials(plan, store) if trials is None else trials:
-        experiment = trial_experiment(sweep, trial.overrides)
-        cleaned = cleaned_by(experiment)
-        if cleaned.fingerprint in known:
-            continue  # two draws of the same values are two trials, but one cleaning
-        known.add(cleaned.fingerprint)
-        _read_unpoisoned(study, experiment, store)
-        _read_dropped(study, cleaned.kept, store, "cleaning")
+
+@dataclass(frozen=True)
+class Asked:
+    """A training that a sweep asks for."""
+
+    experiment: Experiment
+    stage: Stage
+    config: dict[str, Any]
+    """The experiment with the labels of its components."""
+    measurements: tuple[Stage, ...]
+    """What is asked for of its checkpoints; such a stage is made where it was not measured during the training."""
+    unpoisoned: "tuple[tuple[str, Asked], ...]"
+    """(role, training) of the trainings without the poison among its experiment's stages."""
+
+
+class Reader:
+    """Reads a sweep from the store, again and again: what was finished when it was read is not opened again while its folder is there."""
+
+    def __init__(self, plan: Plan, store: Store):
+        self.plan, self.store = plan, store
+        self.now = store.listed()
+        """The store when it was read last."""
+        self._records = Records(plan, store)
+        self._upstream: list[Asked] = []
+        self._trials: list[Trial] = []
+        """Those of the grid."""
+        self._asked: dict[str, Asked] = {}
+        """First digits of a trial's fingerprint → the trial."""
+        self._kept: dict[str, tuple[Any, StageResult]] = {}
+        """Fingerprint → the folders that a finished training was read from, and what was read."""
+        self._judged: dict[str, tuple[Any, dict[str, Any]]] = {}
+        """Fingerprint → the folders that a verdict of the gate comes from, and the verdict."""
+        self._named: tuple[frozenset[str], dict[str, str]] = frozenset(), {}
+        self._poison: tuple[Any, tuple[dict[str, Any], list[dict[str, Any]], str]] | None = None
+        """The folders that the poison was read from, and what was read."""
+        sweep = plan.sweep
+        self._facts: dict[str, Any] = {
+            "name": sweep.name, "doc": sweep.doc, "fingerprint": plan.fingerprint, "config": encode_sweep(plan), "commit": commit(),
+            "series": sweep.series, "published": load_published(sweep.reference), "claims": claims_of(sweep),
+        }  # fmt: skip
+
+    def read(self, trials: "list[Trial] | None" = None, *, live: bool = False) -> Study:
+        """Everything the store holds of the sweep: finished stages, and the lines of those that are not.
+
+        `trials` are those that Tune ran; without them the sweep's grid or draws are used, or Optuna's recorded draws. `live`: the sweep
+        is under way, so a trial that failed may be tried again and counts as running.
+        """
+        plan = self.plan
+        self.now = store = self.store.listed()
+        study = Study(**self._facts)
+        self._upstream = self._upstream or [_asked(experiment, trained_by(experiment)) for _, experiment in plan.upstream]
+        for asked in self._upstream:
+            trained = asked.stage
+            assert isinstance(trained, Trained)
+            self._read_unpoisoned(study, asked)
+            _read_dropped(study, trained.kept, store, "pre-training")
+            self._read_poison(study, trained)
+            result = self._result(asked, StageResult)
+            if result is None:
+                continue
+            if result.status != "finished" and not live and (failed := _failed(result.folder)):
+                result.status, result.error, result.failure = "failed", *failed
+            study.pretrains.append(result)
+            verdict = self._verdict(asked, trained)
+            if verdict is not None:
+                study.gates[result.fingerprint] = verdict
+        if not live:
+            study.stages = _stages(plan, store)
+        known: set[str] = set()
+        for trial in self._known_trials() if trials is None else trials:
+            asked = self._of(trial)
+            if asked.stage.fingerprint in known:
+                continue  # two draws of the same values are two trials, but one cleaning
+            known.add(asked.stage.fingerprint)
+            self._read_trial(study, trial, asked, given=trials is not None, live=live)
+        self._name(study)
+        return study
+
+    def _read_trial(self, study: Study, trial: "Trial", asked: Asked, *, given: bool, live: bool) -> None:
+        """Add a trial to the study if it has begun."""
+        cleaned = asked.stage
+        assert isinstance(cleaned, Cleaned)
+        self._read_unpoisoned(study, asked)
+        _read_dropped(study, cleaned.kept, self.now, "cleaning")
         status, error, failure = trial.status, trial.error, trial.failure
-        if trials is None and not live and (failed := _failed(store.work(cleaned.kind, cleaned.fingerprint))):
+        if not given and not live and (failed := _failed(self.now.work(cleaned.kind, cleaned.fingerprint))):
             status, error, failure = "failed", *failed
-        result = read_stage(store, cleaned, described(experiment), TrialResult)
+        result = self._result(asked, TrialResult)
         if result is None and status != "failed":
-            refused = sweep.gate.action == "stop" and study.gates.get(cleaned.model.fingerprint, {}).get("passed") is False
+            gate = self.plan.sweep.gate
+            refused = gate.action == "stop" and study.gates.get(cleaned.model.fingerprint, {}).get("passed") is False
             study.missing += not refused
-            continue
+            return
         if result is None:
             result = TrialResult(
                 stage=cleaned.kind, name=cleaned.name, fingerprint=cleaned.fingerprint,
-                folder=store.work(cleaned.kind, cleaned.fingerprint), config=described(experiment), status=status,
+                folder=self.now.work(cleaned.kind, cleaned.fingerprint), config=asked.config, status=status,
             )  # fmt: skip
         assert isinstance(result, TrialResult)
         result.overrides = trial.overrides
@@ -87,11 +131,93 @@ def load_study(plan: Plan, store: Store, trials: "list[Trial] | None" = None, *,
         if result.status != "finished":
             result.status, result.error, result.failure = status, error, failure
         study.trials.append(result)
-    for of_a_kind in (study.pretrains, study.trials):
-        called = names(of_a_kind)
-        for result in of_a_kind:
+
+    def _of(self, trial: "Trial") -> Asked:
+        """The trial's experiment and cleaning."""
+        digits = trial.fingerprint[:12]
+        if digits not in self._asked:
+            experiment = trial_experiment(self.plan.sweep, trial.overrides)
+            self._asked[digits] = _asked(experiment, cleaned_by(experiment))
+        return self._asked[digits]
+
+    def _known_trials(self) -> "list[Trial]":
+        """Every known trial; the store tells which of them are finished."""
+        records = self._records.read()
+        if self.plan.grid is None:
+            return [Trial(record.overrides, record.trial, record.status or "running") for record in records]
+        if not self._trials:
+            for overrides, experiment in self.plan.grid:
+                stage = cleaned_by(experiment)
+                self._trials.append(Trial(overrides, stage.fingerprint, "running"))
+                if stage.fingerprint[:12] not in self._asked:
+                    self._asked[stage.fingerprint[:12]] = _asked(experiment, stage)
+        stopped = {record.trial for record in records if record.status == "stopped"}
+        return [replace(trial, status="stopped") if trial.fingerprint[:12] in stopped else trial for trial in self._trials]
+
+    def _result(self, asked: Asked, kind: type[Any]) -> Any:
+        """As `read_stage`."""
+        stage, store = asked.stage, self.now
+        found = self._folders(stage, *asked.measurements)
+        if not found[0] and not store.has(store.work(stage.kind, stage.fingerprint)):
+            return None
+        where, result = self._kept.get(stage.fingerprint, ((), None))
+        if result is None or where != found:
+            result = read_stage(store, stage, asked.config, kind)
+            if result is not None and result.status == "finished":
+                self._kept[stage.fingerprint] = found, result
+        return result
+
+    def _folders(self, *stages: Stage) -> tuple[tuple[str, ...], ...]:
+        """The names of the stages' finished folders."""
+        named = (self.now.ending(one.kind, one.fingerprint[:12]) for one in stages)
+        return tuple(tuple(name for name in names if not name.startswith(".")) for names in named)
+
+    def _verdict(self, asked: Asked, trained: Trained) -> dict[str, Any] | None:
+        """As `judge`."""
+        found = self._folders(trained, *asked.measurements, trained.attack, trained.testset)
+        where, verdict = self._judged.get(trained.fingerprint, ((), None))
+        if verdict is None or where != found:
+            verdict = judge(self.now, trained, self.plan.sweep.gate)
+            if verdict is not None:
+                self._judged[trained.fingerprint] = found, verdict
+        return verdict
+
+    def _name(self, study: Study) -> None:
+        """Set what the objectives and methods are called in the study."""
+        results = [*study.pretrains, *study.trials]
+        known, called = self._named
+        if known != (fingerprints := frozenset(result.fingerprint for result in results)):
+            for result in results:
+                result.called = ""  # a name depends on the other names in the study
+            called = names(study.pretrains) | names(study.trials)
+            self._named = fingerprints, called
+        for result in results:
             result.called = called[result.fingerprint]
-    return study
+
+    def _read_unpoisoned(self, study: Study, asked: Asked) -> None:
+        """Add an experiment's trainings without the poison to the study, unless it has them."""
+        for role, training in asked.unpoisoned:
+            result = next((known for known in study.priors if known.fingerprint == training.stage.fingerprint), None)
+            if result is None:
+                result = self._result(training, StageResult)
+                study.priors += [result] if result else []
+            if result and role not in result.role:
+                result.role = f"{result.role} and {role}" if result.role else role
+
+    def _read_poison(self, study: Study, trained: Trained) -> None:
+        """Add what the store holds of the poison, unless the study has it."""
+        if study.poison:
+            return
+        found = self._folders(trained.attack, trained.attack.index, trained.testset)
+        if self._poison is None or self._poison[0] != found:
+            self._poison = found, _read_poison(trained, self.now)
+        study.poison, study.samples, study.data_hash = self._poison[1]
+
+
+def _asked(experiment: Experiment, stage: Stage) -> Asked:
+    made = stages(experiment).items()
+    unpoisoned = tuple((role, _asked(one.experiment, one)) for role, one in made if isinstance(one, Unpoisoned) and one is not stage)
+    return Asked(experiment, stage, described(experiment), tuple(measurements(stage)), unpoisoned)
 
 
 def _stages(plan: Plan, store: Store) -> list[StageState]:
@@ -178,109 +304,10 @@ class Trial:
     """Kind of the failure, one of `failures`."""
 
 
-def _trials(plan: Plan, store: Store) -> list[Trial]:
-    """Every known trial; the store tells which of them are finished."""
-    records = recorded_trials(plan, store)
-    if plan.grid is None:
-        return [Trial(record.overrides, record.trial, record.status or "running") for record in records]
-    stopped = {record.trial for record in records if record.status == "stopped"}
-    listed = [(overrides, cleaned_by(experiment).fingerprint) for overrides, experiment in plan.grid]
-    return [Trial(overrides, trial, "stopped" if trial[:12] in stopped else "running") for overrides, trial in listed]
-
-
 def _failed(folder: Path) -> tuple[str, str] | None:
     """(text, kind) of the failure that is recorded in a stage's working folder."""
     failed = read_failure(folder)
     return (failed["error"], failed["kind"]) if failed else None
-
-
-@dataclass(frozen=True)
-class Record:
-    """The record of a trial that a sweep has begun."""
-
-    trial: str
-    """The first digits of its cleaning's fingerprint."""
-    overrides: dict[str, Any]
-    status: str
-    """stopped, where the scheduler stopped it for good; else empty"""
-    draw: int
-    """Its number among draws of the same values."""
-
-
-def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, Any], *, draw: int = 0, status: str = "") -> None:
-    """Record that the sweep tries these values, and how the trial ended: nothing else records what Optuna drew and ASHA stopped."""
-    folder = _trial_folder(store, sweep)
-    folder.mkdir(parents=True, exist_ok=True)
-    path = folder / (f"{trial[:12]}-{draw}.json" if draw else f"{trial[:12]}.json")
-    known = _remembered(path) if path.exists() else None
-    if known is None or (status and known["status"] != status):
-        entry = {"overrides": encode(overrides), "status": status, "begun": known["begun"] if known else time.time_ns()}
-        write_json(path, {**entry, "digest": digest_of(entry)})
-
-
-def recorded_trials(plan: Plan, store: Store) -> list[Record]:
-    """Every trial that was begun, in the order in which they were; two draws of the same values are two.
-
-    InputError names a file that was changed.
-    """
-    found = []
-    for path in _trial_folder(store, plan.fingerprint).glob("*.json"):
-        entry, (trial, _, draw) = _remembered(path), path.stem.partition("-")
-        if set(entry["overrides"]) != set(plan.sweep.paths):
-            raise _not_as_written(path)
-        record = Record(trial, decode_overrides(plan, entry["overrides"]), entry["status"], int(draw or 0))
-        found.append((entry["begun"], record))
-    return [record for _, record in sorted(found, key=lambda pair: pair[0])]
-
-
-def _remembered(path: Path) -> dict[str, Any]:
-    """A trial's record: its encoded values, its status, and when it began."""
-    found = read_json(path)
-    digest = found.pop("digest", None) if isinstance(found, dict) else None
-    if not isinstance(found, dict) or digest not in (None, digest_of(found)):
-        raise _not_as_written(path)
-    if "overrides" not in found:  # older stores record only the values
-        return {"overrides": found, "status": "", "begun": path.stat().st_mtime_ns}
-    kinds = {name: type(value) for name, value in found.items()}
-    if kinds != {"overrides": dict, "status": str, "begun": int}:  # also where the digest's own name is damaged
-        raise _not_as_written(path)
-    return found
-
-
-def _not_as_written(path: Path) -> InputError:
-    return InputError(f"{path} is not as it was written: the values of a trial are lost. Delete it; a trial is then drawn in its place.")
-
-
-def remembered_trials(plan: Plan, store: Store) -> list[dict[str, Any]]:
-    """The values of every trial that was begun, in that order."""
-    return [record.overrides for record in recorded_trials(plan, store)]
-
-
-def decode_overrides(plan: Plan, encoded: dict[str, Any]) -> dict[str, Any]:
-    """A trial's values from their encoding. Components are looked up among the values of their grid."""
-    values = {}
-    for path in plan.sweep.paths:
-        space = plan.sweep.space.get(path)
-        choices = [point[path] for point in plan.sweep.points if path in point] or grid_values(space) or getattr(space, "categories", [])
-        values[path] = next((value for value in choices if canonical(value) == canonical(encoded[path])), encoded[path])
-    return values
-
-
-def _trial_folder(store: Store, sweep: str) -> Path:
-    return store.root / "sweep" / f".trials-{sweep[:12]}"
-
-
-def _read_unpoisoned(study: Study, experiment: Experiment, store: Store) -> None:
-    """Add this experiment's trainings without the poison to the study, unless it has them."""
-    for role, stage in stages(experiment).items():
-        if not isinstance(stage, Unpoisoned):
-            continue
-        result = next((known for known in study.priors if known.fingerprint == stage.fingerprint), None)
-        if result is None:
-            result = read_stage(store, stage, described(stage.experiment), StageResult)
-            study.priors += [result] if result else []
-        if result and role not in result.role:
-            result.role = f"{result.role} and {role}" if result.role else role
 
 
 def _read_dropped(study: Study, kept: Stage | None, store: Store, of: str) -> None:
@@ -292,19 +319,19 @@ def _read_dropped(study: Study, kept: Stage | None, store: Store, of: str) -> No
     study.dropped.append({**entry, **json.loads(part(found, "summary.json"))})
 
 
-def _read_poison(study: Study, trained: Trained, store: Store) -> None:
+def _read_poison(trained: Trained, store: Store) -> tuple[dict[str, Any], list[dict[str, Any]], str]:
+    """Facts of the poison, its sample sheet, and the hash of the data; empty until index and plan are made."""
     experiment = trained.experiment
     found = (store.find(stage.kind, stage.fingerprint) for stage in (trained.attack, trained.attack.index, trained.testset))
     poison, index, tested = found
     if poison is None or index is None:
-        return
+        return {}, [], ""
     tests = json.loads(part(tested, "summary.json")) if tested else {"kept": None, "drops": {}}
     read = json.loads(part(index, "summary.json"))
     told = json.loads(part(poison, "summary.json"))
     if "attacks" in told:
         told["found"] = told.pop("attacks")
-    study.data_hash = index.manifest["files"]["index.arrow"]
-    study.poison = {
+    facts = {
         **({"attacks": encode(experiment.poisons, "attacks")} if experiment.poison is None else encode(experiment.poison, "poison")),
         **told,
         "samples": read["samples"],
@@ -313,5 +340,7 @@ def _read_poison(study: Study, trained: Trained, store: Store) -> None:
         "test_pictures": tests["kept"],
         "test_drops": tests["drops"],
     }
-    for i, entry in enumerate(json.loads(part(poison, "samples.json"))):
-        study.samples.append({**entry, **{kind: part(poison, f"samples/{i}-{kind}.png") for kind in ("clean", "triggered")}})
+    entries = json.loads(part(poison, "samples.json"))
+    kinds = ("clean", "triggered")
+    samples = [{**entry, **{kind: part(poison, f"samples/{i}-{kind}.png") for kind in kinds}} for i, entry in enumerate(entries)]
+    return facts, samples, index.manifest["files"]["index.arrow"]

@@ -24,7 +24,7 @@ from orchestrator.stages.graph import stages
 from orchestrator.store import MANIFEST, Store, read_json
 from orchestrator.sweep.loading import narrowed, overridden
 from orchestrator.sweep.plan import Plan, make_plan, trial_experiment
-from orchestrator.sweep.stored import remembered_trials
+from orchestrator.sweep.records import remembered_trials
 
 OWN = ("data", "views", "poison", "evaluate", "pretrain.model")
 """Fields on which a measurement depends that uses the experiment's own sets."""

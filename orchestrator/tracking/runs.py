@@ -1,16 +1,26 @@
 """Finds or creates experiments and runs, each exactly once, even if it was deleted in MLflow's pages or a server's answer was lost."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
+from orchestrator.results.names import value_text
 from orchestrator.tracking.server import patience
 
 FINGERPRINT, STUDY = "cleansweep.fingerprint", "cleansweep.study"
 COMPLETE = "cleansweep.complete"
-"""Tag that is set last on a stage's run: its value identifies the result that the run holds completely. Such a run is not opened again."""
+"""Tag that is written with a stage's last values: it identifies the result that the run holds completely. Such a run, once it has ended, is
+not opened again."""
 SENTINEL = "epoch"
 """Metric in the same batch as an epoch's other metrics: an epoch that has it was logged completely."""
+Line = tuple[int, dict[str, float]]
+"""An epoch and its values."""
+MAX_PARAM, MAX_TAG, MAX_KEY, MAX_PARAMS = 500, 5000, 250, 100
+"""Characters of a value, of a tag and of a key, and parameters in one request, that every MLflow server takes."""
+MAX_METRICS = 900
+"""Metrics of one request; a server takes 1000 metrics, parameters and tags together."""
 WAITS_S = (1.0, 4.0)
 """Seconds to wait before checking whether an unanswered request was carried out, and then sending it again."""
 
@@ -55,7 +65,19 @@ def find_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
     others are deleted. A deleted run is returned only if there is no other.
     """
     query = " and ".join(f"tags.`{tag}` = '{tags.get(tag, '')}'" for tag in (FINGERPRINT, STUDY))
-    runs = search_runs(client, experiment, query, deleted=True)
+    return one_of(client, search_runs(client, experiment, query, deleted=True))
+
+
+def runs_of(client: Any, experiment: str, study: str) -> dict[str, list[Any]]:
+    """Fingerprint → the runs of a study with it, deleted ones too: one search for a study, where `find_run` is one for each run."""
+    found: dict[str, list[Any]] = {}
+    for run in search_runs(client, experiment, f"tags.`{STUDY}` = '{study}'", deleted=True):
+        found.setdefault(run.data.tags.get(FINGERPRINT, ""), []).append(run)
+    return found
+
+
+def one_of(client: Any, runs: list[Any]) -> Any:
+    """The one of several runs of one fingerprint and study that stays, as `find_run` says; None of none."""
     runs.sort(key=lambda run: (
         run.info.lifecycle_stage == "deleted", COMPLETE not in run.data.tags, -run.data.metrics.get(SENTINEL, -1.0),
         run.info.start_time, run.info.run_id,
@@ -64,6 +86,83 @@ def find_run(client: Any, experiment: str, tags: Mapping[str, str]) -> Any:
         if twin.info.lifecycle_stage != "deleted":
             client.delete_run(twin.info.run_id)
     return runs[0] if runs else None
+
+
+@dataclass
+class Held:
+    """A run and what it holds, kept in step with what is written: a run is read once, and one that was just made not at all."""
+
+    client: Any
+    run_id: str
+    status: str
+    tags: dict[str, str]
+    params: set[str]
+    metrics: dict[str, float]
+    """The newest value of each."""
+    epochs: set[int] = field(default_factory=set)
+    """Those that were logged completely."""
+
+    @classmethod
+    def of(cls, client: Any, run: Any, *, made: bool = False) -> "Held":
+        """Of a run that was found, or just `made`."""
+        run_id, data = run.info.run_id, run.data
+        epochs = set() if made else {metric.step for metric in client.get_metric_history(run_id, SENTINEL)}
+        return cls(client, run_id, run.info.status, dict(data.tags), set(data.params), dict(data.metrics), epochs)
+
+    def log(self, lines: list[Line] | None = None, tags: Mapping[str, str] | None = None) -> None:
+        """Write values, (epoch, them), in as few requests as they fit, and the tags in the last one."""
+        from mlflow.entities import Metric, RunTag
+
+        now, parts = int(time.time() * 1000), list(batches(lines or [])) or [[]]
+        for number, part in enumerate(parts, 1):
+            told = {} if tags is None or number < len(parts) else tags
+            newest_first = reversed(part)  # MLflow's database then writes the newest value of a metric once, not once an epoch
+            metrics = [Metric(key_of(name), value, now, epoch) for epoch, values in newest_first for name, value in values.items()]
+            if metrics or told:
+                self.client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(tag, value) for tag, value in told.items()])
+            self.metrics |= {metric.key: metric.value for metric in reversed(metrics)}
+            self.tags |= told
+
+    def unlike(self, values: Mapping[str, float], lines: list[Line] | None = None) -> dict[str, float]:
+        """The values that differ from those that the run will have when these lines are written."""
+        known = self.metrics | {key_of(name): value for _, line in lines or () for name, value in line.items()}
+        return {name: value for name, value in values.items() if known.get(key_of(name)) != value}
+
+    def log_params(self, params: Mapping[str, Any]) -> None:
+        """Write the parameters that the run lacks; MLflow refuses to change existing ones."""
+        from mlflow.entities import Param
+
+        texts = {key_of(k): value_text(v)[:MAX_PARAM] for k, v in params.items()}
+        missing = [Param(k, v) for k, v in texts.items() if k not in self.params and v != ""]
+        for start in range(0, len(missing), MAX_PARAMS):
+            self.client.log_batch(self.run_id, params=missing[start : start + MAX_PARAMS])
+        self.params |= {param.key for param in missing}
+
+    def set_status(self, status: str) -> None:
+        """Write the status unless the run has it."""
+        if self.status != status and status == "RUNNING":
+            self.client.update_run(self.run_id, status=status)
+        elif self.status != status:
+            self.client.set_terminated(self.run_id, status)
+        self.status = status
+
+
+@lru_cache(maxsize=4096)
+def key_of(text: str) -> str:
+    """A name that MLflow accepts for a parameter or metric."""
+    return "".join(c if c.isalnum() or c in "_-./ :" else "_" for c in text)[:MAX_KEY]
+
+
+def batches(lines: list[Line]) -> Iterator[list[Line]]:
+    """(epoch, values) in as many as fit one request, none of them divided: a request is carried out as a whole or not at all."""
+    batch: list[Line] = []
+    for line in lines:
+        if batch and sum(len(values) for _, values in [*batch, line]) > MAX_METRICS:
+            yield batch
+            batch = []
+        batch.append(line)
+    if batch:
+        yield batch
 
 
 def create_run(client: Any, experiment: str, name: str, tags: Mapping[str, str]) -> Any:

@@ -8,7 +8,6 @@ import json
 import math
 import os
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -16,18 +15,32 @@ from typing import Any
 
 from datasets.errors import InputError
 from orchestrator.results.kinds import attack_text, component_of
-from orchestrator.results.names import flatten, hyperparameters, method_of, objective_of, settings, value_text
+from orchestrator.results.names import flatten, hyperparameters, method_of, objective_of, settings
 from orchestrator.results.outcome import StageResult, Study, TrialResult
 from orchestrator.results.points import Point, points_of, start_of, uncleaned
 from orchestrator.results.selection import best_metrics
 from orchestrator.tracking.file import making, mlflow_uri, relocate, why
-from orchestrator.tracking.runs import COMPLETE, FINGERPRINT, SENTINEL, STUDY, create_run, find_experiment, find_run, search_runs
+from orchestrator.tracking.runs import (
+    COMPLETE,
+    FINGERPRINT,
+    MAX_KEY,
+    MAX_TAG,
+    SENTINEL,
+    STUDY,
+    Held,
+    Line,
+    create_run,
+    find_experiment,
+    find_run,
+    key_of,
+    one_of,
+    runs_of,
+    search_runs,
+)
 from orchestrator.tracking.server import VIEW, absolute_uri, artifact_location, patience, quiet, redacted, telling, why_unusable
 from orchestrator.tracking.view import saved_view
 
 PARENT, DRIVER, ERROR, NONFINITE = "mlflow.parentRunId", "cleansweep.driver", "cleansweep.error", "cleansweep.nonfinite"
-MAX_PARAM, MAX_TAG, MAX_KEY, MAX_PARAMS = 500, 5000, 250, 100
-"""Characters of a value, of a tag and of a key, and parameters in one request, that every MLflow server takes."""
 STATUS = {"finished": "FINISHED", "stopped": "FINISHED", "failed": "FAILED", "running": "RUNNING"}
 
 
@@ -49,11 +62,12 @@ class Tracker:
         self.runs: dict[tuple[str, str], str] = {}
         """(fingerprint of the study, of the stage) → run id."""
         self._by_stage: dict[str, str] = {}
-        self._logged: dict[str, set[int]] = {}
         self._complete: dict[str, str] = {}
         """Run id → the result that it holds completely (`_whole`)."""
-        self._names: dict[str, set[str]] = {}
-        """Run id → the metrics of which it has a value."""
+        self._held: dict[str, Held] = {}
+        """By run id."""
+        self._found: dict[str, dict[str, list[Any]]] = {}
+        """Fingerprint of a study → of a stage → its runs, when the study was first asked for."""
         self._sources: dict[str, list[Point]] = {}
         """Fingerprint of a pre-training → its points."""
         self._objectives: dict[str, str] = {}
@@ -85,7 +99,7 @@ class Tracker:
                     "mlflow.note.content": study.doc,
                 },
             )
-            self._params(run_id, {"study": study.name, **_flat(study.config), **_flat({"poison": study.poison})})
+            self._hold(run_id).log_params({"study": study.name, **_flat(study.config), **_flat({"poison": study.poison})})
             self._json(run_id, study.config, "config.json")
             if study.poison:
                 self._json(run_id, study.poison, "poison.json")
@@ -100,13 +114,13 @@ class Tracker:
         """Find or create the run of a stage or trial below `parent_run_id`, with its configuration and tags. `title`: a text that tells it
         from the others of its sweep, if that is known."""
         with self._guard(f"the run of {result.stage} {result.fingerprint[:12]}"):
-            parent = self._client.get_run(parent_run_id)
+            parent = self._hold(parent_run_id).tags
             stage_tags = {
                 "role": role,
                 "cleansweep.stage": result.stage,
                 "cleansweep.commit": result.commit,
-                "cleansweep.data": parent.data.tags.get("cleansweep.data", ""),
-                STUDY: parent.data.tags.get(STUDY, ""),
+                "cleansweep.data": parent.get("cleansweep.data", ""),
+                STUDY: parent.get(STUDY, ""),
                 PARENT: parent_run_id,
             }
             stage_tags["cleansweep.class"] = str(component_of(result).get("class", ""))
@@ -129,60 +143,56 @@ class Tracker:
             if self._complete.get(run_id) == _whole(result):
                 return run_id
             tried = hyperparameters(result) if isinstance(result, TrialResult) else {}
-            self._params(run_id, {**_flat(result.config), **tried})
+            self._hold(run_id).log_params({**_flat(result.config), **tried})
             self._json(run_id, result.config, "config.json")
             return run_id
 
     def sync(self, result: StageResult) -> None:
-        """Log the epochs that the run does not hold yet, one request each, step = epoch."""
-        from mlflow.entities import Metric
-
+        """Log the epochs that the run does not hold yet, as many in a request as fit, step = epoch."""
         run_id = self._by_stage[result.fingerprint]
-        if self._complete.get(run_id) == _whole(result):
-            return
-        with self._guard(f"metrics of {result.stage} {result.fingerprint[:12]}"):
-            if run_id not in self._logged:
-                history = self._client.get_metric_history(run_id, SENTINEL)
-                self._logged[run_id] = {metric.step for metric in history}
-                self._names[run_id] = set(self._client.get_run(run_id).data.metrics)
-            self._add_later_ones(run_id, result)
-            for line in result.metrics:
-                epoch = int(line["epoch"])
-                if epoch in self._logged[run_id]:
-                    continue
-                values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
-                if isinstance(result, TrialResult):
-                    so_far = [known for known in result.metrics if known["epoch"] <= epoch]
-                    values |= best_metrics(so_far, self._uncleaned(result))
-                values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
-                finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
-                now = int(time.time() * 1000)
-                self._client.log_batch(run_id, metrics=[Metric(_key(k), v, now, epoch) for k, v in finite.items()])
-                if lost := [f"{k} = {values[k]} at epoch {epoch}" for k in sorted(values.keys() - finite.keys())]:
-                    self._client.set_tag(run_id, NONFINITE, "; ".join(lost)[:MAX_TAG])
-                self._logged[run_id].add(epoch)
-                self._names[run_id] |= set(map(_key, finite))
+        if self._complete.get(run_id) != _whole(result):
+            with self._guard(f"metrics of {result.stage} {result.fingerprint[:12]}"):
+                held = self._hold(run_id)
+                lines, tags = self._fresh(held, result)
+                held.log(lines, tags)
+                held.epochs |= {epoch for epoch, _ in lines}
 
-    def _add_later_ones(self, run_id: str, result: StageResult) -> None:
-        """Log metrics that were measured after their epochs were logged: all epochs of a metric in one request."""
-        from mlflow.entities import Metric
-
-        later: dict[str, list[tuple[float, int]]] = {}
+    def _fresh(self, held: Held, result: StageResult) -> tuple[list[Line], dict[str, str]]:
+        """The epochs that the run does not hold yet, and the tag about values that are not finite. Logs metrics that were measured after
+        their epochs were logged.
+        """
+        lines, tags = list[Line](), dict[str, str]()
+        self._add_later_ones(held, result)
         for line in result.metrics:
-            for name, value in line.get("metrics", {}).items() if int(line["epoch"]) in self._logged[run_id] else ():
-                if _key(name) not in self._names[run_id] and isinstance(value, (int, float)) and math.isfinite(value):
-                    later.setdefault(_key(name), []).append((float(value), int(line["epoch"])))
-        now = int(time.time() * 1000)
-        for name, values in later.items():
-            self._client.log_batch(run_id, metrics=[Metric(name, value, now, epoch) for value, epoch in values])
-            self._names[run_id].add(name)
+            epoch = int(line["epoch"])
+            if epoch in held.epochs or epoch in dict(lines):
+                continue
+            values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
+            if isinstance(result, TrialResult):
+                so_far = [known for known in result.metrics if known["epoch"] <= epoch]
+                values |= best_metrics(so_far, self._uncleaned(result))
+            values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
+            finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
+            lines.append((epoch, finite))
+            if lost := [f"{k} = {values[k]} at epoch {epoch}" for k in sorted(values.keys() - finite.keys())]:
+                tags[NONFINITE] = "; ".join(lost)[:MAX_TAG]
+        return lines, tags
+
+    def _add_later_ones(self, held: Held, result: StageResult) -> None:
+        """Log metrics that were measured after their epochs were logged: all epochs of a metric in one request."""
+        later: dict[str, list[Line]] = {}
+        for line in result.metrics if held.epochs else ():
+            for name, value in line.get("metrics", {}).items() if int(line["epoch"]) in held.epochs else ():
+                if key_of(name) not in held.metrics and isinstance(value, (int, float)) and math.isfinite(value):
+                    later.setdefault(key_of(name), []).append((int(line["epoch"]), {name: float(value)}))
+        for values in later.values():
+            held.log(values)
 
     def finish(self, result: StageResult, status: str | None = None) -> None:
         """Log everything that is still missing, `best/…` and `final/…`, the checkpoint's place, and end the run.
 
         `status` is MLflow's (FINISHED, FAILED, KILLED); None takes it from the result.
         """
-        self.sync(result)
         run_id = self._by_stage[result.fingerprint]
         if points_of(result) and not isinstance(result, TrialResult):
             self._sources[result.fingerprint] = points_of(result)
@@ -190,32 +200,30 @@ class Tracker:
             return
         status = status or STATUS[result.status]
         with self._guard(f"the end of {result.stage} {result.fingerprint[:12]}"):
-            run = self._client.get_run(run_id)
-            points = points_of(result)
+            held, points = self._hold(run_id), points_of(result)
+            lines, tags = self._fresh(held, result)
             last: dict[str, float] = {}
             if points and result.status in ("finished", "stopped"):  # a failed stage may be continued and then end differently
                 last |= {"final/accuracy": points[-1].accuracy, "final/asr": points[-1].asr}
             if isinstance(result, TrialResult):
                 last |= best_metrics(result.metrics, self._uncleaned(result))
-            fresh = {k: v for k, v in last.items() if run.data.metrics.get(k) != v}
-            self._log_last(run_id, fresh, points[-1].epoch if points else 0)
-            if isinstance(result, TrialResult) and points and "best/acc_at_asr_le_5" not in last:
-                self._client.set_tag(run_id, "best/acc_at_asr_le_5", "none: no epoch reached ASR ≤ 5 %")
+                if points and "best/acc_at_asr_le_5" not in last:
+                    tags["best/acc_at_asr_le_5"] = "none: no epoch reached ASR ≤ 5 %"
             if result.error:
-                self._client.set_tag(run_id, ERROR, result.error[:MAX_TAG])
-            elif ERROR in run.data.tags:
+                tags[ERROR] = result.error[:MAX_TAG]
+            elif ERROR in held.tags:
                 self._client.delete_tag(run_id, ERROR)
+                del held.tags[ERROR]
             if result.status == "stopped":
-                self._client.set_tag(run_id, "cleansweep.stopped", "early, by the scheduler")
+                tags["cleansweep.stopped"] = "early, by the scheduler"
             self._json(run_id, _checkpoint(result), "checkpoint.json")
             self._portrait(run_id, result)
-            if status == "RUNNING":
-                self._client.update_run(run_id, status="RUNNING")
-                return
-            if run.info.status != status:
-                self._client.set_terminated(run_id, status)
-            self._client.set_tag(run_id, COMPLETE, _whole(result))
-            self._complete[run_id] = _whole(result)
+            complete = {} if status == "RUNNING" else {COMPLETE: _whole(result)}  # counts once the run has ended
+            held.log([*lines, (points[-1].epoch if points else 0, held.unlike(last, lines))], tags | complete)
+            held.epochs |= {epoch for epoch, _ in lines}
+            held.set_status(status)
+            if complete:
+                self._complete[run_id] = _whole(result)
 
     def _uncleaned(self, trial: TrialResult) -> float | None:
         """The accuracy of the model that the trial cleans, in percent."""
@@ -231,19 +239,19 @@ class Tracker:
                 for key, value in best_metrics(trial.metrics, start.accuracy if start else None).items():
                     better = min if key.startswith("best/asr") else max
                     best[key] = better(value, best.get(key, value))
-            run = self._client.get_run(run_id)
-            self._log_last(run_id, {k: v for k, v in best.items() if run.data.metrics.get(k) != v}, 0)
+            held = self._hold(run_id)
+            held.log([(0, held.unlike(best))])
             for path in files or []:
                 self._client.log_artifact(run_id, str(path))
-            if run.info.status != status:
-                self._client.set_terminated(run_id, status)
+            held.set_status(status)
 
     def audited(self, study: str, stage: str, values: Mapping[str, float], epoch: int) -> None:
         """Log what an audit found of a checkpoint to the run of its stage, if there is one; what the run holds already is not repeated."""
         with self._guard(f"the audit of {stage[:12]}"):
             run = find_run(self._client, self._experiment, {STUDY: study, FINGERPRINT: stage})
             if run is not None:
-                self._log_last(run.info.run_id, {k: v for k, v in values.items() if run.data.metrics.get(_key(k)) != v}, epoch)
+                held = Held.of(self._client, run)
+                held.log([(epoch, held.unlike(values))])
 
     def close_stale(self, sweep_run_id: str) -> list[str]:
         """End the runs that nobody continues: those left running below this sweep, and those of dead drivers.
@@ -295,31 +303,40 @@ class Tracker:
         tags = {k: str(v)[:MAX_TAG] for k, v in tags.items() if v} | {DRIVER: f"{socket.gethostname()}:{os.getpid()}"}
         if key in self.runs:
             return self.runs[key]
+        from mlflow.entities import RunTag
+
         tags[FINGERPRINT] = fingerprint
-        run = find_run(self._client, self._experiment, tags) or create_run(self._client, self._experiment, name, tags)
+        run = self._known(key)
+        made = run is None
+        if run is None:
+            run = create_run(self._client, self._experiment, name, tags)
         run_id = run.info.run_id
         if run.info.lifecycle_stage == "deleted":
             self._client.restore_run(run_id)
-        whole = bool(complete) and run.data.tags.get(COMPLETE) == complete and run.info.status != "RUNNING"
+        whole = bool(complete) and run.data.tags.get(COMPLETE) == complete and run.info.status not in ("RUNNING", "KILLED")
         if whole:
             self._complete[run_id] = complete
-        elif run.info.status != "RUNNING":
-            self._client.update_run(run_id, status="RUNNING")
+        else:
+            self._held[run_id] = Held.of(self._client, run, made=made and not run.data.metrics)
+            self._held[run_id].set_status("RUNNING")
         self.runs[key] = run_id
-        for tag, value in tags.items():
-            if run.data.tags.get(tag) != value and (not whole or tag == PARENT):
-                self._client.set_tag(run_id, tag, value)
+        late = {tag: value for tag, value in tags.items() if run.data.tags.get(tag) != value and (not whole or tag == PARENT)}
+        if late:
+            self._client.log_batch(run_id, tags=[RunTag(tag, value) for tag, value in late.items()])
         return run_id
 
-    def _params(self, run_id: str, params: Mapping[str, Any]) -> None:
-        """Log the parameters that the run lacks; MLflow refuses to change existing ones."""
-        from mlflow.entities import Param
+    def _known(self, key: tuple[str, str]) -> Any:
+        """The run of this study and fingerprint, if there was one when the study was first asked for; nobody else makes one meanwhile."""
+        study, fingerprint = key
+        if study not in self._found:
+            self._found[study] = runs_of(self._client, self._experiment, study)
+        return one_of(self._client, self._found[study].pop(fingerprint, []))
 
-        present = self._client.get_run(run_id).data.params
-        texts = {_key(k): value_text(v)[:MAX_PARAM] for k, v in params.items()}
-        missing = [Param(k, v) for k, v in texts.items() if k not in present and v != ""]
-        for start in range(0, len(missing), MAX_PARAMS):
-            self._client.log_batch(run_id, params=missing[start : start + MAX_PARAMS])
+    def _hold(self, run_id: str) -> Held:
+        """What the run holds."""
+        if run_id not in self._held:
+            self._held[run_id] = Held.of(self._client, self._client.get_run(run_id))
+        return self._held[run_id]
 
     def _json(self, run_id: str, value: Any, name: str) -> None:
         text = json.dumps(value, indent=1, sort_keys=True, default=str, ensure_ascii=False)
@@ -333,13 +350,6 @@ class Tracker:
         if figure is not None:
             self._client.log_figure(run_id, figure, "analysis.png")
 
-    def _log_last(self, run_id: str, values: Mapping[str, float], step: int) -> None:
-        from mlflow.entities import Metric
-
-        now = int(time.time() * 1000)
-        if values:
-            self._client.log_batch(run_id, metrics=[Metric(_key(k), v, now, step) for k, v in values.items()])
-
     @contextmanager
     def _guard(self, what: str) -> Iterator[None]:
         """Connect, and turn any failure of MLflow, its database or the network into one TrackingError that names the URI."""
@@ -352,17 +362,12 @@ class Tracker:
                 yield
         except TrackingError:  # ask the server anew: a run may have been deleted, or an unanswered request carried out
             self._client = None
-            for known in (self.runs, self._logged, self._complete, self._names):
+            for known in (self.runs, self._complete, self._held, self._found):
                 known.clear()
             raise
 
 def _flat(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flatten(config) if value is not None and key}
-
-
-def _key(text: str) -> str:
-    """A name that MLflow accepts for a parameter or metric."""
-    return "".join(c if c.isalnum() or c in "_-./ :" else "_" for c in text)[:MAX_KEY]
 
 
 def _whole(result: StageResult) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-
 from datasets.index.pairs import Pairs
 from orchestrator.store import checked
 
@@ -59,4 +57,4 @@ class Inputs:
 def _pairs(index: str, urls: tuple[str, ...], plan: str = "", rows: str | None = None) -> Pairs:
     for file in (index, *urls, *([plan] if plan else [])):
         checked(file)
-    return Pairs(index, list(urls), plan or None, None if rows is None else np.load(checked(rows)))
+    return Pairs(index, list(urls), plan or None, None if rows is None else checked(rows))

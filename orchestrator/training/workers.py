@@ -15,10 +15,12 @@ from typing import Any
 from datasets.errors import InputError
 from datasets.feed.cache import Decoded
 from datasets.feed.loader import LocalFeed
+from datasets.index.order import Drawn
 from datasets.index.pairs import Pairs
 from datasets.seeding import hash64
 from orchestrator.console.log import log, say
 from orchestrator.experiment.check import blank
+from orchestrator.experiment.spec import Pretrain
 from orchestrator.store import METRICS, checked, read_lines, write_lines
 from orchestrator.training.job import Job, decoded_views, load_model, making, start, whole_pictures
 from orchestrator.training.measuring import measure_of
@@ -210,7 +212,8 @@ def _feed(
     job: Job, world: World, pairs: Pairs, training: Training, two_views: bool, views: Decoded | None = None, epochs: int | None = None
 ) -> Any:
     """The batches of a training for this many epochs; by default for all of its epochs."""
-    recipe = job.experiment.recipe(seed=training.seed, two_views=two_views, eda=job.experiment.eda)
+    order = training.order if isinstance(training, Pretrain) else Drawn()
+    recipe = job.experiment.recipe(seed=training.seed, two_views=two_views, eda=job.experiment.eda, order=order)
     if len(pairs) < training.batch_size:
         raise InputError(f"batch_size is {training.batch_size}, but there are only {len(pairs)} pairs to train on.")
     steps = (epochs or training.epochs) * (len(pairs) // training.batch_size)

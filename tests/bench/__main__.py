@@ -10,13 +10,11 @@ import sys
 import time
 from pathlib import Path
 
-NAMES = (
-    "poison", "memory", "feed", "cache", "evaluate", "detect", "train", "trials", "fetch",
-    "safeclip", "lime", "attacks", "audits", "step",
-)  # fmt: skip
 HELP = {
     "poison": "poisoned shards against Ray Data's own read, map and write",
     "memory": "peak memory of poisoning and streaming at two sizes",
+    "index": "the index of tars against tarfile and json",
+    "views": "decoded 224-pixel views against decoding and resizing alone, and two views against one",
     "feed": "decoded 224-pixel views against open_clip's webdataset loader",
     "cache": "cleaning epochs from decoded pictures against decoding in each epoch",
     "evaluate": "zero-shot accuracy and ASR against decoding and encoding the prompts once a pass",
@@ -24,18 +22,21 @@ HELP = {
     "train": "two-worker Ray Train against torchrun",
     "trials": "a sweep's trials against no-op Tune trials",
     "fetch": "a list of pictures into shards against plain threads",
+    "scale": "index, plan, cleaning set and first batch at 1 and 10 million fabricated rows",
     "safeclip": "an epoch of SafeCLIP against one of MMCL+SSL",
     "lime": "LIME of a picture against the package lime",
     "attacks": "adversarial pictures by PGD and APGD against foolbox's and adv-lib's",
     "audits": "audits of a checkpoint by two processes against one",
+    "driver": "what following, report, MLflow and plan of 500 trials cost the driver, against 100 trials",
     "step": "the train step against open_clip's, on a GPU",
 }
+NAMES = tuple(HELP)
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.bench", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:8}{HELP[name]}" for name in NAMES),
+        epilog="\n".join(f"{name:10}{HELP[name]}" for name in NAMES),
     )
     parser.add_argument("names", nargs="*", metavar="name", help=f"which of {', '.join(NAMES)}; all without one")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, and measures nothing")

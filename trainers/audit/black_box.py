@@ -28,7 +28,7 @@ from trainers.audit.attacks.base import Attack, Attacked, Radius, gradient, is_z
 from trainers.audit.attacks.nes import NES
 from trainers.audit.base import Audit, Findings, Pictures, Subject
 from trainers.audit.classifier import Classifier, zero_shot
-from trainers.audit.shares import share
+from trainers.audit.shares import beyond_chance, share
 from trainers.audit.tables import NOBODY, Table, predictions, right_ones, success
 from trainers.model import Model, TinyCLIP
 from trainers.weights.load import load_weights, weights_file
@@ -67,7 +67,7 @@ class QueryCurve(Audit):
         self.attack.check(subject_classes)
 
     def run(self, subject: Subject) -> Findings:
-        table, classifier, told = Table(self.attack), subject.classifier, 0
+        table, classifier, told = Table(self.attack, subject), subject.classifier, 0
         bank = _Bank(subject, self.seed) if isinstance(self.attack, NES) and self.attack.from_others else None
         asked = 0
         for right, picture_BCHW, label_B in right_ones(subject, self.attack):
@@ -89,10 +89,7 @@ class QueryCurve(Audit):
             metrics |= share(f"{prefix}/within_{most}", sum(count <= most for count in queries), n)
         if queries:
             metrics[f"{prefix}/median_queries"] = float(median(queries))
-        failures = []
-        if table.by_noise > len(queries):
-            failures.append(f"Random noise of the same size turns more pictures ({table.by_noise} of {n}) than {self.attack.label} does "
-                            f"({len(queries)}): the attack fails, which says nothing about the model.")  # fmt: skip
+        failures = table.failures(self.attack.label)
         if asked != told:
             failures.append(f"{self.attack.label} reports {told} queries, but the model answered {asked}.")
         notes = []
@@ -165,12 +162,12 @@ class Transfer(Audit):
             return self._run(subject, classifier)
 
     def _run(self, subject: Subject, source: Classifier) -> Findings:
-        table, turned = Table(self.attack), list[bool]()
+        table, turned = Table(self.attack, subject), list[bool]()
         for right, picture_BCHW, label_B in right_ones(subject, self.attack, source):
             made = self.attack.perturb(source, picture_BCHW.to(source.dtype), label_B, right.keys)
             turned += success(source.predict(made.picture_BCHW, right.keys), label_B, self.attack).tolist()
             table.add(right, picture_BCHW, made, subject.classifier, self.seed)
-        return _transferred(f"transfer/{self.name or self.attack.label}", table, turned)
+        return _transferred(f"transfer/{self.name or self.attack.label}", table, turned, f"{self.attack.label}, transferred,")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -217,23 +214,25 @@ class Substitute(Audit):
         first, rest = pictures.part(np.array(order[:starts])), pictures.part(np.sort(order[starts:]))
         others = replace(subject, pictures=rest)
         theirs_N = predictions(victim, others)
-        n, before, alike = len(theirs_N), victim.queries, list[int]()
+        n, before, alike = len(theirs_N), victim.queries, list[Tensor]()
         for ours in self.imitations(victim, first, subject.batch_size):  # noqa: B007 (the last one is used below)
-            alike.append(int((predictions(ours, others) == theirs_N).sum()))
+            alike.append(predictions(ours, others) == theirs_N)
         whole = {"queries": victim.queries - before, "starts": starts, "agreement_n": n}
         metrics = {f"substitute/{name}": float(count) for name, count in whole.items()}
-        for number, count in enumerate(alike):
-            metrics |= share(f"substitute/agreement/{number}", count, n)
-        table, turned = Table(self), list[bool]()
+        for number, alike_N in enumerate(alike):
+            metrics |= share(f"substitute/agreement/{number}", int(alike_N.sum()), n)
+        table, turned = Table(self, subject), list[bool]()
         for right, picture_BCHW, label_B in right_ones(others, self):
             made = self.step(ours, picture_BCHW, label_B, right.keys)
             turned += success(ours.predict(made.picture_BCHW, right.keys), label_B, self).tolist()
             table.add(right, picture_BCHW, made, victim)
-        found = _transferred("substitute", table, turned)
-        failures = []
-        if 100 * alike[-1] / n < metrics["substitute/agreement/0_low"]:
-            failures.append(f"The substitute agrees with the model less after {self.rounds} rounds ({alike[-1]} of {n} pictures) than "
-                            f"before the first ({alike[0]}): its training failed, so its attack says nothing about the model.")  # fmt: skip
+        found = _transferred("substitute", table, turned, "the substitute's FGSM")
+        failures, (first_N, last_N) = list(found.failures), (alike[0], alike[-1])
+        if beyond_chance(int((first_N & ~last_N).sum()), int((last_N & ~first_N).sum())):
+            failures.append(
+                f"The substitute agrees with the model less after {self.rounds} rounds ({int(last_N.sum())} of {n} pictures) than before "
+                f"the first ({int(first_N.sum())}): its training failed, so its attack says nothing about the model."
+            )
         notes = list(found.notes)
         if starts < self.starts:
             notes.append(f"The substitute starts from {starts} pictures, not {self.starts}: the other half of them is attacked.")
@@ -287,8 +286,8 @@ class _Bank:
         return self.pictures.part(np.array(chosen)).floats(self.classifier)
 
 
-def _transferred(prefix: str, table: Table, turned: Sequence[bool]) -> Findings:
-    """What an attack on a source did there (`turned`) and to the audited model."""
+def _transferred(prefix: str, table: Table, turned: Sequence[bool], who: str) -> Findings:
+    """What an attack on a source did there (`turned`) and to the audited model. `who`: the attack in a sentence."""
     n, here, there = len(turned), table.successes, sum(turned)
     if not n:
         return Findings({f"{prefix}/n": 0.0}, table.rows, notes=(NOBODY,))
@@ -298,7 +297,4 @@ def _transferred(prefix: str, table: Table, turned: Sequence[bool]) -> Findings:
     if there:
         both = sum(a and b for a, b in zip(turned, table.rows["success"]))
         metrics |= {f"{prefix}/rate": here / there, f"{prefix}/carried_n": float(there)} | share(f"{prefix}/carried", both, there)
-    notes = []
-    if table.by_noise >= here:
-        notes.append(f"Random noise of the same size turns as many pictures ({table.by_noise} of {n}) as the transferred ones ({here}).")
-    return Findings(metrics, table.rows, table.gallery(), notes=tuple(notes))
+    return Findings(metrics, table.rows, table.gallery(), tuple(table.failures(who)))

@@ -69,9 +69,10 @@ class Localisation(Audit):
 
     def run(self, subject: Subject) -> Findings:
         """Metrics of `explain/<explainer>/`, for triggered pictures, and under `clean/` for the same without trigger, each with _low and
-        _high: mass, iou1, iouk and pointing in percent, lift (a ratio) and r2; mass and lift are means over the pictures that have any
-        positive heat, of which `_n` says how many. iou1 and r2 are left out where the explainer has no segments or no model. Further n; in
-        percent area, ceiling_mass, ceiling_iou1, ceiling_iou, pointing_chance and asr (triggered pictures that are taken for the target).
+        _high: mass, iou1, iouk and pointing in percent, lift (a ratio) and r2. `_n`: over how many pictures mass, lift and r2 are means,
+        mass and lift over those that have any positive heat. iou1 and r2 are left out where the explainer has no segments or no model.
+        Further n; in percent area, ceiling_mass, ceiling_iou1, ceiling_iou, pointing_chance and asr (triggered pictures that are taken for
+        the target).
 
         A trigger that covers whole pictures gives area and n alone, for its mass is 100 % and its lift 1 by definition. InputError without
         a single target class, or without triggered pictures of other classes.
@@ -128,7 +129,7 @@ class Localisation(Audit):
                 finite = [value for value in values if np.isfinite(value)]
                 if finite:
                     out |= _mean(f"{place}/{name}", finite, percent)
-                if name in ("mass", "lift"):
+                if name in ("mass", "lift") or (name == "r2" and finite):
                     out[f"{place}/{name}_n"] = float(len(finite))
             out |= _share(f"{place}/pointing", [look.found.pointing for look in looks[kind]])
         for name in ("mass", "iou1", "iou"):

@@ -15,6 +15,7 @@ from torch import Tensor
 from datasets.errors import InputError
 from trainers.audit.attacks.patch import AdversarialPatch, Place
 from trainers.audit.base import Audit, Findings, Pictures, Subject
+from trainers.audit.bias.shared import by_hash
 from trainers.audit.classifier import as_bytes
 from trainers.evaluate.zeroshot import wilson
 
@@ -31,9 +32,10 @@ class Planted(Audit):
     """Optimises a patch of equal area for each class and looks for a class that is reached much more often than the others.
 
     After Neural Cleanse (Wang et al. 2019), with the area fixed and the success compared instead of the other way round. The patches are
-    optimised on one half of the pictures and judged on the other; pictures of the patch's own class are left out. The anomaly index of a
-    class is its distance from the median success, in spreads: 1.4826 times the median absolute deviation, but at least the binomial
-    standard deviation of the median success, so that chance alone makes no class stand out.
+    optimised on one half of the pictures, that with the smaller hashes of (seed, key), and judged on the other; pictures of the patch's
+    own class are left out. Nothing depends on the order of the pictures. The anomaly index of a class is its distance from the median
+    success, in spreads: 1.4826 times the median absolute deviation, but at least the binomial standard deviation of the median success, so
+    that chance alone makes no class stand out.
 
     A trigger may work at one place alone. So each class has a patch for every one of `places`, and the place at which it succeeds most
     often on the first half of the pictures is the one that is judged.
@@ -43,6 +45,8 @@ class Planted(Audit):
     patch: AdversarialPatch = field(default_factory=lambda: AdversarialPatch(area=0.03, fixed_area=True, steps=25, lr=0.1))
     places: tuple[Place, ...] = ("random", "bottom_right", "bottom_left", "top_right", "top_left")
     """where patches are tried"""
+    seed: int = 0
+    """seed of the halves"""
 
     @property
     def label(self) -> str:
@@ -52,8 +56,8 @@ class Planted(Audit):
         """planted/: success of the best class and of the median, the indices of the most anomalous class and of the target, whether the
         target comes first (100 or 0), n (pictures that judge a patch, at least). Rows: one for each class, under its name."""
         self.check(subject.classifier.classes, False)
-        half = len(subject.pictures) // 2
-        made, judged = subject.pictures.part(slice(0, half)), subject.pictures.part(slice(half, None))
+        hashed_N = by_hash(subject.pictures.keys, self.seed, "planted")
+        made, judged = (subject.pictures.part(half_n) for half_n in np.split(hashed_N, [len(hashed_N) // 2]))
         rows: dict[str, list[Any]] = {name: [] for name in ("key", "success", "low", "high", "n", "index")}
         shown: list[np.ndarray] = []
         counts = []

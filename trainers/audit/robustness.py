@@ -16,15 +16,18 @@ from datasets.component import since
 from datasets.errors import InputError
 from trainers.audit.attacks.base import Attack, Attacked, lengths
 from trainers.audit.base import Audit, Findings, Pictures, Subject
+from trainers.audit.bias.shared import by_hash
 from trainers.audit.classifier import Classifier, as_bytes
 from trainers.audit.defences.adaptive import EOT, adaptive
 from trainers.audit.defences.base import Defence
 from trainers.audit.defences.halves import halves
-from trainers.audit.shares import share
-from trainers.audit.tables import noisy
+from trainers.audit.shares import beyond_chance, share
+from trainers.audit.tables import attack_rows, noisy
 
 MASKED = 50.0
 """More pictures than this share (in percent) with a zero gradient, and the attack says nothing."""
+LOOKED_AT = 64
+"""Pictures, at most, on which an attack looks for reasons against its result; chosen by the hashes of their keys."""
 SHOWN = 6
 """Pictures in the gallery."""
 
@@ -34,7 +37,8 @@ class Robustness(Audit):
     """Accuracy under an attack: the share of all pictures that are classified correctly, and still are when attacked.
 
     Only pictures that are classified correctly are attacked; the others count as fooled. Noise of the same size, drawn uniformly from the
-    sphere (L2) or the corners of the box (L∞), is tried beside the attack.
+    sphere (L2) or the corners of the box (L∞), is tried beside the attack; beside a minimal attack noise as large as its change, and as
+    large as each of the radii. An attack that is weaker than noise beyond chance has failed.
     """
 
     attack: Attack
@@ -52,6 +56,9 @@ class Robustness(Audit):
             raise InputError("Robustness.mode is adaptive, but there is no defence to adapt to; give a defence, or oblivious.")
         if self.attack.minimal and not self.radii:
             raise InputError(f"Robustness.radii is empty; {self.attack.label} finds the smallest change: name the ε to read off.")
+        if not self.attack.minimal and not hasattr(self.attack, "eps"):
+            raise InputError(f"Robustness.attack is {self.attack.label}, which no ε bounds; accepted: attacks within ε, and minimal ones. "
+                             "A patch is audited by Planted.")
 
     @property
     def group(self) -> str:  # type: ignore[override]
@@ -87,7 +94,7 @@ class Robustness(Audit):
             gallery = {"clean": clean_nHWC, "change, magnified": magnified(clean_nHWC, adversarial_nHWC), self.label: adversarial_nHWC}
         metrics = self._metrics(rows)
         notes = [*self._notes(metrics), *(f"{self.label}: {text}" for text in self._warnings(subject))]
-        return Findings(metrics, rows, gallery, failures=tuple(self._failures(metrics)), notes=tuple(notes))
+        return Findings(metrics, rows, gallery, failures=tuple(self._failures(metrics, rows)), notes=tuple(notes))
 
     def _batch(
         self, part: Pictures, bare: Classifier, judge: Classifier, seen: Classifier, subject: Subject, shown: list[Any]
@@ -97,6 +104,7 @@ class Robustness(Audit):
         right = (before_B == label_B).nonzero()[:, 0]
         found_BCHW, after_B, noise_B = clean_BCHW.clone(), before_B.clone(), before_B.clone()
         queries, zero = torch.zeros(len(part), dtype=torch.int64), torch.full((len(part),), float("nan"))
+        noise_size_B = torch.full((len(part),), float("nan"), dtype=torch.float64)
         if len(right):
             own = [keys[i] for i in right.tolist()]
             attacked: Attacked = self.attack.perturb(seen, clean_BCHW[right], label_B[right], own)
@@ -106,42 +114,41 @@ class Robustness(Audit):
             change_bCHW = found_BCHW[right] - clean_BCHW[right]
             eps_b = torch.full((len(right),), float(getattr(self.attack, "eps", 0.0))).to(clean_BCHW)
             size_b = lengths(change_bCHW, self.attack.norm) if self.attack.minimal else eps_b
-            noisy_BCHW = noisy(clean_BCHW[right], size_b, self.attack.norm, self.attack.seed, own)
-            noise_B[right] = judge.predict(noisy_BCHW, own)
-        change_BCHW = found_BCHW - clean_BCHW
-        l2_B = lengths(change_BCHW, "l2")
+            noise_B[right] = self._under_noise(judge, clean_BCHW[right], size_b, own)
+            for radius in sorted(self.radii, reverse=True) if self.attack.minimal else ():
+                got_b = self._under_noise(judge, clean_BCHW[right], torch.full_like(size_b, radius), own)
+                noise_size_B[right[got_b != label_B[right]].cpu()] = radius
         fooled_B = (before_B == label_B) & (after_B != label_B)
         for i in fooled_B.nonzero()[:, 0].tolist()[: SHOWN - len(shown)]:
             shown.append((part.image_NHWC[i], as_bytes(found_BCHW[i : i + 1])[0].numpy()))
-        n = len(part)
-        eps = None if self.attack.minimal else self.attack.eps  # type: ignore[attr-defined]
-        return {
-            "checkpoint": [subject.checkpoint] * n, "key": list(keys), "attack": [self.attack.label] * n, "norm": [self.attack.norm] * n,
-            "eps": [eps] * n, "defence": [self.defence.label if self.defence else ""] * n,
-            "mode": [self.mode if self.defence else ""] * n, "y": label_B.tolist(), "clean_prediction": before_B.tolist(),
-            "prediction": after_B.tolist(), "success": fooled_B.tolist(), "l2": l2_B.tolist(),
-            "linf": lengths(change_BCHW, "linf").tolist(),
-            "relative_l2": (l2_B / lengths(clean_BCHW, "l2").clamp_min(1e-12)).tolist(), "queries": queries.tolist(),
-            "zero_gradient_share": zero.tolist(), "noise_prediction": noise_B.tolist(), "seed": [self.attack.seed] * n,
+        per_B = {
+            "y": label_B, "clean_prediction": before_B, "prediction": after_B, "success": fooled_B, "queries": queries,
+            "zero_gradient_share": zero, "noise_prediction": noise_B, "noise_size": noise_size_B,
         }  # fmt: skip
+        behind, mode = (self.defence.label, self.mode) if self.defence is not None else (None, None)
+        return attack_rows(self.attack, subject, keys, clean_BCHW, found_BCHW, per_B, behind, mode)
+
+    def _under_noise(self, judge: Classifier, picture_BCHW: torch.Tensor, size_B: torch.Tensor, keys_B: Sequence[str]) -> torch.Tensor:
+        """What the pictures are taken for with random noise of these sizes, int64 [B]."""
+        return judge.predict(noisy(picture_BCHW, size_B, self.attack.norm, self.attack.seed, keys_B), keys_B)
 
     def _metrics(self, rows: Mapping[str, Sequence[Any]]) -> dict[str, float]:
         """robust/…: clean accuracy, robust accuracy, accuracy under noise, each with Wilson's 95 % interval, n, and what it took."""
         n = len(rows["key"])
         if not n:
             raise InputError("there are no pictures to audit; accepted: at least one.")
-        y, clean, after, noise = (np.array(rows[name]) for name in ("y", "clean_prediction", "prediction", "noise_prediction"))
-        correct_N, fooled_N = clean == y, np.array(rows["success"], bool)
+        correct_N = np.array(rows["clean_prediction"]) == np.array(rows["y"])
         found: dict[str, float] = {"robust/n": n, "robust/clean_n": int(correct_N.sum())}
         found |= share("robust/clean", int(correct_N.sum()), n)
+        for eps, attacked_N in self.right_under_attack(rows).items():
+            found |= share(f"robust/at_{eps:g}" if self.attack.minimal else "robust/accuracy", int(attacked_N.sum()), n)
         if self.attack.minimal:
-            size_N = np.array(rows[self.attack.norm], float)
-            for radius in self.radii:
-                found |= share(f"robust/at_{radius:g}", int((correct_N & ~(fooled_N & (size_N <= radius))).sum()), n)
+            size_N, fooled_N = np.array(rows[self.attack.norm], float), np.array(rows["success"], bool)
             found["robust/median_size"] = float(np.median(size_N[fooled_N])) if fooled_N.any() else float("nan")
-        else:
-            found |= share("robust/accuracy", int((correct_N & (after == y)).sum()), n)
-        found |= share("robust/noise", int((correct_N & (noise == y)).sum()), n)
+            for eps, noisy_N in self.right_under_noise(rows).items():
+                found |= share(f"robust/noise_at_{eps:g}", int(noisy_N.sum()), n)
+        noise_N = np.array(rows["noise_prediction"]) == np.array(rows["y"])
+        found |= share("robust/noise", int((correct_N & noise_N).sum()), n)
         attacked = np.array(rows["queries"])[correct_N]
         found["robust/queries"] = float(attacked.mean()) if len(attacked) else 0.0
         zero_N = np.array(rows["zero_gradient_share"], float)[correct_N]
@@ -150,21 +157,40 @@ class Robustness(Audit):
             found["robust/zero_gradient"] = 100 * float(known_N.mean())
         return found
 
-    def _failures(self, metrics: Mapping[str, float]) -> list[str]:
+    def right_under_attack(self, rows: Mapping[str, Sequence[Any]]) -> dict[float, np.ndarray]:
+        """ε → which pictures are classified correctly under attack, bool [N]: at the attack's ε, or at each of the radii."""
+        correct_N = np.array(rows["clean_prediction"]) == np.array(rows["y"])
+        if not self.attack.minimal:
+            return {self.attack.eps: correct_N & (np.array(rows["prediction"]) == np.array(rows["y"]))}  # type: ignore[attr-defined]
+        fooled_N, size_N = np.array(rows["success"], bool), np.array(rows[self.attack.norm], float)
+        return {radius: correct_N & ~(fooled_N & (size_N <= radius)) for radius in self.radii}
+
+    def right_under_noise(self, rows: Mapping[str, Sequence[Any]]) -> dict[float, np.ndarray]:
+        """The same for random noise of that size. As a minimal attack may end anywhere within a radius, so may noise: it counts if its size
+        is this radius or a smaller one of them."""
+        correct_N = np.array(rows["clean_prediction"]) == np.array(rows["y"])
+        if not self.attack.minimal:
+            return {self.attack.eps: correct_N & (np.array(rows["noise_prediction"]) == np.array(rows["y"]))}  # type: ignore[attr-defined]
+        size_N = np.array(rows["noise_size"], float)  # NaN: no noise turned it
+        return {radius: correct_N & ~(size_N <= radius) for radius in self.radii}
+
+    def _failures(self, metrics: Mapping[str, float], rows: Mapping[str, Sequence[Any]]) -> list[str]:
         found = []
-        robust = metrics.get("robust/accuracy")
-        if robust is not None and robust > metrics["robust/noise"]:
-            found.append(
-                f"{self.label}: the attack leaves {robust:.1f} % of the pictures right, random noise of the same size "
-                f"{metrics['robust/noise']:.1f} %: the attack does not work."
-            )
+        noise = self.right_under_noise(rows)
+        for eps, attacked_N in self.right_under_attack(rows).items():
+            if beyond_chance(int((attacked_N & ~noise[eps]).sum()), int((noise[eps] & ~attacked_N).sum())):
+                at = f" within {eps:g}" if self.attack.minimal else ""
+                found.append(
+                    f"{self.label}: the attack leaves {100 * attacked_N.mean():.1f} % of the pictures right{at}, random noise of the same "
+                    f"size {100 * noise[eps].mean():.1f} %: the attack does not work."
+                )
         if metrics.get("robust/zero_gradient", 0.0) > MASKED:
             found.append(f"{self.label}: {metrics['robust/zero_gradient']:.0f} % of the gradients are exactly 0: it saw nothing to follow.")
         return found
 
     def _warnings(self, subject: Subject) -> Sequence[str]:
         """What the attack itself says against its result on this classifier."""
-        part = subject.batches()[0]
+        part = subject.pictures.part(by_hash(subject.pictures.keys, self.attack.seed, "warnings")[:LOOKED_AT])
         return self.attack.warnings(subject.classifier, part.floats(subject.classifier), part.keys)
 
     def _notes(self, metrics: Mapping[str, float]) -> list[str]:

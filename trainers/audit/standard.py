@@ -7,6 +7,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from datasets.errors import InputError
+from datasets.evaluation.evalset import EvalSet
+from datasets.synthetic import World
 from trainers.audit.attacks.apgd import APGD
 from trainers.audit.attacks.auto_attack import AutoAttack
 from trainers.audit.attacks.base import Attack
@@ -19,9 +21,12 @@ from trainers.audit.attacks.nes import NES
 from trainers.audit.attacks.pgd import PGD
 from trainers.audit.attacks.square import Square
 from trainers.audit.base import Audit
+from trainers.audit.bias.attribute_pairs import AttributePairs
 from trainers.audit.bias.balance import Balance
 from trainers.audit.bias.corruptions import Corruptions
 from trainers.audit.bias.cue_conflict import CueConflict
+from trainers.audit.bias.label_hierarchy import LabelHierarchy
+from trainers.audit.bias.name_that_dataset import NameThatDataset
 from trainers.audit.bias.poison_tail import PoisonTail
 from trainers.audit.black_box import QueryCurve, Substitute
 from trainers.audit.defences.base import Defence
@@ -49,6 +54,10 @@ class Asked:
     size: int = 32
     """Side of the pictures in pixels."""
     classes: int = 2
+    world: World | None = None
+    """The procedural world of the test pictures."""
+    sets: tuple[EvalSet, ...] = ()
+    """The further sets of pictures on which the sweep measures its models."""
 
 
 def _at_each(attack: Callable[[float], Attack], asked: Asked) -> list[Audit]:
@@ -67,12 +76,31 @@ def _defended(defence: Defence, asked: Asked) -> list[Audit]:
     return [Robustness(attack=PGD(eps=eps, steps=10), defence=defence, mode=mode) for mode in ("oblivious", "adaptive")]
 
 
+def _attributes(asked: Asked) -> list[Audit]:
+    if asked.world is None:
+        raise InputError(
+            "--only names 'attributes', which draws its pairs in the procedural world, and the sweep's test pictures are others; "
+            "accepted: AttributePairs(pairs=…) among the AUDITS of the sweep's file."
+        )
+    return [AttributePairs(world=asked.world)]
+
+
+def _datasets(asked: Asked) -> list[Audit]:
+    if not asked.sets:
+        raise InputError(
+            "--only names 'datasets', which tells the sets of pictures apart on which the sweep measures its models, and it has one alone; "
+            "accepted: further sets in evaluate.evaluators, or NameThatDataset(sets=…) among the AUDITS of the sweep's file."
+        )
+    return [NameThatDataset(sets=asked.sets, over=over) for over in ("pixels", "features")]
+
+
 AUDITS: dict[str, Callable[[Asked], list[Audit]]] = {
     "fgsm": lambda asked: _at_each(lambda eps: FGSM(eps=eps), asked),
     "ifgsm": lambda asked: _at_each(lambda eps: IFGSM(eps=eps), asked),
     "pgd": lambda asked: _at_each(lambda eps: PGD(eps=eps), asked),
     "apgd": lambda asked: _at_each(lambda eps: APGD(eps=eps), asked),
     "apgd-dlr": lambda asked: _at_each(lambda eps: APGD(eps=eps, loss="dlr"), asked),
+    "apgd-t": lambda asked: _at_each(lambda eps: APGD(eps=eps, loss="targeted_dlr"), asked),
     "autoattack": lambda asked: _at_each(lambda eps: AutoAttack(eps=eps), asked),
     "deepfool": lambda asked: _minimal(DeepFool(), asked),
     "cw": lambda asked: _minimal(CarliniWagner(), asked),
@@ -80,6 +108,8 @@ AUDITS: dict[str, Callable[[Asked], list[Audit]]] = {
     "fmn-l2": lambda asked: _minimal(FMN(norm="l2"), asked),
     "square": lambda asked: [Robustness(attack=Square(eps=asked.eps[len(asked.eps) // 2], queries=500))],
     "nes": lambda asked: [QueryCurve(attack=NES(eps=asked.eps[-1]))],
+    "nes-top-k": lambda asked: [QueryCurve(attack=NES(eps=asked.eps[-1], sees="top_k", sigma=0.01))],
+    "nes-labels": lambda asked: [QueryCurve(attack=NES(eps=asked.eps[-1], sees="labels", sigma=0.02, probe_radius=0.02))],
     "substitute": lambda asked: [Substitute(eps=asked.eps[-1])],
     "jpeg": lambda asked: _defended(JPEG(), asked),
     "bits": lambda asked: _defended(BitDepth(), asked),
@@ -87,7 +117,7 @@ AUDITS: dict[str, Callable[[Asked], list[Audit]]] = {
     "tv": lambda asked: _defended(TotalVariation(), asked),
     "quilting": lambda asked: _defended(Quilting(), asked),
     "ttc": lambda asked: _defended(TTC(), asked),
-    "filters": lambda asked: [TriggerFilter(defence=one) for one in (JPEG(), BitDepth(), Crops(), TTC())],
+    "filters": lambda asked: [TriggerFilter(defence=one) for one in (JPEG(), BitDepth(), Crops(), TotalVariation(), Quilting(), TTC())],
     "lime": lambda asked: [Localisation(explainer=LIME())],
     "gradients": lambda asked: [Localisation(explainer=IntegratedGradients())],
     "rollout": lambda asked: [Localisation(explainer=AttentionRollout())],
@@ -96,6 +126,9 @@ AUDITS: dict[str, Callable[[Asked], list[Audit]]] = {
     "cues": lambda asked: [CueConflict()],
     "balance": lambda asked: [Balance()],
     "tail": lambda asked: [PoisonTail()],
+    "hierarchy": lambda asked: [LabelHierarchy()],
+    "datasets": _datasets,
+    "attributes": _attributes,
 }
 """Name → the audits that it stands for."""
 USUAL = ("pgd", "apgd", "fmn", "square", "jpeg", "filters", "lime", "planted", "corruptions", "balance")

@@ -5,7 +5,7 @@ Shape suffixes: N and B pictures, C channels, H and W height and width.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,21 +16,45 @@ from datasets.seeding import rng
 from trainers.audit.attacks.base import Attacked, lengths, steepest
 from trainers.audit.base import Pictures, Subject
 from trainers.audit.classifier import Classifier, as_bytes
+from trainers.audit.shares import beyond_chance
 
-COLUMNS = ("key", "attack", "norm", "eps", "y", "clean_prediction", "prediction", "success", "l2", "linf", "relative_l2", "queries",
-           "zero_gradient_share", "seed")  # fmt: skip
+COLUMNS: dict[str, type] = {
+    "checkpoint": str, "key": str, "attack": str, "norm": str, "eps": float, "defence": str, "mode": str, "y": int, "clean_prediction": int,
+    "prediction": int, "success": bool, "l2": float, "linf": float, "relative_l2": float, "queries": int, "zero_gradient_share": float,
+    "noise_prediction": int, "noise_size": float, "seed": int,
+}  # fmt: skip
+"""Of the rows of every attack. Where there is nothing to tell, a value is None."""
 SHOWN = 4
 """Pictures in the gallery."""
 NOBODY = "No picture could be attacked: the model classifies none correctly, or only pictures of the target class."
 
 
+def attack_rows(
+    of: Any, subject: Subject, keys_B: Sequence[str], clean_BCHW: Tensor, moved_BCHW: Tensor, per_B: Mapping[str, Tensor],
+    defence: str | None = None, mode: str | None = None,
+) -> dict[str, list[Any]]:  # fmt: skip
+    """`COLUMNS` of a batch that the attack `of` changed from `clean` to `moved`.
+
+    `per_B` has the columns that are measured elsewhere, [B] each: y, clean_prediction, prediction, success, queries, zero_gradient_share,
+    noise_prediction, and noise_size if there is one. NaN becomes None.
+    """
+    n, change_BCHW = len(keys_B), moved_BCHW - clean_BCHW
+    l2_B = lengths(change_BCHW, "l2")
+    eps = None if getattr(of, "minimal", False) else getattr(of, "eps", None)
+    fixed = {"checkpoint": subject.checkpoint, "attack": of.label, "norm": of.norm, "eps": eps, "defence": defence, "mode": mode,
+             "seed": of.seed}  # fmt: skip
+    sizes = {"l2": l2_B, "linf": lengths(change_BCHW, "linf"), "relative_l2": l2_B / lengths(clean_BCHW, "l2").clamp_min(1e-12)}
+    measured = {name: [None if value != value else value for value in one.tolist()] for name, one in {**sizes, **per_B}.items()}
+    return {name: list(keys_B) if name == "key" else measured[name] if name in measured else [fixed.get(name)] * n for name in COLUMNS}
+
+
 class Table:
     """The rows of an audit, what random noise does in the attack's place, and a few pictures."""
 
-    def __init__(self, of: Any) -> None:
-        self.of = of
+    def __init__(self, of: Any, subject: Subject) -> None:
+        self.of, self.subject = of, subject
         self.rows: dict[str, list[Any]] = {name: [] for name in COLUMNS}
-        self.by_noise = 0
+        self._by_noise: list[bool] = []
         self._shown: list[tuple[Tensor, Tensor]] = []
 
     def add(self, right: Pictures, picture_BCHW: Tensor, made: Attacked, classifier: Classifier, seed: int | None = None) -> None:
@@ -41,21 +65,29 @@ class Table:
         success_B = success(got_B, label_B, of)
         size_B = lengths(moved_BCHW - picture_BCHW, of.norm)
         noisy_BCHW = noisy(picture_BCHW, size_B, of.norm, of.seed if seed is None else seed, right.keys)
-        self.by_noise += int(success(classifier.predict(noisy_BCHW, right.keys), label_B, of).sum())
-        change_BCHW = moved_BCHW - picture_BCHW
-        l2_B = lengths(change_BCHW, "l2")
-        values: dict[str, Any] = {
-            "key": list(right.keys), "y": label_B, "clean_prediction": label_B, "prediction": got_B, "success": success_B, "l2": l2_B,
-            "linf": lengths(change_BCHW, "linf"), "relative_l2": l2_B / lengths(picture_BCHW, "l2").clamp_min(1e-12),
-            "queries": made.queries_B, "zero_gradient_share": made.zero_gradient_B,
+        noise_B = classifier.predict(noisy_BCHW, right.keys)
+        self._by_noise += success(noise_B, label_B, of).tolist()
+        per_B = {
+            "y": label_B, "clean_prediction": label_B, "prediction": got_B, "success": success_B, "queries": made.queries_B,
+            "zero_gradient_share": made.zero_gradient_B, "noise_prediction": noise_B,
         }  # fmt: skip
-        for name, value in values.items():
-            self.rows[name] += value.tolist() if isinstance(value, Tensor) else value
-        fixed = {"attack": of.label, "norm": of.norm, "eps": float(getattr(of, "eps", float("nan"))), "seed": of.seed}
-        for name, one in fixed.items():
-            self.rows[name] += [one] * len(right)
+        for name, values in attack_rows(of, self.subject, right.keys, picture_BCHW, moved_BCHW, per_B).items():
+            self.rows[name] += values
         turned = [pair for pair, yes in zip(zip(picture_BCHW, moved_BCHW), success_B.tolist()) if yes]
         self._shown = [*self._shown, *turned][:SHOWN]
+
+    @property
+    def by_noise(self) -> int:
+        """How many pictures noise of the same size turned."""
+        return sum(self._by_noise)
+
+    def failures(self, who: str) -> list[str]:
+        """A sentence if noise of the same size turned more pictures than the attack did, beyond chance."""
+        pairs = list(zip(self._by_noise, self.rows["success"]))
+        if not beyond_chance(sum(noise and not attack for noise, attack in pairs), sum(attack and not noise for noise, attack in pairs)):
+            return []
+        return [f"Random noise of the same size turns more pictures ({self.by_noise} of {len(pairs)}) than {who} does ({self.successes}): "
+                "the attack fails, which says nothing about the model."]  # fmt: skip
 
     @property
     def successes(self) -> int:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-import pyarrow as pa
 
 from datasets.errors import InputError
-from datasets.index.pairs import Pairs, smallest_hashes
+from datasets.index.pairs import Pairs
 from trainers.detect.base import Features, NeighbourScore, Reference, Score, smallest
 
 REFERENCE, TRUSTED = "reference", "trusted"
@@ -19,14 +18,14 @@ def first_positions(scores: Sequence[Score], pairs: Pairs, victim_N: np.ndarray)
 
     InputError if a trusted key is not a pair's key, or if there are too few pairs.
     """
-    keys, positions = pa.chunked_array([pairs.keys()]), [np.zeros(0, np.int64)]
+    positions = [np.zeros(0, np.int64)]
     for score in scores:
         m, seed = score.drawn
         score.check(len(pairs), score.label)
         if m:
-            positions.append(smallest_hashes(keys, np.arange(len(pairs)), m, seed, REFERENCE))
+            positions.append(pairs.smallest(m, seed, REFERENCE))
         if isinstance(score.trusts, tuple):
-            known = {key: place for place, key in enumerate(keys.to_pylist())}
+            known = {key: place for place, key in enumerate(pairs.keys().to_pylist())}
             if missing := [key for key in score.trusts if key not in known]:
                 raise InputError(f"{score.label}.trusted names {missing[0]!r}, which is no key of a pair that is scored.")
             positions.append(np.array([known[key] for key in score.trusts], np.int64))
@@ -34,7 +33,7 @@ def first_positions(scores: Sequence[Score], pairs: Pairs, victim_N: np.ndarray)
             clean = np.flatnonzero(~victim_N)
             if score.trusts > len(clean):
                 raise InputError(f"{score.label}.trusted is {score.trusts}, but only {len(clean)} pairs are no victims.")
-            positions.append(smallest_hashes(keys, clean, score.trusts, seed, TRUSTED))
+            positions.append(pairs.smallest(score.trusts, seed, TRUSTED, among=clean))
     return np.unique(np.concatenate(positions))
 
 

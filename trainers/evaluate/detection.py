@@ -8,7 +8,6 @@ from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
 import numpy as np
-import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import torch
@@ -18,7 +17,7 @@ from datasets.component import Count
 from datasets.errors import InputError
 from datasets.feed.decode import ahead
 from datasets.feed.loader import Batch, Recipe, make_batch
-from datasets.index.pairs import Pairs, smallest_hashes
+from datasets.index.pairs import Pairs
 from trainers import distributed
 from trainers.batch import image_tensor
 from trainers.detect.base import Features, Score, poisons_per_k
@@ -66,9 +65,8 @@ class Detection(Evaluator):
     def open(self, material: Material) -> Iterable[Batch]:
         pairs, world = material.pairs, material.world
         if self.pairs is not None:
-            keys = pa.chunked_array([pairs.keys()])
-            chosen = smallest_hashes(keys, np.arange(len(pairs)), self.pairs, self.seed, "detection")
-            pairs = Pairs(pairs.index, pairs.urls, pairs.plan, pairs.rows[chosen])
+            chosen = pairs.smallest(self.pairs, self.seed, "detection")
+            pairs = Pairs(pairs.index, pairs.urls, pairs.plan, pairs.rows_at(chosen))
         return scored_batches(pairs, self.scores, material.recipe, material.batch_size, world.rank, world.size)
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:

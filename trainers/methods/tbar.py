@@ -12,7 +12,7 @@ from typing import Annotated, Any, Literal
 import numpy as np
 import torch
 from annotated_types import Ge
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor
 
@@ -28,6 +28,7 @@ from trainers.evaluate.decree import Inversion, blended
 from trainers.evaluate.inputs import fixed_pictures
 from trainers.methods.base import Method, Run
 from trainers.methods.epoch import EpochPlan
+from trainers.methods.intact import damaged, digest
 from trainers.methods.still import still_batchnorm, still_scale
 from trainers.objectives.triggered import Triggered
 
@@ -102,7 +103,8 @@ class TBAR(Method):
             stored = inverted.mask_HW, inverted.pattern_HW3, self._nearest(model, run, image_NHW3, inverted)
             if file is not None and run.world.main:
                 tensors = {"mask": torch.from_numpy(stored[0]), "pattern": torch.from_numpy(stored[1])}
-                write_whole(file, save(tensors, metadata={"captions": json.dumps(stored[2])}))
+                captions = json.dumps(stored[2])
+                write_whole(file, save(tensors, metadata={"captions": captions, "digest": digest(*stored[:2], captions)}))
         mask_HW, pattern_HW3, captions = stored
         mask, pattern = torch.from_numpy(mask_HW).to(model.device), torch.from_numpy(pattern_HW3).to(model.device)
         return (lambda batch: blended(batch["image"], mask, pattern)), captions
@@ -147,6 +149,13 @@ def oracle(run: Run) -> tuple[Stamp, list[str]]:
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray, list[str]]:
-    """Mask, pattern and captions from the file."""
-    with safe_open(file, framework="np") as opened:
-        return opened.get_tensor("mask"), opened.get_tensor("pattern"), json.loads(opened.metadata()["captions"])
+    """Mask, pattern and captions from the file. InputError if it is damaged."""
+    try:
+        with safe_open(file, framework="np") as opened:
+            mask_HW, pattern_HW3, told = opened.get_tensor("mask"), opened.get_tensor("pattern"), opened.metadata()
+        whole = told["digest"] == digest(mask_HW, pattern_HW3, told["captions"])
+    except (OSError, SafetensorError, KeyError, TypeError, ValueError) as error:
+        raise damaged(file) from error
+    if not whole:
+        raise damaged(file)
+    return mask_HW, pattern_HW3, json.loads(told["captions"])

@@ -26,6 +26,7 @@ from trainers.encoder import Encoder
 from trainers.evaluate.detection import score_pairs
 from trainers.methods.base import Method, Run
 from trainers.methods.epoch import EpochPlan
+from trainers.methods.intact import damaged, digest
 from trainers.objectives.contrastive import MMCL
 from trainers.objectives.unlearn import Cosine, Unlearn
 from trainers.schedule import Training
@@ -136,12 +137,19 @@ def said(score_N: np.ndarray, suspect_N: np.ndarray, victim_N: np.ndarray) -> di
 
 def _write(file: Path, keys: list[str], score_N: np.ndarray, suspect_N: np.ndarray, victim_N: np.ndarray) -> None:
     content = io.BytesIO()
-    pq.write_table(pa.table({"key": keys, "score": score_N, "suspect": suspect_N, "victim": victim_N}), content)
+    table = pa.table({"key": keys, "score": score_N, "suspect": suspect_N, "victim": victim_N})
+    pq.write_table(table.replace_schema_metadata({"digest": digest(score_N, suspect_N, victim_N)}), content)
     write_whole(file, content.getvalue())
 
 
 def _read(file: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """score, suspect, victim."""
-    table = pq.read_table(file)
-    score_N, suspect_N, victim_N = (table[name].to_numpy() for name in ("score", "suspect", "victim"))
+    """score, suspect, victim. InputError if the file is damaged: the copy that found the suspects may be gone."""
+    try:
+        table = pq.read_table(file)
+        score_N, suspect_N, victim_N = (table[name].to_numpy() for name in ("score", "suspect", "victim"))
+        whole = table.schema.metadata[b"digest"].decode() == digest(score_N, suspect_N, victim_N)
+    except (OSError, pa.ArrowException, KeyError, TypeError, ValueError) as error:
+        raise damaged(file) from error
+    if not whole:
+        raise damaged(file)
     return score_N, suspect_N, victim_N

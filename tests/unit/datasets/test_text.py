@@ -55,3 +55,18 @@ def test_nul_characters_are_no_text(encoding):
         decode_text("a cat\n".encode(encoding), "a.txt")
     with pytest.raises(NotText, match=r"a\.txt is not text: line 2 holds a NUL character"):
         decode_text(b"cat\nd\0og\n", "a.txt")
+
+
+@pytest.mark.parametrize("half", ["\\ud83d", "\\uD83D", "\\uDe00"])
+def test_halves_of_surrogate_pairs_in_json_become_a_replacement(half):
+    assert parse_json(f'{{"a{half}": ["b{half}", "\\ud83d\\ude00"]}}', "x") == {"a\ufffd": ["b\ufffd", "\U0001f600"]}
+
+
+@pytest.mark.parametrize("depth", [30, 60, 99, 100, 101, 100_000])
+def test_json_that_is_nested_deep_is_read_or_refused_but_never_breaks(depth):
+    text = "[" * depth + "]" * depth
+    if depth < 1000:
+        assert str(parse_json(text, "x")) == text
+    else:
+        with pytest.raises(NotText, match="nested too deep"):
+            parse_json(text, "x")

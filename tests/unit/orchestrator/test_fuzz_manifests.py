@@ -13,7 +13,8 @@ from orchestrator.commands.show import show
 from orchestrator.stages.graph import stages
 from orchestrator.store import FAILED, MANIFEST, METRICS, Store, read_failure, write_json, write_lines
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.stored import load_study, recorded_trials, remember_trial
+from orchestrator.sweep.records import recorded_trials, remember_trial
+from orchestrator.sweep.stored import load_study
 from tests.tiny_sweep import SWEEP
 from tests.unit.fake_study import line
 

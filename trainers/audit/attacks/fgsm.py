@@ -17,7 +17,11 @@ from trainers.audit.attacks.work import Ascent, Work
 class FGSM(Ascent):
     """x + ε·sign(∇ₓ loss) for linf, x + ε·∇ₓ loss/‖∇ₓ loss‖₂ for l2, cut to 0 … 1. One query."""
 
-    def search(self, work: Work) -> None:
+    @property
+    def label(self) -> str:
+        return self.called
+
+    def ascend(self, work: Work) -> None:
         def loss(logit_BK: Tensor) -> Tensor:
             return self.value(logit_BK, self.aims(logit_BK, work.label_B))
 

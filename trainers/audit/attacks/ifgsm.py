@@ -24,9 +24,13 @@ class IFGSM(Ascent):
     alpha: NotNegative | None = None
     """length of a step; none: ε/4"""
 
-    def search(self, work: Work) -> None:
+    @property
+    def label(self) -> str:
+        return self.called
+
+    def ascend(self, work: Work) -> None:
         alpha = self.eps / 4 if self.alpha is None else self.alpha
-        aim_B = None if self.towards != "away" else work.label_B
+        aim_B = self.known(work.label_B)
 
         def loss(logit_BK: Tensor) -> Tensor:
             nonlocal aim_B

@@ -20,7 +20,7 @@ from trainers.audit.attacks.work import Ascent, Work, wide
 class PGD(Ascent):
     """x ← project(x + α·step) from a random point within ε, several times over; the best of all pictures on the way is the result.
 
-    steps + 1 queries a restart of a picture that is never fooled, and one more for a class to move towards.
+    steps + 1 queries a restart of a picture that is never fooled, and one more to find the likeliest or the least likely class.
     """
 
     steps: Count = 20
@@ -34,9 +34,15 @@ class PGD(Ascent):
     stop: bool = True
     """leave a picture alone as soon as it is fooled; false: go on to the end of all restarts and keep the try with the largest margin"""
 
-    def search(self, work: Work) -> None:
+    @property
+    def label(self) -> str:
+        return self.called
+
+    def ascend(self, work: Work) -> None:
         alpha = 2.5 * self.eps / self.steps if self.alpha is None else self.alpha
-        aim_B = work.label_B if self.towards == "away" else self.aims(work.logits(work.start_BCHW, work.all_B), work.label_B)
+        aim_B = self.known(work.label_B)
+        if aim_B is None:
+            aim_B = self.aims(work.logits(work.start_BCHW, work.all_B), work.label_B)
         for restart in range(self.restarts):
             at_b = work.standing_b if self.stop else work.all_B
             if not len(at_b):

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from datasets.component import Natural, since
 from datasets.errors import InputError
 from trainers.audit.attacks.base import Attack, Attacked, Distance, Norm, gradient, is_zero, margin
 from trainers.audit.classifier import Classifier
@@ -172,11 +173,55 @@ class Ascent(Bounded, ABC):
     """ce: cross-entropy, which has no gradient where the logits are far apart; margin: best other logit minus the label's"""
     towards: Literal["away", "likeliest", "least_likely"] = "away"
     """away: raise the label's loss; likeliest or least_likely: lower the loss of the wrong class with the largest or smallest logit"""
+    target: Natural | None = since(None)
+    """the class whose loss is lowered, for all pictures but its own, which stay as they are; None: as `towards` says"""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.target is not None and self.towards != "away":
+            name = type(self).__name__
+            raise InputError(f"{name}.towards is {self.towards} and {name}.target is {self.target}; accepted: one of the two alone.")
+
+    def check(self, classes: int) -> None:
+        """InputError for fewer than two classes, or a target that is none of them."""
+        super().check(classes)
+        if self.target is not None and self.target >= classes:
+            raise InputError(f"{type(self).__name__}.target is {self.target}; accepted: a class, 0 to {classes - 1}.")
+
+    @property
+    def away(self) -> bool:
+        """Whether it moves away from the label and not towards a class."""
+        return self.target is None and self.towards == "away"
+
+    @property
+    def called(self) -> str:
+        """Its class's name, and the target."""
+        return type(self).__name__ if self.target is None else f"{type(self).__name__} to {self.target}"
+
+    def search(self, work: Work) -> None:
+        others_b = work.all_B if self.target is None else (work.label_B != self.target).nonzero()[:, 0]
+        if len(others_b) == len(work.label_B):
+            self.ascend(work)
+        elif len(others_b):
+            part = work.part(others_b)
+            self.ascend(part)
+            work.best_BCHW[others_b] = part.best_BCHW
+            work.add_cost(part, others_b)
+
+    @abstractmethod
+    def ascend(self, work: Work) -> None:
+        """Attack the pictures, none of which is of the target class, and leave the results in `work`."""
+
+    def known(self, label_b: Tensor) -> Tensor | None:
+        """The classes whose loss is raised or lowered, int64 [b], if it takes no logits to know them."""
+        if self.target is not None:
+            return torch.full_like(label_b, self.target)
+        return label_b if self.towards == "away" else None
 
     def aims(self, logit_bK: Tensor, label_b: Tensor) -> Tensor:
         """The classes whose loss is raised or lowered, given the logits of the unchanged pictures, int64 [b]."""
-        if self.towards == "away":
-            return label_b
+        if (known_b := self.known(label_b)) is not None:
+            return known_b
         if self.towards == "likeliest":
             return likeliest(logit_bK, label_b, 1)[:, 0]
         return logit_bK.detach().scatter(1, label_b[:, None], torch.inf).argmin(1)
@@ -184,11 +229,11 @@ class Ascent(Bounded, ABC):
     def value(self, logit_bK: Tensor, aim_b: Tensor) -> Tensor:
         """What the attack raises, floats [b]."""
         away_b = F.cross_entropy(logit_bK, aim_b, reduction="none") if self.loss == "ce" else margin(logit_bK, aim_b)
-        return away_b if self.towards == "away" else -away_b
+        return away_b if self.away else -away_b
 
     def score(self, logit_bK: Tensor, aim_b: Tensor) -> Tensor:
         """Above 0 where the attack has reached its aim, floats [b]: the label is not the largest logit, or the target class is."""
-        return margin(logit_bK, aim_b) if self.towards == "away" else -margin(logit_bK, aim_b)
+        return margin(logit_bK, aim_b) if self.away else -margin(logit_bK, aim_b)
 
 
 def likeliest(logit_bK: Tensor, label_b: Tensor, count: int) -> Tensor:

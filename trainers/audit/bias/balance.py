@@ -11,12 +11,11 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
-import pyarrow as pa
 from scipy import sparse, stats
 
 from datasets.component import Count, Natural
 from datasets.errors import InputError
-from datasets.index.pairs import Pairs, smallest_hashes
+from datasets.index.pairs import Pairs
 from trainers.audit.base import Audit, Findings, Subject
 from trainers.audit.bias.shared import answers
 from trainers.audit.shares import share
@@ -72,7 +71,7 @@ class Balance(Audit):
         return Findings({f"bias/balance/{name}": value for name, value in metrics.items()}, rows, notes=tuple(notes))
 
     def _captions(self, pairs: Pairs) -> list[str]:
-        chosen = smallest_hashes(pa.chunked_array([pairs.keys()]), np.arange(len(pairs)), self.captions, "balance")
+        chosen = pairs.smallest(self.captions, "balance")
         return pairs.captions(chosen).to_pylist()
 
     def _by_class(self, names: tuple[str, ...], n_K: np.ndarray, right_K: np.ndarray) -> dict[str, float]:

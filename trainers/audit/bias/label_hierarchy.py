@@ -13,7 +13,7 @@ import numpy as np
 
 from datasets.errors import InputError
 from datasets.evaluation.classes import imagenet_synsets
-from datasets.words import Hypernyms, hypernyms, imagenet_hypernyms
+from datasets.words import NO_TREE, Hypernyms, hypernyms, imagenet_hypernyms, required_wordnet
 from trainers.audit.base import Audit, Findings, Subject
 from trainers.audit.bias.shared import answers, read_rows
 from trainers.audit.shares import share
@@ -38,6 +38,10 @@ class LabelHierarchy(Audit):
     def __post_init__(self) -> None:
         if isinstance(self.tree, tuple):
             check_tree(self.tree)
+
+    def check(self, subject_classes: int, triggered: bool) -> None:
+        if self.tree == "wordnet" and subject_classes != len(imagenet_synsets()):
+            required_wordnet(*NO_TREE)
 
     def run(self, subject: Subject) -> Findings:
         """bias/label_hierarchy/…, in percent, with _low and _high (Wilson): exact (the label itself), related (the label, or a class above

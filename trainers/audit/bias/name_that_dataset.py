@@ -13,14 +13,12 @@ from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar, Literal, NamedTuple
 
 import numpy as np
-import pyarrow as pa
 from annotated_types import Ge, Interval
 from PIL import Image
 
 from datasets.component import Component, Positive
 from datasets.errors import InputError
 from datasets.evaluation.evalset import EvalSet
-from datasets.index.pairs import smallest_hashes
 from datasets.index.source import Source
 from datasets.seeding import hash64
 from trainers.audit.base import Audit, Findings, Pictures, Subject
@@ -110,9 +108,8 @@ class NameThatDataset(Audit):
         if self.over == "captions":
             if subject.pairs is None:
                 raise InputError("NameThatDataset.over is captions, which needs the pre-training's pairs, and this checkpoint has none.")
-            all_keys = pa.chunked_array([subject.pairs.keys()])
-            first = smallest_hashes(all_keys, np.arange(len(all_keys)), self.count, self.seed, "name that data set")
-            texts = [("pretraining", all_keys.take(pa.array(first)).to_pylist(), subject.pairs.captions(first).to_pylist())]
+            first = subject.pairs.smallest(self.count, self.seed, "name that data set")
+            texts = [("pretraining", subject.pairs.keys(first).to_pylist(), subject.pairs.captions(first).to_pylist())]
             for source in self.sources:
                 table = source.index()[0]
                 kept = table.filter([drop == "" for drop in table["drop"].to_pylist()])

@@ -1,7 +1,10 @@
-"""Telling a poisoned shard from a clean one: by the accuracy of a classifier, by the tail of its scores, and by the words of captions.
+"""Is a shard of pairs poisoned? Three ways to tell it from a clean one.
 
-A classifier that names the shard ("name that data set", Torralba and Efros 2011) can gain at most half the poison rate in accuracy, which
-takes millions of pairs to see. The highest scores can show it in thousands, and so can the words where the poisons' are rare otherwise.
+* A classifier of shards ("name that data set", Torralba and Efros 2011). Poison in a share r of a shard raises its accuracy by r/2 at most,
+  so that it takes millions of pairs to see a small r.
+* The pairs that this classifier is surest of. Poison may fill the top of the list, which shows with thousands of pairs.
+* The words of the captions. They show poison where the words of its captions are rare otherwise.
+
 Shape suffixes: N pairs, D features.
 """
 
@@ -18,7 +21,7 @@ from scipy import stats
 from datasets.component import Count, Positive
 from datasets.errors import InputError
 from datasets.feed.loader import make_batch
-from datasets.index.pairs import Pairs, smallest_hashes
+from datasets.index.pairs import Pairs
 from datasets.seeding import hash64, rng
 from trainers.audit.base import Audit, Findings, Subject
 from trainers.audit.bias.shared import image_features, logistic, text_features
@@ -28,10 +31,12 @@ from trainers.audit.shares import share
 
 @dataclass(frozen=True, kw_only=True)
 class PoisonTail(Audit):
-    """The pre-training's pairs are dealt into a trusted shard, without its poisons, and a suspected one, with the poisons that fell to it.
+    """Deals the pre-training's pairs into two shards and tries to tell them apart: the trusted one has no poison, the suspected one keeps
+    what fell to it.
 
-    A logistic regression tells the shards apart from the pairs' features; each pair's score comes from a regression that was fitted without
-    its fold. Who is poisoned is known to the measurement alone.
+    A logistic regression on the pairs' features gives each pair a score, the probability that it is of the suspected shard. The pairs are
+    cut into folds, and a pair is scored by a regression that was fitted on the other folds. Which pairs are poisoned is used to make the
+    trusted shard and to count; neither the regression nor the test of words is told.
     """
 
     group: ClassVar[str] = "bias"
@@ -56,18 +61,22 @@ class PoisonTail(Audit):
     """Seed of all choices, which go by key, and of the permutations."""
 
     def run(self, subject: Subject) -> Findings:
-        """bias/poison_tail/…, shares in percent.
+        """Metrics under bias/poison_tail/, shares in percent; _low and _high are Wilson's interval of 95 %.
 
-        n, suspected, poisons (in the suspected shard), rate (of them there). Accuracy: accuracy with _low and _high (Wilson), chance (the
-        larger shard's share), best_accuracy (50 + rate/2: of a perfect classifier, shards of equal size), needed_n (pairs with which a test
-        of that accuracy at 5 %, one-sided, has a power of 80 %).
+        Shards: n (pairs of both), suspected (pairs of that shard), poisons (among them), rate (their share of them).
 
-        Tail: tail/<k>, the suspected shard's share of the k highest scores of all, with _low, _high and _p (exact binomial, one-sided,
-        against its share of all pairs); precision/<k>, the poisons' share of the k highest scores in the suspected shard, with _low and
-        _high, recall/<k>, and auroc (0 … 1) of poisons there. Words: g, g_freedom, g_p_chi2, g_p (permutation), words_found (5 %,
-        corrected) and word_p (the smallest corrected p).
+        Accuracy of the regression: accuracy, _low, _high; chance (the larger shard's share); best_accuracy (50 + rate/2, of a perfect
+        classifier of equal shards); needed_n (how many pairs a one-sided test at 5 % needs to see that accuracy with a power of 80 %).
 
-        InputError without pairs, or without their recipe if pictures are looked at."""
+        The k highest scores: tail/<k> is the suspected shard's share of them, with _low, _high and _p (exact binomial test, one-sided,
+        against its share of all pairs). Of the k highest in the suspected shard, precision/<k> is the share of poisons, with _low and
+        _high, and recall/<k> the share of all its poisons that are among them. auroc (0 … 1) is how well the score ranks them.
+
+        Words: g, g_freedom, g_p_chi2 and g_p (by permutation) of the G-test; words_found (at 5 %, corrected for their number); word_p (the
+        smallest corrected p).
+
+        InputError without pairs, without their recipe if pictures are looked at, or for shards of fewer than 20 pairs.
+        """
         pairs = subject.pairs
         if pairs is None:
             raise InputError("PoisonTail needs the pre-training's pairs, and this checkpoint has none.")
@@ -94,8 +103,7 @@ class PoisonTail(Audit):
 
     def _shards(self, pairs: Pairs) -> tuple[pa.Table, np.ndarray]:
         """(records of both shards, by position; which are of the suspected one, bool [N])."""
-        all_keys = pa.chunked_array([pairs.keys()])
-        records = pairs.records(smallest_hashes(all_keys, np.arange(len(pairs)), self.count, self.seed, "poison tail"))
+        records = pairs.records(pairs.smallest(self.count, self.seed, "poison tail"))
         dealt_N = np.array([hash64(self.seed, "trusted", key) / 2**64 for key in records["key"].to_pylist()])
         suspected_N = dealt_N >= self.trusted
         kept_N = suspected_N | ~records["poisoned"].to_numpy()

@@ -14,7 +14,7 @@ def halves(defence: Defence, pictures: Pictures) -> list[tuple[np.ndarray, Defen
     """Positions of audited pictures, int64 [n], and the defence that stands before them.
 
     All pictures and the defence itself; or, if it needs clean pictures (`Defence.ready`), two halves by the hashes of (seed, key), each
-    with the defence made from the clean pictures of the other half. InputError if a half is empty.
+    with the defence made from the clean pictures of the other half, in the order of their keys. InputError if a half is empty.
     """
     if type(defence).ready is Defence.ready:
         return [(np.arange(len(pictures)), defence)]
@@ -23,4 +23,6 @@ def halves(defence: Defence, pictures: Pictures) -> list[tuple[np.ndarray, Defen
         raise InputError(
             f"{defence.label} needs clean pictures beside those before which it stands, and there are {len(pictures)}; accepted: more."
         )
-    return [(np.flatnonzero(half_N), defence.ready(pictures.image_NHWC[~half_N])) for half_N in (second_N, ~second_N)]
+    order_N = np.array(sorted(range(len(pictures)), key=lambda number: pictures.keys[number]))
+    first_n, second_n = order_N[~second_N[order_N]], order_N[second_N[order_N]]
+    return [(np.sort(own_n), defence.ready(pictures.image_NHWC[other_n])) for own_n, other_n in ((second_n, first_n), (first_n, second_n))]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 from datasets.attack.poisoned_shards import stamp_native
 from datasets.captions import eda
 from datasets.errors import InputError
+from datasets.feed.decode import stamped_views
 from datasets.feed.loader import LocalFeed, Recipe, eval_batches, make_batch
 from datasets.feed.watched_pairs import Sample, sample_batches
 from datasets.images.view import Views, visibility
@@ -20,7 +22,7 @@ from datasets.index.pairs import Pairs, write_index
 from datasets.index.source import Source
 from datasets.seeding import rng
 from datasets.triggers.base import Trigger
-from datasets.triggers.patch import Patch
+from datasets.triggers.patch import LOCATIONS, PATTERNS, Patch
 from tests.unit.making import dataset, members, pairs, tar
 
 RECIPE = Recipe(views=Views(size=16, crop=(0.5, 1.0), flip=True), trigger=Patch(size=4), seed=3, two_views=True)
@@ -182,3 +184,25 @@ def test_a_trigger_that_works_in_place_is_refused_wherever_it_stamps(poisoned, s
     with pytest.raises(InputError, match="InPlace.stamp works in place"):
         stamp(poisoned, Recipe(views=Views(size=16), trigger=InPlace()), image)
     assert not image.any()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Darker(Patch):
+    """A patch on a picture that is half as bright: no longer a trigger that only covers."""
+
+    def stamp(self, image_HWC: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+        return super().stamp(image_HWC // 2, rng)
+
+
+@pytest.mark.parametrize(
+    "trigger", [*(Patch(size=5, pattern=pattern, location=place) for pattern in PATTERNS for place in LOCATIONS), Darker(size=5)]
+)
+def test_a_batch_is_stamped_like_one_picture_after_the_other(poisoned, trigger):
+    records = poisoned.records(np.arange(3, 9))
+    clean = rng(0, "views").integers(0, 256, (6, 16, 16, 3), dtype=np.uint8)
+    before, draws = clean.copy(), [partial(rng, 1, "first"), partial(rng, 1, "second")]
+    stamped = stamped_views(trigger, records, clean, *draws)
+    for i, key in enumerate(records["key"].to_pylist()):
+        once = trigger.stamp(before[i], draws[0](key))
+        assert np.array_equal(stamped[i], trigger.stamp(once, draws[1](key)))
+    assert np.array_equal(clean, before) and not np.shares_memory(clean, stamped)

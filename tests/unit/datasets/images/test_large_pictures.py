@@ -16,7 +16,7 @@ from datasets.acquire.fetch import Wanted, picture
 from datasets.acquire.ingest import ingest
 from datasets.acquire.manners import Failed
 from datasets.evaluation.evalset import EvalSet
-from datasets.images.view import MAX_BYTES, DecodeError, TooLarge, _to_rgb, decode
+from datasets.images.view import MAX_BYTES, DecodeError, TooLarge, _to_rgb, check_decodes, decode, scans
 from datasets.index.source import Source
 from tests.experiments import ROOT
 from tests.unit.making import tar
@@ -172,3 +172,56 @@ def test_strips_are_converted_as_the_whole_is(mode, monkeypatch):
     assert np.array_equal(_to_rgb(image), whole) and whole.std() > 10
     if mode in ("1", "L", "P", "RGB", "CMYK", "YCbCr", "HSV"):
         assert np.array_equal(whole, np.asarray(image.convert("RGB")))
+
+
+@pytest.mark.parametrize("size", [2, 3, (1 << 18) - 1, 1 << 18, (1 << 18) + 1, (1 << 19) + 2])
+def test_scans_are_counted_wherever_they_lie(size):
+    """Also across the edge of two parts that are searched one after the other."""
+    draw = np.random.default_rng(size)
+    data = bytearray(draw.choice(np.array([0xFF, 0xDA, 0x00], np.uint8), size).tobytes())
+    for edge in range(1 << 18, size - 1, 1 << 18):
+        data[edge - 1 : edge + 1] = b"\xff\xda"
+    assert scans(bytes(data)) == bytes(data).count(b"\xff\xda")
+
+
+def verdict(check: object, data: bytes) -> str:
+    try:
+        check(data)  # type: ignore[operator]
+    except DecodeError as error:
+        return f"{type(error).__name__}: {error}"
+    return ""
+
+
+def test_a_jpeg_is_found_wrong_just_when_it_cannot_be_decoded_whole():
+    """Bytes changed, put in, taken out and cut off, in JPEGs of every kind: the two must always say the same."""
+    draw, found = np.random.default_rng(0), set()
+    for number in range(60):
+        height, width = (int(side) for side in draw.integers(1, 60, 2))
+        grain = draw.integers(0, 256, (height // 8 + 1, width // 8 + 1, 3), dtype=np.uint8)
+        image = Image.fromarray(grain).resize((width, height), Image.Resampling.BICUBIC).convert(("RGB", "L", "CMYK")[number % 5 // 2])
+        options: dict = {"quality": int(draw.integers(20, 100)), "progressive": bool(number % 2), "optimize": bool(number % 3)}
+        options |= {} if image.mode == "L" else {"subsampling": number % 3}
+        options |= {"restart_marker_blocks": 2} if number % 4 == 0 else {}
+        whole = encoded(image, "JPEG", **options)
+        assert verdict(check_decodes, whole) == verdict(decode, whole) == ""
+        for kind in range(40):
+            data, at = bytearray(whole), int(draw.integers(0, len(whole)))
+            if kind % 4 == 0:
+                del data[at:]
+            elif kind % 4 == 1:
+                del data[at : at + int(draw.integers(1, 5))]
+            elif kind % 4 == 2:
+                data[at:at] = draw.integers(0, 256, 3, dtype=np.uint8).tobytes()
+            else:
+                data[at] ^= 1 << int(draw.integers(8))
+            assert verdict(check_decodes, bytes(data)) == verdict(decode, bytes(data)), (number, kind, at)
+            found.add(bool(verdict(decode, bytes(data))))
+    assert found == {True, False}
+
+
+def test_a_jpeg_too_large_or_of_too_many_scans_is_refused_without_decoding():
+    jpeg = encoded(Image.new("RGB", (8, 8)), "JPEG", progressive=True)
+    at = jpeg.index(b"\xff\xc2") + 5
+    assert verdict(check_decodes, jpeg[:at] + b"\xff\xff\xff\xff" + jpeg[at + 4 :]).startswith("TooLarge")
+    scan = jpeg[jpeg.rindex(b"\xff\xda") : -2]
+    assert "scans" in verdict(check_decodes, jpeg[:-2] + scan * 200 + jpeg[-2:])

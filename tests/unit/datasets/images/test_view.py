@@ -1,6 +1,9 @@
 """Decoding, the canonical view, the augmentations, and the trigger's visibility."""
 
 import io
+import os
+import subprocess
+import sys
 import zlib
 
 import numpy as np
@@ -13,6 +16,7 @@ from PIL import Image
 
 from datasets.errors import InputError
 from datasets.images import augment
+from datasets.images.resize import resize
 from datasets.images.view import DecodeError, Views, canonical, decode, first_view, second_view, visibility
 from datasets.seeding import rng
 from datasets.triggers.blended import Blended
@@ -116,6 +120,39 @@ def test_canonical_is_pillows_resize_and_crop(shape):
     got = canonical(image, 224)
     assert got.shape == (224, 224, 3) and got.dtype == np.uint8
     assert np.abs(got - expected).mean() < 0.5
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "RGBA"])
+@pytest.mark.parametrize("shape", [(300, 400), (333, 251), (224, 224), (63, 65), (7, 200), (200, 3), (1, 90), (90, 1), (1, 1)])
+def test_resize_is_bit_for_bit_that_of_planes(shape, mode):
+    """The channels lie side by side in memory for the sake of speed; torch makes the same bytes of one plane after the other."""
+    grain = rng(0, "grain", *shape).integers(0, 256, (*shape, 4), dtype=np.uint8)
+    picture = Image.fromarray(grain[..., 0] if mode == "L" else grain if mode == "RGBA" else grain[..., :3])
+    image_HWC = decode(encoded(picture))
+    part_HWC = image_HWC[: -(-shape[0] * 2 // 3), shape[1] // 3 :]  # rows with a gap between them
+    for source_HWC in (image_HWC, part_HWC, image_HWC[..., :1], grain):
+        for size in ((224, 224), (64, 85), (33, 31), (1, 50), (50, 1), source_HWC.shape[:2]):
+            planes_1CHW = torch.from_numpy(source_HWC.transpose(2, 0, 1).copy())[None]
+            wanted_1CHW = torch.nn.functional.interpolate(planes_1CHW, size, mode="bicubic", antialias=True)
+            out_HWC = resize(source_HWC, *size)
+            assert np.array_equal(out_HWC, wanted_1CHW[0].numpy().transpose(1, 2, 0))
+            assert out_HWC.flags.c_contiguous and out_HWC.flags.writeable and not np.shares_memory(out_HWC, source_HWC)
+
+
+def test_resize_without_vector_instructions():
+    """torch takes other code then. With the stride that tells channels_last, that code is wrong for a result one pixel wide."""
+    script = """if True:
+        import numpy as np, torch
+        from datasets.images.resize import resize
+        assert torch.backends.cpu.get_cpu_capability() == "DEFAULT"
+        for shape in ((30, 40), (40, 1), (1, 40), (33, 51)):
+            image_HWC = np.random.default_rng(0).integers(0, 256, (*shape, 3), dtype=np.uint8)
+            planes_1CHW = torch.from_numpy(image_HWC.transpose(2, 0, 1).copy())[None]
+            for size in ((64, 85), (21, 17), (50, 1), (1, 50), shape):
+                wanted_1CHW = torch.nn.functional.interpolate(planes_1CHW, size, mode="bicubic", antialias=True)
+                assert np.array_equal(resize(image_HWC, *size), wanted_1CHW[0].numpy().transpose(1, 2, 0)), (shape, size)
+    """
+    subprocess.run([sys.executable, "-c", script], env={**os.environ, "ATEN_CPU_CAPABILITY": "default"}, check=True, timeout=120)
 
 
 def test_canonical_of_odd_pictures():

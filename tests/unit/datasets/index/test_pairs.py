@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import pickle
+import subprocess
+import sys
+import textwrap
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
@@ -13,8 +17,10 @@ from hypothesis import strategies as st
 
 import datasets.index.pairs
 from datasets.errors import InputError
-from datasets.index.pairs import Pairs, epoch_order, rank_slice, step_positions, write_index
+from datasets.index.keys import key_hashes, mark_duplicates
+from datasets.index.pairs import Pairs, write_index
 from datasets.index.source import INDEX_SCHEMA
+from datasets.seeding import hash64
 from tests.unit.making import pairs
 
 
@@ -90,26 +96,72 @@ def test_bad_index_files(tmp_path):
         len(Pairs(path, []))
 
 
-@given(n=st.integers(1, 60), batch=st.integers(1, 60), seed=st.integers(0, 5), world=st.sampled_from([1, 2, 4]))
-def test_an_epoch_is_every_sample_once_whatever_the_world(n, batch, seed, world):
-    batch = max(1, min(batch, n) // world) * world
-    if batch > n:
-        with pytest.raises(InputError, match=f"batch_size is {batch}, but the data set has {n} samples"):
-            step_positions(n, batch, seed, 0)
-        return
-    steps = n // batch
-    for epoch in (0, 3):
-        parts = [step_positions(n, batch, seed, epoch * steps + i) for i in range(steps)]
-        assert {e for e, _ in parts} == {epoch}
-        joined = np.concatenate([p for _, p in parts])
-        assert joined.tolist() == epoch_order(n, seed, epoch)[: steps * batch].tolist()
-        assert len(set(joined.tolist())) == steps * batch
-        shares = [rank_slice(parts[0][1], r, world) for r in range(world)]
-        assert np.concatenate(shares).tolist() == parts[0][1].tolist()
+@pytest.mark.parametrize("drops", [[], [0], [6], [0, 1, 5], range(7)], ids=str)
+def test_rows_and_shards_of_what_is_left(tmp_path, drops):
+    path = tmp_path / "index.arrow"
+    whole = table(0, 7)
+    columns = {"shard": pa.array([0, 0, 1, 1, 1, 4, 4], pa.int32()), "drop": pa.array(["bad" if i in drops else "" for i in range(7)])}
+    for name, column in columns.items():
+        whole = whole.set_column(whole.schema.get_field_index(name), name, column)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(datasets.index.pairs, "BATCH_ROWS", 3)
+        write_index([whole], path)
+    left = [i for i in range(7) if i not in drops]
+    np.save(tmp_path / "rows.npy", np.array(left, np.int64))
+    for data in (Pairs(path, []), Pairs(path, [], rows=tmp_path / "rows.npy")):
+        assert data.rows.tolist() == left
+        starts = data.shard_starts()
+        assert starts.tolist() == [sum(i < first for i in left) for first in (0, 2, 5)] + [len(left)]
+        wanted = sorted(left, key=lambda i: hash64("salt", f"k{i}"))[:2]
+        assert data.rows_at(data.smallest(2, "salt")).tolist() == sorted(wanted)
+        assert data.smallest(1, "salt", among=np.arange(len(left))[-1:]).tolist() == list(range(len(left)))[-1:]
 
 
-def test_orders_differ_by_epoch_and_seed_and_a_batch_must_divide():
-    orders = {tuple(epoch_order(50, seed, epoch)) for seed in (0, 1) for epoch in (0, 1, 2)}
-    assert len(orders) == 6
-    with pytest.raises(InputError, match="batch_size is 10, which 4 workers cannot share equally"):
-        rank_slice(np.arange(10), 0, 4)
+def test_rows_of_a_file_are_mapped_and_travel_as_a_path(tmp_path):
+    path = tmp_path / "index.arrow"
+    write_index([table(0, 5000)], path)
+    np.save(tmp_path / "rows.npy", np.arange(0, 5000, 2))
+    data = Pairs(path, ["u"], rows=tmp_path / "rows.npy")
+    assert len(data) == 2500 and len(pickle.dumps(data)) < 2000
+    assert isinstance(data._mapped().rows.rows, np.memmap)
+
+
+def test_text_above_2_gib_is_planned_and_cleaned_in_3_gb(tmp_path):
+    """2.3 M captions of 1 006 characters, the same 65 536 over and over so that the test itself needs little."""
+    code = textwrap.dedent("""
+        import resource, numpy as np, pyarrow as pa
+        from datasets.attack.poison import Poison, make_plan
+        from datasets.index.columns import take
+        from datasets.triggers.patch import Patch
+        n, part = 36 * 65536, 65536
+        chunk = pa.array([f"picture {i:06d} " + "x" * 991 for i in range(part)])
+        keys = pa.chunked_array([pa.array([f"k{start + i}" for i in range(part)]) for start in range(0, n, part)])
+        index = pa.table({"key": keys, "caption": pa.chunked_array([chunk] * 36), "drop": pa.chunked_array([pa.array([""] * part)] * 36)})
+        assert index["caption"].nbytes > 2 << 30
+        plan = make_plan(Poison(trigger=Patch(), target="banana", count=1500), index, ["a {}"])
+        rows = plan["row"].to_numpy()
+        assert plan["caption_before"].to_pylist() == [chunk[row % part].as_py() for row in rows.tolist()]
+        assert take(index["caption"], np.array([n - 1, 0])).to_pylist() == [chunk[part - 1].as_py(), chunk[0].as_py()]
+        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 << 20
+    """)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[4])
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_repeated_keys_are_found_like_by_a_dictionary(seed):
+    draw = np.random.default_rng(seed)
+    keys = [f"{'é' * (i % 3)}{i}" for i in draw.integers(0, 400, 300).tolist()] + ["", ""]
+    drops = ["" if one else "undecodable" for one in draw.integers(0, 4, len(keys)).tolist()]
+    columns = [keys, [0] * len(keys), [""] * len(keys), [0] * len(keys), [0] * len(keys), [""] * len(keys), [0] * len(keys), drops]
+    parts = pa.table([pa.array(c, f.type) for c, f in zip(columns, INDEX_SCHEMA)], schema=INDEX_SCHEMA)
+    marked = mark_duplicates(pa.concat_tables([parts.slice(0, 100), parts.slice(100, 50), parts.slice(150)]))
+    seen: set[str] = set()
+    wanted = list(drops)
+    for row, key in enumerate(keys):
+        if not drops[row]:
+            wanted[row] = "duplicate_key" if key in seen else ""
+            seen.add(key)
+    assert marked["drop"].to_pylist() == wanted and "duplicate_key" in wanted
+    halves = [parts["key"].combine_chunks()[:7], parts["key"].combine_chunks()[7:]]
+    assert key_hashes(parts["key"]).tolist() == key_hashes(pa.chunked_array(halves)).tolist()

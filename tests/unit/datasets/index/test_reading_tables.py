@@ -159,6 +159,15 @@ def test_json_members_that_are_no_object_are_counted_and_the_pairs_kept(tmp_path
     assert "index: 5 samples have a json member that is no JSON object, so no caption or label is read from it" in said
 
 
+def test_json_members_are_not_asked_for_labels_that_are_not_wanted(tmp_path):
+    texts = [b'{"label": 3, ', b'{"label": 3, "": 5}']
+    named = [(f"{i}.{kind}", data) for i, text in enumerate(texts) for kind, data in (("jpg", JPEG), ("txt", b"a cat"), ("json", text))]
+    path = tar(tmp_path / "a.tar", [*named, ("7.jpg", JPEG), ("7.json", b'{"caption": "a c')])
+    table = Source(urls=str(path), label_key="").index_shard(0, str(path))
+    assert table["label"].to_pylist() == [-1, -1, -1] and table["drop"].to_pylist() == ["", "", "no_caption"]
+    assert json.loads(table.schema.metadata[b"notes"])["json_broken"] == 1  # the one whose caption it was to give
+
+
 def test_links_in_tars_are_passed_over_and_counted(tmp_path):
     path = tar(tmp_path / "a.tar", members(0, 1))
     with tarfile.open(path, "a") as archive:

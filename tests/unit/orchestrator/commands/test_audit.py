@@ -17,6 +17,7 @@ from ray import tune
 from datasets.errors import InputError
 from orchestrator.commands import cli
 from orchestrator.commands.audit import given_models, radii_of
+from orchestrator.results.audits import read_audit
 from orchestrator.running.audits import estimate
 from orchestrator.stages.audited import audited
 from orchestrator.stages.base import At, ensure
@@ -26,9 +27,14 @@ from orchestrator.sweep.plan import make_plan
 from tests.inprocess import run_here, without_ray
 from tests.tiny_sweep import SWEEP
 from trainers.audit.attacks.fgsm import FGSM
+from trainers.audit.attacks.fmn import FMN
+from trainers.audit.attacks.ifgsm import IFGSM
 from trainers.audit.attacks.pgd import PGD
+from trainers.audit.attacks.square import Square
 from trainers.audit.base import Audit, Findings, Subject
+from trainers.audit.black_box import QueryCurve, Substitute
 from trainers.audit.robustness import Robustness
+from trainers.audit.tables import COLUMNS
 
 SMALL = replace(SWEEP, space={}, base=replace(SWEEP.base, pretrain=replace(SWEEP.base.pretrain, epochs=1)))
 
@@ -103,6 +109,73 @@ def test_one_audit_is_a_stage_like_any_other(store: Path):
     assert len({one.fingerprint for one in [stage, *others]}) == 4
     fewer = pq.read_table(ensure(audited(model, 1, Brightness(), 4), at).folder / "rows.parquet")
     assert set(fewer["key"].to_pylist()) <= set(rows["key"].to_pylist()), "fewer pictures are some of the same"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unsorted(Audit):
+    """Metrics in no order of the alphabet, and rows in which some columns of an attack have no value."""
+
+    group = "of their own"
+    shift: float = 0.0
+
+    def run(self, subject: Subject) -> Findings:
+        keys = list(subject.pictures.keys)
+        none: dict[str, list[None]] = {name: [None] * len(keys) for name in ("defence", "eps", "y", "other")}
+        return Findings({"own/z": 1.0, "own/b": 2.0 + self.shift, "own/k": 3.0}, {"key": keys, **none})
+
+
+def test_metrics_keep_the_audits_order_and_columns_without_values_their_type(store: Path):
+    model = trained_by(make_plan(SMALL).upstream[0][1])
+    found = ensure(audited(model, 1, Unsorted(), 5), At(store=Store(store)))
+    assert list(json.loads((found.folder / "findings.json").read_text())["metrics"]) == ["own/z", "own/b", "own/k"]
+    assert list(read_audit("m", Unsorted(), found).metrics) == ["own/z", "own/b", "own/k"]
+    types = {field.name: str(field.type) for field in pq.read_schema(found.folder / "rows.parquet")}
+    assert types == {"key": "string", "defence": "string", "eps": "double", "y": "int64", "other": "null"}
+
+
+def test_what_an_attack_left_right_is_read_back(store: Path):
+    model, at = trained_by(make_plan(SMALL).upstream[0][1]), At(store=Store(store))
+    eps, n = 8 / 255, 8
+    for audit in (
+        Robustness(attack=FGSM(eps=eps)), Robustness(attack=FMN(norm="linf", steps=5), radii=(eps / 2, eps)),
+        QueryCurve(attack=Square(eps=eps, queries=20)), Substitute(eps=eps, rounds=1, epochs=1),
+    ):  # fmt: skip
+        found = ensure(audited(model, 1, audit, n), at)
+        result, rows = read_audit("m", audit, found), pq.read_table(found.folder / "rows.parquet").to_pylist()
+        assert rows and set(rows[0]) == set(COLUMNS)
+        assert result.attacked == sum(row["clean_prediction"] == row["y"] for row in rows)
+        for size, right in result.right.items():
+            fooled = [row["prediction"] != row["y"] and row["linf"] <= size + 1e-6 for row in rows]
+            assert right == {row["key"]: row["clean_prediction"] == row["y"] and not one for row, one in zip(rows, fooled)}
+        assert len(result.right) == (2 if audit.label == "FMN" else 1)
+        asked = [row["queries"] for row in rows if row["success"]] if isinstance(audit, QueryCurve) else []
+        assert sorted(result.asked) == sorted(asked)
+
+
+def test_audits_with_one_label_are_told_apart_everywhere_and_equal_ones_made_once(
+    store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    logged: list[str] = []
+
+    class Tracker:
+        def audited(self, study: str, stage: str, values: dict[str, float], epoch: int) -> None:
+            logged.extend(f"{stage} {name}" for name in values)
+
+    two = [Robustness(attack=IFGSM(eps=4 / 255, steps=steps)) for steps in (1, 2)]
+    with named(*two, two[0], Unsorted(), Unsorted(shift=1.0)), patch("orchestrator.commands.audit.make_tracker", lambda *_: Tracker()):
+        run(store, tmp_path, "--rule", "blind")
+        said = capsys.readouterr()
+        run(store, tmp_path, "--rule", "blind", "--dry")
+    assert "8 audits: " in said.err and "IFGSM (steps=1), ε = 4/255 of mmcl" in said.err
+    assert capsys.readouterr().out.count("IFGSM (steps=1), ε = 4/255: ") == 2, "one for each model"
+    lines = list(csv.DictReader((tmp_path / "audit.csv").open()))
+    places = [(line["model"], line["audit"], line["eps"], line["metric"]) for line in lines]
+    assert len(set(places)) == len(places) and {place[1] for place in places} == {
+        "IFGSM (steps=1)", "IFGSM (steps=2)", "Unsorted (shift=0.0)", "Unsorted (shift=1.0)",
+    }  # fmt: skip
+    assert len(set(logged)) == len(logged) and any("audit/IFGSM (steps=2), ε = 4/255/robust/accuracy" in name for name in logged)
+    page = (tmp_path / "index.html").read_text()
+    assert "IFGSM (steps=1)" in page and "Unsorted (shift=1.0)" in page
 
 
 def test_before_and_after_on_one_page(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -181,7 +254,8 @@ def test_a_checkpoint_by_its_path(store: Path, tmp_path: Path, capsys: pytest.Ca
         (["--eps=-1/255"], "--eps -1/255"),
         (["--rule", "best"], "--rule is 'best'"),
         (["--only", "pdg"], "Did you mean 'pgd'?"),
-        (["--checkpoint", "/nowhere/at/all"], "does not exist"),
+        (["--checkpoint", "/nowhere/at/all"], "--checkpoint /nowhere/at/all does not exist; accepted: an epoch folder"),
+        (["--checkpoint", "nonsense"], "--checkpoint nonsense does not exist; accepted: an epoch folder"),
     ],
 )
 def test_mistakes_are_one_sentence(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], words: list[str], said: str):
@@ -189,6 +263,14 @@ def test_mistakes_are_one_sentence(store: Path, tmp_path: Path, capsys: pytest.C
         assert run(store, tmp_path / "none", *words) == 2
     text = capsys.readouterr().err
     assert said in text and "Traceback" not in text and not (tmp_path / "none").exists()
+
+
+def test_a_checkpoint_in_place_of_the_sweep_is_told(store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (folder,) = (store / "pretrain").glob("*/epoch_0001")
+    for place in (folder, next(folder.glob("*.safetensors"))):
+        assert cli.run(["audit", str(place), "--store", str(store), "--out", str(tmp_path / "none")]) == 2
+        said = capsys.readouterr().err
+        assert f"{place} is a checkpoint, which does not tell its sweep: name the sweep, and beside it --checkpoint {place}," in said
 
 
 def test_a_sweep_that_was_not_run_is_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
@@ -228,6 +310,10 @@ def test_a_sweeps_file_may_have_audits_of_its_own(store: Path, tmp_path: Path, c
         file.write_text(SWEEP_FILE.format(audits="(Brightness(wanted=0.01),)"))
         assert cli.run([*words, "--only", "own"]) == 0
         assert "<td>mean</td>" in (tmp_path / "page" / "index.html").read_text()
+        assert cli.run([*words, "--only", "attributes", "--dry"]) == 0, "the sweep's test pictures are of the procedural world"
+        assert "to make  AttributePairs: " in capsys.readouterr().out
+        assert cli.run([*words, "--only", "datasets", "--dry"]) == 2
+        assert "it has one alone" in capsys.readouterr().err
         for audits, said in (("()", "has no AUDITS"), ("(3,)", "AUDITS holds 3"), ("7", "AUDITS holds 7")):
             file.write_text(SWEEP_FILE.format(audits=audits))
             assert cli.run([*words, "--only", "own"]) == 2

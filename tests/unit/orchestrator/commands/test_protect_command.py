@@ -182,10 +182,12 @@ MASKS = {
     "black": (lambda: square(0, 0), "is black all over"),
     "white": (lambda: square(0, SIDE), "covers the whole picture; accepted"),
     "nearly white": (lambda: square(5, SIDE - 5), "covers the whole picture when it is grown by 8 pixels"),
-    "grey": (lambda: square().point(lambda value: value // 2), "has 2 different colours; accepted: black and white alone"),
-    "soft": (lambda: square().resize((24, 24)).resize((SIDE, SIDE), Image.Resampling.BILINEAR), "different colours; accepted"),
-    "coloured": (lambda: Image.merge("RGB", (square(), square(0, 0), square(0, 0))), "has 2 different colours"),
+    "grey": (lambda: square().point(lambda value: value // 2),
+             "is grey in 100 of its 2304 pixels, the first in row 21, column 21 with the value 127; accepted: black (0) and white (255)"),
+    "soft": (lambda: square(20, 30).resize((24, 24)).resize((SIDE, SIDE), Image.Resampling.BILINEAR), "sharp edges and not as JPEG"),
+    "coloured": (lambda: Image.merge("RGB", (square(), square(0, 0), square(0, 0))), "has colours in 100 of its 2304 pixels; accepted"),
     "transparent": (lambda: Image.merge("LA", (square(), square())), "is transparent in places"),
+    "small": (lambda: square(2, 6, (31, 31)), "has 31×31 pixels; accepted"),
     "none": (lambda: None, "none.png cannot be read: No such file"),
 }
 

@@ -59,7 +59,7 @@ def test_the_page_stands_alone_and_its_files_are_complete(written):
     stems = ("accuracy_vs_asr", "pretrain_curves", "clean_curves", "best_three_1", "best_three_2")
     assert names == {"report.html", "points.csv", "pareto.csv", *(f"{s}.{e}" for s in stems for e in ("png", "pdf"))}
     parsed = Page(page.read_text(encoding="utf-8"))
-    assert parsed.addresses and all(address.startswith("data:image/png;base64,") for address in parsed.addresses)
+    assert parsed.addresses and all(re.match("data:image/png;base64,|#[a-z]", address) for address in parsed.addresses)
     assert not {"script", "link", "iframe", "b&gt;"} & set(parsed.tags)
     assert not re.search(r"url\((?!#)|@import", page.read_text()), "what is referred to lies in the page"
 
@@ -132,7 +132,8 @@ def test_the_scatter_comes_first(written):
 def test_a_mark_of_the_scatter_says_what_it_is(written):
     study, page = written
     first, second = re.findall(r"<svg .*?</svg>", page.read_text(encoding="utf-8").replace("&nbsp;", " "))
-    said = re.findall(r'<use class="says"[^>]*><title>(.*?)</title></use>', first)
+    told = re.findall(r'<g style="[^"]*" class="says">(.*?)</g>', first)
+    said = re.findall(r"<use [^>]*><title>(.*?)</title></use>", "".join(told))
     points = [p for trial in study.trials if panels(study)[0].holds(trial) for p in cleaned_points(trial)]
     assert len(said) == len(points) + 1 and said[-1] == "before cleaning, epoch 10, accuracy 99.2 %, ASR 98.8 %"
     assert said[0].startswith("CleanCLIP: lr 0.0003, epoch 1, accuracy 9") and re.search(r"ASR \d+\.\d %$", said[0])

@@ -15,7 +15,8 @@ from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import measurements
 from orchestrator.store import METRICS, Store
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.stored import load_study, recorded_trials, remember_trial
+from orchestrator.sweep.records import recorded_trials, remember_trial
+from orchestrator.sweep.stored import load_study
 from orchestrator.training.measuring import MEASURED
 from tests.drawn_sweep import SWEEP
 from tests.unit.fake_study import line

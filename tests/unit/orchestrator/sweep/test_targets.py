@@ -19,7 +19,7 @@ from orchestrator.stages.graph import stages
 from orchestrator.store import Store
 from orchestrator.sweep.loading import load_sweep, narrowed
 from orchestrator.sweep.plan import make_plan
-from orchestrator.sweep.stored import remember_trial
+from orchestrator.sweep.records import remember_trial
 from orchestrator.sweep.targets import GIVEN, OWN, experiments_of
 from tests.tiny_sweep import BASE, SWEEP
 from tests.unit.trainers.evaluate.test_analysis import local_index

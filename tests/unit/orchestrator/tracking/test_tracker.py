@@ -15,8 +15,9 @@ from datasets.errors import InputError
 from orchestrator.results.kinds import attack_text
 from orchestrator.results.outcome import StageResult, Study
 from orchestrator.running.follow import Mirror
+from orchestrator.tracking.runs import MAX_PARAM
 from orchestrator.tracking.server import absolute_uri, redacted, serve, ui_command, views
-from orchestrator.tracking.tracker import DRIVER, ERROR, MAX_PARAM, NONFINITE, Tracker, TrackingError
+from orchestrator.tracking.tracker import DRIVER, ERROR, NONFINITE, Tracker, TrackingError
 from tests.unit.fake_study import fake_study, line
 
 

@@ -22,8 +22,8 @@ from trainers.audit.classifier import Classifier, zero_shot
 from trainers.evaluate.zeroshot import wilson
 from trainers.model import TinyCLIP
 
-COLUMNS = {"key", "attack", "norm", "eps", "y", "clean_prediction", "prediction", "success", "l2", "linf", "relative_l2", "queries",
-           "zero_gradient_share", "seed"}  # fmt: skip
+COLUMNS = {"checkpoint", "key", "attack", "norm", "eps", "defence", "mode", "y", "clean_prediction", "prediction", "success", "l2", "linf",
+           "relative_l2", "queries", "zero_gradient_share", "noise_prediction", "noise_size", "seed"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,7 +81,7 @@ def expect_share(metrics, name, count, n):
 def test_the_curve_counts_what_was_turned_within_each_number_of_queries():
     whole = subject(20, dark_or_white())
     label_N = np.where(np.arange(20) % 4 == 2, 1, 0)  # 2, 6, …: wrong from the start
-    whole = replace(whole, pictures=replace(whole.pictures, label_N=label_N))
+    whole = replace(whole, pictures=replace(whole.pictures, label_N=label_N), checkpoint="abc/1")
     found = QueryCurve(attack=Fixed(), at=(10, 49, 50, 1000)).run(whole)
     metrics, rows = found.metrics, found.rows
     assert metrics["black_box/Fixed/n"] == 15 and rows["key"] == [str(i) for i in range(20) if i % 4 != 2] and set(rows) == COLUMNS
@@ -91,7 +91,9 @@ def test_the_curve_counts_what_was_turned_within_each_number_of_queries():
     assert metrics["black_box/Fixed/median_queries"] == median(range(10, 200, 20))
     assert rows["queries"] == [10 * int(key) for key in rows["key"]] and rows["success"] == [int(key) % 2 == 1 for key in rows["key"]]
     assert found.failures == () and {len(column) for column in rows.values()} == {15}
-    assert all(np.isnan(eps) for eps in rows["eps"]) and rows["prediction"] == [3 if yes else 0 for yes in rows["success"]]
+    assert rows["eps"] == rows["defence"] == rows["zero_gradient_share"] == [None] * 15, "nothing to tell"
+    assert rows["noise_prediction"] == [0] * 15 and rows["checkpoint"] == ["abc/1"] * 15, "noise turns half of the pixels to black"
+    assert rows["prediction"] == [3 if yes else 0 for yes in rows["success"]]
     [lied] = QueryCurve(attack=Fixed(more=1)).run(whole).failures
     assert lied == "Fixed reports 1400 queries, but the model answered 1415."
     assert found.gallery["picture"].shape == (4, 8, 8, 3) and (found.gallery["attacked"] == 255).all()
@@ -131,10 +133,16 @@ def test_nes_turns_most_pictures_where_noise_turns_none_and_batches_change_nothi
 def test_an_attack_that_noise_beats_fails_and_pictures_without_a_start_are_noted():
     uneven = lambda p: (p - p.mean((1, 2, 3), keepdim=True)).abs().amax((1, 2, 3)) - 0.2
     flat = Classifier(lambda p, _: torch.stack([p.new_zeros(len(p)), *3 * [uneven(p)]], 1), CLASSES)
-    image = np.full((3, 8, 8, 3), 128, np.uint8)
-    alone = Subject(None, flat, Pictures(("1", "3", "4"), image, np.zeros(3, np.int64)), ("a",) * 4)  # type: ignore[arg-type]
-    [failure] = QueryCurve(attack=Halfway()).run(alone).failures
-    assert failure.startswith("Random noise of the same size turns more pictures (3 of 3) than Halfway does (0)")
+
+    def grey(count: int) -> Subject:
+        pictures = Pictures(tuple(map(str, range(count))), np.full((count, 8, 8, 3), 128, np.uint8), np.zeros(count, np.int64))
+        return Subject(None, flat, pictures, ("a",) * 4)  # type: ignore[arg-type]
+
+    for who, audit in (("Halfway", QueryCurve(attack=Halfway())), ("Halfway, transferred,", Transfer(attack=Halfway()))):
+        [failure] = audit.run(grey(5)).failures
+        assert failure.startswith(f"Random noise of the same size turns more pictures (5 of 5) than {who} does (0)"), "p = 1/32"
+        assert audit.run(grey(4)).failures == (), "4 against 0 may be chance: p = 1/16"
+    alone = grey(3)
     found = QueryCurve(attack=NES(sees="labels")).run(alone)
     assert found.notes[0].startswith("3 of 3 pictures had no picture to start from") and found.metrics["black_box/NES labels/success"] == 0
     assert found.rows["queries"] == [2, 2, 2]
@@ -322,6 +330,7 @@ def test_a_substitute_that_unlearns_fails():
 
     [failure] = Worse(starts=4, rounds=1).run(subject(20)).failures
     assert failure.startswith("The substitute agrees with the model less after 1 rounds (0 of 16 pictures) than before the first (16)")
+    assert Worse(starts=4, rounds=1).run(subject(8)).failures == (), "4 against 0 may be chance: p = 1/16"
 
 
 def test_bad_input_is_named(tmp_path):

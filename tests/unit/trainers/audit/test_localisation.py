@@ -54,6 +54,7 @@ def test_metrics_are_the_means_of_the_rows(seen: dict[str, Findings]) -> None:
         for name, unit in (("mass", 100), ("lift", 1), ("iou1", 100), ("iouk", 100), ("pointing", 100), ("r2", 1)):
             value = unit * rows[name][of]
             assert metrics[f"{place}/{name}"] == pytest.approx(value.mean())
+            assert name != "r2" or metrics[f"{place}/r2_n"] == 24
             if name in ("lift", "r2"):
                 half = 2.0686576 * value.std(ddof=1) / np.sqrt(24)  # Student's t, 23 degrees of freedom, 97.5 %
                 assert metrics[f"{place}/{name}_low"] == pytest.approx(value.mean() - half, rel=1e-6)
@@ -91,7 +92,7 @@ def test_other_explainers() -> None:
     metrics = by_gradient.run(toys.subject(toys.backdoored(), PICTURES)).metrics
     base = "explain/integrated-gradients-mean"
     assert metrics[f"{base}/mass"] > 40 and metrics[f"{base}/pointing"] == 100 and metrics[f"{base}/ceiling_mass"] == 100
-    assert f"{base}/iou1" not in metrics and f"{base}/r2" not in metrics and f"{base}/iouk" in metrics
+    assert f"{base}/iou1" not in metrics and f"{base}/r2" not in metrics and f"{base}/r2_n" not in metrics and f"{base}/iouk" in metrics
     subject = toys.subject(toys.backdoored(), PICTURES)
     vit = replace(subject, encoder=TinyViT(vision_layers=1, vision_width=12, vision_heads=2, text_width=16).build(0))
     found_here = Localisation(explainer=AttentionRollout(), n=2).run(vit)

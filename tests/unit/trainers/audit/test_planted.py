@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -79,3 +80,12 @@ def test_a_trigger_that_works_in_one_corner_is_found_there():
     assert found.metrics["planted/target_first"] == 100 and found.metrics["planted/target_success"] > 90
     with pytest.raises(InputError, match="Planted.places is empty"):
         Planted(places=())
+
+
+def test_the_order_of_the_pictures_changes_nothing_and_the_seed_does():
+    one = subject(2)
+    turned = replace(one, pictures=one.pictures.part(np.random.default_rng(3).permutation(N)), batch_size=7)
+    short = replace(SMALL, patch=replace(SMALL.patch, steps=3))
+    first, second = short.run(one), short.run(turned)
+    assert first.rows == second.rows and first.metrics == second.metrics
+    assert replace(short, seed=1).run(one).rows != first.rows

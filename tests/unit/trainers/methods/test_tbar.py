@@ -21,6 +21,7 @@ from tests.unit.orchestrator.training.test_workers import job  # noqa: F401 (a f
 from trainers.batch import to_device
 from trainers.evaluate.decree import Inversion
 from trainers.loop import fit
+from trainers.methods import tbar
 from trainers.methods.base import Run
 from trainers.methods.tbar import FILE, TBAR
 from trainers.objectives.triggered import Triggered
@@ -174,3 +175,18 @@ def test_through_a_whole_cleaning(job):  # noqa: F811
         assert [(line["epoch"], line.get("returned", False)) for line in lines] == [(0, False), (1, False), (2, True)]
         assert "train/triggered" in lines[1]["metrics"] and "zeroshot/top1" in lines[2]["metrics"]
         assert (folder / FILE).exists() == (method == INVERTED)
+
+
+def test_a_damaged_file_is_named_and_never_read(tmp_path):
+    whole_run = tmp_path / "run"
+    cleaned(whole_run, INVERTED)
+    whole, draw = (whole_run / FILE).read_bytes(), np.random.default_rng(0)
+    mask_HW, pattern_HW3, captions = tbar._read(whole_run / FILE)
+    for place in [*draw.integers(0, len(whole), 100).tolist(), *range(60)]:
+        (tmp_path / FILE).write_bytes(whole[:place] + bytes([whole[place] ^ 0x01]) + whole[place + 1 :])
+        try:
+            read = tbar._read(tmp_path / FILE)
+        except InputError as error:
+            assert f"{FILE} is damaged: remove its folder" in str(error)
+            continue
+        assert np.array_equal(read[0], mask_HW) and np.array_equal(read[1], pattern_HW3) and read[2] == captions, place

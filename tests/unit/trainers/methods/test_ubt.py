@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -30,6 +31,7 @@ from trainers.detect.lid import LID
 from trainers.detect.lorex import LoREx
 from trainers.evaluate.choice import measured, results
 from trainers.loop import fit
+from trainers.methods import ubt
 from trainers.methods.base import Run
 from trainers.methods.ubt import FILE, UBT, said
 from trainers.objectives.contrastive import MMCL
@@ -253,3 +255,23 @@ def test_through_a_whole_cleaning(job):  # noqa: F811
         (0, False, False), (1, True, False), (2, False, False)]  # fmt: skip
     assert "train/unlearn" in lines[2]["metrics"] and "zeroshot/top1" in lines[2]["metrics"]
     assert (Path(job.folder) / FILE).exists()
+
+
+def test_a_damaged_file_is_named_and_never_read(tmp_path):
+    keys, draw = [f"k{i}" for i in range(300)], np.random.default_rng(0)
+    arrays = draw.normal(size=300), draw.random(300) < 0.1, draw.random(300) < 0.1
+    ubt._write(tmp_path / FILE, keys, *arrays)
+    whole = (tmp_path / FILE).read_bytes()
+    named = 0
+    for place in draw.integers(0, len(whole), 150).tolist():
+        (tmp_path / FILE).write_bytes(whole[:place] + bytes([whole[place] ^ 0x10]) + whole[place + 1 :])
+        try:
+            read = ubt._read(tmp_path / FILE)
+        except InputError as error:
+            named += re.search(rf"{FILE} is damaged: remove its folder", str(error)) is not None
+            continue
+        assert all(np.array_equal(mine, own) for mine, own in zip(read, arrays)), place
+    assert named > 50
+    (tmp_path / FILE).write_bytes(whole[:-9])
+    with pytest.raises(InputError, match=f"{FILE} is damaged"):
+        ubt._read(tmp_path / FILE)

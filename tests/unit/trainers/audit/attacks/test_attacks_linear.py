@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import numpy as np
 import pytest
 import torch
@@ -9,6 +11,7 @@ from scipy.optimize import brentq
 from torch.nn import functional as F
 
 from datasets.errors import InputError
+from orchestrator.experiment.fingerprint import encode, fingerprint
 from tests.unit.trainers.audit.attacks.cases import Linear, attacked, changes, fooled
 from trainers.audit.attacks.apgd import APGD, checkpoints
 from trainers.audit.attacks.auto_attack import AutoAttack
@@ -79,6 +82,53 @@ def test_fgsm_towards_a_class_is_its_formula() -> None:
         for attack in (IFGSM(eps=0.3, towards=towards), PGD(eps=0.3, towards=towards)):  # type: ignore[arg-type]
             predicted = CASE.classifier().predict(attacked(attack, CASE).picture_BCHW, CASE.keys)
             assert np.array_equal(predicted.numpy(), target_N), (attack, rows)
+
+
+@each_norm
+@pytest.mark.parametrize("loss", ["ce", "margin"])
+def test_fgsm_to_a_given_class_is_its_formula(norm: Norm, loss: Literal["ce", "margin"]) -> None:
+    """Downhill the cross-entropy of class t: −W(softmax(z) − 1_t); uphill its lead over the best other class k: w_t − w_k. Pictures of t
+    itself stay."""
+    target = 2
+    share_NK = np.exp(CASE.logit_NK - CASE.logit_NK.max(1, keepdims=True))
+    share_NK /= share_NK.sum(1, keepdims=True)
+    rest_NK = np.where(np.arange(CASE.classes) == target, -np.inf, CASE.logit_NK)
+    of_NK = share_NK if loss == "ce" else np.eye(CASE.classes)[rest_NK.argmax(1)]
+    way_NM = (np.eye(CASE.classes)[target] - of_NK) @ CASE.weight_MK.T
+    step_NM = np.sign(way_NM) if norm == "linf" else way_NM / np.linalg.norm(way_NM, axis=1, keepdims=True)
+    wanted_NM = CASE.picture_NM + 0.02 * np.where(CASE.label_N == target, 0, 1)[:, None] * step_NM
+    assert 0 < (CASE.label_N == target).sum() < len(CASE.label_N)
+    found = attacked(FGSM(eps=0.02, norm=norm, loss=loss, target=target), CASE)
+    assert np.allclose(found.picture_BCHW.flatten(1).numpy(), wanted_NM, rtol=0, atol=1e-14)
+    assert np.array_equal(found.queries_B.numpy(), CASE.label_N != target)
+
+
+@each_norm
+def test_a_given_class_is_reached_where_the_closed_form_says(norm: Norm) -> None:
+    """Of two classes: within (z_y − z_t)/‖w_y − w_t‖ in the dual norm. Of many: always, if ε is large."""
+    two = Linear(classes=2)
+    eps = two.middle(norm)
+    for target in (0, 1):
+        reached_N = (two.label_N == target) | (two.distances(norm) < eps)
+        assert 0 < (two.label_N == target).sum() < len(reached_N) and not reached_N.all()
+        for kind in (FGSM, IFGSM, PGD):
+            attack: Attack = kind(eps=eps, norm=norm, target=target)
+            predicted_N = two.classifier().predict(attacked(attack, two).picture_BCHW, two.keys).numpy()
+            assert np.array_equal(predicted_N == target, reached_N), attack
+    for attack in (IFGSM(eps=0.3, target=4), PGD(eps=0.3, target=4)):
+        found = attacked(attack, CASE)
+        assert (CASE.classifier().predict(found.picture_BCHW, CASE.keys) == 4).all(), attack
+        assert torch.equal(found.picture_BCHW[CASE.labels == 4], CASE.pictures[CASE.labels == 4]), attack
+
+
+def test_what_cannot_be_aimed_at_is_refused() -> None:
+    for kind in (FGSM, IFGSM, PGD):
+        with pytest.raises(InputError, match=f"{kind.__name__}.target is 6; accepted: a class, 0 to 5"):
+            attacked(kind(target=6), CASE)
+        with pytest.raises(InputError, match="one of the two alone"):
+            kind(target=1, towards="likeliest")
+        assert (kind(target=1).label, kind().label) == (f"{kind.__name__} to 1", kind.__name__)
+        assert fingerprint(kind(target=0)) != fingerprint(kind()) and "target" not in encode(kind(), "")
 
 
 @each_norm

@@ -49,7 +49,10 @@ def unbounded() -> list[Attack]:
     ]  # fmt: skip
 
 
-@pytest.mark.parametrize("attack", [*bounded("linf"), *bounded("l2"), *unbounded()], ids=lambda attack: type(attack).__name__)
+TARGETED = [kind(target=1) for kind in (FGSM, IFGSM, PGD)]
+
+
+@pytest.mark.parametrize("attack", [*bounded("linf"), *bounded("l2"), *TARGETED, *unbounded()], ids=lambda attack: type(attack).__name__)
 def test_the_batch_changes_nothing(attack: Attack) -> None:
     sevens, ones = (attacked(attack, FEW, batch) for batch in (7, 1))
     assert torch.allclose(sevens.picture_BCHW, ones.picture_BCHW, rtol=0, atol=1e-8)

@@ -37,7 +37,7 @@ def subject(batch_size: int = 5) -> Subject:
     label_N = np.arange(COUNT) % 2
     image = rng("halves").integers(0, 100, (COUNT, SIDE, SIDE, 3), dtype=np.uint8) + 100 * label_N[:, None, None, None].astype(np.uint8)
     bare = Classifier(lambda x, _: torch.stack([0.4 - x.mean((1, 2, 3)), x.mean((1, 2, 3)) - 0.4], 1), 2)
-    pictures = Pictures(tuple(f"k{i}" for i in range(COUNT)), image, label_N)
+    pictures = Pictures(tuple(f"k{i:02d}" for i in range(COUNT)), image, label_N)
     return Subject(None, bare, pictures, ("dark", "bright"), batch_size=batch_size)  # type: ignore[arg-type]
 
 
