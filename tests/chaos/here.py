@@ -13,7 +13,7 @@ import tempfile
 import time
 from dataclasses import dataclass
 from functools import cache
-from multiprocessing.forkserver import ensure_running
+from multiprocessing import forkserver
 from pathlib import Path
 from typing import Any
 from unittest.mock import patch
@@ -76,8 +76,14 @@ def context() -> Any:
     made = multiprocessing.get_context("forkserver")
     made.set_forkserver_preload(["tests.chaos.preload"])
     with patch.dict(os.environ, ENVIRONMENT):
-        ensure_running()
+        forkserver.ensure_running()
     return made
+
+
+def leave() -> None:
+    """End the process that commands are forked from, which holds the memory of all that it imported; another command starts it again."""
+    forkserver._forkserver._stop()  # type: ignore[attr-defined]  # Python ends it only with the process that started it
+    context.cache_clear()
 
 
 def command(store: Path, death: Death = NEVER) -> Ended:

@@ -108,7 +108,8 @@ class Host:
 
     def __init__(self, number: int, folder: Path, cpus: int) -> None:
         self.name, self.address, self.folder = f"{BRIDGE}{number}", f"{NET}.{number + 1}", folder
-        self.head, self.cpus = number == 0, cpus
+        self.head, self.cpus, self.log = number == 0, cpus, folder / f"{self.name}.log"
+        self.log.unlink(missing_ok=True)  # of an earlier cluster
         self.node: subprocess.Popen[bytes] | None = None
         sh("ip", "netns", "add", self.name)
         sh("ip", "link", "add", f"{self.name}v", "type", "veth", "peer", "name", "eth0", "netns", self.name)
@@ -119,7 +120,7 @@ class Host:
 
     def environment(self) -> dict[str, str]:
         clean = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        own = {"RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "CLEANSWEEP_LEDGER": "1"}
+        own = {"PYTHONUNBUFFERED": "1", "RAY_AUTH_MODE": "disabled", "OMP_NUM_THREADS": "1", "CLEANSWEEP_LEDGER": "1"}
         return {**clean, **own, "PYTHONPATH": str(ROOT), "RAY_TMPDIR": str(self.folder / "t")}
 
     def link(self, state: str) -> None:
@@ -131,7 +132,7 @@ class Host:
         role = ["--head", f"--port={PORT}", "--include-dashboard=true"] if self.head else [f"--address={NET}.1:{PORT}"]
         size = [f"--num-cpus={self.cpus}", "--object-store-memory=200000000"]
         words = [ray, "start", *role, f"--node-ip-address={self.address}", *size, "--block"]
-        with (self.folder / f"{self.name}.log").open("ab") as log:
+        with self.log.open("ab") as log:
             self.node = subprocess.Popen(
                 ["ip", "netns", "exec", self.name, *words], env=self.environment(), stdin=subprocess.DEVNULL, stdout=log, stderr=log
             )
@@ -204,10 +205,9 @@ def cluster(count: int, folder: Path, head_cpus: int) -> Iterator[list[Host]]:
             while not _listens(hosts[0]) and time.monotonic() - began < UP_S:
                 time.sleep(0.5)
             host.start()
-        while not all(any(b"raylet" in _words(pid) for pid in host.pids()) for host in hosts):
+        while not all("Ray runtime started" in host.log.read_text(errors="replace") for host in hosts):
             assert time.monotonic() - began < UP_S, "the cluster does not start"
             time.sleep(0.5)
-        time.sleep(5)  # nodes join
         yield hosts
     finally:
         for host in reversed(hosts):
@@ -218,13 +218,6 @@ def cluster(count: int, folder: Path, head_cpus: int) -> Iterator[list[Host]]:
 
 def _listens(host: Host) -> bool:
     return f":{PORT} " in sh("ip", "netns", "exec", host.name, "ss", "-ltn")
-
-
-def _words(pid: int) -> bytes:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().partition(b"\0")[0]
-    except OSError:
-        return b""
 
 
 def sh(*words: str) -> str:

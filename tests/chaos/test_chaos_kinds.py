@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(folder: Path) -> Undisturbed:
-    return Undisturbed.of(folder)
+def undisturbed(folder: Path) -> Iterator[Undisturbed]:
+    yield Undisturbed.of(folder)
+    here.leave()
 
 
 def test_two_kills_in_a_row(folder: Path, undisturbed: Undisturbed) -> None:
