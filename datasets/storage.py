@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from datasets.errors import InputError
-from datasets.text import whole_characters
+from datasets.text import lines_of, whole_characters
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 """Extensions of pictures, in any case: those of torchvision's `ImageFolder`, JFIF and GIF."""
@@ -57,8 +57,10 @@ def _filesystem(scheme: str, host: str) -> Any:
             return ArrowFSWrapper(pyarrow.fs.S3FileSystem(endpoint_override=endpoint, region=region))
         try:
             return ArrowFSWrapper(pyarrow.fs.FileSystem.from_uri(f"{scheme}://{host}")[0])
-        except (pyarrow.ArrowInvalid, OSError):
+        except pyarrow.ArrowInvalid:  # nor does pyarrow know the scheme
             raise InputError(f"{scheme}:// cannot be read here: {error}.") from None
+        except OSError as own:
+            raise InputError(f"{scheme}://{host} cannot be read: {_first_line(own)}.") from None
 
 
 def name_text(name: str) -> str:
@@ -262,9 +264,20 @@ def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
     """Existing files for a path, folder, glob or brace range, absolute, sorted (brace ranges in their own order).
 
     A folder means its files with the first of `extensions` that any of them has. In a local pattern the leading folders that exist are
-    taken literally, even with `[`, `{` or `?` in their names; the rest is the pattern. Raises InputError for a name without a file.
+    taken literally, even with `[`, `{` or `?` in their names; the rest is the pattern. Raises InputError for a name without a file, and for
+    a store that does not answer.
     """
-    pattern = local_path(pattern)
+    try:
+        return _expand(local_path(pattern), extensions)
+    except OSError as error:
+        raise InputError(f"urls: {pattern} cannot be read: {_first_line(error)}.") from error
+
+
+def _first_line(error: Exception) -> str:
+    return (lines_of(str(error)) or [type(error).__name__])[0].rstrip(".")
+
+
+def _expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
     if not pattern:
         raise InputError("urls: an empty string names no file.")
     if is_remote(pattern):

@@ -132,6 +132,8 @@ def step_positions(
     `starts`: as for `Order.positions`. InputError if there are fewer samples than one batch.
     """
     n = int(starts[-1])
+    if not n:
+        raise InputError("the data set has no sample left to train on: all are dropped.")
     if not 0 < batch_size <= n:
         raise InputError(f"batch_size is {batch_size}, but the data set has {n} samples; accepted are 1 … {n}.")
     epoch, within = divmod(step, n // batch_size)

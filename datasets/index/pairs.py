@@ -223,7 +223,10 @@ class _Chosen:
         return np.searchsorted(self.rows, rows)
 
     def check(self, index: str, n: int) -> None:
-        """InputError unless the rows rise and lie in an index of n rows."""
+        """InputError unless the rows are whole numbers that rise and lie in an index of n rows."""
+        rising = isinstance(self.rows, np.memmap) or not np.any(np.diff(self.rows) <= 0)  # a file's rows are as they were written
+        if not np.issubdtype(self.rows.dtype, np.integer) or self.rows.ndim != 1 or not rising:
+            raise InputError(f"rows of {index}: accepted are whole numbers that rise, each once.")
         if len(self.rows) and not (self.rows[0] >= 0 and self.rows[-1] < n):
             raise InputError(f"rows: {self.rows[0]} … {self.rows[-1]} do not all lie in {index}, of {n} rows.")
 
@@ -250,7 +253,10 @@ class _Mapped:
             ]
             self.rows = _AllBut(np.concatenate([*dropped, np.zeros(0, np.int64)]), int(self.starts[-1]))
         else:
-            self.rows = _Chosen(np.load(chosen, mmap_mode="r") if isinstance(chosen, str) else np.asarray(chosen, np.int64))
+            try:
+                self.rows = _Chosen(np.load(chosen, mmap_mode="r") if isinstance(chosen, str) else chosen)
+            except (OSError, ValueError) as error:
+                raise InputError(f"the rows {chosen} cannot be read: {error}.") from error
             self.rows.check(index, int(self.starts[-1]))
         self.victims: pa.Table | None = None
         self.victim_rows = np.zeros(0, np.int64)

@@ -131,6 +131,8 @@ def _asked(experiment: Experiment, radii: tuple[float, ...]) -> Asked:
 def _audits(options: argparse.Namespace, asked: Asked) -> list[Audit]:
     """The audits that were named, or the usual ones; `own`, or nothing named: those that the sweep's file has as AUDITS too."""
     names = tuple(filter(None, map(str.strip, (options.only or "").split(","))))
+    if options.only is not None and not names:
+        raise InputError(f"--only is {options.only!r}, which names no audit; leave it out for the usual ones.")
     own = getattr(loaded(options.sweep), OWN_AUDITS, ())
     strange = own if not isinstance(own, (tuple, list)) else next((one for one in own if not isinstance(one, Audit)), None)
     if strange is not None:

@@ -65,7 +65,9 @@ def machine_text(plan: Plan, store: Store, machine: Machine) -> str:
                 f"  {kind}: {len(counted)} to do, {sum(pairs for pairs, _ in counted):,} pairs, {seconds / 3600:,.1f} GPU-hours, "
                 f"{seconds / 3600 / machine.count:,.1f} hours"
             )
-            lines.append(_demand(max(rate for _, rate in counted) * machine.count, rates, _mean_bytes(stages, store)))
+            fastest = max(stages, key=lambda stage: _rate(stage, rates, machine.gpu) or 0)
+            views = SECOND_VIEW if _two_views(fastest) else 1
+            lines.append(_demand(max(rate for _, rate in counted) * machine.count, views, rates, _mean_bytes(stages, store)))
     if unknown:
         measured = ", ".join(step["model"] for step in rates["steps"])
         lines.append(f"  not estimated: {', '.join(dict.fromkeys(unknown))}; measured are {measured}")
@@ -77,7 +79,8 @@ def machine_text(plan: Plan, store: Store, machine: Machine) -> str:
 
 def _rate(stage: Stage, rates: dict[str, Any], gpu: str) -> float | None:
     """Pairs a second of a GPU in this training; None for a model that was never measured."""
-    step = next((step for step in rates["steps"] if step["model"] == _model_name(stage)), None)
+    name = _model_name(stage).removesuffix("-quickgelu")  # another activation; the same products
+    step = next((step for step in rates["steps"] if step["model"] == name), None)
     if step is None:
         return None
     views = SECOND_VIEW if _two_views(stage) else 1
@@ -94,8 +97,8 @@ def _two_views(stage: Stage) -> bool:
     return bool(getattr(stage.trained_by, "two_views", True))
 
 
-def _demand(pairs_per_second: float, rates: dict[str, Any], size: float) -> str:
-    cores = pairs_per_second / rates["feed"]["views_per_cpu_second"]
+def _demand(pairs_per_second: float, views: int, rates: dict[str, Any], size: float) -> str:
+    cores = pairs_per_second * views / rates["feed"]["views_per_cpu_second"]
     return (
         f"    at {pairs_per_second:,.0f} pairs/s it needs {cores:,.0f} cores that decode and {pairs_per_second * size / 1e6:,.0f} MB/s in "
         f"reads of {size / 1000:,.0f} KB; with less of either, that decides"

@@ -43,16 +43,25 @@ def estimate(wanted: Sequence[tuple[str, Audited]], at: At) -> str:
     text = f"{len(wanted)} audits: {len(wanted) - len(missing)} stored, {len(missing)} to make"
     if not missing:
         return f"{text}."
-    known: dict[str, list[float]] = {}
+    known: dict[str, list[tuple[int, float]]] = {}
     for artefact in at.store.all():
         if artefact.manifest["stage"] == Audited.kind:
             config = artefact.manifest["config"]
-            known.setdefault(config["audit"]["label"], []).append(artefact.manifest["seconds"] / max(1, config["pictures"]))
-    rates = [median(known[label]) * stage.count if (label := stage.audit.label) in known else None for stage in missing]
-    seconds, unknown = sum(rate for rate in rates if rate), sum(rate is None for rate in rates)
+            known.setdefault(config["audit"]["label"], []).append((config["pictures"], artefact.manifest["seconds"]))
+    times = [_expected(known.get(stage.audit.label, []), stage.count) for stage in missing]
+    seconds, unknown = sum(time for time in times if time), sum(time is None for time in times)
     parts = [f"about {duration(seconds)} of one process"] if seconds else []
-    parts += [f"{unknown} of kinds that were never timed here"] if unknown else []
+    parts += [f"{'without ' if seconds else ''}{unknown} of kinds that were never timed here"] if unknown else []
     return f"{text} ({', '.join(parts)})."
+
+
+def _expected(timed: Sequence[tuple[int, float]], count: int) -> float | None:
+    """Seconds for so many pictures, from (pictures, seconds) of audits that were made: those with the number of pictures nearest to it, and
+    in proportion. Few pictures tell little of many, for the start of an audit is then most of it."""
+    if not timed:
+        return None
+    nearest = min((pictures for pictures, _ in timed), key=lambda pictures: abs(pictures - count))
+    return median(seconds for pictures, seconds in timed if pictures == nearest) * max(1, count) / max(1, nearest)
 
 
 def make_audits(wanted: Sequence[tuple[str, Audited]], at: At) -> list[AuditResult]:

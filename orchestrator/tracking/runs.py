@@ -128,6 +128,12 @@ class Held:
         known = self.metrics | {key_of(name): value for _, line in lines or () for name, value in line.items()}
         return {name: value for name, value in values.items() if known.get(key_of(name)) != value}
 
+    def at(self, name: str, epoch: int) -> float | None:
+        """The newest value of a metric at an epoch; None if it has none there."""
+        history = self.client.get_metric_history(self.run_id, key_of(name)) if key_of(name) in self.metrics else []
+        here = [metric for metric in history if metric.step == epoch]
+        return max(here, key=lambda metric: metric.timestamp).value if here else None
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Write the parameters that the run lacks; MLflow refuses to change existing ones."""
         from mlflow.entities import Param

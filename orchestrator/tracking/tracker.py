@@ -161,10 +161,11 @@ class Tracker:
         """The epochs that the run does not hold yet, and the tag about values that are not finite. Logs metrics that were measured after
         their epochs were logged.
         """
-        lines, tags = list[Line](), dict[str, str]()
+        lines, lost = list[Line](), list[str]()
         self._add_later_ones(held, result)
         for line in result.metrics:
-            epoch = int(line["epoch"])
+            epoch, told = int(line["epoch"]), line.get("metrics", {})
+            lost += [f"{k} = {v} at epoch {epoch}" for k, v in sorted(told.items()) if isinstance(v, float) and not math.isfinite(v)]
             if epoch in held.epochs or epoch in dict(lines):
                 continue
             values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
@@ -174,9 +175,8 @@ class Tracker:
             values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
             finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
             lines.append((epoch, finite))
-            if lost := [f"{k} = {values[k]} at epoch {epoch}" for k in sorted(values.keys() - finite.keys())]:
-                tags[NONFINITE] = "; ".join(lost)[:MAX_TAG]
-        return lines, tags
+        text = "; ".join(lost)[:MAX_TAG]
+        return lines, {NONFINITE: text} if text and held.tags.get(NONFINITE) != text else {}
 
     def _add_later_ones(self, held: Held, result: StageResult) -> None:
         """Log metrics that were measured after their epochs were logged: all epochs of a metric in one request."""
@@ -251,7 +251,7 @@ class Tracker:
             run = find_run(self._client, self._experiment, {STUDY: study, FINGERPRINT: stage})
             if run is not None:
                 held = Held.of(self._client, run)
-                held.log([(epoch, held.unlike(values))])
+                held.log([(epoch, {name: value for name, value in values.items() if held.at(name, epoch) != value})])
 
     def close_stale(self, sweep_run_id: str) -> list[str]:
         """End the runs that nobody continues: those left running below this sweep, and those of dead drivers.

@@ -15,7 +15,7 @@ from datasets.images.view import Views
 from datasets.index.order import Windows
 from datasets.index.pairs import Pairs, write_index
 from datasets.index.source import Source
-from datasets.storage import Reader
+from datasets.storage import Reader, _filesystem
 from tests.unit.making import dataset
 
 
@@ -74,3 +74,12 @@ def test_what_is_not_there_is_told(bucket: pyarrow.fs.SubTreeFileSystem, tmp_pat
         Source(urls=f"{address}/00007.tar").shards()
     with pytest.raises(InputError, match=r"s3://.*/cc/00007\.tar does not exist"):
         Reader(f"{address}/00007.tar")
+
+
+def test_a_store_that_does_not_answer_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"ACCESS_KEY_ID": "someone", "SECRET_ACCESS_KEY": "secret", "ENDPOINT_URL": "http://127.0.0.1:9"}.items():
+        monkeypatch.setenv(f"AWS_{name}", value)
+    _filesystem.cache_clear()
+    for urls in ("s3://nowhere/cc/{00000..00002}.tar", "s3://nowhere/cc"):
+        with pytest.raises(InputError, match=r"urls: s3://nowhere/cc.* cannot be read: .*NETWORK_CONNECTION"):
+            Source(urls=urls).shards()

@@ -23,7 +23,7 @@ def test_an_epoch_is_every_sample_once_whatever_the_world(sizes: list[int], batc
     n = int(starts[-1])
     batch = max(1, min(batch, n) // world) * world
     if batch > n:
-        with pytest.raises(InputError, match=f"batch_size is {batch}, but the data set has {n} samples"):
+        with pytest.raises(InputError, match=f"batch_size is {batch}, but the data set has {n} samples" if n else "no sample left"):
             step_positions(starts, batch, seed, 0, order)
         return
     steps = n // batch

@@ -91,6 +91,11 @@ def test_bad_index_files(tmp_path):
     write_index([table(0, 3)], path)
     with pytest.raises(InputError, match=r"rows: 1 … 3 do not all lie"):
         len(Pairs(path, [], rows=np.array([1, 3])))
+    for rows in ([0, 2, 1], [1, 1], [0.5, 1.5]):
+        with pytest.raises(InputError, match="accepted are whole numbers that rise, each once"):
+            len(Pairs(path, [], rows=np.array(rows)))
+    with pytest.raises(InputError, match=r"the rows .*none\.npy cannot be read"):
+        len(Pairs(path, [], rows=tmp_path / "none.npy"))
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(InputError, match=r"index\.arrow is no Arrow file"):
         len(Pairs(path, []))

@@ -33,6 +33,10 @@ def test_hours_cores_and_bytes_are_those_of_the_measured_figures(tmp_path: Path)
     each = 10_000 * 31 * 64
     hours = 6 * 2 * each / rate / 3600  # CleanCLIP has two views
     assert f"clean: 6 to do, {6 * each:,} pairs, {hours:,.1f} GPU-hours, {hours / 8:,.1f} hours" in told
+    cores = 8 * rate / rates["feed"]["views_per_cpu_second"]  # half as many pairs, of two views each
+    assert f"at {4 * rate:,.0f} pairs/s it needs {cores:,.0f} cores" in told
+    same = {"pretrain.epochs": 100_000, "clean.epochs": 10_000, "pretrain.model": Model(name="RN50-quickgelu")}
+    assert told == text(tmp_path, "8xH200", **same)
     per_second = 8 * rate
     assert f"at {per_second:,.0f} pairs/s it needs {per_second / rates['feed']['views_per_cpu_second']:,.0f} cores" in told
     assert f"{per_second * 30_000 / 1e6:,.0f} MB/s" in told

@@ -15,7 +15,7 @@ from datasets.errors import InputError
 from orchestrator.results.kinds import attack_text
 from orchestrator.results.outcome import StageResult, Study
 from orchestrator.running.follow import Mirror
-from orchestrator.tracking.runs import MAX_PARAM
+from orchestrator.tracking.runs import FINGERPRINT, MAX_PARAM, STUDY
 from orchestrator.tracking.server import absolute_uri, redacted, serve, ui_command, views
 from orchestrator.tracking.tracker import DRIVER, ERROR, NONFINITE, Tracker, TrackingError
 from tests.unit.fake_study import fake_study, line
@@ -199,6 +199,28 @@ def test_values_that_are_not_finite_cost_only_themselves(uri: str, tmp_path: Pat
     data = tracker._client.get_run(run_id).data
     assert "train/loss" not in data.metrics and data.metrics["train/lr"] == 1e-3
     assert data.tags[NONFINITE] == "train/loss = inf at epoch 1"
+    trial.metrics = [*trial.metrics, line(2, 90, 10, **{"train/loss": math.nan})]
+    tracker._client.delete_tag(run_id, NONFINITE)  # as if the driver had been killed before it was written
+    again = Tracker(uri, study.name)
+    again.stage_run(trial, again.sweep_run(study), "clean")
+    again.finish(trial)
+    told = again._client.get_run(run_id).data.tags[NONFINITE]
+    assert told == "train/loss = inf at epoch 1; train/loss = nan at epoch 2"
+
+
+def test_what_an_audit_found_is_told_once_for_each_epoch(uri: str, tmp_path: Path):
+    study = fake_study(tmp_path)
+    stage = study.pretrains[0]
+    tracker = Tracker(uri, study.name)
+    run_id = tracker.stage_run(stage, tracker.sweep_run(study), "pretrain")
+    tracker.finish(stage)
+    fingerprint = tracker._client.get_run(run_id).data.tags[FINGERPRINT]
+    study_tag = tracker._client.get_run(run_id).data.tags[STUDY]
+    for _ in range(2):
+        for epoch, value in ((1, 10.0), (3, 20.0), (2, 20.0)):
+            tracker.audited(study_tag, fingerprint, {"audit/PGD/robust": value}, epoch)
+    history = tracker._client.get_metric_history(run_id, "audit/PGD/robust")
+    assert sorted((metric.step, metric.value) for metric in history) == [(1, 10.0), (2, 20.0), (3, 20.0)]
 
 
 def test_long_and_odd_parameters_are_logged(uri: str, tmp_path: Path):
