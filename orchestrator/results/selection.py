@@ -92,8 +92,11 @@ def best_metrics(lines: list[dict[str, Any]], start_accuracy: float | None = Non
 
     `start_accuracy` (percent) is the uncleaned model's; if it is not given, the loss is counted from epoch 0.
     """
-    stage = StageResult(stage="", name="", fingerprint="", folder=Path(), config={}, metrics=lines)
-    points = points_of(stage)
+    return best_of(points_of(StageResult(stage="", name="", fingerprint="", folder=Path(), config={}, metrics=lines)), start_accuracy)
+
+
+def best_of(points: list[Point], start_accuracy: float | None = None) -> dict[str, float]:
+    """As `best_metrics`, of the points of one trial or the first of them."""
     cleaned = results(points)
     best = {}
     for limit in LIMITS:

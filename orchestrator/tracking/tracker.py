@@ -18,7 +18,7 @@ from orchestrator.results.kinds import attack_text, component_of
 from orchestrator.results.names import flatten, hyperparameters, method_of, objective_of, settings
 from orchestrator.results.outcome import StageResult, Study, TrialResult
 from orchestrator.results.points import Point, points_of, start_of, uncleaned
-from orchestrator.results.selection import best_metrics
+from orchestrator.results.selection import best_metrics, best_of
 from orchestrator.tracking.file import making, mlflow_uri, relocate, why
 from orchestrator.tracking.runs import (
     COMPLETE,
@@ -163,6 +163,7 @@ class Tracker:
         """
         lines, lost = list[Line](), list[str]()
         self._add_later_ones(held, result)
+        points, before = points_of(result), self._uncleaned(result) if isinstance(result, TrialResult) else None
         for line in result.metrics:
             epoch, told = int(line["epoch"]), line.get("metrics", {})
             lost += [f"{k} = {v} at epoch {epoch}" for k, v in sorted(told.items()) if isinstance(v, float) and not math.isfinite(v)]
@@ -170,8 +171,7 @@ class Tracker:
                 continue
             values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
             if isinstance(result, TrialResult):
-                so_far = [known for known in result.metrics if known["epoch"] <= epoch]
-                values |= best_metrics(so_far, self._uncleaned(result))
+                values |= best_of([point for point in points if point.epoch <= epoch], before)
             values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
             finite = {k: float(v) for k, v in values.items() if math.isfinite(v)}
             lines.append((epoch, finite))
