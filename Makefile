@@ -42,7 +42,7 @@ demo: $(STAMP)  ## poison, pre-train, clean and compare on a small procedural wo
 	$(BIN)/cleansweep run sweeps.quickstart --store $(STORE) $(ARGS)
 
 audit-demo: demo  ## attacks, defences, explanations and biases of the demo's models, before and after cleaning (minutes)
-	$(BIN)/cleansweep audit sweeps.quickstart --store $(STORE) --n 100 $(ARGS)
+	$(BIN)/cleansweep audit sweeps.quickstart --store $(STORE) --n 40 $(ARGS)
 
 miniatures: $(STAMP)  ## every sweep of the study as its miniature, in one store (49 minutes on two cores)
 	set -e; for name in $(STUDY); do echo; echo "== sweeps.$$name"; $(BIN)/cleansweep run sweeps.$$name --miniature --store store/miniatures $(ARGS); done
