@@ -16,3 +16,9 @@ class NotThisSet(InputError):
 def said(error: OSError | MemoryError) -> str:
     """The operating system's error as text, to end a sentence with."""
     return getattr(error, "strerror", None) or str(error) or "there is not enough memory"
+
+
+def first_line(error: BaseException) -> str:
+    """The first line of an error's text, or its type if it has no text."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0][:400] if lines else type(error).__name__

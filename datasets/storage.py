@@ -14,8 +14,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import IO, Any
 
-from datasets.errors import InputError
-from datasets.text import lines_of, whole_characters
+from datasets.errors import InputError, first_line
+from datasets.text import whole_characters
 
 PICTURES = (".jpg", ".jpeg", ".jfif", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp", ".gif")
 """Extensions of pictures, in any case: those of torchvision's `ImageFolder`, JFIF and GIF."""
@@ -60,7 +60,7 @@ def _filesystem(scheme: str, host: str) -> Any:
         except pyarrow.ArrowInvalid:  # nor does pyarrow know the scheme
             raise InputError(f"{scheme}:// cannot be read here: {error}.") from None
         except OSError as own:
-            raise InputError(f"{scheme}://{host} cannot be read: {_first_line(own)}.") from None
+            raise InputError(f"{scheme}://{host} cannot be read: {first_line(own).rstrip('.')}.") from None
 
 
 def name_text(name: str) -> str:
@@ -270,11 +270,7 @@ def expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:
     try:
         return _expand(local_path(pattern), extensions)
     except OSError as error:
-        raise InputError(f"urls: {pattern} cannot be read: {_first_line(error)}.") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (lines_of(str(error)) or [type(error).__name__])[0].rstrip(".")
+        raise InputError(f"urls: {pattern} cannot be read: {first_line(error).rstrip('.')}.") from error
 
 
 def _expand(pattern: str, extensions: tuple[tuple[str, ...], ...]) -> list[str]:

@@ -19,7 +19,7 @@ from typing import Any
 
 import psutil
 
-from datasets.errors import InputError
+from datasets.errors import InputError, first_line
 from orchestrator.console.log import log
 
 LIMITS_S = (30.0, 180.0)
@@ -146,12 +146,6 @@ def _why_not(error: BaseException, session: Path | None) -> str:
 
 def _load() -> str:
     return f"the load is {os.getloadavg()[0]:.1f} on {len(os.sched_getaffinity(0))} cores"
-
-
-def first_line(error: BaseException) -> str:
-    """The first line of an error's text, or its type if it has no text."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0][:400] if lines else type(error).__name__
 
 
 def last_error(logs: Path) -> str:

@@ -15,6 +15,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import datasets.index.keys
 import datasets.index.pairs
 from datasets.errors import InputError
 from datasets.index.keys import key_hashes, mark_duplicates
@@ -170,3 +171,9 @@ def test_repeated_keys_are_found_like_by_a_dictionary(seed):
     assert marked["drop"].to_pylist() == wanted and "duplicate_key" in wanted
     halves = [parts["key"].combine_chunks()[:7], parts["key"].combine_chunks()[7:]]
     assert key_hashes(parts["key"]).tolist() == key_hashes(pa.chunked_array(halves)).tolist()
+
+
+def test_different_keys_of_one_hash_are_no_duplicates(monkeypatch):
+    monkeypatch.setattr(datasets.index.keys, "key_hashes", lambda keys: np.zeros(len(keys), np.uint64))
+    joined = pa.concat_tables([table(0, 4), table(2, 1), table(9, 2)])
+    assert mark_duplicates(joined)["drop"].to_pylist() == ["", "", "", "", "duplicate_key", "", ""]

@@ -15,24 +15,6 @@ from orchestrator.tracking.tracker import ERROR, Tracker, TrackingError
 from tests.unit.fake_study import fake_study
 
 
-@pytest.fixture(scope="module")
-def template(tmp_path_factory) -> Path:
-    """A database without a run; making one takes seconds."""
-    folder = tmp_path_factory.mktemp("requests")
-    Tracker(f"sqlite:///{folder / 'mlflow.db'}", "quickstart").check()
-    return folder / "mlflow.db"
-
-
-@pytest.fixture
-def uri(template: Path, tmp_path: Path) -> str:
-    copy = tmp_path / "mlflow.db"
-    with sqlite3.connect(template) as source, sqlite3.connect(copy) as target:
-        source.backup(target)
-        target.execute("DELETE FROM experiment_tags WHERE experiment_id != 0")
-        target.execute("DELETE FROM experiments WHERE experiment_id != 0")
-    return f"sqlite:///{copy}"
-
-
 def held(uri: str) -> dict[str, list[tuple]]:
     """What the database holds, by fingerprint instead of by run, without times."""
     with sqlite3.connect(uri.removeprefix("sqlite:///")) as database:
