@@ -164,12 +164,14 @@ class Tracker:
         lines, lost = list[Line](), list[str]()
         self._add_later_ones(held, result)
         points, before = points_of(result), self._uncleaned(result) if isinstance(result, TrialResult) else None
+        known = set(held.epochs)
         for line in result.metrics:
-            epoch, told = int(line["epoch"]), line.get("metrics", {})
+            epoch, told = int(line["epoch"]), {"seconds": line.get("seconds"), **line.get("metrics", {})}
             lost += [f"{k} = {v} at epoch {epoch}" for k, v in sorted(told.items()) if isinstance(v, float) and not math.isfinite(v)]
-            if epoch in held.epochs or epoch in dict(lines):
+            if epoch in known:
                 continue
-            values = {SENTINEL: epoch, "seconds": line.get("seconds"), **line.get("metrics", {})}
+            known.add(epoch)
+            values = {SENTINEL: epoch, **told}
             if isinstance(result, TrialResult):
                 values |= best_of([point for point in points if point.epoch <= epoch], before)
             values = {k: v for k, v in values.items() if isinstance(v, (int, float)) and not isinstance(v, bool)}
