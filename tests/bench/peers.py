@@ -37,9 +37,3 @@ def stamp_decoded(row: dict, victims: dict, trigger: Any, size: int) -> dict:
 
 def nothing(config: dict[str, Any]) -> None:
     """The trial that does nothing."""
-
-
-def imports(config: dict[str, Any]) -> None:
-    """A trial that does no more than import what training needs."""
-    import open_clip  # noqa: F401
-    import torch  # noqa: F401
