@@ -23,7 +23,8 @@ from torch import Tensor
 from datasets.component import Component, Count
 from datasets.errors import InputError
 from trainers.encoder import Encoder, Tokenizer, twin
-from trainers.weights.load import aside, load_weights
+from trainers.weights.files import aside
+from trainers.weights.load import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)
