@@ -12,16 +12,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-import torch.distributed as dist
-from torch import Tensor, nn
-
-from trainers.collectives import Gather, GlobalBatchNorm
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor, nn
 
 
 def _cpu() -> torch.device:
+    import torch
+
     return torch.device("cpu")
 
 
@@ -45,6 +45,9 @@ class World:
     def current() -> World:
         """The world of the initialised process group; without one, this process alone. The device is the GPU with the number LOCAL_RANK
         (default 0), or the CPU if there is no GPU or the group uses gloo."""
+        import torch
+        import torch.distributed as dist
+
         if torch.cuda.is_available() and (size() == 1 or dist.get_backend() == "nccl"):
             device = torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)) % torch.cuda.device_count())
         else:
@@ -54,11 +57,15 @@ class World:
 
 def size() -> int:
     """Processes in the default group; 1 when none is initialised."""
+    import torch.distributed as dist
+
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def rank() -> int:
     """This process's number in the default group; 0 when none is initialised."""
+    import torch.distributed as dist
+
     return dist.get_rank() if dist.is_available() and dist.is_initialized() else 0
 
 
@@ -67,11 +74,17 @@ def gather_rows(local_BD: Tensor) -> Tensor:
 
     Every rank must hold the same number of rows. With one rank, returns its input.
     """
+    from trainers.collectives import Gather
+
     return local_BD if size() == 1 else Gather.apply(local_BD.contiguous())
 
 
 def synchronise_batchnorm(module: nn.Module, world: World) -> nn.Module:
     """Make every 2-d batch normalisation in `module` use the batches of all ranks, in place. With one rank, nothing changes."""
+    from torch import nn
+
+    from trainers.collectives import GlobalBatchNorm
+
     if world.size == 1:
         return module
     if world.device.type == "cuda":
@@ -84,6 +97,8 @@ def synchronise_batchnorm(module: nn.Module, world: World) -> nn.Module:
 
 def wrap(module: nn.Module, world: World, broadcast_buffers: bool = False) -> nn.Module:
     """`module` wrapped in DistributedDataParallel, which averages gradients over ranks. With one rank, `module` itself."""
+    from torch import nn
+
     if world.size == 1:
         return module
     devices = [world.device] if world.device.type == "cuda" else None
@@ -94,6 +109,9 @@ def wrap(module: nn.Module, world: World, broadcast_buffers: bool = False) -> nn
 
 def sum_over_ranks(values: Mapping[str, float], world: World) -> dict[str, float]:
     """Each value summed over ranks, in float64 (integers are exact up to 2^53)."""
+    import torch
+    import torch.distributed as dist
+
     if world.size == 1:
         return dict(values)
     names = sorted(values)
@@ -104,6 +122,8 @@ def sum_over_ranks(values: Mapping[str, float], world: World) -> dict[str, float
 
 def from_main(value: Any, world: World) -> Any:
     """Rank 0's `value` on every rank; any picklable object."""
+    import torch.distributed as dist
+
     if world.size == 1:
         return value
     box = [value]
@@ -113,6 +133,8 @@ def from_main(value: Any, world: World) -> Any:
 
 def gather_lists(values: list[Any], world: World) -> list[Any]:
     """The lists of all ranks, joined in rank order, on every rank."""
+    import torch.distributed as dist
+
     if world.size == 1:
         return values
     parts: list[Any] = [None] * world.size
@@ -122,6 +144,8 @@ def gather_lists(values: list[Any], world: World) -> list[Any]:
 
 def share_buffers(module: nn.Module, world: World) -> None:
     """Copy rank 0's buffers to every rank, so that all ranks measure and save the same model even if their batch statistics differ."""
+    import torch.distributed as dist
+
     if world.size > 1:
         for buffer in module.buffers():
             dist.broadcast(buffer, src=0)

@@ -14,17 +14,18 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from annotated_types import Ge, MultipleOf
-from torch import Tensor
 
 from datasets.component import Component, Count
 from datasets.errors import InputError
-from trainers.encoder import Encoder, Tokenizer, twin
 from trainers.weights.files import aside
-from trainers.weights.load import load_weights
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +79,10 @@ class Model(Component):
         for an unreadable checkpoint, and for one of another architecture.
         """
         import open_clip
+        import torch
+
+        from trainers.encoder import Encoder, Tokenizer, twin
+        from trainers.weights.load import load_weights
 
         self.check()
         config = _config(self.name)
@@ -183,6 +188,9 @@ class TinyCLIP(Component):
     def build(self, seed: int, say: Callable[[str], None] = aside) -> Encoder:
         """The model with weights drawn from `seed`. Torch's global generator is left unchanged; `say` is never called."""
         import open_clip
+        import torch
+
+        from trainers.encoder import Encoder, Tokenizer
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from datasets.component import Count
-from trainers.encoder import Encoder
 from trainers.objectives.base import Features, Loss, Objective
-from trainers.objectives.pool import Pool
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +39,8 @@ class Pooled(Objective):
         return self.augmented
 
     def begin(self, encoder: Encoder, rng: np.random.Generator) -> Loss:
+        from trainers.objectives.pool import Pool
+
         return Pool(self, encoder, rng)
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:

@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from torch import Tensor
 
 from datasets.component import Natural
-from trainers.encoder import Encoder
-from trainers.objectives.banks import Banks, SplitBanks
 from trainers.objectives.base import Features, Loss, Objective
 from trainers.objectives.contrastive import matching_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,6 +50,8 @@ class Unimodal(Objective):
     two_views = True
 
     def begin(self, encoder: Encoder, rng: np.random.Generator) -> Loss:
+        from trainers.objectives.banks import Banks
+
         return Banks(self, encoder, rng)
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
@@ -60,4 +64,6 @@ class Split(Unimodal):
     batch, over all ranks, are of the same kind."""
 
     def begin(self, encoder: Encoder, rng: np.random.Generator) -> Loss:
+        from trainers.objectives.banks import SplitBanks
+
         return SplitBanks(self, encoder, rng)
