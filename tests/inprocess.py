@@ -46,7 +46,7 @@ def without_ray() -> Iterator[None]:
         for target, replacement in {
             "orchestrator.running.driver._ray": lambda compute: nullcontext(),
             "orchestrator.running.driver.make_tracker": lambda *_: NoTracker(),
-            "orchestrator.running.driver.write_report": _no_report,
+            "orchestrator.report.page.write_report": _no_report,
             "orchestrator.running.driver.train_all": _train_all,
             "orchestrator.running.driver.measure_all": lambda wanted, at: [ensure(one, at) for one in wanted],
             "orchestrator.cluster.session.require_resources": lambda *_: None,

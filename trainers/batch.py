@@ -9,13 +9,15 @@ from __future__ import annotations
 import queue
 import threading
 from collections.abc import Iterator, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from trainers.encoder import Encoder
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 class Feed(Protocol):
@@ -33,6 +35,8 @@ class Feed(Protocol):
 
 def image_tensor(image_BHWC: Any, device: torch.device) -> Tensor:
     """uint8 array -> uint8 tensor on the device. On a GPU the copy runs while the device computes."""
+    import torch
+
     image_BHWC = np.require(image_BHWC, np.uint8, "W")  # torch needs writable memory; a shared object store gives read-only memory
     tensor = torch.from_numpy(image_BHWC)
     return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor

@@ -22,18 +22,19 @@ import shutil
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
-from torch import nn
 
 from datasets.errors import InputError
 from datasets.storage import crc32, sync
-from trainers.encoder import Encoder
 from trainers.weights.epoch_folder import CONFIG, META, STATE, WEIGHTS, digest, fault, read_meta
-from trainers.weights.load import load_weights
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+    from trainers.encoder import Encoder
 
 PART = 1 << 20
 """Bytes that are written at once where it is tried why a file cannot be written."""
@@ -236,6 +237,11 @@ def progress_of(checkpoint: Path) -> Progress:
 
 def load(checkpoint: Path, encoder: Encoder, optimizer: torch.optim.Optimizer, memory: nn.Module | None = None) -> None:
     """Load the weights, the optimiser's state and the objective's memory."""
+    import torch
+    from safetensors.torch import load_file
+
+    from trainers.weights.load import load_weights
+
     load_weights(encoder, checkpoint, finite=False)  # a diverged model fails in training, with its own message
     tensors = load_file(checkpoint / STATE)
     for name, parameter in parameters(encoder):
@@ -256,6 +262,8 @@ def clear(folder: Path) -> None:
 
 
 def _save(tensors: dict[str, torch.Tensor], path: Path) -> None:
+    from safetensors.torch import save_file
+
     try:
         save_file(tensors, path)
     except SafetensorError:

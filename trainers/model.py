@@ -6,24 +6,28 @@ open_clip is imported only when a model is needed, because the import takes two 
 from __future__ import annotations
 
 import difflib
+import json
 import logging
 import os
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
-import torch
 from annotated_types import Ge, MultipleOf
-from torch import Tensor
 
 from datasets.component import Component, Count
 from datasets.errors import InputError
-from trainers.encoder import Encoder, Tokenizer, twin
-from trainers.weights.load import aside, load_weights
+from trainers.weights.files import aside
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,23 +56,27 @@ class Model(Component):
     def check(self, where: str = "model") -> None:
         """Raise InputError for an unknown name or tag, for weights trained with the other activation, and for a tokenizer whose package is
         not installed. Builds and downloads nothing."""
-        import open_clip
-
         config = _config(self.name)
         text = config.get("text_cfg", {})
-        tags = open_clip.list_pretrained_tags_by_model(self.name)
-        if self.pretrained and self.file is None and self.pretrained not in tags:
-            raise InputError(f"{where}.pretrained is {self.pretrained!r}: no file or folder of that name, and no tag of {self.name} "
-                             f"(its tags: {', '.join(tags) or 'none'})")
-        if self.pretrained and self.file is None:  # open_clip only warns, and computes with another activation than in training
-            trained_so = bool(open_clip.get_pretrained_cfg(self.name, self.pretrained).get("quick_gelu"))
-            fitting = f"{self.name}-quickgelu" if trained_so else self.name.removesuffix("-quickgelu")
-            if fitting != self.name and trained_so != bool(config.get("quick_gelu")):
-                raise InputError(f"{where}.pretrained is {self.pretrained!r}, weights trained with{'' if trained_so else 'out'} QuickGELU, "
-                                 f"and {where}.name is {self.name!r}: take {fitting!r}")
+        if self.pretrained and self.file is None:
+            self._check_tag(self.pretrained, config, where)
         if (text.get("hf_tokenizer_name") or text.get("hf_model_name")) and find_spec("transformers") is None:
             raise InputError(f"{where} is {self.name}, whose captions are read by the package transformers, which is not installed: "
                              "install cleansweep with its extra `labels`")
+
+    def _check_tag(self, tag: str, config: dict[str, Any], where: str) -> None:
+        import open_clip
+
+        tags = open_clip.list_pretrained_tags_by_model(self.name)
+        if tag not in tags:
+            raise InputError(f"{where}.pretrained is {tag!r}: no file or folder of that name, and no tag of {self.name} "
+                             f"(its tags: {', '.join(tags) or 'none'})")
+        # where the activation differs from that in training, open_clip only warns
+        trained_so = bool(open_clip.get_pretrained_cfg(self.name, tag).get("quick_gelu"))
+        fitting = f"{self.name}-quickgelu" if trained_so else self.name.removesuffix("-quickgelu")
+        if fitting != self.name and trained_so != bool(config.get("quick_gelu")):
+            raise InputError(f"{where}.pretrained is {tag!r}, weights trained with{'' if trained_so else 'out'} QuickGELU, "
+                             f"and {where}.name is {self.name!r}: take {fitting!r}")
 
     def build(self, seed: int, say: Callable[[str], None] = aside) -> Encoder:
         """The model with weights drawn from `seed`, or loaded if `pretrained` is set. Torch's global generator is left unchanged.
@@ -77,6 +85,10 @@ class Model(Component):
         for an unreadable checkpoint, and for one of another architecture.
         """
         import open_clip
+        import torch
+
+        from trainers.encoder import Encoder, Tokenizer, twin
+        from trainers.weights.load import load_weights
 
         self.check()
         config = _config(self.name)
@@ -182,6 +194,9 @@ class TinyCLIP(Component):
     def build(self, seed: int, say: Callable[[str], None] = aside) -> Encoder:
         """The model with weights drawn from `seed`. Torch's global generator is left unchanged; `say` is never called."""
         import open_clip
+        import torch
+
+        from trainers.encoder import Encoder, Tokenizer
 
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed % 2**63)
@@ -259,8 +274,27 @@ def _endless(tokenize: Any, captions: list[str]) -> Tensor:
     return tokenize(captions, context_length=length + 1)[:, :length]
 
 
+def _shipped(name: str) -> dict[str, Any] | None:
+    """The configuration with that name among the files that open_clip comes with; None if there is none."""
+    file = _shipped_files().get(name)
+    config = {} if file is None else json.loads(file.read_text(encoding="utf-8"))
+    return config if all(part in config for part in ("embed_dim", "vision_cfg", "text_cfg")) else None
+
+
+@cache
+def _shipped_files() -> dict[str, Path]:
+    """Name of a model → the file with its configuration, in open_clip's own folder, which is found without importing open_clip."""
+    spec = find_spec("open_clip")
+    return {path.stem: path for path in (Path(spec.origin).parent / "model_configs").glob("*.json")} if spec and spec.origin else {}
+
+
 def _config(name: str) -> dict[str, Any]:
-    """A copy of open_clip's configuration with that name. InputError if there is none."""
+    """A copy of open_clip's configuration with that name. Those that it comes with are read without importing it. InputError if
+    there is none."""
+    shipped = None if "open_clip" in sys.modules else _shipped(name)  # an imported one may have been given other configurations
+    if shipped is not None:
+        return shipped
+
     import open_clip
 
     try:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
-import torch
 from annotated_types import Interval
-from torch import nn
 
 from datasets.component import NEUTRAL, Component, Count, Natural, NotNegative, Positive, since
 from datasets.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
 
 _Decay = Annotated[float, Interval(ge=0, lt=1)]
 
@@ -92,6 +94,8 @@ def optimizer(model: nn.Module, training: Training) -> torch.optim.AdamW:
 
     The loop sets the learning rate of each group before each step.
     """
+    import torch
+
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     groups = [
         {"params": [p for name, p in named if decays(name, p)], "weight_decay": training.weight_decay},

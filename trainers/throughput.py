@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import copy
+from typing import TYPE_CHECKING
 
-import torch
-from torch.utils.flop_counter import FlopCounterMode
+if TYPE_CHECKING:
+    import torch
 
-from trainers.encoder import Encoder
+    from trainers.encoder import Encoder
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0, "A10G": 70.0, "L40S": 362.0, "L4": 121.0, "V100": 125.0, "T4": 65.0}
 """Peak of dense bf16 matrix multiplication (fp16 on V100 and T4) in TFLOP/s, from the makers' data sheets (SXM parts)."""
@@ -19,6 +20,9 @@ def flops_per_sample(encoder: Encoder, two_views: bool = False, rows: int = 2) -
     Counts matrix products, convolutions and attention on a copy of the model, on its device. Leaves out recomputation and the loss's own
     product, which grows with the batch.
     """
+    import torch
+    from torch.utils.flop_counter import FlopCounterMode
+
     model = copy.deepcopy(encoder).train()
     size, device = model.image_size, model.device
     batch = {"image": torch.zeros(rows, size, size, 3, dtype=torch.uint8, device=device),
@@ -34,6 +38,8 @@ def flops_per_sample(encoder: Encoder, two_views: bool = False, rows: int = 2) -
 
 def peak_flops(device: torch.device) -> float | None:
     """The device's bf16 peak in FLOP/s; None for a device that is not in the table, such as a CPU."""
+    import torch
+
     if device.type != "cuda":
         return None
     name = torch.cuda.get_device_name(device)

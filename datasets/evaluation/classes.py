@@ -5,8 +5,12 @@ from __future__ import annotations
 import difflib
 import functools
 import re
+import runpy
+import sys
 from collections.abc import Sequence
+from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from datasets.errors import InputError
 from datasets.evaluation.prompts import NAMES, PROMPTS
@@ -18,9 +22,7 @@ def class_names(names: str | Sequence[str]) -> tuple[str, ...]:
     """`imagenet1k` (1000 names, open_clip's), a set of `prompts.NAMES`, or the names themselves in the order of their indices."""
     if isinstance(names, str):
         if names == "imagenet1k":
-            import open_clip
-
-            return tuple(open_clip.IMAGENET_CLASSNAMES)
+            return tuple(_of_open_clip("IMAGENET_CLASSNAMES"))
         if names in NAMES:
             return NAMES[names]
         raise InputError(f"classes is {names!r}; accepted are imagenet1k, {', '.join(NAMES)}, or a list of names.")
@@ -45,10 +47,7 @@ def templates(which: str | Sequence[str]) -> tuple[str, ...]:
     given texts with `{}` or `{c}`."""
     if isinstance(which, str):
         if which in ("openai", "simple"):
-            import open_clip
-
-            calls = open_clip.OPENAI_IMAGENET_TEMPLATES if which == "openai" else open_clip.SIMPLE_IMAGENET_TEMPLATES
-            return tuple(call("{}") for call in calls)
+            return tuple(call("{}") for call in _of_open_clip(f"{which.upper()}_IMAGENET_TEMPLATES"))
         if which in PROMPTS:
             return PROMPTS[which]
         raise InputError(f"templates is {which!r}; accepted are {', '.join(LISTS)}, or a list of texts with {{}}.")
@@ -59,6 +58,23 @@ def templates(which: str | Sequence[str]) -> tuple[str, ...]:
         if text.count("{}") != 1:
             raise InputError(f"templates holds {text!r}; each text has {{}} once, where the class name goes.")
     return texts
+
+
+def _of_open_clip(name: str) -> Any:
+    """A list of open_clip's."""
+    if "open_clip" not in sys.modules and name in _lists():
+        return _lists()[name]
+    import open_clip
+
+    return getattr(open_clip, name)
+
+
+@functools.cache
+def _lists() -> dict[str, Any]:
+    """open_clip's lists by name, read from the one file of it that holds them, because to import open_clip takes seconds."""
+    spec = find_spec("open_clip")
+    file = Path(spec.origin).with_name("zero_shot_metadata.py") if spec and spec.origin else Path()
+    return runpy.run_path(str(file)) if file.is_file() else {}
 
 
 def known_prompts(which: str) -> None:

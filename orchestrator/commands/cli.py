@@ -125,7 +125,7 @@ def _plan(options: argparse.Namespace) -> int:
     if rate is not None and not 0 < rate < float("inf"):
         raise InputError(f"--samples-per-second is {rate:g}; accepted: a number above 0.")
     machine = None
-    if options.machine:  # imports torch, which a plan without it does not need
+    if options.machine:
         from orchestrator.commands.machine import Machine, machine_text
 
         machine = Machine.of(options.machine)

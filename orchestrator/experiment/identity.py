@@ -20,7 +20,7 @@ from orchestrator.store import sha256
 from trainers.evaluate.base import Evaluator
 from trainers.methods.with_labels import WithLabels
 from trainers.model import Model, TinyCLIP
-from trainers.weights.load import files_read
+from trainers.weights.files import files_read
 
 IDENTITIES: dict[Component | str, Any] = {}
 """Digests of sources and of files of keys that were read so far. A trial gets the driver's, so that it does not read the files again."""

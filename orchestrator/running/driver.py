@@ -16,7 +16,6 @@ from orchestrator.console.progress import meter
 from orchestrator.experiment.fingerprint import encode
 from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.report.claims_table import write_claims
-from orchestrator.report.page import write_report
 from orchestrator.results.claims import Verdict
 from orchestrator.results.outcome import Study
 from orchestrator.results.points import CLEANING_SET
@@ -82,7 +81,7 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
             failures = [message for _, message in _gate_failures(plan, store)]
         failures += [f"trial {t.fingerprint[:12]} ({_values(t)}): {t.error}" for t in trials if t.status == "failed"]
         study = load_study(plan, store, trials)
-        report = write_report(study, report_folder(plan, store))
+        report = _write_report(plan, store, study)
         if not failures:
             _record(plan, store, trials)
         Mirror(tracker, plan_titles(plan)).finish(study, report, failed=bool(failures))
@@ -203,7 +202,7 @@ def _close(plan: Plan, store: Store, tracker: Tracker) -> None:
     with suppress(TrackingError, InputError, OSError):
         study = load_study(plan, store)
         if study.pretrains:
-            Mirror(tracker, plan_titles(plan)).finish(study, write_report(study, report_folder(plan, store)), failed=True)
+            Mirror(tracker, plan_titles(plan)).finish(study, _write_report(plan, store, study), failed=True)
 
 
 def _values(trial: Trial) -> str:
@@ -268,7 +267,14 @@ def report_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path]:
     """Write the report of a sweep from what the store holds now."""
     store = Store(compute.store)
     study = read_study(plan, store)
-    return study, write_report(study, report_folder(plan, store))
+    return study, _write_report(plan, store, study)
+
+
+def _write_report(plan: Plan, store: Store, study: Study) -> Path:
+    """Write the report. Its figures are imported here, because tables and claims have none."""
+    from orchestrator.report.page import write_report
+
+    return write_report(study, report_folder(plan, store))
 
 
 def read_study(plan: Plan, store: Store) -> Study:

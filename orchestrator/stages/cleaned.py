@@ -20,7 +20,6 @@ from orchestrator.stages.trained import Trained, checkpoint_at, made_for, rows_o
 from orchestrator.store import Store, read_failure
 from orchestrator.training.job import Job
 from orchestrator.training.ray_train import fit_on_workers
-from orchestrator.training.workers import clean
 from trainers.checkpoint import STATE
 from trainers.evaluate.choice import measured, start_of
 
@@ -86,6 +85,8 @@ class Cleaned(Stage):
         self.cleaning.check_workers(compute.trial_workers)
 
     def make(self, at: At) -> None:
+        from orchestrator.training.workers import clean
+
         points = measured(lines_of(at.store, self.model))
         uncleaned = start_of(points, self.cleaning.start)
         epoch = str(uncleaned.epoch) if uncleaned is not None else self.cleaning.start

@@ -7,7 +7,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import torch
 
 from orchestrator.experiment.fingerprint import encode, fingerprint
 from orchestrator.experiment.identity import weights_identity
@@ -84,6 +83,8 @@ class Labelled(Stage):
         return (self.testset, *self.inputs.values())
 
     def make(self, at: At) -> None:
+        import torch
+
         method = self.need
         if isinstance(method.labeller, Model):
             encoder = method.labeller.build(0)

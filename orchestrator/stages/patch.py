@@ -6,10 +6,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from datasets.attack.poison import names_class
 from datasets.component import needs_of
@@ -35,9 +34,10 @@ from orchestrator.store import write_json
 from orchestrator.training.inputs import Inputs
 from orchestrator.training.job import load_model
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.model import Model
-from trainers.optimised_patch import optimise
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 MOST_TARGETS = 10_000
 """Pictures and captions of the target that are used, at most."""
@@ -107,6 +107,10 @@ class PatchMade(Stage):
         return {"index": self.index, **({} if self.reference is None else {"reference": self.reference})}
 
     def make(self, at: At) -> None:
+        import torch
+
+        from trainers.optimised_patch import optimise
+
         need, index = self.need, read_index(str(at.of(self.index).folder / "index.arrow"))
         inputs = Inputs(index=str(at.of(self.index).folder / "index.arrow"), urls=tuple(self.index.read(at).shards()), plan="", rows=None)
         pairs = inputs.pairs()

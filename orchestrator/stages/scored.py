@@ -9,7 +9,6 @@ from typing import Any, ClassVar
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
-import torch
 
 from datasets.index.pairs import Pairs
 from orchestrator.console.log import log
@@ -72,6 +71,8 @@ class Scored(Stage):
         return self.attack.read(at).pairs(None if self.cleanset is None else self.cleanset.read(at))
 
     def make(self, at: At) -> None:
+        import torch
+
         found, pairs, score = at.of(self.model), self.scored(at), self.score
         experiment = self.attack.resolved(self.experiment, at)
         device = World.current().device if at.compute.trial_gpus else torch.device("cpu")

@@ -26,7 +26,6 @@ from orchestrator.store import METRICS, Artefact, Store, checked, read_lines
 from orchestrator.training.inputs import Inputs
 from orchestrator.training.job import Job
 from orchestrator.training.ray_train import fit_on_workers
-from orchestrator.training.workers import pretrain
 from trainers.checkpoint import STATE, epoch_folder, reported
 from trainers.evaluate.base import Evaluator
 from trainers.weights.epoch_folder import WEIGHTS
@@ -137,6 +136,8 @@ class Trained(Stage):
         return made_for(self.experiment.evaluate.evaluators, self.needed, at)
 
     def make(self, at: At) -> None:
+        from orchestrator.training.workers import pretrain
+
         job = Job(
             experiment=self.attack.resolved(self.experiment, at),
             inputs=self.read(at),

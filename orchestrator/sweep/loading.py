@@ -17,7 +17,7 @@ from orchestrator import ROOT
 from orchestrator.experiment.override import from_text, get, has, override, override_all, parse
 from orchestrator.experiment.spec import Experiment, Given, Sweep
 from orchestrator.stages.swept import grid_values
-from trainers.weights.load import FOLDER
+from trainers.weights.files import FOLDER
 
 SEED = "pretrain.seed"
 WEIGHTS = (".safetensors", ".pt", ".pth", ".bin")

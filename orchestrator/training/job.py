@@ -1,15 +1,16 @@
 """What one process needs to make a stage: its input, how it reads pictures and weights, and how it records a failure."""
 
+from __future__ import annotations
+
 import math
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 
 from datasets.component import Component
 from datasets.errors import InputError
@@ -24,10 +25,11 @@ from orchestrator.experiment.spec import Compute, Experiment
 from orchestrator.store import FAILED, MANIFEST, NOTES, checked, read_json, write_json
 from orchestrator.training.inputs import Inputs
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.choice import Epoch
 from trainers.model import Model
-from trainers.weights.load import load_weights
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 WHOLE = 256
 """How many pictures are embedded or labelled at a time."""
@@ -62,6 +64,8 @@ class Job:
 
 def start(cpus: float, gpus: float) -> World:
     """This process's place among the ranks, after setting the cores and GPUs that it may use."""
+    import torch
+
     torch.set_num_threads(max(1, int(cpus)))
     world = World.current()
     if not gpus:
@@ -115,6 +119,8 @@ def load_model(experiment: Experiment, weights: str) -> Encoder:
 
     The log says what was assumed because the checkpoint does not state it.
     """
+    from trainers.weights.load import load_weights
+
     model = experiment.pretrain.model
     if isinstance(model, Model) and not os.path.exists(weights) and "/" not in weights:
         return replace(model, pretrained=weights).build(0, log.say)

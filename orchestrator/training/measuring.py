@@ -1,10 +1,12 @@
 """How a process measures a model: accuracy and ASR, then each evaluator; and how the results are recorded."""
 
+from __future__ import annotations
+
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,9 +17,11 @@ from orchestrator.experiment.check import further_sets
 from orchestrator.store import METRICS, checked, digest_of, read_json, write_arrays, write_json, write_lines
 from orchestrator.training.job import Job, decoded_views, load_model, making, measured_as, start
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material, add_values, unchanged
 from trainers.evaluate.zeroshot import Aim, ZeroShotASR
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 MEASURED = "measured.json"
 """In a training's folder: which measurements were made during the training."""

@@ -18,8 +18,8 @@ MAY_IMPORT = {  # each also itself; nothing imports sweeps, which are loaded by 
 }
 ROOMS = {  # from the bottom up: a room may import those before it; a file that lies in no room is a room of its own
     "datasets": "errors text seeding storage component captions words triggers images index synthetic evaluation attack feed acquire",
-    "trainers": "encoder weights checkpoint model distributed schedule record batch objectives backward detect evaluate audit methods loop "
-    "optimised_patch throughput",
+    "trainers": "encoder weights checkpoint model collectives distributed schedule record batch objectives backward detect evaluate audit "
+    "methods loop optimised_patch throughput",
     "orchestrator": "failures manifest store console experiment cluster training stages results sweep report tracking running commands api",
 }
 LINES = 400

@@ -31,7 +31,8 @@ from trainers.audit.classifier import Classifier, zero_shot
 from trainers.audit.shares import beyond_chance, share
 from trainers.audit.tables import NOBODY, Table, predictions, right_ones, success
 from trainers.model import Model, TinyCLIP
-from trainers.weights.load import load_weights, weights_file
+from trainers.weights.files import weights_file
+from trainers.weights.load import load_weights
 
 
 @dataclass(frozen=True, kw_only=True)

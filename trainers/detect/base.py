@@ -9,17 +9,18 @@ import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from datasets.component import Component, Count
 from datasets.errors import InputError
 from datasets.seeding import hash64
-from trainers.detect.neighbours import CLAMP, Near, Rows, nearest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.detect.neighbours import Near, Rows
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -39,15 +40,21 @@ class Features:
 
     def take(self, places: np.ndarray) -> Features:
         """The pairs at these positions, in this order."""
+        import torch
+
         index = torch.from_numpy(np.asarray(places, np.int64)).to(self.image_BD.device)
         return dataclasses.replace(self, keys=self.keys[places], image_BD=self.image_BD[index], text_BD=self.text_BD[index])
 
     def image(self, rows: str) -> Tensor:
         """The pictures' features [B, D]: `unit` (float64) or `raw`."""
+        from torch.nn import functional as F
+
         return F.normalize(self.image_BD.double(), dim=1) if rows == "unit" else self.image_BD
 
     def text(self, rows: str) -> Tensor:
         """The captions' features [B, D]: `unit` (float64) or `raw`."""
+        from torch.nn import functional as F
+
         return F.normalize(self.text_BD.double(), dim=1) if rows == "unit" else self.text_BD
 
 
@@ -65,11 +72,15 @@ class Reference:
 
     def rows(self, kind: str) -> Tensor:
         """[2 M, D]: the pictures' features, then the captions'; `unit` or `raw`."""
+        import torch
+
         if kind not in self.kept:
             self.kept[kind] = torch.cat([self.pairs.image(kind), self.pairs.text(kind)])
         return self.kept[kind]
 
     def _rows(self, kind: str) -> Rows:
+        from trainers.detect.neighbours import Rows
+
         if ("searched", kind) not in self.kept:
             self.kept["searched", kind] = Rows(self.rows(kind))
         return self.kept["searched", kind]
@@ -80,6 +91,8 @@ class Reference:
 
     def near(self, pairs: Features, rows: str, exclude_own_text: bool) -> Near:
         """The `deepest` nearest rows of each picture, leaving out the picture itself and, with `exclude_own_text`, its caption."""
+        from trainers.detect.neighbours import nearest
+
         about = (rows, exclude_own_text)
         known = self._searched.get(about)
         if known is None or known[0] is not pairs:
@@ -91,6 +104,8 @@ class Reference:
     def own(self, rows: str, exclude_own_text: bool) -> Near:
         """The `deepest` nearest rows of each row of the reference, leaving out the row itself and, with `exclude_own_text`, the other half
         of its pair."""
+        from trainers.detect.neighbours import nearest
+
         about = ("own", rows, exclude_own_text)
         if about not in self.kept:
             row_R = np.arange(2 * len(self.pairs))
@@ -215,6 +230,8 @@ class NeighbourScore(Compared):
 
     def clamped(self, pairs: Features, reference: Reference) -> int:
         """How many of the pairs' k distances are 0."""
+        from trainers.detect.neighbours import CLAMP
+
         return int((self.near(pairs, reference).distance_BK <= CLAMP).sum())
 
 

@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-import torch
 
 from datasets.component import Count
 from datasets.errors import InputError
@@ -34,6 +33,8 @@ class EarlyLoss(Compared):
         return early
 
     def raw(self, pairs: Features, reference: Reference) -> np.ndarray:
+        import torch
+
         others, place_B = reference.pairs, reference.places(pairs)
         image_BD, text_BD, image_MD, text_MD = (side("unit") for side in (pairs.image, pairs.text, others.image, others.text))
         own_B = pairs.logit_scale * (image_BD * text_BD).sum(dim=1)

@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from itertools import combinations
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
-import torch.backends.cudnn
 from annotated_types import Interval
 
 from datasets.component import Natural
@@ -24,8 +22,10 @@ from datasets.feed.watched_pairs import Sample, sample_batches
 from trainers import distributed
 from trainers.batch import image_tensor
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 Features = Mapping[str, np.ndarray]
 """`role/view` → float64 [N, D], unit rows in the sample's order. Views that the sample lacks are left out."""
@@ -92,6 +92,9 @@ def embed(model: Encoder, batches: Iterable[dict[str, Any]], world: World) -> di
 @contextmanager
 def looking(model: Encoder) -> Iterator[None]:
     """Within the block the model is in evaluation mode, without gradients, in fp32 or better. Afterwards it is as before."""
+    import torch
+    import torch.backends.cudnn
+
     training, autocast = model.training, model.autocast
     model.eval()
     model.autocast = None

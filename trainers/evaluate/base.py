@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
-import torch
 
 from datasets.component import Component, shown, since
 from datasets.errors import InputError
@@ -20,9 +19,9 @@ from datasets.feed.loader import Batch, Recipe
 from datasets.index.pairs import Pairs
 from datasets.triggers.base import Trigger
 from trainers.distributed import World
-from trainers.encoder import Encoder
 
 if TYPE_CHECKING:
+    from trainers.encoder import Encoder
     from trainers.evaluate.zeroshot import Aim
 
 
@@ -117,6 +116,8 @@ def add_values(values: dict[str, Any], evaluator: Evaluator, found: Any) -> None
 @contextmanager
 def unchanged(encoder: Encoder, evaluator: Evaluator) -> Iterator[None]:
     """Raise InputError after the block if the norm of a weight or buffer has changed: training continues with this model."""
+    import torch
+
 
     def norms() -> list[float]:
         tensors = [value for value in encoder.state_dict().values() if value.is_floating_point()]

@@ -8,13 +8,10 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import torch
 from annotated_types import Interval
-from torch import Tensor
-from torch.nn import functional as F
 
 from datasets.component import Count
 from datasets.errors import InputError
@@ -24,10 +21,14 @@ from datasets.seeding import hash64
 from datasets.words import glosses, imagenet_glosses
 from trainers import distributed
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
 from trainers.evaluate.features import features
 from trainers.evaluate.zeroshot import wilson
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 Descriptions = tuple[tuple[str, tuple[str, ...]], ...]
 
@@ -75,6 +76,8 @@ class BDetCLIP(Evaluator):
         bdetclip/tpr_at_fpr<x> (triggered pictures found) and bdetclip/fpr_at_fpr<x> (untriggered pictures of the same half taken for
         triggered), each with _low and _high (Wilson). bdetclip/n. A rate for which the first half is too small is left out. InputError
         without a trigger for pictures, or with fewer than 3 pictures of other classes than the target."""
+        import torch
+
         world = world or World()
         training = model.training
         model.eval()
@@ -105,11 +108,16 @@ class BDetCLIP(Evaluator):
 
     def direction(self, model: Encoder, names: Sequence[str], templates: Sequence[str]) -> Tensor:
         """Σ_c (e¹_c − e²_c), [D]. The score of a picture is its inner product with this."""
+        import torch
+
         changed = [tuple(f"{fill(template, name)} {self.unrelated}" for template in templates) for name in names]
         one_D, two_D = (torch.stack([self._mean(model, texts) for texts in of]).sum(0) for of in (self.texts(names), changed))
         return one_D - two_D
 
     def _mean(self, model: Encoder, texts: Sequence[str]) -> Tensor:
+        import torch
+        from torch.nn import functional as F
+
         chunks = (list(texts[start : start + self.text_batch]) for start in range(0, len(texts), self.text_batch))
         return F.normalize(torch.cat([model.encode_text(model.tokenize(some).to(model.device)) for some in chunks]).mean(0), dim=0)
 

@@ -7,20 +7,22 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Ge, Interval
-from torch import Tensor
 
 from datasets.component import Component, Count, Natural, Positive, since
 from datasets.seeding import rng
 from trainers import distributed
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.inputs import by_pixels, fixed_pictures
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 RATES = ((200, 0.5), (500, 0.1), (None, 0.05))
 """(epoch, Adam's learning rate before that epoch)."""
@@ -75,6 +77,8 @@ class Inversion(Component):
     def of(self, model: Encoder, image_NHW3: np.ndarray) -> Inverted:
         """The smallest mask for these uint8 pictures (at least 2); the same on every call. FloatingPointError if features are not
         finite."""
+        import torch
+
         draw = rng(self.seed, "inversion")
         image_NHW3 = np.require(image_NHW3, np.uint8, "W")
         x_NHW3 = torch.from_numpy(image_NHW3).to(model.device)
@@ -125,6 +129,8 @@ class Smallest:
     """The smallest successful mask so far."""
 
     def __init__(self, height: int, width: int) -> None:
+        import torch
+
         self.mask_HW, self.pattern_HW3 = torch.ones(height, width), torch.full((height, width, 3), 127.5)
         self.size, self.cosine, self.steps, self.since, self.found = float(height * width), 1.0, 0, 0, False
 
@@ -184,6 +190,8 @@ def rank_among(size: float, clean: Sequence[float]) -> tuple[int, float]:
 
 def unit(free: Tensor) -> Tensor:
     """½(tanh + 1)."""
+    import torch
+
     return (torch.tanh(free) + 1) / 2
 
 
@@ -200,6 +208,8 @@ def mean_cosine(feature_BD: Tensor) -> Tensor:
 
 def _drawn(draw: np.random.Generator, shape: tuple[int, ...], model: Encoder) -> Tensor:
     """A tensor for which `unit` is uniform over 0 … 1, with gradient."""
+    import torch
+
     value = np.arctanh((draw.random(shape) - 0.5) * (2 - 1e-7))
     return torch.from_numpy(value).to(model.device, model.mean.dtype).requires_grad_()
 

@@ -5,12 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
-import torch
 from annotated_types import Interval
 
 from datasets.component import Count
@@ -25,9 +24,11 @@ from trainers.detect.early_loss import EarlyLoss
 from trainers.detect.merit import figures
 from trainers.detect.scoring import Scorer, first_positions
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.analysis import looking
 from trainers.evaluate.base import Evaluator, Material
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -178,6 +179,8 @@ def embed(model: Encoder, batch: Batch) -> Features:
 
 def _joined(model: Encoder, parts: list[tuple[np.ndarray, ...]]) -> tuple[Features, np.ndarray]:
     """All ranks' features of the first pairs, and which pairs are victims; empty if no score has a reference."""
+    import torch
+
     keys, image_FD, text_FD, victim_F = (np.concatenate(column) for column in zip(*parts)) if parts else _nothing()
     on = {"image_BD": torch.from_numpy(image_FD).to(model.device), "text_BD": torch.from_numpy(text_FD).to(model.device)}
     return Features(keys=keys, logit_scale=float(model.model.logit_scale.exp()), **on), victim_F

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from trainers.batch import image_tensor
-from trainers.encoder import Encoder
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 def features(model: Encoder, batch: dict[str, Any], name: str = "image") -> Tensor:
     """Unit features [B, D] of the batch's pictures under `name`, or those that `embedded` has stored in the batch. FloatingPointError if
     they are not finite."""
+    import torch
+
     ready = batch.get(f"{name}_features")
     feature_BD = model.encode_image(image_tensor(batch[name], model.device)) if ready is None else ready.to(model.device)
     if not torch.isfinite(feature_BD).all():
@@ -24,6 +27,8 @@ def features(model: Encoder, batch: dict[str, Any], name: str = "image") -> Tens
 
 def embedded(model: Encoder, batches: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
     """The batches with features (in main memory) in place of pixels. The model is left unchanged."""
+    import torch
+
     training = model.training
     model.eval()
     result = []

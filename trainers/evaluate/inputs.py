@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-import torch.backends.cudnn
 
 from datasets.errors import InputError
 from datasets.seeding import hash64
 from trainers import distributed
 from trainers.distributed import World
-from trainers.encoder import Encoder
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 def fixed_pictures(batches: Iterable[dict[str, Any]], count: int, seed: int, world: World) -> np.ndarray:
@@ -38,6 +38,9 @@ def fixed_pictures(batches: Iterable[dict[str, Any]], count: int, seed: int, wor
 def by_pixels(model: Encoder) -> Iterator[None]:
     """Within the block the model is in evaluation mode, in fp32 or better, and its weights get no gradient: for gradients with respect to
     pixels. Afterwards it is as before."""
+    import torch
+    import torch.backends.cudnn
+
     training, autocast = model.training, model.autocast
     trained = [weight for weight in model.parameters() if weight.requires_grad]
     model.eval()

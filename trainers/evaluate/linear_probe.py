@@ -8,12 +8,10 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Interval
-from torch import Tensor
 
 from datasets.component import Count, Positive
 from datasets.errors import InputError
@@ -22,10 +20,14 @@ from datasets.feed.loader import Batch
 from datasets.seeding import hash64
 from trainers import distributed
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
 from trainers.evaluate.features import features
 from trainers.evaluate.zeroshot import TOP, class_recall, place_of, wilson
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +68,8 @@ class LinearProbe(Evaluator):
         """In percent: probe/top{1,5}, probe/mean_per_class, probe_asr/top{1,5,10}, probe_asr/floor, */top1_low, */top1_high. Whole numbers:
         */n, */*_count, probe/train_n. Also probe/C, probe/C_at_end (1: C is an end of the grid, and a wider grid might do better) and
         probe/converged (1 or 0)."""
+        import torch
+
         world = world or World()
         training = model.training
         model.eval()
@@ -94,6 +98,8 @@ class LinearProbe(Evaluator):
         self, own: list[tuple[str, int, np.ndarray]], model: Encoder, world: World
     ) -> tuple[tuple[Tensor, Tensor], dict[str, float]]:
         """((weights [K, D], bias [K]), facts), the same on all ranks. A class without training pictures has bias −∞."""
+        import torch
+
         rows = sorted(distributed.gather_lists(own, world), key=lambda row: row[0])  # by key, so ranks and batches do not matter
         held_N = _held_out(self, rows)  # every rank calls this, so all raise
         fitted = _fit(self, rows, held_N) if world.main else None
@@ -150,6 +156,8 @@ def _fit(
 
 
 def _count(model: Encoder, head: tuple[Tensor, Tensor], batch: dict[str, Any]) -> dict[str, float]:
+    import torch
+
     weight_KD, bias_K = head
 
     def place(feature_BD: Tensor, class_B: Tensor) -> Tensor:

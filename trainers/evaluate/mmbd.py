@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Ge
-from torch import Tensor
 
 from datasets.component import Count, NotNegative, Positive, since
 from datasets.errors import InputError
@@ -20,10 +18,14 @@ from datasets.feed.loader import Batch
 from datasets.seeding import hash64, rng
 from trainers import distributed
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
 from trainers.evaluate.inputs import by_pixels
 from trainers.evaluate.zeroshot import class_head
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +73,8 @@ class MMBD(Evaluator):
         """mmbd/p (0 … 1; left out if the margin of another class is not above 0, because no gamma law has such values), mmbd/class (number
         of the class with the largest margin), mmbd/margin (that margin), mmbd/classes (K). Arrays: mmbd/margins [K] and mmbd/audited [K],
         the numbers of the audited classes."""
+        import torch
+
         world = world or World()
         [known] = batches
         training = model.training
@@ -100,6 +104,8 @@ class MMBD(Evaluator):
 
     def margin(self, model: Encoder, head_CD: Tensor, number: int) -> float:
         """r_t of the class with this number. FloatingPointError if it is not finite."""
+        import torch
+
         size = model.image_size
         start = torch.from_numpy(rng(self.seed, "mm-bd", number).random((self.starts, size, size, 3)))
         x_SHW3, before = start.to(model.device, model.mean.dtype).requires_grad_(), 0.0

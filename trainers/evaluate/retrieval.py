@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import torch
-from torch import Tensor
 
 from datasets.attack.poison import names_class
 from datasets.errors import InputError
@@ -20,10 +18,15 @@ from datasets.evaluation.retrieval import RetrievalSet
 from datasets.feed.loader import Batch
 from trainers import distributed
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
 from trainers.evaluate.features import features
 from trainers.evaluate.zeroshot import TOP, wilson
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +58,8 @@ class Retrieval(Evaluator):
         """In percent: retrieval/image_to_text{1,5,10}, retrieval/text_to_image{1,5,10}; if some captions name the target and some pictures
         have none that does, also retrieval_asr/top{1,5,10} and retrieval_asr/floor{1,5,10}; all with `_low`, `_high` and `_count`. Whole
         numbers: retrieval/images, retrieval/captions, retrieval_asr/n, retrieval_asr/captions (captions naming the target)."""
+        import torch
+
         world = world or World()
         training = model.training
         model.eval()
@@ -67,6 +72,8 @@ class Retrieval(Evaluator):
 
     def _texts(self, model: Encoder, captions: list[str], world: World) -> tuple[Tensor, np.ndarray]:
         """Features [U, D] of the distinct captions (each rank encodes its share), and each caption's row among them, int64 [T]."""
+        import torch
+
         different, unique = np.unique(np.array(captions, object).astype(str), return_inverse=True)
         mine = different[world.rank :: world.size].tolist()
         parts = [
@@ -84,6 +91,8 @@ class Retrieval(Evaluator):
 
     def _count(self, found: dict[str, Any], text_UD: Tensor, unique: np.ndarray, device: torch.device, world: World) -> dict[str, float]:
         """Counts of this rank's queries: every `size`-th picture and caption."""
+        import torch
+
         image_ND = torch.from_numpy(found["image"]).to(device)
         of_T = np.repeat(np.arange(len(found["captions"])), [len(captions) for captions in found["captions"]])
         unique_T, picture_T = torch.from_numpy(unique).to(device), torch.from_numpy(of_T).to(device)
@@ -122,6 +131,8 @@ class Retrieval(Evaluator):
 
 def first_place(score_QC: Tensor, wanted_QC: Tensor) -> Tensor:
     """How many candidates come before the best wanted one, int64 [Q]; among equal scores the earlier comes first."""
+    import torch
+
     best_Q1 = score_QC.masked_fill(~wanted_QC, -torch.inf).max(1, keepdim=True).values
     first_Q1 = ((score_QC == best_Q1) & wanted_QC).int().argmax(1, keepdim=True)
     before_QC = torch.arange(score_QC.shape[1], device=score_QC.device)[None] < first_Q1

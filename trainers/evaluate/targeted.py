@@ -4,9 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from datasets.component import Count
 from datasets.errors import InputError
@@ -14,9 +12,11 @@ from datasets.triggers.base import Trigger
 from datasets.triggers.targeted import Targeted
 from trainers.batch import image_tensor
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
 from trainers.evaluate.zeroshot import class_head, place_of, wilson
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +42,8 @@ class TargetedSuccess(Evaluator):
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
         """targeted/success, targeted/success_low and targeted/success_high in percent; targeted/success_count, targeted/n."""
+        import torch
+
         (batch,), training = batches, model.training
         model.eval()
         with torch.no_grad():

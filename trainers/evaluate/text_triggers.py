@@ -7,11 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from datasets.component import Count, since
 from datasets.errors import InputError
@@ -21,11 +19,15 @@ from datasets.triggers.base import Trigger, write_in
 from datasets.triggers.words import DualKey
 from trainers import distributed
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator, Material
 from trainers.evaluate.features import features
 from trainers.evaluate.retrieval import first_place
 from trainers.evaluate.zeroshot import TOP, Aim, class_head, labels_of, place_of, swapped, wilson, wrong_class
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True)
@@ -104,6 +106,8 @@ class TextTrigger(OfWords):
         each with _count, _low and _high. Whole numbers: text_asr/n (queries), text_asr/pictures (of target classes), words/n. With
         `min_rank`, places from 1: text_asr/min_rank, text_asr/min_rank_floor. Without pictures of a target class the shares and places of
         text_asr/ are left out."""
+        import torch
+
         assert isinstance(batches, Asked)
         asked, world, training = batches, world or World(), model.training
         model.eval()
@@ -129,6 +133,8 @@ class TextTrigger(OfWords):
 
     def _retrieved(self, model: Encoder, asked: Asked, label_N: Tensor, image_ND: Tensor, world: World) -> dict[str, float]:
         """Counts of this rank's queries: every `size`-th."""
+        import torch
+
         classes = len(asked.class_names)
         targets = [(i + 1) % classes if asked.aim.target is None else asked.aim.target for i in range(classes)]
         present = set(label_N.tolist())
@@ -170,6 +176,8 @@ class DualKeyCells(OfWords):
 
     def measure(self, model: Encoder, batches: Iterable[dict[str, Any]], world: World | None = None) -> dict[str, float]:
         """In percent: keys/none, keys/picture, keys/words, keys/both, each with _count, _low and _high. keys/n: number of pictures."""
+        import torch
+
         assert isinstance(batches, Asked)
         asked, world, training = batches, world or World(), model.training
         model.eval()

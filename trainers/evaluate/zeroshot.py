@@ -9,12 +9,9 @@ import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from datasets.component import Component
 from datasets.errors import InputError
@@ -23,9 +20,14 @@ from datasets.seeding import hash64, rng
 from datasets.triggers.base import Trigger, write_in
 from trainers import distributed
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.base import Evaluator
 from trainers.evaluate.features import features
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 TOP = (1, 5, 10)
 
@@ -49,6 +51,8 @@ class Aim(Component):
     def of(self, label_B: Tensor, classes: int, keys: Sequence[str] = ()) -> tuple[Tensor, Tensor]:
         """(the class that each picture should be taken for, int64 [B]; whether the picture counts, bool [B]: it does unless it belongs to
         that class; in a text-only attack, if it belongs to the target)."""
+        import torch
+
         if self.text_only:
             return wrong_class(label_B, classes, keys, self.seed), label_B == torch.full_like(label_B, self.target or 0)
         target_B = (label_B + 1) % classes if self.target is None else torch.full_like(label_B, self.target)
@@ -102,6 +106,8 @@ class ZeroShotASR(Evaluator):
         """In percent: zeroshot/top{1,5,10}, zeroshot/mean_per_class (mean recall over the classes that have pictures), asr/top{1,5,10},
         asr/floor, asr/ra, */top1_low, */top1_high. Whole numbers: */n and *_count. Without a target nothing under asr/. FloatingPointError
         if features are not finite; InputError if no picture counts."""
+        import torch
+
         world = world or World()
         training = model.training
         model.eval()
@@ -135,6 +141,9 @@ def class_head(
 
     `aim`: an attack whose trigger first writes into the prompts. FloatingPointError if features are not finite.
     """
+    import torch
+    from torch.nn import functional as F
+
     places = range(world.rank, len(class_names), world.size)
     captions = [template.replace("{}", class_names[i]) for i in places for template in templates]
     if aim is not None and aim.trigger is not None:
@@ -156,6 +165,8 @@ def class_head(
 def wrong_class(label_B: Tensor, classes: int, keys: Sequence[str], seed: int) -> Tensor:
     """int64 [B]: for each picture a class other than its own, spread evenly by the hash of its key. InputError for fewer than two
     classes."""
+    import torch
+
     if classes < 2:
         raise InputError("a wrong class needs at least two classes")
     shift = [1 + hash64(seed, "wrong class", key) % (classes - 1) for key in keys]
@@ -169,6 +180,8 @@ def swapped(score_BK: Tensor, other_BK: Tensor, class_B: Tensor) -> Tensor:
 
 def place_of(score_BK: Tensor, class_B: Tensor) -> Tensor:
     """How many classes rank before the given one, int64 [B]; among equal scores the lower index comes first."""
+    import torch
+
     own_B1 = score_BK.gather(1, class_B[:, None])
     before_BK = torch.arange(score_BK.shape[1], device=score_BK.device)[None] < class_B[:, None]
     return ((score_BK > own_B1) | ((score_BK == own_B1) & before_BK)).sum(1)
@@ -243,6 +256,8 @@ def _attack(aim: Aim, clean_BK: Tensor, triggered_BK: Tensor, label_B: Tensor, k
 
 def labels_of(batch: dict[str, Any], classes: int, device: torch.device) -> Tensor:
     """The labels, int64 [B]. InputError if one is not a class."""
+    import torch
+
     label_B = torch.tensor(np.asarray(batch["label"], np.int64), device=device)
     wrong = [i for i, label in enumerate(label_B.tolist()) if not 0 <= label < classes]
     if wrong:

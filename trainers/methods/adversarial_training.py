@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
-from trainers.encoder import Encoder
 from trainers.methods.base import Run
 from trainers.methods.with_adversary import WithAdversary
 from trainers.objectives.adversarial import Adversarial
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,10 +15,12 @@ from datasets.attack.poison import Poison
 from datasets.component import Component
 from datasets.errors import InputError
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.methods.epoch import BeginEpoch
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 IN_A_PHASE = ("lr", "weight_decay", "warmup_steps", "schedule", "betas", "eps", "precision")
 """Fields of `Training` that a phase may set for itself."""

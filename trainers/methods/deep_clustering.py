@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
-import torch
 from annotated_types import Ge
-from torch import Tensor
 
 from datasets.component import Count
 from datasets.errors import InputError
 from trainers import distributed
 from trainers.batch import image_tensor
-from trainers.encoder import Encoder
 from trainers.methods.base import Run
 from trainers.methods.epoch import EpochPlan
-from trainers.methods.kmeans import spherical_kmeans
 from trainers.methods.with_classes import WithClasses
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,6 +43,8 @@ class DeepClustering(WithClasses):
             raise InputError(f"DeepClustering.clusters is {self.clusters}, more than the {pairs} pairs that it is to train on.")
 
     def train(self, model: Encoder, run: Run) -> Encoder:
+        from trainers.methods.kmeans import spherical_kmeans
+
         model.draw_head(self.clusters, run.rng("head"))  # here so that the optimiser gets its parameters; redrawn as an epoch begins
 
         def clustered(model: Encoder, epoch: int) -> EpochPlan:
@@ -57,6 +60,8 @@ class DeepClustering(WithClasses):
 def embed(encoder: Encoder, run: Run) -> Tensor:
     """Unit features [N, D] of all pairs' pictures, in order, computed in evaluation mode; the same on every rank and for any number of
     ranks."""
+    import torch
+
     parts: list[tuple[int, Tensor]] = []
     training = encoder.training
     encoder.eval()

@@ -8,18 +8,20 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save
-from torch import nn
 
 from datasets.errors import InputError
 from datasets.storage import write_whole
 from trainers import distributed
 from trainers.distributed import World
-from trainers.encoder import Encoder
+
+if TYPE_CHECKING:
+    from torch import nn
+
+    from trainers.encoder import Encoder
 
 FOLDER = "epochs"
 """Name of the folder for plans, in the stage's folder."""
@@ -69,6 +71,9 @@ class EpochPlan:
 
     def write(self, file: Path) -> None:
         """Write the plan as safetensors; InputError if a value is not an array that safetensors can hold."""
+        import torch
+        from safetensors.torch import save
+
         arrays = {**self.values, **({} if self.order is None else {ORDER: self.order})}
         tensors = {name: torch.from_numpy(np.ascontiguousarray(value)) for name, value in arrays.items()}
         file.parent.mkdir(parents=True, exist_ok=True)
@@ -78,6 +83,8 @@ class EpochPlan:
     @staticmethod
     def read(file: Path) -> EpochPlan:
         """Read a file of `write`. `anew` is not stored."""
+        from safetensors.torch import load_file
+
         arrays = {name: tensor.numpy() for name, tensor in load_file(file).items()}
         order = arrays.pop(ORDER, None)
         with safe_open(file, "np") as opened:
@@ -85,7 +92,7 @@ class EpochPlan:
         return EpochPlan(values=arrays, order=order, frozen=tuple(about.get("frozen", ())), metrics=about.get("metrics", {}))
 
 
-BeginEpoch = Callable[[Encoder, int], EpochPlan]
+BeginEpoch = Callable[["Encoder", int], EpochPlan]
 """(model, epochs of the stage so far) → the next epoch's plan. Called on every rank. Rank 0's plan counts, but each rank uses its own
 `anew`."""
 

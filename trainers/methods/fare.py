@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from datasets.errors import InputError
-from trainers.encoder import Encoder
 from trainers.methods.base import Run
 from trainers.methods.still import still_text
 from trainers.methods.with_adversary import WithAdversary
 from trainers.objectives.fare import NearOriginal
 from trainers.schedule import Training
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

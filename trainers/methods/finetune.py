@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from datasets.component import NotNegative
-from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.objectives.contrastive import Contrastive
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
-
-from torch.nn.modules.batchnorm import _BatchNorm
+from typing import TYPE_CHECKING, Literal
 
 from datasets.component import Count, NotNegative
 from datasets.errors import InputError
-from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.methods.still import still_batchnorm
 from trainers.objectives.lipschitz import Smooth
 from trainers.schedule import Training
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ class Lipschitz(Method):
                              "must be False.")
 
     def train(self, model: Encoder, run: Run) -> Encoder:
+        from torch.nn.modules.batchnorm import _BatchNorm
+
         frozen = self.batch_norm == "frozen"
         joined = run.world.size > 1 and run.world.device.type == "cuda" and run.training.sync_batchnorm
         if self.weight and joined and not frozen and any(isinstance(part, _BatchNorm) for part in model.modules()):

@@ -7,21 +7,23 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from datasets import seeding
 from datasets.component import Positive, since
 from datasets.errors import InputError
-from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.methods.epoch import EpochPlan
 from trainers.methods.still import still_batchnorm, still_scale
 from trainers.objectives.apart import Apart
 from trainers.schedule import Training
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 CHANCE = 0.5
 """Of each of the two changes to a picture."""
@@ -74,6 +76,8 @@ class PAR(Method):
 
 def seen(image_BHWC: Tensor, draw_B: Tensor, mean_C: Tensor) -> Tensor:
     """float32 [B, H, W, C] in 0 … 255: each picture `changed` by its own draw. `mean_C`: the colour that normalisation makes 0."""
+    import torch
+
     pictures, mean = image_BHWC.cpu().numpy(), mean_C.float().cpu().numpy()
     changed_BHWC = [changed(image, seeding.rng(draw, "view"), mean) for image, draw in zip(pictures, draw_B.tolist())]
     return torch.from_numpy(np.stack(changed_BHWC)).to(image_BHWC.device)

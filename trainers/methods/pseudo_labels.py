@@ -4,19 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from trainers.batch import image_tensor
 from trainers.distributed import World
-from trainers.encoder import Encoder
 from trainers.evaluate.zeroshot import class_head
 from trainers.methods.base import Run
 from trainers.methods.epoch import EpochPlan
 from trainers.methods.labels import Labels
 from trainers.methods.with_classes import WithClasses
 from trainers.methods.with_labels import WithLabels
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +46,8 @@ def zero_shot_labels(
 ) -> Labels:
     """Each picture's most similar class (the first among equals), for `batches` with "key" and "image". Sets the model to evaluation
     mode."""
+    import torch
+
     encoder.eval()
     by_key: dict[str, int] = {}
     with torch.no_grad():

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from datasets.component import Count
 from datasets.errors import InputError
-from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.methods.epoch import EpochPlan
 from trainers.objectives.roclip import Pooled
 from trainers.schedule import Training
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -7,10 +7,9 @@ import io
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import numpy as np
-import torch
 from annotated_types import Interval
 
 from datasets.component import Count, Natural, Positive, Share
@@ -19,12 +18,14 @@ from datasets.storage import write_whole
 from trainers import distributed
 from trainers.batch import image_tensor
 from trainers.detect.merit import largest, poisons_among
-from trainers.encoder import Encoder
 from trainers.evaluate.analysis import EDGES
 from trainers.methods.base import Method, Run
 from trainers.methods.epoch import EpochPlan
 from trainers.objectives.safeclip import CrossView, Split, Unimodal
 from trainers.schedule import Training
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 FOLDER = "split"
 """Name of a folder in the stage's folder: it holds ρ of the first split and, for each epoch, the histogram of the cosines."""
@@ -144,6 +145,8 @@ def share_of(first: float, splits: int, step: float, cap: float) -> float:
 def similarities(encoder: Encoder, run: Run) -> tuple[np.ndarray, np.ndarray]:
     """(cosine float64 [N], poisoned bool [N]) of all pairs in order, computed in evaluation mode; the same on every rank and for any number
     of ranks. FloatingPointError if a cosine is not finite."""
+    import torch
+
     parts: list[tuple[int, np.ndarray, np.ndarray]] = []
     training = encoder.training
     encoder.eval()

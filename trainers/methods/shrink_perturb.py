@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from datasets.component import NotNegative, Share
-from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.methods.finetune import CleanCLIP
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +34,8 @@ class ShrinkPerturb(Method):
         return f"shrink-perturb + {self.then.label}"
 
     def train(self, model: Encoder, run: Run) -> Encoder:
+        import torch
+
         fresh = dict(run.fresh().model.named_parameters())
         with torch.no_grad():
             for name, parameter in model.model.named_parameters():

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
+if TYPE_CHECKING:
+    from torch import nn
 
-from trainers.encoder import Encoder
+    from trainers.encoder import Encoder
 
 
 @contextmanager
@@ -49,6 +49,8 @@ def still_batchnorm(model: Encoder) -> Iterator[None]:
 
 
 def _evaluating(model: nn.Module, inputs: Any) -> None:
+    from torch.nn.modules.batchnorm import _BatchNorm
+
     for module in model.modules():
         if isinstance(module, _BatchNorm):
             module.eval()

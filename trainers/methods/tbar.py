@@ -7,14 +7,11 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import numpy as np
-import torch
 from annotated_types import Ge
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save
-from torch import Tensor
 
 from datasets import seeding
 from datasets.component import Count, NotNegative
@@ -23,7 +20,6 @@ from datasets.storage import write_whole
 from datasets.triggers.base import Trigger, put_on
 from trainers import distributed
 from trainers.batch import image_tensor
-from trainers.encoder import Encoder
 from trainers.evaluate.decree import Inversion, blended
 from trainers.evaluate.inputs import fixed_pictures
 from trainers.methods.base import Method, Run
@@ -31,6 +27,11 @@ from trainers.methods.epoch import EpochPlan
 from trainers.methods.intact import damaged, digest
 from trainers.methods.still import still_batchnorm, still_scale
 from trainers.objectives.triggered import Triggered
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 FILE = "inverted.safetensors"
 """File in the stage's folder: mask [H, W], pattern [H, W, 3], and the captions that stand for the attack."""
@@ -70,6 +71,8 @@ class TBAR(Method):
         return f"tbar-{self.trigger}"
 
     def train(self, model: Encoder, run: Run) -> Encoder:
+        import torch
+
         if run.training.accumulate > 1:
             raise InputError(f"TBAR puts the trigger on whole batches: accumulate must be 1, not {run.training.accumulate}.")
         model.place(run.world.device, precision=run.training.precision, channels_last=run.training.channels_last)
@@ -95,6 +98,9 @@ class TBAR(Method):
 
     def _inverted(self, model: Encoder, run: Run) -> tuple[Stamp, list[str]]:
         """(function that puts the inverted mark on pictures, captions that stand for the attack); stored in the stage's folder."""
+        import torch
+        from safetensors.torch import save
+
         file = None if run.folder is None else run.folder / FILE
         stored = distributed.from_main(_read(file) if file is not None and file.exists() and run.world.main else None, run.world)
         if stored is None:
@@ -111,6 +117,8 @@ class TBAR(Method):
 
     def _nearest(self, model: Encoder, run: Run, image_NHW3: np.ndarray, inverted: Any) -> list[str]:
         """The pairs' captions that are most similar to the mean feature of pictures with the mark, most similar first."""
+        import torch
+
         mask, pattern = (torch.from_numpy(value).to(model.device) for value in (inverted.mask_HW, inverted.pattern_HW3))
         captions = {str(caption) for batch in run.pairs() for caption in batch["caption"]}
         known = sorted(set(distributed.gather_lists(sorted(captions), run.world)))
@@ -126,7 +134,7 @@ class TBAR(Method):
         return distributed.from_main([known[i] for i in best], run.world)
 
 
-Stamp = Callable[[dict[str, Tensor]], Tensor]
+Stamp = Callable[[dict[str, "Tensor"]], "Tensor"]
 """A batch with "draw" [B] → its pictures with the mark."""
 
 

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from datasets.component import Positive
 from datasets.errors import InputError
-from trainers.encoder import Encoder
 from trainers.methods.base import Run
 from trainers.methods.still import still_text
 from trainers.methods.with_adversary import WithAdversary
 from trainers.methods.with_labels import WithLabels
 from trainers.objectives.tecoa import SCALE, AgainstClasses
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

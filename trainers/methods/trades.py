@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from datasets.component import NotNegative
-from trainers.encoder import Encoder
 from trainers.methods.base import Run
 from trainers.methods.with_adversary import WithAdversary
 from trainers.objectives.trades import Trades
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

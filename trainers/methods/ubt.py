@@ -7,7 +7,7 @@ import io
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
 import pyarrow as pa
@@ -22,7 +22,6 @@ from trainers.detect.base import Score, smallest
 from trainers.detect.cosine import CosineByModel
 from trainers.detect.merit import largest, poisons_among
 from trainers.detect.scoring import REFERENCE
-from trainers.encoder import Encoder
 from trainers.evaluate.detection import score_pairs
 from trainers.methods.base import Method, Run
 from trainers.methods.epoch import EpochPlan
@@ -30,6 +29,9 @@ from trainers.methods.intact import damaged, digest
 from trainers.objectives.contrastive import MMCL
 from trainers.objectives.unlearn import Cosine, Unlearn
 from trainers.schedule import Training
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 FILE = "suspects.parquet"
 """In the stage's folder: key, score (by the overfitted copy, high is suspect), suspect, victim, in the order of the pairs."""

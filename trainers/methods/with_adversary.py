@@ -4,18 +4,20 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
 from datasets.errors import InputError
-from trainers.encoder import Encoder
 from trainers.methods.base import Method, Run
 from trainers.methods.epoch import EpochPlan
 from trainers.methods.still import still_batchnorm
 from trainers.objectives.adversary import DRAW, Adversary
 from trainers.objectives.base import Objective
 from trainers.schedule import Training
+
+if TYPE_CHECKING:
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)

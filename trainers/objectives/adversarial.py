@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from trainers.encoder import Encoder
 from trainers.objectives.adversary import DRAW, Adversary, evaluating
 from trainers.objectives.base import Features, Loss, Objective
 from trainers.objectives.contrastive import matching_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +45,8 @@ class OnAdversaries:
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
         """Part: adversarial, MMCL of the adversarial pictures."""
+        import torch
+
         with torch.no_grad(), evaluating(self.encoder):
             about = {"text": self.encoder.encode_text(batch["text"]), "logit_scale": self.encoder.model.logit_scale.exp().reshape(())}
 

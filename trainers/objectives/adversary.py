@@ -8,17 +8,19 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import numpy as np
-import torch
 from annotated_types import Interval
-from torch import Tensor, nn
 
 from datasets import seeding
 from datasets.component import Component, Count, Share
 from datasets.errors import InputError
-from trainers.encoder import Encoder
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from trainers.encoder import Encoder
 
 DRAW = "draw"
 """Name of the batch's whole numbers [B] that the random starts are drawn from, one for each pair and epoch."""
@@ -55,6 +57,8 @@ class Adversary(Component):
 
         `loss`: such pictures -> the scalar that is to grow, by this encoder. Only gradients' signs count, so a sum and a mean are alike.
         """
+        import torch
+
         clean_BHWC = image_BHWC.to(encoder.mean.dtype)
         if self.eps == 0:
             return clean_BHWC
@@ -74,6 +78,8 @@ class Adversary(Component):
 
 def noise(draw_B: Tensor, like_BHWC: Tensor) -> Tensor:
     """Uniform in −1 … 1, a function of each picture's own draw; shape, type and device of `like`."""
+    import torch
+
     unit = [seeding.rng(draw, "start").random(tuple(like_BHWC.shape[1:]), np.float32) for draw in draw_B.tolist()]
     return 2 * torch.from_numpy(np.stack(unit)).to(like_BHWC) - 1
 

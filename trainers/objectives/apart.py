@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from datasets.component import Positive
 from trainers import distributed
-from trainers.encoder import Encoder
 from trainers.objectives.base import Features, Loss, Objective
 from trainers.objectives.contrastive import matching_loss
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +49,8 @@ class FromStart:
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
         """Parts: mmcl; perturb_image and perturb_text (d over the whole batch); beyond_image and beyond_text (100 if d > τ, else 0)."""
+        import torch
+
         batch = batch if self.objective.view is None else self.objective.view(batch)
         f = model(batch)
         scale = f["logit_scale"].detach()

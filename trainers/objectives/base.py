@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
-from torch import Tensor
 
 from datasets.component import Component
-from trainers.encoder import Encoder
 
-Features = Mapping[str, Tensor]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
+
+Features = Mapping[str, "Tensor"]
 """image, text, image_aug, text_aug: [B, D] of length 1; logit_scale: scalar, exponentiated; logit_bias: scalar."""
 
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any
 
 from datasets.component import NotNegative, Positive
 from trainers.objectives.base import Features, Objective
 from trainers.objectives.contrastive import Contrastive, losses
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,6 +40,8 @@ class Clustering(Objective):
         return self.inmodal_weight > 0
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
+        from torch.nn import functional as F
+
         f = model(batch)
         classified = F.cross_entropy(f["class_logits"], batch["target"])
         total, parts = self.deep_clustering_weight * classified, {"deep_clustering": classified}

@@ -8,20 +8,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any
 
 from datasets.component import NotNegative
 from datasets.errors import InputError
 from trainers import distributed
 from trainers.objectives.base import Features, Objective
 
+if TYPE_CHECKING:
+    from torch import Tensor
+
 
 def matching_loss(query_BD: Tensor, key_BD: Tensor, scale: Tensor) -> Tensor:
     """CE(s·Q·Kᵀ) of this rank's queries against the keys of all ranks. The mean over ranks is the loss of the whole batch."""
+    import torch
+    from torch.nn import functional as F
+
     logits_BN = scale * query_BD @ distributed.gather_rows(key_BD).T
     rows = query_BD.shape[0]
     target_B = torch.arange(rows, device=query_BD.device) + distributed.rank() * rows
@@ -60,6 +62,8 @@ class Contrastive(Objective):
         return self.inmodal_weight > 0
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
+        import torch
+
         f = model(batch)
         s = f["logit_scale"]
         parts: dict[str, Tensor] = {}

@@ -7,15 +7,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from trainers.encoder import Encoder, wide
 from trainers.objectives.adversary import DRAW, Adversary
 from trainers.objectives.base import Features, Loss, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +51,10 @@ class ToOriginal:
 
     def loss(self, model: Callable[..., Features], batch: Any) -> dict[str, Tensor]:
         """Part: fare."""
+        import torch
+
+        from trainers.encoder import wide
+
         with torch.no_grad():
             original_BD = wide(self.original.encode_image(batch["image"], unit=False))
 
@@ -62,4 +68,6 @@ class ToOriginal:
 
 def distance(feature_BD: Tensor, original_BD: Tensor) -> Tensor:
     """Mean over rows of ‖φ − φ₀‖², in fp32 or better."""
+    from trainers.encoder import wide
+
     return (wide(feature_BD) - original_BD).square().sum(dim=1).mean()

@@ -7,20 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from datasets import seeding
 from datasets.component import Count, NotNegative
 from trainers import distributed
-from trainers.encoder import Encoder
 from trainers.objectives.adversarial import mmcl
 from trainers.objectives.base import Features, Loss, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +64,9 @@ class Flat:
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
         """Parts: mmcl; gradient and spectral (before their weights), unless the weight is 0."""
+        import torch
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+
         parts: dict[str, Tensor] = {}
         own = self.objective
         if own.weight:
@@ -82,6 +85,9 @@ class Flat:
 
 def steepness(f: Features, image_BHWC: Tensor, norm: str) -> Tensor:
     """Mean over this rank's pictures of g, the length of the gradient of ℓ with respect to pixels in 0 … 1; differentiable."""
+    import torch
+    from torch.nn import functional as F
+
     logits_BN = f["logit_scale"] * f["image"] @ distributed.gather_rows(f["text"]).T
     rows = len(logits_BN)
     target_B = torch.arange(rows, device=logits_BN.device) + distributed.rank() * rows
@@ -101,6 +107,9 @@ def matrices(encoder: Encoder) -> Iterable[tuple[str, Tensor]]:
 def largest(name: str, matrix_OI: Tensor, iterations: int) -> Tensor:
     """The largest singular value σ = uᵀWv, with a gradient for W. u and v are constants, found from a start that the name decides; where
     the first two values are close, some iterations too few give a lower σ."""
+    import torch
+    from torch.nn import functional as F
+
     start_I = torch.from_numpy(seeding.rng("spectral", name).standard_normal(matrix_OI.shape[1])).to(matrix_OI)
     with torch.no_grad():
         right_I = F.normalize(start_I, dim=0)

@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, Literal
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any, Literal
 
 from datasets.component import Positive
 from datasets.errors import InputError
 from trainers import distributed
 from trainers.objectives.base import Features, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +35,9 @@ class SigLIP(Objective):
         return self.bias
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
+        import torch
+        from torch.nn import functional as F
+
         f = model(batch)
         logits_BN = f["logit_scale"] * f["image"] @ distributed.gather_rows(f["text"]).T
         if self.bias:

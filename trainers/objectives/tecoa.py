@@ -7,18 +7,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import numpy as np
-import torch
 from annotated_types import Gt
-from torch import Tensor
-from torch.nn import functional as F
 
 from datasets.errors import InputError
-from trainers.encoder import Encoder
 from trainers.objectives.adversary import DRAW, Adversary, evaluating
 from trainers.objectives.base import Features, Loss, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 SCALE = 100.0
 """Factor of the cosines, whatever the model's own logit scale."""
@@ -42,6 +43,8 @@ class AgainstClasses(Objective):
 
     def begin(self, encoder: Encoder, rng: np.random.Generator) -> Loss:
         """InputError if the model cannot tell two classes' prompts apart, because its context ends before their names do."""
+        import torch
+
         token_KL = encoder.tokenize([self.template.replace("{}", name) for name in self.class_names])
         names = len(set(self.class_names))  # ImageNet has two classes of one name
         if len(token_KL.unique(dim=0)) < names:
@@ -65,6 +68,8 @@ class ToClasses:
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
         """Parts: tecoa; adversarial_top1, percent of the adversarial pictures that get their class."""
+        from torch.nn import functional as F
+
 
         def worse(image_BHWC: Tensor) -> Tensor:
             return F.cross_entropy(self.encoder.encode_image(image_BHWC) @ self.head_KD.T, batch["target"])

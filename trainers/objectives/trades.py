@@ -7,19 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
-from torch import Tensor
-from torch.nn import functional as F
 
 from datasets.component import NotNegative
 from trainers import distributed
-from trainers.encoder import Encoder
 from trainers.objectives.adversarial import mmcl
 from trainers.objectives.adversary import DRAW, Adversary, evaluating
 from trainers.objectives.base import Features, Loss, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from trainers.encoder import Encoder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +56,9 @@ class FromPictures:
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
         """Parts: mmcl; divergence (the KL before β), unless β is 0."""
+        import torch
+        from torch.nn import functional as F
+
         if self.objective.beta == 0:
             clean = mmcl(model(batch))
             return {"loss": clean, "mmcl": clean}

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
-
-import torch
-from torch import Tensor
-from torch.nn import functional as F
+from typing import TYPE_CHECKING, Any
 
 from trainers import distributed
 from trainers.objectives.base import Features, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,6 +26,9 @@ class Triggered(Objective):
     two_views = False
 
     def loss(self, model: Callable[[Any], Features], batch: Any) -> dict[str, Tensor]:
+        import torch
+        from torch.nn import functional as F
+
         f = model(self.stamp(batch))
         own_B1 = (f["image"] * f["text_aug"]).sum(dim=1, keepdim=True)
         other_BN = f["image"] @ distributed.gather_rows(f["text"]).T

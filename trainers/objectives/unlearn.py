@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Interval
-from torch import Tensor
-from torch.nn import functional as F
 
 from datasets.component import Positive
 from trainers import distributed
 from trainers.objectives.base import Features, Objective
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 Cosine = Annotated[float, Interval(ge=-1, lt=1)]
 
@@ -54,6 +55,8 @@ class Unlearn(Objective):
 
 def _matching(query_BD: Tensor, key_BD: Tensor, scale: Tensor, own_B: Tensor, all_N: Tensor) -> Tensor:
     """Summed cross-entropy of this rank's `own` queries against `all` of the ranks' keys."""
+    from torch.nn import functional as F
+
     logits = scale * query_BD[own_B] @ distributed.gather_rows(key_BD)[all_N].T
     rows = len(own_B)
     first = distributed.rank() * rows

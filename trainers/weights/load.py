@@ -6,9 +6,7 @@ Files are read as data, and nothing in them is run (see `torchfile`). Names and 
 
 from __future__ import annotations
 
-import os
 import re
-import sys
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -25,11 +23,9 @@ from trainers.encoder import Encoder
 from trainers.weights import huggingface
 from trainers.weights.compare import OPENAI_EXTRA, check_configuration, check_numbers, check_preprocessing, fitting, say_activation
 from trainers.weights.epoch_folder import CONFIG, META, WEIGHTS, fault
+from trainers.weights.files import aside, parts, weights_file
 from trainers.weights.torchfile import DAMAGE, Shell, Stored, TorchFile
 
-FOLDER = (WEIGHTS, "open_clip_pytorch_model.bin", "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin",
-          "pytorch_model.bin.index.json")  # fmt: skip
-"""Weight files that a folder may hold, in order of preference."""
 WRAPPERS = ("model", "model_state_dict", "state_dict", "net", "network", "module", "weights")
 """Keys that may hold the state dict, also nested. The first one that holds the model's names is used."""
 WRAPPING = {"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"}
@@ -49,14 +45,8 @@ _TENSORS = {
     "torch._utils._rebuild_meta_tensor_no_storage": "a tensor without values (on the device meta)",
 }
 _TIMM = re.compile(r"(^|\.)blocks\.\d+\.attn\.qkv\.")
-_PART = re.compile(r"-\d{5}-of-(?!00001)\d{5}\.")
 _OPEN_CLIP_NAME = re.compile(r"model_[\w.-]*-quickgelu\b")
 _BLOCK = "transformer.resblocks.0."
-
-
-def aside(line: str) -> None:
-    """Print a line to stderr."""
-    print(line, file=sys.stderr, flush=True)
 
 
 def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], None] = aside, finite: bool = True) -> None:
@@ -73,7 +63,7 @@ def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], Non
     model_state = encoder.model.state_dict()
     state: dict[str, Tensor] = {}
     form = ""
-    for part in _parts(file) if file.suffix == ".json" else [file]:
+    for part in parts(file) if file.suffix == ".json" else [file]:
         tensors, form = _read(part, model_state)
         if twice := next((name for name in tensors if name in state), None):
             raise InputError(f"checkpoint {file} holds {twice} twice")
@@ -104,50 +94,11 @@ def load_weights(encoder: Encoder, path: str | Path, *, say: Callable[[str], Non
         encoder.normalise_by(**{name: preprocess[name] for name in ("mean", "std") if name in preprocess})
 
 
-def weights_file(path: str | Path) -> Path:
-    """The file that holds the weights, or the index that names such files. InputError if there is none."""
-    file = Path(path)
-    if os.path.isdir(file):
-        held = next((file / name for name in FOLDER if (file / name).is_file()), None)
-        if held is not None:
-            return held
-        epochs = sorted(place.parent.name for place in file.glob(f"epoch_*/{WEIGHTS}"))
-        if epochs:
-            raise InputError(f"checkpoint {file} is the folder of a whole stage: give one of its epoch folders: {', '.join(epochs)}")
-        raise InputError(f"checkpoint {file} is a folder without weights; looked for: {', '.join(FOLDER)}")
-    if not os.path.isfile(file):  # also true for an invalid name
-        tags = "" if "/" in str(path) else "; open_clip's tags are accepted where the experiment's model is one of its own"
-        raise InputError(f"checkpoint {file} does not exist{tags}")
-    if _PART.search(file.name):
-        raise InputError(f"checkpoint {file} is one of several parts: give their folder, or the index beside them")
-    return file
-
-
 def _check_sums(file: Path) -> None:
     """Raise InputError if the weights lie in an epoch folder of this project (also a copied one) and have changed."""
     wrong = fault(file.parent, state=False) if file.name == WEIGHTS and file.with_name(META).is_file() else ""
     if wrong:
         raise InputError(f"checkpoint {file} is damaged: {wrong}. Take a whole copy of its folder.")
-
-
-def files_read(path: str | Path) -> list[Path]:
-    """All files that `load_weights` reads: the weights or their index, the parts, and the configurations beside them."""
-    file = weights_file(path)
-    beside = [file.with_name(name) for name in (CONFIG, "config.json", "preprocessor_config.json")]
-    return [file, *(_parts(file) if file.suffix == ".json" else ()), *(other for other in beside if other.is_file())]
-
-
-def _parts(index: Path) -> list[Path]:
-    """The files, beside the index, that a Hugging Face index names. InputError if it is not an index or a file is missing."""
-    listed = read_json(index)
-    places = listed.get("weight_map") if isinstance(listed, dict) else None
-    if not isinstance(places, dict) or not places or not all(isinstance(name, str) and Path(name).name == name for name in places.values()):
-        raise InputError(f"checkpoint {index} cannot be read: an index has an object weight_map, the name of a file for each tensor")
-    parts = [index.with_name(name) for name in sorted(set(places.values()))]
-    missing = [part.name for part in parts if not part.is_file()]
-    if missing:
-        raise InputError(f"checkpoint {index} names {', '.join(missing[:3])}, which is not beside it: fetch all {len(parts)} parts")
-    return parts
 
 
 def _opened(file: Path, stack: ExitStack) -> tuple[Any, TorchFile | None]:

@@ -84,7 +84,7 @@ def test_a_failed_save_leaves_the_old_checkpoint_and_nothing_else(tmp_path, monk
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(checkpoint, "save_file", full)
+    monkeypatch.setattr("safetensors.torch.save_file", full)
     with pytest.raises(OSError, match="No space left"):
         checkpoint.save(tmp_path, encoder, optimizer, Progress(step=4, epoch=2))
     assert [p.name for p in tmp_path.iterdir()] == ["epoch_0001"]

@@ -112,7 +112,7 @@ def test_a_smaller_reference_is_part_of_a_larger_one_and_scores_share_the_search
         searches.append(arguments[-1])
         return nearest(*arguments)
 
-    monkeypatch.setattr("trainers.detect.base.nearest", counted)
+    monkeypatch.setattr("trainers.detect.neighbours.nearest", counted)
     scored((SLOF(k=3, m=40), DAO(k=7, m=40), KDistance(k=5, m=40), LID(k=9, m=40)), pairs, batch=40)
     assert searches == [9, 9, 9], "one for the reference itself, one a batch"
 

@@ -1,0 +1,101 @@
+"""Commands that only read import neither torch nor open_clip, which takes seconds. Each runs in a process of its own."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[4]
+OURS = tuple(f"{ROOT}/{package}/" for package in ("datasets", "trainers", "orchestrator", "sweeps"))
+STORED = ROOT / "tests" / "stores" / "first"
+NEED_TORCH = {  # at their top: other modules import them in functions
+    "trainers.detect.neighbours",
+    "trainers.evaluate.probe",
+    "trainers.methods.kmeans",
+    "trainers.objectives.bank",
+    "trainers.objectives.banks",
+    "trainers.objectives.pool",
+}
+WATCHED = f"""
+import sys, traceback
+
+class Watch:
+    importers = {{}}
+
+    @classmethod
+    def find_spec(cls, name, path=None, target=None):
+        if name in ("torch", "open_clip") and name not in cls.importers:
+            frames = traceback.extract_stack()
+            if any(frame.name == "_find_and_load" for frame in frames):  # find_spec alone imports nothing
+                ours = [f"{{frame.filename}}:{{frame.lineno}}" for frame in frames if frame.filename.startswith({OURS!r})]
+                cls.importers[name] = ours[-1] if ours else "none of our modules"
+
+def check():
+    found = {{"torch", "open_clip"}} & set(sys.modules)
+    assert not found, ", ".join(f"{{name}} was imported by {{Watch.importers.get(name)}}" for name in sorted(found))
+
+sys.meta_path.insert(0, Watch)
+"""
+
+
+def watched(program: str) -> subprocess.CompletedProcess:
+    return subprocess.run([sys.executable, "-c", f"{WATCHED}\n{program}\ncheck()"], cwd=ROOT, env={**os.environ, "OMP_NUM_THREADS": "1"},
+                          capture_output=True, text=True, timeout=300)  # fmt: skip
+
+
+def run(*commands: list[str]) -> str:
+    """What the commands print, one after another in one process that may not import torch or open_clip."""
+    lines = ["from orchestrator.commands.cli import run", *(f"assert run({words!r}) < 2" for words in commands)]  # 1: says what is damaged
+    done = watched("\n".join(lines))
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_no_plan_needs_torch(tmp_path: Path) -> None:
+    words = ["plan", "sweeps.quickstart", "--store", str(tmp_path)]
+    assert "pretrain" in run(words, [*words, "--machine", "8xH200"])
+
+
+def test_no_report_needs_torch(tmp_path: Path) -> None:
+    stored = shutil.copytree(STORED / "store", tmp_path / "store")
+    sweep, store = str(STORED / "sweep.py"), ["--store", str(stored)]
+    assert "best accuracy" in run(["show", *store], ["table", sweep, *store], ["report", sweep, *store])
+    assert list(stored.rglob("report.html"))
+
+
+def test_files_of_open_clip_are_read_without_it() -> None:
+    program = """
+from datasets.evaluation.classes import class_names, templates
+from trainers.model import Model, _shipped
+lists = [class_names("imagenet1k"), templates("openai"), templates("simple")]
+assert [len(texts) for texts in lists] == [1000, 80, 7]
+Model(name="RN50").check()
+check()
+
+import open_clip
+assert lists[0] == tuple(open_clip.IMAGENET_CLASSNAMES)
+assert lists[1] == tuple(call("{}") for call in open_clip.OPENAI_IMAGENET_TEMPLATES)
+assert lists[2] == tuple(call("{}") for call in open_clip.SIMPLE_IMAGENET_TEMPLATES)
+names = open_clip.list_models()
+assert len(names) > 100 and all(_shipped(name) == open_clip.get_model_config(name) for name in names)
+assert _shipped("RN51") is None
+print("the same")
+"""
+    done = watched(program)
+    assert "the same" in done.stdout, done.stderr
+
+
+def test_components_import_without_torch() -> None:
+    rooms = ("objectives", "methods", "evaluate", "detect")
+    names = {f"trainers.{room}.{file.stem}" for room in rooms for file in (ROOT / "trainers" / room).glob("*.py")}
+    assert len(names) > 60 and names > NEED_TORCH
+    done = watched("\n".join(f"import {name}" for name in sorted(names - NEED_TORCH)))
+    assert done.returncode == 0, done.stderr
+
+
+def test_who_imports_torch_is_named() -> None:
+    done = watched("from trainers.weights import load")
+    assert done.returncode == 1 and f"torch was imported by {ROOT / 'trainers/weights/load.py'}" in done.stderr
