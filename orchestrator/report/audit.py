@@ -34,7 +34,8 @@ GROUPS = {
 }
 """Groups of audits in the page's order, and their titles. Others follow under their own name."""
 CELLS = ("Each cell: accuracy under attack in percent with its interval, and after it the accuracy under random noise of the same size. "
-         "Higher is more robust; an attack that leaves more right than noise does has failed.")  # fmt: skip
+         "Higher is more robust; an attack that leaves more right than noise does has failed. An adaptive attack takes, for each picture, "
+         "the worse of its own result and the oblivious attack's; “alone” is the accuracy under its own results.")  # fmt: skip
 UNKNOWN = "its audit does not say"
 TILE = 96
 """Pixels of a picture of a gallery, at least."""
@@ -91,7 +92,8 @@ def robust_table(results: Sequence[AuditResult], models: Sequence[str]) -> Table
         lines.setdefault((one.label, ""), {})[one.model] = ""
         radii = [(size, f"robust/at_{size:g}", f"robust/noise_at_{size:g}") for size in audit.radii]
         for size, under, noise in radii if audit.attack.minimal else [(eps_of(audit), "robust/accuracy", "robust/noise")]:
-            lines.setdefault((one.label, radius(size)), {})[one.model] = f"{_text(one, under)}; noise {_plain(one, noise)}"
+            alone = f"; alone {_plain(one, 'robust/alone')}" if audit.worst else ""
+            lines.setdefault((one.label, radius(size)), {})[one.model] = f"{_text(one, under)}{alone}; noise {_plain(one, noise)}"
         unattacked = "not attacked" + (f", {defences[audit.defence]}" if audit.defence else "")
         lines.setdefault((unattacked, ""), {})[one.model] = _text(one, "robust/clean")
     lines = {key: cells for key, cells in lines.items() if any(cells.values())}

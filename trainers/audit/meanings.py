@@ -96,6 +96,8 @@ MEANINGS: dict[str, Meaning] = {
         "clean": M("accuracy, not attacked", "%", "higher", "share of the pictures that are classified correctly"),
         "accuracy": M("accuracy under attack", "%", "higher",
                       "share of the pictures that are classified correctly and still are when attacked"),
+        "alone": M("accuracy under the adaptive attack alone", "%", "higher",
+                   "the same if the oblivious attack's results are not tried beside its own"),
         "at_<ε>": M("accuracy under attack, ε = <ε>", "%", "higher", "share of all pictures that no change within ε turned"),
         "noise": M("accuracy under noise", "%", "higher",
                    "the same under random noise of the same size; an attack that leaves more right has failed"),

@@ -14,7 +14,7 @@ import torch
 
 from datasets.component import since
 from datasets.errors import InputError
-from trainers.audit.attacks.base import Attack, Attacked, lengths
+from trainers.audit.attacks.base import Attack, Attacked, lengths, margin
 from trainers.audit.base import Audit, Findings, Pictures, Subject
 from trainers.audit.bias.shared import by_hash
 from trainers.audit.classifier import Classifier, as_bytes
@@ -50,10 +50,15 @@ class Robustness(Audit):
     """How an adaptive attacker averages over what is random."""
     radii: tuple[float, ...] = since(())
     """Of a minimal attack: the ε at which robust accuracy is read off."""
+    worst: bool = since(False)
+    """Of an adaptive attack: the oblivious one is made too, and for each picture that one of the two results is taken that fools the
+    defended classifier more, by the attacker's own draws (`worse`)."""
 
     def __post_init__(self) -> None:
         if self.defence is None and self.mode == "adaptive":
             raise InputError("Robustness.mode is adaptive, but there is no defence to adapt to; give a defence, or oblivious.")
+        if self.worst and self.mode != "adaptive":
+            raise InputError("Robustness.worst is true, and Robustness.mode is oblivious; accepted: adaptive, whose result is compared.")
         if self.attack.minimal and not self.radii:
             raise InputError(f"Robustness.radii is empty; {self.attack.label} finds the smallest change: name the ε to read off.")
         if not self.attack.minimal and not hasattr(self.attack, "eps"):
@@ -105,11 +110,22 @@ class Robustness(Audit):
         found_BCHW, after_B, noise_B = clean_BCHW.clone(), before_B.clone(), before_B.clone()
         queries, zero = torch.zeros(len(part), dtype=torch.int64), torch.full((len(part),), float("nan"))
         noise_size_B = torch.full((len(part),), float("nan"), dtype=torch.float64)
+        alone_B = before_B.clone() if self.worst else None
         if len(right):
             own = [keys[i] for i in right.tolist()]
             attacked: Attacked = self.attack.perturb(seen, clean_BCHW[right], label_B[right], own)
-            found_BCHW[right] = attacked.picture_BCHW.detach().to(found_BCHW)
+            first_bCHW = attacked.picture_BCHW.detach().to(found_BCHW)
+            found_BCHW[right] = first_bCHW
+            if alone_B is not None:
+                oblivious = self.attack.perturb(bare, clean_BCHW[right], label_B[right], own)
+                second_bCHW = oblivious.picture_BCHW.detach().to(found_BCHW)
+                size = self.attack.norm if self.attack.minimal else None
+                second_b = worse(seen, clean_BCHW[right], first_bCHW, second_bCHW, label_B[right], own, size)
+                found_BCHW[right] = torch.where(second_b[:, None, None, None], second_bCHW, first_bCHW)
+                attacked = replace(attacked, queries_B=attacked.queries_B + oblivious.queries_B + 2)
             after_B[right] = judge.predict(found_BCHW[right], own)
+            if alone_B is not None:
+                alone_B[right] = judge.predict(first_bCHW, own)
             queries[right.cpu()], zero[right.cpu()] = attacked.queries_B.cpu(), attacked.zero_gradient_B.float().cpu()
             change_bCHW = found_BCHW[right] - clean_BCHW[right]
             eps_b = torch.full((len(right),), float(getattr(self.attack, "eps", 0.0))).to(clean_BCHW)
@@ -124,6 +140,7 @@ class Robustness(Audit):
         per_B = {
             "y": label_B, "clean_prediction": before_B, "prediction": after_B, "success": fooled_B, "queries": queries,
             "zero_gradient_share": zero, "noise_prediction": noise_B, "noise_size": noise_size_B,
+            **({} if alone_B is None else {"alone_prediction": alone_B}),
         }  # fmt: skip
         behind, mode = (self.defence.label, self.mode) if self.defence is not None else (None, None)
         return attack_rows(self.attack, subject, keys, clean_BCHW, found_BCHW, per_B, behind, mode)
@@ -147,6 +164,9 @@ class Robustness(Audit):
             found["robust/median_size"] = float(np.median(size_N[fooled_N])) if fooled_N.any() else float("nan")
             for eps, noisy_N in self.right_under_noise(rows).items():
                 found |= share(f"robust/noise_at_{eps:g}", int(noisy_N.sum()), n)
+        if self.worst:
+            alone_N = np.array(rows["alone_prediction"]) == np.array(rows["y"])
+            found |= share("robust/alone", int((correct_N & alone_N).sum()), n)
         noise_N = np.array(rows["noise_prediction"]) == np.array(rows["y"])
         found |= share("robust/noise", int((correct_N & noise_N).sum()), n)
         attacked = np.array(rows["queries"])[correct_N]
@@ -197,6 +217,27 @@ class Robustness(Audit):
         if not metrics["robust/clean_n"]:
             return [f"{self.label}: no picture is classified correctly, so there was nothing to attack."]
         return []
+
+
+def worse(
+    seen: Classifier, clean_BCHW: torch.Tensor, first_BCHW: torch.Tensor, second_BCHW: torch.Tensor, label_B: torch.Tensor,
+    keys_B: Sequence[str], minimal: str | None,
+) -> torch.Tensor:  # fmt: skip
+    """Of which pictures the second attacked version is the worse one for the classifier, bool [B].
+
+    A version that fools is worse than one that does not; of two alike the one with the larger margin, or, for a `minimal` attack (its
+    norm), of two that fool the one with the smaller change. `seen` judges, by draws of the attacker's own. The defence's draws decide
+    nothing: with those the attacker would have two throws where the defence has one.
+    """
+    with torch.no_grad():
+        first_B, second_B = (margin(seen(picture_BCHW, keys_B), label_B) for picture_BCHW in (first_BCHW, second_BCHW))
+    fools_B = second_B > 0
+    alike_B = fools_B == (first_B > 0)
+    better_B = second_B > first_B
+    if minimal is not None:
+        nearer_B = lengths(second_BCHW - clean_BCHW, minimal) < lengths(first_BCHW - clean_BCHW, minimal)
+        better_B = torch.where(fools_B, nearer_B, better_B)
+    return torch.where(alike_B, better_B, fools_B)
 
 
 def magnified(clean_NHWC: np.ndarray, other_NHWC: np.ndarray) -> np.ndarray:

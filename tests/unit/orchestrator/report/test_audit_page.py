@@ -87,7 +87,7 @@ def test_every_number_of_the_csv_is_explained_on_the_page(tmp_path: Path):
     page = write_audit(results, tmp_path / "out", "t", []).read_text()
     shown = {row[0]: row[1:] for row in rows_under(page, "What the numbers are")}
     for line in csv.DictReader((tmp_path / "out" / "audit.csv").open()):
-        name = re.sub("_(low|high)$", "", line["metric"].replace("/TTC/", "/<defence>/")).replace("own/a", "own/<x>").replace("own/b", "own/<x>")
+        name = re.sub("^own/.$", "own/<x>", re.sub("_(low|high)$", "", line["metric"].replace("/TTC/", "/<defence>/")))
         assert name in shown, name
     assert shown["filter/<defence>/bare/ra"][:3] == ["recovery accuracy without the filter", "%", "higher"]
     assert shown["filter/<defence>/bare/ra"][3].startswith("share of the triggered pictures") and shown["unknown/c"][3] == UNKNOWN
