@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
@@ -52,7 +52,7 @@ class Robustness(Audit):
     """Of a minimal attack: the ε at which robust accuracy is read off."""
     worst: bool = since(False)
     """Of an adaptive attack: the oblivious one is made too, and for each picture that one of the two results is taken that fools the
-    defended classifier more, by the attacker's own draws (`worse`)."""
+    defended classifier more, in the attacker's own draws (`worse`)."""
 
     def __post_init__(self) -> None:
         if self.defence is None and self.mode == "adaptive":
@@ -91,7 +91,7 @@ class Robustness(Audit):
             judge = bare if defence is None else defence.guard(bare)
             seen = adaptive(defence, bare, self.eot) if defence is not None and self.mode == "adaptive" else bare
             for part in replace(subject, pictures=subject.pictures.part(at_n)).batches():
-                for name, values in self._batch(part, bare, judge, seen, subject, shown).items():
+                for name, values in self._batch(part, bare, defence, judge, seen, subject, shown).items():
                     rows.setdefault(name, []).extend(values)
         gallery = {}
         if shown:
@@ -102,7 +102,8 @@ class Robustness(Audit):
         return Findings(metrics, rows, gallery, failures=tuple(self._failures(metrics, rows)), notes=tuple(notes))
 
     def _batch(
-        self, part: Pictures, bare: Classifier, judge: Classifier, seen: Classifier, subject: Subject, shown: list[Any]
+        self, part: Pictures, bare: Classifier, defence: Defence | None, judge: Classifier, seen: Classifier, subject: Subject,
+        shown: list[Any],
     ) -> Mapping[str, Sequence[Any]]:
         clean_BCHW, label_B, keys = part.floats(bare), part.labels(bare), part.keys
         before_B = judge.predict(clean_BCHW, keys)
@@ -116,16 +117,19 @@ class Robustness(Audit):
             attacked: Attacked = self.attack.perturb(seen, clean_BCHW[right], label_B[right], own)
             first_bCHW = attacked.picture_BCHW.detach().to(found_BCHW)
             found_BCHW[right] = first_bCHW
-            if alone_B is not None:
+            if alone_B is not None and defence is not None:
                 oblivious = self.attack.perturb(bare, clean_BCHW[right], label_B[right], own)
                 second_bCHW = oblivious.picture_BCHW.detach().to(found_BCHW)
-                size = self.attack.norm if self.attack.minimal else None
-                second_b = worse(seen, clean_BCHW[right], first_bCHW, second_bCHW, label_B[right], own, size)
+                first, second = (
+                    looked_at(defence, bare, self.eot, x_bCHW, label_B[right], own, lengths(x_bCHW - clean_BCHW[right], self.attack.norm))
+                    for x_bCHW in (first_bCHW, second_bCHW)
+                )
+                second_b = worse(first, second, self.attack.minimal)
                 found_BCHW[right] = torch.where(second_b[:, None, None, None], second_bCHW, first_bCHW)
                 attacked = replace(attacked, queries_B=attacked.queries_B + oblivious.queries_B + 2)
             after_B[right] = judge.predict(found_BCHW[right], own)
-            if alone_B is not None:
-                alone_B[right] = judge.predict(first_bCHW, own)
+            if alone_B is not None and defence is not None:  # by the same draws, so that the same picture is judged alike
+                alone_B[right] = defence.guard(bare, first=1).predict(first_bCHW, own)
             queries[right.cpu()], zero[right.cpu()] = attacked.queries_B.cpu(), attacked.zero_gradient_B.float().cpu()
             change_bCHW = found_BCHW[right] - clean_BCHW[right]
             eps_b = torch.full((len(right),), float(getattr(self.attack, "eps", 0.0))).to(clean_BCHW)
@@ -219,25 +223,39 @@ class Robustness(Audit):
         return []
 
 
-def worse(
-    seen: Classifier, clean_BCHW: torch.Tensor, first_BCHW: torch.Tensor, second_BCHW: torch.Tensor, label_B: torch.Tensor,
-    keys_B: Sequence[str], minimal: str | None,
-) -> torch.Tensor:  # fmt: skip
+class Look(NamedTuple):
+    """What an attacker sees of attacked pictures before the defence does."""
+
+    fooled_B: torch.Tensor
+    """Share of the draws in which the defended classifier is fooled, 0 … 1."""
+    margin_B: torch.Tensor
+    """Best other logit minus the label's, mean of the draws."""
+    size_B: torch.Tensor
+    """How far the pictures were changed, in the attack's norm."""
+
+
+def looked_at(
+    defence: Defence, bare: Classifier, eot: EOT, picture_BCHW: torch.Tensor, label_B: torch.Tensor, keys_B: Sequence[str],
+    size_B: torch.Tensor,
+) -> Look:  # fmt: skip
+    """A look at the pictures by draws that neither the attack nor the defence has: as many as `eot`'s, or one if nothing is random."""
+    once = adaptive(defence, bare, EOT(draws=1, seed=eot.seed + 1))
+    with torch.no_grad():
+        margin_kB = torch.stack([margin(once(picture_BCHW, keys_B), label_B) for _ in range(eot.draws if defence.random else 1)])
+    return Look((margin_kB > 0).double().mean(0), margin_kB.mean(0), size_B)
+
+
+def worse(first: Look, second: Look, minimal: bool) -> torch.Tensor:
     """Of which pictures the second attacked version is the worse one for the classifier, bool [B].
 
-    A version that fools is worse than one that does not; of two alike the one with the larger margin, or, for a `minimal` attack (its
-    norm), of two that fool the one with the smaller change. `seen` judges, by draws of the attacker's own. The defence's draws decide
-    nothing: with those the attacker would have two throws where the defence has one.
+    That is the one that fools in more draws, and of two alike the one with the larger mean margin. For a `minimal` attack, of two that fool
+    in more than half of the draws it is the smaller change. The defence's own draws decide nothing: with those the attacker would have two
+    throws where the defence has one.
     """
-    with torch.no_grad():
-        first_B, second_B = (margin(seen(picture_BCHW, keys_B), label_B) for picture_BCHW in (first_BCHW, second_BCHW))
-    fools_B = second_B > 0
-    alike_B = fools_B == (first_B > 0)
-    better_B = second_B > first_B
-    if minimal is not None:
-        nearer_B = lengths(second_BCHW - clean_BCHW, minimal) < lengths(first_BCHW - clean_BCHW, minimal)
-        better_B = torch.where(fools_B, nearer_B, better_B)
-    return torch.where(alike_B, better_B, fools_B)
+    worse_B = (second.fooled_B > first.fooled_B) | ((second.fooled_B == first.fooled_B) & (second.margin_B > first.margin_B))
+    if not minimal:
+        return worse_B
+    return torch.where((first.fooled_B > 0.5) & (second.fooled_B > 0.5), second.size_B < first.size_B, worse_B)
 
 
 def magnified(clean_NHWC: np.ndarray, other_NHWC: np.ndarray) -> np.ndarray:

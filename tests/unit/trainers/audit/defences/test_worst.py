@@ -17,12 +17,12 @@ from trainers.audit.attacks.base import Attack, Attacked, Distance
 from trainers.audit.attacks.fmn import FMN
 from trainers.audit.attacks.pgd import PGD
 from trainers.audit.base import Pictures, Subject
-from trainers.audit.classifier import Classifier, as_bytes
+from trainers.audit.classifier import as_bytes
 from trainers.audit.defences.adaptive import EOT
 from trainers.audit.defences.base import Defence
 from trainers.audit.defences.bit_depth import BitDepth
 from trainers.audit.defences.crops import Crops
-from trainers.audit.robustness import Robustness, worse
+from trainers.audit.robustness import Look, Robustness, looked_at, worse
 
 NONE: Any = None
 COUNT, EPS = 40, 0.055
@@ -74,30 +74,36 @@ def test_what_is_taken_of_a_random_defence_is_judged_as_where_it_comes_from() ->
     for number, (size, ours, theirs) in enumerate(zip(both["l2"], knowing["l2"], oblivious["l2"])):
         source = knowing if size == ours else oblivious
         assert size in (ours, theirs) and both["prediction"][number] == source["prediction"][number]
-    assert any(size != ours for size, ours in zip(both["l2"], knowing["l2"])) and any(a == b != c for a, b, c in zip(
-        both["l2"], knowing["l2"], oblivious["l2"]))  # fmt: skip
+    assert both["alone_prediction"] == knowing["prediction"]
+    assert both["l2"] != knowing["l2"] and both["l2"] != oblivious["l2"], "some of each"
 
 
-def test_worse_is_what_fools_then_what_fools_more_or_nearer() -> None:
-    """Against a loop over the pictures: margins are the first pixel's, sizes the last one's."""
+def test_worse_is_what_fools_more_often_then_by_more_or_nearer() -> None:
+    """Against a loop over the pictures."""
     draw = rng("worse")
-    first, second = (torch.from_numpy(draw.uniform(-1, 1, (200, 3, 2, 2))) for _ in range(2))
-    first[:20, 0, 0, 0] = second[:20, 0, 0, 0] = 0.5
-    seen = Classifier(lambda x, _: torch.stack([torch.zeros(len(x), dtype=x.dtype), x[:, 0, 0, 0]], 1), 2, dtype=torch.float64)
-    clean, label, keys = torch.zeros_like(first), torch.zeros(200, dtype=torch.int64), [str(i) for i in range(200)]
-    for norm in (None, "linf", "l2"):
-        found = worse(seen, clean, first, second, label, keys, norm)
-        for i in range(200):
-            one, two = (float(x[i, 0, 0, 0]) for x in (first, second))
-            length = {"linf": lambda x: np.abs(x).max(), "l2": lambda x: np.sqrt((x**2).sum())}.get(norm or "", lambda x: 0.0)
-            near_one, near_two = (length(x[i].numpy()) for x in (first, second))
-            if (one > 0) != (two > 0):
-                wanted = two > 0
-            elif norm is not None and one > 0:
-                wanted = near_two < near_one
+    one, two = (Look(*(torch.from_numpy(draw.integers(0, 4, 400) / 3) for _ in range(3))) for _ in range(2))
+    for minimal in (False, True):
+        found = worse(one, two, minimal).tolist()
+        for answer, first, second in zip(found, zip(*(x.tolist() for x in one)), zip(*(x.tolist() for x in two))):
+            if minimal and min(first[0], second[0]) > 0.5:
+                assert answer == (second[2] < first[2])
             else:
-                wanted = two > one
-            assert bool(found[i]) == wanted
+                assert answer == (second[:2] > first[:2])
+
+
+def test_a_look_counts_the_draws_that_fool_and_none_of_them_is_the_attacks_or_the_defences() -> None:
+    label = torch.from_numpy(subject().pictures.label_N)
+    picture, keys, defence, eot = quarters(COUNT)[0], subject().pictures.keys, Crops(crops=1, share=0.5), EOT(draws=7)
+    found = looked_at(defence, network(), eot, picture, label, keys, label.double())
+    draws = [[EOT(seed=1).draw(defence, key, number) for key in keys] for number in range(7)]
+    logits = torch.stack([defence.classify(network(), picture, keys, one) for one in draws])
+    others = logits.scatter(2, label.expand(7, -1)[..., None], float("-inf")).amax(2)
+    margins = others - logits.gather(2, label.expand(7, -1)[..., None])[..., 0]
+    torch.testing.assert_close(found.fooled_B, (logits.argmax(2) != label).double().mean(0))
+    torch.testing.assert_close(found.margin_B, margins.mean(0))
+    assert 0 < float(found.fooled_B.mean()) < 1 and len(set(found.fooled_B.tolist())) > 2
+    fixed = looked_at(BitDepth(), network(), eot, picture, label, keys, label.double())
+    assert set(fixed.fooled_B.tolist()) <= {0.0, 1.0}
 
 
 @dataclass(frozen=True, kw_only=True)
