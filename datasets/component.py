@@ -1,10 +1,13 @@
 """`Component`, the base of every class whose fields are hyper-parameters."""
 
+import contextlib
 import dataclasses
 import difflib
+import importlib
 import inspect
 import math
 import operator
+import pkgutil
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -20,6 +23,7 @@ Count = Annotated[int, Ge(1)]
 Share = Annotated[float, Interval(ge=0, le=1)]
 Positive = Annotated[float, Gt(0)]
 NotNegative = Annotated[float, Ge(0)]
+_PACKAGES = ("datasets", "orchestrator", "trainers")
 _LIMITS: dict[type, tuple[str, Callable[[Any, Any], bool]]] = {
     Ge: ("at least", operator.ge),
     Gt: ("above", operator.gt),
@@ -269,5 +273,36 @@ def _describe(hint: Any) -> str:
         elif origin is dict:
             parts.append("a dictionary")
         else:
-            parts.append(", ".join(choices(kind)) or f"a {getattr(kind, '__name__', kind)} component")
+            parts.append(", ".join(choices(kind)) or _component(kind))
     return " or ".join(parts)
+
+
+def _component(kind: Any) -> str:
+    """`a Views component`; of a class with others below it, which of them are accepted: `an Order component (Drawn, Formula, Windows)`."""
+    if kind is Component:
+        return "a component"
+    name = getattr(kind, "__name__", str(kind))
+    article = "an" if name[0] in "AEIO" else "a"
+    accepted = classes_of(kind) if dataclasses.is_dataclass(kind) else [name]
+    return f"{article} {name} component" + (f" ({', '.join(accepted)})" if accepted != [name] else "")
+
+
+def classes_of(base: Any) -> list[str]:
+    """The names of the classes that a field of this type accepts, itself first unless it is abstract, the others in alphabetical order.
+
+    If the type is one of this project's, the modules beside its own are imported for that, so that classes which nothing has used yet are
+    named too.
+    """
+    package = base.__module__.rpartition(".")[0]
+    if package.partition(".")[0] in _PACKAGES:
+        for module in pkgutil.iter_modules(importlib.import_module(package).__path__):
+            with contextlib.suppress(ImportError):  # of a library that is not installed
+                importlib.import_module(f"{package}.{module.name}")
+    below = sorted({name for name in _concrete(base) if not name.startswith("_")} - {base.__name__}, key=str.lower)
+    return below if inspect.isabstract(base) else [base.__name__, *below]
+
+
+def _concrete(base: Any) -> Iterator[str]:
+    for cls in base.__subclasses__():
+        yield from () if inspect.isabstract(cls) else (cls.__name__,)
+        yield from _concrete(cls)

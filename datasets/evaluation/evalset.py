@@ -24,6 +24,7 @@ from datasets.evaluation.known_sets import PUBLISHED, SETS, Files, canonical_nam
 from datasets.evaluation.labels import NUMBER, folder_labels, line_of, table_labels
 from datasets.evaluation.prompts import NAMES, PROMPTS
 from datasets.index.folders import class_folders, file_rows, named, sizes
+from datasets.index.keys import mark_duplicates
 from datasets.index.source import PASSED_OVER, Source
 from datasets.index.write import write_tar
 from datasets.seeding import hash64
@@ -272,7 +273,7 @@ class EvalSet(Component):
                 f"{self.path}: sample {key!r} has no label in its cls member or one that is not among the {len(names)} "
                 f"classes (0 … {len(names) - 1})."
             )
-        return _without_captions(table), urls, names, passed_over
+        return mark_duplicates(_without_captions(table), across=False), urls, names, passed_over
 
     def _load_csv(self, say: Say) -> _Read:
         table, urls, _ = self._source().index()

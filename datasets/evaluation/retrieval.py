@@ -15,6 +15,7 @@ from datasets.component import Component, Natural
 from datasets.errors import InputError
 from datasets.evaluation.evalset import Loaded, Say, check_path, silent
 from datasets.index.folders import file_rows, sizes
+from datasets.index.keys import mark_duplicates
 from datasets.index.source import PASSED_OVER, Source
 from datasets.seeding import hash64
 from datasets.text import NotText, lines_of, read_json
@@ -70,6 +71,7 @@ class RetrievalSet(Component):
         drops = [drop or ("" if captions else "no_caption") for drop, captions in zip(drops, kept)]
         for name, values in (("caption", ["\n".join(captions) for captions in kept]), ("drop", drops)):
             table = table.set_column(table.schema.get_field_index(name), name, pa.array(values, pa.string()))
+        table = mark_duplicates(table, across=False)
         if not (np.asarray(table["drop"]) == "").any():
             raise InputError(f"the retrieval set {self.path} has no usable picture with a caption.")
         return Loaded(table, urls, (), (), (), passed_over)

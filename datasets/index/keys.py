@@ -40,24 +40,25 @@ def shard_names(urls: Sequence[str]) -> list[str]:
     return names
 
 
-def mark_duplicates(table: pa.Table, urls: Sequence[str] = ()) -> pa.Table:
+def mark_duplicates(table: pa.Table, urls: Sequence[str] = (), across: bool = True) -> pa.Table:
     """The joined index with no key kept twice.
 
-    If a key repeats within a shard, its first row is kept and the others get `duplicate_key`. If two shards share a key, `InputError` names
-    them (by `urls`, if given). `InputError` also if no shard holds a sample.
+    If a key repeats within a shard, its first usable row is kept and later ones get `duplicate_key`. If two shards share a key,
+    `InputError` names them (by `urls`, if given); without `across` they may. `InputError` also if no shard holds a sample.
     """
     if not len(table):
         raise InputError(f"none of the {len(urls)} shards holds a sample: {', '.join(urls[:3])}{' …' if len(urls) > 3 else ''}.")
     among = _alike(key_hashes(table["key"]), pc.equal(table["drop"], "").to_numpy())
-    first: dict[str, int] = {}
+    first: dict[tuple[str, int], int] = {}
     again_N = np.zeros(len(table), bool)
     for row, key, shard in zip(among, take(table["key"], among).to_pylist(), take(table["shard"], among).to_pylist()):
-        if key not in first:
-            first[key] = shard
-        elif first[key] == shard:
+        taken = (key, 0 if across else shard)
+        if taken not in first:
+            first[taken] = shard
+        elif first[taken] == shard:
             again_N[row] = True
         else:
-            names = [urls[n] if n < len(urls) else f"shard {n}" for n in (first[key], shard)]
+            names = [urls[n] if n < len(urls) else f"shard {n}" for n in (first[taken], shard)]
             raise InputError(
                 f"the key {key!r} is in {names[0]} and in {names[1]}; set source.key_prefix to put the shard's name "
                 "before each key."

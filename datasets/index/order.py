@@ -7,6 +7,7 @@ slice of it, and a rank's share a slice of the step. So training can begin at an
 from __future__ import annotations
 
 import functools
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -22,18 +23,18 @@ ROUNDS = 8
 
 
 @dataclass(frozen=True, kw_only=True)
-class Order(Component):
+class Order(Component, ABC):
     """How an epoch is shuffled. A subclass says which positions a stretch of an epoch has."""
 
     by_shard: ClassVar[bool] = False
     """Whether the order depends on where shards begin."""
 
+    @abstractmethod
     def positions(self, starts: np.ndarray, seed: int, epoch: int, first: int, last: int) -> np.ndarray:
         """int64 [last − first]: positions of the epoch's places `first` … `last` − 1, each position once in an epoch.
 
         `starts`: int64, rising, from 0: the position at which each shard begins, and at the end the number of positions.
         """
-        raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -190,7 +190,7 @@ class Source(Component):
                 rows.json_broken += broken
                 if label is None:
                     rows.label_not_number, label = rows.label_not_number + 1, -1
-                first = seen.setdefault(sample.key, sample)
+                first = seen.setdefault(sample.key, sample)  # whether it can be used or not
                 if first is not sample and not (first.image() and image):
                     raise InputError(
                         f"{url}: the files of {sample.key!r} are not side by side (byte "
@@ -204,19 +204,17 @@ class Source(Component):
                 else:
                     read = functools.partial(reader.read, image.offset, image.size)
                     place = _Place(member_of(image.name), image.offset, image.size, read)
-                    rows.add(sample.key, place, [caption], label, "" if first is sample else "duplicate_key")
+                    rows.add(sample.key, place, [caption], label)
 
     def _index_parquet(self, url: str, rows: _Rows) -> None:
-        seen: set[str] = set()
         for row in parquet.parquet_rows(url, self._keys(), self.captions, found=rows.found):
             key = row.key if row.key is not None else f"{rows.name}-{row.line - 1:08d}"
-            duplicate, data = key in seen, row.data
-            seen.add(key)
+            data = row.data
             if data is None:
                 place = self._file(url, rows, row.path)
             else:
                 place = _Place(PARQUET_CELL + rows.columns["image"], row.line - 1, len(data), functools.partial(bytes, data))
-            rows.add(key, place, chosen(row.captions, self.captions, key), row.label, "duplicate_key" if duplicate else "")
+            rows.add(key, place, chosen(row.captions, self.captions, key), row.label)
 
     def _index_csv(self, url: str, rows: _Rows) -> None:
         seen: dict[str, list[str | None]] = {}
@@ -268,6 +266,7 @@ class _Rows:
         self.passed_over: list[str] = []
         self.label_not_number = self.json_broken = 0
         self.columns: dict[str, str] = {}
+        self._used: set[str] = set()
         self._rest: list[tuple[str, int, int, str, int]] = []
 
     def found(self, keys: tables.Keys) -> None:
@@ -275,7 +274,12 @@ class _Rows:
         self.columns = {"image": keys.image, "caption": keys.caption}
 
     def add(self, key: str, place: _Place, captions: Sequence[Caption], label: int, drop: str = "") -> None:
-        """Append a row for each caption, with the keys `key`, `key#2`, …"""
+        """Append a row for each caption, with the keys `key`, `key#2`, …
+
+        A key that an earlier usable sample has makes this one a duplicate; an earlier one that is dropped itself takes no key away.
+        """
+        if not drop and key in self._used:
+            drop = "duplicate_key"
         if not drop and place.read is None:
             drop = "no_image"
         if not drop and place.read is not None and self.source.verify != "none":
@@ -285,6 +289,8 @@ class _Rows:
             self.keys.append(f"{self.name}/{one}" if self.source.key_prefix else one)
             self.drops.append(drop or caption.drop_reason(self.source.min_caption_length))
             self._rest.append((place.member, place.offset, place.length, caption.text or "", label))
+            if not self.drops[-1]:
+                self._used.add(key)
 
     def table(self) -> pa.Table:
         members, offsets, lengths, captions, labels = zip(*self._rest) if self._rest else ((),) * 5

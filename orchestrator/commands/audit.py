@@ -221,5 +221,5 @@ def _track(
     """Log the numbers to the runs of the checkpoints, where the sweep has them in MLflow."""
     tracker = make_tracker(store, compute.tracking_uri, plan.sweep.name)
     for (_, stage), result in zip(wanted, results):
-        values = {f"audit/{result.title}/{name}": value for name, value in result.metrics.items() if value is not None}
-        tracker.audited(plan.fingerprint, stage.model.fingerprint, values, stage.epoch)
+        values = {name: value for name, value in result.metrics.items() if value is not None}
+        tracker.audited(plan.fingerprint, stage.model.fingerprint, result.title, stage.setting, values, stage.epoch)

@@ -21,6 +21,7 @@ from orchestrator.report.shown import image
 from orchestrator.results.audit_names import names, radius, radius_of
 from orchestrator.results.audits import AuditResult, eps_of, not_believable
 from orchestrator.stages.audited import ROWS
+from trainers.audit.meanings import ENDS, MEANINGS, meaning
 from trainers.audit.robustness import Robustness
 
 GROUPS = {
@@ -32,6 +33,10 @@ GROUPS = {
     "bias": "Biases",
 }
 """Groups of audits in the page's order, and their titles. Others follow under their own name."""
+CELLS = ("Each cell: accuracy under attack in percent with its interval, and after it the accuracy under random noise of the same size. "
+         "Higher is more robust; an attack that leaves more right than noise does has failed. An adaptive attack takes, for each picture, "
+         "the worse of its own result and the oblivious attack's; “alone” is the accuracy under its own results.")  # fmt: skip
+UNKNOWN = "its audit does not say"
 TILE = 96
 """Pixels of a picture of a gallery, at least."""
 Table = tuple[Sequence[str], list[list[str]]]
@@ -49,6 +54,7 @@ def write_audit(results: Sequence[AuditResult], out: Path, title: str, facts: Se
             sections.append(_section(group, own, models, out))
     values = {
         "title": title, "facts": list(facts), "said": list(said), "wrong": not_believable(results), "sections": sections,
+        "numbers": glossary(results),
         "notes": list(dict.fromkeys(one.telling(note) for one in results for note in one.notes)),
     }  # fmt: skip
     write_whole(out / "audit.csv", _csv(results).encode())
@@ -65,10 +71,10 @@ def _section(group: str, results: Sequence[AuditResult], models: Sequence[str], 
                 write_whole(out / f"{slug}{end}.{ending}", content)
             figures.append(svg(curves, f"curves-{slug}{end}", f"{GROUPS.get(group, group)}: {what}"))
     robust = [one for one in results if isinstance(one.audit, Robustness)]
-    tables = [("", robust_table(robust, models))] if robust else []
+    tables = [("", robust_table(robust, models), CELLS)] if robust else []
     others = [one for one in results if not isinstance(one.audit, Robustness)]
     for title in dict.fromkeys(one.title for one in others):
-        tables.append((title, metric_table([one for one in others if one.title == title], models)))
+        tables.append((title, metric_table([one for one in others if one.title == title], models), ""))
     galleries = [
         {"title": f"{one.title}: {one.model}", "rows": list(found), "image": image(sheet(found), one.label)}
         for one in results if (found := one.gallery)
@@ -86,7 +92,8 @@ def robust_table(results: Sequence[AuditResult], models: Sequence[str]) -> Table
         lines.setdefault((one.label, ""), {})[one.model] = ""
         radii = [(size, f"robust/at_{size:g}", f"robust/noise_at_{size:g}") for size in audit.radii]
         for size, under, noise in radii if audit.attack.minimal else [(eps_of(audit), "robust/accuracy", "robust/noise")]:
-            lines.setdefault((one.label, radius(size)), {})[one.model] = f"{_text(one, under)}; noise {_plain(one, noise)}"
+            alone = f"; alone {_plain(one, 'robust/alone')}" if audit.worst else ""
+            lines.setdefault((one.label, radius(size)), {})[one.model] = f"{_text(one, under)}{alone}; noise {_plain(one, noise)}"
         unattacked = "not attacked" + (f", {defences[audit.defence]}" if audit.defence else "")
         lines.setdefault((unattacked, ""), {})[one.model] = _text(one, "robust/clean")
     lines = {key: cells for key, cells in lines.items() if any(cells.values())}
@@ -95,14 +102,33 @@ def robust_table(results: Sequence[AuditResult], models: Sequence[str]) -> Table
 
 
 def metric_table(results: Sequence[AuditResult], models: Sequence[str]) -> Table:
-    """A row for each metric with its interval where it has one."""
+    """A row for each metric with its interval where it has one, its unit, and which value speaks for the model."""
     found = {one.model: one for one in results}
-    names = list(dict.fromkeys(name for one in results for name in one.metrics if not name.endswith(("_low", "_high"))))
+    audit, rows = results[0].audit, []
+    names = list(dict.fromkeys(name for one in results for name in one.metrics if not name.endswith(ENDS)))
     common = names[0][: names[0].rfind("/") + 1] if names else ""
     while common and not all(name.startswith(common) for name in names):
         common = common[: common.rstrip("/").rfind("/") + 1]
-    rows = [[name.removeprefix(common), *(_text(found[model], name) if model in found else "–" for model in models)] for name in names]
-    return ("", *models), rows
+    for name in names:
+        known = meaning(name, audit.meanings)
+        heading, unit, better = known[1][:3] if known else (name.removeprefix(common), "", "")
+        rows.append([heading, *(_text(found[model], name) if model in found else "–" for model in models), unit, better])
+    return ("", *models, "unit", "better"), rows
+
+
+def glossary(results: Sequence[AuditResult]) -> Table | None:
+    """A row for each kind of number in audit.csv and MLflow: its name, what it is called here, its unit, which value speaks for the model,
+    and a sentence; None without numbers. The ends of intervals have no rows of their own."""
+    rows: dict[str, list[str]] = {}
+    for one in results:
+        for name in one.metrics:
+            known = meaning(name, one.audit.meanings)
+            if known is not None:
+                row = one.audit.meanings.get(known[0]) or MEANINGS[known[0]]
+                rows[known[0]] = [known[0], row.heading, row.unit, row.better, row.text]
+            elif not name.endswith(ENDS):
+                rows[name] = [name, "", "", "", UNKNOWN]
+    return (("name", "on this page", "unit", "better", "what it is"), list(rows.values())) if rows else None
 
 
 def _plain(one: AuditResult, name: str) -> str:

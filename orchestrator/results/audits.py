@@ -41,6 +41,8 @@ class AuditResult:
     seconds: float = 0.0
     right: Mapping[float, Right] = field(default_factory=dict)
     """Of an attack: ε → what it left right; for a minimal attack at each of its radii."""
+    alone: Right = field(default_factory=dict)
+    """Of an adaptive attack that takes the oblivious one's results where they are worse: what it leaves right without them."""
     asked: tuple[int, ...] = ()
     """Of an attack that only asks: after how many queries it turned each picture that it turned."""
     attacked: int = 0
@@ -82,7 +84,7 @@ def read_audit(model: str, audit: Audit, found: Artefact) -> AuditResult:
     rows = pq.read_table(pa.BufferReader(part(found, ROWS))).to_pydict()
     asked = tuple(queries for queries, turned in zip(rows["queries"], rows["success"]) if turned) if asks(audit) else ()
     attacked = sum(clean == y for clean, y in zip(rows["clean_prediction"], rows["y"]))
-    return replace(result, right=_right(audit, rows), asked=asked, attacked=attacked)
+    return replace(result, right=_right(audit, rows), alone=_alone(audit, rows), asked=asked, attacked=attacked)
 
 
 def _right(audit: Audit, rows: Mapping[str, Sequence[Any]]) -> dict[float, Right]:
@@ -92,6 +94,13 @@ def _right(audit: Audit, rows: Mapping[str, Sequence[Any]]) -> dict[float, Right
     if eps is None:
         return {}
     return {_rounded(eps): {key: got == y for key, got, y in zip(rows["key"], rows["prediction"], rows["y"])}}
+
+
+def _alone(audit: Audit, rows: Mapping[str, Sequence[Any]]) -> Right:
+    if not isinstance(audit, Robustness) or not audit.worst:
+        return {}
+    columns = zip(rows["key"], rows["clean_prediction"], rows["alone_prediction"], rows["y"])
+    return {key: clean == y == got for key, clean, got, y in columns}
 
 
 def named(results: Sequence[AuditResult]) -> list[AuditResult]:
@@ -172,10 +181,13 @@ def _blind_is_better(own: Sequence[AuditResult]) -> Iterator[str]:
 def _obliviousness_is_better(measured: Measured) -> Iterator[str]:
     for audit, adaptive in measured:
         for other, oblivious in measured:
-            if audit.mode == "adaptive" and other == replace(audit, mode="oblivious") and surely_more(_only(adaptive), _only(oblivious)):
+            if audit.mode != "adaptive" or other != replace(audit, mode="oblivious", worst=False):
+                continue
+            knowing = adaptive.alone or _only(adaptive)  # before the oblivious attack's results help it out
+            if surely_more(knowing, _only(oblivious)):
                 yield (
                     f"{oblivious.label} leaves {_percent(oblivious)} right at ε = {radius(eps_of(audit))}, the attack that knows the "
-                    f"defence {_percent(adaptive)}."
+                    f"defence {_share(knowing, knowing):.1f} %{' by itself' if adaptive.alone else ''}."
                 )
 
 

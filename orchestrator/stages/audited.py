@@ -20,7 +20,7 @@ from datasets.feed.loader import Recipe, eval_batches
 from datasets.index.pairs import Pairs, smallest_hashes
 from datasets.storage import write_whole
 from orchestrator.console.log import log
-from orchestrator.experiment.fingerprint import encode, labelled
+from orchestrator.experiment.fingerprint import encode, fingerprint, labelled
 from orchestrator.experiment.spec import Experiment
 from orchestrator.stages.base import Around, At, Stage
 from orchestrator.stages.graph import stages
@@ -60,6 +60,11 @@ class Audited(OfCheckpoints):
             "audit": encode(self.audit, "audit"), "epoch": self.epoch, "pictures": self.count, "seed": self.seed,
             "measured": digest(self.source, None, {}),
         }  # fmt: skip
+
+    @property
+    def setting(self) -> str:
+        """Identifies what is done, apart from the checkpoint: the audit with all its fields, how many pictures, and the seed."""
+        return fingerprint([self.audit, self.count, self.seed])[:8]
 
     @property
     def shown(self) -> Any:

@@ -134,6 +134,16 @@ class Held:
         here = [metric for metric in history if metric.step == epoch]
         return max(here, key=lambda metric: metric.timestamp).value if here else None
 
+    def audit(self, title: str, setting: str) -> tuple[str, dict[str, str] | None]:
+        """(what stands before the names of an audit's numbers, a tag to write with them, if any).
+
+        That is audit/<title> for the first setting that comes under this title, which the tag holds, and audit/<title> <setting> for every
+        other one, so that no audit overwrites another's numbers.
+        """
+        plain = f"audit/{title}"
+        first = self.tags.get(key_of(plain))
+        return (plain if first in (None, setting) else f"{plain} {setting}"), ({key_of(plain): setting} if first is None else None)
+
     def log_params(self, params: Mapping[str, Any]) -> None:
         """Write the parameters that the run lacks; MLflow refuses to change existing ones."""
         from mlflow.entities import Param

@@ -247,13 +247,17 @@ class Tracker:
                 self._client.log_artifact(run_id, str(path))
             held.set_status(status)
 
-    def audited(self, study: str, stage: str, values: Mapping[str, float], epoch: int) -> None:
-        """Log what an audit found of a checkpoint to the run of its stage, if there is one; what the run holds already is not repeated."""
+    def audited(self, study: str, stage: str, title: str, setting: str, values: Mapping[str, float], epoch: int) -> None:
+        """Log what an audit found of a checkpoint to the run of its stage, if there is one; what the run holds already is not repeated.
+
+        `setting` identifies the audit with all that its title does not tell (`Held.audit`)."""
         with self._guard(f"the audit of {stage[:12]}"):
             run = find_run(self._client, self._experiment, {STUDY: study, FINGERPRINT: stage})
             if run is not None:
                 held = Held.of(self._client, run)
-                held.log([(epoch, {name: value for name, value in values.items() if held.at(name, epoch) != value})])
+                under, tags = held.audit(title, setting)
+                named = {f"{under}/{name}": value for name, value in values.items()}
+                held.log([(epoch, {name: value for name, value in named.items() if held.at(name, epoch) != value})], tags)
 
     def close_stale(self, sweep_run_id: str) -> list[str]:
         """End the runs that nobody continues: those left running below this sweep, and those of dead drivers.

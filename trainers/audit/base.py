@@ -19,6 +19,7 @@ from datasets.component import Component
 from datasets.feed.loader import Recipe
 from datasets.index.pairs import Pairs
 from trainers.audit.classifier import Classifier, as_floats
+from trainers.audit.meanings import Meaning
 from trainers.encoder import Encoder
 
 
@@ -116,6 +117,8 @@ class Audit(Component, ABC):
 
     group: ClassVar[str] = ""
     """The part of the page that shows it: attacks, defences, black box, explanations, bias."""
+    meanings: ClassVar[Mapping[str, Meaning]] = {}
+    """What its numbers are, by name, where `trainers.audit.meanings` does not say."""
 
     def check(self, subject_classes: int, triggered: bool) -> None:  # noqa: B027 (most can audit any model)
         """Raise InputError if it cannot audit a model with this many classes, or (not `triggered`) one without a trigger. Called before

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import torch
 
 from datasets.component import since
 from datasets.errors import InputError
-from trainers.audit.attacks.base import Attack, Attacked, lengths
+from trainers.audit.attacks.base import Attack, Attacked, lengths, margin
 from trainers.audit.base import Audit, Findings, Pictures, Subject
 from trainers.audit.bias.shared import by_hash
 from trainers.audit.classifier import Classifier, as_bytes
@@ -50,10 +50,15 @@ class Robustness(Audit):
     """How an adaptive attacker averages over what is random."""
     radii: tuple[float, ...] = since(())
     """Of a minimal attack: the ε at which robust accuracy is read off."""
+    worst: bool = since(False)
+    """Of an adaptive attack: the oblivious one is made too, and for each picture that one of the two results is taken that fools the
+    defended classifier more, in the attacker's own draws (`worse`)."""
 
     def __post_init__(self) -> None:
         if self.defence is None and self.mode == "adaptive":
             raise InputError("Robustness.mode is adaptive, but there is no defence to adapt to; give a defence, or oblivious.")
+        if self.worst and self.mode != "adaptive":
+            raise InputError("Robustness.worst is true, and Robustness.mode is oblivious; accepted: adaptive, whose result is compared.")
         if self.attack.minimal and not self.radii:
             raise InputError(f"Robustness.radii is empty; {self.attack.label} finds the smallest change: name the ε to read off.")
         if not self.attack.minimal and not hasattr(self.attack, "eps"):
@@ -86,7 +91,7 @@ class Robustness(Audit):
             judge = bare if defence is None else defence.guard(bare)
             seen = adaptive(defence, bare, self.eot) if defence is not None and self.mode == "adaptive" else bare
             for part in replace(subject, pictures=subject.pictures.part(at_n)).batches():
-                for name, values in self._batch(part, bare, judge, seen, subject, shown).items():
+                for name, values in self._batch(part, bare, defence, judge, seen, subject, shown).items():
                     rows.setdefault(name, []).extend(values)
         gallery = {}
         if shown:
@@ -97,7 +102,8 @@ class Robustness(Audit):
         return Findings(metrics, rows, gallery, failures=tuple(self._failures(metrics, rows)), notes=tuple(notes))
 
     def _batch(
-        self, part: Pictures, bare: Classifier, judge: Classifier, seen: Classifier, subject: Subject, shown: list[Any]
+        self, part: Pictures, bare: Classifier, defence: Defence | None, judge: Classifier, seen: Classifier, subject: Subject,
+        shown: list[Any],
     ) -> Mapping[str, Sequence[Any]]:
         clean_BCHW, label_B, keys = part.floats(bare), part.labels(bare), part.keys
         before_B = judge.predict(clean_BCHW, keys)
@@ -105,11 +111,25 @@ class Robustness(Audit):
         found_BCHW, after_B, noise_B = clean_BCHW.clone(), before_B.clone(), before_B.clone()
         queries, zero = torch.zeros(len(part), dtype=torch.int64), torch.full((len(part),), float("nan"))
         noise_size_B = torch.full((len(part),), float("nan"), dtype=torch.float64)
+        alone_B = before_B.clone() if self.worst else None
         if len(right):
             own = [keys[i] for i in right.tolist()]
             attacked: Attacked = self.attack.perturb(seen, clean_BCHW[right], label_B[right], own)
-            found_BCHW[right] = attacked.picture_BCHW.detach().to(found_BCHW)
+            first_bCHW = attacked.picture_BCHW.detach().to(found_BCHW)
+            found_BCHW[right] = first_bCHW
+            if alone_B is not None and defence is not None:
+                oblivious = self.attack.perturb(bare, clean_BCHW[right], label_B[right], own)
+                second_bCHW = oblivious.picture_BCHW.detach().to(found_BCHW)
+                first, second = (
+                    looked_at(defence, bare, self.eot, x_bCHW, label_B[right], own, lengths(x_bCHW - clean_BCHW[right], self.attack.norm))
+                    for x_bCHW in (first_bCHW, second_bCHW)
+                )
+                second_b = worse(first, second, self.attack.minimal)
+                found_BCHW[right] = torch.where(second_b[:, None, None, None], second_bCHW, first_bCHW)
+                attacked = replace(attacked, queries_B=attacked.queries_B + oblivious.queries_B + 2)
             after_B[right] = judge.predict(found_BCHW[right], own)
+            if alone_B is not None and defence is not None:  # by the same draws, so that the same picture is judged alike
+                alone_B[right] = defence.guard(bare, first=1).predict(first_bCHW, own)
             queries[right.cpu()], zero[right.cpu()] = attacked.queries_B.cpu(), attacked.zero_gradient_B.float().cpu()
             change_bCHW = found_BCHW[right] - clean_BCHW[right]
             eps_b = torch.full((len(right),), float(getattr(self.attack, "eps", 0.0))).to(clean_BCHW)
@@ -124,6 +144,7 @@ class Robustness(Audit):
         per_B = {
             "y": label_B, "clean_prediction": before_B, "prediction": after_B, "success": fooled_B, "queries": queries,
             "zero_gradient_share": zero, "noise_prediction": noise_B, "noise_size": noise_size_B,
+            **({} if alone_B is None else {"alone_prediction": alone_B}),
         }  # fmt: skip
         behind, mode = (self.defence.label, self.mode) if self.defence is not None else (None, None)
         return attack_rows(self.attack, subject, keys, clean_BCHW, found_BCHW, per_B, behind, mode)
@@ -147,6 +168,9 @@ class Robustness(Audit):
             found["robust/median_size"] = float(np.median(size_N[fooled_N])) if fooled_N.any() else float("nan")
             for eps, noisy_N in self.right_under_noise(rows).items():
                 found |= share(f"robust/noise_at_{eps:g}", int(noisy_N.sum()), n)
+        if self.worst:
+            alone_N = np.array(rows["alone_prediction"]) == np.array(rows["y"])
+            found |= share("robust/alone", int((correct_N & alone_N).sum()), n)
         noise_N = np.array(rows["noise_prediction"]) == np.array(rows["y"])
         found |= share("robust/noise", int((correct_N & noise_N).sum()), n)
         attacked = np.array(rows["queries"])[correct_N]
@@ -197,6 +221,41 @@ class Robustness(Audit):
         if not metrics["robust/clean_n"]:
             return [f"{self.label}: no picture is classified correctly, so there was nothing to attack."]
         return []
+
+
+class Look(NamedTuple):
+    """What an attacker sees of attacked pictures before the defence does."""
+
+    fooled_B: torch.Tensor
+    """Share of the draws in which the defended classifier is fooled, 0 … 1."""
+    margin_B: torch.Tensor
+    """Best other logit minus the label's, mean of the draws."""
+    size_B: torch.Tensor
+    """How far the pictures were changed, in the attack's norm."""
+
+
+def looked_at(
+    defence: Defence, bare: Classifier, eot: EOT, picture_BCHW: torch.Tensor, label_B: torch.Tensor, keys_B: Sequence[str],
+    size_B: torch.Tensor,
+) -> Look:  # fmt: skip
+    """A look at the pictures by draws that neither the attack nor the defence has: as many as `eot`'s, or one if nothing is random."""
+    once = adaptive(defence, bare, EOT(draws=1, seed=eot.seed + 1))
+    with torch.no_grad():
+        margin_kB = torch.stack([margin(once(picture_BCHW, keys_B), label_B) for _ in range(eot.draws if defence.random else 1)])
+    return Look((margin_kB > 0).double().mean(0), margin_kB.mean(0), size_B)
+
+
+def worse(first: Look, second: Look, minimal: bool) -> torch.Tensor:
+    """Of which pictures the second attacked version is the worse one for the classifier, bool [B].
+
+    That is the one that fools in more draws, and of two alike the one with the larger mean margin. For a `minimal` attack, of two that fool
+    in more than half of the draws it is the smaller change. The defence's own draws decide nothing: with those the attacker would have two
+    throws where the defence has one.
+    """
+    worse_B = (second.fooled_B > first.fooled_B) | ((second.fooled_B == first.fooled_B) & (second.margin_B > first.margin_B))
+    if not minimal:
+        return worse_B
+    return torch.where((first.fooled_B > 0.5) & (second.fooled_B > 0.5), second.size_B < first.size_B, worse_B)
 
 
 def magnified(clean_NHWC: np.ndarray, other_NHWC: np.ndarray) -> np.ndarray:

@@ -21,7 +21,7 @@ from trainers.audit.shares import beyond_chance
 COLUMNS: dict[str, type] = {
     "checkpoint": str, "key": str, "attack": str, "norm": str, "eps": float, "defence": str, "mode": str, "y": int, "clean_prediction": int,
     "prediction": int, "success": bool, "l2": float, "linf": float, "relative_l2": float, "queries": int, "zero_gradient_share": float,
-    "noise_prediction": int, "noise_size": float, "seed": int,
+    "noise_prediction": int, "noise_size": float, "alone_prediction": int, "seed": int,
 }  # fmt: skip
 """Of the rows of every attack. Where there is nothing to tell, a value is None."""
 SHOWN = 4
@@ -36,7 +36,7 @@ def attack_rows(
     """`COLUMNS` of a batch that the attack `of` changed from `clean` to `moved`.
 
     `per_B` has the columns that are measured elsewhere, [B] each: y, clean_prediction, prediction, success, queries, zero_gradient_share,
-    noise_prediction, and noise_size if there is one. NaN becomes None.
+    noise_prediction, and noise_size and alone_prediction if there are any. NaN becomes None.
     """
     n, change_BCHW = len(keys_B), moved_BCHW - clean_BCHW
     l2_B = lengths(change_BCHW, "l2")

@@ -46,12 +46,13 @@ class Defence(Component, ABC):
         """A differentiable stand-in for `apply`, whose gradient BPDA uses; by default the picture itself."""
         return picture_BCHW
 
-    def guard(self, classifier: Classifier) -> Classifier:
-        """The defended classifier. Each call for a key takes fresh draws, by (seed, defence, key, number of the call for that key)."""
+    def guard(self, classifier: Classifier, first: int = 0) -> Classifier:
+        """The defended classifier. Each call for a key takes fresh draws, by (seed, defence, key, number of the call for that key); `first`
+        is the number of the first call."""
         calls: Counter[str] = Counter()
 
         def logits(picture_BCHW: Tensor, keys_B: Sequence[str]) -> Tensor:
-            draws = [self._draw(key, calls) for key in keys_B]
+            draws = [self._draw(key, calls, first) for key in keys_B]
             return self.classify(classifier, picture_BCHW, keys_B, draws)
 
         return Classifier(logits, classifier.classes, classifier.device, classifier.dtype)
@@ -62,6 +63,6 @@ class Defence(Component, ABC):
         """Logits [B, K] of the defended classifier; a defence that averages over several views overrides this."""
         return classifier(self.apply(picture_BCHW, draws, classifier), keys_B)
 
-    def _draw(self, key: str, calls: Counter[str]) -> np.random.Generator:
-        number, calls[key] = calls[key], calls[key] + 1
+    def _draw(self, key: str, calls: Counter[str], first: int) -> np.random.Generator:
+        number, calls[key] = first + calls[key], calls[key] + 1
         return rng(self.seed, type(self).id, key, number)

@@ -9,12 +9,13 @@ import torch
 from torch import nn
 
 from datasets.errors import InputError
+from datasets.evaluation.evalset import EvalSet
 from datasets.evaluation.retrieval import RetrievalSet
 from datasets.feed.loader import Recipe, eval_batches
 from datasets.images.view import Views
 from datasets.index.pairs import Pairs, write_index
 from datasets.index.write import write_tar
-from tests.unit.making import encoded, picture
+from tests.unit.making import encoded, picture, tar
 from trainers.encoder import Encoder, Tokenizer
 from trainers.evaluate.base import Material
 from trainers.evaluate.retrieval import Retrieval, first_place
@@ -76,6 +77,19 @@ def test_clip_benchmarks_tars(tmp_path):
     loaded = RetrievalSet(path=str(tmp_path)).load()
     assert loaded.table["caption"].to_pylist() == ["one\ntwo things\n123", "three", "…"] and set(loaded.table["drop"].to_pylist()) == {""}
     assert [part["name"] for part in RetrievalSet(path=str(tmp_path)).identity()] == ["0.tar"]
+
+
+def test_a_key_is_kept_once_where_captions_that_train_nothing_are_read(tmp_path):
+    """A caption without letters is dropped from training's index, not from retrieval; nor is one without any from a set with labels."""
+    (tmp_path / "test").mkdir()
+    files = [("a.jpg", encoded(picture(0))), ("a.txt", b"12345"), ("a.cls", b"0"), ("a.jpg", encoded(picture(1))), ("a.txt", b"a dog"),
+             ("a.cls", b"0")]  # fmt: skip
+    tar(tmp_path / "test" / "0.tar", files)
+    table = RetrievalSet(path=str(tmp_path)).load().table
+    assert table["drop"].to_pylist() == ["", "duplicate_key"] and table["caption"].to_pylist() == ["12345", "a dog"]
+    (tmp_path / "classnames.txt").write_text("dog\ncat\n")
+    loaded = EvalSet(path=str(tmp_path), templates=("a {}",)).load()
+    assert loaded.table["drop"].to_pylist() == ["", "duplicate_key"] and loaded.table["label"].to_pylist()[0] == 0
 
 
 def test_what_is_no_retrieval_set(tmp_path):

@@ -97,6 +97,29 @@ def test_single_samples_are_dropped_with_a_reason(tmp_path):
     assert index(path, verify="header")["drop"].to_pylist()[8] == "undecodable"
 
 
+HALF = JPEG[: len(JPEG) // 3]
+UNUSABLE = {
+    "undecodable": [("a.jpg", HALF), ("a.txt", b"a fine caption")],
+    "no_caption": [("a.jpg", JPEG)],
+    "no_letters": [("a.jpg", JPEG), ("a.txt", b"12345")],
+}
+
+
+@pytest.mark.parametrize("why", UNUSABLE)
+def test_a_sample_that_is_dropped_takes_its_key_from_no_usable_one(tmp_path, why):
+    good = [("a.jpg", JPEG), ("a.txt", b"the usable one")]
+    table = index(tar(tmp_path / "a.tar", [*UNUSABLE[why], *good, ("b.jpg", JPEG), ("b.txt", b"between"), *good, *UNUSABLE[why]]))
+    assert table["key"].to_pylist() == ["a", "a", "b", "a", "a"]
+    assert table["drop"].to_pylist() == [why, "", "", "duplicate_key", "duplicate_key"]
+    kept = table.filter(pa.compute.equal(table["drop"], ""))
+    assert kept["caption"].to_pylist() == ["the usable one", "between"] and pictures(tmp_path / "a.tar", kept) == [JPEG, JPEG]
+    picture, caption = {"undecodable": (HALF, "x y"), "no_caption": (JPEG, None), "no_letters": (JPEG, "12345")}[why]
+    columns = {"image": [picture, *[JPEG] * 3], "caption": [caption, "the usable one", "between", "again"], "key": ["a", "a", "b", "a"]}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    assert index(tmp_path / "a.parquet")["drop"].to_pylist() == [why, "", "", "duplicate_key"]
+    assert mark_duplicates(table).equals(table)
+
+
 def test_names_in_a_tar_lead_nowhere(tmp_path):
     (tmp_path / "secret.jpg").write_bytes(JPEG)
     path = tmp_path / "in" / "a.tar"

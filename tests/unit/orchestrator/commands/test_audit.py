@@ -156,10 +156,12 @@ def test_audits_with_one_label_are_told_apart_everywhere_and_equal_ones_made_onc
     store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
     logged: list[str] = []
+    settings: dict[str, set[str]] = {}
 
     class Tracker:
-        def audited(self, study: str, stage: str, values: dict[str, float], epoch: int) -> None:
-            logged.extend(f"{stage} {name}" for name in values)
+        def audited(self, study: str, stage: str, title: str, setting: str, values: dict[str, float], epoch: int) -> None:
+            logged.extend(f"{stage} audit/{title}/{name}" for name in values)
+            settings.setdefault(setting, set()).add(title)
 
     two = [Robustness(attack=IFGSM(eps=4 / 255, steps=steps)) for steps in (1, 2)]
     with named(*two, two[0], Unsorted(), Unsorted(shift=1.0)), patch("orchestrator.commands.audit.make_tracker", lambda *_: Tracker()):
@@ -173,6 +175,7 @@ def test_audits_with_one_label_are_told_apart_everywhere_and_equal_ones_made_onc
     assert len(set(places)) == len(places) and {place[1] for place in places} == {
         "IFGSM (steps=1)", "IFGSM (steps=2)", "Unsorted (shift=0.0)", "Unsorted (shift=1.0)",
     }  # fmt: skip
+    assert len(settings) == 4 and all(len(titles) == 1 for titles in settings.values()), "one for each audit, whatever the model"
     assert len(set(logged)) == len(logged) and any("audit/IFGSM (steps=2), ε = 4/255/robust/accuracy" in name for name in logged)
     page = (tmp_path / "index.html").read_text()
     assert "IFGSM (steps=1)" in page and "Unsorted (shift=1.0)" in page

@@ -1,9 +1,15 @@
 """Dotted paths: what they change, and what a wrong one says."""
 
+import ast
+import dataclasses
+import subprocess
+import sys
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 
+from datasets.component import Component, components
 from datasets.errors import InputError
 from datasets.triggers.base import Trigger
 from datasets.triggers.patch import Patch
@@ -66,12 +72,48 @@ def test_text_from_the_command_line_becomes_the_fields_type():
         ("views.augment", 3, "3 is a int; accepted: autoaugment, simclr, none."),
         ("views.crop", (0.5,), "2"),
         ("clean.lr.deeper", 1, "has no field"),
+        ("pretrain.order", 5, "pretrain.order: 5 is a int; accepted: an Order component (Drawn, Formula, Windows)."),
+        ("pretrain.order", "windows", "accepted: an Order component (Drawn, Formula, Windows)."),
+        ("views", 5, "accepted: a Views component."),
     ],
 )
 def test_mistakes_name_the_path_and_what_is_accepted(path, value, said):
     with pytest.raises(InputError) as error:
         override(BASE, path, value)
     assert path in str(error.value) and said in str(error.value)
+
+
+def places(node, path=""):
+    """(path, component) of every component below an experiment."""
+    for field in dataclasses.fields(node):
+        value, at = getattr(node, field.name), f"{path}{field.name}"
+        if isinstance(value, Component):
+            yield at, value
+            yield from places(value, f"{at}.")
+
+
+def test_every_field_for_a_component_names_the_class_that_it_holds():
+    found = dict(places(BASE))
+    assert {"pretrain.order", "pretrain.model", "pretrain.objective", "poison.trigger", "clean.method"} <= found.keys()
+    for path, component in found.items():
+        with pytest.raises(InputError) as error:
+            override(BASE, path, 5)
+        assert type(component).__name__ in str(error.value).partition("accepted")[2], path
+    assert {type(one) for one in found.values()} <= {type(one) for one in components(BASE)}
+
+
+def test_classes_that_nothing_has_used_are_named_too():
+    root = Path(__file__).resolve().parents[4]
+    bases = {}
+    for file in sorted((root / "datasets" / "triggers").glob("*.py")):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.ClassDef) and node.bases:
+                bases[node.name] = [base.id for base in node.bases if isinstance(base, ast.Name)][0]
+    below = {name for name, base in bases.items() if "Trigger" in (base, bases.get(base)) and name not in bases.values()}
+    code = "from datasets.component import coerce\nfrom datasets.triggers.base import Trigger\ncoerce(5, Trigger, 'it')"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=root)
+    named = done.stderr.partition("accepted: a Trigger component (")[2].partition(")")[0].split(", ")
+    assert set(named) == below and "Watermark" in below, done.stderr[-500:]
 
 
 def test_a_component_that_is_no_dataclass_is_refused_for_its_fields_would_be_no_part_of_it() -> None:

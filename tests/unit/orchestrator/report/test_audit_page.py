@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import csv
+import re
+from dataclasses import dataclass, replace
+from html import unescape
 from pathlib import Path
 
 import pytest
 
-from orchestrator.report.audit import metric_table, robust_table, short, write_audit
+from orchestrator.report.audit import UNKNOWN, metric_table, robust_table, short, write_audit
 from orchestrator.report.audit_curves import query_curves, query_steps
 from orchestrator.results.audits import AuditResult, named
 from trainers.audit.attacks.fmn import FMN
@@ -16,8 +19,10 @@ from trainers.audit.attacks.pgd import PGD
 from trainers.audit.attacks.square import Square
 from trainers.audit.black_box import QueryCurve
 from trainers.audit.defences.ttc import TTC
+from trainers.audit.meanings import Meaning
 from trainers.audit.robustness import Robustness
 from trainers.audit.shares import share
+from trainers.audit.trigger_filter import TriggerFilter
 from trainers.evaluate.zeroshot import wilson
 
 
@@ -57,7 +62,7 @@ def test_intervals_end_in_numbers_that_people_write():
     low, high = wilson(0, 7)
     assert 0 < low < 1e-12, "rounding leaves this of 0"
     table = metric_table([AuditResult("m", QueryCurve(attack=NES()), {"a/x": 0.0, "a/x_low": low, "a/x_high": high})], ["m"])
-    assert table[1] == [["x", "0\N{NO-BREAK SPACE}[0,\N{NO-BREAK SPACE}35.4]"]]
+    assert table[1] == [["x", "0\N{NO-BREAK SPACE}[0,\N{NO-BREAK SPACE}35.4]", "", ""]]
     assert [short(value) for value in (3e-9, -0.25, 12.345, 1234.5, 0.0)] == ["3e−09", "−0.25", "12.3", "1234", "0"]
     assert short(-1e-16, 0.0) == "0" and short(1e-9, 2e-9) == "1e-09".replace("-", "−"), "small beside a small one is no rounding"
 
@@ -65,6 +70,36 @@ def test_intervals_end_in_numbers_that_people_write():
 def test_metrics_keep_their_order():
     rows = metric_table([AuditResult("m", QueryCurve(attack=NES()), {"a/z": 1.0, "a/b": 2.0, "a/k": 3.0})], ["m"])[1]
     assert [row[0] for row in rows] == ["z", "b", "k"]
+
+
+def test_every_number_of_the_csv_is_explained_on_the_page(tmp_path: Path):
+    """Robustness has numbers in audit.csv that its table does not show, a filter short names, and an audit of one's own its own rows."""
+
+    @dataclass(frozen=True, kw_only=True)
+    class Own(QueryCurve):
+        meanings = {"own/<x>": Meaning("brightness of <x>", "%", "–", "mean of all pixels")}
+
+    results = named([
+        replace(robust(Robustness(attack=PGD()), 5), folder=tmp_path),
+        AuditResult("m", TriggerFilter(defence=TTC()), share("filter/TTC/bare/ra", 3, 4) | {"filter/TTC/queries": 4.0}, folder=tmp_path),
+        AuditResult("m", Own(attack=NES(seed=1)), {"own/a": 1.0, "own/b": 2.0, "unknown/c": 3.0}, folder=tmp_path),
+    ])  # fmt: skip
+    page = write_audit(results, tmp_path / "out", "t", []).read_text()
+    shown = {row[0]: row[1:] for row in rows_under(page, "What the numbers are")}
+    for line in csv.DictReader((tmp_path / "out" / "audit.csv").open()):
+        name = re.sub("^own/.$", "own/<x>", re.sub("_(low|high)$", "", line["metric"].replace("/TTC/", "/<defence>/")))
+        assert name in shown, name
+    assert shown["filter/<defence>/bare/ra"][:3] == ["recovery accuracy without the filter", "%", "higher"]
+    assert shown["filter/<defence>/bare/ra"][3].startswith("share of the triggered pictures") and shown["unknown/c"][3] == UNKNOWN
+    assert ["recovery accuracy without the filter", "75.0\xa0[30.1,\xa095.4]", "%", "higher"] in rows_under(page, "Trigger filter TTC")
+    assert [row[0] for row in rows_under(page, "Own")] == ["brightness of a", "brightness of b", "unknown/c"]
+
+
+def rows_under(page: str, title: str) -> list[list[str]]:
+    """The cells of the first table after a heading."""
+    rest = re.split(rf"<h[23]>[^<]*{title}", page, maxsplit=1)[1]
+    body = rest.partition("<tbody>")[2].partition("</tbody>")[0]
+    return [[unescape(cell) for cell in re.findall(r"<td>(.*?)</td>", row)] for row in body.split("</tr>") if "<td>" in row]
 
 
 def test_the_curve_over_queries_counts_what_was_turned_by_then():

@@ -100,6 +100,10 @@ def test_an_attack_that_knows_the_defence_must_not_be_weaker():
     (sentence,) = not_believable([found(oblivious, 40.0), found(adaptive, 50.0)])
     assert "leaves 40.0 % right at ε = 1/255, the attack that knows the defence 50.0 %" in sentence
     assert not_believable([found(replace(oblivious, defence=JPEG(quality=50)), 40.0), found(adaptive, 50.0)]) == []
+    worst = replace(adaptive, worst=True)
+    assert not_believable([found(oblivious, 40.0), replace(found(worst, 38.0), alone=right(40))]) == []
+    (sentence,) = not_believable([found(oblivious, 40.0), replace(found(worst, 38.0), alone=right(50))])
+    assert sentence.endswith("leaves 40.0 % right at ε = 1/255, the attack that knows the defence 50.0 % by itself."), "not hidden"
 
 
 def test_what_counts_is_a_difference_beyond_chance():

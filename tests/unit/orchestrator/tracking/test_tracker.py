@@ -199,9 +199,18 @@ def test_what_an_audit_found_is_told_once_for_each_epoch(uri: str, tmp_path: Pat
     study_tag = tracker._client.get_run(run_id).data.tags[STUDY]
     for _ in range(2):
         for epoch, value in ((1, 10.0), (3, 20.0), (2, 20.0)):
-            tracker.audited(study_tag, fingerprint, {"audit/PGD/robust": value}, epoch)
+            tracker.audited(study_tag, fingerprint, "PGD", "aaaa", {"robust": value}, epoch)
     history = tracker._client.get_metric_history(run_id, "audit/PGD/robust")
     assert sorted((metric.step, metric.value) for metric in history) == [(1, 10.0), (2, 20.0), (3, 20.0)]
+    for again in (tracker, Tracker(uri, study.name)):  # another command, other settings under the same name; then both once more
+        again.audited(study_tag, fingerprint, "PGD", "bbbb", {"robust": 50.0}, 1)
+        again.audited(study_tag, fingerprint, "PGD", "aaaa", {"robust": 10.0}, 1)
+        again.audited(study_tag, fingerprint, "PGD, ε = 1/255", "cccc", {"robust": 60.0}, 1)
+    data = tracker._client.get_run(run_id).data
+    names = {name: value for name, value in data.metrics.items() if name.startswith("audit/")}
+    assert names == {"audit/PGD/robust": 20.0, "audit/PGD bbbb/robust": 50.0, "audit/PGD_ ε _ 1/255/robust": 60.0}
+    assert data.tags["audit/PGD"] == "aaaa"
+    assert len(tracker._client.get_metric_history(run_id, "audit/PGD/robust")) == 3, "nothing is told twice"
 
 
 def test_long_and_odd_parameters_are_logged(uri: str, tmp_path: Path):

@@ -63,6 +63,7 @@ BANKED = Quilting(neighbours=3, size=40)
 def defended(defence: Defence) -> list[Audit]:
     attack = PGD(eps=EPS, steps=2)
     return [*(Robustness(attack=attack, defence=defence, mode=mode, eot=EOT(draws=2)) for mode in ("oblivious", "adaptive")),
+            Robustness(attack=attack, defence=defence, mode="adaptive", eot=EOT(draws=2), worst=True),
             TriggerFilter(defence=defence)]  # fmt: skip
 
 
