@@ -15,6 +15,7 @@ from datasets.errors import InputError
 SQLITE = "sqlite:///"
 LOCK_WAIT_S = 180
 """Seconds to wait for the lock: creating a database takes seconds, on a busy machine a minute."""
+NO_LOCKS = "its file system cannot lock files, which a database needs"
 SAID = {
     "BUSY": "another process keeps the database locked",
     "LOCKED": "another process keeps the database locked",
@@ -24,8 +25,9 @@ SAID = {
     "READONLY": "the database cannot be written",
     "CANTOPEN": "the database cannot be opened",
     "IOERR": "the disk cannot be read or written",
-}
-"""sqlite's error names → a message."""
+    "IOERR_LOCK": NO_LOCKS, "IOERR_RDLOCK": NO_LOCKS, "IOERR_UNLOCK": NO_LOCKS, "IOERR_CHECKRESERVEDLOCK": NO_LOCKS,
+}  # fmt: skip
+"""sqlite's error names → a message; the first part of a name stands for all that begin with it and are not named."""
 
 
 def database(uri: str) -> Path | None:
@@ -113,8 +115,8 @@ def why(error: BaseException) -> str:
     while cause is not None and not isinstance(cause, sqlite3.Error):
         cause = getattr(cause, "orig", None) or cause.__cause__
     if cause is not None:
-        name = (getattr(cause, "sqlite_errorname", None) or "").removeprefix("SQLITE_").partition("_")[0]
-        return SAID.get(name, f"the database is damaged, or not MLflow's: {cause}")
+        name = (getattr(cause, "sqlite_errorname", None) or "").removeprefix("SQLITE_")
+        return SAID.get(name) or SAID.get(name.partition("_")[0], f"the database is damaged, or not MLflow's: {cause}")
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]
