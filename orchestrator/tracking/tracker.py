@@ -30,6 +30,7 @@ from orchestrator.tracking.runs import (
     Held,
     Line,
     create_run,
+    end_run,
     find_experiment,
     find_run,
     key_of,
@@ -271,7 +272,7 @@ class Tracker:
                 mine = sweep_run_id in (run.info.run_id, tags.get(PARENT))
                 if mine or _dead(tags.get(DRIVER, "")):
                     self._client.set_tag(run.info.run_id, ERROR, "left open by a driver that was interrupted")
-                    self._client.set_terminated(run.info.run_id, "KILLED")
+                    end_run(self._client, run.info.run_id, "KILLED", run.info.start_time)
                     closed.append(run.info.run_id)
             return closed
 

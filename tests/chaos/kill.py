@@ -40,11 +40,14 @@ class Command:
     """`cleansweep run small_sweep.py --store STORE` on two cores with two training workers, or with other words after `run`. Its processes
     are known by a mark."""
 
-    def __init__(self, folder: Path, store: Path, words: Sequence[str] = (SWEEP, "--workers", "2", "--cpus-per-worker", "0.5")) -> None:
+    def __init__(
+        self, folder: Path, store: Path, words: Sequence[str] = (SWEEP, "--workers", "2", "--cpus-per-worker", "0.5"), **more: str
+    ) -> None:
+        """`more`: further variables of its environment."""
         self.mark, self.out = secrets.token_hex(8), folder / f"{store.name}.said"
         (folder / "t").mkdir(exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment |= {"OMP_NUM_THREADS": "1", "CLEANSWEEP_LEDGER": "1", "TMPDIR": str(folder / "t"), MARK: self.mark}
+        environment |= {"OMP_NUM_THREADS": "1", "CLEANSWEEP_LEDGER": "1", "TMPDIR": str(folder / "t"), MARK: self.mark, **more}
         with self.out.open("wb") as out:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "orchestrator", "run", *words, "--store", str(store)],

@@ -8,9 +8,9 @@ from ray import tune
 
 from orchestrator.experiment.spec import Compute, Gate, Sweep
 from tests.chaos.small_sweep import BASE
+from tests.chaos.soak import TRIALS
 from trainers.methods.finetune import MMCLFineTune
 
-TRIALS = "CLEANSWEEP_SOAK_TRIALS"
 RATES = [round(1e-5 * 1.02**number, 12) for number in range(int(os.environ.get(TRIALS, "4")))]
 assert BASE.clean is not None
 

@@ -138,6 +138,32 @@ def test_a_killed_driver_leaves_nothing_running_and_nothing_doubled(uri: str, tm
     assert sorted(steps) == [x["epoch"] for x in whole]
 
 
+def test_a_clock_that_was_set_back_ends_no_run_before_it_began_and_the_newest_value_is_shown(uri: str, tmp_path: Path, monkeypatch):
+    study = fake_study(tmp_path)
+    trial, now = study.trials[0], time.time
+    whole = trial.metrics
+    first = Tracker(uri, study.name)
+    parent = first.sweep_run(study)
+    trial.metrics, trial.status = whole[:2], "failed"
+    run_id = first.stage_run(trial, parent, "clean")
+    first.finish(trial)
+    left = first.stage_run(study.trials[1], parent, "clean")
+    first.finish_sweep(parent, study, status="FAILED")
+    before = first._client.get_run(parent).data.metrics
+
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
+    second = Tracker(uri, study.name)
+    trial.metrics, trial.status = [*whole[:-1], line(whole[-1]["epoch"], 99.9, 0.1)], "finished"
+    assert second.sweep_run(study) == parent and second.stage_run(trial, parent, "clean") == run_id
+    second.finish(trial)
+    second.finish_sweep(parent, study)
+    assert second.close_stale(parent) == [left]
+    client, found = runs(uri)
+    assert len(found) == 3 and all(run.info.end_time >= run.info.start_time for run in found)
+    after = client.get_run(parent).data.metrics
+    assert after["best/acc_at_asr_le_5"] == 99.9 and before["best/acc_at_asr_le_5"] < 99.9
+
+
 def test_runs_of_a_dead_driver_of_an_older_sweep_are_closed(uri: str, tmp_path: Path):
     study = fake_study(tmp_path)
     gone = subprocess.Popen([sys.executable, "-c", ""])
