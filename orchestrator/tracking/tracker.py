@@ -227,6 +227,7 @@ class Tracker:
             held.set_status(status)
             if complete:
                 self._complete[run_id] = _whole(result)
+                self._held.pop(run_id, None)  # the driver goes on with hundreds of others; it is read again if more is measured
 
     def _uncleaned(self, trial: TrialResult) -> float | None:
         """The accuracy of the model that the trial cleans, in percent."""

@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +24,7 @@ SAYS = {"size": "No space left", "inodes": "No space left", "read-only": "Read-o
 
 class FullDisk:
     name = "full-disk"
-    about = "a disk that fills, has no inode left, breaks and is read-only, or is made read-only, in mid-run; then room, and the same command"
+    about = "a disk that fills, has no inode left, breaks, or is made read-only, in mid-run; then it is well, and the same command"
 
     def prepare(self, folder: Path) -> str:
         self.folder = folder
@@ -92,11 +92,11 @@ class FullDisk:
 
             def close() -> None:
                 over.wait(after_s)
-                while not over.is_set():
-                    try:
-                        return remount(mounted, "ro")
-                    except subprocess.CalledProcessError:
-                        continue
+                closed = False
+                while not closed and not over.is_set():
+                    with suppress(subprocess.CalledProcessError):
+                        remount(mounted, "ro")
+                        closed = True
 
             thread = threading.Thread(target=close)
             thread.start()

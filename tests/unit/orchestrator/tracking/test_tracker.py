@@ -112,6 +112,24 @@ def test_what_is_measured_of_a_finished_stage_is_added_to_its_run_once(uri: str,
         assert run.info.status == "FINISHED" and run.data.metrics.get("gap/late") == (3.0 if result is trial else None)
 
 
+def test_nothing_is_kept_of_the_values_of_runs_that_have_ended_and_later_ones_are_added_all_the_same(uri: str, tmp_path: Path):
+    study = fake_study(tmp_path)
+    tracker = Tracker(uri, study.name)
+    parent = tracker.sweep_run(study)
+    for trial in study.trials:
+        run_id = tracker.stage_run(trial, parent, "clean")
+        tracker.finish(trial)
+    assert set(tracker._held) == {parent}
+    for one in trial.metrics:
+        one["metrics"]["later/top1"] = 50.0 + one["epoch"]
+    assert tracker.stage_run(trial, parent, "clean") == run_id
+    tracker.finish(trial)
+    history = tracker._client.get_metric_history(run_id, "later/top1")
+    assert sorted((metric.step, metric.value) for metric in history) == [(x["epoch"], 50.0 + x["epoch"]) for x in trial.metrics]
+    epochs = [metric.step for metric in tracker._client.get_metric_history(run_id, "asr/top1")]
+    assert sorted(epochs) == [x["epoch"] for x in trial.metrics] and set(tracker._held) == {parent}
+
+
 def test_a_killed_driver_leaves_nothing_running_and_nothing_doubled(uri: str, tmp_path: Path):
     study = fake_study(tmp_path)
     trial = study.trials[0]
