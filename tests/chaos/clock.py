@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import sqlite3
+import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -15,13 +16,17 @@ from pathlib import Path
 import numpy as np
 
 from tests.chaos import here
-from tests.chaos.kill import DATA, Command, Kill
+from tests.chaos.kill import DATA, POLL_S, Command, Kill
 from tests.chaos.kill_here import Undisturbed, death
 from tests.chaos.shifted.sitecustomize import SHIFT_S, shift
 from tests.chaos.tried import Tried
 from tests.experiments import furnish
 
 HOUR_S = 3600.0
+OFF_S = ((-HOUR_S, 0.0), (HOUR_S, 0.0), (0.0, HOUR_S), (-HOUR_S, HOUR_S), (HOUR_S, -HOUR_S))
+"""(seconds that the continued run's clock differs, seconds by which the times of all files are moved)"""
+TRAINS_S = 25.0
+"""Seconds from the first checkpoint of a pre-training to the end of the trials, on a busy machine."""
 RAY_EVERY = 4
 
 
@@ -34,7 +39,7 @@ class Clock:
         return ""
 
     def again(self, number: int, draw: np.random.Generator) -> Tried:
-        own, of_files = ((-HOUR_S, 0.0), (HOUR_S, 0.0), (0.0, HOUR_S), (-HOUR_S, HOUR_S), (HOUR_S, -HOUR_S))[int(draw.integers(5))]
+        own, of_files = OFF_S[number % len(OFF_S)]
         what = f"its clock {own:+.0f} s, files {of_files:+.0f} s"
         store = self.folder / f"clock-{number}"
         try:
@@ -53,13 +58,19 @@ class Clock:
             shutil.rmtree(store, ignore_errors=True)
 
     def under_ray(self, store: Path, own: float, of_files: float, what: str, draw: np.random.Generator) -> Tried:
-        """The driver is killed in pre-training or in the trials."""
+        """The driver is killed in pre-training, after the first checkpoint, or in the trials."""
         alone = Kill.of(self.folder)
         store.mkdir()
         furnish(store, alone.store, *DATA)
         first = Command(self.folder, store)
         try:
-            done = alone.strike(first, "driver", draw)
+            while not list(store.glob("pretrain/.work-*/step_*")) and first.process.poll() is None:
+                time.sleep(POLL_S)
+            until = first.ran() + draw.uniform(0, TRAINS_S)
+            while first.ran() < until and first.process.poll() is None:
+                time.sleep(POLL_S)
+            killed = first.process.poll() is None
+            first.process.kill()
             first.wait()
         finally:
             first.process.kill()
@@ -79,7 +90,7 @@ class Clock:
             wrong.append(f"the same command ends with code {code}: {said.strip()[-1500:]}")
         else:
             wrong += alone.compare(store) + negative(store)
-        return Tried(f"under Ray, {what}, {'; '.join(done) or 'after the end'}", bool(done), wrong, 2)
+        return Tried(f"under Ray, {what}, {f'driver killed after {until:.0f} s' if killed else 'after the end'}", killed, wrong, 2)
 
 
 def redate(store: Path, seconds: float) -> None:
