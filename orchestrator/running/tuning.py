@@ -246,7 +246,7 @@ def _trial(config: dict[str, Any], context: Context) -> None:
 def told(lines: list[dict[str, Any]]) -> dict[str, float]:
     """The metrics for searchers and schedulers after the last of these lines; the best accuracy is 0 if no epoch qualifies.
 
-    Only those that a sweep can name: Tune keeps about 1 kB of each metric of each trial in the driver, and writes it again and again.
+    Only those that a sweep can name: Tune keeps 2 kB of each metric of each trial in the driver, and writes it again and again.
     """
     best = most_accurate(LIMITS[0])(results(measured(lines)), None)
     known = {name: value for name, value in lines[-1]["metrics"].items() if name in get_args(Metric)}
