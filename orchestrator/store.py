@@ -10,22 +10,21 @@ import json
 import os
 import re
 import shutil
-import socket
 import time
 import zipfile
 import zlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from filelock import FileLock, Timeout
 
 from datasets.errors import InputError
 from datasets.storage import sha256 as hash_of
 from datasets.storage import sync, write_whole
+from orchestrator import locks
 from orchestrator.manifest import MANIFEST, checked, commit, damage, digest_of, holds_artefacts, read_manifest, versions, write_manifest
 
 METRICS = "metrics.jsonl"
@@ -71,12 +70,10 @@ class Store:
             raise InputError(f"store {self.root} cannot be: {above} is a file, not a folder. Give another with --store.")
 
     def prepare(self) -> None:
-        """Create the store; InputError if it cannot be written."""
+        """Create the store; InputError if it cannot be written, or its files cannot be locked."""
         try:
             self.root.mkdir(parents=True, exist_ok=True)
-            probe = self.root / ".probe"  # one name, so that the next command removes what a killed one left
-            probe.write_text("x")
-            probe.unlink(missing_ok=True)
+            locks.try_folder(self.root)
         except OSError as error:
             raise InputError(
                 f"store {self.root} cannot be written: {error.strerror}. Give another with --store."
@@ -157,27 +154,12 @@ class Store:
                     folder.rmdir()
                 raise
 
-    @contextmanager
-    def locked(self, path: Path, what: str, wait_s: float) -> Iterator[None]:
+    def locked(self, path: Path, what: str, wait_s: float) -> AbstractContextManager[None]:
         """Hold the lock file, which a process that dies lets go of; InputError after `wait_s` seconds of waiting.
 
         The file says who holds it and is removed while it is held, so that only a killed process leaves one.
         """
-        lock = FileLock(path, timeout=wait_s, poll_interval=0.5, fallback_to_soft=False)
-        try:
-            lock.acquire()
-        except Timeout:
-            holder = "another process"
-            with suppress(FileNotFoundError):
-                holder += path.read_text()
-            again = "Wait for it, or stop it, and run the same command again."
-            raise InputError(f"{what} is being made by {holder} (lock {path}). {again}") from None
-        try:
-            path.write_text(f", {os.getpid()} on {socket.gethostname()}")
-            yield
-        finally:
-            path.unlink(missing_ok=True)
-            lock.release()
+        return locks.held(path, what, wait_s)
 
     def seal(
         self, stage: str, name: str, fingerprint: str, *, config: Any, inputs: dict[str, str], seconds: float, spent: str = "",

@@ -108,18 +108,18 @@ def start(options: dict[str, Any], limits_s: tuple[float, ...] = LIMITS_S) -> No
     log.info("starting Ray …")
     failed: list[Path] = []
     for attempt, limit_s in enumerate(limits_s, start=1):
-        began = time.time()
+        before = _sessions(folder)
         try:
             with _on_loopback(), _patient(limit_s), _named_ports() if attempt > 1 else contextlib.nullcontext():
                 ray.init(**options, _node_ip_address=LOOPBACK, dashboard_host=LOOPBACK)
             for left in failed:  # once more, because an agent that outlived its raylet may have written there
                 shutil.rmtree(left, ignore_errors=True)
-            _RUNNING[:] = [_session(folder, began)]
+            _RUNNING[:] = [_session(folder, before)]
             return
         except BaseException as error:
             with contextlib.suppress(Exception):  # of a partly started Ray; the rest is killed
                 ray.shutdown()
-            session = _session(folder, began)
+            session = _session(folder, before)
             stop_started(session)
             if not isinstance(error, Exception):  # ctrl-C
                 raise
@@ -159,11 +159,15 @@ def last_error(logs: Path) -> str:
     return f" Ray's logs lie in {logs}." if logs.is_dir() else ""
 
 
-def _session(folder: Path | None, began: float) -> Path | None:
-    """The folder of the Ray session that this process started after `began`, in seconds since the epoch."""
+def _sessions(folder: Path | None) -> list[Path]:
+    """The folders of all Ray sessions of processes with this one's id, the newest last: their names begin with a time."""
     place = folder or Path(_temporary()) / "ray"
-    sessions = [path for path in place.glob(f"session_*_{os.getpid()}") if path.stat().st_mtime >= began - 1]
-    return max(sessions, key=lambda path: path.stat().st_mtime, default=None)
+    return sorted(place.glob(f"session_*_{os.getpid()}"))
+
+
+def _session(folder: Path | None, before: list[Path]) -> Path | None:
+    """The folder of the Ray session that this process started when there were those `before`."""
+    return next((path for path in reversed(_sessions(folder)) if path not in before), None)
 
 
 def _temporary() -> str:

@@ -128,7 +128,7 @@ def recording(root: Path, name: str) -> Iterator[None]:
     own = root / LOGS / f"{slug(name)}-{began}-{os.getpid()}"
     with suppress(OSError):
         own.mkdir(parents=True, exist_ok=True)
-        _remove_old(root / LOGS)
+        _remove_old(root / LOGS, own)
     _write_to(own / DRIVER)
     logging.captureWarnings(True)
     try:
@@ -141,13 +141,14 @@ def recording(root: Path, name: str) -> Iterator[None]:
         _write_to(None)
 
 
-def _remove_old(logs: Path) -> None:
-    """Remove all logs but the newest, by the time of the last record: a run that takes weeks keeps its log."""
+def _remove_old(logs: Path, own: Path) -> None:
+    """Remove all logs but the newest, by the time of the last record: a run that takes weeks keeps its log. The log of this run stays, even
+    if the clock was set back and all others are newer."""
     def written(run: Path) -> float:
         return max(path.stat().st_mtime for path in (run, *run.iterdir()))
 
-    runs = [path for path in logs.iterdir() if _RUN.fullmatch(path.name)]
-    for run in sorted(runs, key=written)[:-KEPT_LOGS]:
+    runs = [path for path in logs.iterdir() if _RUN.fullmatch(path.name) and path != own]
+    for run in sorted(runs, key=written)[: len(runs) - KEPT_LOGS + 1]:
         shutil.rmtree(run, ignore_errors=True)
 
 

@@ -82,11 +82,14 @@ class Follower:
         self._thread = threading.Thread(target=self._follow, daemon=True)
         self._told: dict[str, tuple[float, int]] = {}
         self._noted: set[str] = set()
-        self._began, self._failed, self._starting = time.time(), set[str](), set[str]()
+        self._failed, self._starting = set[str](), set[str]()
         self._titles: dict[str, str] = {}
         self._rates: dict[str, Callable[[float, float], float]] = {}
         self._before = {path: path.read_bytes() for path in store.root.glob(f"*/.work-*/{PROGRESS}")}
         """State that an interrupted attempt left behind, which must not be taken for this attempt's."""
+        self._left = {path: _mark(path) for name in (f".work-*/{FAILED}", ".lock-*") for path in store.root.glob(f"*/{name}")}
+        """Failures and locks of earlier attempts, which are not this attempt's as long as they are as they were. Their times are compared
+        with nothing but themselves: the clock of the store's disk may differ from this one, and this one may have been set back."""
         finished = [path for path in store.root.glob(f"*/*-*/{NOTES}") if not path.parent.name.startswith(".")]
         self._earlier = {path: path.read_bytes() for path in finished}
         """Notes of stages that earlier runs finished; those runs have shown them."""
@@ -165,7 +168,7 @@ class Follower:
                 continue
             named = self._named(result, study)
             failed = read_failure(result.folder)
-            if failed and failed["kind"] in CERTAIN and (result.folder / FAILED).stat().st_mtime > self._began:
+            if failed and failed["kind"] in CERTAIN and self._is_new(result.folder / FAILED):
                 self._failed.add(result.fingerprint)
                 live.drop(result.fingerprint)
                 log.warning("%s  failed: %s", named, failed["error"], extra={"stage": _stage(result)})
@@ -192,7 +195,7 @@ class Follower:
                 continue
             with suppress(OSError):
                 failed = (listed.work(stage.kind, stage.fingerprint) / FAILED).exists()
-                if failed or lock.stat().st_mtime < self._began:
+                if failed or not self._is_new(lock):
                     continue
                 begun.add(stage.fingerprint)
                 named = self._title(stage.kind, stage.fingerprint, lambda own=stage: own.name)  # type: ignore[misc]
@@ -203,6 +206,10 @@ class Follower:
         for ended in self._starting - begun - known:
             live.drop(ended)
         self._starting = begun
+
+    def _is_new(self, path: Path) -> bool:
+        """Whether the failure or lock was written since this began."""
+        return self._left.get(path) != _mark(path)
 
     def _tell_start(self, fingerprint: str, named: str, stage: str) -> None:
         starting = Progress(title=named, more="starting workers")
@@ -256,6 +263,15 @@ class Follower:
         names = ("step", "total", "rate", "batch_size")
         whole = isinstance(found, dict) and all(isinstance(found.get(name), (int, float)) for name in names)
         return found if whole and text != self._before.get(path) else None
+
+
+def _mark(path: Path) -> tuple[int, int, int]:
+    """What tells whether a file is another one or was written again; that of no file where it is gone."""
+    try:
+        info = path.stat()
+    except FileNotFoundError:
+        return 0, 0, 0
+    return info.st_ino, info.st_mtime_ns, info.st_ctime_ns
 
 
 def _stage(result: StageResult) -> str:

@@ -8,7 +8,7 @@ import shutil
 from collections import Counter
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, get_args
 
 from datasets.component import Component
 from orchestrator import failures
@@ -17,7 +17,7 @@ from orchestrator.cluster.session import interruptible, scratch, user_error
 from orchestrator.console.log import folder, join
 from orchestrator.experiment.identity import IDENTITIES
 from orchestrator.experiment.override import override
-from orchestrator.experiment.spec import Compute, Experiment, Sweep
+from orchestrator.experiment.spec import Compute, Experiment, Metric, Sweep
 from orchestrator.running.stages_on_ray import ensure_all, ensure_followed, trials_at_a_time
 from orchestrator.stages.base import SERVING, At, Stage, ensure, register
 from orchestrator.stages.cleaned import Cleaned
@@ -244,9 +244,13 @@ def _trial(config: dict[str, Any], context: Context) -> None:
 
 
 def told(lines: list[dict[str, Any]]) -> dict[str, float]:
-    """The metrics for searchers and schedulers after the last of these lines; the best accuracy is 0 if no epoch qualifies."""
+    """The metrics for searchers and schedulers after the last of these lines; the best accuracy is 0 if no epoch qualifies.
+
+    Only those that a sweep can name: Tune keeps 2 kB of each metric of each trial in the driver, and writes it again and again.
+    """
     best = most_accurate(LIMITS[0])(results(measured(lines)), None)
-    return {"epoch": lines[-1]["epoch"], **lines[-1]["metrics"], "best/acc_at_asr_le_5": best.accuracy if best else 0.0}
+    known = {name: value for name, value in lines[-1]["metrics"].items() if name in get_args(Metric)}
+    return {"epoch": lines[-1]["epoch"], **known, "best/acc_at_asr_le_5": best.accuracy if best else 0.0}
 
 
 def _outcome(overrides: dict[str, Any], store: Store, stage: Stage, error: Exception | None, stopped: bool) -> Trial:

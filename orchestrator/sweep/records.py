@@ -34,8 +34,14 @@ def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, An
     path = folder / (f"{trial[:12]}-{draw}.json" if draw else f"{trial[:12]}.json")
     known = _remembered(path) if path.exists() else None
     if known is None or (status and known["status"] != status):
-        entry = {"overrides": encode(overrides), "status": status, "begun": known["begun"] if known else time.time_ns()}
+        entry = {"overrides": encode(overrides), "status": status, "begun": known["begun"] if known else _now(folder)}
         write_json(path, {**entry, "digest": digest_of(entry)})
+
+
+def _now(folder: Path) -> int:
+    """The time in nanoseconds, or just after the trial of this folder that began last: the clock may have been set back since."""
+    begun = [found["begun"] for path in folder.glob("*.json") if isinstance(found := read_json(path), dict) and "begun" in found]
+    return max([time.time_ns(), *(at + 1 for at in begun if isinstance(at, int))])
 
 
 def recorded_trials(plan: Plan, store: Store) -> list[Record]:

@@ -3,6 +3,7 @@
 A sqlite URI is `sqlite:///` and a literal path: nothing in it is decoded, so a folder may have any name.
 """
 
+import fcntl
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -11,10 +12,12 @@ from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
 from datasets.errors import InputError
+from orchestrator.locks import NO_LOCKS
 
 SQLITE = "sqlite:///"
 LOCK_WAIT_S = 180
 """Seconds to wait for the lock: creating a database takes seconds, on a busy machine a minute."""
+UNLOCKABLE = "its file system cannot lock files, which a database needs"
 SAID = {
     "BUSY": "another process keeps the database locked",
     "LOCKED": "another process keeps the database locked",
@@ -24,8 +27,9 @@ SAID = {
     "READONLY": "the database cannot be written",
     "CANTOPEN": "the database cannot be opened",
     "IOERR": "the disk cannot be read or written",
-}
-"""sqlite's error names → a message."""
+    "IOERR_LOCK": UNLOCKABLE, "IOERR_RDLOCK": UNLOCKABLE, "IOERR_UNLOCK": UNLOCKABLE, "IOERR_CHECKRESERVEDLOCK": UNLOCKABLE,
+}  # fmt: skip
+"""sqlite's error names → a message; the first part of a name stands for all that begin with it and are not named."""
 
 
 def database(uri: str) -> Path | None:
@@ -93,10 +97,10 @@ def sqlite_problem(path: Path) -> str:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         if not path.exists():
-            probe = path.with_name(f".{path.name}.probe")
-            probe.touch()
-            probe.unlink()
-            return ""
+            return _locking_problem(path)
+        with suppress(OSError):  # first, for sqlite says after a while of a database whose locks fail that it is busy
+            if problem := _locking_problem(path):
+                return problem
         with closing(sqlite3.connect(path, timeout=5)) as connection:
             connection.execute("BEGIN IMMEDIATE")
             connection.execute("ROLLBACK")
@@ -107,14 +111,29 @@ def sqlite_problem(path: Path) -> str:
     return ""
 
 
+def _locking_problem(path: Path) -> str:
+    """Whether a database in this place could not be locked; OSError if its folder cannot be written."""
+    probe = path.with_name(f".{path.name}.probe")  # not the database: closing that would end all locks that this process has on it
+    try:
+        with probe.open("w") as file, suppress(BlockingIOError):
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno in NO_LOCKS:
+            return UNLOCKABLE
+        raise
+    finally:
+        probe.unlink(missing_ok=True)
+    return ""
+
+
 def why(error: BaseException) -> str:
     """The cause of a failure of MLflow, its database or the network: one line without SQL."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, sqlite3.Error):
         cause = getattr(cause, "orig", None) or cause.__cause__
     if cause is not None:
-        name = (getattr(cause, "sqlite_errorname", None) or "").removeprefix("SQLITE_").partition("_")[0]
-        return SAID.get(name, f"the database is damaged, or not MLflow's: {cause}")
+        name = (getattr(cause, "sqlite_errorname", None) or "").removeprefix("SQLITE_")
+        return SAID.get(name) or SAID.get(name.partition("_")[0], f"the database is damaged, or not MLflow's: {cause}")
     if isinstance(error, OSError) and error.strerror:
         return f"{error.strerror}: {error.filename}" if error.filename else error.strerror
     lines = str(error).strip().splitlines() or [type(error).__name__]

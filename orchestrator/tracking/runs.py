@@ -101,25 +101,32 @@ class Held:
     """The newest value of each."""
     epochs: set[int] = field(default_factory=set)
     """Those that were logged completely."""
+    began: int = 0
+    """When the run began, in milliseconds since 1970."""
+    newest: int = 0
+    """The latest time of a value. Of two values of an epoch MLflow shows the one with the later time."""
 
     @classmethod
     def of(cls, client: Any, run: Any, *, made: bool = False) -> "Held":
         """Of a run that was found, or just `made`."""
         run_id, data = run.info.run_id, run.data
         epochs = set() if made else {metric.step for metric in client.get_metric_history(run_id, SENTINEL)}
-        return cls(client, run_id, run.info.status, dict(data.tags), set(data.params), dict(data.metrics), epochs)
+        newest = max((metric.timestamp for metric in data._metric_objs), default=0)
+        known = dict(data.tags), set(data.params), dict(data.metrics), epochs
+        return cls(client, run_id, run.info.status, *known, began=run.info.start_time, newest=newest)
 
     def log(self, lines: list[Line] | None = None, tags: Mapping[str, str] | None = None) -> None:
         """Write values, (epoch, them), in as few requests as they fit, and the tags in the last one."""
         from mlflow.entities import Metric, RunTag
 
-        now, parts = int(time.time() * 1000), list(batches(lines or [])) or [[]]
+        now, parts = max(int(time.time() * 1000), self.newest + 1), list(batches(lines or [])) or [[]]  # the clock may have been set back
         for number, part in enumerate(parts, 1):
             told = {} if tags is None or number < len(parts) else tags
             newest_first = reversed(part)  # MLflow's database then writes the newest value of a metric once, not once an epoch
             metrics = [Metric(key_of(name), value, now, epoch) for epoch, values in newest_first for name, value in values.items()]
             if metrics or told:
                 self.client.log_batch(self.run_id, metrics=metrics, tags=[RunTag(tag, value) for tag, value in told.items()])
+                self.newest = now if metrics else self.newest
             self.metrics |= {metric.key: metric.value for metric in reversed(metrics)}
             self.tags |= told
 
@@ -159,8 +166,13 @@ class Held:
         if self.status != status and status == "RUNNING":
             self.client.update_run(self.run_id, status=status)
         elif self.status != status:
-            self.client.set_terminated(self.run_id, status)
+            end_run(self.client, self.run_id, status, self.began)
         self.status = status
+
+
+def end_run(client: Any, run_id: str, status: str, began: int) -> None:
+    """Set a run's status and end, which is not before it began: the clock may have been set back, or another host's may differ."""
+    client.set_terminated(run_id, status, end_time=max(int(time.time() * 1000), began))
 
 
 @lru_cache(maxsize=4096)

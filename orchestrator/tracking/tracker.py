@@ -30,6 +30,7 @@ from orchestrator.tracking.runs import (
     Held,
     Line,
     create_run,
+    end_run,
     find_experiment,
     find_run,
     key_of,
@@ -226,6 +227,7 @@ class Tracker:
             held.set_status(status)
             if complete:
                 self._complete[run_id] = _whole(result)
+                self._held.pop(run_id, None)  # the driver goes on with hundreds of others; it is read again if more is measured
 
     def _uncleaned(self, trial: TrialResult) -> float | None:
         """The accuracy of the model that the trial cleans, in percent."""
@@ -275,7 +277,7 @@ class Tracker:
                 mine = sweep_run_id in (run.info.run_id, tags.get(PARENT))
                 if mine or _dead(tags.get(DRIVER, "")):
                     self._client.set_tag(run.info.run_id, ERROR, "left open by a driver that was interrupted")
-                    self._client.set_terminated(run.info.run_id, "KILLED")
+                    end_run(self._client, run.info.run_id, "KILLED", run.info.start_time)
                     closed.append(run.info.run_id)
             return closed
 

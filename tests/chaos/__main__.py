@@ -14,33 +14,48 @@ from pathlib import Path
 
 import numpy as np
 
+from tests.chaos.clock import Clock
 from tests.chaos.flip import Flip
 from tests.chaos.full_disk import FullDisk
 from tests.chaos.hosts import Hosts
 from tests.chaos.kill import Kill
 from tests.chaos.kill_here import KillHere
+from tests.chaos.no_locks import NoLocks
+from tests.chaos.soak import soak
 from tests.chaos.tried import Count, Kind, Tried, table
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Kill, KillHere, FullDisk, Flip, Hosts)}
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Kill, KillHere, FullDisk, NoLocks, Clock, Flip, Hosts)}
+SOAK = "no fault: one sweep of many small trials, and what of memory, open files, threads and disk grows with them"
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(
         prog="python -m tests.chaos", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog="\n".join(f"{name:11}{kind.about}" for name, kind in KINDS.items()),
+        epilog="\n".join([*(f"{name:11}{kind.about}" for name, kind in KINDS.items()), f"{'soak':11}{SOAK}"]),
     )
-    parser.add_argument("kinds", nargs="*", metavar="kind", help=f"which of {', '.join(KINDS)}; all without one")
-    parser.add_argument("--minutes", type=float, default=None, help="how long, shared equally (default 10; no limit with --runs)")
+    parser.add_argument("kinds", nargs="*", metavar="kind", help=f"which of {', '.join(KINDS)}; all of these without one; or soak, alone")
+    parser.add_argument(
+        "--minutes", type=float, default=None, help="how long, shared equally (default 10, of soak 60; no limit with --runs)"
+    )
+    parser.add_argument("--trials", type=int, default=200, help="of soak: how many trials (default 200)")
+    parser.add_argument("--csv", type=Path, default=Path("build/soak.csv"), help="of soak: where its series goes (default %(default)s)")
     parser.add_argument("--runs", type=int, default=None, help="tries of each kind")
     parser.add_argument("--seed", type=int, default=0, help="another seed gives other moments, files and bytes")
     parser.add_argument("--first", type=int, default=0, help="number of the first try, to do one again")
     parser.add_argument("--folder", type=Path, default=None, help="where stores are made and removed (default: a temporary folder)")
     given = parser.parse_args()
-    unknown = sorted(set(given.kinds) - set(KINDS))
+    if "soak" in given.kinds and (len(given.kinds) > 1 or given.trials < 8):
+        parser.error("soak is done alone, with --trials of at least 8")
+    unknown = sorted(set(given.kinds) - set(KINDS) - {"soak"})
     if unknown:
-        parser.error(f"no kind named {', '.join(unknown)}; there are {', '.join(KINDS)}")
+        parser.error(f"no kind named {', '.join(unknown)}; there are {', '.join(KINDS)}, soak")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that the folder is removed
     folder = Path(tempfile.mkdtemp(prefix="chaos-", dir=given.folder))
+    if given.kinds == ["soak"]:
+        try:
+            return soak(folder, given.trials, given.minutes or 60.0, given.csv)
+        finally:
+            shutil.rmtree(folder, ignore_errors=True)
     minutes = given.minutes if given.minutes is not None else 10.0 if given.runs is None else float("inf")
     counts: dict[str, Count] = {name: Count() for name in KINDS if name in (given.kinds or KINDS)}
     try:

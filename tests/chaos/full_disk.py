@@ -1,4 +1,4 @@
-"""A small file system in memory that fills, runs out of inodes, or becomes read-only while a run writes to it. Needs root on Linux."""
+"""A small file system that fills, runs out of inodes, or becomes read-only while a run writes to it. Needs root on Linux."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 import subprocess
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -19,12 +19,12 @@ from tests.chaos.tried import Tried
 STEPS = 20
 BLOCK = 4096
 IMAGE_BYTES = 128 << 20
-SAYS = {"size": "No space left", "inodes": "No space left", "read-only": "Read-only file system"}
+SAYS = {"size": "No space left", "inodes": "No space left", "read-only": "Read-only file system", "remounted": "Read-only file system"}
 
 
 class FullDisk:
     name = "full-disk"
-    about = "a disk that fills at one of 20 moments, has no inode left or becomes read-only in mid-run; then room, and the same command"
+    about = "a disk that fills, has no inode left, breaks, or is made read-only, in mid-run; then it is well, and the same command"
 
     def prepare(self, folder: Path) -> str:
         self.folder = folder
@@ -44,10 +44,13 @@ class FullDisk:
         return ""
 
     def again(self, number: int, draw: np.random.Generator) -> Tried:
-        """Of three tries one fills the disk, one takes all inodes, one makes it read-only; the n-th of each at the next of 20 moments."""
-        way, step = list(SAYS)[number % 3], 7 * (number // 3) % STEPS + 1
+        """The four ways in turn; the n-th try of each way at the next of 20 moments."""
+        way, step = list(SAYS)[number % len(SAYS)], 7 * (number // len(SAYS)) % STEPS + 1
+        after_s = self.undisturbed.seconds * (step - draw.random()) / STEPS
         if way == "read-only":
-            return self.broken(self.undisturbed.seconds * (step - draw.random()) / STEPS)
+            return self.broken(after_s)
+        if way == "remounted":
+            return self.remounted(after_s)
         options = {
             "size": f"size={self.blocks * BLOCK * step // STEPS // BLOCK * BLOCK}",
             "inodes": f"size=1g,nr_inodes={2 + self.inodes * step // STEPS}",
@@ -80,6 +83,28 @@ class FullDisk:
             shell("umount", folder)
             folder.rmdir()
             image.unlink()
+
+    def remounted(self, after_s: float) -> Tried:
+        """A sound file system that somebody makes read-only in mid-run: at the first moment at which no file is open for writing, for the
+        kernel refuses it before."""
+        with disk(self.folder / "sound", "size=1g") as mounted:
+            over = threading.Event()
+
+            def close() -> None:
+                over.wait(after_s)
+                closed = False
+                while not closed and not over.is_set():
+                    with suppress(subprocess.CalledProcessError):
+                        remount(mounted, "ro")
+                        closed = True
+
+            thread = threading.Thread(target=close)
+            thread.start()
+            ended = here.command(mounted / "store")
+            over.set()
+            thread.join()
+            remount(mounted, "rw")
+            return self.judge(mounted / "store", ended, "remounted", f"made read-only after {after_s:.2f} s")
 
     def judge(self, store: Path, ended: Ended, way: str, what: str) -> Tried:
         if ended.code == 0:

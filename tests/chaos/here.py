@@ -11,6 +11,7 @@ import signal
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 from multiprocessing import forkserver
@@ -86,14 +87,14 @@ def leave() -> None:
     context.cache_clear()
 
 
-def command(store: Path, death: Death = NEVER) -> Ended:
-    """Run `cleansweep run small_sweep.py --store STORE` to its end or to its death."""
+def command(store: Path, death: Death = NEVER, first: Callable[[], None] | None = None) -> Ended:
+    """Run `cleansweep run small_sweep.py --store STORE` to its end or to its death. `first` is called in its process before it begins."""
     with tempfile.NamedTemporaryFile() as said:  # not beside the store, whose disk may be full
-        return _ended(store, death, Path(said.name))
+        return _ended(store, death, Path(said.name), first)
 
 
-def _ended(store: Path, death: Death, said: Path) -> Ended:
-    process = context().Process(target=_command, args=(str(store), str(said), death.before_change))
+def _ended(store: Path, death: Death, said: Path, first: Callable[[], None] | None) -> Ended:
+    process = context().Process(target=_command, args=(str(store), str(said), death.before_change, "", first))
     began = time.monotonic()
     process.start()
     process.join(death.after_s if death.after_s >= 0 else PATIENCE_S)
@@ -119,7 +120,7 @@ def count_changes(store: Path) -> int:
     return changes
 
 
-def _command(store: str, said: str, before_change: int, counted: str = "") -> None:
+def _command(store: str, said: str, before_change: int, counted: str = "", first: Callable[[], None] | None = None) -> None:
     """In the forked process."""
     out = os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
     os.dup2(out, 1)
@@ -130,6 +131,8 @@ def _command(store: str, said: str, before_change: int, counted: str = "") -> No
     watch = Watch(store, before_change)
     if before_change >= 0 or counted:
         sys.addaudithook(watch)
+    if first is not None:
+        first()
     with without_ray():
         code = cli.run(["run", SWEEP, "--store", store])
     sys.stdout.flush()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -37,17 +37,21 @@ COMMANDS = 4
 
 
 class Command:
-    """`cleansweep run small_sweep.py --store STORE` on two cores with two training workers; its processes are known by a mark."""
+    """`cleansweep run small_sweep.py --store STORE` on two cores with two training workers, or with other words after `run`. Its processes
+    are known by a mark."""
 
-    def __init__(self, folder: Path, store: Path) -> None:
+    def __init__(
+        self, folder: Path, store: Path, words: Sequence[str] = (SWEEP, "--workers", "2", "--cpus-per-worker", "0.5"), **more: str
+    ) -> None:
+        """`more`: further variables of its environment."""
         self.mark, self.out = secrets.token_hex(8), folder / f"{store.name}.said"
         (folder / "t").mkdir(exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
-        environment |= {"OMP_NUM_THREADS": "1", "CLEANSWEEP_LEDGER": "1", "TMPDIR": str(folder / "t"), MARK: self.mark}
-        words = [sys.executable, "-m", "orchestrator", "run", SWEEP, "--store", str(store), "--workers", "2", "--cpus-per-worker", "0.5"]
+        environment |= {"OMP_NUM_THREADS": "1", "CLEANSWEEP_LEDGER": "1", "TMPDIR": str(folder / "t"), MARK: self.mark, **more}
         with self.out.open("wb") as out:
             self.process = subprocess.Popen(
-                words, cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
+                [sys.executable, "-m", "orchestrator", "run", *words, "--store", str(store)],
+                cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )
         self.began = time.monotonic()
 
@@ -58,10 +62,14 @@ class Command:
         """Every process that the command started and that is still there."""
         for process in psutil.process_iter():
             try:
-                if process.environ().get(MARK) == self.mark and process.status() != psutil.STATUS_ZOMBIE:
+                if self.marks(process.pid) and process.status() != psutil.STATUS_ZOMBIE:
                     yield process
-            except psutil.Error:
+            except (psutil.Error, OSError):
                 continue
+
+    def marks(self, pid: int) -> bool:
+        """Whether the process has the mark. psutil reads no further than an empty entry, and Ray's agents have some before their others."""
+        return f"{MARK}={self.mark}".encode() in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0")
 
     def find(self, victim: str) -> psutil.Process | None:
         """A process of the command with the victim's name."""

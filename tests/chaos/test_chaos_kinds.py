@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import calendar
+import errno
 import json
 import shutil
+import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from tests.chaos import here
+from tests.chaos import here, soak
+from tests.chaos.clock import negative, redate
 from tests.chaos.flip import Flip, damage
 from tests.chaos.here import Death
 from tests.chaos.kill_here import KillHere, Undisturbed
+from tests.chaos.no_locks import NoLocks
+from tests.chaos.shifted.sitecustomize import shift
 from tests.chaos.state import differences, leftovers, state
 from tests.chaos.tried import Count, Tried, table
 
@@ -93,3 +100,40 @@ def test_the_table() -> None:
     rows = table({"kill": Count(tries=tries, seconds=3.2), "hosts": Count(skipped="no root")}).splitlines()
     assert [cell.strip() for cell in rows[2].strip("|").split("|")] == ["kill", "4", "3", "2", "1", "1", "2.3", "3"]
     assert rows[3] == "hosts was not tried: no root."
+
+
+def test_locks_that_fail_from_the_start(folder: Path, undisturbed: Undisturbed) -> None:
+    kind = NoLocks()
+    if why := kind.prepare(folder):
+        pytest.skip(why)
+    tried = kind.deny(folder / "no-locks", errno.ENOLCK, 0.0, "a new store")
+    assert tried.met and not tried.wrong, tried
+
+
+def test_the_same_command_with_the_clock_an_hour_back(folder: Path, undisturbed: Undisturbed) -> None:
+    store = folder / "clock"
+    assert here.command(store, Death(before_change=undisturbed.changes // 2)).killed
+    redate(store, 3600.0)
+    ended = here.command(store, first=partial(shift, -3600.0))
+    assert ended.code == 0 and not ended.fault, ended
+    assert undisturbed.compare(store) == [] and negative(store) == []
+    created = json.loads(next(store.glob("sweep/*/manifest.json")).read_text())["created"]
+    ago = time.time() - calendar.timegm(time.strptime(created, "%Y-%m-%dT%H:%M:%SZ"))
+    assert 3600 <= ago < 2 * 3600, "its clock was an hour behind"
+
+
+def test_what_a_soak_counts_as_growing() -> None:
+    trials = np.arange(0.0, 201.0, 5.0)
+    wobble = np.random.default_rng(0).normal(0, 1.0, len(trials))
+
+    def verdict(name: str, values: np.ndarray) -> tuple[str, bool]:
+        text, wrong = soak.table([{"trials": float(count), name: float(one)} for count, one in zip(trials, values)])
+        [row] = [line for line in text.splitlines() if line.startswith(f"| {name} |")]
+        return row.split("|")[5].strip(), wrong
+
+    assert verdict("driver memory", 500 + wobble) == ("flat", False)
+    assert verdict("driver memory", 500 + wobble + 300 * (trials < 40)) == ("flat", False), "the start does not count"
+    assert verdict("driver memory", 500 + wobble + 0.2 * trials) == ("GROWS", True)
+    assert verdict("driver open files", 40 + trials // 50) == ("GROWS", True)
+    assert verdict("MLflow database", 1000 + 60 * trials + 5 * wobble) == ("in proportion", False)
+    assert verdict("MLflow database", 1000 + 0.5 * trials**2) == ("GROWS faster than the trials", True)

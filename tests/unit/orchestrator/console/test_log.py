@@ -195,3 +195,16 @@ def test_the_logs_of_the_last_runs_are_kept(tmp_path, monkeypatch):
     assert left[0] == "my own notes" and left[1].startswith("new-")
     assert left[2:] == ["sweep-20200101-000000-1", "sweep-20200101-000004-1"]
     assert [record[-1] for record in records(logs / left[1] / "driver.log")] == ["said", "of the same command"]
+
+
+def test_the_log_of_this_run_is_kept_though_all_others_are_of_a_time_to_come(tmp_path, monkeypatch):
+    monkeypatch.setattr(log, "KEPT_LOGS", 3)
+    for number in range(3):
+        run = tmp_path / "logs" / f"sweep-20990101-00000{number}-1"
+        run.mkdir(parents=True)
+        os.utime(run, (4e9 + number, 4e9 + number))
+    with recording(tmp_path, "new"):
+        log.log.info("said")
+    left = sorted(path.name for path in (tmp_path / "logs").iterdir())
+    assert left[0].startswith("new-") and left[1:] == ["sweep-20990101-000001-1", "sweep-20990101-000002-1"]
+    assert [record[-1] for record in records(tmp_path / "logs" / left[0] / "driver.log")] == ["said"]

@@ -1,6 +1,7 @@
 """Sweeps whose values are drawn: `num_samples` counts trials, and what is at its end is not run again."""
 
 import json
+import time
 from dataclasses import replace
 
 import ray
@@ -9,7 +10,7 @@ from ray import tune
 from orchestrator.commands.show import plan_rows, plan_text
 from orchestrator.experiment.spec import Compute
 from orchestrator.running.driver import _record, _recorded
-from orchestrator.running.tuning import Context, Notes, _optuna, clean_sweep
+from orchestrator.running.tuning import Context, Notes, _optuna, clean_sweep, told
 from orchestrator.stages.base import At, seal
 from orchestrator.stages.graph import stages
 from orchestrator.stages.measured import measurements
@@ -98,6 +99,26 @@ def test_optuna_counts_draws_and_continues_those_that_did_not_end(tmp_path):
     known, _ = _optuna(dict(OPTUNA.sweep.space), OPTUNA, store)
     assert sorted(trial.status for trial in known) == ["finished"] * 3 + ["stopped"]
     assert [record.draw for record in recorded_trials(OPTUNA, store)] == [0, 1, 2, 0], "in the order in which they were begun"
+
+
+def test_draws_stay_in_their_order_when_the_clock_is_set_back(tmp_path, monkeypatch):
+    store, now = Store(tmp_path), time.time_ns
+    (first, done), (second, other) = ALIKE.values()
+    for hours, (values, stage, draw) in enumerate([(first, done, 0), (second, other, 0), (first, done, 1), (second, other, 1)]):
+        monkeypatch.setattr(time, "time_ns", lambda hours=hours: now() - hours * 3600 * 10**9)
+        remember_trial(store, OPTUNA.fingerprint, stage.fingerprint, values, draw=draw)
+    found = [(record.trial, record.draw) for record in recorded_trials(OPTUNA, store)]
+    assert found == [(stage.fingerprint[:12], draw) for draw in (0, 1) for stage in (done, other)]
+
+
+def test_tune_is_told_what_a_sweep_can_name_and_no_more():
+    """It keeps every metric of every trial in the driver's memory."""
+    fine, poisoned = line(1, 80.0, 4.0), line(2, 90.0, 50.0)
+    many = {f"train/norm_{number}": 1.0 for number in range(100)}
+    for one in (fine, poisoned):
+        one["metrics"] |= {"zeroshot/top5": 99.0, **many}
+    assert told([fine, poisoned]) == {"epoch": 2, "zeroshot/top1": 90.0, "zeroshot/top5": 99.0, "best/acc_at_asr_le_5": 80.0}
+    assert told([poisoned])["best/acc_at_asr_le_5"] == 0.0
 
 
 class Started:

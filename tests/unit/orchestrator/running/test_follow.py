@@ -67,6 +67,25 @@ def test_a_failure_that_would_come_again_is_said_at_once_and_once(following):
     assert len(said) == 1 and said[0].endswith("failed: Mine.train returned nothing")
 
 
+@pytest.mark.parametrize("off_s", [-3600, 3600])
+def test_a_failure_is_this_attempts_if_it_was_written_since_whatever_the_clock_of_the_disk(following, off_s: int):
+    follower, folder, said, study = following
+    write(folder, step=4)
+
+    def fail() -> None:
+        (folder / "failed.json").write_text(json.dumps({"kind": "input", "error": "the same", "rank": 0}))
+        os.utime(folder / "failed.json", (time.time() + off_s,) * 2)
+
+    fail()
+    later = Follower(follower._plan, follower._store, follower._mirror)
+    later._tell(study())
+    assert [line for line in said if "failed" in line] == [], "it is left from before"
+    (folder / "failed.json").unlink()  # as a stage that begins does
+    fail()
+    later._tell(study())
+    assert [line for line in said if "failed" in line] == [said[-1]] and said[-1].endswith("failed: the same")
+
+
 def test_notes_of_a_stage_that_ended_between_two_looks_are_said_once_and_never_by_the_next_run(tmp_path, said):
     plan, store = make_plan(SWEEP), Store(tmp_path)
     made = stages(plan.grid[0][1])
@@ -142,7 +161,7 @@ def test_a_stage_that_has_ended_is_said_once_with_what_it_measured(tmp_path, sai
     stage = stages(plan.upstream[0][1])["pretrain"]
     with live.viewing(view_of(80)) as view:
         with store.working(stage.kind, stage.fingerprint) as folder:
-            os.utime(store.lock(stage.kind, stage.fingerprint), (time.time() + 60,) * 2)
+            os.utime(store.lock(stage.kind, stage.fingerprint), (time.time() - 3600,) * 2)  # the disk's clock is behind
             for _ in range(2):
                 follower._tell(load_study(plan, store, live=True))
             assert [one.more for one in view._shown.values()] == ["starting workers"], "before it has measured anything"

@@ -112,6 +112,24 @@ def test_what_is_measured_of_a_finished_stage_is_added_to_its_run_once(uri: str,
         assert run.info.status == "FINISHED" and run.data.metrics.get("gap/late") == (3.0 if result is trial else None)
 
 
+def test_nothing_is_kept_of_the_values_of_runs_that_have_ended_and_later_ones_are_added_all_the_same(uri: str, tmp_path: Path):
+    study = fake_study(tmp_path)
+    tracker = Tracker(uri, study.name)
+    parent = tracker.sweep_run(study)
+    for trial in study.trials:
+        run_id = tracker.stage_run(trial, parent, "clean")
+        tracker.finish(trial)
+    assert set(tracker._held) == {parent}
+    for one in trial.metrics:
+        one["metrics"]["later/top1"] = 50.0 + one["epoch"]
+    assert tracker.stage_run(trial, parent, "clean") == run_id
+    tracker.finish(trial)
+    history = tracker._client.get_metric_history(run_id, "later/top1")
+    assert sorted((metric.step, metric.value) for metric in history) == [(x["epoch"], 50.0 + x["epoch"]) for x in trial.metrics]
+    epochs = [metric.step for metric in tracker._client.get_metric_history(run_id, "asr/top1")]
+    assert sorted(epochs) == [x["epoch"] for x in trial.metrics] and set(tracker._held) == {parent}
+
+
 def test_a_killed_driver_leaves_nothing_running_and_nothing_doubled(uri: str, tmp_path: Path):
     study = fake_study(tmp_path)
     trial = study.trials[0]
@@ -136,6 +154,32 @@ def test_a_killed_driver_leaves_nothing_running_and_nothing_doubled(uri: str, tm
     assert len(found) == 3 and not any(run.info.status == "RUNNING" for run in found)
     steps = [m.step for m in client.get_metric_history(run_id, "asr/top1")]
     assert sorted(steps) == [x["epoch"] for x in whole]
+
+
+def test_a_clock_that_was_set_back_ends_no_run_before_it_began_and_the_newest_value_is_shown(uri: str, tmp_path: Path, monkeypatch):
+    study = fake_study(tmp_path)
+    trial, now = study.trials[0], time.time
+    whole = trial.metrics
+    first = Tracker(uri, study.name)
+    parent = first.sweep_run(study)
+    trial.metrics, trial.status = whole[:2], "failed"
+    run_id = first.stage_run(trial, parent, "clean")
+    first.finish(trial)
+    left = first.stage_run(study.trials[1], parent, "clean")
+    first.finish_sweep(parent, study, status="FAILED")
+    before = first._client.get_run(parent).data.metrics
+
+    monkeypatch.setattr(time, "time", lambda: now() - 3600)
+    second = Tracker(uri, study.name)
+    trial.metrics, trial.status = [*whole[:-1], line(whole[-1]["epoch"], 99.9, 0.1)], "finished"
+    assert second.sweep_run(study) == parent and second.stage_run(trial, parent, "clean") == run_id
+    second.finish(trial)
+    second.finish_sweep(parent, study)
+    assert second.close_stale(parent) == [left]
+    client, found = runs(uri)
+    assert len(found) == 3 and all(run.info.end_time >= run.info.start_time for run in found)
+    after = client.get_run(parent).data.metrics
+    assert after["best/acc_at_asr_le_5"] == 99.9 and before["best/acc_at_asr_le_5"] < 99.9
 
 
 def test_runs_of_a_dead_driver_of_an_older_sweep_are_closed(uri: str, tmp_path: Path):
