@@ -43,6 +43,8 @@ class Audited(OfCheckpoints):
     """`findings.json` with metrics and sentences, `rows.parquet` with a row for each sample, and `gallery.npz` with a few pictures."""
 
     kind = "audit"
+    version = 2
+    """2: the attack on TTC follows its true gradient."""
     epoch: int
     """Of the checkpoint."""
     audit: Audit

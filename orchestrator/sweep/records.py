@@ -13,6 +13,9 @@ from orchestrator.stages.swept import grid_values
 from orchestrator.store import Store, digest_of, read_json, write_json
 from orchestrator.sweep.plan import Plan
 
+_LATEST: dict[Path, int] = {}
+"""When the trial of a folder that began last did so: each folder is read once, not once a trial."""
+
 
 @dataclass(frozen=True)
 class Record:
@@ -40,8 +43,12 @@ def remember_trial(store: Store, sweep: str, trial: str, overrides: dict[str, An
 
 def _now(folder: Path) -> int:
     """The time in nanoseconds, or just after the trial of this folder that began last: the clock may have been set back since."""
-    begun = [found["begun"] for path in folder.glob("*.json") if isinstance(found := read_json(path), dict) and "begun" in found]
-    return max([time.time_ns(), *(at + 1 for at in begun if isinstance(at, int))])
+    if folder not in _LATEST:
+        entries = [read_json(path) for path in folder.glob("*.json")]
+        begun = [entry.get("begun") for entry in entries if isinstance(entry, dict)]
+        _LATEST[folder] = max((at for at in begun if isinstance(at, int)), default=0)
+    _LATEST[folder] = max(time.time_ns(), _LATEST[folder] + 1)
+    return _LATEST[folder]
 
 
 def recorded_trials(plan: Plan, store: Store) -> list[Record]:
