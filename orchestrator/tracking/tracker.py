@@ -93,13 +93,10 @@ class Tracker:
                 fingerprint=study.fingerprint,
                 name=study.name,
                 tags={
-                    "role": "sweep",
-                    "cleansweep.commit": study.commit,
-                    "cleansweep.data": study.data_hash,
-                    STUDY: study.fingerprint,
-                    "mlflow.note.content": study.doc,
+                    "role": "sweep", STUDY: study.fingerprint, "mlflow.note.content": study.doc,
+                    "cleansweep.commit": study.commit, "cleansweep.data": study.data_hash,
                 },
-            )
+            )  # fmt: skip
             self._hold(run_id).log_params({"study": study.name, **_flat(study.config), **_flat({"poison": study.poison})})
             self._json(run_id, study.config, "config.json")
             if study.poison:
