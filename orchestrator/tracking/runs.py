@@ -162,7 +162,7 @@ class Held:
 
 def end_run(client: Any, run_id: str, status: str, began: int) -> None:
     """Set a run's status and end, which is not before it began: the clock may have been set back, or another host's may differ."""
-    client.set_terminated(run_id, status, end_time=max(int(time.time() * 1000), began))
+    client.set_terminated(run_id, status, max(int(time.time() * 1000), began))
 
 
 @lru_cache(maxsize=4096)
