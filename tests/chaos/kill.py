@@ -103,7 +103,7 @@ class Command:
         names = []
         for process in left:
             try:
-                names.append(f"{process.pid} {' '.join(process.cmdline())[-80:]}")
+                names.append(f"{process.pid} {' '.join(process.cmdline()).strip()[-80:]}")
                 process.kill()
             except psutil.Error:
                 continue
