@@ -20,7 +20,8 @@ ROOMS = {  # from the bottom up: a room may import those before it; a file that 
     "datasets": "errors text seeding storage component captions words triggers images index synthetic evaluation attack feed acquire",
     "trainers": "encoder weights checkpoint model collectives distributed schedule record batch objectives backward detect evaluate audit "
     "methods loop optimised_patch throughput",
-    "orchestrator": "failures manifest locks store console experiment cluster training stages results sweep report tracking running commands api",
+    "orchestrator": "failures manifest locks store console experiment cluster training stages results sweep report tracking running "
+    "commands api",
 }
 LINES = 400
 """Of a file at most."""
