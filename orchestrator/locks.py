@@ -20,7 +20,7 @@ def try_folder(folder: Path) -> None:
     """Write and lock a file in the folder, and remove it. OSError if it cannot be written, InputError if it cannot be locked."""
     probe = folder / ".probe"  # one name, so that the next command removes what a killed one left
     try:
-        with probe.open("w") as file:
+        with probe.open("w+") as file:  # readable too: NFS makes record locks of these, and a shared one needs that
             file.write("x")
             file.flush()
             with locks_of(folder):

@@ -148,7 +148,7 @@ def _remove_old(logs: Path, own: Path) -> None:
         return max(path.stat().st_mtime for path in (run, *run.iterdir()))
 
     runs = [path for path in logs.iterdir() if _RUN.fullmatch(path.name) and path != own]
-    for run in sorted(runs, key=written)[: len(runs) - KEPT_LOGS + 1]:
+    for run in sorted(runs, key=written)[: max(0, len(runs) - KEPT_LOGS + 1)]:
         shutil.rmtree(run, ignore_errors=True)
 
 

@@ -92,7 +92,7 @@ def robust_table(results: Sequence[AuditResult], models: Sequence[str]) -> Table
         lines.setdefault((one.label, ""), {})[one.model] = ""
         radii = [(size, f"robust/at_{size:g}", f"robust/noise_at_{size:g}") for size in audit.radii]
         for size, under, noise in radii if audit.attack.minimal else [(eps_of(audit), "robust/accuracy", "robust/noise")]:
-            alone = f"; alone {_plain(one, 'robust/alone')}" if audit.worst else ""
+            alone = f"; alone {_plain(one, 'robust/alone')}" if audit.worst and not audit.attack.minimal else ""
             lines.setdefault((one.label, radius(size)), {})[one.model] = f"{_text(one, under)}{alone}; noise {_plain(one, noise)}"
         unattacked = "not attacked" + (f", {defences[audit.defence]}" if audit.defence else "")
         lines.setdefault((unattacked, ""), {})[one.model] = _text(one, "robust/clean")

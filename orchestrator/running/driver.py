@@ -53,6 +53,8 @@ def run_sweep(plan: Plan, compute: Compute) -> tuple[Study, Path, int]:
 
     However it ends, the report is written and no MLflow run is left running. The log of the run lies in the store.
     """
+    import orchestrator.report.page  # noqa: F401 (a plotting library that is broken ends the run now, not after days)
+
     store = Store(compute.store)
     plan.fingerprint  # noqa: B018 (of what the data are: missing ones are told before anything is written)
     check_measurements(plan)

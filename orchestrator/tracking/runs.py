@@ -104,7 +104,7 @@ class Held:
     began: int = 0
     """When the run began, in milliseconds since 1970."""
     newest: int = 0
-    """The latest time of a value. Of two values of an epoch MLflow shows the one with the later time."""
+    """The latest time of a value that was read. Of two values of an epoch MLflow shows the one with the later time."""
 
     @classmethod
     def of(cls, client: Any, run: Any, *, made: bool = False) -> "Held":
@@ -139,6 +139,7 @@ class Held:
         """The newest value of a metric at an epoch; None if it has none there."""
         history = self.client.get_metric_history(self.run_id, key_of(name)) if key_of(name) in self.metrics else []
         here = [metric for metric in history if metric.step == epoch]
+        self.newest = max([self.newest, *(metric.timestamp for metric in history)])
         return max(here, key=lambda metric: metric.timestamp).value if here else None
 
     def audit(self, title: str, setting: str) -> tuple[str, dict[str, str] | None]:
@@ -147,8 +148,10 @@ class Held:
         That is audit/<title> for the first setting that comes under this title, which the tag holds, and audit/<title> <setting> for every
         other one, so that no audit overwrites another's numbers.
         """
-        plain = f"audit/{title}"
+        plain = f"audit/{title}"[: MAX_KEY // 2]  # so that a long title cuts off neither the setting nor a number's name
         first = self.tags.get(key_of(plain))
+        if first is None and any(name.startswith(f"{key_of(plain)}/") for name in self.metrics):  # logged before there was such a tag
+            first = "unknown"
         return (plain if first in (None, setting) else f"{plain} {setting}"), ({key_of(plain): setting} if first is None else None)
 
     def log_params(self, params: Mapping[str, Any]) -> None:

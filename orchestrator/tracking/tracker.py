@@ -371,6 +371,7 @@ class Tracker:
                 known.clear()
             raise
 
+
 def _flat(config: Any) -> dict[str, Any]:
     return {key: value for key, value in flatten(config) if value is not None and key}
 

@@ -168,7 +168,7 @@ class Robustness(Audit):
             found["robust/median_size"] = float(np.median(size_N[fooled_N])) if fooled_N.any() else float("nan")
             for eps, noisy_N in self.right_under_noise(rows).items():
                 found |= share(f"robust/noise_at_{eps:g}", int(noisy_N.sum()), n)
-        if self.worst:
+        if self.worst and not self.attack.minimal:  # of a minimal attack the rows tell more: which size fooled each picture
             alone_N = np.array(rows["alone_prediction"]) == np.array(rows["y"])
             found |= share("robust/alone", int((correct_N & alone_N).sum()), n)
         noise_N = np.array(rows["noise_prediction"]) == np.array(rows["y"])

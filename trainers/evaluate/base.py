@@ -118,7 +118,6 @@ def unchanged(encoder: Encoder, evaluator: Evaluator) -> Iterator[None]:
     """Raise InputError after the block if the norm of a weight or buffer has changed: training continues with this model."""
     import torch
 
-
     def norms() -> list[float]:
         tensors = [value for value in encoder.state_dict().values() if value.is_floating_point()]
         return [float(norm) for norm in torch.stack([norm.float() for norm in torch._foreach_norm(tensors)]).tolist()]

@@ -70,7 +70,6 @@ class ToClasses:
         """Parts: tecoa; adversarial_top1, percent of the adversarial pictures that get their class."""
         from torch.nn import functional as F
 
-
         def worse(image_BHWC: Tensor) -> Tensor:
             return F.cross_entropy(self.encoder.encode_image(image_BHWC) @ self.head_KD.T, batch["target"])
 

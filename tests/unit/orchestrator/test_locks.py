@@ -1,6 +1,7 @@
 """A file system on which no file can be locked: said in a sentence, and nothing is written. The locks fail by a filter of system calls."""
 
 import errno
+import fcntl
 import sqlite3
 import subprocess
 import sys
@@ -65,3 +66,10 @@ def test_a_store_whose_files_cannot_be_locked_is_refused_and_left_as_it_is(tmp_p
     with store.working("clean", "cd" * 32):
         pass
     assert not list(tmp_path.rglob(".lock*"))
+
+
+def test_a_store_on_nfs_is_not_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """NFS makes record locks of flock's, and a shared record lock needs a file that is open for reading."""
+    monkeypatch.setattr(fcntl, "flock", fcntl.lockf)
+    Store(tmp_path).prepare()
+    assert not list(tmp_path.iterdir())

@@ -197,6 +197,15 @@ def test_the_logs_of_the_last_runs_are_kept(tmp_path, monkeypatch):
     assert [record[-1] for record in records(logs / left[1] / "driver.log")] == ["said", "of the same command"]
 
 
+@pytest.mark.parametrize("earlier", [0, 1, 25, 48, 49, 50, 60])
+def test_as_many_logs_are_kept_as_there_may_be(earlier: int, tmp_path):
+    for number in range(earlier):
+        (tmp_path / "logs" / f"sweep-20200101-{number:06d}-1").mkdir(parents=True)
+    with recording(tmp_path, "new"):
+        log.log.info("said")
+    assert len(list((tmp_path / "logs").iterdir())) == min(earlier + 1, log.KEPT_LOGS)
+
+
 def test_the_log_of_this_run_is_kept_though_all_others_are_of_a_time_to_come(tmp_path, monkeypatch):
     monkeypatch.setattr(log, "KEPT_LOGS", 3)
     for number in range(3):

@@ -255,6 +255,13 @@ def test_what_an_audit_found_is_told_once_for_each_epoch(uri: str, tmp_path: Pat
     assert names == {"audit/PGD/robust": 20.0, "audit/PGD bbbb/robust": 50.0, "audit/PGD_ ε _ 1/255/robust": 60.0}
     assert data.tags["audit/PGD"] == "aaaa"
     assert len(tracker._client.get_metric_history(run_id, "audit/PGD/robust")) == 3, "nothing is told twice"
+    tracker._client.delete_tag(run_id, "audit/PGD")  # as an earlier version left it, which knew no such tag
+    tracker.audited(study_tag, fingerprint, "PGD", "dddd", {"robust": 70.0}, 3)
+    for setting, value in (("eeee", 1.0), ("ffff", 2.0)):
+        tracker.audited(study_tag, fingerprint, "very long " * 30, setting, {"robust": value}, 1)
+    data = tracker._client.get_run(run_id).data
+    assert data.metrics["audit/PGD/robust"] == 20.0 and data.metrics["audit/PGD dddd/robust"] == 70.0
+    assert {value for name, value in data.metrics.items() if name.startswith("audit/very long")} == {1.0, 2.0}
 
 
 def test_long_and_odd_parameters_are_logged(uri: str, tmp_path: Path):

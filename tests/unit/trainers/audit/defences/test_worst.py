@@ -124,6 +124,11 @@ def test_an_adaptive_attack_that_is_weaker_by_itself_is_told_apart_from_the_wors
     assert (right(both, "alone_prediction") == right(knowing)).all()
 
 
+def test_of_an_attack_without_an_eps_no_accuracy_alone_is_told_for_its_changes_are_of_any_size() -> None:
+    *_, metrics = three(FMN(steps=5), BitDepth(bits=5))
+    assert "robust/alone" not in metrics and f"robust/at_{EPS:g}" in metrics
+
+
 def test_only_an_adaptive_attack_has_something_to_compare() -> None:
     with pytest.raises(InputError, match=r"Robustness\.worst is true, and Robustness\.mode is oblivious; accepted: adaptive"):
         Robustness(attack=PGD(), defence=BitDepth(), worst=True)
