@@ -23,7 +23,7 @@ from trainers.evaluate.zeroshot import wilson
 from trainers.model import TinyCLIP
 
 COLUMNS = {"checkpoint", "key", "attack", "norm", "eps", "defence", "mode", "y", "clean_prediction", "prediction", "success", "l2", "linf",
-           "relative_l2", "queries", "zero_gradient_share", "noise_prediction", "noise_size", "seed"}  # fmt: skip
+           "relative_l2", "queries", "zero_gradient_share", "noise_prediction", "noise_size", "alone_prediction", "seed"}  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
