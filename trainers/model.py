@@ -22,6 +22,7 @@ from annotated_types import Ge, MultipleOf
 
 from datasets.component import Component, Count
 from datasets.errors import InputError
+from datasets.evaluation.classes import open_clip_folder
 from trainers.weights.files import aside
 
 if TYPE_CHECKING:
@@ -284,8 +285,7 @@ def _shipped(name: str) -> dict[str, Any] | None:
 @cache
 def _shipped_files() -> dict[str, Path]:
     """Name of a model → the file with its configuration, in open_clip's own folder, which is found without importing open_clip."""
-    spec = find_spec("open_clip")
-    return {path.stem: path for path in (Path(spec.origin).parent / "model_configs").glob("*.json")} if spec and spec.origin else {}
+    return {path.stem: path for path in (open_clip_folder() / "model_configs").glob("*.json")}
 
 
 def _config(name: str) -> dict[str, Any]:

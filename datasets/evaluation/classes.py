@@ -72,9 +72,14 @@ def _of_open_clip(name: str) -> Any:
 @functools.cache
 def _lists() -> dict[str, Any]:
     """open_clip's lists by name, read from the one file of it that holds them, because to import open_clip takes seconds."""
-    spec = find_spec("open_clip")
-    file = Path(spec.origin).with_name("zero_shot_metadata.py") if spec and spec.origin else Path()
+    file = open_clip_folder() / "zero_shot_metadata.py"
     return runpy.run_path(str(file)) if file.is_file() else {}
+
+
+def open_clip_folder() -> Path:
+    """Where open_clip's own files lie, found without importing it. Where it is not installed, a folder that does not exist."""
+    spec = find_spec("open_clip")
+    return Path(spec.origin).parent if spec and spec.origin else Path("open_clip is not installed")
 
 
 def known_prompts(which: str) -> None:

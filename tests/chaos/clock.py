@@ -48,11 +48,7 @@ class Clock:
             killed = here.command(store, death(draw, self.undisturbed))
             redate(store, of_files)
             ended = here.command(store, first=partial(shift, own) if own else None)
-            wrong = [ended.fault] if ended.fault else []
-            if ended.code:
-                wrong.append(f"the same command ends with code {ended.code}: {ended.said.strip()[-300:]}")
-            else:
-                wrong += self.undisturbed.compare(store) + negative(store)
+            wrong = self.undisturbed.ended_well(store, ended) or negative(store)
             return Tried(f"{what}, {'killed' if killed.killed else 'after the end'}", killed.killed, wrong, 2)
         finally:
             shutil.rmtree(store, ignore_errors=True)

@@ -111,12 +111,8 @@ class FullDisk:
             return Tried(f"{what}: it was enough", False, self.undisturbed.compare(store))
         wrong = [ended.fault] if ended.fault else []
         if not wrong and SAYS[way] not in ended.said:
-            wrong.append(f"it does not say that the disk is full: {ended.said.strip()[-300:]}")
-        again = here.command(store)
-        if again.code or again.fault:
-            wrong.append(again.fault or f"with room the same command ends with code {again.code}: {again.said.strip()[-300:]}")
-        else:
-            wrong += self.undisturbed.compare(store)
+            wrong.append(f"it does not say {SAYS[way]!r}: {ended.said.strip()[-300:]}")
+        wrong += self.undisturbed.ended_well(store, here.command(store), "with a sound disk")
         return Tried(what, True, wrong, 2)
 
 

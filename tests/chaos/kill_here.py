@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from tests.chaos import here
-from tests.chaos.here import Death
+from tests.chaos.here import Death, Ended
 from tests.chaos.state import differences, leftovers, state
 from tests.chaos.tried import Tried, log_uniform
 
@@ -45,6 +45,13 @@ class Undisturbed:
     def compare(self, store: Path) -> list[str]:
         """How a store that a command ended well in differs from this one, and what is left over in it."""
         return differences(self.state, state(store)) + [f"{name} is left over" for name in leftovers(store)]
+
+    def ended_well(self, store: Path, ended: Ended, when: str = "") -> list[str]:
+        """What is wrong with the end of a command that nothing disturbed any more, and with the store that it left. `when`: why it should
+        have ended well."""
+        if ended.code or ended.fault:
+            return [ended.fault or f"{when} the same command ends with code {ended.code}: {ended.said.strip()[-300:]}".strip()]
+        return self.compare(store)
 
 
 def death(draw: np.random.Generator, undisturbed: Undisturbed) -> Death:
@@ -86,9 +93,4 @@ class KillHere:
             ended = here.command(store)
             commands += 1
         what = f"killed {', '.join(said)}" if said else "the end came before the kills"
-        wrong = [ended.fault] if ended.fault else []
-        if ended.code:
-            wrong.append(f"the same command ends with code {ended.code}: {ended.said.strip()[-300:]}")
-        else:
-            wrong += self.undisturbed.compare(store)
-        return Tried(what, bool(said), wrong, commands)
+        return Tried(what, bool(said), self.undisturbed.ended_well(store, ended), commands)

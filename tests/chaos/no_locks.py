@@ -57,11 +57,7 @@ class NoLocks:
         wrong = self.told(ended)
         if not after_s and files(store) != before:
             wrong.append(f"it has written: {sorted(dict(files(store).items() ^ before.items()))[:5]}")
-        again = here.command(store)
-        if again.code or again.fault:
-            wrong.append(again.fault or f"with locks the same command ends with code {again.code}: {again.said.strip()[-300:]}")
-        else:
-            wrong += self.undisturbed.compare(store)
+        wrong += self.undisturbed.ended_well(store, here.command(store), "with locks")
         return Tried(what, True, wrong, 2)
 
     @staticmethod
