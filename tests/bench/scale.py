@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import subprocess
 import sys
 import threading
@@ -88,11 +87,11 @@ def work(name: str, folder: Path) -> None:
 
 def child(name: str, folder: Path) -> dict[str, float]:
     """CPU-seconds and MB that a piece of work takes in this process."""
-    before, peak, done = _anonymous(), [0.0], threading.Event()
+    before, peak, done = _status("RssAnon"), [0.0], threading.Event()
 
     def look() -> None:
         while not done.wait(0.02):
-            peak[0] = max(peak[0], _anonymous())
+            peak[0] = max(peak[0], _status("RssAnon"))
 
     watching = threading.Thread(target=look)
     watching.start()
@@ -101,12 +100,13 @@ def child(name: str, folder: Path) -> dict[str, float]:
     used = time.process_time() - began
     done.set()
     watching.join()
-    return {"cpu": used, "mb": (max(peak[0], _anonymous()) - before) / MB, "rss": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e3}
+    return {"cpu": used, "mb": (max(peak[0], _status("RssAnon")) - before) / MB, "rss": _status("VmHWM") / 1e6}
 
 
-def _anonymous() -> float:
+def _status(name: str) -> float:
+    """A size of this process alone, in bytes (`ru_maxrss` would take over that of the process that started it)."""
     with open("/proc/self/status") as file:
-        return next(1024.0 * int(line.split()[1]) for line in file if line.startswith("RssAnon:"))
+        return next(1024.0 * int(line.split()[1]) for line in file if line.startswith(f"{name}:"))
 
 
 def amplified(order: Order, rows: int) -> float:

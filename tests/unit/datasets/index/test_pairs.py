@@ -135,7 +135,7 @@ def test_rows_of_a_file_are_mapped_and_travel_as_a_path(tmp_path):
 def test_text_above_2_gib_is_planned_and_cleaned_in_3_gb(tmp_path):
     """2.3 M captions of 1 006 characters, the same 65 536 over and over so that the test itself needs little."""
     code = textwrap.dedent("""
-        import resource, numpy as np, pyarrow as pa
+        import numpy as np, pyarrow as pa
         from datasets.attack.poison import Poison, make_plan
         from datasets.index.columns import take
         from datasets.triggers.patch import Patch
@@ -148,7 +148,9 @@ def test_text_above_2_gib_is_planned_and_cleaned_in_3_gb(tmp_path):
         rows = plan["row"].to_numpy()
         assert plan["caption_before"].to_pylist() == [chunk[row % part].as_py() for row in rows.tolist()]
         assert take(index["caption"], np.array([n - 1, 0])).to_pylist() == [chunk[part - 1].as_py(), chunk[0].as_py()]
-        assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss < 3 << 20
+        # not ru_maxrss, which a process takes over from the one that started it (here pytest)
+        peak = next(int(line.split()[1]) for line in open("/proc/self/status") if line.startswith("VmHWM"))
+        assert peak < 3 << 20, f"{peak} kB"
     """)
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, cwd=Path(__file__).resolve().parents[4])
     assert done.returncode == 0, done.stderr[-2000:]
