@@ -18,6 +18,8 @@ from datasets.index.addresses import read_bytes
 from datasets.triggers.base import Pasted, Trigger, put_on
 
 T = TypeVar("T")
+Empty = Callable[[tuple[int, ...], Any], np.ndarray]
+"""Makes an array of a shape and type, as `np.empty` does."""
 
 
 def pictures(records: pa.Table) -> Iterator[np.ndarray]:
@@ -58,12 +60,12 @@ def stamped_views(trigger: Trigger, records: pa.Table, view_BHWC: np.ndarray, *d
     return stamped_BHWC
 
 
-def canonical_views(records: pa.Table, size: int) -> np.ndarray:
+def canonical_views(records: pa.Table, size: int, empty: Empty = np.empty) -> np.ndarray:
     """uint8 [B, S, S, 3]: the records' pictures, read and decoded, before any trigger or augmentation.
 
-    Raises `InputError` naming key and shard for a picture that cannot be read or decoded.
+    `empty` makes the array. Raises `InputError` naming key and shard for a picture that cannot be read or decoded.
     """
-    view_BHWC = np.empty((len(records), size, size, 3), np.uint8)
+    view_BHWC = empty((len(records), size, size, 3), np.uint8)
     for i, place in enumerate(_places(records)):  # no name holds a picture, so the next one takes its memory, which is in the caches still
         view_BHWC[i] = canonical_part(_picture(*place), size)
     return view_BHWC

@@ -9,7 +9,9 @@ Shape legend: B batch, S side of the view, 3 channels; pictures are uint8 RGB.
 from __future__ import annotations
 
 import functools
+import math
 import os
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -22,7 +24,7 @@ from datasets.captions import eda
 from datasets.component import Component, since
 from datasets.errors import InputError
 from datasets.feed.cache import Decoded
-from datasets.feed.decode import ahead, canonical_views, stamped_views
+from datasets.feed.decode import Empty, ahead, canonical_views, stamped_views
 from datasets.images.view import Views, as_jpeg, decode, first_view, second_view
 from datasets.index.order import Drawn, Order, rank_slice, step_positions
 from datasets.index.pairs import Pairs
@@ -30,6 +32,8 @@ from datasets.seeding import rng
 from datasets.triggers.base import Trigger
 
 Batch = dict[str, Any]
+AHEAD = 2
+"""Batches that a loader process makes before they are asked for."""
 VARIANTS = 200_000
 """Augmented captions that a process keeps if they are the same in every epoch; some 400 bytes each."""
 
@@ -67,20 +71,25 @@ class Recipe(Component):
         return trigger_of(name, self.trigger, self.jpeg_quality, self.others)
 
 
-def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndarray | None = None) -> Batch:
+def make_batch(
+    records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndarray | None = None, empty: Empty = np.empty
+) -> Batch:
     """Arrays of the records (`pairs.RECORD_SCHEMA`), in their order.
 
     row int64 [B], key object [B], image uint8 [B, S, S, 3], caption object [B], poisoned bool [B]; with two views also
     image_aug uint8 [B, S, S, 3] and caption_aug object [B].
 
     `view_BHWC`: the records' canonical views, if they are decoded already (the batch takes over this array); otherwise the pictures are
-    read and decoded. Raises `InputError` naming key and shard of a picture for which that fails.
+    read and decoded. `empty` makes the arrays of pictures that are returned.
+
+    Raises `InputError` naming key and shard of a picture for which that fails.
     """
     views, seed = recipe.views, recipe.seed
     keys, captions = records["key"].to_pylist(), records["caption"].to_pylist()
     repeats = view_BHWC is not None  # only small sets that are read many times are kept decoded
+    plain = views.crop is None and not views.flip  # without a crop and a flip the first view draws nothing
     if view_BHWC is None:
-        view_BHWC = canonical_views(records, views.size)
+        view_BHWC = canonical_views(records, views.size, empty if plain else np.empty)
     poisoned, trigger_seeds = records["poisoned"].to_numpy(), records["trigger_seed"].to_numpy()
     for i in np.flatnonzero(poisoned & (trigger_seeds != UNMARKED)):
         trigger, quality = recipe.of_attack(records["attack"][i].as_py())
@@ -90,12 +99,11 @@ def make_batch(records: pa.Table, epoch: int, recipe: Recipe, view_BHWC: np.ndar
             view_BHWC[i] = decode(as_jpeg(view_BHWC[i], quality))
 
     def changed(change: Callable[[np.ndarray, Views, np.random.Generator], np.ndarray], purpose: str) -> np.ndarray:
-        out_BHWC = np.empty_like(view_BHWC)
+        out_BHWC = empty(view_BHWC.shape, np.uint8)
         for i, key in enumerate(keys):
             out_BHWC[i] = change(view_BHWC[i], views, rng(seed, purpose, epoch, key))
         return out_BHWC
 
-    plain = views.crop is None and not views.flip  # without a crop and a flip the first view draws nothing
     batch = {
         "row": records["row"].to_numpy(),
         "key": _objects(keys),
@@ -165,11 +173,11 @@ class LocalFeed(StepFeed):
         super().__init__(pairs, recipe, **steps)
         self.workers, self.decoded = workers, decoded
 
-    def batch(self, step: int) -> Batch:
+    def batch(self, step: int, empty: Empty = np.empty) -> Batch:
         """The rank's batch of a global step: `make_batch` of its records, with `step` and `epoch`."""
         epoch, positions = self.share(step)
         views = None if self.decoded is None else self.decoded[positions]
-        batch = make_batch(self.pairs.records(positions), epoch, self.recipe, views)
+        batch = make_batch(self.pairs.records(positions), epoch, self.recipe, views, empty)
         return batch | {"step": step, "epoch": epoch, "number": positions}
 
     def batches(self, start_step: int = 0, stop_step: int | None = None, order: np.ndarray | None = None) -> Iterator[Batch]:
@@ -191,40 +199,82 @@ class LocalFeed(StepFeed):
         # not fork: threads of the parent (Arrow's, CUDA's) may hold locks at that moment
         context = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["datasets.feed.loader", "torch.utils.data"])
-        size = self.recipe.views.size
-        batch_bytes = self.batch_size // self.world * size * size * 3 * (1 + self.recipe.two_views)
-        steps: Any = _Steps(self, shared=_shared_memory() > 4 * self.workers * batch_bytes)
+        size, each = self.recipe.views.size, 1 + self.recipe.two_views
+        shape = (self.batch_size // self.world, size, size, 3)
+        count = each * (4 + AHEAD * self.workers)  # a consumer with a GPU has up to four batches
+        buffers = _Buffers(count, shape) if _shared_memory() > count * math.prod(shape) else None
         loader: DataLoader = DataLoader(
-            steps,
+            _Steps(self, buffers),  # type: ignore[arg-type]
             batch_size=None,
-            sampler=wanted,
+            sampler=((step, buffers.take(each) if buffers else []) for step in wanted),  # type: ignore[arg-type]
             num_workers=self.workers,
             collate_fn=_as_is,
             multiprocessing_context=context,
-            prefetch_factor=2,
+            prefetch_factor=AHEAD,
         )
         for item in loader:
             if isinstance(item, InputError):
                 raise item
-            yield {name: value if _is_plain(value) else value.numpy() for name, value in item.items()}
+            batch, found = item
+            if buffers:
+                batch |= {name: buffers.array(number) for name, number in found.items()}
+            yield {name: value if _is_plain(value) else value.numpy() for name, value in batch.items()}
+
+
+class _Buffers:
+    """Arrays of pictures in memory that a process shares with its workers. One is used again once nothing refers to it any more."""
+
+    def __init__(self, count: int, shape: tuple[int, ...]) -> None:
+        import torch
+
+        storage = torch.UntypedStorage._new_shared(count * math.prod(shape))  # as torch's own collate does; takes no memory yet
+        self.all = torch.empty(0, dtype=torch.uint8).set_(storage).view(count, *shape)
+        self.free = list(range(count))
+
+    def take(self, each: int) -> list[int]:
+        """Numbers of free buffers, fewer than `each` if most are in use."""
+        return [self.free.pop() for _ in range(min(each, len(self.free)))]
+
+    def array(self, number: int) -> np.ndarray:
+        """What lies in a buffer. It is free again when the array is gone, and all that shows its memory."""
+        array = self.all[number].numpy()
+        weakref.finalize(array, self.free.append, number).atexit = False
+        return array
 
 
 class _Steps:
     """Map-style data set over global steps: an item is a rank's whole batch."""
 
-    def __init__(self, feed: LocalFeed, shared: bool) -> None:
-        self.feed, self.shared = feed, shared
+    def __init__(self, feed: LocalFeed, buffers: _Buffers | None) -> None:
+        self.feed, self.buffers = feed, buffers
 
-    def __getitem__(self, step: int) -> Batch | InputError:
+    def __getitem__(self, asked: tuple[int, list[int]]) -> tuple[Batch, dict[str, int]] | InputError:
+        """The batch of a step, and by name which of the buffers hold its pictures; `asked`: the step, and numbers of buffers, all of which
+        are used."""
+        step, numbers = asked
+        buffers = {number: self.buffers.all[number].numpy() for number in numbers} if self.buffers else {}
+        unused = list(buffers.values())
         try:
-            batch = self.feed.batch(step)
+            batch = self.feed.batch(step, lambda shape, dtype: unused.pop() if unused else np.empty(shape, dtype))
         except InputError as error:
             return error  # the reader raises it: torch would wrap it in the worker's traceback
-        if self.shared:  # processes share a tensor without a copy, but send an array through a pipe
-            import torch
+        pictures = {name: batch.pop(name) for name in ("image", "image_aug") if name in batch}
+        found: dict[str, int] = {name: number for name, array in pictures.items() for number, buffer in buffers.items() if array is buffer}
+        left = [number for number in numbers if number not in found.values()]
+        for name in pictures.keys() - found:
+            if left:  # they come from the cache of decoded pictures
+                found[name] = left.pop()
+                buffers[found[name]][:] = pictures[name]
+            else:
+                batch[name] = _sent(pictures[name], shared=self.buffers is not None)
+        return batch, found
 
-            batch |= {name: torch.from_numpy(batch[name]) for name in ("image", "image_aug") if name in batch}
-        return batch
+
+def _sent(array: np.ndarray, shared: bool) -> Any:
+    """What of an array is sent: processes share a tensor's memory, and send an array through a pipe."""
+    import torch
+
+    return torch.from_numpy(array) if shared else array
 
 
 def _as_is(item: Any) -> Any:

@@ -8,14 +8,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from datasets.attack.poisoned_shards import stamp_native
 from datasets.captions import eda
 from datasets.errors import InputError
-from datasets.feed.decode import stamped_views
-from datasets.feed.loader import LocalFeed, Recipe, eval_batches, make_batch
+from datasets.feed.decode import canonical_views, stamped_views
+from datasets.feed.loader import LocalFeed, Recipe, _Buffers, _Steps, eval_batches, make_batch
 from datasets.feed.watched_pairs import Sample, sample_batches
 from datasets.images.view import Views, visibility
 from datasets.index.pairs import Pairs, write_index
@@ -110,6 +111,50 @@ def test_worker_processes_deliver_the_same(poisoned):
     whole = list(LocalFeed(poisoned, RECIPE, batch_size=8, steps=5).batches(1))
     workers = list(LocalFeed(poisoned, RECIPE, batch_size=8, steps=5, workers=2).batches(1))
     assert len(workers) == 4 and all(same(a, b) for a, b in zip(whole, workers))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("views", [Views(size=16), RECIPE.views])
+@pytest.mark.parametrize("two_views", [True, False])
+def test_a_worker_writes_pictures_to_where_the_training_process_reads(poisoned, views, two_views, cached):
+    decoded = canonical_views(poisoned.records(np.arange(len(poisoned))), 16) if cached else None
+    recipe = Recipe(views=views, trigger=Patch(size=4), two_views=two_views)
+    feed = LocalFeed(poisoned, recipe, decoded=decoded, batch_size=8, steps=3)
+    pictures = ["image", "image_aug"][: 1 + two_views]
+    for count in range(3):  # none at all, one too few for two views, enough
+        buffers = _Buffers(count, (8, 16, 16, 3))
+        batch, found = _Steps(feed, buffers)[1, buffers.take(len(pictures))]
+        assert len({*found.values()}) == len(found) == min(count, len(pictures))
+        batch |= {name: array.numpy() for name, array in batch.items() if name in pictures}
+        assert same(feed.batch(1), batch | {name: buffers.array(number) for name, number in found.items()})
+
+
+def test_a_buffer_is_used_again_only_when_nothing_shows_its_memory():
+    buffers = _Buffers(2, (3, 4, 4, 3))
+    assert buffers.take(3) == [1, 0] and buffers.take(1) == []
+    array = buffers.array(1)
+    array[:] = 7
+    part, tensor = array[1:, ::2], torch.from_numpy(array)[2]
+    del array
+    assert buffers.take(1) == [] and part.max() == 7
+    del part
+    assert buffers.take(1) == [] and int(tensor.max()) == 7
+    del tensor
+    assert buffers.take(1) == [1]
+
+
+@pytest.mark.parametrize("two_views", [True, False])
+def test_batches_that_are_kept_stay_as_they_are(poisoned, two_views):
+    """More than there are buffers, of which some are let go: no batch may be written over."""
+    recipe = Recipe(views=Views(size=16), trigger=Patch(size=4), two_views=two_views)
+    here = LocalFeed(poisoned, recipe, batch_size=4, steps=40)
+    kept = []
+    for step, batch in enumerate(LocalFeed(poisoned, recipe, batch_size=4, steps=40, workers=2).batches()):
+        assert same(batch, here.batch(step))
+        kept.append((step, batch))
+        if step % 3 == 0:
+            del kept[len(kept) // 2]
+    assert len(kept) > 20 and all(same(batch, here.batch(step)) for step, batch in kept)
 
 
 def broken_set(folder: Path) -> Pairs:
