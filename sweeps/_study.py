@@ -18,8 +18,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ray import tune
-
 from datasets.attack.poison import Poison
 from datasets.evaluation.evalset import EvalSet
 from datasets.images.view import Views
@@ -27,6 +25,7 @@ from datasets.index.source import Source
 from datasets.synthetic import World
 from datasets.triggers.patch import Patch
 from orchestrator.experiment.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain
+from orchestrator.sweep import tune
 from trainers.methods.base import Method
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune, SSLFineTune
 from trainers.model import Model, TinyCLIP

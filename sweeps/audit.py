@@ -9,11 +9,10 @@ needs a class for each picture; it is that of a healthy model: OpenAI's, or one 
 from dataclasses import replace
 from typing import Any
 
-from ray import tune
-
 from datasets.attack.poison import Poison
 from datasets.triggers.patch import Patch
 from orchestrator.experiment.spec import Gate, Pretrain, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, TWO_CORES, full
 from sweeps.quickstart import BASE
 from trainers.methods.fare import FARE

@@ -4,9 +4,8 @@ CleanCLIP and MMCL fine-tuning for 20 and for 100 epochs at four learning rates;
 miniature: 6 and 24 epochs, CleanCLIP, one learning rate, three seeds.
 """
 
-from ray import tune
-
 from orchestrator.experiment.spec import Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import (
     CLUSTER,
     LR_INMODAL,

@@ -4,9 +4,8 @@
 miniature: 250 to 2 000 pairs, one learning rate, one seed.
 """
 
-from ray import tune
-
 from orchestrator.experiment.spec import Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
 from sweeps._study_claims import CLAIMS
 

@@ -10,14 +10,13 @@ whose verdict does not stop this sweep.
 import os
 from pathlib import Path
 
-from ray import tune
-
 from datasets.attack.poison import Poison
 from datasets.evaluation.evalset import EvalSet
 from datasets.images.view import Views
 from datasets.index.source import Source
 from datasets.triggers.patch import Patch
 from orchestrator.experiment.spec import Clean, Compute, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
+from orchestrator.sweep import tune
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL

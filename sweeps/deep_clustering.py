@@ -5,9 +5,8 @@ cleaning set's embeddings into 1 000 clusters at the start of each of 10 epochs,
 beside, one learning rate, three seeds.
 """
 
-from ray import tune
-
 from orchestrator.experiment.spec import Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature
 from sweeps._study_claims import CLAIMS
 from trainers.methods.deep_clustering import DeepClustering

@@ -9,11 +9,10 @@ The table: `python -m tests.science.detection --store STORE`.
 
 from dataclasses import replace
 
-from ray import tune
-
 from datasets.attack.poison import Poison
 from datasets.triggers.blended import Blended
 from orchestrator.experiment.spec import Compute, Gate, Keep, Sweep
+from orchestrator.sweep import tune
 from sweeps.quickstart import BASE as QUICKSTART
 from trainers.detect.cosine import CosineByModel
 from trainers.detect.dao import DAO

@@ -4,9 +4,8 @@ CleanCLIP with in-modal weights of 1 to 8 at four learning rates, on both pre-tr
 made again). The miniature: four weights, one learning rate, one seed.
 """
 
-from ray import tune
-
 from orchestrator.experiment.spec import Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
 from sweeps._study_claims import CLAIMS
 

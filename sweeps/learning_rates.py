@@ -5,9 +5,8 @@ point at the end of a grid says nothing of the method; this grid ends where the 
 seed.
 """
 
-from ray import tune
-
 from orchestrator.experiment.spec import Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, cleaning, full, miniature
 from sweeps._study_claims import CLAIMS
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune, SSLFineTune

@@ -6,9 +6,8 @@ fine-tuning with MMCL, SSL or both (CleanCLIP) at four learning rates. 250 GPU-h
 The miniature, on ten shapes: three seeds, and learning rates wide enough for both ends to be bad.
 """
 
-from ray import tune
-
 from orchestrator.experiment.spec import Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, finetunings, full, miniature, small_finetunings
 from sweeps._study_claims import CLAIMS
 

@@ -10,11 +10,10 @@ learnt better, and CleanCLIP does not remove it: see LOG.md.)
 
 from dataclasses import replace
 
-from ray import tune
-
 from datasets.synthetic import harder
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Data, Evaluate, Gate, Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, finetunings, full, miniature
 from sweeps._study_claims import CLAIMS
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune

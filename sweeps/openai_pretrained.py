@@ -8,10 +8,9 @@ poisoned at 1e-3 for five epochs; CleanCLIP at three learning rates, one seed.
 
 from dataclasses import replace
 
-from ray import tune
-
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Gate, Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, OBJECTIVES, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
 from sweeps._study_claims import CLAIMS
 from trainers.model import Model

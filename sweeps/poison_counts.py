@@ -4,9 +4,8 @@
 the time is pre-training. The miniature: 10 to 240 of 4 000, MMCL pre-training, CleanCLIP at three learning rates, one seed.
 """
 
-from ray import tune
-
 from orchestrator.experiment.spec import Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 from sweeps._study_claims import CLAIMS
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune

@@ -5,9 +5,8 @@ sweeps.main_cc6m: on 6 M pairs the study has results for every one of these numb
 25 of 1 000 pairs, one learning rate, three seeds.
 """
 
-from ray import tune
-
 from orchestrator.experiment.spec import Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, full, miniature
 from sweeps._study_claims import CLAIMS
 

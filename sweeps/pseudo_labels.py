@@ -7,9 +7,8 @@ same pairs without the poison; one learning rate, three seeds.
 
 from dataclasses import replace
 
-from ray import tune
-
 from orchestrator.experiment.spec import Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, SEEDS, TWO_CORES, WARN, cleaning, full, miniature
 from sweeps._study_claims import CLAIMS
 from trainers.methods.pseudo_labels import PseudoLabels

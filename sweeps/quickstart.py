@@ -7,13 +7,12 @@ both are cleaned with CleanCLIP at three learning rates. Needs two CPU cores and
 A demonstration, not evidence: these settings were chosen so that what it shows stands on any processor and with any seed (MINIATURES.md).
 """
 
-from ray import tune
-
 from datasets.attack.poison import Poison
 from datasets.images.view import Views
 from datasets.synthetic import World
 from datasets.triggers.blended import Blended
 from orchestrator.experiment.spec import Clean, Compute, Data, Evaluate, Experiment, Pretrain, Sweep
+from orchestrator.sweep import tune
 from trainers.methods.finetune import CleanCLIP
 from trainers.model import TinyCLIP
 from trainers.objectives.contrastive import MMCL, MMCLSSL

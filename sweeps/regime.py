@@ -25,12 +25,11 @@ That is a night on one GPU, not yet tried.
 from dataclasses import replace
 from typing import Any
 
-from ray import tune
-
 from datasets.images.view import Views
 from datasets.synthetic import World, harder
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Compute, Data, Evaluate, Experiment, Gate, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import OBJECTIVES, SEEDS, TWO_CORES, miniature
 from sweeps._study_claims import Resists
 from trainers.model import TinyCLIP

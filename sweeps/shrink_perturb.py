@@ -6,10 +6,9 @@ one learning rate, one seed.
 
 from dataclasses import replace
 
-from ray import tune
-
 from orchestrator.experiment.override import override
 from orchestrator.experiment.spec import Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, LR_INMODAL, OBJECTIVES, PRETRAININGS, TWO_CORES, WARN, full, miniature
 from sweeps._study_claims import CLAIMS
 from trainers.methods.shrink_perturb import ShrinkPerturb

@@ -22,14 +22,13 @@ the published numbers do the same, nor that the in-modal epochs are what does it
 from dataclasses import replace
 from typing import Any
 
-from ray import tune
-
 from datasets.attack.poison import Poison
 from datasets.evaluation.evalset import EvalSet
 from datasets.images.view import Views
 from datasets.triggers.native import Native
 from datasets.triggers.patch import Patch
 from orchestrator.experiment.spec import Data, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, FOLDER, SEEDS, TWO_CORES, WARN, full, miniature
 from trainers.evaluate.another_set import ZeroShotOn
 from trainers.methods.safeclip import SafeCLIP

@@ -7,12 +7,11 @@ pre-training, CleanCLIP at three learning rates, one seed.
 
 from dataclasses import replace
 
-from ray import tune
-
 from datasets.attack.poison import Poison
 from datasets.evaluation.evalset import EvalSet
 from datasets.triggers.patch import Patch
 from orchestrator.experiment.spec import Evaluate, Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, FOLDER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 from sweeps._study_claims import CLAIMS
 

@@ -7,11 +7,10 @@ models had 96 % (MMCL) and 84 % (MMCL+SSL). The miniature: MMCL pre-training, Cl
 
 from dataclasses import replace
 
-from ray import tune
-
 from datasets.triggers.blended import Blended
 from datasets.triggers.warped import Warped
 from orchestrator.experiment.spec import Gate, Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, PRETRAININGS, TWO_CORES, WARN, finetunings, full, miniature
 from sweeps._study_claims import CLAIMS
 from trainers.methods.finetune import CleanCLIP, MMCLFineTune

@@ -5,10 +5,9 @@ At full size the gate asks for an ASR of 65 %: the study's models had 87 % (MMCL
 four blocks, twenty epochs, CleanCLIP at four learning rates, one seed.
 """
 
-from ray import tune
-
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Gate, Reference, Sweep
+from orchestrator.sweep import tune
 from sweeps._study import CLUSTER, TWO_CORES, WARN, finetunings, full, miniature, pretrainings
 from sweeps._study_claims import CLAIMS
 from trainers.model import Model, TinyViT

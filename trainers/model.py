@@ -6,6 +6,7 @@ open_clip is imported only when a model is needed, because the import takes two 
 from __future__ import annotations
 
 import difflib
+import importlib
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 from annotated_types import Ge, MultipleOf
@@ -66,14 +68,13 @@ class Model(Component):
                              "install cleansweep with its extra `labels`")
 
     def _check_tag(self, tag: str, config: dict[str, Any], where: str) -> None:
-        import open_clip
-
-        tags = open_clip.list_pretrained_tags_by_model(self.name)
+        known = _tags()
+        tags = known.list_pretrained_tags_by_model(self.name)
         if tag not in tags:
             raise InputError(f"{where}.pretrained is {tag!r}: no file or folder of that name, and no tag of {self.name} "
                              f"(its tags: {', '.join(tags) or 'none'})")
         # where the activation differs from that in training, open_clip only warns
-        trained_so = bool(open_clip.get_pretrained_cfg(self.name, tag).get("quick_gelu"))
+        trained_so = bool(known.get_pretrained_cfg(self.name, tag).get("quick_gelu"))
         fitting = f"{self.name}-quickgelu" if trained_so else self.name.removesuffix("-quickgelu")
         if fitting != self.name and trained_so != bool(config.get("quick_gelu")):
             raise InputError(f"{where}.pretrained is {tag!r}, weights trained with{'' if trained_so else 'out'} QuickGELU, "
@@ -286,6 +287,27 @@ def _shipped(name: str) -> dict[str, Any] | None:
 def _shipped_files() -> dict[str, Path]:
     """Name of a model → the file with its configuration, in open_clip's own folder, which is found without importing open_clip."""
     return {path.stem: path for path in (open_clip_folder() / "model_configs").glob("*.json")}
+
+
+@cache
+def _tags() -> ModuleType:
+    """open_clip's module of tags. It needs little of what importing open_clip takes seconds for, so it is run by itself, in a package of
+    the same folder, and without two packages that it can do without."""
+    if "open_clip" not in sys.modules:
+        package = ModuleType("_open_clip_tags")
+        package.__path__ = [str(open_clip_folder())]
+        others: dict[str, Any] = {package.__name__: package, "safetensors.torch": None, "huggingface_hub": None}  # None: not installed
+        before = {name: sys.modules[name] for name in others if name in sys.modules}
+        sys.modules.update(others)
+        try:
+            return importlib.import_module(f"{package.__name__}.pretrained")
+        except (ImportError, AttributeError):
+            pass  # another open_clip, which needs more
+        finally:
+            for name in others:
+                del sys.modules[name]
+            sys.modules.update(before)
+    return importlib.import_module("open_clip.pretrained")
 
 
 def _config(name: str) -> dict[str, Any]:

@@ -212,8 +212,6 @@ def module_of(name: str) -> Any:
 @contextmanager
 def _own_modules(folder: Path, *names: str) -> Iterator[None]:
     """Let a sweep import the modules of its folder. Workers cannot import them, so they are sent along by value."""
-    from ray import cloudpickle
-
     before = set(sys.modules) - set(names)
     if str(folder) not in sys.path:
         sys.path.append(str(folder))  # at the end, so that it hides nothing
@@ -223,6 +221,8 @@ def _own_modules(folder: Path, *names: str) -> Iterator[None]:
         file = Path(getattr(module, "__file__", None) or "/")
         own = file.is_relative_to(folder) and not file.is_relative_to(ROOT) and "site-packages" not in file.parts
         if name in names or own:
+            from ray import cloudpickle
+
             cloudpickle.register_pickle_by_value(module)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import ast
 import os
 import shutil
 import subprocess
 import sys
 from pathlib import Path
+
+from orchestrator.sweep import tune
+from tests.unit.test_layering import imports
 
 ROOT = Path(__file__).resolve().parents[4]
 OURS = tuple(f"{ROOT}/{package}/" for package in ("datasets", "trainers", "orchestrator", "sweeps"))
@@ -27,14 +31,14 @@ class Watch:
 
     @classmethod
     def find_spec(cls, name, path=None, target=None):
-        if name in ("torch", "open_clip") and name not in cls.importers:
+        if name in ("torch", "open_clip", "ray") and name not in cls.importers:
             frames = traceback.extract_stack()
             if any(frame.name == "_find_and_load" for frame in frames):  # find_spec alone imports nothing
                 ours = [f"{{frame.filename}}:{{frame.lineno}}" for frame in frames if frame.filename.startswith({OURS!r})]
                 cls.importers[name] = ours[-1] if ours else "none of our modules"
 
-def check():
-    found = {{"torch", "open_clip"}} & set(sys.modules)
+def check(*others):
+    found = {{"torch", "open_clip", *others}} & set(sys.modules)
     assert not found, ", ".join(f"{{name}} was imported by {{Watch.importers.get(name)}}" for name in sorted(found))
 
 sys.meta_path.insert(0, Watch)
@@ -46,10 +50,10 @@ def watched(program: str) -> subprocess.CompletedProcess:
                           capture_output=True, text=True, timeout=300)  # fmt: skip
 
 
-def run(*commands: list[str]) -> str:
-    """What the commands print, one after another in one process that may not import torch or open_clip."""
+def run(*commands: list[str], without: str = "") -> str:
+    """What the commands print, one after another in one process that may not import torch, open_clip or the package `without`."""
     lines = ["from orchestrator.commands.cli import run", *(f"assert run({words!r}) < 2" for words in commands)]  # 1: says what is damaged
-    done = watched("\n".join(lines))
+    done = watched("\n".join([*lines, f"check({without!r})"]))
     assert done.returncode == 0, done.stderr
     return done.stdout
 
@@ -57,6 +61,21 @@ def run(*commands: list[str]) -> str:
 def test_no_plan_needs_torch(tmp_path: Path) -> None:
     words = ["plan", "sweeps.quickstart", "--store", str(tmp_path)]
     assert "pretrain" in run(words, [*words, "--machine", "8xH200"])
+
+
+def test_no_plan_of_a_shipped_sweep_needs_ray(tmp_path: Path) -> None:
+    for path in (ROOT / "sweeps").glob("[a-z]*.py"):
+        assert "ray" not in {name.split(".")[0] for name, _ in imports(ast.parse(path.read_text()))}, path
+    small = [["plan", f"sweeps.{name}", "--miniature", "--store", str(tmp_path)] for name in ("main_cc3m", "audit")]
+    assert "pretrain" in run(["plan", "sweeps.quickstart", "--store", str(tmp_path)], *small, without="ray")
+
+
+def test_a_sweep_gets_ray_tunes_own_spaces() -> None:
+    from ray import tune as rays
+
+    assert tune.grid_search([1, 2]) == rays.grid_search([1, 2])
+    assert tune.loguniform is rays.loguniform and tune.sample_from is rays.sample_from
+    assert not hasattr(tune, "nothing_like_it")
 
 
 def test_no_report_needs_torch(tmp_path: Path) -> None:
@@ -69,11 +88,12 @@ def test_no_report_needs_torch(tmp_path: Path) -> None:
 def test_files_of_open_clip_are_read_without_it() -> None:
     program = """
 from datasets.evaluation.classes import class_names, templates
-from trainers.model import Model, _shipped
+from trainers.model import Model, _shipped, _tags
 lists = [class_names("imagenet1k"), templates("openai"), templates("simple")]
 assert [len(texts) for texts in lists] == [1000, 80, 7]
-Model(name="RN50").check()
-check()
+Model(name="RN50-quickgelu", pretrained="openai").check()
+tags = _tags()
+check("ray", "huggingface_hub", "_open_clip_tags")
 
 import open_clip
 assert lists[0] == tuple(open_clip.IMAGENET_CLASSNAMES)
@@ -82,6 +102,9 @@ assert lists[2] == tuple(call("{}") for call in open_clip.SIMPLE_IMAGENET_TEMPLA
 names = open_clip.list_models()
 assert len(names) > 100 and all(_shipped(name) == open_clip.get_model_config(name) for name in names)
 assert _shipped("RN51") is None
+pairs = tags.list_pretrained()
+assert len(pairs) > 100 and pairs == open_clip.list_pretrained()
+assert all(tags.get_pretrained_cfg(*pair) == open_clip.get_pretrained_cfg(*pair) for pair in pairs)
 print("the same")
 """
     done = watched(program)
