@@ -14,6 +14,8 @@ from datasets.index.columns import take
 
 ROWS = 1 << 18
 """Keys that are hashed at a time."""
+SORTED = 1 << 22
+"""Hashes that are sorted at a time, about."""
 
 
 def shard_files(urls: Sequence[str]) -> list[str]:
@@ -70,20 +72,31 @@ def mark_duplicates(table: pa.Table, urls: Sequence[str] = (), across: bool = Tr
 
 
 def _alike(hash_N: np.ndarray, kept_N: np.ndarray) -> np.ndarray:
-    """The kept rows, rising, whose hash another kept row has too."""
-    order = np.flatnonzero(kept_N)
-    order = order[np.argsort(hash_N[order], kind="stable")]
-    same = hash_N[order[1:]] == hash_N[order[:-1]]
-    return np.sort(order[np.concatenate([same, [False]]) | np.concatenate([[False], same])] if len(order) else order)
+    """The kept rows, rising, whose hash another kept row has too. Hashes are sorted a range at a time, so the memory beside them does not
+    grow with their number."""
+    ranges = max(1, len(hash_N) // SORTED)
+    found = [np.zeros(0, np.int64)]
+    for number in range(ranges):
+        low, high = (np.uint64((number + end) * (1 << 64) // ranges - end) for end in (0, 1))
+        order = np.concatenate([
+            start + np.flatnonzero(kept_N[start : start + SORTED] & (low <= part) & (part <= high))
+            for start in range(0, len(hash_N) or 1, SORTED) for part in [hash_N[start : start + SORTED]]
+        ])  # fmt: skip
+        order = order[np.argsort(hash_N[order], kind="stable")]
+        same = hash_N[order[1:]] == hash_N[order[:-1]]
+        found.append(order[np.concatenate([same, [False]]) | np.concatenate([[False], same])] if len(order) else order)
+    return np.sort(np.concatenate(found))
 
 
 def key_hashes(keys: pa.ChunkedArray) -> np.ndarray:
     """uint64 [N]: equal for equal keys, and hardly ever for different ones: a polynomial in the key's bytes modulo 2⁶⁴."""
-    found = [np.zeros(0, np.uint64)]
+    hash_N, done = np.empty(len(keys), np.uint64), 0
     for chunk in keys.chunks:
         for start in range(0, len(chunk), ROWS):
-            found.append(_hashes(chunk.slice(start, ROWS)))
-    return np.concatenate(found)
+            part = _hashes(chunk.slice(start, ROWS))
+            hash_N[done : done + len(part)] = part
+            done += len(part)
+    return hash_N
 
 
 def _hashes(keys: pa.StringArray) -> np.ndarray:

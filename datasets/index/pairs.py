@@ -22,6 +22,8 @@ from datasets.seeding import hashes64
 
 BATCH_ROWS = 1 << 20
 """Rows of a record batch in an index file. Few large batches make random access fast; a single one would have to fit in memory."""
+HASHED = 1 << 16
+"""Keys that are hashed at a time."""
 
 RECORD_SCHEMA = pa.schema(
     [
@@ -77,15 +79,20 @@ def _regroup(tables: Iterable[pa.Table]) -> Iterator[pa.Table]:
 
 def smallest_hashes(keys: pa.ChunkedArray, rows: np.ndarray, count: int, *salt: object) -> np.ndarray:
     """int64, rising: the `count` of `rows` whose keys have the smallest hashes under the salt. Independent of the order of rows; a larger
-    `count` includes a smaller one."""
-    hashes = np.empty(len(rows), np.uint64)
-    for start in range(0, len(rows), 65536):  # in parts, so that few keys are Python strings at a time
-        part = take(keys, rows[start : start + 65536]).to_pylist()
-        hashes[start : start + len(part)] = hashes64(*salt, keys=part)
-    if 0 < count < len(rows):  # those that may be among the smallest, found in linear time
-        near = np.flatnonzero(hashes <= np.partition(hashes, count - 1)[count - 1])
-        rows, hashes = rows[near], hashes[near]
-    return np.sort(rows[np.argsort(hashes, kind="stable")[:count]])
+    `count` includes a smaller one. Memory: 32 bytes for each of the `count`."""
+    if not count:
+        return rows[:0]
+    best, hashes = [rows[:0]], [np.zeros(0, np.uint64)]
+    held = 0
+    for start in range(0, len(rows), HASHED):  # in parts, so that few keys are Python strings at a time
+        best.append(rows[start : start + HASHED])
+        hashes.append(hashes64(*salt, keys=take(keys, best[-1]).to_pylist()))
+        held += len(best[-1])
+        if held > 2 * count + HASHED:  # keep those that may be among the smallest, found in linear time
+            together = np.concatenate(hashes)
+            near = np.flatnonzero(together <= np.partition(together, count - 1)[count - 1])
+            best, hashes, held = [np.concatenate(best)[near]], [together[near]], len(near)
+    return np.sort(np.concatenate(best)[np.argsort(np.concatenate(hashes), kind="stable")[:count]])
 
 
 class Pairs:

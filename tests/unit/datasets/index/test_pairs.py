@@ -19,7 +19,7 @@ import datasets.index.keys
 import datasets.index.pairs
 from datasets.errors import InputError
 from datasets.index.keys import key_hashes, mark_duplicates
-from datasets.index.pairs import Pairs, write_index
+from datasets.index.pairs import Pairs, smallest_hashes, write_index
 from datasets.index.source import INDEX_SCHEMA
 from datasets.seeding import hash64
 from tests.unit.making import pairs
@@ -156,8 +156,20 @@ def test_text_above_2_gib_is_planned_and_cleaned_in_3_gb(tmp_path):
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.parametrize("count", [0, 1, 7, 40, 99, 100, 150])
+def test_the_smallest_hashes_are_the_same_however_few_are_held(count, monkeypatch):
+    monkeypatch.setattr(datasets.index.pairs, "HASHED", 8)
+    keys = pa.chunked_array([[f"k{i % 90}" for i in range(70)], [f"k{i % 90}" for i in range(70, 130)]])
+    rows = np.sort(np.random.default_rng(count).permutation(130)[:100])
+    by_hash = sorted(rows.tolist(), key=lambda row: hash64(3, "x", f"k{row % 90}"))  # stable: of equal keys the first row
+    found = smallest_hashes(keys, rows, count, 3, "x")
+    assert found.tolist() == sorted(by_hash[:count]) and found.dtype == np.int64
+
+
 @pytest.mark.parametrize("seed", range(5))
-def test_repeated_keys_are_found_like_by_a_dictionary(seed):
+@pytest.mark.parametrize("at_once", [4, 50, 1 << 22])
+def test_repeated_keys_are_found_like_by_a_dictionary(seed, at_once, monkeypatch):
+    monkeypatch.setattr(datasets.index.keys, "SORTED", at_once)
     draw = np.random.default_rng(seed)
     keys = [f"{'é' * (i % 3)}{i}" for i in draw.integers(0, 400, 300).tolist()] + ["", ""]
     drops = ["" if one else "undecodable" for one in draw.integers(0, 4, len(keys)).tolist()]
