@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Lt, MultipleOf
 
-from datasets.errors import InputError
+from datasets.errors import InputError, its_type
 
 Natural = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
@@ -190,7 +190,7 @@ def coerce(value: Any, hint: Any, path: str) -> Any:
             return fitting
     if isinstance(value, str) and any(map(choices, options(hint))):
         raise InputError(f"{path} is {shown(value)}; accepted: {_describe(hint)}.")
-    raise InputError(f"{path}: {shown(value)} is a {type(value).__name__}; accepted: {_describe(hint)}.")
+    raise InputError(f"{path}: {shown(value)} is {its_type(value)}; accepted: {_describe(hint)}.")
 
 
 _OTHER = object()

@@ -22,3 +22,9 @@ def first_line(error: BaseException) -> str:
     """The first line of an error's text, or its type if it has no text."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:400] if lines else type(error).__name__
+
+
+def its_type(value: object) -> str:
+    """What a value is, to say what was given: "a str", "an int"."""
+    name = type(value).__name__
+    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"

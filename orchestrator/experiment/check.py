@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from datasets.component import needs_of
-from datasets.errors import InputError
+from datasets.errors import InputError, its_type
 from datasets.evaluation.classes import target_index
 from datasets.evaluation.evalset import EvalSet
 from datasets.evaluation.retrieval import RetrievalSet
@@ -101,7 +101,7 @@ def check(experiment: Experiment) -> None:
     method = labelling(experiment)
     if method is not None:
         if not isinstance(method.labeller, (Model, Pretrain)):
-            raise InputError(f"labeller is a {type(method.labeller).__name__}; accepted: a Model with pretrained, or a Pretrain.")
+            raise InputError(f"labeller is {its_type(method.labeller)}; accepted: a Model with pretrained, or a Pretrain.")
         labeller = method.labeller if isinstance(method.labeller, Model) else method.labeller.model
         _check_model(labeller, "labeller" if labeller is method.labeller else "labeller.model")
         for attack in experiment.poisons:

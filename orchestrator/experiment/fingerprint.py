@@ -8,7 +8,7 @@ from pathlib import PurePath
 from typing import Any
 
 from datasets.component import Component
-from datasets.errors import InputError
+from datasets.errors import InputError, its_type
 from orchestrator.experiment.source_code import path_of
 
 ID = "id"
@@ -42,7 +42,7 @@ def encode(value: Any, where: str = "value", neutral: bool = False, every: bool 
         return {key: encode(item, f"{where}.{key}", neutral, every) for key, item in sorted(value.items())}
     hint = " Give paths as text." if isinstance(value, PurePath) else ""
     raise InputError(
-        f"{where} is a {type(value).__name__}, which has no stable text. Accepted: numbers, text, booleans, None, "
+        f"{where} is {its_type(value)}, which has no stable text. Accepted: numbers, text, booleans, None, "
         f"components, and tuples, lists or dictionaries of those.{hint}"
     )
 

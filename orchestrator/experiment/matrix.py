@@ -13,7 +13,7 @@ from typing import Any
 
 from datasets.attack.poison import Poison
 from datasets.component import NamedFields, check_fields
-from datasets.errors import InputError
+from datasets.errors import InputError, its_type
 from orchestrator.experiment.override import override_all
 from orchestrator.experiment.spec import Compute, Experiment, Gate, Pretrain, Sweep
 from trainers.evaluate.choice import RULE
@@ -129,7 +129,7 @@ class Matrix(NamedFields):
             raise InputError("Matrix.attacks has no attack; give at least one Poison.")
         for name, attack in self.attacks.items():
             if not isinstance(attack, (Poison, type(None))):
-                raise InputError(f"Matrix.attacks[{name!r}] is a {type(attack).__name__}; accepted: a Poison, or None for the clean model.")
+                raise InputError(f"Matrix.attacks[{name!r}] is {its_type(attack)}; accepted: a Poison, or None for the clean model.")
             if attack is not None and (attack.name or not attack.planted):
                 raise InputError(f"Matrix.attacks[{name!r}] has a name or no victims; the row names it, and None is the clean model.")
         if list(self.attacks.values()).count(None) > 1:
@@ -146,7 +146,7 @@ class Matrix(NamedFields):
             raise InputError(f"Matrix.defences has {NONE!r}, which is the column of the undefended models; leave it out.")
         for name, defence in self.defences.items():
             if not isinstance(defence, Defence):
-                raise InputError(f"Matrix.defences[{name!r}] is a {type(defence).__name__}; accepted: a Defence.")
+                raise InputError(f"Matrix.defences[{name!r}] is {its_type(defence)}; accepted: a Defence.")
             if not (defence.changes or defence.space):
                 raise InputError(f"Matrix.defences[{name!r}] changes nothing; give it changes or a space.")
             if fixed := [path for path in (*defence.changes, *defence.space) if path == "evaluate" or f"{path}.".startswith(BELOW)]:

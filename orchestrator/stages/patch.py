@@ -12,7 +12,7 @@ import numpy as np
 
 from datasets.attack.poison import names_class
 from datasets.component import needs_of
-from datasets.errors import InputError
+from datasets.errors import InputError, its_type
 from datasets.evaluation.classes import class_name
 from datasets.feed.loader import Recipe, make_batch
 from datasets.images.view import Views
@@ -64,7 +64,7 @@ class PatchMade(Stage):
         assert isinstance(index, Index) and isinstance(testset, TestSet)
         if not isinstance(reference, (Pretrain, Given, Model)) or (isinstance(reference, Model) and not reference.pretrained):
             raise InputError(
-                f"trigger.patch.reference is a {type(reference).__name__}; accepted: a Pretrain, a Given, or a Model with pretrained."
+                f"trigger.patch.reference is {its_type(reference)}; accepted: a Pretrain, a Given, or a Model with pretrained."
             )
         if strange := [one.target for one in own.poisons if need in needs_of(one) and one.target != need.target]:
             raise InputError(f"trigger.patch.target is {need.target!r}, but the attack's target is {strange[0]!r}; give both the same.")

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from datasets.component import Component, shown
-from datasets.errors import InputError
+from datasets.errors import InputError, its_type
 from datasets.text import read_text
 from orchestrator import ROOT
 from orchestrator.experiment.override import from_text, get, has, override, override_all, parse
@@ -36,7 +36,7 @@ def load_sweep(
     wanted = "MINIATURE" if miniature else "SWEEP"
     sweep = getattr(module, wanted, None)
     if not isinstance(sweep, Sweep):
-        has = f"{name} has no {wanted}" if sweep is None else f"in {name} {wanted} is a {type(sweep).__name__}"
+        has = f"{name} has no {wanted}" if sweep is None else f"in {name} {wanted} is {its_type(sweep)}"
         example = f"sweeps/{'main_cc3m' if miniature else 'quickstart'}.py"
         raise InputError(f"{has}; accepted: {wanted} = Sweep(...). See {example} for an example.")
     if seeds and SEED in (overrides or {}):

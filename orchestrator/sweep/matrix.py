@@ -8,7 +8,7 @@ from typing import Any
 
 from datasets.attack.poison import Poison
 from datasets.component import Component, components
-from datasets.errors import InputError
+from datasets.errors import InputError, its_type
 from datasets.synthetic import World
 from orchestrator.experiment.fingerprint import described
 from orchestrator.experiment.matrix import NONE, Matrix, Model, metric_name
@@ -35,7 +35,7 @@ def load_matrix(name: str, overrides: dict[str, str] | None = None, miniature: b
     wanted = "MINIATURE" if miniature else "MATRIX"
     matrix = getattr(module, wanted, None)
     if not isinstance(matrix, Matrix):
-        found = f"{name} has no {wanted}" if matrix is None else f"in {name} {wanted} is a {type(matrix).__name__}"
+        found = f"{name} has no {wanted}" if matrix is None else f"in {name} {wanted} is {its_type(matrix)}"
         raise InputError(f"{found}; accepted: {wanted} = Matrix(...). See sweeps/matrix.py for an example.")
     for path, text in (overrides or {}).items():
         matrix = _overridden(matrix, path, text)

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from datasets.component import Component, components
-from datasets.errors import InputError
+from datasets.errors import InputError, its_type
 from datasets.seeding import rng
 from orchestrator.experiment.check import check
 from orchestrator.experiment.fingerprint import canonical, described, encode
@@ -128,7 +128,7 @@ def claims_of(sweep: Sweep) -> tuple[Claim, ...]:
     """The sweep's claims; InputError for a component that is not a claim."""
     for claim in sweep.claims:
         if not isinstance(claim, Claim):
-            raise InputError(f"Sweep.claims has a {type(claim).__name__}; accepted are claims: components derived from Claim.")
+            raise InputError(f"Sweep.claims has {its_type(claim)}; accepted are claims: components derived from Claim.")
         described(claim)  # raises InputError for a label that is not one line of text
     return tuple(claim for claim in sweep.claims if isinstance(claim, Claim))
 

@@ -17,7 +17,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
-from datasets.errors import InputError
+from datasets.errors import InputError, its_type
 from datasets.text import read_json
 from trainers.encoder import Encoder
 from trainers.weights import huggingface
@@ -215,7 +215,7 @@ def _described(value: Any) -> str:
     if isinstance(value, Shell):
         return _TENSORS.get(value.name, f"an object of {value.name[:100]}")
     if not isinstance(value, dict):
-        return f"a {type(value).__name__}"
+        return its_type(value)
     parts = []
     for key, inner in list(value.items())[:2000]:
         if isinstance(inner, Shell):

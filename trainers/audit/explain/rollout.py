@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from datasets.errors import InputError
+from datasets.errors import InputError, its_type
 from trainers.audit.classifier import Classifier
 from trainers.audit.explain.base import Explainer, Explanation
 from trainers.encoder import Encoder
@@ -58,7 +58,7 @@ def tower(encoder: Encoder | None) -> Any:
         raise InputError(f"AttentionRollout: there is no model to look into; {accepted}.")
     visual = encoder.model.visual
     if not (hasattr(visual, "grid_size") and hasattr(getattr(visual, "transformer", None), "resblocks")):
-        raise InputError(f"AttentionRollout: the picture tower is a {type(visual).__name__}, which has no blocks of attention between "
+        raise InputError(f"AttentionRollout: the picture tower is {its_type(visual)}, which has no blocks of attention between "
                          f"patches; {accepted}.")
     if visual.attn_pool is not None or visual.pool_type not in ("tok", "avg"):
         raise InputError(f"AttentionRollout: the picture tower pools its patches by attention; {accepted}.")

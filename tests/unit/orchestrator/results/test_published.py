@@ -231,7 +231,7 @@ def test_an_unknown_name_is_said_when_the_sweep_is_planned(reference, said):
         ({"start": {400: "cc6m_400"}}, "start has names by value, but `by` is empty"),
         ({"start": "cc6m_400", "by": "poison.count"}, "`by` is given, but no names by value; accepted: one name for all"),
         ({"start": {1: "cc6m_400"}, "by": "clean.poisons"}, "Reference.by is 'clean.poisons', but a start is not cleaned yet"),
-        ({"start": 400}, "Reference.start: 400 is a int; accepted: text or a dictionary"),
+        ({"start": 400}, "Reference.start: 400 is an int; accepted: text or a dictionary"),
     ],
 )
 def test_a_reference_that_cannot_be_is_refused(fields, said):
