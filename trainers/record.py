@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import zlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -64,28 +65,44 @@ def means(sums: Mapping[str, float], steps: int) -> dict[str, float]:
 
 
 class Ledger:
-    """A file with one JSON line per step: the keys trained on. Opening it removes the lines of steps past the checkpoint."""
+    """A file with one JSON line per step: the keys trained on, and a checksum of both. Opening it removes the lines of steps past the
+    checkpoint, and raises `InputError` if one before it is not as it was written."""
 
     def __init__(self, path: Path | None, step: int) -> None:
         self._file = None
         if path is None:
             return
         path.parent.mkdir(parents=True, exist_ok=True)
-        lines = path.read_text(errors="replace").splitlines(keepends=True) if path.exists() else []
+        text = path.read_text(errors="replace") if path.exists() else ""
+        steps: list[int] = []
         try:
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] < step]
+            kept = [line + "\n" for line in text.split("\n")[:-1]] if step else []
+            for line in kept:
+                entry = json.loads(line)
+                steps.append(entry["step"])
+                if _line(steps[-1], entry["keys"]) != line:
+                    raise ValueError
+                if steps[-1] == step - 1:
+                    break
+            if steps != list(range(step - len(steps), step)) or (text and step and not steps):
+                raise ValueError
         except (ValueError, TypeError, KeyError, RecursionError):
             raise InputError(f"{path} is not as it was written: remove it, and the training goes on with a new one.") from None
-        path.write_text("".join(kept))
+        path.write_text("".join(kept[: len(steps)]))
         self._file = path.open("a")
 
     def write(self, step: int, keys: list[str]) -> None:
         """Write one step's keys, those of all ranks in rank order."""
         if self._file:
-            self._file.write(json.dumps({"step": step, "keys": keys}) + "\n")
+            self._file.write(_line(step, keys))
 
     def flush(self) -> None:
         """Write the lines to disk. Called before each checkpoint, so that the ledger never lags behind one, even after a power cut."""
         if self._file:
             self._file.flush()
             os.fsync(self._file.fileno())
+
+
+def _line(step: int, keys: list[str]) -> str:
+    entry = {"step": step, "keys": keys}
+    return json.dumps(entry | {"crc32": f"{zlib.crc32(json.dumps(entry).encode()):08x}"}) + "\n"

@@ -1,5 +1,6 @@
 """The train loop: schedule, decay, reports, kill and resume, failure."""
 
+import itertools
 import json
 import shutil
 
@@ -12,6 +13,7 @@ from trainers import loop
 from trainers.checkpoint import STATE
 from trainers.objectives.base import Objective
 from trainers.objectives.contrastive import MMCL, MMCLSSL
+from trainers.record import Ledger
 from trainers.schedule import Training
 from trainers.weights.load import load_weights
 
@@ -97,14 +99,32 @@ def test_kill_and_resume_gives_the_same_weights_metrics_and_keys(tmp_path, stop_
     assert {1, 2} <= set(ours) or stop_at == 6
     ledger = [json.loads(line) for line in (tmp_path / "cut" / "ledger.jsonl").read_text().splitlines()]
     assert [entry["step"] for entry in ledger] == list(range(8))
-    assert ledger == [{"step": s, "keys": list(ToyFeed().batch(s)["key"])} for s in range(8)]
+    assert [entry["keys"] for entry in ledger] == [list(ToyFeed().batch(s)["key"]) for s in range(8)]
 
 
 @pytest.mark.parametrize("text", ["{", '{"keys": []}\n', "[1]\n", "\udcff\n"])
 def test_a_damaged_ledger_is_named(tmp_path, text):
+    with pytest.raises(KeyboardInterrupt):
+        trained(tmp_path, feed=ToyFeed(steps=8, stop_at=3), checkpoint_every_steps=2)
     (tmp_path / "ledger.jsonl").write_bytes(text.encode("utf-8", "surrogateescape") + b"\n")
     with pytest.raises(InputError, match=r"ledger\.jsonl is not as it was written"):
-        trained(tmp_path)
+        trained(tmp_path, checkpoint_every_steps=2)
+
+
+def test_no_bit_of_a_ledger_changes_unseen(tmp_path):
+    path = tmp_path / "ledger.jsonl"
+    ledger = Ledger(path, 0)
+    for step in range(4):
+        ledger.write(step, [f"k{step}", "é"])
+    ledger.flush()
+    whole = path.read_bytes()
+    Ledger(path, 3)
+    kept = path.read_bytes()
+    assert kept == b"".join(whole.splitlines(keepends=True)[:3])
+    for byte, bit in itertools.product(range(len(kept)), range(8)):
+        path.write_bytes(kept[:byte] + bytes([kept[byte] ^ 1 << bit]) + kept[byte + 1 :])
+        with pytest.raises(InputError, match=r"ledger\.jsonl is not as it was written"):
+            Ledger(path, 3)
 
 
 def test_a_finished_stage_is_not_trained_again(tmp_path):
