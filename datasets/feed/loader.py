@@ -250,19 +250,24 @@ class _Steps:
 
     def __getitem__(self, asked: tuple[int, list[int]]) -> tuple[Batch, dict[str, int]] | InputError:
         """The batch of a step, and by name which of the buffers hold its pictures; `asked`: the step, and numbers of buffers, all of which
-        are used."""
+        are used by a whole batch."""
         step, numbers = asked
         buffers = {number: self.buffers.all[number].numpy() for number in numbers} if self.buffers else {}
         unused = list(buffers.values())
+
+        def fits(shape: tuple[int, ...]) -> bool:
+            """Not at the end of an order that is too short: that batch has fewer pairs, and the rest of a buffer shows older pictures."""
+            return self.buffers is not None and shape == self.buffers.all.shape[1:]
+
         try:
-            batch = self.feed.batch(step, lambda shape, dtype: unused.pop() if unused else np.empty(shape, dtype))
+            batch = self.feed.batch(step, lambda shape, dtype: unused.pop() if unused and fits(shape) else np.empty(shape, dtype))
         except InputError as error:
             return error  # the reader raises it: torch would wrap it in the worker's traceback
         pictures = {name: batch.pop(name) for name in ("image", "image_aug") if name in batch}
         found: dict[str, int] = {name: number for name, array in pictures.items() for number, buffer in buffers.items() if array is buffer}
         left = [number for number in numbers if number not in found.values()]
         for name in pictures.keys() - found:
-            if left:  # they come from the cache of decoded pictures
+            if left and fits(pictures[name].shape):  # they come from the cache of decoded pictures
                 found[name] = left.pop()
                 buffers[found[name]][:] = pictures[name]
             else:

@@ -129,6 +129,20 @@ def test_a_worker_writes_pictures_to_where_the_training_process_reads(poisoned, 
         assert same(feed.batch(1), batch | {name: buffers.array(number) for name, number in found.items()})
 
 
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("views", [Views(size=16), RECIPE.views])
+def test_a_batch_of_fewer_pairs_than_a_buffer_holds_shows_no_older_pictures(poisoned, views, cached):
+    decoded = canonical_views(poisoned.records(np.arange(len(poisoned))), 16) if cached else None
+    feed = LocalFeed(poisoned, Recipe(views=views, trigger=Patch(size=4), two_views=True), decoded=decoded, batch_size=8, steps=3)
+    for count in (9, 12, 8):  # the second batch has 1, 4 or none
+        feed.order = np.arange(count)
+        buffers = _Buffers(2, (8, 16, 16, 3))
+        buffers.all[:] = 201
+        batch, found = _Steps(feed, buffers)[1, buffers.take(2)]
+        batch |= {name: array.numpy() for name, array in batch.items() if name in ("image", "image_aug")}
+        assert same(feed.batch(1), batch | {name: buffers.array(number) for name, number in found.items()})
+
+
 def test_a_buffer_is_used_again_only_when_nothing_shows_its_memory():
     buffers = _Buffers(2, (3, 4, 4, 3))
     assert buffers.take(3) == [1, 0] and buffers.take(1) == []
