@@ -78,6 +78,11 @@ def test_a_sweep_gets_ray_tunes_own_spaces() -> None:
     assert not hasattr(tune, "nothing_like_it")
 
 
+def test_a_space_that_is_imported_by_name_spares_ray_too() -> None:
+    done = watched("from orchestrator.sweep.tune import grid_search\ncheck('ray')\nassert grid_search([1]) == {'grid_search': [1]}")
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_report_needs_torch(tmp_path: Path) -> None:
     stored = shutil.copytree(STORED / "store", tmp_path / "store")
     sweep, store = str(STORED / "sweep.py"), ["--store", str(stored)]
