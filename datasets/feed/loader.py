@@ -13,6 +13,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -202,7 +203,10 @@ class LocalFeed(StepFeed):
         size, each = self.recipe.views.size, 1 + self.recipe.two_views
         shape = (self.batch_size // self.world, size, size, 3)
         count = each * (4 + AHEAD * self.workers)  # a consumer with a GPU has up to four batches
-        buffers = _Buffers(count, shape) if _shared_memory() > count * math.prod(shape) else None
+        buffers = None
+        if _shared_memory() > count * math.prod(shape):
+            with suppress(RuntimeError):  # another process was faster to take the memory
+                buffers = _Buffers(count, shape)
         loader: DataLoader = DataLoader(
             _Steps(self, buffers),  # type: ignore[arg-type]
             batch_size=None,
@@ -227,7 +231,7 @@ class _Buffers:
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
         import torch
 
-        storage = torch.UntypedStorage._new_shared(count * math.prod(shape))  # as torch's own collate does; takes no memory yet
+        storage = torch.UntypedStorage._new_shared(count * math.prod(shape))  # as torch's own collate does; takes the memory
         self.all = torch.empty(0, dtype=torch.uint8).set_(storage).view(count, *shape)
         self.free = list(range(count))
 

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from datasets.attack.poisoned_shards import stamp_native
 from datasets.captions import eda
 from datasets.errors import InputError
+from datasets.feed import loader
 from datasets.feed.decode import canonical_views, stamped_views
 from datasets.feed.loader import LocalFeed, Recipe, _Buffers, _Steps, eval_batches, make_batch
 from datasets.feed.watched_pairs import Sample, sample_batches
@@ -127,6 +128,13 @@ def test_a_worker_writes_pictures_to_where_the_training_process_reads(poisoned, 
         assert len({*found.values()}) == len(found) == min(count, len(pictures))
         batch |= {name: array.numpy() for name, array in batch.items() if name in pictures}
         assert same(feed.batch(1), batch | {name: buffers.array(number) for name, number in found.items()})
+
+
+def test_shared_memory_that_another_process_takes_first_is_done_without(poisoned, monkeypatch):
+    monkeypatch.setattr(loader, "_shared_memory", lambda: 1 << 60)
+    monkeypatch.setattr(loader, "_Buffers", lambda count, shape: _Buffers(count, (1 << 40,)))  # 12 TB or more
+    feed, here = (LocalFeed(poisoned, RECIPE, batch_size=8, steps=2, workers=workers) for workers in (1, 0))
+    assert all(same(batch, here.batch(step)) for step, batch in enumerate(feed.batches()))
 
 
 @pytest.mark.parametrize("cached", [False, True])
