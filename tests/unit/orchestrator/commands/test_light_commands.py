@@ -116,6 +116,51 @@ print("the same")
     assert "the same" in done.stdout, done.stderr
 
 
+def test_reading_tags_leaves_the_modules_as_they_were_in_threads_and_when_it_fails() -> None:
+    program = """
+import importlib, threading
+import huggingface_hub  # safetensors.torch would import torch
+from trainers import model
+
+def ours():
+    return {name: sys.modules.get(name, "absent") for name in {*sys.modules, "safetensors.torch"}
+            if name.startswith(("_open_clip", "huggingface_hub", "safetensors.torch"))}
+
+before, found = ours(), []
+start = threading.Barrier(8)
+
+def read():
+    start.wait()
+    found.append(len(model._tags().list_pretrained()))
+
+threads = [threading.Thread(target=read) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(found) == 8 and min(found) > 100, found
+assert ours() == before, ours().keys() ^ before.keys()
+
+model._tags.cache_clear()
+real = importlib.import_module
+
+def broken(name, package=None):
+    module = real(name, package)
+    if name == "_open_clip_tags.pretrained":
+        raise KeyError(name)
+    return module
+
+importlib.import_module = broken
+try:
+    model._tags()
+except KeyError:
+    assert ours() == before, ours().keys() ^ before.keys()
+    print("the same")
+"""
+    done = watched(program)
+    assert "the same" in done.stdout, done.stderr
+
+
 def test_components_import_without_torch() -> None:
     rooms = ("objectives", "methods", "evaluate", "detect")
     names = {f"trainers.{room}.{file.stem}" for room in rooms for file in (ROOT / "trainers" / room).glob("*.py")}
