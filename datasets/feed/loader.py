@@ -202,7 +202,7 @@ class LocalFeed(StepFeed):
         context.set_forkserver_preload(["datasets.feed.loader", "torch.utils.data"])
         size, each = self.recipe.views.size, 1 + self.recipe.two_views
         shape = (self.batch_size // self.world, size, size, 3)
-        count = each * (4 + AHEAD * self.workers)  # a consumer with a GPU has up to four batches
+        count = each * (5 + AHEAD * self.workers)  # a consumer with a GPU has up to four batches, and one is on its way to it
         buffers = None
         if _shared_memory() > count * math.prod(shape):
             with suppress(RuntimeError):  # another process was faster to take the memory

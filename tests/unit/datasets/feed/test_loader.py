@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -177,6 +178,13 @@ def test_batches_that_are_kept_stay_as_they_are(poisoned, two_views):
         if step % 3 == 0:
             del kept[len(kept) // 2]
     assert len(kept) > 20 and all(same(batch, here.batch(step)) for step, batch in kept)
+
+
+def test_a_consumer_that_keeps_four_batches_leaves_enough_buffers(poisoned, monkeypatch):
+    asked, take = [], _Buffers.take
+    monkeypatch.setattr(_Buffers, "take", lambda buffers, each: asked.append(take(buffers, each)) or asked[-1])
+    kept = deque(LocalFeed(poisoned, RECIPE, batch_size=8, steps=20, workers=1).batches(), 4)
+    assert len(kept) == 4 and [len(numbers) for numbers in asked] == [2] * 20
 
 
 def broken_set(folder: Path) -> Pairs:
