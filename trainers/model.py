@@ -11,6 +11,7 @@ import json
 import logging
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -31,6 +32,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from trainers.encoder import Encoder
+
+_alone = threading.Lock()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,16 +300,17 @@ def _tags() -> ModuleType:
         package = ModuleType("_open_clip_tags")
         package.__path__ = [str(open_clip_folder())]
         others: dict[str, Any] = {package.__name__: package, "safetensors.torch": None, "huggingface_hub": None}  # None: not installed
-        before = {name: sys.modules[name] for name in others if name in sys.modules}
-        sys.modules.update(others)
-        try:
-            return importlib.import_module(f"{package.__name__}.pretrained")
-        except (ImportError, AttributeError):
-            pass  # another open_clip, which needs more
-        finally:
-            for name in others:
-                del sys.modules[name]
-            sys.modules.update(before)
+        with _alone:  # or a second thread would take what the first one puts there for what was there before
+            before = {name: sys.modules[name] for name in others if name in sys.modules}
+            sys.modules.update(others)
+            try:
+                return importlib.import_module(f"{package.__name__}.pretrained")
+            except (ImportError, AttributeError):
+                pass  # another open_clip, which needs more
+            finally:
+                for name in [name for name in sys.modules if name in others or name.startswith(f"{package.__name__}.")]:
+                    del sys.modules[name]
+                sys.modules.update(before)
     return importlib.import_module("open_clip.pretrained")
 
 

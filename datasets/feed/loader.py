@@ -13,6 +13,7 @@ import math
 import os
 import weakref
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -201,8 +202,11 @@ class LocalFeed(StepFeed):
         context.set_forkserver_preload(["datasets.feed.loader", "torch.utils.data"])
         size, each = self.recipe.views.size, 1 + self.recipe.two_views
         shape = (self.batch_size // self.world, size, size, 3)
-        count = each * (4 + AHEAD * self.workers)  # a consumer with a GPU has up to four batches
-        buffers = _Buffers(count, shape) if _shared_memory() > count * math.prod(shape) else None
+        count = each * (5 + AHEAD * self.workers)  # a consumer with a GPU has up to four batches, and one is on its way to it
+        buffers = None
+        if _shared_memory() > count * math.prod(shape):
+            with suppress(RuntimeError):  # another process was faster to take the memory
+                buffers = _Buffers(count, shape)
         loader: DataLoader = DataLoader(
             _Steps(self, buffers),  # type: ignore[arg-type]
             batch_size=None,
@@ -227,7 +231,7 @@ class _Buffers:
     def __init__(self, count: int, shape: tuple[int, ...]) -> None:
         import torch
 
-        storage = torch.UntypedStorage._new_shared(count * math.prod(shape))  # as torch's own collate does; takes no memory yet
+        storage = torch.UntypedStorage._new_shared(count * math.prod(shape))  # as torch's own collate does; takes the memory
         self.all = torch.empty(0, dtype=torch.uint8).set_(storage).view(count, *shape)
         self.free = list(range(count))
 
@@ -250,19 +254,24 @@ class _Steps:
 
     def __getitem__(self, asked: tuple[int, list[int]]) -> tuple[Batch, dict[str, int]] | InputError:
         """The batch of a step, and by name which of the buffers hold its pictures; `asked`: the step, and numbers of buffers, all of which
-        are used."""
+        are used by a whole batch."""
         step, numbers = asked
         buffers = {number: self.buffers.all[number].numpy() for number in numbers} if self.buffers else {}
         unused = list(buffers.values())
+
+        def fits(shape: tuple[int, ...]) -> bool:
+            """Not at the end of an order that is too short: that batch has fewer pairs, and the rest of a buffer shows older pictures."""
+            return self.buffers is not None and shape == self.buffers.all.shape[1:]
+
         try:
-            batch = self.feed.batch(step, lambda shape, dtype: unused.pop() if unused else np.empty(shape, dtype))
+            batch = self.feed.batch(step, lambda shape, dtype: unused.pop() if unused and fits(shape) else np.empty(shape, dtype))
         except InputError as error:
             return error  # the reader raises it: torch would wrap it in the worker's traceback
         pictures = {name: batch.pop(name) for name in ("image", "image_aug") if name in batch}
         found: dict[str, int] = {name: number for name, array in pictures.items() for number, buffer in buffers.items() if array is buffer}
         left = [number for number in numbers if number not in found.values()]
         for name in pictures.keys() - found:
-            if left:  # they come from the cache of decoded pictures
+            if left and fits(pictures[name].shape):  # they come from the cache of decoded pictures
                 found[name] = left.pop()
                 buffers[found[name]][:] = pictures[name]
             else:

@@ -220,6 +220,7 @@ def _own_modules(folder: Path, *names: str) -> Iterator[None]:
         module = sys.modules[name]
         file = Path(getattr(module, "__file__", None) or "/")
         own = file.is_relative_to(folder) and not file.is_relative_to(ROOT) and "site-packages" not in file.parts
+        own &= name.split(".")[0] not in sys.stdlib_module_names  # Python itself may lie below the folder, such as a home
         if name in names or own:
             from ray import cloudpickle
 

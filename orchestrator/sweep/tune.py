@@ -15,6 +15,8 @@ def grid_search(values: Iterable[Any]) -> dict[str, Iterable[Any]]:
 
 
 def __getattr__(name: str) -> Any:
+    if name == "__path__":  # Python asks every module for it on `from orchestrator.sweep.tune import grid_search`
+        raise AttributeError(name)
     from ray import tune
 
     return getattr(tune, name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,6 +16,7 @@ from hypothesis import strategies as st
 from datasets.attack.poisoned_shards import stamp_native
 from datasets.captions import eda
 from datasets.errors import InputError
+from datasets.feed import loader
 from datasets.feed.decode import canonical_views, stamped_views
 from datasets.feed.loader import LocalFeed, Recipe, _Buffers, _Steps, eval_batches, make_batch
 from datasets.feed.watched_pairs import Sample, sample_batches
@@ -129,6 +131,27 @@ def test_a_worker_writes_pictures_to_where_the_training_process_reads(poisoned, 
         assert same(feed.batch(1), batch | {name: buffers.array(number) for name, number in found.items()})
 
 
+def test_shared_memory_that_another_process_takes_first_is_done_without(poisoned, monkeypatch):
+    monkeypatch.setattr(loader, "_shared_memory", lambda: 1 << 60)
+    monkeypatch.setattr(loader, "_Buffers", lambda count, shape: _Buffers(count, (1 << 40,)))  # 12 TB or more
+    feed, here = (LocalFeed(poisoned, RECIPE, batch_size=8, steps=2, workers=workers) for workers in (1, 0))
+    assert all(same(batch, here.batch(step)) for step, batch in enumerate(feed.batches()))
+
+
+@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize("views", [Views(size=16), RECIPE.views])
+def test_a_batch_of_fewer_pairs_than_a_buffer_holds_shows_no_older_pictures(poisoned, views, cached):
+    decoded = canonical_views(poisoned.records(np.arange(len(poisoned))), 16) if cached else None
+    feed = LocalFeed(poisoned, Recipe(views=views, trigger=Patch(size=4), two_views=True), decoded=decoded, batch_size=8, steps=3)
+    for count in (9, 12, 8):  # the second batch has 1, 4 or none
+        feed.order = np.arange(count)
+        buffers = _Buffers(2, (8, 16, 16, 3))
+        buffers.all[:] = 201
+        batch, found = _Steps(feed, buffers)[1, buffers.take(2)]
+        batch |= {name: array.numpy() for name, array in batch.items() if name in ("image", "image_aug")}
+        assert same(feed.batch(1), batch | {name: buffers.array(number) for name, number in found.items()})
+
+
 def test_a_buffer_is_used_again_only_when_nothing_shows_its_memory():
     buffers = _Buffers(2, (3, 4, 4, 3))
     assert buffers.take(3) == [1, 0] and buffers.take(1) == []
@@ -155,6 +178,13 @@ def test_batches_that_are_kept_stay_as_they_are(poisoned, two_views):
         if step % 3 == 0:
             del kept[len(kept) // 2]
     assert len(kept) > 20 and all(same(batch, here.batch(step)) for step, batch in kept)
+
+
+def test_a_consumer_that_keeps_four_batches_leaves_enough_buffers(poisoned, monkeypatch):
+    asked, take = [], _Buffers.take
+    monkeypatch.setattr(_Buffers, "take", lambda buffers, each: asked.append(take(buffers, each)) or asked[-1])
+    kept = deque(LocalFeed(poisoned, RECIPE, batch_size=8, steps=20, workers=1).batches(), 4)
+    assert len(kept) == 4 and [len(numbers) for numbers in asked] == [2] * 20
 
 
 def broken_set(folder: Path) -> Pairs:

@@ -78,6 +78,11 @@ def test_a_sweep_gets_ray_tunes_own_spaces() -> None:
     assert not hasattr(tune, "nothing_like_it")
 
 
+def test_a_space_that_is_imported_by_name_spares_ray_too() -> None:
+    done = watched("from orchestrator.sweep.tune import grid_search\ncheck('ray')\nassert grid_search([1]) == {'grid_search': [1]}")
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_report_needs_torch(tmp_path: Path) -> None:
     stored = shutil.copytree(STORED / "store", tmp_path / "store")
     sweep, store = str(STORED / "sweep.py"), ["--store", str(stored)]
@@ -106,6 +111,51 @@ pairs = tags.list_pretrained()
 assert len(pairs) > 100 and pairs == open_clip.list_pretrained()
 assert all(tags.get_pretrained_cfg(*pair) == open_clip.get_pretrained_cfg(*pair) for pair in pairs)
 print("the same")
+"""
+    done = watched(program)
+    assert "the same" in done.stdout, done.stderr
+
+
+def test_reading_tags_leaves_the_modules_as_they_were_in_threads_and_when_it_fails() -> None:
+    program = """
+import importlib, threading
+import huggingface_hub  # safetensors.torch would import torch
+from trainers import model
+
+def ours():
+    return {name: sys.modules.get(name, "absent") for name in {*sys.modules, "safetensors.torch"}
+            if name.startswith(("_open_clip", "huggingface_hub", "safetensors.torch"))}
+
+before, found = ours(), []
+start = threading.Barrier(8)
+
+def read():
+    start.wait()
+    found.append(len(model._tags().list_pretrained()))
+
+threads = [threading.Thread(target=read) for _ in range(8)]
+for thread in threads:
+    thread.start()
+for thread in threads:
+    thread.join()
+assert len(found) == 8 and min(found) > 100, found
+assert ours() == before, ours().keys() ^ before.keys()
+
+model._tags.cache_clear()
+real = importlib.import_module
+
+def broken(name, package=None):
+    module = real(name, package)
+    if name == "_open_clip_tags.pretrained":
+        raise KeyError(name)
+    return module
+
+importlib.import_module = broken
+try:
+    model._tags()
+except KeyError:
+    assert ours() == before, ours().keys() ^ before.keys()
+    print("the same")
 """
     done = watched(program)
     assert "the same" in done.stdout, done.stderr

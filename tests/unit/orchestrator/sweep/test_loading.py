@@ -190,3 +190,20 @@ def test_every_command_names_the_same_sweep_by_the_same_words(load, monkeypatch)
         assert cli.run([command, "tests.tiny_sweep", "--seeds", "3,4", "--pretrain.precision", "bf16"]) == 2
     wanted = load(WHOLE, {"pretrain.precision": "bf16"}, [3, 4])
     assert [plan.fingerprint for plan in named] == [make_plan(wanted).fingerprint] * 3
+
+
+def test_python_itself_may_lie_below_the_folder_of_a_sweep() -> None:
+    """As in a home with a Python of its own: the standard library's modules are on every worker, and many cannot be sent by value."""
+    program = """
+import sys
+from pathlib import Path
+from orchestrator.sweep import loading
+assert "asyncio" not in sys.modules and "ray" not in sys.modules
+with loading._own_modules(Path(sys.base_prefix).parent):
+    import asyncio
+from ray import cloudpickle
+assert not cloudpickle.list_registry_pickle_by_value(), cloudpickle.list_registry_pickle_by_value()
+assert cloudpickle.loads(cloudpickle.dumps(asyncio.Queue)) is asyncio.Queue
+"""
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
