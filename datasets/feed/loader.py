@@ -232,7 +232,7 @@ class _Buffers:
         import torch
 
         storage = torch.UntypedStorage._new_shared(count * math.prod(shape))  # as torch's own collate does; takes the memory
-        self.all = torch.empty(0, dtype=torch.uint8).set_(storage).view(count, *shape)
+        self.all = torch.empty(0, dtype=torch.uint8, device="cpu").set_(storage).view(count, *shape)
         self.free = list(range(count))
 
     def take(self, each: int) -> list[int]:
