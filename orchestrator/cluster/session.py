@@ -141,6 +141,7 @@ def shutdown() -> None:
     import ray
 
     ray.shutdown()
+    start.unwatch()
     _tidy()
 
 
@@ -154,6 +155,7 @@ def abandon() -> None:
     atexit.register(_leave)
     if not start.named_address():
         start.stop_started()
+        start.unwatch()
     _tidy()
 
 
