@@ -67,11 +67,11 @@ class Memory:
             after_s, fed = self.strike(first, store, hunger, victim, RATES[speed], often == "every time", draw)
             code, said = first.wait()
             _, left = first.clear()
-            by_kernel = limit.kills()
+            by_kernel, by_ray = limit.kills(), killed_by_ray(self.folder / "t")
             if left:
                 wrong.append(f"still alive after the command: {'; '.join(left)}")
-            what = f"a {victim} takes {RATES[speed]:g} MB/s {after_s:.1f} s after its start, {often} ({fed} times, {by_kernel} of them the "
-            what += f"kernel killed it; code {code}{f': {SAYS.search(said)[0][:200]}' if SAYS.search(said) else ''})"
+            what = f"a {victim} takes {RATES[speed]:g} MB/s {after_s:.1f} s after its start, {often}: {fed} did, the kernel killed "
+            what += f"{by_kernel} and Ray {by_ray}; code {code}{f': {found[0]}' if (found := SAYS.search(said)) else ''}"
             wrong += self.judge(store, victim, code, said)
             while code and commands < 4 and not wrong:  # now with enough memory
                 again, commands = Command(self.folder, store), commands + 1
@@ -82,7 +82,7 @@ class Memory:
                     again.clear()
             if code and not wrong:
                 wrong.append(f"the same command with enough memory ends with code {code}: {later.strip()[-500:]}")
-            return Tried(what, fed > 0, wrong or self.alone.compare(store), commands)
+            return Tried(what, by_kernel + by_ray > 0, wrong or self.alone.compare(store), commands)
         finally:
             first.process.kill()
             first.clear()
@@ -126,6 +126,12 @@ class Memory:
         if code and victim == "trial" and not list(store.glob("clean/*/manifest.json")):
             wrong.append(f"the other trial is not made: {said.strip()[-1500:]}")
         return wrong
+
+
+def killed_by_ray(folder: Path) -> int:
+    """How many processes Ray's monitor killed, by the logs of its servers in a folder for temporary files."""
+    logs = [path.read_text(errors="replace") for path in folder.glob("ray/session_*/logs/raylet.out")]
+    return sum(int(number) for log in logs for number in re.findall(r"Ray killed (\d+) worker", log))
 
 
 def working(store: Path, process: psutil.Process) -> str | None:
