@@ -22,9 +22,9 @@ WAYS = (
     ("worker", "slow", "once"), ("trial", "fast", "every time"), ("trial", "slow", "once"), ("worker", "fast", "every time"),
     ("worker", "fast", "once"), ("trial", "slow", "every time"), ("trial", "fast", "once"), ("worker", "slow", "every time"),
 )  # fmt: skip
-LIMIT = 5 << 30
-"""Bytes that a command may have."""
-RATES = {"slow": 250.0, "fast": 4000.0}
+LIMITS = {"worker": 7 << 29, "trial": 5 << 29}
+"""Bytes that a command may have, some 1 to 2 GB more than it needs, by the victim."""
+RATES = {"slow": 300.0, "fast": 4000.0}
 """MB a second that the victim takes. Ray looks four times a second whether more than 95 % of the limit are used."""
 LIFE_S = {"worker": 10.0, "trial": 5.0}
 SAYS = re.compile(
@@ -49,7 +49,7 @@ class Memory:
         store.mkdir()
         furnish(store, self.alone.store, *DATA, *(("poison", "cleanset", "pretrain") if victim == "trial" else ()))
         limit = Limit(f"cschaos-{os.getpid()}")
-        limit.set(LIMIT)
+        limit.set(LIMITS[victim])
         try:
             return self.starve(store, limit, victim, speed, often, draw)
         finally:
