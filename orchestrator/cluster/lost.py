@@ -5,21 +5,39 @@ Importing this module does not import Ray.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 from orchestrator import failures
 
-VMSTAT = Path("/proc/vmstat")
 ADVICE = "run fewer processes side by side (workers, max_concurrent_trials), make batch_size smaller, or use a machine with more memory"
 
 
+def _counting() -> Path:
+    """The file that counts the kernel's kills among this process's control group (of version 2 or 1), or else on the whole machine."""
+    places = []
+    with suppress(OSError):
+        for line in Path("/proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if not controllers or "memory" in controllers.split(","):
+                root = Path("/sys/fs/cgroup") / ("memory" if controllers else "")
+                name = "memory.oom_control" if controllers else "memory.events"
+                places += [root / path.lstrip("/") / name, root / name]  # within a container its own group is the root
+    return next((place for place in places if _count(place) is not None), Path("/proc/vmstat"))
+
+
+def _count(file: Path) -> int | None:
+    with suppress(OSError, ValueError):
+        return next((int(line.split()[1]) for line in file.read_text().splitlines() if line.startswith("oom_kill ")), None)
+    return None
+
+
+COUNT = _counting()
+
+
 def killed_by_kernel() -> int:
-    """How many processes of this machine the kernel has killed since its start because memory ran out; 0 where it does not tell."""
-    try:
-        fields = dict(line.split() for line in VMSTAT.read_text().splitlines())
-        return int(fields.get("oom_kill", 0))
-    except (OSError, ValueError):
-        return 0
+    """How many processes beside this one the kernel has killed so far because memory ran out; 0 where it does not tell."""
+    return _count(COUNT) or 0
 
 
 BEFORE = killed_by_kernel()
@@ -29,7 +47,7 @@ BEFORE = killed_by_kernel()
 def reason(error: BaseException) -> tuple[str, str]:
     """(kind, one line) of a failure that its own process did not record; where memory ran out the line says what to do.
 
-    A process that the kernel killed is just gone. Its count of such kills, which covers the whole machine, tells that memory ran out here.
+    A process that the kernel killed is just gone. That memory ran out is known by the kernel's count of such kills.
     """
     kind, killed = failures.kind_of(error), killed_by_kernel() - BEFORE
     if kind == failures.LOST_PROCESS and killed > 0:
