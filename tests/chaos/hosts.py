@@ -31,7 +31,7 @@ BRIDGE, NET, PORT = "cschaos", "10.213.77", 6379
 SAYS = ("is lost", "does not answer", "needs")
 """Words by which a command says what it waits for."""
 SAID_S = 30.0
-SLOW = (("netem", "delay", "200ms", "rate", "10mbit"), ("tbf", "rate", "1mbit", "burst", "16kb", "latency", "1s"))
+SLOW = (("netem", "delay", "200ms", "rate", "10mbit"), ("tbf", "rate", "10mbit", "burst", "32kb", "latency", "400ms"))
 """What makes a link slow, for tc: the first that the kernel has."""
 SLOW_S = 20.0
 """Seconds for which a link is slow at most, where it becomes fast again."""
@@ -146,6 +146,8 @@ class Host:
         self.head, self.cpus, self.log = number == 0, cpus, folder / f"{self.name}.log"
         self.node: subprocess.Popen[bytes] | None = None
         self.slowed = ""
+        for left in (("netns", "del", self.name), ("link", "del", f"{self.name}v")):  # of a try that was broken off
+            subprocess.run(["ip", *left], capture_output=True)
         sh("ip", "netns", "add", self.name)
         sh("ip", "link", "add", f"{self.name}v", "type", "veth", "peer", "name", "eth0", "netns", self.name)
         sh("ip", "link", "set", f"{self.name}v", "master", BRIDGE, "up")
