@@ -23,6 +23,8 @@ class ComesAgain(Exception):
     """A failure of a kind in CERTAIN; it is stored in the stage's folder."""
 
 
+CAUSES = ("cause", "health_check_failure", "controller_failure", "__cause__", "__context__")
+"""Attributes of an exception that hold what is behind it; all but the last two are Ray's own."""
 CUDA_OUT_OF_MEMORY = 2
 """cudaErrorMemoryAllocation."""
 
@@ -45,7 +47,7 @@ def behind(error: BaseException | None) -> Iterator[BaseException]:
         seen.append(current)
         yield current
         failures = getattr(current, "worker_failures", None)
-        queue += [getattr(current, "cause", None), current.__cause__, current.__context__]
+        queue += [getattr(current, name, None) for name in CAUSES]
         queue += failures.values() if isinstance(failures, dict) else []
 
 
@@ -61,6 +63,12 @@ def _kind(error: BaseException) -> str:
     if isinstance(error, OSError) and error.errno == errno.ENOMEM:
         return OUT_OF_MEMORY
     return _of_ray(error)
+
+
+def by_ray(error: BaseException) -> bool:
+    """Whether Ray's memory monitor is behind the error."""
+    ray = sys.modules.get("ray")
+    return ray is not None and any(isinstance(one, ray.exceptions.OutOfMemoryError) for one in behind(error))
 
 
 def _of_torch(error: BaseException) -> bool:

@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "RAY_agent_register_timeout_ms": "300000",
     "RAY_worker_register_timeout_seconds": "300",
     "RAY_DATA_EXECUTION_NO_PROGRESS_TIMEOUT_S": "300",  # a feed without CPUs is reported after 5 minutes
+    "RAY_task_oom_retries": "2",  # as `Compute.retries`; else a task that always needs too much memory is begun again for ever
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # reports are barriers, and Ray polls them at this interval
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",
     "RAY_AIR_NEW_OUTPUT": "0",  # Tune's own tables
@@ -141,6 +142,7 @@ def shutdown() -> None:
     import ray
 
     ray.shutdown()
+    start.unwatch()
     _tidy()
 
 
@@ -154,6 +156,7 @@ def abandon() -> None:
     atexit.register(_leave)
     if not start.named_address():
         start.stop_started()
+        start.unwatch()
     _tidy()
 
 

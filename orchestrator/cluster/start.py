@@ -20,6 +20,7 @@ from typing import Any
 import psutil
 
 from datasets.errors import InputError, first_line
+from orchestrator.cluster import orphans
 from orchestrator.console.log import log
 
 LIMITS_S = (30.0, 180.0)
@@ -103,6 +104,8 @@ def start(options: dict[str, Any], limits_s: tuple[float, ...] = LIMITS_S) -> No
         options = {**options, "_temp_dir": str(folder)}
         log.info(f"the path of TMPDIR is too long for Ray's sockets; they lie in {folder}")
     keep_token()
+    unwatch()
+    _WATCH.append(orphans.Watch(_place(folder), _sessions(folder)))
     _BEFORE.clear()
     _BEFORE.update(_children())
     log.info("starting Ray …")
@@ -161,8 +164,12 @@ def last_error(logs: Path) -> str:
 
 def _sessions(folder: Path | None) -> list[Path]:
     """The folders of all Ray sessions of processes with this one's id, the newest last: their names begin with a time."""
-    place = folder or Path(_temporary()) / "ray"
-    return sorted(place.glob(f"session_*_{os.getpid()}"))
+    return sorted(_place(folder).glob(f"session_*_{os.getpid()}"))
+
+
+def _place(folder: Path | None) -> Path:
+    """The folder in which Ray creates those of its sessions."""
+    return folder or Path(_temporary()) / "ray"
 
 
 def _session(folder: Path | None, before: list[Path]) -> Path | None:
@@ -299,6 +306,16 @@ def _ended(process: psutil.Process, name: str) -> bool:
     return False
 
 
+_WATCH: list[orphans.Watch] = []
+"""Ends what this process's Ray would leave behind if this process were killed."""
+
+
+def unwatch() -> None:
+    """Stop the watch, because Ray was stopped in order."""
+    while _WATCH:
+        _WATCH.pop().stop()
+
+
 _BEFORE: set[psutil.Process] = set()
 """Child processes that this process had before it started Ray."""
 
@@ -317,16 +334,8 @@ def stop_started(session: Path | None = None) -> None:
     for _ in range(3):  # includes what they start meanwhile
         processes = _children() - _BEFORE
         if session is not None:
-            processes |= {one for one in psutil.process_iter() if one.pid != os.getpid() and _works_in(one, str(session))}
+            processes |= {one for one in psutil.process_iter() if one.pid != os.getpid() and orphans.works_in(one, str(session))}
         for process in processes:
             with contextlib.suppress(psutil.Error):
                 process.kill()
         psutil.wait_procs(processes, timeout=10)
-
-
-def _works_in(process: psutil.Process, session: str) -> bool:
-    """Whether a process works for the session: a server names it in its command; a worker, whose command has changed, writes its log
-    there."""
-    with contextlib.suppress(psutil.Error):  # it has ended, or belongs to another user
-        return any(session in word for word in process.cmdline()) or any(session in file.path for file in process.open_files())
-    return False

@@ -12,7 +12,7 @@ from typing import Any, get_args
 
 from datasets.component import Component
 from orchestrator import failures
-from orchestrator.cluster import retries
+from orchestrator.cluster import lost, retries
 from orchestrator.cluster.session import interruptible, scratch, user_error
 from orchestrator.console.log import folder, join
 from orchestrator.experiment.identity import IDENTITIES
@@ -119,6 +119,9 @@ def _tune(
     """Run trials: those of `context.trials`, or those that the searcher draws."""
     from ray import tune
 
+    from orchestrator.cluster.memory import let_tune_retry
+
+    let_tune_retry()
     sweep, notes = plan.sweep, Notes(plan, context, store)
     resources = {"CPU": compute.trial_cpus, **({"GPU": compute.trial_gpus} if compute.trial_gpus else {})}
     if compute.trial_workers > 1:  # its workers hold the cores; Tune accepts no trial without resources, so it asks for a byte of memory
@@ -260,12 +263,11 @@ def _outcome(overrides: dict[str, Any], store: Store, stage: Stage, error: Excep
     folder = store.work(stage.kind, stage.fingerprint)
     failed = read_failure(folder)
     if failed:
-        return Trial(overrides, stage.fingerprint, "failed", failed["error"], failed["kind"])
+        return Trial(overrides, stage.fingerprint, "failed", lost.advised(failed["kind"], failed["error"]), failed["kind"])
     if error is None and stopped:
         return Trial(overrides, stage.fingerprint, "stopped")
     cause = user_error(error) or error or RuntimeError("it did not finish; run the same command again")
-    lines = [line for line in str(cause).splitlines() if line.strip()] or [type(cause).__name__]
-    text, kind = lines[-1][:400], failures.kind_of(cause)
+    kind, text = lost.reason(cause)
     if error is not None and folder.is_dir():  # its process recorded no failure, so it may have been lost
         write_json(folder / FAILED, {"kind": kind, "error": text, "rank": 0})
     return Trial(overrides, stage.fingerprint, "failed", text, kind)

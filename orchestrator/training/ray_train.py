@@ -9,7 +9,7 @@ from typing import Any
 
 from datasets.errors import InputError
 from orchestrator import failures
-from orchestrator.cluster import network, retries
+from orchestrator.cluster import lost, network, retries
 from orchestrator.cluster.session import quiet, scratch, user_error
 from orchestrator.console import log
 from orchestrator.experiment.spec import Compute
@@ -22,8 +22,18 @@ class StageError(RuntimeError):
 
 
 def fit_on_workers(job: Job, train: Callable[[Job], None], workers: int, compute: Compute, title: str) -> None:
-    """Run the job's training on this many workers of Ray Train. A failure is raised as that of the stage with this title."""
-    raise_failure(title, Path(job.folder), _fit(job, train, workers, compute))
+    """Run the job's training on this many workers of Ray Train. A failure is raised as that of the stage with this title.
+
+    Train starts lost workers again by itself, but not where a process of its own was lost: then it is run once more.
+    """
+    from ray.train.v2.api.exceptions import WorkerGroupError
+
+    cause = _fit(job, train, workers, compute)
+    lost_own = failures.kind_of(cause) in (failures.LOST_PROCESS, failures.OUT_OF_MEMORY) and not isinstance(cause, WorkerGroupError)
+    if lost_own and compute.retries and read_failure(Path(job.folder)) is None:
+        log.say(f"{title}: a process that leads its workers was lost; continuing from the last checkpoint")
+        cause = _fit(job, train, workers, compute)
+    raise_failure(title, Path(job.folder), cause)
 
 
 def _fit(job: Job, train: Callable[[Job], None], workers: int, compute: Compute) -> BaseException | None:
@@ -64,19 +74,19 @@ def raise_failure(stage: object, folder: Path, cause: BaseException | None) -> N
     failed = read_failure(folder)
     if failed:
         kind = InputError if failed["kind"] == failures.INPUT else StageError
-        raise kind(f"{stage}: {failed['error']}") from cause
+        raise kind(f"{stage}: {lost.advised(failed['kind'], failed['error'])}") from cause
     if cause is not None:
         mistake = user_error(cause)
         if mistake is not None:
             raise InputError(f"{stage}: {mistake}") from cause
-        lines = [line for line in str(cause).strip().splitlines() if line.strip()] or [type(cause).__name__]
+        failure, text = lost.reason(cause)
         if folder.is_dir():  # the process recorded no failure, so it may have been lost. The next attempt removes this record
-            write_json(folder / FAILED, {"kind": failures.kind_of(cause), "error": lines[-1][:400], "rank": 0})
+            write_json(folder / FAILED, {"kind": failure, "error": text, "rank": 0})
         progress = read_json(folder / "progress.json")
         near = f" near step {progress.get('step', 0)}" if isinstance(progress, dict) else ""
-        said = failures.SAID.get(failures.kind_of(cause), "failed")
         raise StageError(
-            f"{stage} {said}{near}: {lines[-1][:400].rstrip('.')}. What was done is kept; the same command continues from there."
+            f"{stage} {failures.SAID.get(failure, 'failed')}{near}: {text.rstrip('.')}. What was done is kept; the same command continues "
+            "from there."
         ) from cause
 
 

@@ -20,11 +20,12 @@ from tests.chaos.full_disk import FullDisk
 from tests.chaos.hosts import Hosts
 from tests.chaos.kill import Kill
 from tests.chaos.kill_here import KillHere
+from tests.chaos.memory import Memory
 from tests.chaos.no_locks import NoLocks
 from tests.chaos.soak import soak
 from tests.chaos.tried import Count, Kind, Tried, table
 
-KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Kill, KillHere, FullDisk, NoLocks, Clock, Flip, Hosts)}
+KINDS: dict[str, type[Kind]] = {kind.name: kind for kind in (Kill, KillHere, FullDisk, NoLocks, Clock, Flip, Memory, Hosts)}
 SOAK = "no fault: one sweep of many small trials, and what of memory, open files, threads and disk grows with them"
 
 

@@ -41,16 +41,17 @@ class Command:
     are known by a mark."""
 
     def __init__(
-        self, folder: Path, store: Path, words: Sequence[str] = (SWEEP, "--workers", "2", "--cpus-per-worker", "0.5"), **more: str
+        self, folder: Path, store: Path, words: Sequence[str] = (SWEEP, "--workers", "2", "--cpus-per-worker", "0.5"),
+        within: Sequence[str] = (), **more: str,
     ) -> None:
-        """`more`: further variables of its environment."""
+        """`within`: what it is started by, which becomes the command; `more`: further variables of its environment."""
         self.mark, self.out = secrets.token_hex(8), folder / f"{store.name}.said"
         (folder / "t").mkdir(exist_ok=True)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
         environment |= {"OMP_NUM_THREADS": "1", "CLEANSWEEP_LEDGER": "1", "TMPDIR": str(folder / "t"), MARK: self.mark, **more}
         with self.out.open("wb") as out:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "orchestrator", "run", *words, "--store", str(store)],
+                [*within, sys.executable, "-m", "orchestrator", "run", *words, "--store", str(store)],
                 cwd=ROOT, env=environment, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True,
             )
         self.began = time.monotonic()

@@ -1,6 +1,7 @@
 """A Ray that starts late, that dies under a run, and that lost a node: each in a process of its own."""
 
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -109,6 +110,33 @@ def test_a_raylet_that_dies_under_a_run_is_told_in_a_sentence() -> None:
     [line] = output.splitlines()
     assert line.startswith("ENDED Ray's") and "killed" in line and "continues" in line
     assert not [child for child in children if child.is_running() and child.status() != psutil.STATUS_ZOMBIE], "nothing of it is left"
+
+
+def test_nothing_of_a_killed_drivers_ray_stays() -> None:
+    """The agents are stopped, so that they cannot end by themselves; a busy machine or a dead GCS keeps them for a minute."""
+    process, folder = python(DYING), ""
+    try:
+        assert process.stdout is not None
+        while "READY" not in (line := process.stdout.readline()):
+            assert line, "ended early"
+        children = psutil.Process(process.pid).children(recursive=True)
+        [raylet] = [child for child in children if child.name() == "raylet"]
+        [folder] = {word.split("=")[1] for word in raylet.cmdline() if word.startswith("--session_dir=")}
+        reader = subprocess.Popen(["tail", "-f", f"{folder}/logs/raylet.out"], stdout=subprocess.DEVNULL)
+        agents = [child for child in raylet.children() if "Agent" in child.cmdline()[0]]
+        assert len(agents) == 2, [child.cmdline() for child in raylet.children()]
+        for agent in agents:
+            agent.suspend()
+        process.kill()
+        _, left = psutil.wait_procs(children, timeout=60)
+        assert not left and reader.poll() is None, "who reads its logs goes on"
+    finally:
+        reader.kill()
+        stop(process)
+        for child in children:
+            if child.is_running():
+                child.kill()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 def test_a_run_whose_gcs_dies_ends_with_a_sentence_and_leaves_no_scratch(tiny_store: Path, tmp_path: Path) -> None:
