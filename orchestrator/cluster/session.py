@@ -19,7 +19,7 @@ from typing import Any
 
 from datasets.errors import InputError
 from orchestrator import ROOT
-from orchestrator.cluster import start
+from orchestrator.cluster import by_value, start
 from orchestrator.console.log import log
 from orchestrator.failures import behind
 
@@ -94,6 +94,7 @@ def connect(
 
     import ray
 
+    by_value.tell_ray()
     if ray.is_initialized():
         return
     quiet()

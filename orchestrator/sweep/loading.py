@@ -14,6 +14,7 @@ from datasets.component import Component, shown
 from datasets.errors import InputError, its_type
 from datasets.text import read_text
 from orchestrator import ROOT
+from orchestrator.cluster import by_value
 from orchestrator.experiment.override import from_text, get, has, override, override_all, parse
 from orchestrator.experiment.spec import Experiment, Given, Sweep
 from orchestrator.stages.swept import grid_values
@@ -222,9 +223,7 @@ def _own_modules(folder: Path, *names: str) -> Iterator[None]:
         own = file.is_relative_to(folder) and not file.is_relative_to(ROOT) and "site-packages" not in file.parts
         own &= name.split(".")[0] not in sys.stdlib_module_names  # Python itself may lie below the folder, such as a home
         if name in names or own:
-            from ray import cloudpickle
-
-            cloudpickle.register_pickle_by_value(module)
+            by_value.send_along(module)
 
 
 def _execute(load: Any, name: str) -> None:

@@ -83,6 +83,27 @@ def test_a_space_that_is_imported_by_name_spares_ray_too() -> None:
     assert done.returncode == 0, done.stderr
 
 
+def test_a_plan_of_ones_own_sweep_needs_no_ray_and_ray_still_gets_its_modules_by_value(tmp_path: Path) -> None:
+    (tmp_path / "beside.py").write_text("RATES = [1e-4, 5e-3]\n")
+    (tmp_path / "mine.py").write_text(
+        "from dataclasses import replace\n\nfrom beside import RATES\nfrom orchestrator.sweep import tune\n"
+        "from sweeps.quickstart import SWEEP as QUICK\n\n"
+        'SWEEP = replace(QUICK, name="mine", space={"clean.lr": tune.grid_search(RATES)})\n'
+    )
+    words = ["plan", str(tmp_path / "mine.py"), "--store", str(tmp_path / "store")]
+    program = f"""
+from orchestrator.commands.cli import run
+assert run({words!r}) == 0
+check("ray")
+from orchestrator.cluster import by_value
+by_value.tell_ray()
+from ray import cloudpickle
+assert cloudpickle.list_registry_pickle_by_value() == {{"beside", "cleansweep_sweep_mine"}}
+"""
+    done = watched(program)
+    assert done.returncode == 0, done.stderr
+
+
 def test_no_report_needs_torch(tmp_path: Path) -> None:
     stored = shutil.copytree(STORED / "store", tmp_path / "store")
     sweep, store = str(STORED / "sweep.py"), ["--store", str(stored)]

@@ -201,6 +201,8 @@ from orchestrator.sweep import loading
 assert "asyncio" not in sys.modules and "ray" not in sys.modules
 with loading._own_modules(Path(sys.base_prefix).parent):
     import asyncio
+from orchestrator.cluster import by_value
+by_value.tell_ray()
 from ray import cloudpickle
 assert not cloudpickle.list_registry_pickle_by_value(), cloudpickle.list_registry_pickle_by_value()
 assert cloudpickle.loads(cloudpickle.dumps(asyncio.Queue)) is asyncio.Queue
