@@ -3,6 +3,7 @@
 import contextlib
 import dataclasses
 import difflib
+import functools
 import importlib
 import inspect
 import math
@@ -247,16 +248,17 @@ def choices(hint: Any) -> tuple[str, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
-def unlimited(hint: Any) -> tuple[Any, list[Any]]:
-    """A type without its limits, and the limits: `Share` gives (float, [Ge(0), Le(1)])."""
+@functools.cache
+def unlimited(hint: Any) -> tuple[Any, tuple[Any, ...]]:
+    """A type without its limits, and the limits: `Share` gives (float, (Ge(0), Le(1)))."""
     if typing.get_origin(hint) is not Annotated:
-        return hint, []
+        return hint, ()
     kind, *limits = typing.get_args(hint)
-    return kind, [one for limit in limits for one in (limit if isinstance(limit, Interval) else (limit,))]
+    return kind, tuple(one for limit in limits for one in (limit if isinstance(limit, Interval) else (limit,)))
 
 
 def _number(limit: Any) -> float:
-    return dataclasses.astuple(limit)[0]
+    return getattr(limit, limit.__match_args__[0])
 
 
 def _describe(hint: Any) -> str:

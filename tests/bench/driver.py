@@ -21,12 +21,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from datasets.attack.poison import Poison
-from datasets.images.view import Views
 from datasets.seeding import rng
-from datasets.synthetic import tiny
-from datasets.triggers.patch import Patch
-from orchestrator.experiment.spec import Clean, Data, Evaluate, Experiment, Gate, Pretrain, Sweep
 from orchestrator.report.page import write_report
 from orchestrator.running.follow import POLL_S, Follower, Mirror
 from orchestrator.stages.base import At, Stage, ensure, seal
@@ -37,42 +32,20 @@ from orchestrator.sweep.stored import load_study
 from orchestrator.sweep.titles import plan_titles
 from orchestrator.tracking.tracker import Tracker
 from orchestrator.training.measuring import MEASURED
+from tests.bench.driven import BASE, EPOCHS, sweep_of
 from tests.bench.measure import ROOT, Row, scratch
 from tests.inprocess import without_ray
 from trainers.checkpoint import epoch_folder
 from trainers.evaluate.zeroshot import wilson
-from trainers.methods.finetune import CleanCLIP
-from trainers.model import TinyCLIP
-from trainers.objectives.contrastive import MMCL
 from trainers.weights.epoch_folder import WEIGHTS
 
 SIZES = {"full": (100, 500, 4_000), "quick": (4, 8, 16)}
 """Trials of the small and of the large sweep, and cleanings of others in the store."""
-EPOCHS = 20
 RUNNING = 2
 """Trials that run while the others have ended."""
 POLL_SHARE, REPORT_S, PAGE_MB, MLFLOW_S, PLAN_S = 0.02, 30.0, 3.0, 60.0, 1.5
 """Limits: of a core for following; CPU-seconds of the report, size of its page; CPU-seconds of MLflow and of `plan`."""
-WORLD = tiny(train=200, test=40)
-BASE = Experiment(
-    data=Data(source=WORLD), views=Views(size=32), evaluate=Evaluate(data=WORLD),
-    poison=Poison(trigger=Patch(size=6), target="banana", count=10),
-    pretrain=Pretrain(model=TinyCLIP(), objective=MMCL(), epochs=EPOCHS, batch_size=32, lr=1e-3, warmup_steps=0),
-    clean=Clean(method=CleanCLIP(), pairs=32, epochs=EPOCHS, batch_size=32, lr=1e-3, warmup_steps=0),
-)
-
-
-def sweep_of(trials: int) -> Sweep:
-    """A sweep with this many cleanings of one pre-trained model: learning rates × weights of the in-modal loss."""
-    weights = next(n for n in range(math.isqrt(trials), 0, -1) if trials % n == 0)
-    space = {
-        "clean.lr": {"grid_search": [round(1e-5 * 1.3**i, 9) for i in range(trials // weights)]},
-        "clean.method.inmodal_weight": {"grid_search": [1.0 + 0.5 * i for i in range(weights)]},
-    }
-    return Sweep(name=f"bench-{trials}", base=BASE, space=space, gate=Gate(min_asr=0.0))
-
-
-SWEEP_FILE = """from tests.bench.driver import sweep_of
+SWEEP_FILE = """from tests.bench.driven import sweep_of
 
 SWEEP = sweep_of({trials})
 """
