@@ -61,15 +61,18 @@ def end(place: str, pid: int, known: Iterable[str] = ()) -> None:
 
 
 def works_in(process: psutil.Process, session: str) -> bool:
-    """Whether a process is Ray's and works for the session: a server names it in its command; a worker or an agent, whose command has
-    changed, writes its log there. Somebody who reads those logs is no process of Ray."""
+    """Whether a process is Ray's and works for the session: a server or an agent names it in its command; a worker, whose command has
+    changed, writes its log there. A program that names or reads those logs is no process of Ray."""
     import psutil
 
     try:
-        program = process.exe()
-        if os.path.realpath(program) != os.path.realpath(sys.executable) and "/ray/" not in program:
+        program, words = process.exe(), process.cmdline()
+        rays = "/ray/" in program
+        if not rays and os.path.realpath(program) != os.path.realpath(sys.executable):
             return False
-        return any(session in word for word in process.cmdline()) or any(session in file.path for file in process.open_files())
+        if any(session in word for word in words) and (rays or any("/ray/" in word and word.endswith(".py") for word in words)):
+            return True
+        return any(session in file.path and getattr(file, "mode", "w") != "r" for file in process.open_files())  # the mode is Linux's
     except psutil.Error:  # it has ended, or belongs to another user
         return False
 

@@ -4,6 +4,7 @@ A sqlite URI is `sqlite:///` and a literal path: nothing in it is decoded, so a 
 """
 
 import fcntl
+import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -12,6 +13,7 @@ from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
 from datasets.errors import InputError
+from datasets.storage import sync
 from orchestrator.locks import NO_LOCKS
 
 SQLITE = "sqlite:///"
@@ -54,7 +56,7 @@ def mlflow_uri(uri: str) -> str:
 
 @contextmanager
 def making(uri: str) -> Iterator[None]:
-    """A lock for the creation or update of the database, so that one process at a time does it. A server needs no lock."""
+    """The database with MLflow's tables, and a lock for its update, so that one process at a time does it. A server needs no lock."""
     from orchestrator.store import Store
 
     path = database(uri)
@@ -62,7 +64,38 @@ def making(uri: str) -> Iterator[None]:
         yield
     else:
         with Store(path.parent).locked(path.with_name(f".{path.name}.lock"), f"the tracking database {path}", LOCK_WAIT_S):
+            if not path.exists():
+                _create(path)
             yield
+
+
+def _create(path: Path) -> None:
+    """Make a database with MLflow's tables, complete or not at all.
+
+    MLflow makes them by some fifty changes that are no transaction, so a process that is killed on the way would leave a database that
+    nobody can use. They are made in a file beside it, which is renamed when it is complete.
+    """
+    from mlflow.store.db.utils import _initialize_tables, create_sqlalchemy_engine
+
+    aside = path.with_name(f".{path.name}.new")
+    _remove(aside)
+    try:
+        engine = create_sqlalchemy_engine(mlflow_uri(f"{SQLITE}{aside}"))
+        try:
+            _initialize_tables(engine)
+        finally:
+            engine.dispose()
+        sync(aside)
+        os.replace(aside, path)
+        sync(path.parent)
+    finally:
+        _remove(aside)
+
+
+def _remove(path: Path) -> None:
+    """Remove a database and what sqlite keeps beside it."""
+    for end in ("", "-journal", "-wal", "-shm"):
+        path.with_name(path.name + end).unlink(missing_ok=True)
 
 
 def relocate(uri: str, artifacts: str | None) -> None:

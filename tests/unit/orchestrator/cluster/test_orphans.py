@@ -35,19 +35,21 @@ def test_what_works_in_a_session_of_a_killed_driver_ends_and_nothing_else(tmp_pa
         (session / "logs").mkdir(parents=True)
         (session / "logs" / "log").write_text("")
     log = str(own / "logs" / "log")
-    names, elsewhere = sleeping(SLEEPING, log), sleeping(SLEEPING, str(other / "logs" / "log"))
+    agent = "/lib/ray/dashboard/agent.py"
+    names, elsewhere = sleeping(SLEEPING, log, agent), sleeping(SLEEPING, str(other / "logs" / "log"), agent)
+    script = sleeping(SLEEPING, log)  # somebody's own program, which reads the log
     writes = sleeping("import os; os.write(1, b'x'); import time; time.sleep(600)", stderr=open(log, "w"))  # noqa: SIM115
     reader = subprocess.Popen(["tail", "-f", log], stdout=subprocess.DEVNULL)
     try:
-        assert watch.status() != psutil.STATUS_ZOMBIE and all(one.poll() is None for one in (names, writes, elsewhere, reader))
+        assert watch.status() != psutil.STATUS_ZOMBIE and all(one.poll() is None for one in (names, writes, elsewhere, reader, script))
         driver.kill()
         driver.wait()
         assert names.wait(60) == writes.wait(60) == -9
         psutil.wait_procs([watch], timeout=60)
         assert not watch.is_running() or watch.status() == psutil.STATUS_ZOMBIE
-        assert elsewhere.poll() is None and reader.poll() is None
+        assert elsewhere.poll() is reader.poll() is script.poll() is None
     finally:
-        for one in (driver, names, writes, elsewhere, reader):
+        for one in (driver, names, writes, elsewhere, reader, script):
             one.kill()
             one.wait()
 
@@ -57,7 +59,7 @@ def test_a_known_session_and_the_driver_itself_are_spared(tmp_path: Path) -> Non
     for session in sessions:
         session.mkdir()
         (session / "log").write_text("")
-    old, new = (sleeping(SLEEPING, str(session / "log")) for session in sessions)
+    old, new = (sleeping(SLEEPING, str(session / "log"), "/lib/ray/agent.py") for session in sessions)
     try:
         with (sessions[1] / "log").open():
             orphans.end(str(tmp_path), os.getpid(), [sessions[0].name])
