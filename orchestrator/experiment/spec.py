@@ -237,7 +237,8 @@ class Compute(NamedFields):
     gpus_per_worker: NotNegative = 0.0
     """GPUs of each process that pre-trains or evaluates."""
     loader_workers: Natural = 0
-    """Reading processes of each worker with the local feed; 0: the worker reads by itself."""
+    """Reading processes of each worker with the local feed; 0: the worker reads by itself. They need `5 + 2 * loader_workers` batches of
+    pictures in /dev/shm, and send pictures through pipes where it is too small."""
     feed_cpus: Count = 1
     """Concurrent decoding tasks of each worker with the Ray feed."""
     trial_workers: Count = 1
