@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import difflib
-import functools
 import importlib
 import inspect
 import math
@@ -248,7 +247,6 @@ def choices(hint: Any) -> tuple[str, ...]:
     return typing.get_args(hint) if typing.get_origin(hint) is Literal else ()
 
 
-@functools.cache
 def unlimited(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     """A type without its limits, and the limits: `Share` gives (float, (Ge(0), Le(1)))."""
     if typing.get_origin(hint) is not Annotated:
