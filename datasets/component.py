@@ -16,7 +16,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from annotated_types import Ge, Gt, Interval, Le, Lt, MultipleOf
 
-from datasets.errors import InputError, its_type
+from datasets.errors import InputError, its_type, with_article
 
 Natural = Annotated[int, Ge(0)]
 Count = Annotated[int, Ge(1)]
@@ -282,9 +282,8 @@ def _component(kind: Any) -> str:
     if kind is Component:
         return "a component"
     name = getattr(kind, "__name__", str(kind))
-    article = "an" if name[0] in "AEIO" else "a"
     accepted = classes_of(kind) if dataclasses.is_dataclass(kind) else [name]
-    return f"{article} {name} component" + (f" ({', '.join(accepted)})" if accepted != [name] else "")
+    return f"{with_article(name)} component" + (f" ({', '.join(accepted)})" if accepted != [name] else "")
 
 
 def classes_of(base: Any) -> list[str]:

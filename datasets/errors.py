@@ -26,5 +26,9 @@ def first_line(error: BaseException) -> str:
 
 def its_type(value: object) -> str:
     """What a value is, to say what was given: "a str", "an int"."""
-    name = type(value).__name__
-    return f"{'an' if name[0] in 'AEIOUaeiou' else 'a'} {name}"
+    return with_article(type(value).__name__)
+
+
+def with_article(name: str) -> str:
+    """The name of a class with the article before it: "an Order", "a UBT"."""
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"

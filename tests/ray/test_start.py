@@ -20,6 +20,14 @@ def python(program: str, *arguments: str, **environment: str) -> subprocess.Pope
     )  # fmt: skip
 
 
+def ready(process: subprocess.Popen) -> list[psutil.Process]:
+    """Wait until the program says READY; what it has started."""
+    assert process.stdout is not None
+    while "READY" not in (line := process.stdout.readline()):
+        assert line, "ended early"
+    return psutil.Process(process.pid).children(recursive=True)
+
+
 SLOW = """
 import time
 command = open("/proc/self/cmdline").read()
@@ -97,10 +105,7 @@ except RayEnded as ended:
 def test_a_raylet_that_dies_under_a_run_is_told_in_a_sentence() -> None:
     process = python(DYING)
     try:
-        assert process.stdout is not None
-        while "READY" not in (line := process.stdout.readline()):
-            assert line, "ended early"
-        children = psutil.Process(process.pid).children(recursive=True)
+        children = ready(process)
         [victim] = [child for child in children if child.name() == "raylet"]
         victim.kill()
         output, _ = process.communicate(timeout=60)
@@ -116,10 +121,7 @@ def test_nothing_of_a_killed_drivers_ray_stays() -> None:
     """The agents are stopped, so that they cannot end by themselves; a busy machine or a dead GCS keeps them for a minute."""
     process, folder = python(DYING), ""
     try:
-        assert process.stdout is not None
-        while "READY" not in (line := process.stdout.readline()):
-            assert line, "ended early"
-        children = psutil.Process(process.pid).children(recursive=True)
+        children = ready(process)
         [raylet] = [child for child in children if child.name() == "raylet"]
         [folder] = {word.split("=")[1] for word in raylet.cmdline() if word.startswith("--session_dir=")}
         reader = subprocess.Popen(["tail", "-f", f"{folder}/logs/raylet.out"], stdout=subprocess.DEVNULL)
